@@ -1,0 +1,1 @@
+"""From raw files to study folders: sources, reorganisation, splits, graphs."""

@@ -1,0 +1,116 @@
+"""The graph a model sees: train interactions and triples as tensors, inverses added, nothing of text."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+import numpy as np
+import pandas as pd
+import torch
+from torch import Tensor
+
+from spike_kit.data.tables import Tables
+
+
+@dataclass(frozen=True)
+class Graph:
+    """User-item interactions of the train split and the knowledge graph, on one device.
+
+    Items are entities ``0..n_items-1``. ``n_relations`` (R) counts relations without inverses; the inverse of
+    relation ``r`` is ``R + r``.
+
+    Attributes
+    ----------
+    train_user, train_item
+        ``[n]`` int64, one entry per train interaction, sorted by user, then item.
+    head, relation, tail
+        ``[2 m]`` int64, every triple and its inverse, sorted by head (then relation, then tail).
+    """
+
+    n_users: int
+    n_items: int
+    n_entities: int
+    n_relations: int
+    train_user: Tensor
+    train_item: Tensor
+    head: Tensor
+    relation: Tensor
+    tail: Tensor
+
+    @property
+    def n_interactions(self) -> int:
+        """Number of train interactions."""
+        return self.train_user.numel()
+
+    @property
+    def n_edges(self) -> int:
+        """Number of directed knowledge-graph edges (twice the triples)."""
+        return self.head.numel()
+
+    @property
+    def n_nodes(self) -> int:
+        """Number of users and entities, U + E."""
+        return self.n_users + self.n_entities
+
+    @property
+    def device(self) -> torch.device:
+        """Device of all tensors."""
+        return self.train_user.device
+
+    def to(self, device: torch.device | str) -> Graph:
+        """Copy on another device."""
+        return replace(
+            self,
+            train_user=self.train_user.to(device),
+            train_item=self.train_item.to(device),
+            head=self.head.to(device),
+            relation=self.relation.to(device),
+            tail=self.tail.to(device),
+        )
+
+    @classmethod
+    def from_tables(cls, tables: Tables) -> Graph:
+        """Build on the CPU from the tables of a study folder; only train interactions enter."""
+        train = tables.interactions[tables.interactions["split"] == "train"]
+        return cls.from_arrays(
+            n_users=len(tables.users),
+            n_items=len(tables.items),
+            n_entities=len(tables.entities),
+            n_relations=len(tables.relations),
+            interactions=train[["user", "item"]].to_numpy(),
+            triples=tables.triples[["head", "relation", "tail"]].to_numpy(),
+        )
+
+    @classmethod
+    def from_arrays(
+        cls,
+        *,
+        n_users: int,
+        n_items: int,
+        n_entities: int,
+        n_relations: int,
+        interactions: np.ndarray,
+        triples: np.ndarray,
+    ) -> Graph:
+        """Build on the CPU from ``interactions [n, 2]`` (user, item) and ``triples [m, 3]`` (head, relation, tail)."""
+        pairs = pd.DataFrame(interactions, columns=["user", "item"]).sort_values(["user", "item"])
+        forward = pd.DataFrame(triples, columns=["head", "relation", "tail"])
+        inverse = pd.DataFrame(
+            {"head": forward["tail"], "relation": forward["relation"] + n_relations, "tail": forward["head"]}
+        )
+        edges = pd.concat([forward, inverse]).sort_values(["head", "relation", "tail"])
+        return cls(
+            n_users=n_users,
+            n_items=n_items,
+            n_entities=n_entities,
+            n_relations=n_relations,
+            train_user=_tensor(pairs["user"]),
+            train_item=_tensor(pairs["item"]),
+            head=_tensor(edges["head"]),
+            relation=_tensor(edges["relation"]),
+            tail=_tensor(edges["tail"]),
+        )
+
+
+def _tensor(column: pd.Series) -> Tensor:
+    return torch.from_numpy(column.to_numpy(dtype=np.int64, copy=True))

@@ -1,0 +1,288 @@
+"""The study folder: the contract between all stages.
+
+``data/<name>/`` holds the tables (`spike_kit.data.tables`), ``manifest.json``, the profiles of every source and
+the embeddings of every encoder. Every read is checked; every write is all or nothing.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import pandera.pandas as pa
+
+from spike_kit import paths, storage
+from spike_kit.config import Config
+from spike_kit.data.tables import OPTIONAL, SCHEMAS, Tables, check_frame, check_table
+from spike_kit.data.vectors import ProfileVectors
+from spike_kit.errors import DataError, some
+
+SCHEMA_VERSION = 1
+"""Version of the layout of study folders written by this code."""
+
+SUBJECTS = ("item", "auxiliary", "user")
+"""Who has a profile, in the order in which profiles are written (items, other entities, users)."""
+
+PROFILES_SCHEMA = pa.DataFrameSchema(
+    {
+        "subject": pa.Column("str", pa.Check.isin(SUBJECTS)),
+        "id": pa.Column("int64", pa.Check.ge(0)),
+        "text": pa.Column("str", pa.Check.str_length(min_value=1)),
+        "prompt_sha256": pa.Column("str"),
+        "model": pa.Column("str", pa.Check.str_length(min_value=1)),
+        "usage": pa.Column("str"),
+        "created": pa.Column("str"),
+    },
+    name="profiles",
+    strict=True,
+    ordered=True,
+    unique=["subject", "id"],
+)
+"""One row per subject; ``id`` is a user id for users, else an entity id. ``usage`` is JSON, ``created`` ISO 8601."""
+
+
+class SourceFile(Config):
+    """A file that a study folder was built from."""
+
+    name: str
+    """File name, without its folder."""
+    sha256: str
+    """Hexadecimal sha256 of its bytes."""
+    licence: str
+    """Licence or terms of use."""
+    origin: str
+    """Where it comes from, in words or as an identifier."""
+
+
+class Manifest(Config):
+    """What a study folder is made of; equal inputs and settings give an equal manifest."""
+
+    schema_version: int
+    """Layout version, `SCHEMA_VERSION`."""
+    name: str
+    """Name of the data set."""
+    sources: tuple[SourceFile, ...]
+    """Files it was built from."""
+    build: dict[str, Any]
+    """Settings of the recipe."""
+    funnel: tuple[dict[str, Any], ...]
+    """Steps of the build in order; each has ``step`` and the row counts after it."""
+    counts: dict[str, int]
+    """Rows of the final tables, interactions per split too."""
+    tables: dict[str, str]
+    """sha256 of each table's file."""
+    notes: tuple[str, ...] = ()
+    """Warnings a reader must know (facts that may encode held-out behaviour, say)."""
+
+
+@dataclass(frozen=True)
+class Study:
+    """An existing study folder; tables are read and checked on first use.
+
+    Use `Study.open` with a data set's name or a path, or `create_study` to write a new one.
+    """
+
+    path: Path
+    manifest: Manifest
+
+    @classmethod
+    def open(cls, dataset: str | Path) -> Study:
+        """Open the study folder of a data set's name (under data/) or at a path.
+
+        Raises
+        ------
+        DataError
+            If the folder does not exist, or its manifest is broken or of another layout version.
+        """
+        path = paths.find_study(dataset)
+        values = storage.read_json(path / paths.MANIFEST)
+        version = values.get("schema_version") if isinstance(values, dict) else None
+        if version != SCHEMA_VERSION:
+            raise DataError(
+                f"{path / paths.MANIFEST} has schema version {version!r}, this code reads {SCHEMA_VERSION}",
+                "build the data set again with this version",
+            )
+        return cls(path, Manifest.parse(values))
+
+    @property
+    def name(self) -> str:
+        """Name of the data set."""
+        return self.manifest.name
+
+    @cached_property
+    def tables(self) -> Tables:
+        """All tables, checked (see `spike_kit.data.tables.SCHEMAS`).
+
+        Raises
+        ------
+        DataError
+            If a table is missing, changed since the build, or breaks a rule.
+        """
+        read: dict[str, pd.DataFrame] = {}
+        for name in SCHEMAS:
+            file = self.path / f"{name}.parquet"
+            if name in OPTIONAL and name not in self.manifest.tables:
+                continue
+            read[name] = check_table(name, storage.read_parquet(file), where=str(file))
+        tables = Tables(**read)
+        tables.check()
+        return tables
+
+    @property
+    def users(self) -> pd.DataFrame:
+        """Users: user, source_id, label."""
+        return self.tables.users
+
+    @property
+    def items(self) -> pd.DataFrame:
+        """Items: item, source_id, label, description."""
+        return self.tables.items
+
+    @property
+    def entities(self) -> pd.DataFrame:
+        """Entities (items first): entity, source_id, label, kind."""
+        return self.tables.entities
+
+    @property
+    def relations(self) -> pd.DataFrame:
+        """Relations: relation, source_id, label, template."""
+        return self.tables.relations
+
+    @property
+    def interactions(self) -> pd.DataFrame:
+        """Interactions: user, item, split, rating, timestamp."""
+        return self.tables.interactions
+
+    @property
+    def triples(self) -> pd.DataFrame:
+        """Triples without inverses: head, relation, tail."""
+        return self.tables.triples
+
+    def split(self, name: str) -> pd.DataFrame:
+        """Interactions of one split (train, valid or test)."""
+        return self.interactions[self.interactions["split"] == name]
+
+    def expected_ids(self, subject: str) -> range:
+        """Return the ids that need a profile: user ids, item ids, or the ids of the other entities."""
+        n_items = len(self.items)
+        return {
+            "item": range(n_items),
+            "auxiliary": range(n_items, len(self.entities)),
+            "user": range(len(self.users)),
+        }[subject]
+
+    def profiles_path(self, source: str) -> Path:
+        """File of the profiles of a source."""
+        return self.path / "profiles" / f"{source}.parquet"
+
+    def profile_sources(self) -> list[str]:
+        """Names of the profile sources that exist."""
+        return sorted(path.stem for path in (self.path / "profiles").glob("*.parquet"))
+
+    def profiles(self, source: str = "template") -> pd.DataFrame:
+        """Profiles of a source: one row for every item, auxiliary entity and user, in this order, ids ascending.
+
+        Raises
+        ------
+        DataError
+            If there is no such source, or a subject has no profile (its ids are named).
+        """
+        file = self.profiles_path(source)
+        if not file.is_file():
+            raise DataError(
+                f"data set {self.name} has no profiles of source {source!r} ({file} does not exist)",
+                f"known here: {some(self.profile_sources()) or 'none'}; write them with: spike-kit profile {self.name}",
+            )
+        return self._checked_profiles(storage.read_parquet(file), str(file))
+
+    def write_profiles(self, source: str, profiles: pd.DataFrame) -> Path:
+        """Write the profiles of a source (columns: `PROFILES_SCHEMA`) after the same check as on reading."""
+        file = self.profiles_path(source)
+        storage.write_parquet(file, self._checked_profiles(profiles, f"profiles of source {source}"))
+        return file
+
+    def _checked_profiles(self, frame: pd.DataFrame, where: str) -> pd.DataFrame:
+        check_frame(PROFILES_SCHEMA, frame, where)
+        parts = []
+        for subject in SUBJECTS:
+            part = frame[frame["subject"] == subject].sort_values("id")
+            expected = self.expected_ids(subject)
+            missing = sorted(set(expected) - set(part["id"]))
+            unknown = sorted(set(part["id"]) - set(expected))
+            if missing or unknown:
+                problem = f"no profile for {subject} {some(missing)}" if missing else f"unknown ids {some(unknown)}"
+                raise DataError(
+                    f"{where}: {problem}; every {subject} of the study needs exactly one row",
+                    "write the profiles again, or complete them from the template source explicitly",
+                )
+            parts.append(part)
+        return pd.concat(parts, ignore_index=True)
+
+    def embeddings_path(self, source: str, encoder: str) -> Path:
+        """File of the vectors of a source's profiles under an encoder."""
+        return self.path / "embeddings" / f"{source}--{encoder.replace('/', '__')}.safetensors"
+
+    def vectors(self, source: str = "template", encoder: str = "all-MiniLM-L6-v2") -> ProfileVectors:
+        """Vectors of all profiles of a source under an encoder.
+
+        Raises
+        ------
+        DataError
+            If the file is missing, has another number of rows than the study, or holds NaN or infinity.
+        """
+        file = self.embeddings_path(source, encoder)
+        if not file.is_file():
+            raise DataError(
+                f"data set {self.name} has no embeddings of source {source!r} by encoder {encoder!r} "
+                f"({file} does not exist)",
+                f"make them with: spike-kit encode {self.name} --source {source} --encoder {encoder}",
+            )
+        vectors = ProfileVectors.load(file)
+        vectors.check(len(self.users), len(self.entities), str(file))
+        return vectors
+
+
+def create_study(
+    path: Path,
+    name: str,
+    tables: Tables,
+    *,
+    sources: tuple[SourceFile, ...],
+    build: dict[str, Any],
+    funnel: tuple[dict[str, Any], ...],
+    notes: tuple[str, ...] = (),
+) -> Study:
+    """Write a study folder: all tables checked, then the whole folder put in place at once.
+
+    An existing folder at ``path`` is replaced as a whole; its profiles and embeddings belong to the old ids and
+    go with it.
+
+    Raises
+    ------
+    DataError
+        If a table breaks a rule; nothing is written then.
+    StorageError
+        If the disk is full; what stood at ``path`` before is untouched.
+    """
+    tables.check()
+    with storage.atomic_folder(path) as folder:
+        hashes = {}
+        for table, frame in tables.named().items():
+            file = folder / f"{table}.parquet"
+            frame.to_parquet(file, index=False, compression="zstd")
+            hashes[table] = storage.sha256_file(file)
+        manifest = Manifest(
+            schema_version=SCHEMA_VERSION,
+            name=name,
+            sources=sources,
+            build=build,
+            funnel=funnel,
+            counts=tables.counts(),
+            tables=hashes,
+            notes=notes,
+        )
+        storage.write_json(folder / paths.MANIFEST, manifest.model_dump(mode="json"))
+    return Study.open(path)

@@ -1,0 +1,86 @@
+"""Choice of the device, deterministic arithmetic, and what the machine has."""
+
+from __future__ import annotations
+
+import os
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import psutil
+import torch
+
+from spike_kit.errors import DeviceError
+
+
+def resolve_device(device: str = "auto", gpu: int | None = None) -> torch.device:
+    """Turn what the user typed into a device that exists.
+
+    Parameters
+    ----------
+    device
+        ``"auto"`` (CUDA where present, else CPU), ``"cpu"``, ``"cuda"`` or ``"cuda:N"``.
+    gpu
+        Short for ``device="cuda:N"``; wins over ``device``.
+
+    Raises
+    ------
+    DeviceError
+        If the device is unknown or not present on this machine.
+    """
+    if gpu is not None:
+        device = f"cuda:{gpu}"
+    if device == "auto":
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        chosen = torch.device(device)
+    except RuntimeError as error:
+        raise DeviceError(f"unknown device {device!r}", "use cpu, cuda, cuda:N or auto") from error
+    if chosen.type == "cuda":
+        _check_cuda(chosen)
+    elif chosen.type not in ("cpu", "meta"):
+        raise DeviceError(f"device {device!r} is not supported", "use cpu, cuda, cuda:N or auto")
+    return chosen
+
+
+def _check_cuda(device: torch.device) -> None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        count = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    if count == 0:
+        build = torch.version.cuda or "none, this is a CPU build of torch"
+        raise DeviceError(
+            f"there is no CUDA device here (CUDA of torch {torch.__version__}: {build})",
+            "leave --gpu out to train on the CPU",
+        )
+    if (device.index or 0) >= count:
+        raise DeviceError(
+            f"there is no {device}: this machine has {count} CUDA device(s), cuda:0 to cuda:{count - 1}",
+            "choose one of them with --gpu N",
+        )
+
+
+@contextmanager
+def deterministic() -> Iterator[None]:
+    """Ask torch for bit-stable kernels inside the block (cuBLAS gets the workspace it needs for that)."""
+    before = torch.are_deterministic_algorithms_enabled()
+    warn_only = torch.is_deterministic_algorithms_warn_only_enabled()
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+    torch.use_deterministic_algorithms(True)
+    try:
+        yield
+    finally:
+        torch.use_deterministic_algorithms(before, warn_only=warn_only)
+
+
+def describe_device(device: torch.device) -> str:
+    """Name a device for the run folder, for example ``"cpu (2 threads)"``."""
+    if device.type == "cuda":
+        return f"{device} ({torch.cuda.get_device_name(device)})"
+    return f"{device} ({torch.get_num_threads()} threads)"
+
+
+def memory() -> tuple[int, int]:
+    """Return free and total main memory in bytes."""
+    state = psutil.virtual_memory()
+    return state.available, state.total

@@ -1,0 +1,86 @@
+"""Errors a user can act on: each names what was wrong, what was expected, and what to do."""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Iterable
+from types import ModuleType
+
+
+class SpikeKitError(Exception):
+    """Base of every error the kit raises on purpose.
+
+    Parameters
+    ----------
+    message
+        What is wrong: the file, the row or the id, and what was expected.
+    hint
+        What to do about it; shown on a line of its own.
+    """
+
+    def __init__(self, message: str, hint: str = "") -> None:
+        super().__init__(f"{message}\n  -> {hint}" if hint else message)
+        self.message = message
+        self.hint = hint
+
+
+class ConfigError(SpikeKitError):
+    """A setting is unknown, contradictory or out of range."""
+
+
+class DataError(SpikeKitError):
+    """A file or a table does not hold what it must."""
+
+
+class FetchError(SpikeKitError):
+    """A download failed or brought something else than expected."""
+
+
+class StorageError(SpikeKitError):
+    """Something could not be written (disk full, no permission)."""
+
+
+class DeviceError(SpikeKitError):
+    """The requested device does not exist here."""
+
+
+class TrainingError(SpikeKitError):
+    """Training cannot go on (a loss became NaN, for example)."""
+
+
+class MissingExtraError(SpikeKitError):
+    """An optional package is not installed."""
+
+
+def require(module: str, extra: str) -> ModuleType:
+    """Import an optional module, or say which extra brings it.
+
+    Parameters
+    ----------
+    module
+        Dotted name, for example ``"sentence_transformers"``.
+    extra
+        Name of the extra of this package that installs it, for example ``"text"``.
+
+    Raises
+    ------
+    MissingExtraError
+        If the module is not installed.
+    """
+    try:
+        return importlib.import_module(module)
+    except ModuleNotFoundError as error:
+        if error.name and not module.startswith(error.name):
+            raise
+        raise MissingExtraError(
+            f"the package {module!r} is not installed",
+            f"install the extra that brings it: pip install 'spike_kit[{extra}]' (or run `make setup`)",
+        ) from error
+
+
+def some(values: Iterable[object], limit: int = 10) -> str:
+    """List the first few values for a message: ``"3, 7, 9 ... (12 in all)"``."""
+    shown = [str(value) for value in values]
+    if len(shown) <= limit:
+        return ", ".join(shown)
+    return f"{', '.join(shown[:limit])} ... ({len(shown)} in all)"

@@ -1,0 +1,74 @@
+"""Where things live: study folders, downloads, runs, figures."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+from spike_kit.errors import DataError, some
+
+HOME_VARIABLE = "SPIKE_KIT_HOME"
+"""Environment variable that moves data/ and figures/ elsewhere (tests use it)."""
+
+MANIFEST = "manifest.json"
+"""The file that makes a folder a study folder."""
+
+
+def home() -> Path:
+    """Folder that holds data/ and figures/: ``$SPIKE_KIT_HOME``, else the checkout, else the working folder."""
+    if value := os.environ.get(HOME_VARIABLE):
+        return Path(value).expanduser().resolve()
+    checkout = Path(__file__).resolve().parent.parent
+    return checkout if (checkout / "pyproject.toml").is_file() else Path.cwd()
+
+
+def data_root() -> Path:
+    """Folder of the study folders."""
+    return home() / "data"
+
+
+def raw_root() -> Path:
+    """Folder of downloaded raw files."""
+    return data_root() / "raw"
+
+
+def cache_root() -> Path:
+    """Folder of recomputable things: text vectors, map coordinates."""
+    return data_root() / "cache"
+
+
+def runs_root() -> Path:
+    """Folder of the run folders."""
+    return data_root() / "runs"
+
+
+def figures_root() -> Path:
+    """Folder the figures are exported to."""
+    return home() / "figures"
+
+
+def shown(path: Path) -> str:
+    """Path as a reader wants it: relative to the working folder where that is shorter."""
+    try:
+        return str(path.resolve().relative_to(Path.cwd()))
+    except ValueError:
+        return str(path)
+
+
+def find_study(dataset: str | Path) -> Path:
+    """Folder of a data set given by name (under data/) or by path.
+
+    Raises
+    ------
+    DataError
+        If there is no such study folder; the message lists those that exist.
+    """
+    for folder in (data_root() / dataset, Path(dataset).expanduser()):
+        if (folder / MANIFEST).is_file():
+            return folder.resolve()
+    known = sorted(path.parent.name for path in data_root().glob(f"*/{MANIFEST}"))
+    raise DataError(
+        f"no study folder for data set {str(dataset)!r}: neither {shown(data_root() / dataset)} nor "
+        f"{dataset} holds a {MANIFEST}",
+        f"known here: {some(known)}" if known else "build one first, for example: spike-kit build ml-100k",
+    )
