@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Any, Self
+from typing import Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from spike_kit.errors import ConfigError
 
@@ -39,6 +39,23 @@ class Config(BaseModel):
             If a key is unknown or a value is not allowed.
         """
         return self.parse({**dict(self), **changes})
+
+
+class TrainingConfig(Config):
+    """How a model is trained; the same loop and the same settings for every model."""
+
+    epochs: int = Field(default=300, ge=1)
+    """Largest number of passes over the train interactions."""
+    batch_size: int = Field(default=4096, ge=1)
+    """Train interactions per step."""
+    learning_rate: float = Field(default=1e-3, gt=0)
+    """Learning rate of Adam."""
+    eval_every: int = Field(default=2, ge=1)
+    """Epochs between two validations."""
+    patience: int = Field(default=10, ge=0)
+    """Validations without a better NDCG@20 before training stops; 0 trains all epochs."""
+    keep: Literal["best", "last"] = "best"
+    """Weights that are kept: those of the best validation NDCG@20, or those of the last epoch."""
 
 
 def _explain(error: ValidationError, cls: type[BaseModel]) -> str:

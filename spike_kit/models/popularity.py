@@ -1,0 +1,39 @@
+"""Popularity: every user is offered the items with the most train interactions."""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from spike_kit.config import TrainingConfig
+from spike_kit.data.graph import Graph
+from spike_kit.data.vectors import ProfileVectors
+from spike_kit.models.propagation import count
+from spike_kit.models.recommender import ModelConfig, Preset, Recommender
+
+
+class PopularityConfig(ModelConfig):
+    """Popularity has no settings."""
+
+
+class Popularity(Recommender):
+    """Scores are the items' train counts, the same for every user."""
+
+    config_class: ClassVar = PopularityConfig
+    presets: ClassVar = {"recommended": Preset(PopularityConfig(), TrainingConfig())}
+
+    def __init__(
+        self,
+        config: PopularityConfig,
+        graph: Graph,
+        vectors: ProfileVectors | None = None,  # noqa: ARG002 (one signature for all models)
+        generator: torch.Generator | None = None,  # noqa: ARG002
+    ) -> None:
+        self.config = config
+        self.counts = count(graph.train_item, graph.n_items).float()
+
+    def score(self, users: Tensor) -> Tensor:
+        """Train counts ``[n, I]``, equal in every row."""
+        return self.counts.expand(users.numel(), -1)

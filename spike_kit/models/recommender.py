@@ -1,0 +1,139 @@
+"""What a recommender must offer: scores for evaluation, losses and embeddings for training."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import torch
+from pydantic import Field
+from torch import Tensor, nn
+from torch.nn import functional
+
+from spike_kit.config import Config, TrainingConfig
+from spike_kit.models import losses
+from spike_kit.models.losses import RecommendationLoss
+
+
+class ModelConfig(Config):
+    """Settings of a model; a model without settings uses this class itself."""
+
+
+class TrainedConfig(ModelConfig):
+    """Settings that every trained model has, so that no model is denied a loss that another may use."""
+
+    dim: int = Field(default=64, ge=1)
+    """Dimension d of the embeddings (paper and released code: 64)."""
+    loss: RecommendationLoss = "bpr"
+    """Recommendation loss: bpr (one sampled negative), softmax (all items), cosine_softmax (on cosines)."""
+    temperature: float = Field(default=0.15, gt=0)
+    """Temperature of cosine_softmax (ours; not in the paper)."""
+    l2: float = Field(default=1e-5, ge=0)
+    """Coefficient of the L2 term on the rows of a batch (half the squares, divided by the batch size)."""
+
+
+@dataclass(frozen=True)
+class Preset:
+    """A named setting: of the model and of its training."""
+
+    model: ModelConfig
+    training: TrainingConfig
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Train interactions of one step and their sampled negatives: item and user ids ``[B]`` int64."""
+
+    users: Tensor
+    positives: Tensor
+    negatives: Tensor
+
+
+class Recommender(ABC):
+    """Anything that can score all items for a user; this is all that evaluation needs."""
+
+    config_class: ClassVar[type[ModelConfig]]
+    """Class of the model's settings."""
+    presets: ClassVar[dict[str, Preset]]
+    """Named settings; ``recommended`` always exists."""
+    uses_text: ClassVar[bool] = False
+    """Whether the model wants profile vectors."""
+
+    @abstractmethod
+    def score(self, users: Tensor) -> Tensor:
+        """Score every item for some users.
+
+        Parameters
+        ----------
+        users
+            User ids ``[n]`` int64.
+
+        Returns
+        -------
+        Tensor
+            ``[n, I]``; higher is better.
+        """
+
+
+class FixedEmbeddings(Recommender):
+    """Scores from embeddings that no longer change: ``users [U, d]`` and ``items [I, d]``, inner product."""
+
+    def __init__(self, users: Tensor, items: Tensor) -> None:
+        self.users = users
+        self.items = items
+
+    def score(self, users: Tensor) -> Tensor:
+        """Inner products ``[n, I]``."""
+        return self.users.index_select(0, users) @ self.items.T
+
+
+class TrainedRecommender(nn.Module, Recommender):
+    """A recommender with parameters, trained by the one loop of `spike_kit.training`."""
+
+    config: TrainedConfig
+
+    @abstractmethod
+    def draw(self, generator: torch.Generator) -> Any:
+        """Draw everything random of one training step (edges kept, nodes sampled, dropout)."""
+
+    @abstractmethod
+    def training_losses(self, batch: Batch, draws: Any) -> dict[str, Tensor]:
+        """Weighted loss terms by name, scalars; the optimised loss is exactly their sum."""
+
+    @abstractmethod
+    def embeddings(self) -> tuple[Tensor, Tensor]:
+        """Final ``(users [U, d], items [I, d])`` for evaluation, nothing random; scores are inner products."""
+
+    def snapshot(self) -> FixedEmbeddings:
+        """Embeddings as they are now, without gradient, ready to score many users."""
+        with torch.no_grad():
+            return FixedEmbeddings(*self.embeddings())
+
+    def score(self, users: Tensor) -> Tensor:
+        """Scores ``[n, I]`` of the current parameters."""
+        return self.snapshot().score(users)
+
+    def ranking_losses(self, users: Tensor, items: Tensor, batch: Batch) -> dict[str, Tensor]:
+        """Recommendation and L2 terms of a batch from final rows ``users [U, d]`` and ``items [I, d]``.
+
+        The L2 term covers the batch's users and positives, and its negatives where the loss looks at them.
+        """
+        rows = [users.index_select(0, batch.users), items.index_select(0, batch.positives)]
+        negatives = items.index_select(0, batch.negatives)
+        config = self.config
+        terms = {
+            config.loss: losses.recommendation_loss(
+                config.loss, *rows, negatives, items, batch.positives, config.temperature
+            )
+        }
+        if config.l2:
+            regularised = [*rows, negatives] if config.loss == "bpr" else rows
+            terms["l2"] = config.l2 * losses.l2(*regularised)
+        return terms
+
+    def comparable(self, users: Tensor, items: Tensor) -> tuple[Tensor, Tensor]:
+        """Rows whose inner product is the score of the chosen loss (normalised for ``cosine_softmax``)."""
+        if self.config.loss == "cosine_softmax":
+            return functional.normalize(users), functional.normalize(items)
+        return users, items

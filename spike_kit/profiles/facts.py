@@ -1,0 +1,117 @@
+"""What the triples and the train split say about every entity and user, as group-bys: the matter of profiles.
+
+A *link* is a triple seen from one of its ends: ``entity, relation, outward, other``; ``outward`` says that the
+entity is the head.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+import pandas as pd
+
+from spike_kit.data.tables import Tables
+
+CHUNK_ROWS = 2_000_000
+"""Rows of one intermediate join; keeps memory flat on large studies."""
+
+_FEATURE = ["relation", "outward", "other"]
+
+
+@dataclass(frozen=True)
+class Group:
+    """Links of one entity through one relation in one direction: ``others`` best first, out of ``total``."""
+
+    relation: int
+    outward: bool
+    others: tuple[int, ...]
+    total: int
+
+
+@dataclass(frozen=True)
+class Shared:
+    """An item close to another one, and the entities both are linked to (best first)."""
+
+    item: int
+    through: tuple[int, ...]
+
+
+def links(tables: Tables) -> pd.DataFrame:
+    """Return every triple from both of its ends: entity, relation, outward, other (loops are left out)."""
+    triples = tables.triples[tables.triples["head"] != tables.triples["tail"]]
+    outward = triples.rename(columns={"head": "entity", "tail": "other"}).assign(outward=True)
+    inward = triples.rename(columns={"tail": "entity", "head": "other"}).assign(outward=False)
+    return pd.concat([outward, inward], ignore_index=True)[["entity", *_FEATURE]]
+
+
+def interest(tables: Tables, all_links: pd.DataFrame) -> np.ndarray:
+    """How much naming an entity tells, ``[E]`` float64.
+
+    An auxiliary entity linked to the share p of the items gets p log(1/p): what nearly every item has and what only
+    one item has both say little about tastes. An item gets its share of the train interactions.
+    """
+    n_items, n_entities = len(tables.items), len(tables.entities)
+    pairs = all_links[all_links["other"] < n_items].drop_duplicates(["entity", "other"])
+    share = np.bincount(pairs["entity"], minlength=n_entities) / n_items
+    scores = -share * np.log(np.where(share > 0, share, 1.0))
+    train = tables.interactions.loc[tables.interactions["split"] == "train", "item"]
+    scores[:n_items] = np.bincount(train, minlength=n_items) / len(train)
+    return scores
+
+
+def grouped(all_links: pd.DataFrame, scores: np.ndarray, limit: int) -> dict[int, list[Group]]:
+    """Group links by entity, then relation and direction; at most ``limit`` others each, most telling first."""
+    ranked = all_links.assign(score=scores[all_links["other"].to_numpy()])
+    return _groups(ranked, "entity", limit)
+
+
+def typical(
+    members: pd.DataFrame, item_links: pd.DataFrame, weight: np.ndarray, limit: int
+) -> dict[int, list[Group]]:
+    """Find what is over-represented in sets of items.
+
+    Parameters
+    ----------
+    members
+        Columns ``owner`` (a user or an entity) and ``item``.
+    item_links
+        Links whose entity is an item.
+    weight
+        ``[I]``: how much each item counts in the expectation (its train interactions, or 1).
+    limit
+        Others kept per owner, relation and direction.
+
+    Returns
+    -------
+    dict
+        Groups of every owner. The score is the residual (observed - expected) / sqrt(expected + 1); kept are
+        positive ones seen on two items at least (on one, if the set has no more than three).
+    """
+    features = item_links.rename(columns={"entity": "item"})
+    mass = features.assign(mass=weight[features["item"].to_numpy()] / weight.sum())
+    share = mass.groupby(_FEATURE, as_index=False)["mass"].sum()
+    sizes = members.groupby("owner").size().rename("size")
+    parts = [_over_represented(chunk, features, share, sizes) for chunk in _chunks(members, features)]
+    if not parts:
+        return {}
+    return _groups(pd.concat(parts, ignore_index=True), "owner", limit)
+
+
+def _over_represented(
+    members: pd.DataFrame, features: pd.DataFrame, share: pd.DataFrame, sizes: pd.Series
+) -> pd.DataFrame:
+    counts = members.merge(features, on="item").groupby(["owner", *_FEATURE], as_index=False).size()
+    counts = counts.rename(columns={"size": "observed"}).merge(share, on=_FEATURE).join(sizes, on="owner")
+    expected = counts["size"] * counts["mass"]
+    counts["score"] = (counts["observed"] - expected) / np.sqrt(expected + 1)
+    often = (counts["observed"] >= 2) | (counts["size"] <= 3)
+    return counts[often & (counts["score"] > 1e-9) & (counts["other"] != counts["owner_entity"])]
+
+
+def _chunks(members: pd.DataFrame, features: pd.DataFrame) -> Iterator[pd.DataFrame]:
+    per_item = features.groupby("item").size()
+    rows = members["item"].map(per_item).fillna(0).groupby(members["owner"]).sum().cumsum()
+    for _, owners in rows.groupby(rows // CHUNK_ROWS):
+        yield members[members["owner"].isin(owners.index)]
