@@ -17,6 +17,9 @@ from spike_kit.data.tables import Tables
 CHUNK_ROWS = 2_000_000
 """Rows of one intermediate join; keeps memory flat on large studies."""
 
+_NOISE = 1e-9
+"""Residuals below this are rounding, not preference."""
+
 _FEATURE = ["relation", "outward", "other"]
 
 
@@ -28,14 +31,6 @@ class Group:
     outward: bool
     others: tuple[int, ...]
     total: int
-
-
-@dataclass(frozen=True)
-class Shared:
-    """An item close to another one, and the entities both are linked to (best first)."""
-
-    item: int
-    through: tuple[int, ...]
 
 
 def links(tables: Tables) -> pd.DataFrame:
@@ -67,9 +62,7 @@ def grouped(all_links: pd.DataFrame, scores: np.ndarray, limit: int) -> dict[int
     return _groups(ranked, "entity", limit)
 
 
-def typical(
-    members: pd.DataFrame, item_links: pd.DataFrame, weight: np.ndarray, limit: int
-) -> dict[int, list[Group]]:
+def typical(members: pd.DataFrame, item_links: pd.DataFrame, weight: np.ndarray, limit: int) -> dict[int, list[Group]]:
     """Find what is over-represented in sets of items.
 
     Parameters
@@ -86,17 +79,15 @@ def typical(
     Returns
     -------
     dict
-        Groups of every owner. The score is the residual (observed - expected) / sqrt(expected + 1); kept are
-        positive ones seen on two items at least (on one, if the set has no more than three).
+        Groups of every owner that has any. The score is the residual (observed - expected) / sqrt(expected + 1);
+        kept are positive ones seen on at least two items (on one, if the set has no more than three).
     """
     features = item_links.rename(columns={"entity": "item"})
     mass = features.assign(mass=weight[features["item"].to_numpy()] / weight.sum())
     share = mass.groupby(_FEATURE, as_index=False)["mass"].sum()
-    sizes = members.groupby("owner").size().rename("size")
+    sizes = members.groupby("owner").size().rename("set_size")
     parts = [_over_represented(chunk, features, share, sizes) for chunk in _chunks(members, features)]
-    if not parts:
-        return {}
-    return _groups(pd.concat(parts, ignore_index=True), "owner", limit)
+    return _groups(pd.concat(parts, ignore_index=True), "owner", limit) if parts else {}
 
 
 def _over_represented(
@@ -104,10 +95,10 @@ def _over_represented(
 ) -> pd.DataFrame:
     counts = members.merge(features, on="item").groupby(["owner", *_FEATURE], as_index=False).size()
     counts = counts.rename(columns={"size": "observed"}).merge(share, on=_FEATURE).join(sizes, on="owner")
-    expected = counts["size"] * counts["mass"]
+    expected = counts["set_size"] * counts["mass"]
     counts["score"] = (counts["observed"] - expected) / np.sqrt(expected + 1)
-    often = (counts["observed"] >= 2) | (counts["size"] <= 3)
-    return counts[often & (counts["score"] > 1e-9) & (counts["other"] != counts["owner_entity"])]
+    often = (counts["observed"] >= 2) | (counts["set_size"] <= 3)
+    return counts[often & (counts["score"] > _NOISE)]
 
 
 def _chunks(members: pd.DataFrame, features: pd.DataFrame) -> Iterator[pd.DataFrame]:
@@ -115,3 +106,15 @@ def _chunks(members: pd.DataFrame, features: pd.DataFrame) -> Iterator[pd.DataFr
     rows = members["item"].map(per_item).fillna(0).groupby(members["owner"]).sum().cumsum()
     for _, owners in rows.groupby(rows // CHUNK_ROWS):
         yield members[members["owner"].isin(owners.index)]
+
+
+def _groups(ranked: pd.DataFrame, owner: str, limit: int) -> dict[int, list[Group]]:
+    """Collect rows with a ``score`` into groups per owner; ties go to the smaller id."""
+    keys = [owner, "relation", "outward"]
+    ranked = ranked.sort_values([*keys, "score", "other"], ascending=[True, True, False, False, True])
+    groups: dict[int, list[Group]] = {}
+    for (number, relation, outward), rows in ranked.groupby(keys, sort=False)["other"]:
+        others = rows.to_numpy()
+        group = Group(int(relation), bool(outward), tuple(others[:limit].tolist()), len(others))
+        groups.setdefault(int(number), []).append(group)
+    return groups

@@ -1,0 +1,1 @@
+"""Profiles: facts into text, text into vectors."""

@@ -1,0 +1,151 @@
+"""Template profiles: one paragraph for every item, auxiliary entity and user, from facts alone, without an LLM.
+
+They follow the order of the paper (items, then auxiliary entities, then users; method, section 1) and its word limits,
+and see nothing but triples and the train split.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+
+import numpy as np
+import pandas as pd
+from tqdm.auto import tqdm
+
+from spike_kit.data.study import Study
+from spike_kit.data.tables import Tables
+from spike_kit.profiles import facts
+from spike_kit.profiles.facts import Group
+from spike_kit.profiles.wording import clean, fill, listed, paragraph, sentence, starts_with_head
+from spike_kit.storage import sha256_text
+
+SOURCE = "template"
+"""Name of this profile source."""
+
+VERSION = "template 1"
+"""Changes whenever the wording changes; its sha256 stands in the profiles table."""
+
+WORD_LIMIT = {"item": 150, "auxiliary": 150, "user": 100}
+"""Longest profile in words (paper: 150, 150, 100)."""
+
+_SHOWN = 8
+"""Names listed per fact."""
+_TASTES = 4
+"""Names listed per taste."""
+_LIKED = 12
+"""Items named in a user's profile."""
+
+
+@dataclass(frozen=True)
+class _Names:
+    labels: list[str]
+    templates: list[str]
+    relations: list[str]
+
+
+def template_profiles(study: Study, progress: bool = True) -> pd.DataFrame:
+    """Write the template profile of every item, auxiliary entity and user of a study.
+
+    Returns
+    -------
+    DataFrame
+        As `spike_kit.data.study.PROFILES_SCHEMA` asks, ready for `Study.write_profiles`.
+    """
+    texts = {
+        "item": item_texts(study.tables),
+        "auxiliary": auxiliary_texts(study.tables),
+        "user": user_texts(study.tables),
+    }
+    created = datetime.now(UTC).isoformat(timespec="seconds")
+    version = sha256_text(VERSION)
+    parts = []
+    for subject, written in tqdm(texts.items(), desc="template profiles", unit="subject", disable=not progress):
+        part = pd.DataFrame({"subject": subject, "id": study.expected_ids(subject), "text": written})
+        parts.append(part)
+    profiles = pd.concat(parts, ignore_index=True).astype({"subject": "str", "text": "str", "id": "int64"})
+    return profiles.assign(prompt_sha256=version, model=SOURCE, usage="{}", created=created)
+
+
+def item_texts(tables: Tables) -> list[str]:
+    """Profiles of the items, ids ascending: description, facts, and items that share their facts."""
+    names, links = _names(tables), facts.links(tables)
+    groups = facts.grouped(links, facts.interest(tables, links), _SHOWN)
+    texts = []
+    for item, description in enumerate(tables.items["description"]):
+        opening = [sentence(f"{names.labels[item]}: {described}")] if (described := clean(description, 60)) else []
+        own = [_fact(names, item, group) for group in groups.get(item, [])]
+        texts.append(paragraph(opening + own or [sentence(names.labels[item])], WORD_LIMIT["item"]))
+    return texts
+
+
+def auxiliary_texts(tables: Tables) -> list[str]:
+    """Profiles of the auxiliary entities, ids ascending: what they are to which items, and what these have in common."""
+    names, links = _names(tables), facts.links(tables)
+    n_items = len(tables.items)
+    groups = facts.grouped(links, facts.interest(tables, links), _SHOWN)
+    item_links = links[links["entity"] < n_items]
+    members = item_links.loc[item_links["other"] >= n_items, ["other", "entity"]].drop_duplicates()
+    members = members.set_axis(["owner", "item"], axis=1)
+    common = facts.typical(members, item_links, np.ones(n_items), _TASTES + 1)
+    texts = []
+    kinds = tables.entities["kind"].tolist()
+    for entity in range(n_items, len(tables.entities)):
+        sentences = [sentence(f"{names.labels[entity]} ({clean(kinds[entity])})")]
+        sentences += [_fact(names, entity, group) for group in groups.get(entity, [])]
+        sentences += _tastes(names, common.get(entity, []), "Common to them", entity)
+        texts.append(paragraph(sentences, WORD_LIMIT["auxiliary"]))
+    return texts
+
+
+def user_texts(tables: Tables) -> list[str]:
+    """Profiles of the users, ids ascending: what is over-represented in their train items, and some of the items.
+
+    Items are named from the rarest to the most popular, because what few people like tells more about a taste.
+    """
+    names, links = _names(tables), facts.links(tables)
+    n_items = len(tables.items)
+    train = tables.interactions[tables.interactions["split"] == "train"]
+    popularity = np.bincount(train["item"], minlength=n_items)
+    members = train[["user", "item"]].set_axis(["owner", "item"], axis=1)
+    tastes = facts.typical(members, links[links["entity"] < n_items], popularity, _TASTES)
+    liked = train.assign(count=popularity[train["item"].to_numpy()]).sort_values(["user", "count", "item"])
+    by_user = {int(user): rows.to_numpy() for user, rows in liked.groupby("user")["item"]}
+    texts = []
+    for user in range(len(tables.users)):
+        items = by_user.get(user, np.empty(0, dtype=np.int64))
+        shown = [names.labels[item] for item in items[:_LIKED]]
+        sentences = _tastes(names, tastes.get(user, []), "Prefers", None)
+        if shown:
+            sentences.append(sentence(f"Liked {listed(shown, len(items))}"))
+        texts.append(paragraph(sentences or ["Nothing is known of this user's taste."], WORD_LIMIT["user"]))
+    return texts
+
+
+def _names(tables: Tables) -> _Names:
+    return _Names(
+        [clean(label, 20) or "unnamed" for label in tables.entities["label"]],
+        [clean(template) for template in tables.relations["template"]],
+        [clean(label, 10) for label in tables.relations["label"]],
+    )
+
+
+def _fact(names: _Names, entity: int, group: Group) -> str:
+    """Say one group of links in the words of its relation."""
+    others = [names.labels[other] for other in group.others]
+    template, label = names.templates[group.relation], names.labels[entity]
+    if group.outward:
+        return fill(template, label, listed(others, group.total))
+    if len(others) > 1 and starts_with_head(template):
+        return fill(template, f"Each of {listed(others, group.total)}", label)
+    return fill(template, listed(others, group.total), label)
+
+
+def _tastes(names: _Names, groups: Sequence[Group], opening: str, owner: int | None) -> list[str]:
+    parts = []
+    for group in groups:
+        others = [names.labels[other] for other in group.others if other != owner][:_TASTES]
+        if others and group.outward:
+            parts.append(f"{names.relations[group.relation]} {listed(others)}")
+    return [sentence(f"{opening}: {'; '.join(parts)}")] if parts else []
