@@ -32,9 +32,9 @@ WORD_LIMIT = {"item": 150, "auxiliary": 150, "user": 100}
 
 _SHOWN = 8
 """Names listed per fact."""
-_TASTES = 4
+_TASTES = 3
 """Names listed per taste."""
-_LIKED = 12
+_LIKED = 8
 """Items named in a user's profile."""
 
 
@@ -53,30 +53,27 @@ def template_profiles(study: Study, progress: bool = True) -> pd.DataFrame:
     DataFrame
         As `spike_kit.data.study.PROFILES_SCHEMA` asks, ready for `Study.write_profiles`.
     """
-    texts = {
-        "item": item_texts(study.tables),
-        "auxiliary": auxiliary_texts(study.tables),
-        "user": user_texts(study.tables),
-    }
+    writers = {"item": item_texts, "auxiliary": auxiliary_texts, "user": user_texts}
     created = datetime.now(UTC).isoformat(timespec="seconds")
     version = sha256_text(VERSION)
     parts = []
-    for subject, written in tqdm(texts.items(), desc="template profiles", unit="subject", disable=not progress):
-        part = pd.DataFrame({"subject": subject, "id": study.expected_ids(subject), "text": written})
-        parts.append(part)
+    for subject, write in tqdm(writers.items(), desc="template profiles", unit="subject", disable=not progress):
+        texts = write(study.tables)
+        parts.append(pd.DataFrame({"subject": subject, "id": study.expected_ids(subject), "text": texts}))
     profiles = pd.concat(parts, ignore_index=True).astype({"subject": "str", "text": "str", "id": "int64"})
     return profiles.assign(prompt_sha256=version, model=SOURCE, usage="{}", created=created)
 
 
 def item_texts(tables: Tables) -> list[str]:
-    """Profiles of the items, ids ascending: description, facts, and items that share their facts."""
+    """Profiles of the items, ids ascending: their description and their facts."""
     names, links = _names(tables), facts.links(tables)
     groups = facts.grouped(links, facts.interest(tables, links), _SHOWN)
     texts = []
     for item, description in enumerate(tables.items["description"]):
-        opening = [sentence(f"{names.labels[item]}: {described}")] if (described := clean(description, 60)) else []
+        described = clean(description, 60)
+        opening = f"{names.labels[item]}: {described}" if described else names.labels[item]
         own = [_fact(names, item, group) for group in groups.get(item, [])]
-        texts.append(paragraph(opening + own or [sentence(names.labels[item])], WORD_LIMIT["item"]))
+        texts.append(paragraph([sentence(opening), *own], WORD_LIMIT["item"]))
     return texts
 
 
@@ -116,9 +113,8 @@ def user_texts(tables: Tables) -> list[str]:
     for user in range(len(tables.users)):
         items = by_user.get(user, np.empty(0, dtype=np.int64))
         shown = [names.labels[item] for item in items[:_LIKED]]
-        sentences = _tastes(names, tastes.get(user, []), "Prefers", None)
-        if shown:
-            sentences.append(sentence(f"Liked {listed(shown, len(items))}"))
+        sentences = [sentence(f"Liked {listed(shown, len(items))}")] if shown else []
+        sentences += _tastes(names, tastes.get(user, []), "Prefers", None)
         texts.append(paragraph(sentences or ["Nothing is known of this user's taste."], WORD_LIMIT["user"]))
     return texts
 
@@ -132,11 +128,11 @@ def _names(tables: Tables) -> _Names:
 
 
 def _fact(names: _Names, entity: int, group: Group) -> str:
-    """Say one group of links in the words of its relation."""
+    """Say one group of links in the words of its relation; the entity itself has been named before."""
     others = [names.labels[other] for other in group.others]
     template, label = names.templates[group.relation], names.labels[entity]
     if group.outward:
-        return fill(template, label, listed(others, group.total))
+        return fill(template, "It" if starts_with_head(template) else label, listed(others, group.total))
     if len(others) > 1 and starts_with_head(template):
         return fill(template, f"Each of {listed(others, group.total)}", label)
     return fill(template, listed(others, group.total), label)

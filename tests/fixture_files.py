@@ -1,0 +1,40 @@
+"""Parity fixtures: numbers of reference implementations, read from ``SPIKE_KIT_FIXTURES`` or tests/fixtures."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import numpy as np
+import torch
+
+TOLERANCE = 2e-5
+"""Largest difference allowed, relative to the largest absolute value of the array."""
+
+
+class Fixture:
+    """One fixture file; arrays by name, hyper-parameters read as written."""
+
+    def __init__(self, name: str) -> None:
+        folder = Path(os.environ.get("SPIKE_KIT_FIXTURES", Path(__file__).parent / "fixtures"))
+        with np.load(folder / f"{name}.npz", allow_pickle=False) as file:
+            self.arrays = {key: file[key] for key in file.files}
+
+    def tensor(self, key: str) -> torch.Tensor:
+        return torch.from_numpy(self.arrays[key])
+
+    def integer(self, key: str) -> int:
+        return int(self.arrays[key])
+
+    def real(self, key: str) -> float:
+        """Float hyper-parameter; going through its text undoes the rounding to float32."""
+        return float(str(self.arrays[key]))
+
+
+def assert_close(found: torch.Tensor, expected: np.ndarray, name: str) -> None:
+    """Compare an array with the reference, relative to the reference's largest absolute value."""
+    target = torch.from_numpy(np.asarray(expected))
+    assert found.shape == target.shape, f"{name}: shape {list(found.shape)}, expected {list(target.shape)}"
+    difference = float((found.detach() - target).abs().max())
+    scale = float(target.abs().max())
+    assert difference <= TOLERANCE * scale, f"{name}: off by {difference:.3g}, allowed {TOLERANCE * scale:.3g}"
