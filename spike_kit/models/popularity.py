@@ -34,6 +34,19 @@ class Popularity(Recommender):
         self.config = config
         self.counts = count(graph.train_item, graph.n_items).float()
 
+    @property
+    def device(self) -> torch.device:
+        """Device of the counts."""
+        return self.counts.device
+
+    def tensors(self) -> dict[str, Tensor]:
+        """The counts."""
+        return {"counts": self.counts}
+
+    def load_tensors(self, tensors: dict[str, Tensor]) -> None:
+        """Replace the counts."""
+        self.counts = tensors["counts"].to(self.device)
+
     def score(self, users: Tensor) -> Tensor:
         """Train counts ``[n, I]``, equal in every row."""
         return self.counts.expand(users.numel(), -1)

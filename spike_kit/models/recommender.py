@@ -75,6 +75,23 @@ class Recommender(ABC):
             ``[n, I]``; higher is better.
         """
 
+    @property
+    @abstractmethod
+    def device(self) -> torch.device:
+        """Device on which users must be given and scores are returned."""
+
+    @abstractmethod
+    def tensors(self) -> dict[str, Tensor]:
+        """Tensors that a run folder stores to bring the model back."""
+
+    @abstractmethod
+    def load_tensors(self, tensors: dict[str, Tensor]) -> None:
+        """Take over what `tensors` gave."""
+
+    def fixed(self) -> Recommender:
+        """Return a recommender with the same scores that does no work twice over many calls of `score`."""
+        return self
+
 
 class FixedEmbeddings(Recommender):
     """Scores from embeddings that no longer change: ``users [U, d]`` and ``items [I, d]``, inner product."""
@@ -82,6 +99,19 @@ class FixedEmbeddings(Recommender):
     def __init__(self, users: Tensor, items: Tensor) -> None:
         self.users = users
         self.items = items
+
+    @property
+    def device(self) -> torch.device:
+        """Device of the embeddings."""
+        return self.users.device
+
+    def tensors(self) -> dict[str, Tensor]:
+        """Both tables."""
+        return {"users": self.users, "items": self.items}
+
+    def load_tensors(self, tensors: dict[str, Tensor]) -> None:
+        """Replace both tables."""
+        self.users, self.items = tensors["users"], tensors["items"]
 
     def score(self, users: Tensor) -> Tensor:
         """Inner products ``[n, I]``."""
@@ -105,14 +135,27 @@ class TrainedRecommender(nn.Module, Recommender):
     def embeddings(self) -> tuple[Tensor, Tensor]:
         """Final ``(users [U, d], items [I, d])`` for evaluation, nothing random; scores are inner products."""
 
-    def snapshot(self) -> FixedEmbeddings:
+    @property
+    def device(self) -> torch.device:
+        """Device of the parameters."""
+        return next(self.parameters()).device
+
+    def tensors(self) -> dict[str, Tensor]:
+        """All parameters by name."""
+        return {name: tensor.detach() for name, tensor in self.state_dict().items()}
+
+    def load_tensors(self, tensors: dict[str, Tensor]) -> None:
+        """Replace all parameters; names and shapes must agree."""
+        self.load_state_dict(tensors, strict=True)
+
+    def fixed(self) -> FixedEmbeddings:
         """Embeddings as they are now, without gradient, ready to score many users."""
         with torch.no_grad():
             return FixedEmbeddings(*self.embeddings())
 
     def score(self, users: Tensor) -> Tensor:
         """Scores ``[n, I]`` of the current parameters."""
-        return self.snapshot().score(users)
+        return self.fixed().score(users)
 
     def ranking_losses(self, users: Tensor, items: Tensor, batch: Batch) -> dict[str, Tensor]:
         """Recommendation and L2 terms of a batch from final rows ``users [U, d]`` and ``items [I, d]``.
