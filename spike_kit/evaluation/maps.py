@@ -1,0 +1,53 @@
+"""Two-dimensional maps of vectors, cached: equal vectors and settings are never laid out twice."""
+
+from __future__ import annotations
+
+import warnings
+
+import numpy as np
+import pandas as pd
+
+from spike_kit import paths, storage
+from spike_kit.errors import DataError, require
+
+
+def umap_coordinates(vectors: np.ndarray, *, neighbours: int = 15, min_dist: float = 0.1, seed: int = 0) -> pd.DataFrame:
+    """Lay vectors out in the plane with UMAP on cosine distances (McInnes, Healy, Melville 2018).
+
+    Parameters
+    ----------
+    vectors
+        ``[n, d]``, n > neighbours.
+    neighbours, min_dist
+        UMAP's ``n_neighbors`` and ``min_dist``.
+    seed
+        Seed; UMAP then runs on one thread and gives the same map again.
+
+    Returns
+    -------
+    DataFrame
+        Columns x and y, one row per vector.
+
+    Raises
+    ------
+    DataError
+        If there are too few vectors.
+    MissingExtraError
+        If umap-learn is not installed.
+    """
+    if len(vectors) <= neighbours:
+        raise DataError(f"a map of {neighbours} neighbours needs more than {len(vectors)} vectors")
+    settings = {"neighbours": neighbours, "min_dist": min_dist, "seed": seed, "shape": list(vectors.shape)}
+    content = np.ascontiguousarray(vectors, dtype="<f4").tobytes().hex()
+    key = storage.sha256_text(storage.canonical_json(settings) + content)
+    file = paths.cache_root() / f"umap--{key[:16]}.parquet"
+    if file.is_file():
+        return storage.read_parquet(file)
+    umap = require("umap", "figures")
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="n_jobs value")
+        layout = umap.UMAP(n_neighbors=neighbours, min_dist=min_dist, metric="cosine", random_state=seed)
+        points = layout.fit_transform(vectors)
+    frame = pd.DataFrame(np.asarray(points, dtype=np.float32), columns=["x", "y"])
+    storage.write_parquet(file, frame)
+    return frame

@@ -1,0 +1,1 @@
+"""Runs and comparisons: one configuration in, one run folder out, never twice."""

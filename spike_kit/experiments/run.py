@@ -1,0 +1,189 @@
+"""One run: build the model, train it, choose on validation, open the test split once, write the run folder."""
+
+from __future__ import annotations
+
+import logging
+import time
+from typing import Any
+
+import pandas as pd
+import torch
+from pydantic import Field
+
+from spike_kit import runs, storage
+from spike_kit.config import Config, TrainingConfig
+from spike_kit.data.graph import Graph
+from spike_kit.data.study import Study
+from spike_kit.errors import DataError
+from spike_kit.evaluation.protocol import CUTOFFS, RankingTask, evaluate
+from spike_kit.models import find_model, find_preset
+from spike_kit.models.recommender import ModelConfig, Recommender, TrainedRecommender
+from spike_kit.profiles.encode import DEFAULT_ENCODER
+from spike_kit.profiles.template import SOURCE
+from spike_kit.runs import Run
+from spike_kit.seeds import torch_generator
+from spike_kit.training import History, fit
+
+logger = logging.getLogger(__name__)
+
+
+class RunConfig(Config):
+    """What is run: a model with its settings on a data set, with one seed."""
+
+    model: str = "spike"
+    """Name of the model, a key of `spike_kit.models.MODELS`."""
+    dataset: str = "ml-100k"
+    """Data set: a name under data/ or the path of a study folder."""
+    preset: str = "recommended"
+    """Named setting the run starts from."""
+    settings: dict[str, Any] = Field(default_factory=dict)
+    """Model settings that differ from the preset."""
+    training: dict[str, Any] = Field(default_factory=dict)
+    """Training settings that differ from the preset."""
+    seed: int = 0
+    """Seed of initialisation, batches, negatives and draws."""
+    profiles: str = SOURCE
+    """Profile source whose vectors a text model uses."""
+    encoder: str = DEFAULT_ENCODER
+    """Text encoder of these vectors."""
+
+    def resolved(self) -> tuple[ModelConfig, TrainingConfig]:
+        """Settings of the model and of its training, preset and changes combined.
+
+        Raises
+        ------
+        ConfigError
+            If a name or a setting is unknown.
+        """
+        preset = find_preset(self.model, self.preset)
+        return preset.model.replace(**self.settings), preset.training.replace(**self.training)
+
+
+def run(config: RunConfig, device: torch.device | str = "cpu", progress: bool = True) -> Run:
+    """Return the finished run of a configuration, training it only if it does not exist yet.
+
+    Raises
+    ------
+    ConfigError, DataError
+        If a setting or the data is not as it must be.
+    TrainingError
+        If a loss term becomes NaN. Whatever stops a run, no run folder is left half-written.
+    """
+    study = Study.open(config.dataset)
+    described = describe(config, study)
+    if (found := runs.find_run(described)) is not None:
+        logger.info("%s is done already", found.path.name)
+        return found
+    device = torch.device(device)
+    started = time.perf_counter()
+    model, history = train(config, study, device, progress)
+    seconds = time.perf_counter() - started
+    tasks = {split: RankingTask.from_tables(study.tables, split, device) for split in ("valid", "test")}
+    metrics: dict[str, Any] = {}
+    per_user = []
+    for split, task in tasks.items():
+        means, table = evaluate(model, task, CUTOFFS)
+        table.insert(0, "split", split)
+        metrics[split] = means
+        per_user.append(table)
+    metrics |= {
+        "best_epoch": history.best_epoch,
+        "epochs": len(history.rows),
+        "seconds": seconds,
+        "users_ranked": {split: task.users.numel() for split, task in tasks.items()},
+        "users_without_train": tasks["test"].n_without_train,
+    }
+    return runs.write_run(
+        described,
+        device=device,
+        history=history.frame(),
+        metrics=metrics,
+        per_user=pd.concat(per_user, ignore_index=True),
+        tensors=model.tensors(),
+    )
+
+
+def train(
+    config: RunConfig, study: Study, device: torch.device | str = "cpu", progress: bool = True
+) -> tuple[Recommender, History]:
+    """Build and train the model of a configuration; looks at train and validation only, writes nothing."""
+    settings, training = config.resolved()
+    graph = Graph.from_tables(study.tables).to(device)
+    model = build_model(config, study, settings, graph)
+    if not isinstance(model, TrainedRecommender):
+        return model, History()
+    validation = RankingTask.from_tables(study.tables, "valid", device)
+    return model, fit(model, graph, validation, training, config.seed, progress)
+
+
+def build_model(config: RunConfig, study: Study, settings: ModelConfig, graph: Graph) -> Recommender:
+    """Build the untrained model of a configuration on the device of the graph."""
+    cls = find_model(config.model)
+    vectors = study.vectors(config.profiles, config.encoder) if _wants_text(cls, settings) else None
+    return cls(settings, graph, vectors, torch_generator(config.seed, "init"))
+
+
+def load_model(run: Run, study: Study | None = None, device: torch.device | str = "cpu") -> Recommender:
+    """Bring the model of a finished run back, on any device.
+
+    Raises
+    ------
+    DataError
+        If the data set was rebuilt since with other ids (its manifest differs).
+    """
+    stored = run.config
+    study = study or Study.open(stored["dataset"])
+    if stored["data_sha256"] != data_version(study):
+        raise DataError(
+            f"{run.path.name} was trained on another build of data set {study.name}",
+            "train it again, or build the data set as it was",
+        )
+    known = ("model", "dataset", "preset", "seed", "profiles", "encoder")
+    config = RunConfig.parse({name: stored[name] for name in known if name in stored})
+    settings = find_model(config.model).config_class.parse(stored["model_settings"])
+    model = build_model(config, study, settings, Graph.from_tables(study.tables).to(device))
+    model.load_tensors({name: tensor.to(device) for name, tensor in run.tensors().items()})
+    return model
+
+
+def finished_runs(study: Study) -> list[Run]:
+    """Finished runs of a study as it is now built, under the present code, oldest first."""
+    version, code = data_version(study), runs.code_version()
+    return [
+        run
+        for run in runs.list_runs(study.name)
+        if run.config["data_sha256"] == version and run.config["code_sha256"] == code
+    ]
+
+
+def data_version(study: Study) -> str:
+    """sha256 of the manifest: equal for equal sources and build settings."""
+    return storage.sha256_text(storage.canonical_json(study.manifest.model_dump(mode="json")))
+
+
+def describe(config: RunConfig, study: Study) -> dict[str, Any]:
+    """Everything that decides the result of a run, as JSON values; `spike_kit.runs.identity` hashes it."""
+    settings, training = config.resolved()
+    described: dict[str, Any] = {
+        "model": config.model,
+        "dataset": study.name,
+        "preset": config.preset,
+        "seed": config.seed,
+        "model_settings": settings.model_dump(mode="json"),
+        "training_settings": training.model_dump(mode="json"),
+        "data_sha256": data_version(study),
+        "code_sha256": runs.code_version(),
+    }
+    if _wants_text(find_model(config.model), settings):
+        file = study.embeddings_path(config.profiles, config.encoder)
+        study.vectors(config.profiles, config.encoder)
+        described |= {
+            "profiles": config.profiles,
+            "encoder": config.encoder,
+            "vectors_sha256": storage.sha256_file(file),
+        }
+    return described
+
+
+def _wants_text(cls: type[Recommender], settings: ModelConfig) -> bool:
+    return cls.uses_text and getattr(settings, "uses_text", True)

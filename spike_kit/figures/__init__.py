@@ -1,0 +1,1 @@
+"""Paper figures: one function per figure, each returns a matplotlib figure; `export` writes it."""

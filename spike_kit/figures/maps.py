@@ -1,0 +1,56 @@
+"""Maps of embeddings: the text side beside the graph side."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+import pandas as pd
+
+from spike_kit.figures.style import COLOURS, TWO_COLUMNS, figure_style
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+
+def embedding_maps(panels: dict[str, pd.DataFrame], groups: pd.Series, sizes: np.ndarray | None = None) -> Figure:
+    """Draw one scatter per embedding space, points coloured by group; points are rasterised, text is not.
+
+    Parameters
+    ----------
+    panels
+        Title to coordinates (columns x and y); the rows of all panels are the same things in the same order.
+    groups
+        Group of every row; the largest groups get a colour of their own, the rest is ``other``.
+    sizes
+        Area of every point in points squared.
+    """
+    from matplotlib.figure import Figure
+
+    largest = groups.value_counts().index[: len(COLOURS) - 2].tolist()
+    shown = groups.where(groups.isin(largest), "other")
+    names = [*largest, "other"] if (shown == "other").any() else largest
+    area = np.full(len(groups), 2.5) if sizes is None else sizes
+    with figure_style():
+        figure = Figure(figsize=(TWO_COLUMNS, 3.2))
+        axes = figure.subplots(1, len(panels), squeeze=False)[0]
+        for panel, (title, points) in zip(axes, panels.items(), strict=True):
+            for index, name in enumerate(names):
+                rows = (shown == name).to_numpy()
+                panel.scatter(
+                    points["x"].to_numpy()[rows],
+                    points["y"].to_numpy()[rows],
+                    s=area[rows],
+                    c="#BBBBBB" if name == "other" else COLOURS[index],
+                    label=name,
+                    linewidths=0,
+                    alpha=0.75,
+                    rasterized=True,
+                )
+            panel.set_title(title)
+            panel.set_xticks([])
+            panel.set_yticks([])
+            panel.spines[:].set_visible(False)
+        handles, labels = axes[0].get_legend_handles_labels()
+        figure.legend(handles, labels, loc="outside lower center", ncols=len(labels), markerscale=2.5)
+    return figure

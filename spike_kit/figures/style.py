@@ -1,0 +1,84 @@
+"""How every figure looks, and how it is written: vector files whose bytes are the same on every run."""
+
+from __future__ import annotations
+
+import datetime
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from spike_kit import paths, storage
+from spike_kit.errors import require
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+ONE_COLUMN, TWO_COLUMNS = 3.33, 7.0
+"""Widths of ACM's columns in inches."""
+
+COLOURS = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00", "#999999", "#F0E442")
+"""Palette of Okabe and Ito (2008), distinguishable with any colour vision."""
+
+HATCHES = ("", "////", "....", "xxxx", "\\\\\\\\", "++++")
+"""Second coding of bars, for greyscale prints."""
+
+FORMATS = ("pdf", "svg", "png")
+"""File types of every figure."""
+
+_SETTINGS = {
+    "font.family": "DejaVu Sans",
+    "font.size": 8,
+    "axes.labelsize": 8,
+    "axes.titlesize": 8,
+    "xtick.labelsize": 7,
+    "ytick.labelsize": 7,
+    "legend.fontsize": 7,
+    "legend.frameon": False,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.linewidth": 0.6,
+    "hatch.linewidth": 0.5,
+    "pdf.fonttype": 42,
+    "svg.hashsalt": "spike_kit",
+    "savefig.dpi": 300,
+    "figure.constrained_layout.use": True,
+}
+
+
+@contextmanager
+def figure_style() -> Iterator[None]:
+    """Apply the house style inside the block, without touching any global state of matplotlib."""
+    matplotlib = require("matplotlib", "figures")
+    with matplotlib.rc_context(_SETTINGS):
+        yield
+
+
+def export(figure: Figure, name: str, folder: Path | None = None) -> list[Path]:
+    """Write a figure as PDF, SVG and PNG.
+
+    Parameters
+    ----------
+    figure
+        The figure.
+    name
+        File name without an ending.
+    folder
+        Where to write; default: figures/.
+
+    Returns
+    -------
+    list of Path
+        The files, in the order of `FORMATS`.
+    """
+    folder = folder or paths.figures_root()
+    date = datetime.datetime(2026, 1, 1, tzinfo=datetime.UTC)
+    metadata = {"pdf": {"CreationDate": date}, "svg": {"Date": date.isoformat()}, "png": {"Software": "matplotlib"}}
+    files = []
+    with figure_style():
+        for kind in FORMATS:
+            file = folder / f"{name}.{kind}"
+            with storage.atomic_file(file) as temporary:
+                figure.savefig(temporary, format=kind, metadata=metadata[kind])
+            files.append(file)
+    return files

@@ -1,0 +1,168 @@
+"""The run folder: everything one trained model leaves behind, written at once."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import platform
+import subprocess
+from dataclasses import dataclass
+from functools import cache, cached_property
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from spike_kit import paths, storage
+from spike_kit.devices import describe_device
+from spike_kit.errors import DataError
+
+CONFIG, ENVIRONMENT, METRICS = "config.json", "environment.json", "metrics.json"
+HISTORY, PER_USER, MODEL = "history.parquet", "per_user.parquet", "model.safetensors"
+
+_CODE = ("models/*.py", "evaluation/protocol.py", "data/graph.py", "metrics.py", "sampling.py", "seeds.py", "training.py")
+"""Files that decide what a run computes."""
+
+
+@dataclass(frozen=True)
+class Run:
+    """A finished run folder."""
+
+    path: Path
+
+    @cached_property
+    def config(self) -> dict[str, Any]:
+        """What was run: model, data set, settings, seed, and the hashes of everything that went in."""
+        return storage.read_json(self.path / CONFIG)
+
+    @cached_property
+    def environment(self) -> dict[str, Any]:
+        """Versions, device and commit."""
+        return storage.read_json(self.path / ENVIRONMENT)
+
+    @cached_property
+    def metrics(self) -> dict[str, Any]:
+        """``valid`` and ``test`` metrics, ``best_epoch``, ``epochs``, ``seconds``, users not ranked."""
+        return storage.read_json(self.path / METRICS)
+
+    @cached_property
+    def history(self) -> pd.DataFrame:
+        """One row per epoch (see `spike_kit.training.History`); empty for a model without training."""
+        return storage.read_parquet(self.path / HISTORY)
+
+    @cached_property
+    def per_user(self) -> pd.DataFrame:
+        """Metrics of every ranked user: split, user, and one column per metric."""
+        return storage.read_parquet(self.path / PER_USER)
+
+    def tensors(self) -> dict[str, Tensor]:
+        """Stored tensors of the model.
+
+        Raises
+        ------
+        DataError
+            If the file is missing or is not safetensors.
+        """
+        file = self.path / MODEL
+        try:
+            return load_file(file)
+        except (OSError, SafetensorError) as error:
+            raise DataError(f"{file} is not a readable safetensors file: {error}", "train it again") from error
+
+
+def identity(config: dict[str, Any]) -> str:
+    """Hash that names a run: equal for equal settings, data, vectors, seed and code."""
+    return storage.sha256_text(storage.canonical_json(config))[:12]
+
+
+def run_path(config: dict[str, Any]) -> Path:
+    """Folder of a run: ``<model>-<dataset>-<hash>-s<seed>``."""
+    return paths.runs_root() / f"{config['model']}-{config['dataset']}-{identity(config)}-s{config['seed']}"
+
+
+def find_run(config: dict[str, Any]) -> Run | None:
+    """Return the finished run with exactly this configuration, if there is one."""
+    path = run_path(config)
+    return Run(path) if (path / METRICS).is_file() else None
+
+
+def list_runs(dataset: str | None = None) -> list[Run]:
+    """All finished runs, oldest first; of one data set if given."""
+    files = sorted(paths.runs_root().glob(f"*/{METRICS}"), key=lambda file: (file.stat().st_mtime, str(file)))
+    runs = [Run(file.parent) for file in files]
+    return [run for run in runs if dataset is None or run.config["dataset"] == dataset]
+
+
+def write_run(
+    config: dict[str, Any],
+    *,
+    device: torch.device,
+    history: pd.DataFrame,
+    metrics: dict[str, Any],
+    per_user: pd.DataFrame,
+    tensors: dict[str, Tensor],
+) -> Run:
+    """Write a run folder, all or nothing.
+
+    Raises
+    ------
+    StorageError
+        If the disk is full; nothing is left then.
+    """
+    path = run_path(config)
+    with storage.atomic_folder(path) as folder:
+        storage.write_json(folder / CONFIG, config)
+        storage.write_json(folder / ENVIRONMENT, environment(device))
+        history.to_parquet(folder / HISTORY, index=False)
+        per_user.to_parquet(folder / PER_USER, index=False)
+        save_file({name: tensor.cpu().contiguous() for name, tensor in tensors.items()}, folder / MODEL)
+        storage.write_json(folder / METRICS, metrics)
+    return Run(path)
+
+
+@cache
+def code_version() -> str:
+    """sha256 over the source files that decide what a run computes."""
+    root = Path(__file__).parent
+    digest = hashlib.sha256()
+    for file in sorted(path for pattern in _CODE for path in root.glob(pattern)):
+        digest.update(file.relative_to(root).as_posix().encode() + b"\0" + file.read_bytes() + b"\0")
+    return digest.hexdigest()
+
+
+def environment(device: torch.device) -> dict[str, Any]:
+    """Versions, device, threads and commit of this process."""
+    packages = ("spike_kit", "torch", "numpy", "pandas", "pyarrow")
+    return {
+        "python": platform.python_version(),
+        "platform": platform.platform(),
+        "packages": {name: metadata.version(name) for name in packages},
+        "device": describe_device(device),
+        "threads": torch.get_num_threads(),
+        "commit": _commit(),
+    }
+
+
+def _commit() -> str | None:
+    """Commit of the checkout this package runs from, with ``+`` if files differ from it; none outside a checkout."""
+    root = Path(__file__).resolve().parent.parent
+    if not (root / ".git").exists():
+        return None
+    try:
+        commit = _git(root, "rev-parse", "HEAD")
+        return f"{commit}+" if _git(root, "status", "--porcelain", "--untracked-files=no") else commit
+    except (OSError, subprocess.SubprocessError):
+        return None
+
+
+def _git(root: Path, *arguments: str) -> str:
+    quiet = os.environ | {"GIT_OPTIONAL_LOCKS": "0"}
+    done = subprocess.run(
+        ["git", "-C", str(root), *arguments], capture_output=True, text=True, timeout=20, check=True, env=quiet
+    )
+    return done.stdout.strip()
