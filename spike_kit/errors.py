@@ -48,6 +48,10 @@ class TrainingError(SpikeKitError):
     """Training cannot go on (a loss became NaN, for example)."""
 
 
+class NotebookError(SpikeKitError):
+    """A cell of a notebook failed."""
+
+
 class MissingExtraError(SpikeKitError):
     """An optional package is not installed."""
 

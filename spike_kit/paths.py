@@ -55,6 +55,15 @@ def shown(path: Path) -> str:
         return str(path)
 
 
+def study_exists(dataset: str | Path) -> bool:
+    """Whether a data set given by name (under data/) or by path has a study folder."""
+    return any((folder / MANIFEST).is_file() for folder in _candidates(dataset))
+
+
+def _candidates(dataset: str | Path) -> tuple[Path, Path]:
+    return data_root() / dataset, Path(dataset).expanduser()
+
+
 def find_study(dataset: str | Path) -> Path:
     """Folder of a data set given by name (under data/) or by path.
 
@@ -63,7 +72,7 @@ def find_study(dataset: str | Path) -> Path:
     DataError
         If there is no such study folder; the message lists those that exist.
     """
-    for folder in (data_root() / dataset, Path(dataset).expanduser()):
+    for folder in _candidates(dataset):
         if (folder / MANIFEST).is_file():
             return folder.resolve()
     known = sorted(path.parent.name for path in data_root().glob(f"*/{MANIFEST}"))

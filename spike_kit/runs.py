@@ -25,7 +25,15 @@ from spike_kit.errors import DataError
 CONFIG, ENVIRONMENT, METRICS = "config.json", "environment.json", "metrics.json"
 HISTORY, PER_USER, MODEL = "history.parquet", "per_user.parquet", "model.safetensors"
 
-_CODE = ("models/*.py", "evaluation/protocol.py", "data/graph.py", "metrics.py", "sampling.py", "seeds.py", "training.py")
+_CODE = (
+    "models/*.py",
+    "evaluation/protocol.py",
+    "data/graph.py",
+    "metrics.py",
+    "sampling.py",
+    "seeds.py",
+    "training.py",
+)
 """Files that decide what a run computes."""
 
 

@@ -11,7 +11,9 @@ from spike_kit import paths, storage
 from spike_kit.errors import DataError, require
 
 
-def umap_coordinates(vectors: np.ndarray, *, neighbours: int = 15, min_dist: float = 0.1, seed: int = 0) -> pd.DataFrame:
+def umap_coordinates(
+    vectors: np.ndarray, *, neighbours: int = 15, min_dist: float = 0.1, seed: int = 0
+) -> pd.DataFrame:
     """Lay vectors out in the plane with UMAP on cosine distances (McInnes, Healy, Melville 2018).
 
     Parameters

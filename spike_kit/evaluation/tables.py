@@ -25,9 +25,7 @@ def run_label(run: Run) -> str:
     return f"{name} {', '.join(changes)}" if changes else name
 
 
-def results_table(
-    runs: Sequence[Run], split: str = "test", metrics: Sequence[str] = HEADLINE
-) -> pd.DataFrame:
+def results_table(runs: Sequence[Run], split: str = "test", metrics: Sequence[str] = HEADLINE) -> pd.DataFrame:
     """Average runs that differ in nothing but the seed.
 
     Parameters

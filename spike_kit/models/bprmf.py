@@ -21,7 +21,7 @@ class BprMfConfig(TrainedConfig):
     """Coefficient of the L2 term on the embeddings of a batch."""
 
 
-class BprMf(TrainedRecommender):
+class BprMf(TrainedRecommender[BprMfConfig]):
     """Score of user u and item i: inner product of their embeddings, no bias."""
 
     config_class: ClassVar = BprMfConfig
@@ -40,7 +40,7 @@ class BprMf(TrainedRecommender):
         self.item_embedding = xavier_table(graph.n_items, config.dim, generator)
         self.to(graph.device)
 
-    def draw(self, generator: torch.Generator) -> None:  # noqa: ARG002 (nothing is random here)
+    def draw(self, generator: torch.Generator) -> None:
         """Nothing to draw."""
 
     def training_losses(self, batch: Batch, draws: None = None) -> dict[str, Tensor]:  # noqa: ARG002

@@ -15,7 +15,7 @@ def xavier_table(n_rows: int, dim: int, generator: torch.Generator) -> nn.Parame
 
 def linear(n_in: int, n_out: int, generator: torch.Generator) -> nn.Linear:
     """Linear layer with torch's default initialisation: uniform within ``1 / sqrt(n_in)``."""
-    layer = nn.utils.skip_init(nn.Linear, n_in, n_out)
+    layer = nn.Linear(n_in, n_out, device="meta").to_empty(device="cpu")
     bound = 1 / math.sqrt(n_in)
     nn.init.uniform_(layer.weight, -bound, bound, generator=generator)
     nn.init.uniform_(layer.bias, -bound, bound, generator=generator)

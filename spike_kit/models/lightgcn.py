@@ -26,7 +26,7 @@ class LightGcnConfig(TrainedConfig):
     """Coefficient of the L2 term on the layer-0 embeddings of a batch (the authors' default)."""
 
 
-class LightGcn(TrainedRecommender):
+class LightGcn(TrainedRecommender[LightGcnConfig]):
     """Final embeddings: mean over layers of powers of the normalised adjacency applied to the id embeddings."""
 
     config_class: ClassVar = LightGcnConfig
@@ -49,7 +49,7 @@ class LightGcn(TrainedRecommender):
         self.weight = (user_degree * item_degree).float().rsqrt()
         self.to(graph.device)
 
-    def draw(self, generator: torch.Generator) -> None:  # noqa: ARG002 (nothing is random here)
+    def draw(self, generator: torch.Generator) -> None:
         """Nothing to draw."""
 
     def training_losses(self, batch: Batch, draws: None = None) -> dict[str, Tensor]:  # noqa: ARG002

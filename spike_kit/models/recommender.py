@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Generic, TypeVar
 
 import torch
 from pydantic import Field
@@ -12,6 +12,8 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from spike_kit.config import Config, TrainingConfig
+from spike_kit.data.graph import Graph
+from spike_kit.data.vectors import ProfileVectors
 from spike_kit.models import losses
 from spike_kit.models.losses import RecommendationLoss
 
@@ -59,6 +61,22 @@ class Recommender(ABC):
     """Named settings; ``recommended`` always exists."""
     uses_text: ClassVar[bool] = False
     """Whether the model wants profile vectors."""
+
+    def __init__(self, config: Any, graph: Graph, vectors: ProfileVectors | None, generator: torch.Generator) -> None:
+        """Build the untrained model.
+
+        Parameters
+        ----------
+        config
+            Settings, an instance of `config_class`.
+        graph
+            Train interactions and triples; the model lives on its device.
+        vectors
+            Profile vectors on any device, for a model that uses text.
+        generator
+            Source of the initial parameters.
+        """
+        raise NotImplementedError
 
     @abstractmethod
     def score(self, users: Tensor) -> Tensor:
@@ -118,10 +136,13 @@ class FixedEmbeddings(Recommender):
         return self.users.index_select(0, users) @ self.items.T
 
 
-class TrainedRecommender(nn.Module, Recommender):
+TrainedConfigT = TypeVar("TrainedConfigT", bound=TrainedConfig)
+
+
+class TrainedRecommender(nn.Module, Recommender, Generic[TrainedConfigT]):
     """A recommender with parameters, trained by the one loop of `spike_kit.training`."""
 
-    config: TrainedConfig
+    config: TrainedConfigT
 
     @abstractmethod
     def draw(self, generator: torch.Generator) -> Any:
@@ -162,17 +183,18 @@ class TrainedRecommender(nn.Module, Recommender):
 
         The L2 term covers the batch's users and positives, and its negatives where the loss looks at them.
         """
-        rows = [users.index_select(0, batch.users), items.index_select(0, batch.positives)]
+        chosen_users = users.index_select(0, batch.users)
+        positives = items.index_select(0, batch.positives)
         negatives = items.index_select(0, batch.negatives)
         config = self.config
         terms = {
             config.loss: losses.recommendation_loss(
-                config.loss, *rows, negatives, items, batch.positives, config.temperature
+                config.loss, chosen_users, positives, negatives, items, batch.positives, config.temperature
             )
         }
         if config.l2:
-            regularised = [*rows, negatives] if config.loss == "bpr" else rows
-            terms["l2"] = config.l2 * losses.l2(*regularised)
+            sampled = (negatives,) if config.loss == "bpr" else ()
+            terms["l2"] = config.l2 * losses.l2(chosen_users, positives, *sampled)
         return terms
 
     def comparable(self, users: Tensor, items: Tensor) -> tuple[Tensor, Tensor]:

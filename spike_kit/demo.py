@@ -1,0 +1,157 @@
+"""The whole pipeline in one call: from the package index to a results table, figures and executed notebooks."""
+
+from __future__ import annotations
+
+import logging
+import os
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import torch
+from tqdm.auto import tqdm
+
+from spike_kit import paths, runs, storage
+from spike_kit.data.sources import open_or_build
+from spike_kit.data.study import Study
+from spike_kit.errors import NotebookError, require
+from spike_kit.evaluation.tables import as_markdown, results_table
+from spike_kit.experiments.run import RunConfig, data_version, run
+from spike_kit.figures.gallery import draw_all
+from spike_kit.profiles.encode import DEFAULT_ENCODER, ensure_vectors
+from spike_kit.profiles.template import SOURCE, ensure_profiles
+from spike_kit.runs import Run
+
+logger = logging.getLogger(__name__)
+
+MODELS = ("popularity", "bprmf", "lightgcn", "spike")
+"""Models of the results table."""
+
+RAW = "ml-100k"
+"""Source of the demo."""
+
+NOTEBOOKS = Path(__file__).resolve().parent.parent / "notebooks"
+"""Folder of the notebooks (in a checkout; a wheel carries none)."""
+
+
+def run_demo(
+    dataset: str,
+    max_users: int | None,
+    seeds: int,
+    epochs: int | None,
+    device: torch.device,
+    notebooks: bool,
+) -> str:
+    """Run every stage that is not done yet.
+
+    Parameters
+    ----------
+    dataset
+        Name of the study folder.
+    max_users
+        Size of a small cut; none takes everyone.
+    seeds
+        Seeds per model.
+    epochs
+        Cap on the epochs of every model; none keeps the presets.
+    device
+        Device of encoder and training.
+    notebooks
+        Execute the notebooks too.
+
+    Returns
+    -------
+    str
+        Results table, paths of all artefacts, and how to go on.
+    """
+    started = time.perf_counter()
+    study = prepare(dataset, max_users, device)
+    cap = {} if epochs is None else {"epochs": epochs}
+    finished: list[Run] = []
+    for model in MODELS:
+        with _stage(f"train {model}"):
+            for seed in range(1 if model == "popularity" else seeds):
+                finished.append(run(RunConfig(model=model, dataset=dataset, training=cap, seed=seed), device))
+    with _stage("figures"):
+        figures = draw_all(study, finished)
+    executed = _execute_notebooks(study) if notebooks else []
+    table = results_table(finished)
+    run_folders = [done.path for done in finished]
+    artefacts = {"study": [study.path], "run": run_folders, "figure": figures, "notebook": executed}
+    return "\n".join(
+        [
+            "",
+            f"{study.name}: test split, weights chosen on validation",
+            "",
+            as_markdown(table),
+            "",
+            *_artefacts(artefacts),
+            "",
+            f"finished in {time.perf_counter() - started:.0f} s; open the notebooks in JupyterLab with: make lab",
+        ]
+    )
+
+
+def prepare(dataset: str, max_users: int | None, device: torch.device) -> Study:
+    """Fetch, build, profile and encode, as far as this is not done; an existing study folder is kept."""
+    with _stage("data"):
+        study = open_or_build(dataset, RAW, max_users=max_users)
+    with _stage("profiles"):
+        ensure_profiles(study)
+    with _stage("vectors"):
+        ensure_vectors(study, SOURCE, DEFAULT_ENCODER, device)
+    return study
+
+
+def execute_notebook(source: Path, target: Path, dataset: str, version: str) -> None:
+    """Execute a notebook on a data set in a clean kernel and keep the executed copy; a current copy is kept as it is.
+
+    Raises
+    ------
+    NotebookError
+        If a cell fails; the copy up to there is kept under the name ``<target>.failed.ipynb``.
+    """
+    nbformat, client = require("nbformat", "lab"), require("nbclient", "lab")
+    stamp = storage.sha256_text(source.read_text(encoding="utf-8") + version)
+    if target.is_file() and nbformat.read(target, as_version=4).metadata.get("spike_kit_version") == stamp:
+        return
+    notebook = nbformat.read(source, as_version=4)
+    runner = client.NotebookClient(notebook, timeout=1200, resources={"metadata": {"path": str(source.parent)}})
+    environment = os.environ | {"SPIKE_KIT_DATASET": dataset}
+    try:
+        runner.execute(env=environment)
+    except client.exceptions.CellExecutionError as error:
+        failed = target.with_suffix(".failed.ipynb")
+        _write_notebook(failed, nbformat.writes(notebook))
+        raise NotebookError(f"{source.name} failed: {error.ename}: {error.evalue}", f"look at {failed}") from error
+    notebook.metadata["spike_kit_version"] = stamp
+    _write_notebook(target, nbformat.writes(notebook))
+
+
+def _write_notebook(target: Path, text: str) -> None:
+    with storage.atomic_file(target) as temporary:
+        temporary.write_text(text, encoding="utf-8")
+
+
+def _execute_notebooks(study: Study) -> list[Path]:
+    sources = sorted(NOTEBOOKS.glob("[0-9][0-9]_*.ipynb"))
+    folder = paths.data_root() / "notebooks" / study.name
+    version = data_version(study) + runs.code_version()
+    targets = [folder / source.name for source in sources]
+    with _stage("notebooks"):
+        for source, target in tqdm(list(zip(sources, targets, strict=True)), desc="notebooks", unit="notebook"):
+            execute_notebook(source, target, study.name, version)
+    return targets
+
+
+@contextmanager
+def _stage(name: str) -> Iterator[None]:
+    started = time.perf_counter()
+    logger.info("== %s", name)
+    yield
+    logger.info("   %s: %.1f s", name, time.perf_counter() - started)
+
+
+def _artefacts(groups: dict[str, list[Path]]) -> list[str]:
+    return [f"{name:10} {paths.shown(path)}" for name, files in groups.items() for path in files]

