@@ -1,0 +1,1 @@
+"""Looking at studies, profiles and models: tables with names, and interactive charts."""

@@ -1,0 +1,65 @@
+"""Interactive charts: each function returns a plotly figure and shows nothing by itself."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from html import escape
+from typing import TYPE_CHECKING
+
+import pandas as pd
+
+from spike_kit.data.study import Study
+from spike_kit.errors import require
+from spike_kit.evaluation.tables import run_label
+from spike_kit.runs import Run
+
+if TYPE_CHECKING:
+    from plotly.graph_objects import Figure
+
+
+def funnel_chart(study: Study) -> Figure:
+    """Draw what every step of the build left of users, items, interactions and triples, as shares of the most."""
+    express = require("plotly.express", "lab")
+    frame = pd.DataFrame(study.manifest.funnel)
+    counts = frame[["step", "users", "items", "interactions", "triples"]].set_index("step")
+    shares = (counts / counts.max()).reset_index().melt("step", var_name="what", value_name="share left")
+    shares["rows"] = counts.reset_index().melt("step")["value"]
+    shares["step"] = shares["step"].map(escape)
+    chart = express.line(shares, x="step", y="share left", color="what", markers=True, hover_data=["rows"])
+    return chart.update_layout(yaxis_range=[0, 1.05], yaxis_tickformat=".0%", xaxis_title=None, height=420)
+
+
+def degree_chart(study: Study) -> Figure:
+    """Draw how many train interactions users and items have, on logarithmic axes."""
+    express = require("plotly.express", "lab")
+    train = study.split("train")
+    parts = []
+    for name in ("user", "item"):
+        degree = train[name].value_counts().sort_values(ascending=False).reset_index(drop=True)
+        parts.append(pd.DataFrame({"rank": degree.index + 1, "train interactions": degree, "of": name}))
+    chart = express.line(pd.concat(parts), x="rank", y="train interactions", color="of", log_x=True, log_y=True)
+    return chart.update_layout(height=380)
+
+
+def learning_curves(finished: Sequence[Run], metric: str = "ndcg@20") -> Figure:
+    """Draw a validation metric over seconds of training, one line per run."""
+    express = require("plotly.express", "lab")
+    parts = []
+    for run in finished:
+        history = run.history
+        if f"valid_{metric}" not in history:
+            continue
+        rows = history.dropna(subset=[f"valid_{metric}"])[["epoch", "seconds", f"valid_{metric}"]]
+        parts.append(rows.assign(run=escape(f"{run_label(run)} s{run.config['seed']}")))
+    frame = pd.concat(parts) if parts else pd.DataFrame(columns=["epoch", "seconds", f"valid_{metric}", "run"])
+    chart = express.line(frame, x="seconds", y=f"valid_{metric}", color="run", hover_data=["epoch"])
+    return chart.update_layout(height=420)
+
+
+def loss_chart(run: Run) -> Figure:
+    """Draw every term of the optimised loss over epochs."""
+    express = require("plotly.express", "lab")
+    known = ("epoch", "seconds", "loss")
+    terms = [name for name in run.history.columns if name not in known and not name.startswith("valid_")]
+    frame = run.history[["epoch", *terms]].melt("epoch", var_name="term", value_name="loss")
+    return express.line(frame, x="epoch", y="loss", color="term", log_y=True).update_layout(height=380)

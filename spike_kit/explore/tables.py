@@ -1,0 +1,109 @@
+"""Tables a reader can read: ids replaced by names."""
+
+from __future__ import annotations
+
+import pandas as pd
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from spike_kit.data.study import Study
+from spike_kit.errors import DataError, some
+from spike_kit.evaluation.protocol import SEEN, top_items
+from spike_kit.models.recommender import Recommender
+from spike_kit.profiles.wording import fill
+from spike_kit.seeds import numpy_generator
+
+
+def find_entity(study: Study, label: str) -> int:
+    """Id of the entity with exactly this label, else of the only one whose label contains it (case ignored).
+
+    Raises
+    ------
+    DataError
+        If none or several match; the message lists some.
+    """
+    labels = study.entities["label"]
+    exact = study.entities.loc[labels == label, "entity"]
+    near = study.entities[labels.str.contains(label, case=False, regex=False)]
+    found = exact if len(exact) else near["entity"]
+    if len(found) != 1:
+        listed = some(near["label"]) or "nothing similar"
+        raise DataError(f"{len(found)} entities of {study.name} are called {label!r}", f"similar: {listed}")
+    return int(found.iloc[0])
+
+
+def named_triples(study: Study, n: int = 10, seed: int = 0) -> pd.DataFrame:
+    """Random triples with names: head, relation, tail, and the sentence they make."""
+    size = min(n, len(study.triples))
+    rows = study.triples.iloc[numpy_generator(seed, "triples").choice(len(study.triples), size, replace=False)]
+    labels = study.entities["label"].to_numpy()
+    heads, tails = labels[rows["head"]], labels[rows["tail"]]
+    relations = study.relations.iloc[rows["relation"]]
+    sentences = [fill(*parts) for parts in zip(relations["template"], heads, tails, strict=True)]
+    return pd.DataFrame(
+        {"head": heads, "relation": relations["label"].to_numpy(), "tail": tails, "sentence": sentences}
+    )
+
+
+def profile_of(study: Study, subject: str, number: int, source: str = "template") -> str:
+    """Profile text of an ``item``, an ``auxiliary`` entity or a ``user``.
+
+    Raises
+    ------
+    DataError
+        If there is no such subject.
+    """
+    profiles = study.profiles(source)
+    text = profiles.loc[(profiles["subject"] == subject) & (profiles["id"] == number), "text"]
+    if text.empty:
+        raise DataError(f"{study.name} has no {subject} {number}")
+    return str(text.iloc[0])
+
+
+def neighbours(study: Study, vectors: Tensor, entity: int, k: int = 5) -> pd.DataFrame:
+    """Entities nearest to one of them by cosine of ``vectors [E, d]``: label, kind, cosine."""
+    rows = functional.normalize(vectors.detach().float())
+    cosines = rows @ rows[entity]
+    cosines[entity] = float("-inf")
+    best, ids = cosines.topk(min(k, len(cosines) - 1))
+    table = study.entities.iloc[ids.numpy()][["label", "kind"]].reset_index(drop=True)
+    return table.assign(cosine=best.numpy())
+
+
+def recommendations(study: Study, model: Recommender, user: int, k: int = 10, split: str = "test") -> pd.DataFrame:
+    """Top-k unseen items of a user by name, with their score, and whether the split holds them."""
+    own = study.interactions[study.interactions["user"] == user]
+    seen = own.loc[own["split"].isin(SEEN[split]), "item"].tolist()
+    held_out = set(own.loc[own["split"] == split, "item"])
+    rows = top_items(model, user, seen, k)
+    items = [item for item, _ in rows]
+    return pd.DataFrame(
+        {
+            "rank": range(1, len(rows) + 1),
+            "item": study.items["label"].to_numpy()[items],
+            "score": [score for _, score in rows],
+            f"in {split}": [item in held_out for item in items],
+        }
+    )
+
+
+def train_history(study: Study, user: int) -> list[str]:
+    """Names of a user's train items."""
+    own = study.split("train")
+    return study.items["label"].to_numpy()[own.loc[own["user"] == user, "item"]].tolist()
+
+
+def final_entity_vectors(model: Recommender) -> Tensor:
+    """Final embeddings ``[E, d]`` of all entities of a model that has them (SPiKE).
+
+    Raises
+    ------
+    DataError
+        If the model has none.
+    """
+    nodes = getattr(model, "node_embeddings", None)
+    if nodes is None:
+        raise DataError(f"{type(model).__name__} has no embeddings of entities")
+    with torch.no_grad():
+        return nodes()[1]
