@@ -19,6 +19,7 @@ from spike_kit.errors import NotebookError, require
 from spike_kit.evaluation.tables import as_markdown, results_table
 from spike_kit.experiments.run import RunConfig, data_version, run
 from spike_kit.figures.gallery import draw_all
+from spike_kit.models import TrainedRecommender, find_model
 from spike_kit.profiles.encode import DEFAULT_ENCODER, ensure_vectors
 from spike_kit.profiles.template import SOURCE, ensure_profiles
 from spike_kit.runs import Run
@@ -71,8 +72,10 @@ def run_demo(
     finished: list[Run] = []
     for model in MODELS:
         with _stage(f"train {model}"):
-            for seed in range(1 if model == "popularity" else seeds):
-                finished.append(run(RunConfig(model=model, dataset=dataset, training=cap, seed=seed), device))
+            trained = issubclass(find_model(model), TrainedRecommender)
+            for seed in range(seeds if trained else 1):
+                changes = cap if trained else {}
+                finished.append(run(RunConfig(model=model, dataset=dataset, training=changes, seed=seed), device))
     with _stage("figures"):
         figures = draw_all(study, finished)
     executed = _execute_notebooks(study) if notebooks else []

@@ -1,0 +1,43 @@
+"""Fixtures shared by all tests: a home of their own, devices, the tiny world."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from spike_kit import paths
+from spike_kit.data.study import Study
+from spike_kit.profiles.encode import DEFAULT_ENCODER
+from spike_kit.profiles.template import SOURCE, template_profiles
+from tests.world import World, make_world, write_world
+
+DEVICES = ["cpu", *(["cuda"] if torch.cuda.is_available() else [])]
+
+
+@pytest.fixture(autouse=True)
+def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Every test has its own data/ and figures/."""
+    monkeypatch.setenv(paths.HOME_VARIABLE, str(tmp_path))
+    return tmp_path
+
+
+@pytest.fixture(params=DEVICES)
+def device(request: pytest.FixtureRequest) -> torch.device:
+    """Every device of this machine."""
+    return torch.device(request.param)
+
+
+@pytest.fixture(scope="session")
+def world() -> World:
+    return make_world()
+
+
+@pytest.fixture
+def study(home: Path, world: World) -> Study:
+    """The tiny world as a study folder with profiles and vectors, found under the name ``world``."""
+    written = write_world(paths.data_root() / "world")
+    written.write_profiles(SOURCE, template_profiles(written, progress=False))
+    world.vectors.save(written.embeddings_path(SOURCE, DEFAULT_ENCODER), {})
+    return written

@@ -1,0 +1,70 @@
+from __future__ import annotations
+
+import errno
+from pathlib import Path
+
+import pytest
+
+from spike_kit import storage
+from spike_kit.errors import DataError, StorageError
+
+
+def fill_the_disk(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let every flush fail the way a full disk does."""
+
+    def no_space(_: int) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr("os.fsync", no_space)
+
+
+def test_a_full_disk_leaves_the_old_file_and_nothing_else(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    target = tmp_path / "value.json"
+    storage.write_json(target, {"old": 1})
+    fill_the_disk(monkeypatch)
+    with pytest.raises(StorageError, match=r"disk is full.*value\.json"):
+        storage.write_json(target, {"new": 2})
+    assert storage.read_json(target) == {"old": 1}
+    assert [file.name for file in tmp_path.iterdir()] == ["value.json"]
+
+
+def test_a_full_disk_leaves_the_old_folder_and_nothing_else(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    target = tmp_path / "folder"
+    with storage.atomic_folder(target) as folder:
+        (folder / "a.txt").write_text("old")
+    fill_the_disk(monkeypatch)
+    with pytest.raises(StorageError, match="disk is full"), storage.atomic_folder(target) as folder:
+        (folder / "a.txt").write_text("new")
+    assert (target / "a.txt").read_text() == "old"
+    assert [file.name for file in tmp_path.iterdir()] == ["folder"]
+
+
+def test_an_interrupt_leaves_nothing(tmp_path: Path) -> None:
+    with pytest.raises(KeyboardInterrupt), storage.atomic_folder(tmp_path / "run") as folder:
+        (folder / "half").write_text("x")
+        raise KeyboardInterrupt
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_folder_is_replaced_as_a_whole(tmp_path: Path) -> None:
+    for name in ("old", "new"):
+        with storage.atomic_folder(tmp_path / "folder") as folder:
+            (folder / name).write_text(name)
+    assert [file.name for file in (tmp_path / "folder").iterdir()] == ["new"]
+
+
+@pytest.mark.parametrize("content", [b"{", b"\xff\xfe{\x00}\x00", b""])
+def test_broken_json_is_an_error_that_names_the_file(tmp_path: Path, content: bytes) -> None:
+    (tmp_path / "broken.json").write_bytes(content)
+    with pytest.raises(DataError, match=r"broken\.json is not valid JSON"):
+        storage.read_json(tmp_path / "broken.json")
+
+
+def test_broken_parquet_is_an_error_that_names_the_file(tmp_path: Path) -> None:
+    (tmp_path / "broken.parquet").write_bytes(b"PAR1 not really")
+    with pytest.raises(DataError, match=r"broken\.parquet is not a readable parquet"):
+        storage.read_parquet(tmp_path / "broken.parquet")
+
+
+def test_canonical_json_depends_on_values_only() -> None:
+    assert storage.canonical_json({"b": 1, "a": [2, None]}) == '{"a":[2,null],"b":1}'
