@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from itertools import pairwise
+
 import ir_measures
 import numpy as np
 import pytest
@@ -80,7 +82,7 @@ def test_parity_with_the_reference_metrics() -> None:
 
 def lists(fixture: Fixture, name: str) -> list[list[int]]:
     pointer, items = fixture.arrays[f"input.{name}_indptr"], fixture.arrays[f"input.{name}_indices"]
-    return [items[start:stop].tolist() for start, stop in zip(pointer[:-1], pointer[1:], strict=True)]
+    return [items[start:stop].tolist() for start, stop in pairwise(pointer)]
 
 
 def task_of(seen: list[list[int]], relevant: list[list[int]], n_items: int) -> RankingTask:
@@ -104,5 +106,3 @@ def test_fewer_candidates_than_the_cut_off_count_as_misses() -> None:
     found = ranking_metrics(torch.tensor([[True, False]]), torch.tensor([1]), (10,))
     assert float(found["precision@10"]) == pytest.approx(0.1)
     assert float(found["recall@10"]) == 1
-
-

@@ -14,6 +14,7 @@ from spike_kit import paths, storage
 from spike_kit.data.study import Study
 from spike_kit.errors import ConfigError, TrainingError, require
 from spike_kit.experiments.run import RunConfig, describe, train
+from spike_kit.seeds import stream_seed
 from spike_kit.training import MONITOR, History
 
 logger = logging.getLogger(__name__)
@@ -113,10 +114,9 @@ def search(
     file = paths.data_root() / "searches" / f"{config.model}-{study.name}.sqlite"
     file.parent.mkdir(parents=True, exist_ok=True)
     name = storage.sha256_text(storage.canonical_json([describe(config, study), choices, training]))[:12]
-    sampler = optuna.samplers.TPESampler(seed=config.seed, n_startup_trials=max(4, trials // 2))
-    found = optuna.create_study(
-        storage=f"sqlite:///{file}", study_name=name, sampler=sampler, direction="maximize", load_if_exists=True
-    )
+    found = optuna.create_study(storage=f"sqlite:///{file}", study_name=name, direction="maximize", load_if_exists=True)
+    seed = stream_seed(config.seed, f"search after {len(found.trials)} trials") % 2**32
+    found.sampler = optuna.samplers.TPESampler(seed=seed, n_startup_trials=max(4, trials // 2))
     found.optimize(objective, n_trials=max(0, trials - len(found.trials)))
     best = found.best_params
     return SearchResult(

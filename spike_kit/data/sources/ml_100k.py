@@ -329,6 +329,8 @@ def _read_facts(database: bytes) -> pd.DataFrame:
                t.Production AS company
         FROM omdb AS o LEFT JOIN tomatoes AS t ON t.ID = o.ID ORDER BY o.ID
     """
+    if not database.startswith(b"SQLite format 3\0"):
+        raise DataError(f"{_DATABASE} is not the expected SQLite database", "fetch it again")
     connection = sqlite3.connect(":memory:")
     try:
         connection.deserialize(database)

@@ -1,0 +1,101 @@
+from __future__ import annotations
+
+import hashlib
+import subprocess
+import zipfile
+from pathlib import Path
+
+import pytest
+
+from spike_kit import paths
+from spike_kit.data import fetch
+from spike_kit.data.fetch import Wheel, checked_wheel, fetch_wheel, read_member
+from spike_kit.data.sources import SOURCES
+from spike_kit.errors import DataError, FetchError
+
+CONTENT = b"a wheel"
+WHEEL = Wheel("thing==1", "thing-1-py3-none-any.whl", hashlib.sha256(CONTENT).hexdigest(), "MIT", "a thing")
+
+
+class Index:
+    """Stands for pip: writes what it is told into the folder that is asked for, and counts."""
+
+    def __init__(self, content: bytes | None, error: str = "") -> None:
+        self.content, self.error, self.calls = content, error, 0
+
+    def __call__(self, command: list[str], **_: object) -> subprocess.CompletedProcess[str]:
+        self.calls += 1
+        assert "--no-deps" in command
+        assert "--only-binary=:all:" in command
+        if self.content is None:
+            return subprocess.CompletedProcess(command, 1, "", self.error)
+        (Path(command[command.index("--dest") + 1]) / WHEEL.file_name).write_bytes(self.content)
+        return subprocess.CompletedProcess(command, 0, "", "")
+
+
+def use(monkeypatch: pytest.MonkeyPatch, index: Index) -> Index:
+    monkeypatch.setattr(fetch.subprocess, "run", index)
+    return index
+
+
+def test_a_wheel_is_fetched_once_and_works_offline_after_that(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    index = use(monkeypatch, Index(CONTENT))
+    for _ in range(2):
+        assert fetch_wheel(WHEEL, tmp_path).read_bytes() == CONTENT
+    assert index.calls == 1
+    assert checked_wheel(WHEEL, tmp_path).name == WHEEL.file_name
+
+
+def test_a_wrong_sha256_is_an_error_and_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    use(monkeypatch, Index(b"something else"))
+    with pytest.raises(FetchError, match=r"thing-1-py3-none-any.whl has sha256 .* expected"):
+        fetch_wheel(WHEEL, tmp_path / "raw")
+    assert not (tmp_path / "raw").exists()
+
+
+def test_a_damaged_file_is_fetched_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / WHEEL.file_name).write_bytes(b"damaged")
+    use(monkeypatch, Index(CONTENT))
+    assert fetch_wheel(WHEEL, tmp_path).read_bytes() == CONTENT
+
+
+def test_no_network_is_an_error_with_pips_words(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    use(monkeypatch, Index(None, "noise\nERROR: No matching distribution found for thing==1"))
+    with pytest.raises(FetchError, match=r"thing==1 could not be downloaded: ERROR: No matching distribution"):
+        fetch_wheel(WHEEL, tmp_path)
+
+
+def test_a_download_that_hangs_is_given_up(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def hang(command: list[str], timeout: float, **_: object) -> None:
+        raise subprocess.TimeoutExpired(command, timeout)
+
+    monkeypatch.setattr(fetch.subprocess, "run", hang)
+    with pytest.raises(FetchError, match="not downloaded within 600 s"):
+        fetch_wheel(WHEEL, tmp_path)
+
+
+def test_building_without_the_wheel_says_how_to_get_it() -> None:
+    with pytest.raises(DataError, match=r"(?s)recbole.*does not exist.*spike-kit fetch ml-100k"):
+        SOURCES["ml-100k"].build("ml-100k", SOURCES["ml-100k"].recipe)
+    assert not (paths.data_root() / "ml-100k").exists()
+
+
+def test_building_from_a_damaged_wheel_says_so(home: Path) -> None:
+    raw = paths.raw_root() / "ml-100k"
+    raw.mkdir(parents=True)
+    for wheel in SOURCES["ml-100k"].wheels:
+        (raw / wheel.file_name).write_bytes(b"damaged")
+    with pytest.raises(DataError, match=r"(?s)sha256.*damaged or another version.*fetch it again"):
+        SOURCES["ml-100k"].build("ml-100k", SOURCES["ml-100k"].recipe)
+    assert not (paths.data_root() / "ml-100k").exists()
+
+
+def test_a_member_is_read_without_unpacking(tmp_path: Path) -> None:
+    with zipfile.ZipFile(tmp_path / "x.whl", "w") as archive:
+        archive.writestr("a/b.txt", "text")
+    assert read_member(tmp_path / "x.whl", "a/b.txt") == b"text"
+    with pytest.raises(DataError, match=r"holds no readable a/c\.txt"):
+        read_member(tmp_path / "x.whl", "a/c.txt")
+    (tmp_path / "y.whl").write_bytes(b"no zip")
+    with pytest.raises(DataError, match=r"holds no readable a/b\.txt"):
+        read_member(tmp_path / "y.whl", "a/b.txt")

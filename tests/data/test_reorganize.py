@@ -1,0 +1,134 @@
+from __future__ import annotations
+
+from itertools import combinations
+
+import numpy as np
+import pandas as pd
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from spike_kit.data.reorganize import BuildConfig, Funnel, RawTables, k_core, reorganize
+from spike_kit.data.splits import random_per_user
+from spike_kit.errors import ConfigError, DataError
+
+PAIRS = st.sets(st.tuples(st.integers(0, 5), st.integers(0, 5)), max_size=24)
+
+
+def frame(pairs: set[tuple[int, int]]) -> pd.DataFrame:
+    return pd.DataFrame(sorted(pairs), columns=["user", "item"])
+
+
+@given(PAIRS, st.integers(0, 3), st.integers(0, 3))
+@settings(max_examples=200, deadline=None)
+def test_k_core_is_the_largest_set_that_satisfies_both_degrees(
+    pairs: set[tuple[int, int]], user_core: int, item_core: int
+) -> None:
+    core = k_core(frame(pairs), user_core, item_core)
+    kept = set(core.itertuples(index=False, name=None))
+    assert (core["user"].value_counts() >= user_core).all()
+    assert (core["item"].value_counts() >= item_core).all()
+    assert kept == brute_force_core(pairs, user_core, item_core)
+
+
+def brute_force_core(pairs: set[tuple[int, int]], user_core: int, item_core: int) -> set[tuple[int, int]]:
+    """Union of all node-induced subsets that satisfy the degrees (the union satisfies them too)."""
+    users, items = sorted({u for u, _ in pairs}), sorted({i for _, i in pairs})
+    best: set[tuple[int, int]] = set()
+    for n in range(len(users), 0, -1):
+        for chosen in combinations(users, n):
+            rows = {(u, i) for u, i in pairs if u in chosen}
+            rows = {(u, i) for u, i in rows if sum(j == i for _, j in rows) >= item_core}
+            if {u for u, _ in rows} == set(chosen) and all(sum(v == u for v, _ in rows) >= user_core for u in chosen):
+                best |= rows
+    assert items or not best
+    return best
+
+
+def raw_tables() -> RawTables:
+    """Eight users who like six items each, three people of whom one is on a single item."""
+    pairs = [(f"u{user}", f"i{(user + step) % 8}") for user in range(8) for step in range(6)]
+    interactions = pd.DataFrame(pairs, columns=["user", "item"]).assign(rating=5.0, timestamp=range(len(pairs)))
+    noise = pd.DataFrame(
+        {"user": ["u0", "u0", "lonely"], "item": ["i7", "i0", "i0"], "rating": [2.0, 4.0, 5.0], "timestamp": [1, 99, 3]}
+    )
+    triples = [(f"i{item}", "cast", "p:a" if item < 4 else "p:b") for item in range(8)]
+    triples += [("i0", "cast", "p:rare"), ("i0", "cast", "p:b"), ("i0", "writer", "p:b"), ("i9", "cast", "p:rare")]
+    return RawTables(
+        interactions=pd.concat([interactions, noise], ignore_index=True),
+        users=pd.DataFrame({"user": [*(f"u{n}" for n in range(8)), "lonely"]}).assign(label=lambda t: t["user"]),
+        items=pd.DataFrame({"item": [f"i{n}" for n in range(10)]}).assign(label=lambda t: t["item"], description=""),
+        entities=pd.DataFrame({"entity": ["p:a", "p:b", "p:rare"], "label": ["Ann", "Bob", "Rare"], "kind": "person"}),
+        relations=pd.DataFrame(
+            {
+                "relation": ["cast", "writer", "unused"],
+                "label": ["cast", "writer", "unused"],
+                "template": "{head} and {tail}.",
+            }
+        ),
+        triples=pd.DataFrame(triples, columns=["head", "relation", "tail"]),
+    )
+
+
+def test_reorganize_filters_numbers_and_counts() -> None:
+    funnel = Funnel()
+    tables = reorganize(raw_tables(), BuildConfig(), funnel)
+    tables.check()
+    assert tables.users["source_id"].tolist() == [f"u{n}" for n in range(8)]
+    assert tables.items["source_id"].tolist() == [f"i{n}" for n in range(8)]
+    assert tables.entities["label"].tolist()[8:] == ["Ann", "Bob"]
+    assert tables.relations["source_id"].tolist() == ["cast", "writer"]
+    named = tables.triples.merge(tables.entities, left_on="tail", right_on="entity")
+    assert sorted(named.loc[named["head"] == 0, "label"]) == ["Ann", "Bob", "Bob"]
+    by_step = {row["step"]: row for row in funnel.steps}
+    assert by_step["rating >= 4"]["interactions"] == 50
+    assert by_step["one interaction per user and item"]["interactions"] == 49
+    assert by_step["k-core: users 5, items 5"]["users"] == 8
+    assert by_step["entities on at least 2 items"]["entities"] == 2
+    last = funnel.steps[-1]
+    assert last["interactions_train"] + last["interactions_valid"] + last["interactions_test"] == 48
+
+
+def test_the_latest_of_repeated_interactions_is_kept() -> None:
+    tables = reorganize(raw_tables(), BuildConfig(), Funnel())
+    pair = tables.interactions.query("user == 0 and item == 0")
+    assert pair["timestamp"].tolist() == [99]
+
+
+def test_a_filter_that_leaves_nothing_is_an_error_that_names_it() -> None:
+    with pytest.raises(DataError, match="nothing is left after the k-core"):
+        reorganize(raw_tables(), BuildConfig(user_core=50), Funnel())
+    with pytest.raises(DataError, match="nothing is left after the entity filter"):
+        reorganize(raw_tables(), BuildConfig(min_entity_items=50), Funnel())
+
+
+def test_a_cut_takes_the_same_users_again() -> None:
+    cut = BuildConfig(max_users=6, user_core=1, item_core=1)
+    first, second = (reorganize(raw_tables(), cut, Funnel()) for _ in range(2))
+    assert first.users.equals(second.users)
+    assert len(first.users) <= 6
+
+
+@given(PAIRS, st.integers(0, 100))
+@settings(max_examples=100, deadline=None)
+def test_splits_follow_the_shares_and_ignore_the_order_of_rows(pairs: set[tuple[int, int]], seed: int) -> None:
+    rows = frame(pairs)
+    split = random_per_user(rows, 0.1, 0.1, seed)
+    for _, part in split.groupby(rows["user"]):
+        n = len(part)
+        expected = max(1, int(np.floor(0.1 * n + 0.5))) if n >= 3 else 0
+        assert (part == "valid").sum() == expected
+        assert (part == "test").sum() == expected
+    shuffled = rows.sample(frac=1, random_state=seed)
+    assert random_per_user(shuffled, 0.1, 0.1, seed).sort_index().tolist() == split.tolist()
+
+
+def test_another_seed_gives_another_split() -> None:
+    rows = frame({(user, item) for user in range(20) for item in range(20)})
+    assert (random_per_user(rows, 0.1, 0.1, 0) != random_per_user(rows, 0.1, 0.1, 1)).any()
+
+
+@pytest.mark.parametrize("shares", [(0.5, 0.5), (-0.1, 0.1)])
+def test_impossible_shares_are_an_error(shares: tuple[float, float]) -> None:
+    with pytest.raises(ConfigError, match="must be >= 0 and leave a part for training"):
+        random_per_user(frame({(0, 0)}), *shares, 0)
