@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 
 import pandas as pd
@@ -52,6 +52,7 @@ def fit(
     config: TrainingConfig,
     seed: int,
     progress: bool = True,
+    report: Callable[[int, float], None] | None = None,
 ) -> History:
     """Train a model in place; at the end it holds the kept weights.
 
@@ -70,6 +71,8 @@ def fit(
         Seed of batches, negatives and the model's own draws.
     progress
         Show a bar with an estimate.
+    report
+        Called after each validation with the epoch and the monitored metric; what it raises ends the training.
 
     Raises
     ------
@@ -103,6 +106,8 @@ def fit(
                 history.best_epoch = epoch
             else:
                 waited += 1
+            if report is not None:
+                report(epoch, means[MONITOR])
             bar.set_postfix({"loss": f"{row['loss']:.4f}", MONITOR: f"{means[MONITOR]:.4f}", "best": f"{best:.4f}"})
             if config.patience and waited >= config.patience:
                 bar.total = epoch

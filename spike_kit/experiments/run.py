@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import time
+from collections.abc import Callable
 from typing import Any
 
 import pandas as pd
@@ -104,16 +105,23 @@ def run(config: RunConfig, device: torch.device | str = "cpu", progress: bool = 
 
 
 def train(
-    config: RunConfig, study: Study, device: torch.device | str = "cpu", progress: bool = True
+    config: RunConfig,
+    study: Study,
+    device: torch.device | str = "cpu",
+    progress: bool = True,
+    report: Callable[[int, float], None] | None = None,
 ) -> tuple[Recommender, History]:
-    """Build and train the model of a configuration; looks at train and validation only, writes nothing."""
+    """Build and train the model of a configuration; looks at train and validation only, writes nothing.
+
+    ``report`` is passed on to `spike_kit.training.fit`.
+    """
     settings, training = config.resolved()
     graph = Graph.from_tables(study.tables).to(device)
     model = build_model(config, study, settings, graph)
     if not isinstance(model, TrainedRecommender):
         return model, History()
     validation = RankingTask.from_tables(study.tables, "valid", device)
-    return model, fit(model, graph, validation, training, config.seed, progress)
+    return model, fit(model, graph, validation, training, config.seed, progress, report)
 
 
 def build_model(config: RunConfig, study: Study, settings: ModelConfig, graph: Graph) -> Recommender:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -15,7 +16,7 @@ from spike_kit.data.study import Study
 from spike_kit.errors import ConfigError, TrainingError, require
 from spike_kit.experiments.run import RunConfig, describe, train
 from spike_kit.seeds import stream_seed
-from spike_kit.training import MONITOR, History
+from spike_kit.training import MONITOR
 
 logger = logging.getLogger(__name__)
 
@@ -39,6 +40,10 @@ SETTINGS_SPACE: dict[str, dict[str, Sequence[Any]]] = {
     },
 }
 """Choices of model settings by model; every model is offered the same losses."""
+
+
+WARMUP_EPOCHS = 20
+"""A trial is not pruned before this epoch; after it, it is when it is below the median of the trials so far."""
 
 
 @dataclass(frozen=True)
@@ -67,7 +72,7 @@ def search(
     space: Mapping[str, Sequence[Any]] | None = None,
     device: torch.device | str = "cpu",
 ) -> SearchResult:
-    """Try settings with Optuna's TPE sampler until ``trials`` of them are done; earlier trials count.
+    """Try settings with Optuna's TPE sampler and median pruner until ``trials`` are done; earlier trials count.
 
     Only validation is looked at, and no run folder is written. The trials stand in data/searches.
 
@@ -99,25 +104,37 @@ def search(
         chosen = {name: trial.suggest_categorical(name, list(values)) for name, values in choices.items()}
         changes = {name: trial.suggest_categorical(name, list(values)) for name, values in training.items()}
         candidate = config.replace(settings={**config.settings, **chosen}, training={**config.training, **changes})
+        started = time.perf_counter()
+
+        def report(epoch: int, value: float) -> None:
+            trial.report(value, epoch)
+            trial.set_user_attr("epochs", epoch)
+            trial.set_user_attr("seconds", time.perf_counter() - started)
+            if trial.should_prune():
+                raise optuna.TrialPruned
+
         try:
-            _, history = train(candidate, study, device, progress=False)
+            _, history = train(candidate, study, device, progress=False, report=report)
         except TrainingError as error:
             logger.warning("trial %d: %s", trial.number, error)
             raise optuna.TrialPruned from error
-        value, seconds = _best(history)
         trial.set_user_attr("best_epoch", history.best_epoch)
-        trial.set_user_attr("seconds", seconds)
-        logger.info("trial %d: %s %.4f in %.0f s, %s", trial.number, MONITOR, value, seconds, chosen | changes)
-        return value
+        return float(history.frame()[f"valid_{MONITOR}"].max())
+
+    def log(_: Any, trial: Any) -> None:
+        shown = "pruned" if trial.value is None else f"{MONITOR} {trial.value:.4f}"
+        logger.info("trial %d: %s, %.0f s, %s", trial.number, shown, trial.user_attrs.get("seconds", 0), trial.params)
 
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     file = paths.data_root() / "searches" / f"{config.model}-{study.name}.sqlite"
     file.parent.mkdir(parents=True, exist_ok=True)
     name = storage.sha256_text(storage.canonical_json([describe(config, study), choices, training]))[:12]
     found = optuna.create_study(storage=f"sqlite:///{file}", study_name=name, direction="maximize", load_if_exists=True)
-    seed = stream_seed(config.seed, f"search after {len(found.trials)} trials") % 2**32
-    found.sampler = optuna.samplers.TPESampler(seed=seed, n_startup_trials=max(4, trials // 2))
-    found.optimize(objective, n_trials=max(0, trials - len(found.trials)))
+    done = sum(trial.state.is_finished() for trial in found.trials)
+    seed = stream_seed(config.seed, f"search after {done} trials") % 2**32
+    found.sampler = optuna.samplers.TPESampler(seed=seed, n_startup_trials=max(3, trials // 2))
+    found.pruner = optuna.pruners.MedianPruner(n_startup_trials=3, n_warmup_steps=WARMUP_EPOCHS)
+    found.optimize(objective, n_trials=max(0, trials - done), callbacks=[log])
     best = found.best_params
     return SearchResult(
         settings={**config.settings, **{key: best[key] for key in choices}},
@@ -125,11 +142,6 @@ def search(
         valid=found.best_value,
         trials=_trials(found.trials),
     )
-
-
-def _best(history: History) -> tuple[float, float]:
-    frame = history.frame()
-    return float(frame[f"valid_{MONITOR}"].max()), float(frame["seconds"].iloc[-1])
 
 
 def _trials(done: Sequence[Any]) -> pd.DataFrame:

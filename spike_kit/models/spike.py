@@ -229,16 +229,18 @@ class Spike(TrainedRecommender[SpikeConfig]):
         return weights * count(head, self.graph.n_entities).index_select(0, head)
 
     def _without_rationales(self, edges: Tensor | None, generator: torch.Generator) -> Tensor:
-        device = self.graph.device
+        graph = self.graph
+        present = torch.arange(graph.n_edges, device=graph.device) if edges is None else edges
         with torch.no_grad():
             scores = self.rationale_scores(edges)
-        uniform = torch.rand(scores.shape, generator=generator, device=generator.device).to(device)
-        size = min(self.config.dropped_edges, scores.numel() // 2)
-        best = (scores - (-uniform.log()).log()).topk(size).indices
-        random = torch.randperm(scores.numel(), generator=generator, device=generator.device)[:size].to(device)
-        kept = torch.ones_like(scores, dtype=torch.bool)
-        kept = kept.index_fill(0, torch.cat([best, random]), False).nonzero().flatten()
-        return kept if edges is None else edges.index_select(0, kept)
+        noise = torch.rand(2, graph.n_edges, generator=generator, device=generator.device).to(graph.device)
+        nowhere = torch.full_like(noise[0], float("-inf"))
+        by_score = nowhere.index_copy(0, present, scores - (-noise[0].index_select(0, present).log()).log())
+        by_chance = nowhere.index_copy(0, present, noise[1].index_select(0, present))
+        size = min(self.config.dropped_edges, int(self.config.edge_keep * graph.n_edges) // 2)
+        dropped = torch.cat([by_score.topk(size).indices, by_chance.topk(size).indices])
+        kept = torch.zeros_like(nowhere, dtype=torch.bool).index_fill(0, present, True)
+        return kept.index_fill(0, dropped, False).nonzero().flatten()
 
     def _sample_nodes(self, generator: torch.Generator) -> Tensor:
         n_nodes = self.profiled_nodes.numel()

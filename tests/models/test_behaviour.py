@@ -1,0 +1,117 @@
+"""What every trained model must do, on a world whose right answer is known."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.fx.experimental.symbolic_shapes import ShapeEnv
+
+from spike_kit.config import TrainingConfig
+from spike_kit.evaluation.protocol import RankingTask, top_items
+from spike_kit.models import MODELS, find_model, find_preset
+from spike_kit.models.recommender import Batch, TrainedRecommender
+from spike_kit.sampling import NegativeSampler, epoch_batches
+from spike_kit.seeds import torch_generator
+from spike_kit.training import fit
+from tests.world import World
+
+TRAINED = [name for name, model in MODELS.items() if issubclass(model, TrainedRecommender)]
+
+FORMS: list[tuple[str, str, dict[str, Any]]] = [
+    *((name, preset, {}) for name in TRAINED for preset in MODELS[name].presets),
+    ("spike", "recommended", {"user_to_item": "off"}),
+    ("spike", "recommended", {"user_to_item": "add"}),
+    ("spike", "recommended", {"user_to_item": "instead"}),
+    *((name, "recommended", {"loss": loss}) for name in TRAINED for loss in ("bpr", "softmax", "cosine_softmax")),
+]
+
+FAST = TrainingConfig(epochs=80, batch_size=256, learning_rate=2e-2, eval_every=5, patience=8)
+
+
+def build(
+    name: str, world: World, preset: str = "recommended", seed: int = 0, device: str = "cpu", **settings: Any
+) -> TrainedRecommender:
+    config = find_preset(name, preset).model.replace(**settings)
+    graph, vectors = world.graph.to(device), world.vectors.to(device)
+    model = find_model(name)(config, graph, vectors, torch_generator(seed, "init"))
+    assert isinstance(model, TrainedRecommender)
+    return model
+
+
+@pytest.mark.parametrize(("name", "preset", "settings"), FORMS)
+def test_every_form_recovers_the_planted_item(
+    world: World, device: torch.device, name: str, preset: str, settings: dict[str, Any]
+) -> None:
+    model = build(name, world, preset, device=str(device), **settings)
+    fit(
+        model,
+        world.graph.to(device),
+        RankingTask.from_tables(world.tables, "valid", device),
+        FAST,
+        seed=0,
+        progress=False,
+    )
+    rows = world.tables.interactions
+    hits = 0
+    for user, planted in enumerate(world.planted):
+        seen = rows.loc[(rows["user"] == user) & (rows["split"] != "test"), "item"].tolist()
+        hits += top_items(model, user, seen, 1)[0][0] == planted
+    assert hits >= 0.95 * len(world.planted), f"{hits} of {len(world.planted)} users"
+
+
+@pytest.mark.parametrize("name", TRAINED)
+def test_training_twice_with_one_seed_gives_equal_weights(world: World, name: str) -> None:
+    weights = []
+    for _ in range(2):
+        model = build(name, world)
+        fit(model, world.graph, valid(world), FAST.replace(epochs=3), seed=7, progress=False)
+        weights.append(model.tensors())
+    assert all(torch.equal(weights[0][key], weights[1][key]) for key in weights[0])
+
+
+@pytest.mark.parametrize("name", TRAINED)
+def test_another_seed_gives_other_weights(world: World, name: str) -> None:
+    first, second = (build(name, world, seed=seed).tensors() for seed in (0, 1))
+    assert not any(torch.equal(first[key], second[key]) for key in first)
+
+
+@pytest.mark.parametrize(("name", "preset", "settings"), FORMS)
+def test_a_whole_step_runs_on_the_meta_device(name: str, preset: str, settings: dict[str, Any], world: World) -> None:
+    """A tensor left on the CPU meets one on "meta" and raises, as it would on a GPU."""
+    model = build(name, world, preset, device="meta", **settings)
+    ids = torch.zeros(8, dtype=torch.int64, device="meta")
+    with FakeTensorMode(shape_env=ShapeEnv(), allow_non_fake_inputs=True):
+        draws = model.draw(torch.Generator())
+        terms = model.training_losses(Batch(ids, ids, ids), draws)
+        torch.stack(list(terms.values())).sum().backward()
+        users, items = model.embeddings()
+    assert {term.device.type for term in terms.values()} == {"meta"}
+    assert users.device.type == items.device.type == "meta"
+    missing = [key for key, parameter in model.named_parameters() if parameter.grad is None]
+    assert missing == []
+
+
+def test_the_meta_device_catches_a_tensor_left_on_the_cpu(world: World) -> None:
+    model = build("spike", world, device="meta")
+    model.relation_embedding = torch.nn.Parameter(torch.zeros(4, 64))
+    ids = torch.zeros(8, dtype=torch.int64, device="meta")
+    with FakeTensorMode(shape_env=ShapeEnv(), allow_non_fake_inputs=True), pytest.raises(Exception, match="device"):
+        model.training_losses(Batch(ids, ids, ids), model.draw(torch.Generator()))
+
+
+@pytest.mark.parametrize("name", TRAINED)
+def test_terms_sum_to_what_is_optimised_and_batches_are_sampled(world: World, name: str) -> None:
+    model = build(name, world, l2=0.1)
+    batch = next(epoch_batches(world.graph, NegativeSampler(world.graph), 64, torch.Generator().manual_seed(0)))
+    terms = model.training_losses(batch, model.draw(torch.Generator().manual_seed(0)))
+    assert "l2" in terms
+    assert all(term.ndim == 0 for term in terms.values())
+    doubled = build(name, world, l2=0.2).training_losses(batch, model.draw(torch.Generator().manual_seed(0)))
+    torch.testing.assert_close(doubled["l2"], 2 * terms["l2"])
+
+
+def valid(world: World) -> RankingTask:
+    return RankingTask.from_tables(world.tables, "valid")

@@ -1,0 +1,181 @@
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from spike_kit import paths, runs, storage
+from spike_kit.config import TrainingConfig
+from spike_kit.data.study import Study, create_study
+from spike_kit.data.vectors import ProfileVectors
+from spike_kit.errors import ConfigError, DataError, StorageError, TrainingError
+from spike_kit.evaluation.protocol import RankingTask, evaluate
+from spike_kit.experiments.run import RunConfig, finished_runs, load_model, run
+from spike_kit.models.bprmf import BprMf, BprMfConfig
+from spike_kit.profiles.encode import DEFAULT_ENCODER
+from spike_kit.profiles.template import SOURCE
+from spike_kit.seeds import torch_generator
+from spike_kit.training import MONITOR, fit
+from tests.test_storage import fill_the_disk
+from tests.world import World
+
+QUICK = {"epochs": 4, "batch_size": 256, "eval_every": 1}
+
+
+def quick(model: str = "spike", **changes: Any) -> RunConfig:
+    return RunConfig(model=model, dataset="world", training=QUICK).replace(**changes)
+
+
+def fit_bprmf(world: World, config: TrainingConfig, **settings: Any) -> tuple[BprMf, Any]:
+    model = BprMf(BprMfConfig(**settings), world.graph, None, torch_generator(0, "init"))
+    task = RankingTask.from_tables(world.tables, "valid")
+    return model, fit(model, world.graph, task, config, seed=0, progress=False)
+
+
+def test_the_best_weights_are_kept_and_training_stops_early(world: World) -> None:
+    config = TrainingConfig(epochs=400, batch_size=256, learning_rate=0.05, eval_every=2, patience=3)
+    model, history = fit_bprmf(world, config)
+    frame = history.frame()
+    validated = frame.dropna(subset=[f"valid_{MONITOR}"])
+    best = validated[f"valid_{MONITOR}"].idxmax()
+    assert history.best_epoch == validated["epoch"][best]
+    assert len(frame) == history.best_epoch + 2 * 3 < 400
+    means, _ = evaluate(model, RankingTask.from_tables(world.tables, "valid"))
+    assert means[MONITOR] == pytest.approx(validated[f"valid_{MONITOR}"][best], abs=1e-12)
+
+
+def test_the_last_weights_are_kept_where_asked(world: World) -> None:
+    config = TrainingConfig(epochs=5, batch_size=256, eval_every=2, patience=0, keep="last")
+    _, history = fit_bprmf(world, config)
+    assert history.best_epoch == 5
+    assert history.frame()["epoch"].tolist() == [1, 2, 3, 4, 5]
+
+
+def test_logged_terms_sum_to_the_logged_loss(study: Study) -> None:
+    history = run(quick(), progress=False).history
+    terms = history[["bpr", "l2", "matching"]]
+    assert (history["loss"] - terms.sum(axis=1)).abs().max() < 1e-12
+    assert history["loss"].iloc[-1] < history["loss"].iloc[0]
+
+
+def test_a_loss_that_becomes_nan_stops_with_its_name_and_epoch(world: World) -> None:
+    with pytest.raises(TrainingError, match=r"loss term 'l2' became (inf|nan) in epoch \d"):
+        fit_bprmf(world, TrainingConfig(epochs=30, learning_rate=1e18, batch_size=64), l2=1e30)
+
+
+def test_a_run_folder_holds_everything_and_is_never_made_twice(study: Study) -> None:
+    first = run(quick(), progress=False)
+    names = {
+        "config.json",
+        "environment.json",
+        "history.parquet",
+        "metrics.json",
+        "per_user.parquet",
+        "model.safetensors",
+    }
+    assert {file.name for file in first.path.iterdir()} == names
+    stamp = (first.path / "metrics.json").stat().st_mtime_ns
+    assert run(quick(), progress=False).path == first.path
+    assert (first.path / "metrics.json").stat().st_mtime_ns == stamp
+    assert first.path.name.startswith("spike-world-")
+    assert first.path.name.endswith("-s0")
+    assert {"python", "packages", "device", "threads", "commit"} <= set(first.environment)
+    per_user = first.per_user.query("split == 'test'")
+    assert len(per_user) == len(study.users)
+    assert per_user["ndcg@20"].mean() == pytest.approx(first.metrics["test"]["ndcg@20"])
+
+
+@pytest.mark.parametrize(
+    "change",
+    [{"seed": 1}, {"settings": {"rho": 0.3}}, {"training": {**QUICK, "learning_rate": 0.1}}, {"model": "bprmf"}],
+)
+def test_another_configuration_is_another_run(study: Study, change: dict[str, Any]) -> None:
+    assert run(quick(), progress=False).path != run(quick(**change), progress=False).path
+
+
+def test_other_vectors_are_another_run_for_models_that_read_them(study: Study, world: World) -> None:
+    before = {name: run(quick(name), progress=False).path for name in ("spike", "bprmf")}
+    file = study.embeddings_path(SOURCE, DEFAULT_ENCODER)
+    ProfileVectors(world.vectors.user + 1, world.vectors.entity).save(file, {})
+    assert run(quick("spike"), progress=False).path != before["spike"]
+    assert run(quick("bprmf"), progress=False).path == before["bprmf"]
+
+
+def test_other_code_is_another_run(study: Study, monkeypatch: pytest.MonkeyPatch) -> None:
+    before = run(quick("bprmf"), progress=False)
+    monkeypatch.setattr(runs, "code_version", lambda: "next")
+    after = run(quick("bprmf"), progress=False)
+    assert after.path != before.path
+    assert [done.path for done in finished_runs(study)] == [after.path]
+
+
+def test_equal_seeds_give_equal_metrics(study: Study, tmp_path: Path) -> None:
+    first = run(quick(), progress=False)
+    first.path.rename(tmp_path / "aside")
+    second = run(quick(), progress=False)
+    assert storage.read_json(tmp_path / "aside" / runs.METRICS)["test"] == second.metrics["test"]
+
+
+@pytest.mark.parametrize("model", ["spike", "lightgcn", "bprmf", "popularity"])
+def test_a_stored_model_gives_the_stored_metrics(study: Study, model: str) -> None:
+    done = run(quick(model), progress=False)
+    means, _ = evaluate(load_model(done), RankingTask.from_tables(study.tables, "test"))
+    assert means == pytest.approx(done.metrics["test"], abs=1e-12)
+
+
+def test_a_rebuilt_data_set_is_refused(study: Study, world: World) -> None:
+    done = run(quick("bprmf"), progress=False)
+    manifest = storage.read_json(study.path / paths.MANIFEST)
+    storage.write_json(study.path / paths.MANIFEST, manifest | {"notes": ["another build"]})
+    with pytest.raises(DataError, match="trained on another build of data set world"):
+        load_model(done)
+
+
+class Interrupt(KeyboardInterrupt):
+    """Ctrl-C."""
+
+
+@pytest.mark.parametrize("at", ["spike_kit.training.training_step", "spike_kit.runs.save_file"])
+def test_ctrl_c_leaves_no_run_folder(study: Study, monkeypatch: pytest.MonkeyPatch, at: str) -> None:
+    def interrupt(*_: object, **__: object) -> None:
+        raise Interrupt
+
+    monkeypatch.setattr(at, interrupt)
+    with pytest.raises(KeyboardInterrupt):
+        run(quick(), progress=False)
+    assert not paths.runs_root().exists() or list(paths.runs_root().iterdir()) == []
+
+
+def test_a_full_disk_leaves_no_run_folder(study: Study, monkeypatch: pytest.MonkeyPatch) -> None:
+    fill_the_disk(monkeypatch)
+    with pytest.raises(StorageError, match="disk is full"):
+        run(quick("bprmf"), progress=False)
+    assert list(paths.runs_root().iterdir()) == []
+
+
+def test_unknown_names_and_settings_are_errors(study: Study) -> None:
+    with pytest.raises(ConfigError, match=r"(?s)no model named 'spkie'.*known: spike"):
+        run(quick("spkie"))
+    with pytest.raises(ConfigError, match=r"(?s)no preset 'best'.*released_code"):
+        run(quick(preset="best"))
+    with pytest.raises(ConfigError, match="unknown setting 'ro'"):
+        run(quick(settings={"ro": 1}))
+
+
+def test_the_test_split_does_not_touch_training(study: Study, world: World) -> None:
+    """Moving test items elsewhere changes no weight."""
+    first = run(quick(), progress=False).tensors()
+    rows = world.tables.interactions.copy()
+    is_test = rows["split"] == "test"
+    rows.loc[is_test, "item"] = (rows.loc[is_test, "item"] + 12) % len(world.tables.items)
+
+    moved = dataclasses.replace(world.tables, interactions=rows)
+    create_study(paths.data_root() / "moved", "moved", moved, sources=(), build={}, funnel=())
+    target = Study.open("moved")
+    target.write_profiles(SOURCE, study.profiles())
+    world.vectors.save(target.embeddings_path(SOURCE, DEFAULT_ENCODER), {})
+    second = run(quick(dataset="moved"), progress=False).tensors()
+    assert all(torch.equal(first[name], second[name]) for name in first)
