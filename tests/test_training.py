@@ -62,21 +62,14 @@ def test_logged_terms_sum_to_the_logged_loss(study: Study) -> None:
 
 
 def test_a_loss_that_becomes_nan_stops_with_its_name_and_epoch(world: World) -> None:
-    with pytest.raises(TrainingError, match=r"loss term 'l2' became (inf|nan) in epoch \d"):
+    with pytest.raises(TrainingError, match=r"loss term '(bpr|l2)' became (inf|nan) in epoch \d"):
         fit_bprmf(world, TrainingConfig(epochs=30, learning_rate=1e18, batch_size=64), l2=1e30)
 
 
 def test_a_run_folder_holds_everything_and_is_never_made_twice(study: Study) -> None:
     first = run(quick(), progress=False)
-    names = {
-        "config.json",
-        "environment.json",
-        "history.parquet",
-        "metrics.json",
-        "per_user.parquet",
-        "model.safetensors",
-    }
-    assert {file.name for file in first.path.iterdir()} == names
+    names = (runs.CONFIG, runs.ENVIRONMENT, runs.HISTORY, runs.METRICS, runs.PER_USER, runs.MODEL)
+    assert {file.name for file in first.path.iterdir()} == set(names)
     stamp = (first.path / "metrics.json").stat().st_mtime_ns
     assert run(quick(), progress=False).path == first.path
     assert (first.path / "metrics.json").stat().st_mtime_ns == stamp

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -20,13 +20,13 @@ from spike_kit.training import MONITOR
 
 logger = logging.getLogger(__name__)
 
-TRAINING_SPACE: dict[str, Sequence[Any]] = {"learning_rate": (1e-3, 2e-3, 5e-3), "batch_size": (2048, 4096)}
+TRAINING_SPACE: dict[str, Sequence[Any]] = {"learning_rate": (1e-3, 2e-3, 5e-3)}
 """Choices of training settings, the same for every model."""
 
 _SHARED = {
     "loss": ("bpr", "softmax", "cosine_softmax"),
     "temperature": (0.15, 0.2, 0.25),
-    "l2": (0.0, 1e-5, 1e-4, 1e-3),
+    "l2": (0.0, 1e-5, 1e-4),
 }
 SETTINGS_SPACE: dict[str, dict[str, Sequence[Any]]] = {
     "bprmf": _SHARED,
@@ -34,7 +34,7 @@ SETTINGS_SPACE: dict[str, dict[str, Sequence[Any]]] = {
     "spike": {
         **_SHARED,
         "layers": (1, 2, 3),
-        "rho": (0.1, 0.25, 0.5, 1.0),
+        "rho": (0.25, 0.5, 1.0),
         "matching_weight": (0.5, 5.0, 50.0),
         "edge_keep": (0.5, 0.75, 1.0),
     },
@@ -134,6 +134,9 @@ def search(
     seed = stream_seed(config.seed, f"search after {done} trials") % 2**32
     found.sampler = optuna.samplers.TPESampler(seed=seed, n_startup_trials=max(3, trials // 2))
     found.pruner = optuna.pruners.MedianPruner(n_startup_trials=3, n_warmup_steps=WARMUP_EPOCHS)
+    if not found.trials:
+        for start in _starts(config, choices, training):
+            found.enqueue_trial(start)
     found.optimize(objective, n_trials=max(0, trials - done), callbacks=[log])
     best = found.best_params
     return SearchResult(
@@ -142,6 +145,17 @@ def search(
         valid=found.best_value,
         trials=_trials(found.trials),
     )
+
+
+def _starts(
+    config: RunConfig, choices: Mapping[str, Sequence[Any]], training: Mapping[str, Sequence[Any]]
+) -> Iterator[dict[str, Any]]:
+    """First trials: the preset as far as it is among the choices, once under each loss."""
+    settings, usual = config.resolved()
+    values = settings.model_dump() | usual.model_dump()
+    known = {name: values[name] for name, options in {**choices, **training}.items() if values[name] in options}
+    for loss in choices.get("loss", ()):
+        yield {**known, "loss": loss}
 
 
 def _trials(done: Sequence[Any]) -> pd.DataFrame:

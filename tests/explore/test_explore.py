@@ -1,0 +1,85 @@
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from spike_kit.data.study import Study
+from spike_kit.errors import DataError
+from spike_kit.experiments.run import RunConfig, load_model, run
+from spike_kit.explore import charts, tables
+from spike_kit.runs import Run
+
+
+@pytest.fixture
+def spike_run(study: Study) -> Run:
+    return run(RunConfig(dataset="world", training={"epochs": 2, "batch_size": 512, "eval_every": 1}), progress=False)
+
+
+def test_entities_are_found_by_name(study: Study) -> None:
+    assert tables.find_entity(study, "Director 1") == 53
+    assert tables.find_entity(study, "ern film 15") == 15
+    with pytest.raises(DataError, match=r"(?s)12 entities of world are called 'horror film'"):
+        tables.find_entity(study, "horror film")
+    with pytest.raises(DataError, match="nothing similar"):
+        tables.find_entity(study, "documentary")
+
+
+def test_triples_carry_names_and_sentences(study: Study) -> None:
+    frame = tables.named_triples(study, 5)
+    assert len(frame) == 5
+    for row in frame.itertuples():
+        assert str(row.head) in str(row.sentence)
+        assert str(row.tail) in str(row.sentence)
+    assert len(tables.named_triples(study, 10**6)) == len(study.triples)
+
+
+def test_profiles_by_subject_and_id(study: Study) -> None:
+    assert tables.profile_of(study, "item", 0).startswith("Comedy film 0.")
+    with pytest.raises(DataError, match="world has no user 4711"):
+        tables.profile_of(study, "user", 4711)
+
+
+def test_neighbours_share_the_topic_and_exclude_oneself(study: Study) -> None:
+    frame = tables.neighbours(study, study.vectors().entity, 0, 5)
+    assert "Comedy film 0" not in frame["label"].tolist()
+    assert frame["cosine"].is_monotonic_decreasing
+    assert frame["cosine"].iloc[0] > 0.7
+
+
+def test_recommendations_have_names_and_truth(study: Study, spike_run: Run) -> None:
+    frame = tables.recommendations(study, load_model(spike_run), user=0, k=10)
+    assert frame["rank"].tolist() == list(range(1, 11))
+    seen = set(tables.train_history(study, 0))
+    assert seen.isdisjoint(frame["item"])
+    held_out = study.interactions.query("user == 0 and split == 'test'")["item"]
+    truth = set(study.items["label"].to_numpy()[held_out])
+    assert set(frame.loc[frame["in test"], "item"]) <= truth
+
+
+def test_final_vectors_exist_for_spike_only(study: Study, spike_run: Run) -> None:
+    assert tables.final_entity_vectors(load_model(spike_run)).shape == (len(study.entities), 64)
+    bprmf = run(RunConfig(model="bprmf", dataset="world", training={"epochs": 1}), progress=False)
+    with pytest.raises(DataError, match="BprMf has no embeddings of entities"):
+        tables.final_entity_vectors(load_model(bprmf))
+
+
+def traces(chart: Any) -> dict[str, list[Any]]:
+    """Values of a chart's lines by their names."""
+    return {trace.name: list(trace.y) for trace in chart.data}
+
+
+def test_charts_hold_the_numbers(study: Study, spike_run: Run) -> None:
+    (curve,) = traces(charts.learning_curves([spike_run])).values()
+    assert curve == spike_run.history["valid_ndcg@20"].tolist()
+    assert traces(charts.loss_chart(spike_run))["matching"] == spike_run.history["matching"].tolist()
+    degrees = traces(charts.degree_chart(study))
+    assert sum(degrees["user"]) == sum(degrees["item"]) == len(study.split("train"))
+
+
+def test_the_funnel_chart_escapes_and_scales(study: Study) -> None:
+    step = {"users": 10, "items": 8, "interactions": 50, "triples": 20}
+    funnel = ({"step": "<img src=x>", **step}, {"step": "core", **{name: n // 2 for name, n in step.items()}})
+    chart: Any = charts.funnel_chart(Study(study.path, study.manifest.replace(funnel=funnel)))
+    assert traces(chart) == {name: [1.0, 0.5] for name in step}
+    assert next(iter(chart.data[0].x)) == "&lt;img src=x&gt;"

@@ -1,0 +1,71 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import matplotlib as mpl
+import numpy as np
+import pandas as pd
+import pytest
+
+from spike_kit.data.study import Study
+from spike_kit.experiments.run import RunConfig, run
+from spike_kit.figures.gallery import draw_all
+from spike_kit.figures.maps import embedding_maps
+from spike_kit.figures.results import result_bars
+from spike_kit.figures.style import FORMATS, TWO_COLUMNS, export
+
+
+def table() -> pd.DataFrame:
+    rows = {"model": ["a", "b <i>"], "seeds": [1, 1]}
+    for name in ("recall@10", "recall@20", "ndcg@10", "ndcg@20"):
+        rows |= {name: [0.1, 0.2], f"{name} sd": [np.nan, np.nan]}
+    return pd.DataFrame(rows)
+
+
+def test_bars_show_every_value(tmp_path: Path) -> None:
+    figure = result_bars(table())
+    heights = [bar.get_height() for axes in figure.axes for group in axes.containers for bar in group]  # type: ignore[attr-defined]
+    assert heights == pytest.approx([0.1, 0.1, 0.2, 0.2] * 2)
+    assert [axes.get_ylabel() for axes in figure.axes] == ["Recall (test)", "NDCG (test)"]
+    assert figure.get_size_inches()[0] == TWO_COLUMNS
+
+
+def test_exports_are_equal_to_the_byte_on_a_second_run(tmp_path: Path) -> None:
+    points = pd.DataFrame(np.random.default_rng(0).normal(size=(50, 2)), columns=["x", "y"])
+    groups = pd.Series(["a", "b"] * 25)
+    for name, draw in (
+        ("bars", lambda: result_bars(table())),
+        ("map", lambda: embedding_maps({"one": points, "two": points}, groups)),
+    ):
+        first = [file.read_bytes() for file in export(draw(), name, tmp_path / "first")]
+        second = [file.read_bytes() for file in export(draw(), name, tmp_path / "second")]
+        assert len(first) == len(FORMATS)
+        assert first == second
+
+
+def test_fonts_are_embedded_as_type_42_and_the_style_does_not_leak(tmp_path: Path) -> None:
+    before = dict(mpl.rcParams)
+    (pdf, svg, png) = export(result_bars(table()), "bars", tmp_path)
+    assert b"/FontType 42" in pdf.read_bytes() or b"/CIDFontType2" in pdf.read_bytes()
+    assert b"/Type3" not in pdf.read_bytes()
+    assert b"<svg" in svg.read_bytes()[:2000]
+    assert png.read_bytes().startswith(b"\x89PNG")
+    assert dict(mpl.rcParams) == before
+
+
+def test_rare_groups_are_drawn_together(tmp_path: Path) -> None:
+    groups = pd.Series([f"g{n}" for n in range(12) for _ in range(12 - n)])
+    points = pd.DataFrame(np.zeros((len(groups), 2)), columns=["x", "y"])
+    figure = embedding_maps({"one": points}, groups)
+    labels = [text.get_text() for text in figure.legends[0].get_texts()]
+    assert labels == [*(f"g{n}" for n in range(6)), "other"]
+
+
+def test_the_gallery_draws_what_the_runs_allow(study: Study, home: Path) -> None:
+    short = {"epochs": 1, "batch_size": 512}
+    bprmf = run(RunConfig(model="bprmf", dataset="world", training=short), progress=False)
+    assert [file.name for file in draw_all(study, [bprmf])] == [f"results-world.{kind}" for kind in FORMATS]
+    spike = run(RunConfig(model="spike", dataset="world", training=short), progress=False)
+    files = draw_all(study, [bprmf, spike])
+    assert all(file.is_file() and file.parent == home / "figures" for file in files)
+    assert {file.stem for file in files} >= {"results-world", "map-world"}

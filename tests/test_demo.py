@@ -1,0 +1,68 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import nbformat
+import pytest
+import torch
+
+from spike_kit import demo, paths
+from spike_kit.data.sources import open_or_build
+from spike_kit.data.study import Study
+from spike_kit.demo import execute_notebook, run_demo
+from spike_kit.errors import DataError, NotebookError
+
+
+def notebook(folder: Path, *cells: str) -> Path:
+    source = folder / "01_test.ipynb"
+    nbformat.write(nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(cell) for cell in cells]), source)
+    return source
+
+
+def test_a_notebook_is_executed_on_the_data_set_once(tmp_path: Path) -> None:
+    source, target = (
+        notebook(tmp_path, "import os, time", "print(os.environ['SPIKE_KIT_DATASET'])"),
+        tmp_path / "out.ipynb",
+    )
+    execute_notebook(source, target, "world", "1")
+    assert nbformat.read(target, as_version=4).cells[1].outputs[0].text == "world\n"
+    stamp = target.stat().st_mtime_ns
+    execute_notebook(source, target, "world", "1")
+    assert target.stat().st_mtime_ns == stamp
+    execute_notebook(source, target, "other", "2")
+    assert nbformat.read(target, as_version=4).cells[1].outputs[0].text == "other\n"
+
+
+def test_a_failing_cell_is_an_error_and_the_copy_so_far_is_kept(tmp_path: Path) -> None:
+    target = tmp_path / "out.ipynb"
+    with pytest.raises(NotebookError, match=r"01_test.ipynb failed: ZeroDivisionError"):
+        execute_notebook(notebook(tmp_path, "1 / 0"), target, "world", "1")
+    assert not target.exists()
+    assert target.with_suffix(".failed.ipynb").is_file()
+
+
+def test_a_second_demo_trains_nothing(study: Study, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(demo, "MODELS", ("popularity", "bprmf"))
+    cpu = torch.device("cpu")
+    first = run_demo("world", None, 2, 2, cpu, notebooks=False)
+    runs = sorted(paths.runs_root().iterdir())
+    assert len(runs) == 3
+    monkeypatch.setattr("spike_kit.experiments.run.train", lambda *_: pytest.fail("trained twice"))
+    second = run_demo("world", None, 2, 2, cpu, notebooks=False)
+    for text in (first, second):
+        assert "| popularity" in text
+        assert "recall@10" in text
+        assert "make lab" in text
+        assert all(run.name in text for run in runs)
+        assert "results-world.pdf" in text
+    assert sorted(paths.runs_root().iterdir()) == runs
+
+
+def test_an_existing_study_is_never_rebuilt(study: Study, caplog: pytest.LogCaptureFixture) -> None:
+    assert open_or_build("world", "ml-100k", max_users=3).manifest == study.manifest
+    assert "exists with other build settings and is kept as it is" in caplog.text
+
+
+def test_a_study_that_cannot_be_built_is_an_error() -> None:
+    with pytest.raises(DataError, match=r"(?s)no source for a data set named 'mine'.*known: ml-100k"):
+        open_or_build("mine")
