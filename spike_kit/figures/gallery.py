@@ -19,34 +19,61 @@ from spike_kit.figures.style import export
 from spike_kit.models.spike import Spike
 from spike_kit.runs import Run
 
+TOPIC_RELATIONS = ("genre", "category", "categories")
+"""Relations whose tails say what an item is about; the first that a study has colours the map of its items."""
+
+MOST_TOPICS = 7
+"""Topics with a colour of their own."""
+
 
 def draw_all(study: Study, finished: Sequence[Run]) -> list[Path]:
-    """Draw the result bars of the runs and the map of the first SPiKE run; return the files written."""
+    """Draw the result bars of the runs and the maps of the first SPiKE run; return the files written."""
     files = export(result_bars(results_table(finished)), f"results-{study.name}")
-    spike = next((run for run in finished if run.config["model"] == "spike"), None)
-    if spike is not None:
-        panels, groups = node_maps(study, spike)
-        files += export(embedding_maps(panels, groups), f"map-{study.name}")
+    spike = next((run for run in finished if run.config["model"] == "spike" and "profiles" in run.config), None)
+    if spike is None:
+        return files
+    text, final = node_vectors(study, spike)
+    kinds = pd.Series(["user"] * len(study.users) + study.entities["kind"].tolist())
+    files += export(embedding_maps(_panels(spike, text, final), kinds), f"map-{study.name}")
+    topics = item_topics(study)
+    if topics is not None:
+        items = slice(len(study.users), len(study.users) + len(study.items))
+        files += export(embedding_maps(_panels(spike, text[items], final[items]), topics), f"items-{study.name}")
     return files
 
 
-def node_maps(study: Study, run: Run) -> tuple[dict[str, pd.DataFrame], pd.Series]:
-    """Lay out all nodes of a SPiKE run: by their text vectors, and by their final embeddings.
+def node_vectors(study: Study, run: Run) -> tuple[np.ndarray, np.ndarray]:
+    """Text vectors ``[U + E, d_t]`` and final embeddings ``[U + E, d]`` of a SPiKE run with profiles, users first."""
+    model = load_model(run, study)
+    assert isinstance(model, Spike)
+    with torch.no_grad():
+        final = torch.cat(model.node_embeddings()).numpy()
+    vectors = study.vectors(run.config["profiles"], run.config["encoder"])
+    return torch.cat([vectors.user, vectors.entity]).numpy(), final
+
+
+def item_topics(study: Study) -> pd.Series | None:
+    """Topic of every item: among the most common tails of a topic relation, the rarest that the item has.
 
     Returns
     -------
-    panels, groups
-        Title to coordinates (columns x and y; users first, then entities), and the kind of every node.
+    Series or None
+        One label per item, ``other`` where it has none of the common ones; none if there is no such relation.
     """
-    model = load_model(run, study)
-    assert isinstance(model, Spike)
-    vectors = study.vectors(run.config["profiles"], run.config["encoder"])
-    with torch.no_grad():
-        final = torch.cat(model.node_embeddings()).numpy()
-    text = torch.cat([vectors.user, vectors.entity]).numpy()
-    panels = {
+    known = study.relations.set_index("source_id")["relation"]
+    relation = next((known[name] for name in TOPIC_RELATIONS if name in known), None)
+    if relation is None:
+        return None
+    triples = study.triples[(study.triples["relation"] == relation) & (study.triples["head"] < len(study.items))]
+    common = triples["tail"].value_counts().head(MOST_TOPICS)
+    ranked = triples[triples["tail"].isin(common.index)].assign(count=triples["tail"].map(common))
+    rarest = ranked.sort_values(["head", "count", "tail"]).drop_duplicates("head").set_index("head")["tail"]
+    labels = rarest.map(study.entities["label"])
+    return labels.reindex(range(len(study.items))).fillna("other")
+
+
+def _panels(run: Run, text: np.ndarray, final: np.ndarray) -> dict[str, pd.DataFrame]:
+    return {
         f"Profile text ({run.config['encoder']})": umap_coordinates(text),
-        "Final embeddings (SPiKE)": umap_coordinates(final.astype(np.float32)),
+        "Final embeddings (SPiKE)": umap_coordinates(final),
     }
-    kinds = pd.Series(["user"] * len(study.users) + study.entities["kind"].tolist(), name="kind")
-    return panels, kinds

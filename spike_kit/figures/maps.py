@@ -27,7 +27,8 @@ def embedding_maps(panels: dict[str, pd.DataFrame], groups: pd.Series, sizes: np
     """
     from matplotlib.figure import Figure
 
-    largest = groups.value_counts().index[: len(COLOURS) - 2].tolist()
+    counts = groups[groups != "other"].value_counts()
+    largest = counts.index[: len(COLOURS) - 1].tolist()
     shown = groups.where(groups.isin(largest), "other")
     names = [*largest, "other"] if (shown == "other").any() else largest
     area = np.full(len(groups), 2.5) if sizes is None else sizes

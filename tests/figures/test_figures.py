@@ -9,10 +9,11 @@ import pytest
 
 from spike_kit.data.study import Study
 from spike_kit.experiments.run import RunConfig, run
-from spike_kit.figures.gallery import draw_all
+from spike_kit.figures.gallery import draw_all, item_topics
 from spike_kit.figures.maps import embedding_maps
 from spike_kit.figures.results import result_bars
 from spike_kit.figures.style import FORMATS, TWO_COLUMNS, export
+from tests.world import GROUPS
 
 
 def table() -> pd.DataFrame:
@@ -58,7 +59,7 @@ def test_rare_groups_are_drawn_together(tmp_path: Path) -> None:
     points = pd.DataFrame(np.zeros((len(groups), 2)), columns=["x", "y"])
     figure = embedding_maps({"one": points}, groups)
     labels = [text.get_text() for text in figure.legends[0].get_texts()]
-    assert labels == [*(f"g{n}" for n in range(6)), "other"]
+    assert labels == [*(f"g{n}" for n in range(7)), "other"]
 
 
 def test_the_gallery_draws_what_the_runs_allow(study: Study, home: Path) -> None:
@@ -68,4 +69,10 @@ def test_the_gallery_draws_what_the_runs_allow(study: Study, home: Path) -> None
     spike = run(RunConfig(model="spike", dataset="world", training=short), progress=False)
     files = draw_all(study, [bprmf, spike])
     assert all(file.is_file() and file.parent == home / "figures" for file in files)
-    assert {file.stem for file in files} >= {"results-world", "map-world"}
+    assert {file.stem for file in files} == {"results-world", "map-world", "items-world"}
+
+
+def test_an_item_has_the_rarest_of_its_common_topics(study: Study) -> None:
+    topics = item_topics(study)
+    assert topics is not None
+    assert topics.tolist() == [name for name in GROUPS for _ in range(12)]
