@@ -23,12 +23,13 @@ from spike_kit.demo import run_demo
 from spike_kit.devices import resolve_device
 from spike_kit.errors import ConfigError, SpikeKitError, some
 from spike_kit.evaluation.protocol import CUTOFFS, RankingTask, evaluate
-from spike_kit.evaluation.tables import HEADLINE, as_markdown, results_table, run_label
+from spike_kit.evaluation.tables import HEADLINE, as_markdown, results_table
 from spike_kit.experiments.run import RunConfig, finished_runs, load_model, run
 from spike_kit.models import MODELS, find_model, find_preset
 from spike_kit.models.recommender import ModelConfig
 from spike_kit.profiles.encode import DEFAULT_ENCODER, encode_profiles
 from spike_kit.profiles.template import SOURCE, template_profiles
+from spike_kit.runs import Run
 
 Settings = TypeVar("Settings", bound=ModelConfig)
 
@@ -63,12 +64,14 @@ class Build:
     """Source to build from."""
     name: str = ""
     """Name of the study folder under data/; default: the name of the source."""
+    overwrite: bool = False
+    """Replace a study folder even if that deletes profiles that were paid for."""
     recipe: OmitArgPrefixes[BuildConfig] = field(default_factory=BuildConfig)
     """Settings of the build."""
 
     def __call__(self) -> None:
         """Build and print what is left after every step."""
-        study = find_source(self.source).build(self.name or self.source, self.recipe)
+        study = find_source(self.source).build(self.name or self.source, self.recipe, self.overwrite)
         print(_aligned(list(study.manifest.funnel)))
         print(f"{paths.shown(study.path)}: " + ", ".join(f"{n} {name}" for name, n in study.manifest.counts.items()))
 
@@ -154,7 +157,11 @@ class Train(Generic[Settings]):
         print(paths.shown(finished.path))
         for split in ("valid", "test"):
             shown = "  ".join(f"{name} {finished.metrics[split][name]:.4f}" for name in HEADLINE)
-            print(f"{split:5}  {shown}")
+            print(f"{split:5}  {shown}  ({finished.metrics['users_ranked'][split]} users)")
+        if finished.metrics["users_without_train"]:
+            print(
+                f"not ranked, because they have no train interaction: {finished.metrics['users_without_train']} users"
+            )
 
 
 @dataclass(frozen=True)
@@ -184,20 +191,14 @@ class Evaluate:
                 f"spike-kit train --dataset {study.name}",
             )
         names = [f"{metric}@{k}" for metric in self.metrics for k in self.cutoffs]
-        if all(name in done.metrics[self.split] for done in finished for name in names):
-            print(as_markdown(results_table(finished, self.split, names), names))
-            return
+        stored = all(name in done.metrics[self.split] for done in finished for name in names)
+        values = None if stored else self._rank_again(study, finished)
+        print(as_markdown(results_table(finished, self.split, names, values), names))
+
+    def _rank_again(self, study: Study, finished: Sequence[Run]) -> list[dict[str, float]]:
         device = resolve_device(self.device, self.gpu)
         task = RankingTask.from_tables(study.tables, self.split, device)
-        rows: list[dict[str, Any]] = []
-        for done in finished:
-            means, _ = evaluate(load_model(done, study, device), task, self.cutoffs)
-            unknown = [name for name in names if name not in means]
-            if unknown:
-                raise ConfigError(f"no metric named {some(unknown)}", f"known: {some(sorted(means))}")
-            label = {"model": run_label(done), "seed": done.config["seed"]}
-            rows.append(label | {name: round(means[name], 4) for name in names})
-        print(_aligned(rows))
+        return [evaluate(load_model(done, study, device), task, self.cutoffs)[0] for done in finished]
 
 
 @dataclass(frozen=True)

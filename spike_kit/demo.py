@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import re
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -15,7 +16,7 @@ from tqdm.auto import tqdm
 from spike_kit import paths, runs, storage
 from spike_kit.data.sources import open_or_build
 from spike_kit.data.study import Study
-from spike_kit.errors import NotebookError, require
+from spike_kit.errors import DataError, NotebookError, require
 from spike_kit.evaluation.tables import as_markdown, results_table
 from spike_kit.experiments.run import RunConfig, data_version, run
 from spike_kit.figures.gallery import draw_all
@@ -78,7 +79,7 @@ def run_demo(
                 finished.append(run(RunConfig(model=model, dataset=dataset, training=changes, seed=seed), device))
     with _stage("figures"):
         figures = draw_all(study, finished)
-    executed = _execute_notebooks(study) if notebooks else []
+    executed = _execute_notebooks(study, dataset) if notebooks else []
     table = results_table(finished)
     run_folders = [done.path for done in finished]
     artefacts = {"study": [study.path], "run": run_folders, "figure": figures, "notebook": executed}
@@ -117,19 +118,33 @@ def execute_notebook(source: Path, target: Path, dataset: str, version: str) -> 
     """
     nbformat, client = require("nbformat", "lab"), require("nbclient", "lab")
     stamp = storage.sha256_text(source.read_text(encoding="utf-8") + version)
-    if target.is_file() and nbformat.read(target, as_version=4).metadata.get("spike_kit_version") == stamp:
+    if _stamp_of(target) == stamp:
         return
     notebook = nbformat.read(source, as_version=4)
     runner = client.NotebookClient(notebook, timeout=1200, resources={"metadata": {"path": str(source.parent)}})
     environment = os.environ | {"SPIKE_KIT_DATASET": dataset}
     try:
         runner.execute(env=environment)
-    except client.exceptions.CellExecutionError as error:
+    except (client.exceptions.CellControlSignal, client.exceptions.DeadKernelError) as error:
         failed = target.with_suffix(".failed.ipynb")
         _write_notebook(failed, nbformat.writes(notebook))
-        raise NotebookError(f"{source.name} failed: {error.ename}: {error.evalue}", f"look at {failed}") from error
+        raise NotebookError(f"{source.name} failed: {_last_words(str(error))}", f"look at {failed}") from error
     notebook.metadata["spike_kit_version"] = stamp
     _write_notebook(target, nbformat.writes(notebook))
+
+
+def _last_words(message: str) -> str:
+    """Last line of an error that says something, without terminal colours."""
+    lines = [line.strip() for line in re.sub(r"\x1b\[[0-9;]*m", "", message).splitlines()]
+    return next((line for line in reversed(lines) if line), "no message")
+
+
+def _stamp_of(target: Path) -> str | None:
+    """Version an executed copy was made from; none if there is no readable copy."""
+    try:
+        return storage.read_json(target)["metadata"]["spike_kit_version"]
+    except (DataError, KeyError, TypeError):
+        return None
 
 
 def _write_notebook(target: Path, text: str) -> None:
@@ -137,14 +152,14 @@ def _write_notebook(target: Path, text: str) -> None:
         temporary.write_text(text, encoding="utf-8")
 
 
-def _execute_notebooks(study: Study) -> list[Path]:
+def _execute_notebooks(study: Study, dataset: str) -> list[Path]:
     sources = sorted(NOTEBOOKS.glob("[0-9][0-9]_*.ipynb"))
     folder = paths.data_root() / "notebooks" / study.name
     version = data_version(study) + runs.code_version()
     targets = [folder / source.name for source in sources]
     with _stage("notebooks"):
         for source, target in tqdm(list(zip(sources, targets, strict=True)), desc="notebooks", unit="notebook"):
-            execute_notebook(source, target, study.name, version)
+            execute_notebook(source, target, dataset, version)
     return targets
 
 

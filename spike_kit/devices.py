@@ -38,7 +38,7 @@ def resolve_device(device: str = "auto", gpu: int | None = None) -> torch.device
         raise DeviceError(f"unknown device {device!r}", "use cpu, cuda, cuda:N or auto") from error
     if chosen.type == "cuda":
         _check_cuda(chosen)
-    elif chosen.type not in ("cpu", "meta"):
+    elif chosen.type != "cpu":
         raise DeviceError(f"device {device!r} is not supported", "use cpu, cuda, cuda:N or auto")
     return chosen
 

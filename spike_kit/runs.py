@@ -26,10 +26,12 @@ CONFIG, ENVIRONMENT, METRICS = "config.json", "environment.json", "metrics.json"
 HISTORY, PER_USER, MODEL = "history.parquet", "per_user.parquet", "model.safetensors"
 
 _CODE = (
-    "models/*.py",
-    "evaluation/protocol.py",
     "data/graph.py",
+    "data/vectors.py",
+    "evaluation/protocol.py",
+    "experiments/run.py",
     "metrics.py",
+    "models/*.py",
     "sampling.py",
     "seeds.py",
     "training.py",
@@ -101,9 +103,16 @@ def find_run(config: dict[str, Any]) -> Run | None:
 
 def list_runs(dataset: str | None = None) -> list[Run]:
     """All finished runs, oldest first; of one data set if given."""
-    files = sorted(paths.runs_root().glob(f"*/{METRICS}"), key=lambda file: (file.stat().st_mtime, str(file)))
+    files = sorted(paths.runs_root().glob(f"{paths.VISIBLE}/{METRICS}"), key=_age)
     runs = [Run(file.parent) for file in files]
     return [run for run in runs if dataset is None or run.config["dataset"] == dataset]
+
+
+def _age(file: Path) -> tuple[float, str]:
+    try:
+        return file.stat().st_mtime, str(file)
+    except FileNotFoundError:
+        return 0.0, str(file)
 
 
 def write_run(

@@ -6,6 +6,7 @@ import errno
 import hashlib
 import json
 import os
+import re
 import shutil
 import tempfile
 from collections.abc import Iterator
@@ -14,27 +15,41 @@ from pathlib import Path
 from typing import Any
 
 import pandas as pd
+from safetensors import SafetensorError
 
 from spike_kit.errors import DataError, StorageError
 
 _TEMPORARY = ".spike-kit-tmp-"
 
 
+_DISK_FULL = (errno.ENOSPC, errno.EDQUOT)
+_NO_PERMISSION = (errno.EACCES, errno.EPERM, errno.EROFS)
+
+
 @contextmanager
 def _storage_errors(path: Path) -> Iterator[None]:
     try:
         yield
-    except OSError as error:
-        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+    except (OSError, SafetensorError) as error:
+        number = _error_number(error)
+        if number in _DISK_FULL:
             raise StorageError(
                 f"the disk is full: {path} was not written (what stood there before is untouched)",
                 "free some space and run the same command again",
             ) from error
-        if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
+        if number in _NO_PERMISSION:
             raise StorageError(
                 f"no permission to write {path}", "choose another folder or change its permissions"
             ) from error
         raise
+
+
+def _error_number(error: Exception) -> int | None:
+    """Number of the system error behind an exception; safetensors has it in its text only."""
+    if isinstance(error, OSError):
+        return error.errno
+    found = re.search(r"os error (\d+)", str(error))
+    return int(found[1]) if found else None
 
 
 @contextmanager

@@ -100,12 +100,12 @@ def fit(
             model.eval()
             means, _ = evaluate(model, validation)
             row |= {f"valid_{name}": value for name, value in means.items()}
-            if means[MONITOR] > best or config.keep == "last":
-                best, waited = means[MONITOR], 0
+            improved = means[MONITOR] > best
+            waited = 0 if improved else waited + 1
+            best = max(best, means[MONITOR])
+            if improved or config.keep == "last":
                 kept = {name: tensor.clone() for name, tensor in model.tensors().items()}
                 history.best_epoch = epoch
-            else:
-                waited += 1
             if report is not None:
                 report(epoch, means[MONITOR])
             bar.set_postfix({"loss": f"{row['loss']:.4f}", MONITOR: f"{means[MONITOR]:.4f}", "best": f"{best:.4f}"})

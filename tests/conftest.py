@@ -9,7 +9,7 @@ import torch
 
 from spike_kit import paths
 from spike_kit.data.study import Study
-from spike_kit.profiles.encode import DEFAULT_ENCODER
+from spike_kit.profiles.encode import DEFAULT_ENCODER, vectors_metadata
 from spike_kit.profiles.template import SOURCE, template_profiles
 from tests.world import World, make_world, write_world
 
@@ -39,5 +39,6 @@ def study(home: Path, world: World) -> Study:
     """The tiny world as a study folder with profiles and vectors, found under the name ``world``."""
     written = write_world(paths.data_root() / "world")
     written.write_profiles(SOURCE, template_profiles(written, progress=False))
-    world.vectors.save(written.embeddings_path(SOURCE, DEFAULT_ENCODER), {})
+    metadata = vectors_metadata(written.profiles(), DEFAULT_ENCODER)
+    world.vectors.save(written.embeddings_path(SOURCE, DEFAULT_ENCODER), metadata)
     return written

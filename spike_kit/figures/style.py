@@ -54,6 +54,11 @@ def figure_style() -> Iterator[None]:
         yield
 
 
+def plain(text: str) -> str:
+    """Escape a label from outside, so that matplotlib shows it as it is and does not read it as mathematics."""
+    return text.replace("$", r"\$")
+
+
 def export(figure: Figure, name: str, folder: Path | None = None) -> list[Path]:
     """Write a figure as PDF, SVG and PNG.
 

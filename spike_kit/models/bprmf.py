@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import ClassVar
 
 import torch
+from pydantic import Field
 from torch import Tensor
 
 from spike_kit.config import TrainingConfig
@@ -17,7 +18,7 @@ from spike_kit.models.recommender import Batch, Preset, TrainedConfig, TrainedRe
 class BprMfConfig(TrainedConfig):
     """Settings of BPR-MF; only the shared ones."""
 
-    l2: float = 1e-3
+    l2: float = Field(default=1e-3, ge=0)
     """Coefficient of the L2 term on the embeddings of a batch."""
 
 

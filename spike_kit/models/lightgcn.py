@@ -22,7 +22,7 @@ class LightGcnConfig(TrainedConfig):
 
     layers: int = Field(default=3, ge=1)
     """Propagation layers (the authors' default)."""
-    l2: float = 1e-4
+    l2: float = Field(default=1e-4, ge=0)
     """Coefficient of the L2 term on the layer-0 embeddings of a batch (the authors' default)."""
 
 

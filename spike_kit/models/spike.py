@@ -133,7 +133,7 @@ class Spike(TrainedRecommender[SpikeConfig]):
     presets: ClassVar = {
         "recommended": Preset(SpikeConfig(), TrainingConfig(learning_rate=5e-3)),
         "released_code": Preset(
-            RELEASED_CODE, TrainingConfig(batch_size=1024, learning_rate=1e-4, patience=0, keep="last")
+            RELEASED_CODE, TrainingConfig(epochs=500, batch_size=1024, learning_rate=1e-4, patience=0, keep="last")
         ),
     }
     uses_text: ClassVar = True

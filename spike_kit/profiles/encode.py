@@ -8,6 +8,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Protocol
+from urllib.parse import quote
 
 import numpy as np
 import pandas as pd
@@ -92,13 +93,28 @@ def _bundled_weights() -> Path:
 
 
 class VectorCache:
-    """Vectors by content: one sqlite file per encoder, key = sha256 of the text. Safe to interrupt at any time."""
+    """Vectors by content: one sqlite file per encoder, key = sha256 of the text. Safe to interrupt at any time.
 
-    def __init__(self, path: Path) -> None:
+    Parameters
+    ----------
+    path
+        The file.
+    timeout
+        Seconds to wait for another process that is writing.
+    """
+
+    def __init__(self, path: Path, timeout: float = 60) -> None:
         self.path = path
+        self.timeout = timeout
 
     def get(self, keys: Sequence[str]) -> dict[str, np.ndarray]:
-        """Return the known vectors among ``keys``; a broken cache file is set aside and counts as empty."""
+        """Return the known vectors among ``keys``; a damaged cache file is set aside and counts as empty.
+
+        Raises
+        ------
+        StorageError
+            If the file is locked or cannot be read.
+        """
         if not self.path.is_file():
             return {}
         found: dict[str, np.ndarray] = {}
@@ -109,6 +125,8 @@ class VectorCache:
                     marks = ",".join("?" * len(chunk))
                     rows = database.execute(f"SELECT key, vector FROM vectors WHERE key IN ({marks})", chunk)
                     found |= {key: np.frombuffer(vector, dtype="<f4") for key, vector in rows}
+        except sqlite3.OperationalError as error:
+            raise self._failed(error) from error
         except sqlite3.DatabaseError as error:
             aside = self.path.with_suffix(".broken")
             self.path.replace(aside)
@@ -129,12 +147,18 @@ class VectorCache:
         try:
             with self._open() as database:
                 database.executemany("INSERT OR REPLACE INTO vectors VALUES (?, ?)", rows)
-        except sqlite3.OperationalError as error:
-            raise StorageError(f"{self.path} could not be written: {error}", "free some space and run again") from error
+        except sqlite3.DatabaseError as error:
+            raise self._failed(error) from error
+
+    def _failed(self, error: sqlite3.Error) -> StorageError:
+        return StorageError(
+            f"the vector cache {self.path} cannot be used: {error}",
+            "free some space, or wait until no other process encodes, and run again; the file may be deleted",
+        )
 
     @contextmanager
     def _open(self) -> Iterator[sqlite3.Connection]:
-        database = sqlite3.connect(self.path, timeout=60)
+        database = sqlite3.connect(self.path, timeout=self.timeout)
         try:
             with database:
                 database.execute("CREATE TABLE IF NOT EXISTS vectors (key TEXT PRIMARY KEY, vector BLOB NOT NULL)")
@@ -171,7 +195,7 @@ def encode_texts(
     DataError
         If the encoder returns NaN, infinity, or another number of rows.
     """
-    cache = VectorCache(paths.cache_root() / f"vectors--{name.replace('/', '__')}.sqlite")
+    cache = VectorCache(paths.cache_root() / f"vectors--{quote(name + _weights_version(name), safe='')}.sqlite")
     keys = [storage.sha256_text(text) for text in texts]
     distinct = dict(zip(keys, texts, strict=True))
     known = cache.get(list(distinct))
@@ -239,7 +263,7 @@ def encode_profiles(
     result = ProfileVectors(torch.from_numpy(vectors[is_user]), torch.from_numpy(vectors[~is_user]))
     result.check(len(study.users), len(study.entities), f"vectors of {source} by {name}")
     target = study.embeddings_path(source, name)
-    result.save(target, {"source": source, "encoder": name, "texts_sha256": _texts_sha256(profiles)})
+    result.save(target, {"source": source, "encoder": name, **vectors_metadata(profiles, name)})
     return target
 
 
@@ -248,13 +272,46 @@ def ensure_vectors(
 ) -> ProfileVectors:
     """Return the vectors of a source under an encoder, encoding first if they are missing or of older texts."""
     stored = ProfileVectors.metadata(study.embeddings_path(source, name))
-    if stored.get("texts_sha256") != _texts_sha256(study.profiles(source)):
+    if {key: stored.get(key) for key in ("texts_sha256", "weights")} != vectors_metadata(study.profiles(source), name):
         encode_profiles(study, source, name, device=device, progress=progress)
     return study.vectors(source, name)
 
 
+def check_fresh(study: Study, source: str, name: str) -> None:
+    """Check that vectors belong to the present texts, as far as both are there.
+
+    Raises
+    ------
+    DataError
+        If the profiles were written anew after they were encoded.
+    """
+    stored = ProfileVectors.metadata(study.embeddings_path(source, name)).get("texts_sha256")
+    if stored is None or source not in study.profile_sources():
+        return
+    if stored != _texts_sha256(study.profiles(source)):
+        raise DataError(
+            f"the vectors of {source} by {name} belong to older texts than {study.profiles_path(source)} holds",
+            f"encode them again: spike-kit encode {study.name} --source {source} --encoder {name}",
+        )
+
+
+def vectors_metadata(profiles: pd.DataFrame, name: str) -> dict[str, str]:
+    """Hashes of what decides vectors: the texts, and the weights of an encoder that is a folder."""
+    return {"texts_sha256": _texts_sha256(profiles), "weights": _weights_version(name)}
+
+
 def _texts_sha256(profiles: pd.DataFrame) -> str:
     return storage.sha256_text(storage.canonical_json(profiles["text"].tolist()))
+
+
+def _weights_version(name: str) -> str:
+    """Hash of the files of an encoder given as a folder; empty for one that is known by name."""
+    folder = Path(name).expanduser()
+    if name == DEFAULT_ENCODER or not folder.is_dir():
+        return ""
+    files = sorted(path for path in folder.rglob("*") if path.is_file())
+    hashes = [[path.relative_to(folder).as_posix(), storage.sha256_file(path)] for path in files]
+    return storage.sha256_text(storage.canonical_json(hashes))[:16]
 
 
 class _Lazy:

@@ -76,7 +76,7 @@ def test_a_download_that_hangs_is_given_up(tmp_path: Path, monkeypatch: pytest.M
 
 def test_building_without_the_wheel_says_how_to_get_it() -> None:
     with pytest.raises(DataError, match=r"(?s)recbole.*does not exist.*spike-kit fetch ml-100k"):
-        SOURCES["ml-100k"].build("ml-100k", SOURCES["ml-100k"].recipe)
+        SOURCES["ml-100k"].build("ml-100k", SOURCES["ml-100k"].recipe, False)
     assert not (paths.data_root() / "ml-100k").exists()
 
 
@@ -86,7 +86,7 @@ def test_building_from_a_damaged_wheel_says_so(home: Path) -> None:
     for wheel in SOURCES["ml-100k"].wheels:
         (raw / wheel.file_name).write_bytes(b"damaged")
     with pytest.raises(DataError, match=r"(?s)sha256.*damaged or another version.*fetch it again"):
-        SOURCES["ml-100k"].build("ml-100k", SOURCES["ml-100k"].recipe)
+        SOURCES["ml-100k"].build("ml-100k", SOURCES["ml-100k"].recipe, False)
     assert not (paths.data_root() / "ml-100k").exists()
 
 

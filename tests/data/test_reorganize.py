@@ -117,10 +117,18 @@ def test_splits_follow_the_shares_and_ignore_the_order_of_rows(pairs: set[tuple[
     for _, part in split.groupby(rows["user"]):
         n = len(part)
         expected = max(1, int(np.floor(0.1 * n + 0.5))) if n >= 3 else 0
+        assert (part == "train").any()
         assert (part == "valid").sum() == expected
         assert (part == "test").sum() == expected
     shuffled = rows.sample(frac=1, random_state=seed)
     assert random_per_user(shuffled, 0.1, 0.1, seed).sort_index().tolist() == split.tolist()
+
+
+@pytest.mark.parametrize("shares", [(0.45, 0.45), (0.1, 0.85), (0.85, 0.1), (0.0, 0.9), (0.0, 0.0)])
+def test_every_user_keeps_a_train_interaction(shares: tuple[float, float]) -> None:
+    rows = frame({(user, item) for user in range(12) for item in range(user + 1)})
+    split = random_per_user(rows, *shares, seed=0)
+    assert (split == "train").groupby(rows["user"]).any().all()
 
 
 def test_another_seed_gives_another_split() -> None:

@@ -13,7 +13,7 @@ from spike_kit.data.graph import Graph
 from spike_kit.data.study import Study, create_study
 from spike_kit.data.tables import Tables
 from spike_kit.data.vectors import ProfileVectors
-from spike_kit.errors import ConfigError, DataError, StorageError
+from spike_kit.errors import DataError, StorageError
 from spike_kit.profiles.encode import DEFAULT_ENCODER
 from spike_kit.profiles.template import SOURCE
 from tests.test_storage import fill_the_disk
@@ -81,8 +81,18 @@ def test_a_train_split_without_rows_is_an_error(world: World) -> None:
         write(dataclasses.replace(world.tables, interactions=rows[rows["split"] != "train"].reset_index(drop=True)))
 
 
-def test_a_table_changed_on_disk_is_checked_on_reading(study: Study) -> None:
-    storage.write_parquet(study.path / "users.parquet", study.users.drop(columns="label"))
+def test_a_table_changed_on_disk_is_an_error(study: Study) -> None:
+    storage.write_parquet(study.path / "users.parquet", study.users.iloc[::-1])
+    with pytest.raises(DataError, match=r"users\.parquet was changed after the build"):
+        _ = Study.open("world").tables
+
+
+def test_a_table_is_checked_on_reading_even_if_its_hash_is_right(study: Study) -> None:
+    file, manifest = study.path / "users.parquet", study.path / paths.MANIFEST
+    storage.write_parquet(file, study.users.drop(columns="label"))
+    values = storage.read_json(manifest)
+    values["tables"]["users"] = storage.sha256_file(file)
+    storage.write_json(manifest, values)
     with pytest.raises(DataError, match=r"users\.parquet is not a valid 'users' table.*label"):
         _ = Study.open("world").tables
 
@@ -99,7 +109,7 @@ def test_a_manifest_of_another_version_or_with_unknown_keys_is_an_error(study: S
     with pytest.raises(DataError, match="schema version 99"):
         Study.open("world")
     storage.write_json(file, values | {"surplus": 1})
-    with pytest.raises(ConfigError, match="unknown setting 'surplus'"):
+    with pytest.raises(DataError, match=r"manifest\.json is damaged: unknown setting 'surplus'"):
         Study.open("world")
 
 
@@ -185,3 +195,33 @@ def test_the_study_path_may_be_given_instead_of_the_name(study: Study, tmp_path:
     elsewhere = tmp_path / "elsewhere"
     study.path.rename(elsewhere)
     assert Study.open(elsewhere).name == "world"
+
+
+def test_a_build_never_replaces_what_is_no_study(world: World) -> None:
+    runs = paths.runs_root() / "spike"
+    runs.mkdir(parents=True)
+    with pytest.raises(DataError, match="exists and is no study folder"):
+        write(world.tables, "runs")
+    assert runs.is_dir()
+
+
+def test_a_build_keeps_profiles_that_cost_something(study: Study, world: World) -> None:
+    study.write_profiles("gpt", study.profiles())
+    with pytest.raises(DataError, match=r"(?s)holds profiles of gpt.*--overwrite"):
+        write(world.tables, "world")
+    assert study.profile_sources() == ["gpt", "template"]
+    create_study(study.path, "world", world.tables, sources=(), build={}, funnel=(), overwrite=True)
+    assert Study.open("world").profile_sources() == []
+
+
+@pytest.mark.parametrize("name", ["runs", "raw", "..", ".", "a/b", "/tmp/x", "", ".hidden", "a b"])
+def test_names_that_would_leave_data_or_hide_in_it_are_refused(name: str) -> None:
+    with pytest.raises(DataError, match="cannot be the name of a data set"):
+        paths.new_study_path(name)
+
+
+def test_temporary_folders_are_not_listed(study: Study) -> None:
+    (study.path.parent / ".spike-kit-tmp-x").mkdir()
+    (study.path.parent / ".spike-kit-tmp-x" / paths.MANIFEST).write_text("{}")
+    with pytest.raises(DataError, match=r"known here: world$"):
+        Study.open("book")

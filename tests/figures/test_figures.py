@@ -29,6 +29,17 @@ def test_bars_show_every_value(tmp_path: Path) -> None:
     assert heights == pytest.approx([0.1, 0.1, 0.2, 0.2] * 2)
     assert [axes.get_ylabel() for axes in figure.axes] == ["Recall (test)", "NDCG (test)"]
     assert figure.get_size_inches()[0] == TWO_COLUMNS
+    assert [text.get_text() for text in figure.legends[0].get_texts()] == ["a", "b <i>"]
+
+
+def test_hostile_labels_are_drawn_as_they_are(tmp_path: Path) -> None:
+    points = pd.DataFrame(np.zeros((4, 2)), columns=["x", "y"])
+    groups = pd.Series(["$$", "_hidden", "$x^{", "<script>"])
+    files = export(embedding_maps({"$a_": points}, groups), "hostile", tmp_path)
+    svg = files[1].read_text(encoding="utf-8")
+    assert "<script" not in svg
+    legend = embedding_maps({"a": points}, groups).legends[0]
+    assert [text.get_text() for text in legend.get_texts()] == [r"\$\$", "_hidden", r"\$x^{", "<script>"]
 
 
 def test_exports_are_equal_to_the_byte_on_a_second_run(tmp_path: Path) -> None:

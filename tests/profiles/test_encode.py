@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import sqlite3
 from collections.abc import Sequence
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -13,6 +14,7 @@ from spike_kit.errors import DataError, StorageError
 from spike_kit.profiles.encode import (
     DEFAULT_ENCODER,
     SentenceTransformerEncoder,
+    VectorCache,
     encode_profiles,
     encode_texts,
     ensure_vectors,
@@ -97,6 +99,28 @@ def test_a_damaged_cache_is_set_aside(caplog: pytest.LogCaptureFixture) -> None:
     encode_texts(["a"], "fake", encoder, progress=False)
     assert encoder.texts == ["a"]
     assert "not a readable cache" in caplog.text
+
+
+def test_a_locked_cache_is_an_error_and_is_kept() -> None:
+    encode_texts(["a"], "fake", Counting(), progress=False)
+    (file,) = paths.cache_root().glob("*.sqlite")
+    with sqlite3.connect(file, timeout=0) as other:
+        other.execute("BEGIN EXCLUSIVE")
+        with pytest.raises(StorageError, match="cannot be used: database is locked"):
+            VectorCache(file, timeout=0.1).get(["a"])
+    other.close()
+    assert len(VectorCache(file).get([storage.sha256_text("a")])) == 1
+
+
+def test_a_folder_with_other_weights_is_another_encoder(tmp_path: Path) -> None:
+    folder = tmp_path / "model"
+    folder.mkdir()
+    encoders = []
+    for weights in (b"one", b"two", b"one"):
+        (folder / "model.safetensors").write_bytes(weights)
+        encoders.append(Counting())
+        encode_texts(["a"], str(folder), encoders[-1], progress=False)
+    assert [encoder.texts for encoder in encoders] == [["a"], ["a"], []]
 
 
 def test_a_cache_that_cannot_be_written_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:

