@@ -8,10 +8,8 @@ SMALL := ml-100k-small
 
 .PHONY: setup demo lab test lint types notebooks-clean pipeline unit notebooks format clean
 
-setup: .venv/installed
-
-.venv/installed: pyproject.toml $(CONSTRAINTS) .ci/setup
-	PYTHON=$(PYTHON) .ci/setup "$(CONSTRAINTS)"
+setup:
+	@PYTHON=$(PYTHON) .ci/setup "$(CONSTRAINTS)"
 
 demo: setup
 	$(BIN)/spike-kit demo
@@ -35,6 +33,8 @@ unit: setup
 	$(BIN)/pytest
 
 pipeline: setup
+	$(BIN)/spike-kit fetch ml-100k
+	$(BIN)/spike-kit build ml-100k --name $(SMALL) --max-users 200
 	$(BIN)/spike-kit demo $(SMALL) --max-users 200 --epochs 20 --no-notebooks
 
 notebooks: pipeline

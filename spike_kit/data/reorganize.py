@@ -91,7 +91,8 @@ def reorganize(raw: RawTables, config: BuildConfig, funnel: Funnel) -> Tables:
     """Turn raw rows into the tables of a study folder.
 
     Steps: positive rule, deduplication, choice of users, link to the graph, k-core, entity filter, ids, split; each
-    is recorded in ``funnel``. Items without a triple are dropped: SPiKE has nothing to propagate to them.
+    is recorded in ``funnel``. Items that no triple names are dropped before the k-core; the entity filter may leave
+    an item without one again, which stays (its id embedding and its profile remain).
 
     Raises
     ------

@@ -20,8 +20,8 @@ if TYPE_CHECKING:
 def funnel_chart(study: Study) -> Figure:
     """Draw what every step of the build left of users, items, interactions and triples, as shares of the most."""
     express = require("plotly.express", "lab")
-    frame = pd.DataFrame(study.manifest.funnel)
-    counts = frame[["step", "users", "items", "interactions", "triples"]].set_index("step")
+    frame = pd.DataFrame(study.manifest.funnel, columns=["step", "users", "items", "interactions", "triples"])
+    counts = frame.set_index("step")
     shares = (counts / counts.max()).reset_index().melt("step", var_name="what", value_name="share left")
     shares["rows"] = counts.reset_index().melt("step")["value"]
     shares["step"] = shares["step"].map(escape)

@@ -37,7 +37,7 @@ def result_bars(table: pd.DataFrame, metrics: Sequence[str] = ("recall", "ndcg")
         for panel, metric in zip(panels, metrics, strict=True):
             bars = _bars(panel, table, metric, split)
         labels = [plain(name) for name in table["model"]]
-        figure.legend(bars, labels, loc="outside upper center", ncols=min(len(labels), 5))
+        figure.legend([group[0] for group in bars], labels, loc="outside upper center", ncols=min(len(labels), 5))
     return figure
 
 

@@ -83,3 +83,7 @@ def test_the_funnel_chart_escapes_and_scales(study: Study) -> None:
     chart: Any = charts.funnel_chart(Study(study.path, study.manifest.replace(funnel=funnel)))
     assert traces(chart) == {name: [1.0, 0.5] for name in step}
     assert next(iter(chart.data[0].x)) == "&lt;img src=x&gt;"
+
+
+def test_a_study_without_a_funnel_has_an_empty_chart(study: Study) -> None:
+    assert all(values == [] for values in traces(charts.funnel_chart(study)).values())
