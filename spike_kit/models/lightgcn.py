@@ -12,9 +12,8 @@ from spike_kit.config import TrainingConfig
 from spike_kit.data.graph import Graph
 from spike_kit.data.vectors import ProfileVectors
 from spike_kit.models import losses
-from spike_kit.models.layers import xavier_table
 from spike_kit.models.propagation import SparsePattern, spmm
-from spike_kit.models.recommender import Batch, Preset, TrainedConfig, TrainedRecommender
+from spike_kit.models.recommender import Batch, Preset, TableRecommender, TrainedConfig
 
 
 class LightGcnConfig(TrainedConfig):
@@ -26,31 +25,20 @@ class LightGcnConfig(TrainedConfig):
     """Coefficient of the L2 term on the layer-0 embeddings of a batch (the authors' default)."""
 
 
-class LightGcn(TrainedRecommender[LightGcnConfig]):
+class LightGcn(TableRecommender[LightGcnConfig]):
     """Final embeddings: mean over layers of powers of the normalised adjacency applied to the id embeddings."""
 
     config_class: ClassVar = LightGcnConfig
     presets: ClassVar = {"recommended": Preset(LightGcnConfig(), TrainingConfig(learning_rate=5e-3))}
 
     def __init__(
-        self,
-        config: LightGcnConfig,
-        graph: Graph,
-        vectors: ProfileVectors | None,  # noqa: ARG002 (one signature for all models)
-        generator: torch.Generator,
+        self, config: LightGcnConfig, graph: Graph, vectors: ProfileVectors | None, generator: torch.Generator
     ) -> None:
-        super().__init__()
-        self.config = config
-        self.user_embedding = xavier_table(graph.n_users, config.dim, generator)
-        self.item_embedding = xavier_table(graph.n_items, config.dim, generator)
+        super().__init__(config, graph, vectors, generator)
         self.pattern = SparsePattern(graph.train_user, graph.train_item, graph.n_users, graph.n_items)
         user_degree = self.pattern.row_degree.index_select(0, graph.train_user)
         item_degree = self.pattern.column_degree.index_select(0, graph.train_item)
         self.weight = (user_degree * item_degree).float().rsqrt()
-        self.to(graph.device)
-
-    def draw(self, generator: torch.Generator) -> None:
-        """Nothing to draw."""
 
     def training_losses(self, batch: Batch, draws: None = None) -> dict[str, Tensor]:  # noqa: ARG002
         """Recommendation loss on the propagated embeddings, L2 on the layer-0 embeddings of the batch."""

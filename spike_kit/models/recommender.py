@@ -15,6 +15,7 @@ from spike_kit.config import Config, TrainingConfig
 from spike_kit.data.graph import Graph
 from spike_kit.data.vectors import ProfileVectors
 from spike_kit.models import losses
+from spike_kit.models.layers import xavier_table
 from spike_kit.models.losses import RecommendationLoss
 
 
@@ -144,9 +145,9 @@ class TrainedRecommender(nn.Module, Recommender, Generic[TrainedConfigT]):
 
     config: TrainedConfigT
 
-    @abstractmethod
-    def draw(self, generator: torch.Generator) -> Any:
-        """Draw everything random of one training step (edges kept, nodes sampled, dropout)."""
+    def draw(self, generator: torch.Generator) -> Any:  # noqa: ARG002
+        """Draw everything random of one training step (edges kept, nodes sampled, dropout); here: nothing."""
+        return None
 
     @abstractmethod
     def training_losses(self, batch: Batch, draws: Any) -> dict[str, Tensor]:
@@ -202,3 +203,20 @@ class TrainedRecommender(nn.Module, Recommender, Generic[TrainedConfigT]):
         if self.config.loss == "cosine_softmax":
             return functional.normalize(users), functional.normalize(items)
         return users, items
+
+
+class TableRecommender(TrainedRecommender[TrainedConfigT]):
+    """A trained recommender with one id embedding per user ``[U, d]`` and per item ``[I, d]``, Xavier uniform."""
+
+    def __init__(
+        self,
+        config: TrainedConfigT,
+        graph: Graph,
+        vectors: ProfileVectors | None,  # noqa: ARG002 (one signature for all models)
+        generator: torch.Generator,
+    ) -> None:
+        super().__init__()
+        self.config = config
+        self.user_embedding = xavier_table(graph.n_users, config.dim, generator)
+        self.item_embedding = xavier_table(graph.n_items, config.dim, generator)
+        self.to(graph.device)
