@@ -112,10 +112,7 @@ def test_evaluate_without_runs_says_what_to_do(study: Study, capsys: pytest.Capt
     assert "spike-kit train --dataset world" in output(capsys)
 
 
-def test_profile_and_encode_say_where_they_wrote(
-    study: Study, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+def test_profile_and_encode_say_where_they_wrote(study: Study, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["profile", "world"]) == 0
     assert "template.parquet" in output(capsys)
     assert main(["encode", "world", "--encoder", "no/such-encoder", "--device", "cpu"]) == 1
