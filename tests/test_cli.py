@@ -98,12 +98,12 @@ def test_train_and_evaluate(study: Study, capsys: pytest.CaptureFixture[str]) ->
 def test_a_study_can_be_given_as_a_path_and_settings_as_options(
     study: Study, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    arguments = ["--dataset", str(study.path), "--no-inject", "--no-remove", "--matching", "off", "--rho", "0.5"]
+    arguments = ["--dataset", str(study.path), "--no-inject", "--no-remove", "--matching", "off", "--rho", "0.3"]
     assert main(["train", *arguments, *SHORT]) == 0
     capsys.readouterr()
     assert main(["evaluate", str(study.path)]) == 0
     text = output(capsys)
-    assert "rho=0.5" in text
+    assert "rho=0.3" in text
     assert "inject=False" in text
 
 

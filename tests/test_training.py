@@ -67,7 +67,7 @@ def test_every_epoch_stands_in_the_history(world: World) -> None:
 
 def test_logged_terms_sum_to_the_logged_loss(study: Study) -> None:
     history = run(quick(), progress=False).history
-    terms = history[["bpr", "l2", "matching"]]
+    terms = history[["cosine_softmax", "l2", "matching"]]
     assert (history["loss"] - terms.sum(axis=1)).abs().max() < 1e-12
     assert history["loss"].iloc[-1] < history["loss"].iloc[0]
 

@@ -22,7 +22,12 @@ class BprMf(TableRecommender[BprMfConfig]):
     """Score of user u and item i: inner product of their embeddings, no bias."""
 
     config_class: ClassVar = BprMfConfig
-    presets: ClassVar = {"recommended": Preset(BprMfConfig(), TrainingConfig(learning_rate=5e-3))}
+    presets: ClassVar = {
+        "recommended": Preset(BprMfConfig(), TrainingConfig(learning_rate=5e-3)),
+        "cosine_softmax": Preset(
+            BprMfConfig(loss="cosine_softmax", temperature=0.25, l2=0.0), TrainingConfig(learning_rate=5e-3)
+        ),
+    }
 
     def training_losses(self, batch: Batch, draws: None = None) -> dict[str, Tensor]:  # noqa: ARG002
         """Recommendation loss and L2."""

@@ -29,7 +29,12 @@ class LightGcn(TableRecommender[LightGcnConfig]):
     """Final embeddings: mean over layers of powers of the normalised adjacency applied to the id embeddings."""
 
     config_class: ClassVar = LightGcnConfig
-    presets: ClassVar = {"recommended": Preset(LightGcnConfig(), TrainingConfig(learning_rate=5e-3))}
+    presets: ClassVar = {
+        "recommended": Preset(
+            LightGcnConfig(loss="cosine_softmax", layers=2, l2=0.0), TrainingConfig(learning_rate=2e-3)
+        ),
+        "bpr": Preset(LightGcnConfig(), TrainingConfig(learning_rate=5e-3)),
+    }
 
     def __init__(
         self, config: LightGcnConfig, graph: Graph, vectors: ProfileVectors | None, generator: torch.Generator

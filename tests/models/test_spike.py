@@ -15,7 +15,7 @@ from spike_kit.models.recommender import Batch
 from spike_kit.models.spike import RELEASED_CODE, Spike, SpikeConfig, SpikeDraws
 from tests.world import World
 
-PLAIN = SpikeConfig(dim=16, edge_keep=1, message_dropout=0, text_dropout=0, l2=0)
+PLAIN = SpikeConfig(dim=16, edge_keep=1, message_dropout=0, text_dropout=0, l2=0, user_to_item="add")
 
 
 def build(world: World, config: SpikeConfig = PLAIN, vectors: ProfileVectors | None = None, **changes: Any) -> Spike:
