@@ -157,6 +157,7 @@ def _execute_notebooks(study: Study, dataset: str) -> list[Path]:
     folder = paths.data_root() / "notebooks" / study.name
     version = data_version(study) + runs.code_version()
     targets = [folder / source.name for source in sources]
+    logging.getLogger("traitlets").setLevel(logging.WARNING)
     with _stage("notebooks"):
         for source, target in tqdm(list(zip(sources, targets, strict=True)), desc="notebooks", unit="notebook"):
             execute_notebook(source, target, dataset, version)

@@ -85,7 +85,7 @@ def test_train_and_evaluate(study: Study, capsys: pytest.CaptureFixture[str]) ->
     assert len(list(paths.runs_root().iterdir())) == 4
     assert main(["evaluate", "world"]) == 0
     table = output(capsys)
-    assert all(model in table for model in ("popularity", "bprmf", "lightgcn", "spike"))
+    assert all(model in table for model in ("Popularity", "BPR-MF", "LightGCN", "SPiKE"))
     assert "recall@40" in table
     assert main(["evaluate", "world", "--cutoffs", "3", "--metrics", "mrr", "--split", "valid"]) == 0
     assert "mrr@3" in output(capsys)

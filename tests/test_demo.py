@@ -50,7 +50,7 @@ def test_a_second_demo_trains_nothing(study: Study, monkeypatch: pytest.MonkeyPa
     monkeypatch.setattr("spike_kit.experiments.run.train", lambda *_: pytest.fail("trained twice"))
     second = run_demo("world", None, 2, 2, cpu, notebooks=False)
     for text in (first, second):
-        assert "| popularity" in text
+        assert "| Popularity" in text
         assert "recall@10" in text
         assert "make lab" in text
         assert all(run.name in text for run in runs)

@@ -8,7 +8,7 @@ import pandas as pd
 
 from spike_kit import storage
 from spike_kit.errors import ConfigError, some
-from spike_kit.models import find_preset
+from spike_kit.models import find_model, find_preset
 from spike_kit.profiles.encode import DEFAULT_ENCODER
 from spike_kit.profiles.template import SOURCE
 from spike_kit.runs import Run
@@ -21,7 +21,8 @@ def run_label(run: Run) -> str:
     """Short name of a run: model, preset unless it is the recommended one, and whatever differs from the usual."""
     config = run.config
     preset = find_preset(config["model"], config["preset"])
-    name = config["model"] if config["preset"] == "recommended" else f"{config['model']} ({config['preset']})"
+    title = find_model(config["model"]).title
+    name = title if config["preset"] == "recommended" else f"{title} ({config['preset']})"
     changes = []
     for part, usual in (("model_settings", preset.model), ("training_settings", preset.training)):
         expected = usual.model_dump(mode="json")

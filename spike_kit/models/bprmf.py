@@ -21,6 +21,7 @@ class BprMfConfig(TrainedConfig):
 class BprMf(TableRecommender[BprMfConfig]):
     """Score of user u and item i: inner product of their embeddings, no bias."""
 
+    title: ClassVar = "BPR-MF"
     config_class: ClassVar = BprMfConfig
     presets: ClassVar = {
         "recommended": Preset(BprMfConfig(), TrainingConfig(learning_rate=5e-3)),

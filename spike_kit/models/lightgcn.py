@@ -28,6 +28,7 @@ class LightGcnConfig(TrainedConfig):
 class LightGcn(TableRecommender[LightGcnConfig]):
     """Final embeddings: mean over layers of powers of the normalised adjacency applied to the id embeddings."""
 
+    title: ClassVar = "LightGCN"
     config_class: ClassVar = LightGcnConfig
     presets: ClassVar = {
         "recommended": Preset(

@@ -21,6 +21,7 @@ class PopularityConfig(ModelConfig):
 class Popularity(Recommender):
     """Scores are the items' train counts, the same for every user."""
 
+    title: ClassVar = "Popularity"
     config_class: ClassVar = PopularityConfig
     presets: ClassVar = {"recommended": Preset(PopularityConfig(), TrainingConfig())}
 

@@ -56,6 +56,8 @@ class Batch:
 class Recommender(ABC):
     """Anything that can score all items for a user; this is all that evaluation needs."""
 
+    title: ClassVar[str]
+    """Name of the model in tables and figures."""
     config_class: ClassVar[type[ModelConfig]]
     """Class of the model's settings."""
     presets: ClassVar[dict[str, Preset]]

@@ -130,6 +130,7 @@ class ProfileProjection(nn.Module):
 class Spike(TrainedRecommender[SpikeConfig]):
     """SPiKE on one graph with the profile vectors of one source."""
 
+    title: ClassVar = "SPiKE"
     config_class: ClassVar = SpikeConfig
     presets: ClassVar = {
         "recommended": Preset(RECOMMENDED, TrainingConfig(learning_rate=2e-3)),

@@ -21,7 +21,7 @@ def test_seeds_are_averaged_and_settings_are_told_apart(study: Study) -> None:
     configs.append(RunConfig(model="bprmf", dataset="world", training=SHORT, settings={"dim": 8}))
     finished = [run(config, progress=False) for config in configs]
     table = results_table(finished)
-    assert [sorted(label.removeprefix("bprmf ").split(", ")) for label in table["model"]] == [
+    assert [sorted(label.removeprefix("BPR-MF ").split(", ")) for label in table["model"]] == [
         ["batch_size=512", "epochs=2"],
         ["batch_size=512", "dim=8", "epochs=2"],
     ]
@@ -36,15 +36,15 @@ def test_a_preset_is_named_unless_it_is_the_usual_one(study: Study) -> None:
     short = {"epochs": 1}
     usual = run(RunConfig(dataset="world", training=short), progress=False)
     released = run(RunConfig(dataset="world", preset="released_code", training=short), progress=False)
-    assert run_label(usual) == "spike epochs=1"
-    assert run_label(released) == "spike (released_code) epochs=1"
+    assert run_label(usual) == "SPiKE epochs=1"
+    assert run_label(released) == "SPiKE (released_code) epochs=1"
 
 
 def test_another_encoder_is_another_row(study: Study, world: World) -> None:
     world.vectors.save(study.embeddings_path("template", "other/encoder"), {})
     configs = [RunConfig(dataset="world", training={"epochs": 1}, encoder=name) for name in ("other/encoder", USUAL)]
     table = results_table([run(config, progress=False) for config in configs])
-    assert table["model"].tolist() == ["spike epochs=1, encoder=other/encoder", "spike epochs=1"]
+    assert table["model"].tolist() == ["SPiKE epochs=1, encoder=other/encoder", "SPiKE epochs=1"]
     assert table["seeds"].tolist() == [1, 1]
 
 

@@ -9,11 +9,10 @@ import pytest
 
 from spike_kit.data.study import Study
 from spike_kit.experiments.run import RunConfig, run
-from spike_kit.figures.gallery import draw_all, item_topics
+from spike_kit.figures.gallery import draw_all
 from spike_kit.figures.maps import embedding_maps
 from spike_kit.figures.results import result_bars
 from spike_kit.figures.style import FORMATS, TWO_COLUMNS, export
-from tests.world import GROUPS
 
 
 def table() -> pd.DataFrame:
@@ -80,10 +79,4 @@ def test_the_gallery_draws_what_the_runs_allow(study: Study, home: Path) -> None
     spike = run(RunConfig(model="spike", dataset="world", training=short), progress=False)
     files = draw_all(study, [bprmf, spike])
     assert all(file.is_file() and file.parent == home / "figures" for file in files)
-    assert {file.stem for file in files} == {"results-world", "map-world", "items-world"}
-
-
-def test_an_item_has_the_rarest_of_its_common_topics(study: Study) -> None:
-    topics = item_topics(study)
-    assert topics is not None
-    assert topics.tolist() == [name for name in GROUPS for _ in range(12)]
+    assert {file.stem for file in files} == {"results-world", "map-world"}
