@@ -121,7 +121,12 @@ def execute_notebook(source: Path, target: Path, dataset: str, version: str) -> 
     if _stamp_of(target) == stamp:
         return
     notebook = nbformat.read(source, as_version=4)
-    runner = client.NotebookClient(notebook, timeout=1200, resources={"metadata": {"path": str(source.parent)}})
+    runner = client.NotebookClient(
+        notebook,
+        timeout=1200,
+        resources={"metadata": {"path": str(source.parent)}},
+        extra_arguments=["--log-level=ERROR"],
+    )
     environment = os.environ | {"SPIKE_KIT_DATASET": dataset}
     try:
         runner.execute(env=environment)
