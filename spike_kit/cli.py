@@ -21,7 +21,7 @@ from spike_kit.data.sources import SOURCES, find_source
 from spike_kit.data.study import Study
 from spike_kit.demo import run_demo
 from spike_kit.devices import resolve_device
-from spike_kit.errors import ConfigError, SpikeKitError, some
+from spike_kit.errors import ConfigError, SpikeKitError, lookup
 from spike_kit.evaluation.protocol import CUTOFFS, RankingTask, evaluate
 from spike_kit.evaluation.tables import HEADLINE, as_markdown, results_table
 from spike_kit.experiments.run import RunConfig, finished_runs, load_model, run
@@ -250,8 +250,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 0
     name, *rest = given
     try:
-        if name not in COMMANDS:
-            raise ConfigError(f"no command named {name!r}", f"known: {some(COMMANDS, limit=20)}")
         _parse(name, rest)()
     except SpikeKitError as error:
         print(f"error: {error}", file=sys.stderr)
@@ -264,7 +262,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _parse(name: str, arguments: list[str]) -> Any:
     """Build a command from its arguments; what it offers may depend on the model or the source that is named."""
-    command, default = COMMANDS[name], None
+    command, default = lookup(COMMANDS, name, "command"), None
     if command is Train:
         early = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
         early.add_argument("--model", default="spike")

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import importlib
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from types import ModuleType
+from typing import TypeVar
+
+Value = TypeVar("Value")
 
 
 class SpikeKitError(Exception):
@@ -54,6 +57,19 @@ class NotebookError(SpikeKitError):
 
 class MissingExtraError(SpikeKitError):
     """An optional package is not installed."""
+
+
+def lookup(known: Mapping[str, Value], name: str, what: str) -> Value:
+    """Look a name up in a registry.
+
+    Raises
+    ------
+    ConfigError
+        If the name is unknown; the message lists the known ones.
+    """
+    if name not in known:
+        raise ConfigError(f"no {what} named {name!r}", f"known: {some(known, limit=20)}")
+    return known[name]
 
 
 def require(module: str, extra: str) -> ModuleType:

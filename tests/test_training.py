@@ -201,7 +201,7 @@ def test_a_full_disk_inside_the_tensor_writer_is_explained(study: Study, monkeyp
 def test_unknown_names_and_settings_are_errors(study: Study) -> None:
     with pytest.raises(ConfigError, match=r"(?s)no model named 'spkie'.*known: spike"):
         run(quick("spkie"))
-    with pytest.raises(ConfigError, match=r"(?s)no preset 'best'.*released_code"):
+    with pytest.raises(ConfigError, match=r"(?s)no preset of model spike named 'best'.*released_code"):
         run(quick(preset="best"))
     with pytest.raises(ConfigError, match="unknown setting 'ro'"):
         run(quick(settings={"ro": 1}))

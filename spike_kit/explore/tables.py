@@ -8,29 +8,11 @@ from torch import Tensor
 from torch.nn import functional
 
 from spike_kit.data.study import Study
-from spike_kit.errors import DataError, some
+from spike_kit.errors import DataError
 from spike_kit.evaluation.protocol import SEEN, top_items
 from spike_kit.models.recommender import Recommender
 from spike_kit.profiles.wording import fill
 from spike_kit.seeds import numpy_generator
-
-
-def find_entity(study: Study, label: str) -> int:
-    """Id of the entity with exactly this label, else of the only one whose label contains it (case ignored).
-
-    Raises
-    ------
-    DataError
-        If none or several match; the message lists some.
-    """
-    labels = study.entities["label"]
-    exact = study.entities.loc[labels == label, "entity"]
-    near = study.entities[labels.str.contains(label, case=False, regex=False)]
-    found = exact if len(exact) else near["entity"]
-    if len(found) != 1:
-        listed = some(near["label"]) or "nothing similar"
-        raise DataError(f"{len(found)} entities of {study.name} are called {label!r}", f"similar: {listed}")
-    return int(found.iloc[0])
 
 
 def named_triples(study: Study, n: int = 10, seed: int = 0) -> pd.DataFrame:

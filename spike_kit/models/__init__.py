@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from spike_kit.errors import ConfigError, some
+from spike_kit.errors import lookup
 from spike_kit.models.bprmf import BprMf
 from spike_kit.models.lightgcn import LightGcn
 from spike_kit.models.popularity import Popularity
@@ -21,27 +21,10 @@ __all__ = ["MODELS", "Preset", "Recommender", "TrainedRecommender", "find_model"
 
 
 def find_model(name: str) -> type[Recommender]:
-    """Look up a model.
-
-    Raises
-    ------
-    ConfigError
-        If the name is unknown; the message lists the known ones.
-    """
-    if name not in MODELS:
-        raise ConfigError(f"no model named {name!r}", f"known: {some(MODELS)}")
-    return MODELS[name]
+    """Look up a model; an unknown name is a `ConfigError` that lists the known ones."""
+    return lookup(MODELS, name, "model")
 
 
 def find_preset(model: str, preset: str = "recommended") -> Preset:
-    """Look up a named setting of a model.
-
-    Raises
-    ------
-    ConfigError
-        If the model or the preset is unknown; the message lists the known ones.
-    """
-    presets = find_model(model).presets
-    if preset not in presets:
-        raise ConfigError(f"model {model} has no preset {preset!r}", f"known: {some(presets)}")
-    return presets[preset]
+    """Look up a named setting of a model; an unknown name is a `ConfigError` that lists the known ones."""
+    return lookup(find_model(model).presets, preset, f"preset of model {model}")

@@ -16,15 +16,6 @@ def spike_run(study: Study) -> Run:
     return run(RunConfig(dataset="world", training={"epochs": 2, "batch_size": 512, "eval_every": 1}), progress=False)
 
 
-def test_entities_are_found_by_name(study: Study) -> None:
-    assert tables.find_entity(study, "Director 1") == 53
-    assert tables.find_entity(study, "ern film 15") == 15
-    with pytest.raises(DataError, match=r"(?s)12 entities of world are called 'horror film'"):
-        tables.find_entity(study, "horror film")
-    with pytest.raises(DataError, match="nothing similar"):
-        tables.find_entity(study, "documentary")
-
-
 def test_triples_carry_names_and_sentences(study: Study) -> None:
     frame = tables.named_triples(study, 5)
     assert len(frame) == 5

@@ -12,7 +12,7 @@ from spike_kit.data.fetch import Wheel, fetch_wheel
 from spike_kit.data.reorganize import BuildConfig
 from spike_kit.data.sources import ml_100k
 from spike_kit.data.study import Study
-from spike_kit.errors import DataError, some
+from spike_kit.errors import lookup
 
 logger = logging.getLogger(__name__)
 
@@ -44,16 +44,8 @@ SOURCES: dict[str, Source] = {
 
 
 def find_source(name: str) -> Source:
-    """Look up a source.
-
-    Raises
-    ------
-    DataError
-        If the name is unknown; the message lists the known ones.
-    """
-    if name not in SOURCES:
-        raise DataError(f"no source for a data set named {name!r}", f"known: {some(SOURCES)}")
-    return SOURCES[name]
+    """Look up a source; an unknown name is a `ConfigError` that lists the known ones."""
+    return lookup(SOURCES, name, "source")
 
 
 def open_or_build(dataset: str, source: str | None = None, **changes: Any) -> Study:
@@ -70,8 +62,10 @@ def open_or_build(dataset: str, source: str | None = None, **changes: Any) -> St
 
     Raises
     ------
+    ConfigError
+        If it does not exist and is not the name of a source.
     DataError
-        If it neither exists nor can be built, or the source's files do not hold what they must.
+        If the source's files do not hold what they must.
     FetchError
         If a file has to be fetched and cannot be.
     """
