@@ -56,7 +56,7 @@ def l2(*rows: Tensor) -> Tensor:
 
 
 def matching(graph_side: Tensor, text_side: Tensor) -> Tensor:
-    """Mean squared difference of two cosine matrices, without forming them (method, section 4).
+    """Mean squared difference of two cosine matrices, without forming them (docs/method.md, section 4).
 
     With A and B the L2-normalised rows, ``||A A' - B B'||_F^2 = ||A'A||_F^2 + ||B'B||_F^2 - 2 ||A'B||_F^2``:
     time O(k d^2) and memory O(d^2) instead of O(k^2 d) and O(k^2). The small matrices are squared in float64 and

@@ -1,6 +1,6 @@
 """Template profiles: one paragraph for every item, auxiliary entity and user, from facts alone, without an LLM.
 
-They follow the order of the paper (items, then auxiliary entities, then users; method, section 1) and its word limits,
+They follow the order of the paper (items, auxiliary entities, users; docs/method.md, section 1) and its word limits,
 and see nothing but triples and the train split.
 """
 
