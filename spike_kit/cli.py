@@ -188,7 +188,7 @@ class Evaluate:
         if not finished:
             raise ConfigError(
                 f"there is no finished run of {study.name} as it is built now",
-                f"spike-kit train --dataset {study.name}",
+                f"train one: spike-kit train --dataset {self.dataset}",
             )
         names = [f"{metric}@{k}" for metric in self.metrics for k in self.cutoffs]
         stored = all(name in done.metrics[self.split] for done in finished for name in names)

@@ -10,7 +10,7 @@ from importlib import metadata
 import torch
 
 from spike_kit import __version__, paths
-from spike_kit.devices import memory
+from spike_kit.devices import describe_device, memory
 
 _PACKAGES = ("torch", "numpy", "pandas", "pyarrow", "pydantic", "pandera", "tyro", "safetensors")
 _OPTIONAL = {
@@ -56,7 +56,6 @@ def _version(package: str) -> str:
 
 
 def _devices() -> list[str]:
-    cpu = f"cpu ({torch.get_num_threads()} threads)"
-    if not torch.cuda.is_available():
-        return [cpu]
-    return [cpu, *(f"cuda:{n} ({torch.cuda.get_device_name(n)})" for n in range(torch.cuda.device_count()))]
+    n_gpus = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    devices = [torch.device("cpu"), *(torch.device("cuda", number) for number in range(n_gpus))]
+    return [describe_device(device) for device in devices]

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-import numpy as np
 import pandas as pd
 
 from spike_kit.figures.style import COLOURS, TWO_COLUMNS, figure_style, plain
@@ -12,8 +11,11 @@ from spike_kit.figures.style import COLOURS, TWO_COLUMNS, figure_style, plain
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
+POINT_AREA = 2.5
+"""Area of a point in points squared."""
 
-def embedding_maps(panels: dict[str, pd.DataFrame], groups: pd.Series, sizes: np.ndarray | None = None) -> Figure:
+
+def embedding_maps(panels: dict[str, pd.DataFrame], groups: pd.Series) -> Figure:
     """Draw one scatter per embedding space, points coloured by group; points are rasterised, text is not.
 
     Parameters
@@ -22,8 +24,6 @@ def embedding_maps(panels: dict[str, pd.DataFrame], groups: pd.Series, sizes: np
         Title to coordinates (columns x and y); the rows of all panels are the same things in the same order.
     groups
         Group of every row; the largest groups get a colour of their own, the rest is ``other``.
-    sizes
-        Area of every point in points squared.
     """
     from matplotlib.figure import Figure
 
@@ -31,7 +31,6 @@ def embedding_maps(panels: dict[str, pd.DataFrame], groups: pd.Series, sizes: np
     largest = counts.index[: len(COLOURS) - 1].tolist()
     shown = groups.where(groups.isin(largest), "other")
     names = [*largest, "other"] if (shown == "other").any() else largest
-    area = np.full(len(groups), 2.5) if sizes is None else sizes
     with figure_style():
         figure = Figure(figsize=(TWO_COLUMNS, 3.2))
         axes = figure.subplots(1, len(panels), squeeze=False)[0]
@@ -41,7 +40,7 @@ def embedding_maps(panels: dict[str, pd.DataFrame], groups: pd.Series, sizes: np
                 panel.scatter(
                     points["x"].to_numpy()[rows],
                     points["y"].to_numpy()[rows],
-                    s=area[rows],
+                    s=POINT_AREA,
                     c="#BBBBBB" if name == "other" else COLOURS[index],
                     linewidths=0,
                     alpha=0.75,

@@ -32,12 +32,10 @@ def result_bars(table: pd.DataFrame, metrics: Sequence[str] = ("recall", "ndcg")
 
     with figure_style():
         figure = Figure(figsize=(TWO_COLUMNS, 2.3))
-        bars: list[BarContainer] = []
         panels = figure.subplots(1, len(metrics), squeeze=False)[0]
-        for panel, metric in zip(panels, metrics, strict=True):
-            bars = _bars(panel, table, metric, split)
+        bars = [_bars(panel, table, metric, split) for panel, metric in zip(panels, metrics, strict=True)]
         labels = [plain(name) for name in table["model"]]
-        figure.legend([group[0] for group in bars], labels, loc="outside upper center", ncols=min(len(labels), 5))
+        figure.legend([group[0] for group in bars[0]], labels, loc="outside upper center", ncols=min(len(labels), 5))
     return figure
 
 

@@ -14,8 +14,8 @@ from spike_kit.errors import require
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-ONE_COLUMN, TWO_COLUMNS = 3.33, 7.0
-"""Widths of ACM's columns in inches."""
+TWO_COLUMNS = 7.0
+"""Width of both ACM columns in inches."""
 
 COLOURS = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00", "#F0E442", "#000000")
 """Palette of Okabe and Ito (2008), distinguishable with any colour vision."""

@@ -45,6 +45,7 @@ class LightGcn(TableRecommender[LightGcnConfig]):
         user_degree = self.pattern.row_degree.index_select(0, graph.train_user)
         item_degree = self.pattern.column_degree.index_select(0, graph.train_item)
         self.weight = (user_degree * item_degree).float().rsqrt()
+        self.transpose_weight = self.weight.index_select(0, self.pattern.transpose_order)
 
     def training_losses(self, batch: Batch, draws: None = None) -> dict[str, Tensor]:  # noqa: ARG002
         """Recommendation loss on the propagated embeddings, L2 on the layer-0 embeddings of the batch."""
@@ -64,11 +65,10 @@ class LightGcn(TableRecommender[LightGcnConfig]):
 
     def _propagate(self) -> tuple[Tensor, Tensor]:
         transpose = self.pattern.transpose
-        transpose_weight = self.weight.index_select(0, self.pattern.transpose_order)
         users, items = self.user_embedding, self.item_embedding
         user_sum, item_sum = users, items
         for _ in range(self.config.layers):
-            users, items = spmm(self.pattern, self.weight, items), spmm(transpose, transpose_weight, users)
+            users, items = spmm(self.pattern, self.weight, items), spmm(transpose, self.transpose_weight, users)
             user_sum, item_sum = user_sum + users, item_sum + items
         n_terms = self.config.layers + 1
         return user_sum / n_terms, item_sum / n_terms

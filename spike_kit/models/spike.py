@@ -204,8 +204,8 @@ class Spike(TrainedRecommender[SpikeConfig]):
         removed = self._profiles(draws.generator) if fresh else injected
         users, entities = self._final(injected, removed, draws)
         terms = self.ranking_losses(users, entities[: self.graph.n_items], batch)
-        text = self._profiles(draws.generator) if fresh else injected
-        if text is not None and config.matching != "off" and config.matching_weight:
+        if injected is not None and config.matching != "off" and config.matching_weight:
+            text = self._project(draws.generator) if fresh else injected
             terms["matching"] = config.matching_weight * self._matching(torch.cat([users, entities]), text, draws.nodes)
         return terms
 
@@ -255,9 +255,11 @@ class Spike(TrainedRecommender[SpikeConfig]):
         return self.profiled_nodes.index_select(0, chosen.flatten()).view_as(chosen)
 
     def _profiles(self, generator: torch.Generator | None) -> Tensor | None:
+        """Projected profiles of all nodes, or none where no profile has any effect."""
+        return self._project(generator) if self.config.uses_text else None
+
+    def _project(self, generator: torch.Generator | None) -> Tensor:
         """Projected profiles of all nodes ``[U + E, d]``, zero where a node has none."""
-        if not self.config.uses_text:
-            return None
         parts = [
             self.user_projection(self.user_text, generator),
             self.entity_projection(self.entity_text, generator),
@@ -277,8 +279,12 @@ class Spike(TrainedRecommender[SpikeConfig]):
     def _propagate(self, nodes: Tensor, draws: SpikeDraws) -> Tensor:
         """Sum over layers 0..L of all nodes ``[U + E, d]``."""
         n_users, n_items = self.graph.n_users, self.graph.n_items
-        to_users, to_items = self._interaction_weights(draws.interactions)
-        edges = self._edges(draws.edges)
+        to_users = self._interaction_weights(draws.interactions, "user")
+        to_items = None
+        if self.config.user_to_item != "off":
+            to_items = self._interaction_weights(draws.interactions, "item")
+        head, relation, tail = self._edges(draws.edges)
+        edges = head, self._relation_rows(relation), tail
         total = nodes
         for _ in range(self.config.layers):
             users, entities = nodes[:n_users], nodes[n_users:]
@@ -289,10 +295,10 @@ class Spike(TrainedRecommender[SpikeConfig]):
         return total
 
     def _entity_message(
-        self, users: Tensor, entities: Tensor, edges: tuple[Tensor, Tensor, Tensor], to_items: Tensor
+        self, users: Tensor, entities: Tensor, edges: tuple[Tensor, Tensor, Tensor], to_items: Tensor | None
     ) -> Tensor:
         message = self._graph_message(entities, *edges)
-        if self.config.user_to_item == "off":
+        if to_items is None:
             return message
         n_items = self.graph.n_items
         from_users = spmm(self.interactions.transpose, to_items, users)
@@ -300,16 +306,15 @@ class Spike(TrainedRecommender[SpikeConfig]):
             from_users = message[:n_items] + from_users
         return torch.cat([from_users, message[n_items:]])
 
-    def _graph_message(self, entities: Tensor, head: Tensor, relation: Tensor, tail: Tensor) -> Tensor:
+    def _graph_message(self, entities: Tensor, head: Tensor, relation_rows: Tensor, tail: Tensor) -> Tensor:
         """Attention-weighted sum of ``e_t * r`` over the edges of each head, ``[E, d]``."""
         heads, n_entities = self.config.heads, self.graph.n_entities
-        rows = self._relation_rows(relation)
-        values = entities.index_select(0, tail) * rows
+        values = entities.index_select(0, tail) * relation_rows
         if self.config.attention == "mean":
             weights = count(head, n_entities).clamp_min(1).reciprocal().index_select(0, head)
             values = values * weights.unsqueeze(1)
         else:
-            weights = segment_softmax(self._edge_scores(entities, head, rows, tail), head, n_entities)
+            weights = segment_softmax(self._edge_scores(entities, head, relation_rows, tail), head, n_entities)
             values = (values.view(head.numel(), heads, -1) * weights.unsqueeze(2)).view_as(values)
         return values.new_zeros(n_entities, values.shape[1]).index_add(0, head, values)
 
@@ -333,15 +338,14 @@ class Spike(TrainedRecommender[SpikeConfig]):
             graph.tail.index_select(0, kept),
         )
 
-    def _interaction_weights(self, kept: Tensor | None) -> tuple[Tensor, Tensor]:
-        """Weights of the mean over a user's kept items, and over an item's kept users (in transposed order)."""
-        pattern, graph = self.interactions, self.graph
-        present = torch.ones_like(graph.train_user) if kept is None else kept.long()
-        user_degree = torch.zeros_like(pattern.row_degree).index_add(0, graph.train_user, present).clamp_min(1)
-        item_degree = torch.zeros_like(pattern.column_degree).index_add(0, graph.train_item, present).clamp_min(1)
-        to_users = present / user_degree.index_select(0, graph.train_user)
-        to_items = present / item_degree.index_select(0, graph.train_item)
-        return to_users, to_items.index_select(0, pattern.transpose_order)
+    def _interaction_weights(self, kept: Tensor | None, receiver: Literal["user", "item"]) -> Tensor:
+        """Weights of the mean over a receiver's kept interactions, ``[n]``; for items in the order of the transpose."""
+        graph = self.graph
+        index, size = {"user": (graph.train_user, graph.n_users), "item": (graph.train_item, graph.n_items)}[receiver]
+        present = torch.ones_like(index) if kept is None else kept.long()
+        degree = present.new_zeros(size).index_add(0, index, present).clamp_min(1)
+        weights = present / degree.index_select(0, index)
+        return weights if receiver == "user" else weights.index_select(0, self.interactions.transpose_order)
 
     def _matching(self, final: Tensor, text: Tensor, nodes: Tensor | None) -> Tensor:
         if nodes is None:

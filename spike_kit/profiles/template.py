@@ -14,14 +14,14 @@ import numpy as np
 import pandas as pd
 from tqdm.auto import tqdm
 
-from spike_kit.data.study import Study
+from spike_kit.data.study import REPRODUCIBLE_SOURCE, Study
 from spike_kit.data.tables import Tables
 from spike_kit.profiles import facts
 from spike_kit.profiles.facts import Group
 from spike_kit.profiles.wording import clean, fill, listed, paragraph, sentence, starts_with_head
 from spike_kit.storage import sha256_text
 
-SOURCE = "template"
+SOURCE = REPRODUCIBLE_SOURCE
 """Name of this profile source."""
 
 VERSION = "template 1"

@@ -151,9 +151,9 @@ def link_films(films: pd.DataFrame, facts: pd.DataFrame) -> dict[int, int]:
     """Join films with facts by title and year.
 
     Titles are compared without accents, case and punctuation, with a trailing article turned to the front ("Crow,
-    The") and with an alternative title in parentheses tried as well. Years may differ by one. In order: equal titles,
-    equal titles without their leading article, and last a title that begins or ends with the whole other title
-    (at least two words) if it is the only such film.
+    The") and with an alternative title in parentheses tried as well. Years may differ by one. In order: equal titles;
+    in the same year, equal titles without their leading article; last, a title that begins or ends with the whole
+    other title (two words besides an article, or a whole part beside a colon), if it is the only such film.
 
     Parameters
     ----------
@@ -222,8 +222,7 @@ def _keys(title: str) -> list[str]:
 
 
 def _key(title: str) -> str:
-    turned = re.sub(rf"^(.*), ({_ARTICLES})\s*$", r"\2 \1", title.strip(), flags=re.IGNORECASE)
-    folded = unicodedata.normalize("NFKD", turned).encode("ascii", "ignore").decode().lower()
+    folded = unicodedata.normalize("NFKD", _turned(title.strip())).encode("ascii", "ignore").decode().lower()
     return " ".join(re.findall(r"[a-z0-9]+", folded.replace("&", " and ").replace("'", "")))
 
 
@@ -302,6 +301,7 @@ def _read_films(content: bytes) -> pd.DataFrame:
 
 
 def _turned(title: str) -> str:
+    """Title with a trailing article put first, inside and outside of parentheses."""
     parts = re.split(r"([()])", title)
     return "".join(re.sub(rf"^(.*), ({_ARTICLES})(\s*)$", _article_first, part, flags=re.IGNORECASE) for part in parts)
 
