@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from typing import Any, Generic, Literal, TypeVar
 
 import pandas as pd
+import torch
 import tyro
 from tyro.conf import OmitArgPrefixes, Positional
 
@@ -32,6 +33,20 @@ from spike_kit.profiles.template import SOURCE, template_profiles
 from spike_kit.runs import Run
 
 Settings = TypeVar("Settings", bound=ModelConfig)
+
+
+@dataclass(frozen=True, kw_only=True)
+class OnDevice:
+    """Options of the commands that compute."""
+
+    device: str = "auto"
+    """Device: auto (CUDA where present), cpu, cuda or cuda:N."""
+    gpu: int | None = None
+    """Short for --device cuda:N."""
+
+    def chosen_device(self) -> torch.device:
+        """Device that is meant, if it exists; else a `DeviceError`."""
+        return resolve_device(self.device, self.gpu)
 
 
 @dataclass(frozen=True)
@@ -91,8 +106,8 @@ class Profile:
         print(paths.shown(study.write_profiles(self.source, template_profiles(study))))
 
 
-@dataclass(frozen=True)
-class Encode:
+@dataclass(frozen=True, kw_only=True)
+class Encode(OnDevice):
     """Turn profiles into vectors with a frozen text encoder; texts encoded before are not encoded again."""
 
     dataset: Positional[str] = "ml-100k"
@@ -103,20 +118,16 @@ class Encode:
     """Text encoder: all-MiniLM-L6-v2 (weights from the package index), a Hugging Face id, or a folder."""
     batch_size: int = 32
     """Texts per batch."""
-    device: str = "auto"
-    """Device: auto (CUDA where present), cpu, cuda or cuda:N."""
-    gpu: int | None = None
-    """Short for --device cuda:N."""
 
     def __call__(self) -> None:
         """Write embeddings/<source>--<encoder>.safetensors."""
-        device = resolve_device(self.device, self.gpu)
+        device = self.chosen_device()
         study = Study.open(self.dataset)
         print(paths.shown(encode_profiles(study, self.source, self.encoder, device=device, batch_size=self.batch_size)))
 
 
-@dataclass(frozen=True)
-class Train(Generic[Settings]):
+@dataclass(frozen=True, kw_only=True)
+class Train(OnDevice, Generic[Settings]):
     """Train a model, choose its weights on validation, open the test split once, and write a run folder."""
 
     settings: OmitArgPrefixes[Settings]
@@ -135,14 +146,10 @@ class Train(Generic[Settings]):
     """Profile source whose vectors a text model uses."""
     encoder: str = DEFAULT_ENCODER
     """Text encoder of these vectors."""
-    device: str = "auto"
-    """Device: auto (CUDA where present), cpu, cuda or cuda:N."""
-    gpu: int | None = None
-    """Short for --device cuda:N."""
 
     def __call__(self) -> None:
         """Train, or find the run that exists already, and print its metrics."""
-        device = resolve_device(self.device, self.gpu)
+        device = self.chosen_device()
         config = RunConfig(
             model=self.model,
             dataset=self.dataset,
@@ -164,8 +171,8 @@ class Train(Generic[Settings]):
             )
 
 
-@dataclass(frozen=True)
-class Evaluate:
+@dataclass(frozen=True, kw_only=True)
+class Evaluate(OnDevice):
     """Print the results of finished runs, averaged over seeds; other cut-offs are ranked anew from stored weights."""
 
     dataset: Positional[str] = "ml-100k"
@@ -176,10 +183,6 @@ class Evaluate:
     """Metrics: recall, ndcg, precision, mrr, hit_rate."""
     cutoffs: tuple[int, ...] = CUTOFFS
     """Ranks k at which to measure."""
-    device: str = "auto"
-    """Device for ranking anew: auto, cpu, cuda or cuda:N."""
-    gpu: int | None = None
-    """Short for --device cuda:N."""
 
     def __call__(self) -> None:
         """Print one table."""
@@ -196,13 +199,13 @@ class Evaluate:
         print(as_markdown(results_table(finished, self.split, names, values), names))
 
     def _rank_again(self, study: Study, finished: Sequence[Run]) -> list[dict[str, float]]:
-        device = resolve_device(self.device, self.gpu)
+        device = self.chosen_device()
         task = RankingTask.from_tables(study.tables, self.split, device)
         return [evaluate(load_model(done, study, device), task, self.cutoffs)[0] for done in finished]
 
 
-@dataclass(frozen=True)
-class Demo:
+@dataclass(frozen=True, kw_only=True)
+class Demo(OnDevice):
     """Run the whole pipeline: fetch, build, profile, encode, train, evaluate, figures, notebooks."""
 
     dataset: Positional[str] = "ml-100k"
@@ -215,14 +218,10 @@ class Demo:
     """Cap on the epochs of every model; default: what the presets say."""
     notebooks: bool = True
     """Execute the notebooks and keep the executed copies."""
-    device: str = "auto"
-    """Device: auto (CUDA where present), cpu, cuda or cuda:N."""
-    gpu: int | None = None
-    """Short for --device cuda:N."""
 
     def __call__(self) -> None:
         """Run every stage that is not done yet and print the table and the artefacts."""
-        device = resolve_device(self.device, self.gpu)
+        device = self.chosen_device()
         print(run_demo(self.dataset, self.max_users, self.seeds, self.epochs, device, self.notebooks))
 
 
