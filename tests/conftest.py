@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -9,6 +10,7 @@ import torch
 
 from spike_kit import paths
 from spike_kit.data.study import Study
+from spike_kit.data.workspace import Workspace, workspace
 from spike_kit.profiles.encode import DEFAULT_ENCODER, vectors_metadata
 from spike_kit.profiles.template import SOURCE, template_profiles
 from tests.world import World, make_world, write_world
@@ -27,6 +29,13 @@ def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def device(request: pytest.FixtureRequest) -> torch.device:
     """Every device of this machine."""
     return torch.device(request.param)
+
+
+@pytest.fixture
+def work(home: Path) -> Iterator[Workspace]:
+    """An empty workspace that stops at bad rows."""
+    with workspace() as opened:
+        yield opened
 
 
 @pytest.fixture(scope="session")

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from spike_kit import demo, paths
-from spike_kit.data.sources import open_or_build
+from spike_kit.data.build import open_or_build
 from spike_kit.data.study import Study
 from spike_kit.demo import execute_notebook, run_demo
 from spike_kit.errors import ConfigError, NotebookError
@@ -64,5 +64,5 @@ def test_an_existing_study_is_never_rebuilt(study: Study, caplog: pytest.LogCapt
 
 
 def test_a_study_that_cannot_be_built_is_an_error() -> None:
-    with pytest.raises(ConfigError, match=r"(?s)no source named 'mine'.*known: ml-100k"):
+    with pytest.raises(ConfigError, match=r"(?s)no source or data set named 'mine'.*known: ml-100k"):
         open_or_build("mine")

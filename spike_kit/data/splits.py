@@ -1,4 +1,4 @@
-"""Splitting interactions into train, valid and test."""
+"""Splitting interactions into train, valid and test: at random per user, the last two of each user, or by time."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import numpy as np
 import pandas as pd
 
 from spike_kit.data.tables import SPLITS
-from spike_kit.errors import ConfigError
+from spike_kit.errors import ConfigError, DataError
 from spike_kit.seeds import numpy_generator
 
 
@@ -35,8 +35,7 @@ def random_per_user(interactions: pd.DataFrame, valid: float, test: float, seed:
     ConfigError
         If the shares are out of range.
     """
-    if min(valid, test) < 0 or valid + test >= 1:
-        raise ConfigError(f"valid share {valid} and test share {test} must be >= 0 and leave a part for training")
+    _check_shares(valid, test)
     ordered = interactions.sort_values([name for name in ("user", "item") if name in interactions])
     users = ordered["user"].to_numpy()
     draws = numpy_generator(seed, "split").random(len(ordered))
@@ -56,3 +55,122 @@ def _held_out(size: np.ndarray, share: float) -> np.ndarray:
         return np.zeros_like(size)
     rounded = np.maximum(1, np.floor(share * size + 0.5)).astype(size.dtype)
     return np.where(size >= 3, np.minimum(rounded, size - 2), 0)
+
+
+def leave_one_out(interactions: pd.DataFrame, seed: int) -> pd.Series:
+    """Assign each user's latest interaction to test and the one before to valid.
+
+    A user with fewer than three interactions gives nothing. Equal timestamps are ordered at random (seeded).
+
+    Parameters
+    ----------
+    interactions
+        Columns ``user``, ``item`` and ``timestamp``; the result does not depend on the order of its rows.
+    seed
+        Seed of the order among equal timestamps.
+
+    Returns
+    -------
+    Series
+        ``train``, ``valid`` or ``test`` for every row, with the index of ``interactions``.
+
+    Raises
+    ------
+    DataError
+        If a timestamp is missing.
+    """
+    _check_timestamps(interactions, "leave_one_out")
+    ordered = interactions.sort_values(["user", "item"])
+    draws = numpy_generator(seed, "split").random(len(ordered))
+    users = ordered["user"].to_numpy()
+    latest_first = np.lexsort((draws, -ordered["timestamp"].to_numpy(dtype=np.int64), users))
+    sizes = ordered.groupby("user", sort=True).size().to_numpy()
+    rank = np.arange(len(ordered)) - np.repeat(np.cumsum(sizes) - sizes, sizes)
+    enough = np.repeat(sizes, sizes) >= 3
+    assigned = np.full(len(ordered), SPLITS[0], dtype=object)
+    assigned[latest_first] = np.select([enough & (rank == 0), enough & (rank == 1)], [SPLITS[2], SPLITS[1]], SPLITS[0])
+    return pd.Series(assigned, index=ordered.index, dtype="str").reindex(interactions.index)
+
+
+def global_time(interactions: pd.DataFrame, valid: float, test: float) -> pd.Series:
+    """Assign the latest share of all interactions to test and the share before to valid, by two points in time.
+
+    Interactions of one and the same second always fall into the same split, so the shares are approximate. Users may
+    have no train interaction; they are not ranked.
+
+    Parameters
+    ----------
+    interactions
+        Column ``timestamp``.
+    valid, test
+        Shares in [0, 1); together less than 1.
+
+    Returns
+    -------
+    Series
+        ``train``, ``valid`` or ``test`` for every row, with the index of ``interactions``.
+
+    Raises
+    ------
+    ConfigError
+        If the shares are out of range.
+    DataError
+        If a timestamp is missing, or so many are equal that nothing is left for training.
+    """
+    _check_shares(valid, test)
+    _check_timestamps(interactions, "time")
+    times = interactions["timestamp"].to_numpy(dtype=np.int64)
+    ordered = np.sort(times)
+    n = len(ordered)
+    n_test, n_valid = int(np.floor(test * n + 0.5)), int(np.floor(valid * n + 0.5))
+    from_test = ordered[n - n_test] if n_test else ordered[-1] + 1
+    from_valid = ordered[n - n_test - n_valid] if n_test + n_valid else ordered[-1] + 1
+    if from_valid <= ordered[0]:
+        raise DataError(
+            "a split by time leaves nothing for training: too many interactions have one and the same timestamp",
+            "choose another split: random or leave_one_out",
+        )
+    assigned = np.select([times >= from_test, times >= from_valid], [SPLITS[2], SPLITS[1]], SPLITS[0])
+    return pd.Series(assigned, index=interactions.index, dtype="str")
+
+
+def complete_given(interactions: pd.DataFrame, valid: float, seed: int) -> pd.Series:
+    """Keep a given split; if it has no validation part, cut one from the train part of each user, never from test.
+
+    Parameters
+    ----------
+    interactions
+        Columns ``user``, ``item`` and ``split``.
+    valid
+        Share of each user's train interactions for validation, if there is none.
+    seed
+        Seed of the cut.
+
+    Raises
+    ------
+    DataError
+        If a row has no split.
+    """
+    if interactions["split"].isna().any():
+        raise DataError(
+            f"{int(interactions['split'].isna().sum())} interactions have no given split",
+            "choose a split: random, leave_one_out or time",
+        )
+    split = interactions["split"].copy()
+    if not (split == SPLITS[1]).any():
+        train = interactions[split == SPLITS[0]]
+        split.loc[train.index] = random_per_user(train, valid, 0.0, seed)
+    return split
+
+
+def _check_shares(valid: float, test: float) -> None:
+    if min(valid, test) < 0 or valid + test >= 1:
+        raise ConfigError(f"valid share {valid} and test share {test} must be >= 0 and leave a part for training")
+
+
+def _check_timestamps(interactions: pd.DataFrame, split: str) -> None:
+    missing = int(interactions["timestamp"].isna().sum())
+    if missing:
+        raise DataError(
+            f"{missing} interactions have no timestamp, which the split {split!r} needs", "use split random"
+        )

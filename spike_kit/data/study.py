@@ -6,6 +6,7 @@ the embeddings of every encoder. Every read is checked; every write is all or no
 
 from __future__ import annotations
 
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -14,10 +15,14 @@ from urllib.parse import quote
 
 import pandas as pd
 import pandera.pandas as pa
+import pyarrow
+import pyarrow.dataset
+import pyarrow.parquet
+from pydantic import Field
 
 from spike_kit import paths, storage
 from spike_kit.config import Config
-from spike_kit.data.tables import OPTIONAL, SCHEMAS, Tables, check_frame, check_table
+from spike_kit.data.tables import OPTIONAL, SCHEMAS, SPLITS, ReviewCheck, Tables, check_frame, check_table
 from spike_kit.data.vectors import ProfileVectors
 from spike_kit.errors import ConfigError, DataError, some
 
@@ -80,6 +85,11 @@ class Manifest(Config):
     """sha256 of each table's file."""
     notes: tuple[str, ...] = ()
     """Warnings a reader must know (facts that may encode held-out behaviour, say)."""
+    published: dict[str, int] = Field(default_factory=dict)
+    """Counts that were published for the raw data, if it is a known data set; compare with the first row of the
+    funnel."""
+    published_in: str = ""
+    """Where they were published."""
 
 
 @dataclass(frozen=True)
@@ -132,12 +142,11 @@ class Study:
         """
         read: dict[str, pd.DataFrame] = {}
         for name in SCHEMAS:
-            file = self.path / f"{name}.parquet"
-            if name in OPTIONAL and name not in self.manifest.tables:
+            if name in OPTIONAL:
                 continue
+            file = self.path / f"{name}.parquet"
             frame = storage.read_parquet(file)
-            if storage.sha256_file(file) != self.manifest.tables.get(name):
-                raise DataError(f"{file} was changed after the build (its sha256 differs)", "build the data set again")
+            self._check_unchanged(file)
             read[name] = check_table(name, frame, where=str(file))
         tables = Tables(**read)
         tables.check()
@@ -172,6 +181,47 @@ class Study:
     def triples(self) -> pd.DataFrame:
         """Triples without inverses: head, relation, tail."""
         return self.tables.triples
+
+    def _check_unchanged(self, file: Path) -> None:
+        if storage.sha256_file(file) != self.manifest.tables.get(file.stem):
+            raise DataError(f"{file} was changed after the build (its sha256 differs)", "build the data set again")
+
+    @property
+    def has_reviews(self) -> bool:
+        """Whether the study has reviews."""
+        return "reviews" in self.manifest.tables
+
+    @cached_property
+    def _reviews_file(self) -> Path:
+        file = self.path / "reviews.parquet"
+        if not self.has_reviews:
+            raise DataError(f"data set {self.name} has no reviews", "build it from a source that has them")
+        if not file.is_file():
+            raise DataError(f"{file} does not exist", "build the data set again")
+        self._check_unchanged(file)
+        return file
+
+    def train_reviews(self, users: Collection[int] | None = None, items: Collection[int] | None = None) -> pd.DataFrame:
+        """Reviews of train interactions: user, item, text, timestamp. Those of valid and test cannot be had here.
+
+        Parameters
+        ----------
+        users, items
+            Only reviews by these users, of these items; none means all (which may not fit into memory).
+
+        Raises
+        ------
+        DataError
+            If the study has no reviews, or their file is missing or was changed.
+        """
+        wanted = pyarrow.dataset.field("split") == SPLITS[0]
+        for name, ids in (("user", users), ("item", items)):
+            if ids is not None:
+                wanted &= pyarrow.dataset.field(name).isin(list(ids))
+        table = pyarrow.dataset.dataset(self._reviews_file, format="parquet").to_table(
+            columns=["user", "item", "text", "timestamp"], filter=wanted
+        )
+        return table.to_pandas().astype({"timestamp": "Int64"})
 
     def split(self, name: str) -> pd.DataFrame:
         """Interactions of one split (train, valid or test)."""
@@ -235,7 +285,7 @@ class Study:
 
     def embeddings_path(self, source: str, encoder: str) -> Path:
         """File of the vectors of a source's profiles under an encoder."""
-        return self.path / "embeddings" / f"{source}--{quote(encoder, safe='')}.safetensors"
+        return self.path / "embeddings" / _vectors_name(source, encoder)
 
     def vectors(self, source: str = "template", encoder: str = "all-MiniLM-L6-v2") -> ProfileVectors:
         """Vectors of all profiles of a source under an encoder.
@@ -257,18 +307,29 @@ class Study:
         return vectors
 
 
+def _vectors_name(source: str, encoder: str) -> str:
+    return f"{source}--{quote(encoder, safe='')}.safetensors"
+
+
 def create_study(
     path: Path,
     name: str,
     tables: Tables,
     *,
-    sources: tuple[SourceFile, ...],
+    sources: Sequence[SourceFile],
     build: dict[str, Any],
-    funnel: tuple[dict[str, Any], ...],
-    notes: tuple[str, ...] = (),
+    funnel: Sequence[dict[str, Any]],
+    notes: Sequence[str] = (),
+    reviews: Iterable[pd.DataFrame] = (),
+    published: dict[str, int] | None = None,
+    published_in: str = "",
+    embeddings: dict[tuple[str, str], ProfileVectors] | None = None,
     overwrite: bool = False,
 ) -> Study:
     """Write a study folder: all tables checked, then the whole folder put in place at once.
+
+    ``reviews`` come in batches, sorted by user and item, and are checked and written one at a time; ``funnel`` is
+    read after the last of them. ``embeddings`` are vectors that came with the source, by (profile source, encoder).
 
     An existing study folder at ``path`` is replaced as a whole; its profiles and embeddings belong to the old ids and
     go with it. Profiles that the kit cannot write again at no cost are lost only with ``overwrite``.
@@ -281,28 +342,63 @@ def create_study(
         If the disk is full; what stood at ``path`` before is untouched.
     """
     tables.check()
-    _check_replaceable(path, overwrite)
+    check_replaceable(path, overwrite)
     with storage.atomic_folder(path) as folder:
         hashes = {}
         for table, frame in tables.named().items():
             file = folder / f"{table}.parquet"
             frame.to_parquet(file, index=False, compression="zstd")
             hashes[table] = storage.sha256_file(file)
+        counts = tables.counts()
+        if n_reviews := _write_reviews(folder / "reviews.parquet", reviews, tables.interactions):
+            hashes["reviews"] = storage.sha256_file(folder / "reviews.parquet")
+            counts["reviews"] = n_reviews
+        for (source, encoder), vectors in (embeddings or {}).items():
+            file = folder / "embeddings" / _vectors_name(source, encoder)
+            vectors.check(len(tables.users), len(tables.entities), f"embeddings of {source}")
+            vectors.save(file, {"source": source, "encoder": encoder})
         manifest = Manifest(
             schema_version=SCHEMA_VERSION,
             name=name,
-            sources=sources,
+            sources=tuple(sources),
             build=build,
-            funnel=funnel,
-            counts=tables.counts(),
+            funnel=tuple(funnel),
+            counts=counts,
             tables=hashes,
-            notes=notes,
+            notes=tuple(notes),
+            published=published or {},
+            published_in=published_in,
         )
         storage.write_json(folder / paths.MANIFEST, manifest.model_dump(mode="json"))
     return Study.open(path)
 
 
-def _check_replaceable(path: Path, overwrite: bool) -> None:
+def _write_reviews(file: Path, batches: Iterable[pd.DataFrame], interactions: pd.DataFrame) -> int:
+    """Check and write the reviews; without any no file is left. Returns their number."""
+    check = ReviewCheck(interactions)
+    writer: pyarrow.parquet.ParquetWriter | None = None
+    rows = 0
+    try:
+        for batch in batches:
+            table = pyarrow.Table.from_pandas(check(batch, "reviews"), preserve_index=False)
+            if writer is None:
+                writer = pyarrow.parquet.ParquetWriter(file, table.schema, compression="zstd")
+            writer.write_table(table)
+            rows += len(batch)
+    finally:
+        if writer is not None:
+            writer.close()
+    return rows
+
+
+def check_replaceable(path: Path, overwrite: bool) -> None:
+    """Check that a new study may take the place of what stands at ``path``.
+
+    Raises
+    ------
+    DataError
+        If that is no study folder, or holds profiles that cost something (unless ``overwrite``).
+    """
     if not path.exists():
         return
     if not (path / paths.MANIFEST).is_file():

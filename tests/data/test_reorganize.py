@@ -5,11 +5,12 @@ from itertools import combinations
 import numpy as np
 import pandas as pd
 import pytest
-from hypothesis import given, settings
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from spike_kit.data.reorganize import BuildConfig, Funnel, RawTables, k_core, reorganize
+from spike_kit.data.reorganize import BuildConfig, k_core, reorganize
 from spike_kit.data.splits import random_per_user
+from spike_kit.data.workspace import Workspace, workspace
 from spike_kit.errors import ConfigError, DataError
 
 PAIRS = st.sets(st.tuples(st.integers(0, 5), st.integers(0, 5)), max_size=24)
@@ -20,11 +21,14 @@ def frame(pairs: set[tuple[int, int]]) -> pd.DataFrame:
 
 
 @given(PAIRS, st.integers(0, 3), st.integers(0, 3))
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 def test_k_core_is_the_largest_set_that_satisfies_both_degrees(
-    pairs: set[tuple[int, int]], user_core: int, item_core: int
+    work: Workspace, pairs: set[tuple[int, int]], user_core: int, item_core: int
 ) -> None:
-    core = k_core(frame(pairs), user_core, item_core)
+    work.db.register("given", frame(pairs).astype("int64"))
+    work.db.execute("CREATE OR REPLACE TABLE n AS SELECT * FROM given")
+    k_core(work, user_core, item_core)
+    core = work.frame("SELECT * FROM n")
     kept = set(core.itertuples(index=False, name=None))
     assert (core["user"].value_counts() >= user_core).all()
     assert (core["item"].value_counts() >= item_core).all()
@@ -45,7 +49,7 @@ def brute_force_core(pairs: set[tuple[int, int]], user_core: int, item_core: int
     return best
 
 
-def raw_tables() -> RawTables:
+def fill(work: Workspace) -> Workspace:
     """Eight users who like six items each, three people of whom one is on a single item."""
     pairs = [(f"u{user}", f"i{(user + step) % 8}") for user in range(8) for step in range(6)]
     interactions = pd.DataFrame(pairs, columns=["user", "item"]).assign(rating=5.0, timestamp=range(len(pairs)))
@@ -54,25 +58,25 @@ def raw_tables() -> RawTables:
     )
     triples = [(f"i{item}", "cast", "p:a" if item < 4 else "p:b") for item in range(8)]
     triples += [("i0", "cast", "p:rare"), ("i0", "cast", "p:b"), ("i0", "writer", "p:b"), ("i9", "cast", "p:rare")]
-    return RawTables(
-        interactions=pd.concat([interactions, noise], ignore_index=True),
-        users=pd.DataFrame({"user": [*(f"u{n}" for n in range(8)), "lonely"]}).assign(label=lambda t: t["user"]),
-        items=pd.DataFrame({"item": [f"i{n}" for n in range(10)]}).assign(label=lambda t: t["item"], description=""),
-        entities=pd.DataFrame({"entity": ["p:a", "p:b", "p:rare"], "label": ["Ann", "Bob", "Rare"], "kind": "person"}),
-        relations=pd.DataFrame(
-            {
-                "relation": ["cast", "writer", "unused"],
-                "label": ["cast", "writer", "unused"],
-                "template": "{head} and {tail}.",
-            }
+    users = pd.DataFrame({"user": [*(f"u{n}" for n in range(8)), "lonely"]})
+    items = pd.DataFrame({"item": [f"i{n}" for n in range(10)]})
+    names = pd.DataFrame({"relation": ["cast", "writer", "unused"]})
+    work.put("interactions", pd.concat([interactions, noise], ignore_index=True))
+    work.put("users", users.assign(label=users["user"]))
+    work.put("items", items.assign(label=items["item"], description=""))
+    work.put(
+        "entities",
+        pd.DataFrame([("p:a", "Ann"), ("p:b", "Bob"), ("p:rare", "Rare")], columns=["entity", "label"]).assign(
+            kind="person"
         ),
-        triples=pd.DataFrame(triples, columns=["head", "relation", "tail"]),
     )
+    work.put("relations", names.assign(label=names["relation"], template="{head} and {tail}."))
+    work.put("triples", pd.DataFrame(triples, columns=["head", "relation", "tail"]))
+    return work
 
 
-def test_reorganize_filters_numbers_and_counts() -> None:
-    funnel = Funnel()
-    tables = reorganize(raw_tables(), BuildConfig(), funnel)
+def test_reorganize_filters_numbers_and_counts(work: Workspace) -> None:
+    tables = reorganize(fill(work), BuildConfig())
     tables.check()
     assert tables.users["source_id"].tolist() == [f"u{n}" for n in range(8)]
     assert tables.items["source_id"].tolist() == [f"i{n}" for n in range(8)]
@@ -80,31 +84,40 @@ def test_reorganize_filters_numbers_and_counts() -> None:
     assert tables.relations["source_id"].tolist() == ["cast", "writer"]
     named = tables.triples.merge(tables.entities, left_on="tail", right_on="entity")
     assert sorted(named.loc[named["head"] == 0, "label"]) == ["Ann", "Bob", "Bob"]
-    by_step = {row["step"]: row for row in funnel.steps}
+    by_step = {row["step"]: row for row in work.funnel.steps}
     assert by_step["rating >= 4"]["interactions"] == 50
     assert by_step["one interaction per user and item"]["interactions"] == 49
     assert by_step["k-core: users 5, items 5"]["users"] == 8
     assert by_step["entities on at least 2 items"]["entities"] == 2
-    last = funnel.steps[-1]
+    last = work.funnel.steps[-1]
     assert last["interactions_train"] + last["interactions_valid"] + last["interactions_test"] == 48
 
 
-def test_the_latest_of_repeated_interactions_is_kept() -> None:
-    tables = reorganize(raw_tables(), BuildConfig(), Funnel())
+def test_the_latest_of_repeated_interactions_is_kept(work: Workspace) -> None:
+    tables = reorganize(fill(work), BuildConfig())
     pair = tables.interactions.query("user == 0 and item == 0")
     assert pair["timestamp"].tolist() == [99]
 
 
-def test_a_filter_that_leaves_nothing_is_an_error_that_names_it() -> None:
-    with pytest.raises(DataError, match="nothing is left after the k-core"):
-        reorganize(raw_tables(), BuildConfig(user_core=50), Funnel())
-    with pytest.raises(DataError, match="nothing is left after the entity filter"):
-        reorganize(raw_tables(), BuildConfig(min_entity_items=50), Funnel())
+@pytest.mark.parametrize(
+    ("changes", "step"),
+    [
+        ({"user_core": 50}, "the k-core"),
+        ({"min_entity_items": 50}, "the entity filter"),
+        ({"min_rating": 6.0}, "the positive rule"),
+        ({"exclude_relations": ("cast", "writer")}, "the link to the knowledge graph"),
+    ],
+)
+def test_a_filter_that_leaves_nothing_is_an_error_that_names_it(work: Workspace, changes: dict, step: str) -> None:
+    with pytest.raises(DataError, match=f"nothing is left after {step}"):
+        reorganize(fill(work), BuildConfig(**changes))
 
 
-def test_a_cut_takes_the_same_users_again() -> None:
+def test_a_cut_takes_the_same_users_again(work: Workspace) -> None:
     cut = BuildConfig(max_users=6, user_core=1, item_core=1)
-    first, second = (reorganize(raw_tables(), cut, Funnel()) for _ in range(2))
+    first = reorganize(fill(work), cut)
+    with workspace() as another:
+        second = reorganize(fill(another), cut)
     assert first.users.equals(second.users)
     assert len(first.users) <= 6
 

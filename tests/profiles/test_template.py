@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 
 from spike_kit.data.study import Study
 from spike_kit.data.tables import Tables
+from spike_kit.data.text import clean
 from spike_kit.profiles import facts
 from spike_kit.profiles.template import (
     WORD_LIMIT,
@@ -19,7 +20,7 @@ from spike_kit.profiles.template import (
     template_profiles,
     user_texts,
 )
-from spike_kit.profiles.wording import clean, fill, listed, paragraph, sentence
+from spike_kit.profiles.wording import fill, listed, paragraph, sentence
 from tests.world import World
 
 

