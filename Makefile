@@ -1,12 +1,13 @@
 # make setup   environment in .venv (idempotent)       make demo   whole pipeline on MovieLens-100K x Wikidata
 # make test    every check, the notebooks included      make lab    JupyterLab on notebooks/
+# make bench   speed and memory, beside a floor
 PYTHON ?= python3
 # Tested versions; `make setup CONSTRAINTS=` takes the newest ones instead.
 CONSTRAINTS ?= .ci/constraints.txt
 BIN := .venv/bin
 SMALL := ml-100k-small
 
-.PHONY: setup demo lab test lint types notebooks-clean pipeline unit notebooks format clean
+.PHONY: setup demo lab bench test lint types notebooks-clean pipeline unit notebooks format clean
 
 setup:
 	@PYTHON=$(PYTHON) .ci/setup "$(CONSTRAINTS)"
@@ -16,6 +17,9 @@ demo: setup
 
 lab: setup
 	$(BIN)/jupyter lab notebooks
+
+bench: setup
+	$(BIN)/spike-kit bench data
 
 test: lint types notebooks-clean unit pipeline notebooks
 

@@ -17,8 +17,10 @@ import tyro
 from tyro.conf import OmitArgPrefixes, Positional
 
 from spike_kit import doctor, paths
+from spike_kit.bench.data import bench_data
 from spike_kit.config import TrainingConfig
 from spike_kit.data.build import build, compared, fetch
+from spike_kit.data.formats import export
 from spike_kit.data.reorganize import BuildConfig
 from spike_kit.data.sources import RECIPES, SOURCES, find_recipe
 from spike_kit.data.study import Study
@@ -104,6 +106,66 @@ class Build(Generic[Recipe]):
         for note in manifest.notes:
             print(f"note: {note}")
         print(f"{paths.shown(study.path)}: " + ", ".join(f"{n} {name}" for name, n in manifest.counts.items()))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Export:
+    """Write a study folder in the format of another code: kgat (also SSLRec, KGRec), recbole, spike-release."""
+
+    dataset: Positional[str] = "ml-100k"
+    """Data set: a name under data/ or the path of a study folder."""
+    format: Literal["kgat", "recbole", "spike-release"] = "kgat"
+    """Format of the files."""
+    to: Path | None = None
+    """Folder to write; default: data/exports/<data set>-<format>."""
+    merge_valid: bool = False
+    """Put the validation part into train, for codes that know two files only (kgat and spike-release)."""
+    profiles: str = SOURCE
+    """Profile source whose vectors are written (spike-release)."""
+    encoder: str = DEFAULT_ENCODER
+    """Text encoder of these vectors (spike-release)."""
+    overwrite: bool = False
+    """Replace a folder that is not empty."""
+
+    def __call__(self) -> None:
+        """Write the folder, all or nothing."""
+        study = Study.open(self.dataset)
+        folder = self.to or paths.exports_root() / f"{study.name}-{self.format}"
+        written = export(
+            study,
+            self.format,
+            folder,
+            merge_valid=self.merge_valid,
+            vectors=(self.profiles, self.encoder),
+            overwrite=self.overwrite,
+        )
+        print(paths.shown(written))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Bench:
+    """Measure speed and memory: data builds a study folder from a synthetic raw file, beside a bare scan of it."""
+
+    what: Positional[Literal["data"]] = "data"
+    """What to measure."""
+    reviews: int = 1_000_000
+    """Reviews in the synthetic file (ten million take about 5 GiB of disk and five minutes)."""
+    release: Literal["2018", "2023"] = "2018"
+    """Format of the synthetic file."""
+    json: bool = False
+    """Print one JSON object instead of a table."""
+
+    def __call__(self) -> None:
+        """Measure and print."""
+        if self.reviews < 1000:
+            raise ConfigError(f"--reviews is {self.reviews}, expected at least 1000", "fewer tell nothing")
+        measured = bench_data(self.reviews, self.release)
+        if self.json:
+            print(measured.model_dump_json())
+            return
+        fields = type(measured).model_fields
+        for name, value in measured.model_dump().items():
+            print(f"{name:20} {value:<12} {fields[name].description}")
 
 
 @dataclass(frozen=True)
@@ -244,11 +306,13 @@ COMMANDS: dict[str, Any] = {
     "doctor": Doctor,
     "fetch": Fetch,
     "build": Build,
+    "export": Export,
     "profile": Profile,
     "encode": Encode,
     "train": Train,
     "evaluate": Evaluate,
     "demo": Demo,
+    "bench": Bench,
 }
 """Every command by its name."""
 

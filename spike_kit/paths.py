@@ -41,6 +41,11 @@ def cache_root() -> Path:
     return data_root() / "cache"
 
 
+def exports_root() -> Path:
+    """Folder of study folders in other formats."""
+    return data_root() / "exports"
+
+
 def runs_root() -> Path:
     """Folder of the run folders."""
     return data_root() / "runs"
@@ -69,7 +74,7 @@ def also_called(dataset: str) -> tuple[str, ...]:
     return (dataset, *others)
 
 
-RESERVED = frozenset({"raw", "cache", "runs", "searches", "notebooks"})
+RESERVED = frozenset({"raw", "cache", "runs", "searches", "notebooks", "exports"})
 """Folders under data/ that are no study folders."""
 
 

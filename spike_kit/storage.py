@@ -27,7 +27,8 @@ _NO_PERMISSION = (errno.EACCES, errno.EPERM, errno.EROFS)
 
 
 @contextmanager
-def _storage_errors(path: Path) -> Iterator[None]:
+def storage_errors(path: Path) -> Iterator[None]:
+    """Turn a full disk or a missing permission into a `StorageError` that names what was not written."""
     try:
         yield
     except (OSError, SafetensorError) as error:
@@ -61,7 +62,7 @@ def atomic_file(path: Path) -> Iterator[Path]:
     StorageError
         If the disk is full or the folder may not be written.
     """
-    with _storage_errors(path):
+    with storage_errors(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         handle, name = tempfile.mkstemp(prefix=_TEMPORARY, suffix=path.suffix, dir=path.parent)
         os.close(handle)
@@ -86,7 +87,7 @@ def atomic_folder(path: Path) -> Iterator[Path]:
     StorageError
         If the disk is full or the folder may not be written.
     """
-    with _storage_errors(path):
+    with storage_errors(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         temporary = Path(tempfile.mkdtemp(prefix=_TEMPORARY, dir=path.parent))
         try:

@@ -14,7 +14,7 @@ from spike_kit import paths
 from spike_kit.data.fetch import fetch_wheel
 from spike_kit.data.recipes import Recipe
 from spike_kit.data.reorganize import BuildConfig, cleaned_reviews, reorganize
-from spike_kit.data.sources import SOURCES, find_recipe
+from spike_kit.data.sources import SOURCES, find_recipe, spike_release
 from spike_kit.data.study import Manifest, Study, check_replaceable, create_study
 from spike_kit.data.vectors import ProfileVectors
 from spike_kit.data.workspace import Workspace, workspace
@@ -42,7 +42,8 @@ def build(
     name
         Name of the study folder; default: that of the recipe.
     raw
-        Folder of the raw files; default: ``data/raw/<recipe>``, or there under another name the recipe knows.
+        Folder of the raw files; default: ``data/raw/<recipe>``, or there under another name the recipe knows. One
+        that the authors of SPiKE release is loaded as such.
     overwrite
         Replace a study folder even if that deletes profiles that cost something.
 
@@ -59,6 +60,11 @@ def build(
     folder = raw or find_raw(recipe_name, recipe)
     if settings is None:
         settings = recipe.settings
+    if is_release(folder) and recipe.source != spike_release.NAME:
+        logger.info("%s is a folder that the authors of SPiKE release; it is loaded as it is", paths.shown(folder))
+        recipe = find_recipe(spike_release.NAME)
+        kept = {name: getattr(settings, name) for name in ("valid", "seed", "max_users", "on_error")}
+        settings = recipe.settings.replace(**kept)
     target = paths.new_study_path(name or recipe_name)
     check_replaceable(target, overwrite)
     with workspace(settings.on_error) as work:
@@ -69,7 +75,7 @@ def build(
             target,
             target.name,
             tables,
-            sources=work.sources,
+            sources=work.sources(),
             build={"source": recipe.source, **settings.model_dump(mode="json")},
             funnel=work.funnel.steps,
             notes=work.notes,
@@ -81,6 +87,11 @@ def build(
         )
     _warn_where_different(study.manifest)
     return study
+
+
+def is_release(folder: Path) -> bool:
+    """Whether a folder looks like one that the authors of SPiKE release."""
+    return all((folder / name).is_file() for name in ("train.txt", "kg_final.txt", "item_embeddings.npz"))
 
 
 def find_raw(recipe_name: str, recipe: Recipe) -> Path:

@@ -98,9 +98,11 @@ def reorganize(work: Workspace, config: BuildConfig) -> Tables:
 
 
 def _counts(work: Workspace) -> dict[str, int]:
+    """Count the users and items that have an interaction, and the rest as it is."""
     rows = work.db.execute(
-        """SELECT (SELECT count(*) FROM u WHERE alive), (SELECT count(*) FROM i WHERE alive),
-                  (SELECT count(*) FROM n), (SELECT count(*) FROM e WHERE alive),
+        """SELECT (SELECT count(*) FROM (SELECT DISTINCT "user" FROM n)),
+                  (SELECT count(*) FROM (SELECT DISTINCT item FROM n)), (SELECT count(*) FROM n),
+                  (SELECT count(*) FROM e WHERE alive),
                   (SELECT count(*) FROM r WHERE alive), (SELECT count(*) FROM t)"""
     ).fetchall()
     return dict(zip(("users", "items", "interactions", "entities", "relations", "triples"), rows[0], strict=True))
@@ -112,35 +114,40 @@ def _parse(work: Workspace, config: BuildConfig) -> tuple[str, dict[str, int]]:
     ``u``, ``i``, ``e``, ``r`` number users, items, auxiliary entities and relations; ``n`` and ``t`` are interactions
     and triples in numbers, where entity ``e`` is node ``items + e``.
     """
-    del config
     db = work.db
     if not work.count("interactions"):
         raise DataError("the source holds no interaction", "check that these are the right files")
-    if not work.count("users"):
-        db.execute(
-            """INSERT INTO users SELECT row_number() OVER (ORDER BY "user") - 1, "user", 'User ' || "user"
-               FROM (SELECT DISTINCT "user" FROM interactions)"""
-        )
     db.execute(
         """INSERT INTO items SELECT (SELECT coalesce(max(position), -1) FROM items) + row_number() OVER (ORDER BY item),
                   item, item, '' FROM (SELECT DISTINCT item FROM interactions ANTI JOIN items USING (item))"""
     )
     unnamed = work.value("SELECT count(*) FROM items WHERE trim(label) = '' OR label = item")
-    for short, table, name in (("u", "users", "user"), ("i", "items", "item"), ("e", "entities", "entity")):
+    given = [("i", "items", "item"), ("e", "entities", "entity")]
+    if work.count("users"):
+        given.append(("u", "users", "user"))
+    else:
+        db.execute(
+            """CREATE TABLE u AS SELECT CAST(row_number() OVER () - 1 AS INTEGER) AS id, "user" AS source_id,
+                      true AS alive, 0 AS position FROM (SELECT DISTINCT "user" FROM interactions)"""
+        )
+    for short, table, name in given:
         _check_unique(work, table, name)
         db.execute(
             f"""CREATE TABLE {short} AS SELECT CAST(row_number() OVER (ORDER BY position) - 1 AS INTEGER) AS id,
-                       "{name}" AS source_id, true AS alive FROM {table}"""
+                       "{name}" AS source_id, true AS alive, position FROM {table}"""
         )
     _check_unique(work, "relations", "relation")
     db.execute(
         """CREATE TABLE r AS SELECT CAST(row_number() OVER (ORDER BY position) - 1 AS INTEGER) AS id,
-                  relation AS source_id, coalesce(behavioural, false) AS behavioural, true AS alive FROM relations"""
+                  relation AS source_id, coalesce(behavioural, false) AS behavioural, true AS alive, position
+           FROM relations"""
     )
     db.execute(
-        """CREATE TABLE n AS SELECT u.id AS "user", i.id AS item, rating, "timestamp", split FROM interactions
+        """CREATE TABLE n AS SELECT u.id AS "user", i.id AS item, rating, "timestamp", split, review FROM interactions
            JOIN u ON u.source_id = interactions."user" JOIN i ON i.source_id = interactions.item"""
     )
+    if config.split == "given":
+        _check_given(work)
     db.execute(
         """CREATE TABLE node AS SELECT id, source_id FROM i
            UNION ALL SELECT id + (SELECT count(*) FROM i), source_id FROM e"""
@@ -156,6 +163,22 @@ def _parse(work: Workspace, config: BuildConfig) -> tuple[str, dict[str, int]]:
     return work.parsed, {name: count for name, count in extra.items() if count}
 
 
+def _check_given(work: Workspace) -> None:
+    """Check a given split: every row has one, and nobody is held out altogether."""
+    unknown = work.value(f"SELECT count(*) FROM n WHERE split IS NULL OR split NOT IN {SPLITS}")
+    if unknown:
+        raise DataError(f"{unknown} interactions have no given split", "choose a split: random, leave_one_out or time")
+    absent = work.db.execute(
+        """SELECT min(source_id), count(*) FROM n JOIN u ON u.id = n."user"
+           WHERE "user" NOT IN (SELECT "user" FROM n WHERE split = 'train')"""
+    ).fetchall()
+    user, rows = absent[0]
+    if rows:
+        where = f"{work.origin('interactions', user)}: user {user!r}"
+        work.bad(where, "has held-out interactions and none in train", "add some, or remove the user", rows)
+        work.db.execute("""DELETE FROM n WHERE "user" NOT IN (SELECT "user" FROM n WHERE split = 'train')""")
+
+
 def _check_unique(work: Workspace, table: str, name: str) -> None:
     """Merge rows that repeat an id with the same label; other labels are bad rows."""
     db = work.db
@@ -166,7 +189,7 @@ def _check_unique(work: Workspace, table: str, name: str) -> None:
     if clash:
         first = clash[0]
         work.bad(
-            f"{work.origin(table)}: {name} {first[0]!r}",
+            f"{work.origin(table, first[0])}: {name} {first[0]!r}",
             f"it has different labels: {first[1][:60]!r} and {first[2][:60]!r}",
             "keep one row for each id",
             sum(row[3] for row in clash),
@@ -212,7 +235,6 @@ def _positive(work: Workspace, config: BuildConfig) -> tuple[str, dict[str, int]
             "take every interaction as a positive with --min-rating None",
         )
     work.db.execute(f"DELETE FROM n WHERE rating IS NULL OR rating < {config.min_rating}")
-    _keep_used(work, "u", "i")
     _demand(work, f"the positive rule (rating >= {config.min_rating:g})")
     return f"rating >= {config.min_rating:g}", {}
 
@@ -220,18 +242,20 @@ def _positive(work: Workspace, config: BuildConfig) -> tuple[str, dict[str, int]
 def _deduplicate(work: Workspace, config: BuildConfig) -> tuple[str, dict[str, int]]:
     """Keep the latest interaction of a user and an item; of a given split, the one that is not held out."""
     del config
-    repeated = work.value('SELECT count(*) FROM (SELECT 1 FROM n GROUP BY "user", item HAVING count(*) > 1)')
+    db = work.db
+    db.execute('CREATE TABLE repeated AS SELECT "user", item FROM n GROUP BY 1, 2 HAVING count(*) > 1')
     leaking = work.value(
-        """SELECT count(*) FROM (SELECT 1 FROM n GROUP BY "user", item
-           HAVING count(DISTINCT split) > 1)"""
+        """SELECT count(*) FROM (SELECT 1 FROM n SEMI JOIN repeated USING ("user", item)
+           GROUP BY "user", item HAVING count(DISTINCT split) > 1)"""
     )
-    if repeated:
-        work.db.execute(
-            """CREATE OR REPLACE TABLE n AS SELECT * FROM n QUALIFY row_number() OVER (
-                 PARTITION BY "user", item
-                 ORDER BY CASE split WHEN 'train' THEN 0 WHEN 'valid' THEN 1 ELSE 2 END, "timestamp" DESC NULLS LAST,
-                          rating DESC NULLS LAST) = 1"""
-        )
+    db.execute(
+        """CREATE TABLE best AS SELECT * FROM n SEMI JOIN repeated USING ("user", item) QUALIFY row_number() OVER (
+             PARTITION BY "user", item
+             ORDER BY CASE split WHEN 'train' THEN 0 WHEN 'valid' THEN 1 ELSE 2 END, "timestamp" DESC NULLS LAST,
+                      rating DESC NULLS LAST, review DESC) = 1"""
+    )
+    db.execute('DELETE FROM n USING repeated WHERE n."user" = repeated."user" AND n.item = repeated.item')
+    db.execute("INSERT INTO n SELECT * FROM best")
     return "one interaction per user and item", {"pairs_in_two_splits": leaking} if leaking else {}
 
 
@@ -247,7 +271,6 @@ def _some_users(work: Workspace, config: BuildConfig) -> tuple[str, dict[str, in
     work.db.execute('DELETE FROM n WHERE "user" NOT IN (SELECT id FROM kept)')
     work.db.execute("UPDATE u SET alive = false WHERE id NOT IN (SELECT id FROM kept)")
     work.db.unregister("kept")
-    _keep_used(work, "i")
     return f"{config.max_users} users at random", {}
 
 
@@ -257,7 +280,6 @@ def _link(work: Workspace, config: BuildConfig) -> tuple[str, dict[str, int]] | 
         return None
     work.db.execute("DELETE FROM n WHERE item NOT IN (SELECT head FROM t UNION SELECT tail FROM t)")
     work.db.execute("UPDATE i SET alive = false WHERE id NOT IN (SELECT head FROM t UNION SELECT tail FROM t)")
-    _keep_used(work, "u")
     _demand(work, "the link to the knowledge graph (no item with an interaction has a triple)")
     return "items with a triple", {}
 
@@ -268,10 +290,9 @@ def _k_core(work: Workspace, config: BuildConfig) -> tuple[str, dict[str, int]] 
         return None
     rounds = k_core(work, config.user_core, config.item_core)
     _demand(work, f"the k-core (users {config.user_core}, items {config.item_core})")
-    if config.user_core:
-        _keep_used(work, "u")
-    if config.item_core:
-        _keep_used(work, "i")
+    for short, name, core in (("u", "user", config.user_core), ("i", "item", config.item_core)):
+        if core:
+            work.db.execute(f'UPDATE {short} SET alive = false WHERE alive AND id NOT IN (SELECT "{name}" FROM n)')
     work.db.execute(_TRIPLES_OF_DEAD_ITEMS)
     return f"k-core: users {config.user_core}, items {config.item_core}", {"rounds": rounds}
 
@@ -308,13 +329,6 @@ def k_core(work: Workspace, user_core: int, item_core: int) -> int:
         rounds += 1
         if left == before:
             return rounds
-
-
-def _keep_used(work: Workspace, *tables: str) -> None:
-    """Mark users or items without an interaction as gone."""
-    for short, name in (("u", "user"), ("i", "item")):
-        if short in tables:
-            work.db.execute(f'UPDATE {short} SET alive = false WHERE alive AND id NOT IN (SELECT "{name}" FROM n)')
 
 
 def _entities(work: Workspace, config: BuildConfig) -> tuple[str, dict[str, int]] | None:
@@ -368,15 +382,17 @@ def _number(work: Workspace, config: BuildConfig) -> None:
         offset = "(SELECT count(*) FROM i WHERE alive)" if short == "e" else "0"
         db.execute(
             f"""CREATE TABLE {short}_new AS SELECT id AS old,
-                       CAST({offset} + row_number() OVER (ORDER BY id) - 1 AS BIGINT) AS id FROM {short} WHERE alive"""
+                       CAST({offset} + row_number() OVER (ORDER BY position, source_id) - 1 AS BIGINT) AS id
+                FROM {short} WHERE alive"""
         )
     db.execute(
         """CREATE TABLE node_new AS SELECT old, id FROM i_new
            UNION ALL SELECT old + (SELECT count(*) FROM i), id FROM e_new"""
     )
     db.execute(
-        """CREATE TABLE interactions_new AS SELECT u_new.id AS "user", i_new.id AS item, split, rating, "timestamp"
-           FROM n JOIN u_new ON u_new.old = n."user" JOIN i_new ON i_new.old = n.item ORDER BY 1, 2"""
+        """CREATE TABLE interactions_new AS
+           SELECT u_new.id AS "user", i_new.id AS item, split, rating, "timestamp", review FROM n
+           JOIN u_new ON u_new.old = n."user" JOIN i_new ON i_new.old = n.item ORDER BY 1, 2"""
     )
 
 
@@ -392,13 +408,13 @@ def _split(work: Workspace, config: BuildConfig) -> tuple[str, dict[str, int]]:
             split = global_time(rows, config.valid, config.test)
         case "given":
             split = complete_given(rows, config.valid, config.seed)
-    codes = split.map({name: number for number, name in enumerate(SPLITS)}).to_numpy(dtype=np.int8)
+    codes = split.cat.codes.to_numpy()
     keys = pd.DataFrame({"user": rows["user"], "item": rows["item"], "code": codes})
     work.db.register("codes", keys)
     names = " ".join(f"WHEN {number} THEN '{name}'" for number, name in enumerate(SPLITS))
     work.db.execute(
         f"""CREATE OR REPLACE TABLE interactions_new AS SELECT "user", item, CASE code {names} END AS split, rating,
-            "timestamp" FROM interactions_new JOIN codes USING ("user", item)"""
+            "timestamp", review FROM interactions_new JOIN codes USING ("user", item)"""
     )
     work.db.unregister("codes")
     sizes = np.bincount(codes, minlength=len(SPLITS))
@@ -453,10 +469,11 @@ def _fetch_named(work: Workspace, short: str, table: str, name: str, *columns: s
     """Rows of a named table that are left, with their final ids; a label that says nothing becomes the source id."""
     frame = work.frame(
         f"""SELECT x.id AS "{name}", old.source_id, {", ".join(columns)} FROM {short}_new AS x
-            JOIN {short} AS old ON old.id = x.old JOIN {table} ON {table}."{name}" = old.source_id ORDER BY 1"""
+            JOIN {short} AS old ON old.id = x.old LEFT JOIN {table} ON {table}."{name}" = old.source_id ORDER BY 1"""
     )
+    prefix = "User " if name == "user" else ""
     labels = zip(frame["label"].fillna(""), frame["source_id"], strict=True)
-    frame["label"] = _texts(plain(label) or clean(source_id) or "unnamed" for label, source_id in labels)
+    frame["label"] = _texts(plain(label) or clean(prefix + source_id) or "unnamed" for label, source_id in labels)
     return frame
 
 
@@ -467,56 +484,51 @@ def _texts(values: Iterable[str]) -> pd.Series:
 def cleaned_reviews(work: Workspace, config: BuildConfig) -> Iterator[pd.DataFrame]:
     """Yield the reviews of the study's interactions in batches, sorted by user and item, each with its split.
 
-    A review belongs to the interaction that was kept (same user and item; same timestamp where the interaction has
-    one). Its text becomes one clean line (`plain`), cut at ``max_review_characters``. Empty texts are dropped, and
-    texts that the same item or the same user has already, of which the earliest stays; no language is. After the last
-    batch the counts are a row of the funnel.
+    A text becomes one clean line (`plain`), cut at ``max_review_characters``. Empty texts are dropped, and texts that
+    the same item or the same user has already, of which the earliest stays; no language is. After the last batch the
+    counts are a row of the funnel.
     """
     if not config.reviews or not work.reviews:
         return
     counts = _choose_reviews(work)
     found = {"html_resolved": 0, "control_characters_removed": 0, "cut": 0, "not_latin": 0}
     kept = 0
-    with work.in_order():
-        reader = work.db.sql(
-            f"""SELECT chosen."user", chosen.item, text, chosen."timestamp", split FROM chosen
-                JOIN ({work.reviews}) AS raw USING (row_id) ORDER BY 1, 2"""
-        ).to_arrow_reader(BATCH_ROWS)
-        for batch in reader:
-            frame = batch.to_pandas().astype({"timestamp": "Int64"})
-            lines = [_review_line(text, config.max_review_characters, found) for text in frame["text"]]
-            frame["text"] = pd.Series(lines, dtype="str")
-            filled = frame[frame["text"] != ""].reset_index(drop=True)
-            counts["empty"] += len(frame) - len(filled)
-            kept += len(filled)
-            if len(filled):
-                yield filled
-    work.funnel.add(
-        "reviews", _counts(work), reviews=kept, **{f"reviews_{k}": n for k, n in {**counts, **found}.items()}
-    )
+    suspect = f"regexp_matches(text, {literal(_NOT_PLAIN)}) OR length(text) > {config.max_review_characters}"
+    query = f"""SELECT "user", item, text, chosen."timestamp", split, {suspect} AS suspect FROM chosen
+                JOIN ({work.reviews}) AS raw USING (review) ORDER BY 1, 2"""
+    for batch in work.batches(query, BATCH_ROWS):
+        look = batch.pop("suspect").to_numpy(dtype=bool)
+        lines = [_review_line(text, config.max_review_characters, found) for text in batch["text"][look]]
+        frame = batch.astype({"timestamp": "Int64", "text": "str"})
+        frame.loc[look, "text"] = pd.Series(lines, index=frame.index[look], dtype="str")
+        filled = frame[frame["text"] != ""].reset_index(drop=True)
+        counts["empty"] += len(frame) - len(filled)
+        kept += len(filled)
+        if len(filled):
+            yield filled
+    extra = {f"reviews_{name}": count for name, count in {**counts, **found}.items()}
+    work.funnel.add("reviews", _counts(work), reviews=kept, **extra)
 
 
 def _choose_reviews(work: Workspace) -> dict[str, int]:
-    """Choose the rows of the raw reviews that are kept into the table ``chosen``; count the others."""
+    """Choose the raw reviews that are kept into the table ``chosen``; count the others."""
     db = work.db
     db.execute(
-        f"""CREATE TABLE candidates AS SELECT x."user", x.item, split, row_id, raw."timestamp", length(text) AS size,
-                   hash(trim(text)) AS content
-            FROM ({work.reviews}) AS raw JOIN u ON u.source_id = raw."user" JOIN i ON i.source_id = raw.item
-            JOIN u_new ON u_new.old = u.id JOIN i_new ON i_new.old = i.id
-            JOIN interactions_new AS x ON x."user" = u_new.id AND x.item = i_new.id
-            WHERE x."timestamp" IS NULL OR x."timestamp" = raw."timestamp"
-            QUALIFY row_number() OVER (PARTITION BY x."user", x.item
-                                       ORDER BY raw."timestamp" DESC NULLS LAST, size DESC, content) = 1"""
+        f"""CREATE TABLE candidates AS SELECT "user", item, split, review, raw."timestamp", content
+            FROM interactions_new JOIN ({work.reviews}) AS raw USING (review)"""
     )
     empty = work.value("SELECT count(*) FROM candidates WHERE content = hash('')")
     db.execute("DELETE FROM candidates WHERE content = hash('')")
     db.execute(
-        """CREATE TABLE chosen AS SELECT "user", item, split, row_id, "timestamp" FROM candidates
+        """CREATE TABLE chosen AS SELECT "user", item, split, review, "timestamp" FROM candidates
            QUALIFY row_number() OVER (PARTITION BY item, content ORDER BY "timestamp", "user") = 1
                AND row_number() OVER (PARTITION BY "user", content ORDER BY "timestamp", item) = 1"""
     )
     return {"empty": empty, "duplicated": work.count("candidates") - work.count("chosen")}
+
+
+_NOT_PLAIN = r"[^!-~ ]|[&<]|^ | $|  "
+"""What a text holds that may need cleaning: anything but printable ASCII and single blanks, and HTML."""
 
 
 def _review_line(text: str, max_characters: int, found: dict[str, int]) -> str:

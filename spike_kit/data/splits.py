@@ -9,6 +9,15 @@ from spike_kit.data.tables import SPLITS
 from spike_kit.errors import ConfigError, DataError
 from spike_kit.seeds import numpy_generator
 
+_TRAIN, _VALID, _TEST = range(len(SPLITS))
+
+
+def _named(codes: np.ndarray, index: pd.Index) -> pd.Series:
+    """Split names (categorical, in the order of `SPLITS`) from their numbers."""
+    return pd.Series(
+        pd.Categorical.from_codes(codes.astype(np.int8), dtype=pd.CategoricalDtype(list(SPLITS))), index=index
+    )
+
 
 def random_per_user(interactions: pd.DataFrame, valid: float, test: float, seed: int) -> pd.Series:
     """Assign a random share of each user's interactions to valid and to test.
@@ -28,7 +37,7 @@ def random_per_user(interactions: pd.DataFrame, valid: float, test: float, seed:
     Returns
     -------
     Series
-        ``train``, ``valid`` or ``test`` for every row, with the index of ``interactions``.
+        ``train``, ``valid`` or ``test`` for every row (categorical), with the index of ``interactions``.
 
     Raises
     ------
@@ -45,9 +54,9 @@ def random_per_user(interactions: pd.DataFrame, valid: float, test: float, seed:
     size = np.repeat(sizes, sizes)
     n_test = _held_out(size, test)
     n_valid = np.minimum(_held_out(size, valid), np.maximum(size - n_test - 1, 0))
-    assigned = np.full(len(ordered), SPLITS[0], dtype=object)
-    assigned[shuffled] = np.select([rank < n_test, rank < n_test + n_valid], [SPLITS[2], SPLITS[1]], SPLITS[0])
-    return pd.Series(assigned, index=ordered.index, dtype="str").reindex(interactions.index)
+    codes = np.zeros(len(ordered), dtype=np.int8)
+    codes[shuffled] = np.where(rank < n_test, _TEST, np.where(rank < n_test + n_valid, _VALID, _TRAIN))
+    return _named(codes, ordered.index).reindex(interactions.index)
 
 
 def _held_out(size: np.ndarray, share: float) -> np.ndarray:
@@ -72,7 +81,7 @@ def leave_one_out(interactions: pd.DataFrame, seed: int) -> pd.Series:
     Returns
     -------
     Series
-        ``train``, ``valid`` or ``test`` for every row, with the index of ``interactions``.
+        ``train``, ``valid`` or ``test`` for every row (categorical), with the index of ``interactions``.
 
     Raises
     ------
@@ -87,9 +96,9 @@ def leave_one_out(interactions: pd.DataFrame, seed: int) -> pd.Series:
     sizes = ordered.groupby("user", sort=True).size().to_numpy()
     rank = np.arange(len(ordered)) - np.repeat(np.cumsum(sizes) - sizes, sizes)
     enough = np.repeat(sizes, sizes) >= 3
-    assigned = np.full(len(ordered), SPLITS[0], dtype=object)
-    assigned[latest_first] = np.select([enough & (rank == 0), enough & (rank == 1)], [SPLITS[2], SPLITS[1]], SPLITS[0])
-    return pd.Series(assigned, index=ordered.index, dtype="str").reindex(interactions.index)
+    codes = np.zeros(len(ordered), dtype=np.int8)
+    codes[latest_first] = np.where(enough & (rank == 0), _TEST, np.where(enough & (rank == 1), _VALID, _TRAIN))
+    return _named(codes, ordered.index).reindex(interactions.index)
 
 
 def global_time(interactions: pd.DataFrame, valid: float, test: float) -> pd.Series:
@@ -108,7 +117,7 @@ def global_time(interactions: pd.DataFrame, valid: float, test: float) -> pd.Ser
     Returns
     -------
     Series
-        ``train``, ``valid`` or ``test`` for every row, with the index of ``interactions``.
+        ``train``, ``valid`` or ``test`` for every row (categorical), with the index of ``interactions``.
 
     Raises
     ------
@@ -130,8 +139,9 @@ def global_time(interactions: pd.DataFrame, valid: float, test: float) -> pd.Ser
             "a split by time leaves nothing for training: too many interactions have one and the same timestamp",
             "choose another split: random or leave_one_out",
         )
-    assigned = np.select([times >= from_test, times >= from_valid], [SPLITS[2], SPLITS[1]], SPLITS[0])
-    return pd.Series(assigned, index=interactions.index, dtype="str")
+    return _named(
+        np.where(times >= from_test, _TEST, np.where(times >= from_valid, _VALID, _TRAIN)), interactions.index
+    )
 
 
 def complete_given(interactions: pd.DataFrame, valid: float, seed: int) -> pd.Series:
@@ -145,18 +155,8 @@ def complete_given(interactions: pd.DataFrame, valid: float, seed: int) -> pd.Se
         Share of each user's train interactions for validation, if there is none.
     seed
         Seed of the cut.
-
-    Raises
-    ------
-    DataError
-        If a row has no split.
     """
-    if interactions["split"].isna().any():
-        raise DataError(
-            f"{int(interactions['split'].isna().sum())} interactions have no given split",
-            "choose a split: random, leave_one_out or time",
-        )
-    split = interactions["split"].copy()
+    split = interactions["split"].astype(pd.CategoricalDtype(list(SPLITS)))
     if not (split == SPLITS[1]).any():
         train = interactions[split == SPLITS[0]]
         split.loc[train.index] = random_per_user(train, valid, 0.0, seed)

@@ -7,6 +7,7 @@ the embeddings of every encoder. Every read is checked; every write is all or no
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -379,12 +380,18 @@ def _write_reviews(file: Path, batches: Iterable[pd.DataFrame], interactions: pd
     writer: pyarrow.parquet.ParquetWriter | None = None
     rows = 0
     try:
-        for batch in batches:
-            table = pyarrow.Table.from_pandas(check(batch, "reviews"), preserve_index=False)
-            if writer is None:
-                writer = pyarrow.parquet.ParquetWriter(file, table.schema, compression="zstd")
-            writer.write_table(table)
-            rows += len(batch)
+        with ThreadPoolExecutor(1) as background:
+            written: Future[None] | None = None
+            for batch in batches:
+                table = pyarrow.Table.from_pandas(check(batch, "reviews"), preserve_index=False)
+                if writer is None:
+                    writer = pyarrow.parquet.ParquetWriter(file, table.schema, compression="zstd", use_dictionary=False)
+                if written is not None:
+                    written.result()
+                written = background.submit(writer.write_table, table)
+                rows += len(batch)
+            if written is not None:
+                written.result()
     finally:
         if writer is not None:
             writer.close()

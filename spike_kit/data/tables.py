@@ -9,6 +9,8 @@ import numpy as np
 import pandas as pd
 import pandera.errors
 import pandera.pandas as pa
+import pyarrow
+import pyarrow.compute
 
 from spike_kit.data.text import CONTROL
 from spike_kit.errors import DataError, some
@@ -32,7 +34,10 @@ def _text(unique: bool = False, filled: bool = True) -> pa.Column:
 
 
 def _has_no_control(texts: pd.Series) -> pd.Series:
-    return ~texts.str.contains(CONTROL, regex=True)
+    found = pyarrow.compute.match_substring_regex(  # pyright: ignore[reportAttributeAccessIssue]
+        pyarrow.array(texts, type=pyarrow.large_string()), CONTROL
+    )
+    return pd.Series(found.to_numpy(zero_copy_only=False), index=texts.index).eq(False)
 
 
 def _schema(name: str, columns: dict[str, pa.Column], unique: list[str] | None = None) -> pa.DataFrameSchema:
@@ -223,6 +228,10 @@ class Tables:
             raise DataError("kind 'item' must mark the entities that are items, and only those")
 
 
+def _codes(splits: pd.Series) -> np.ndarray:
+    return splits.astype(pd.CategoricalDtype(list(SPLITS))).cat.codes.to_numpy()
+
+
 class ReviewCheck:
     """Checks the reviews of a study batch by batch: schema, order, and that each belongs to an interaction.
 
@@ -235,7 +244,7 @@ class ReviewCheck:
     def __init__(self, interactions: pd.DataFrame) -> None:
         self._stride = int(interactions["item"].max()) + 1
         self._keys = self._key(interactions)
-        self._splits = interactions["split"].to_numpy(dtype=object)
+        self._splits = _codes(interactions["split"])
         self._last = -1
 
     def _key(self, frame: pd.DataFrame) -> np.ndarray:
@@ -256,7 +265,7 @@ class ReviewCheck:
             raise DataError(f"{where}: reviews must be sorted by user and item, one for each interaction")
         self._last = int(keys[-1]) if len(keys) else self._last
         place = np.minimum(np.searchsorted(self._keys, keys), len(self._keys) - 1)
-        wrong = (self._keys[place] != keys) | (self._splits[place] != batch["split"].to_numpy(dtype=object))
+        wrong = (self._keys[place] != keys) | (self._splits[place] != _codes(batch["split"]))
         if wrong.any():
             rows = batch.loc[wrong, ["user", "item"]].itertuples(index=False, name=None)
             raise DataError(f"{where}: no interaction of the same split for the review of (user, item) {some(rows)}")

@@ -11,18 +11,22 @@ import codecs
 import csv
 import gzip
 import itertools
+import json
 import os
 import shutil
 import tempfile
 import zlib
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, Any, Literal
 
 import duckdb
 import pandas as pd
+import pyarrow
+import pyarrow.parquet
 
 from spike_kit import paths, storage
 from spike_kit.data.study import SourceFile
@@ -35,7 +39,7 @@ MEMORY_LIMIT = "1500MB"
 OnError = Literal["stop", "skip"]
 
 TABLES: dict[str, str] = {
-    "interactions": '"user" VARCHAR, item VARCHAR, rating DOUBLE, "timestamp" BIGINT, split VARCHAR',
+    "interactions": '"user" VARCHAR, item VARCHAR, rating DOUBLE, "timestamp" BIGINT, split VARCHAR, review BIGINT',
     "users": '"user" VARCHAR, label VARCHAR',
     "items": "item VARCHAR, label VARCHAR, description VARCHAR",
     "entities": "entity VARCHAR, label VARCHAR, kind VARCHAR",
@@ -44,8 +48,9 @@ TABLES: dict[str, str] = {
 }
 """Tables a source fills, with their columns; those in `ORDERED` have a ``position`` besides.
 
-``users`` may stay empty (they are then taken from the interactions), ``split`` null (no given split). An item is named
-by the same id in ``items`` and in ``triples``; ``entities`` holds the others only.
+``users`` may stay empty (they are then taken from the interactions), ``split`` null (no given split). ``review`` points
+at the text that belongs to an interaction (`Workspace.reviews`), if there is one. An item is named by the same id in
+``items`` and in ``triples``; ``entities`` holds the others only.
 ``behavioural`` marks relations that can encode what users did (also bought, say).
 """
 
@@ -68,12 +73,15 @@ class Field:
         Whether a row without it is bad.
     scale
         What an integer is divided by (1000 for milliseconds).
+    only_if
+        SQL condition without which a text is not kept.
     """
 
     source: str
     kind: Literal["id", "number", "integer", "text", "date"] = "id"
     required: bool = True
     scale: int = 1
+    only_if: str = ""
 
     def value(self) -> str:
         """SQL expression of the parsed value; null where it cannot be parsed."""
@@ -88,7 +96,9 @@ class Field:
             case "date":
                 return f"CAST(epoch(TRY_CAST({raw} AS TIMESTAMP)) AS BIGINT)"
             case "text":
-                return f"coalesce({raw}, '')"
+                return (
+                    f"CASE WHEN {self.only_if} THEN coalesce({raw}, '') END" if self.only_if else f"coalesce({raw}, '')"
+                )
         return raw
 
     def faults(self) -> list[tuple[str, str]]:
@@ -110,14 +120,21 @@ class Field:
 
 @dataclass(frozen=True)
 class JsonLines:
-    """A file with one JSON object per line (``.gz`` or not); every field is read as text."""
+    """A file with one JSON object per line (``.gz`` or not); every field is read as text.
+
+    Attributes
+    ----------
+    path
+        The file, for messages.
+    strict
+        The same lines as JSON, if those of ``path`` are not.
+    unit
+        What messages count.
+    """
 
     path: Path
-
-    @property
-    def unit(self) -> str:
-        """What holds one row."""
-        return "line"
+    strict: Path | None = None
+    unit: str = "line"
 
     def relation(self, file: Path, names: Sequence[str], skip: bool) -> str:
         """SQL of a scan of ``file`` (a plain alias of the path) with the named fields as text."""
@@ -127,6 +144,11 @@ class JsonLines:
             f"read_json({literal(str(file))}, format='newline_delimited', ignore_errors=true, "
             f"maximum_object_size={64 << 20}, columns={{{columns}}})"
         )
+
+    @property
+    def content(self) -> Path:
+        """File to scan."""
+        return self.strict or self.path
 
     def missing(self, names: Sequence[str]) -> list[str]:
         """Columns the file as a whole lacks: none, since every line has its own."""
@@ -138,6 +160,17 @@ class JsonLines:
         with open_text(self.path) as file:
             filled = ((number, line) for number, line in enumerate(file, 1) if line.strip())
             return next(itertools.islice(filled, ordinal - 1, None), (0, ""))
+
+    def lines_with(self, name: str, value: str) -> list[int]:
+        """Numbers of the lines whose field ``name`` has this value (as far as they are strict JSON)."""
+        found = []
+        with open_text(self.content) as file:
+            for number, line in enumerate(file, 1):
+                if value in line:
+                    with suppress(ValueError, RecursionError, AttributeError):
+                        if json.loads(line).get(name) == value:
+                            found.append(number)
+        return found
 
 
 @dataclass(frozen=True)
@@ -164,22 +197,27 @@ class Delimited:
     quoting: bool = True
     encoding: Literal["utf-8", "latin-1"] = "utf-8"
     typed: bool = False
+    unit: str = "line"
 
     @property
-    def unit(self) -> str:
-        """What holds one row."""
-        return "line"
+    def content(self) -> Path:
+        """File to scan."""
+        return self.path
+
+    def first_row(self) -> list[str]:
+        """Fields of the first line."""
+        with unpacking(self.path), open_text(self.path, self.encoding) as file:
+            first = file.readline().rstrip("\r\n")
+        if self.quoting and len(self.separator) == 1:
+            with suppress(csv.Error):
+                return next(csv.reader([first], delimiter=self.separator), [])
+        return first.split(self.separator)
 
     def header(self) -> tuple[str, ...]:
         """Names of the columns."""
         if self.names:
             return self.names
-        with open_text(self.path, self.encoding) as file:
-            first = file.readline().rstrip("\r\n")
-        if self.quoting and len(self.separator) == 1:
-            found = next(csv.reader([first], delimiter=self.separator), [])
-        else:
-            found = first.split(self.separator)
+        found = self.first_row()
         if self.typed:
             found = [name.rsplit(":", 1)[0] for name in found]
         if len(set(found)) < len(found) or not all(found):
@@ -192,30 +230,102 @@ class Delimited:
 
     def relation(self, file: Path, names: Sequence[str], skip: bool) -> str:
         """SQL of a scan of ``file`` (a plain alias of the path) with the named columns as text."""
-        del names
-        columns = ", ".join(f"{literal(name)}: 'VARCHAR'" for name in self.header())
-        quote = literal('"' if self.quoting else "")
+        places = {name: f"column{place}" for place, name in enumerate(self.header())}
+        columns = ", ".join(f"{place}: 'VARCHAR'" for place in places.values())
+        wanted = ", ".join(f"{places[name]} AS {quoted(name)}" for name in names)
+        quote, header = literal('"' if self.quoting else ""), "false" if self.names else "true"
         return (
-            f"read_csv({literal(str(file))}, auto_detect=false, header={'false' if self.names else 'true'}, "
+            f"(SELECT {wanted} FROM read_csv({literal(str(file))}, auto_detect=false, header={header}, "
             f"delim={literal(self.separator)}, quote={quote}, escape={quote}, encoding='{self.encoding}', "
             f"ignore_errors={'true' if skip else 'false'}, store_rejects={'true' if skip else 'false'}, "
-            f"columns={{{columns}}})"
+            f"columns={{{columns}}}))"
         )
 
     def line_of(self, ordinal: int) -> tuple[int, str]:
         """Line number and text of the row with this ordinal, both from 1."""
+        rows = ((number, self.separator.join(row)) for number, row in self._rows())
+        return next(itertools.islice(rows, ordinal - 1, None), (0, ""))
+
+    def lines_with(self, name: str, value: str) -> list[int]:
+        """Numbers of the lines whose column ``name`` has this value."""
+        place = self.header().index(name)
+        return [number for number, row in self._rows() if row[place : place + 1] == [value]]
+
+    def _rows(self) -> Iterator[tuple[int, list[str]]]:
+        """Rows with the number of their (last) line, without the header; for messages only."""
         with open_text(self.path, self.encoding) as file:
             if self.quoting and len(self.separator) == 1:
                 reader = csv.reader(file, delimiter=self.separator)
-                rows = ((reader.line_num, self.separator.join(row)) for row in reader if row)
+                rows = ((reader.line_num, row) for row in reader if row)
             else:
-                rows = ((number, line) for number, line in enumerate(file, 1) if line.strip())
-            return next(itertools.islice(rows, ordinal - 1 + (not self.names), None), (0, ""))
+                lines = ((number, line.rstrip("\r\n")) for number, line in enumerate(file, 1))
+                rows = ((number, line.split(self.separator)) for number, line in lines if line.strip())
+            with suppress(csv.Error):
+                yield from itertools.islice(rows, 0 if self.names else 1, None)
 
 
 _CHECK_HEADER = "the first line must name every column once"
 
-RawFile = JsonLines | Delimited
+
+@dataclass(frozen=True)
+class ParquetRows:
+    """A Parquet file; every column is read as text, nested ones as JSON."""
+
+    path: Path
+    unit: str = "row"
+
+    @property
+    def content(self) -> Path:
+        """File to scan."""
+        return self.path
+
+    def _schema(self) -> pyarrow.Schema:
+        try:
+            return pyarrow.parquet.read_schema(self.path)
+        except (pyarrow.ArrowException, OSError) as error:
+            raise DataError(f"{self.path} is not a readable Parquet file: {error}", _AGAIN) from error
+
+    def header(self) -> tuple[str, ...]:
+        """Names of the columns."""
+        return tuple(self._schema().names)
+
+    def missing(self, names: Sequence[str]) -> list[str]:
+        """Columns among ``names`` the file lacks."""
+        return [name for name in names if name not in self.header()]
+
+    def relation(self, file: Path, names: Sequence[str], skip: bool) -> str:
+        """SQL of a scan of ``file`` (a plain alias of the path) with the named columns as text."""
+        del skip
+        kinds = {column.name: column.type for column in self._schema()}
+        texts = ", ".join(
+            f"CAST({f'to_json({quoted(name)})' if pyarrow.types.is_nested(kinds[name]) else quoted(name)} AS VARCHAR) "
+            f"AS {quoted(name)}"
+            for name in names
+        )
+        return f"(SELECT {texts} FROM read_parquet({literal(str(file))}))"
+
+    def line_of(self, ordinal: int) -> tuple[int, str]:
+        """Number of the row with this ordinal, from 1; its text is not looked up."""
+        return ordinal, ""
+
+    def lines_with(self, name: str, value: str) -> list[int]:
+        """Numbers of the rows whose column ``name`` has this value."""
+        column = pyarrow.parquet.read_table(self.path, columns=[name])[name].to_pylist()
+        return [number for number, found in enumerate(column, 1) if str(found) == value]
+
+
+RawFile = JsonLines | Delimited | ParquetRows
+
+
+@contextmanager
+def unpacking(path: Path) -> Iterator[None]:
+    """Turn errors of unpacking a file into a `DataError` that names it."""
+    try:
+        yield
+    except (OSError, EOFError, zlib.error) as error:
+        if isinstance(error, OSError) and error.errno is not None:
+            raise
+        raise DataError(f"{path} is damaged or was not downloaded to its end: {error}", _AGAIN) from error
 
 
 def quoted(name: str) -> str:
@@ -228,14 +338,15 @@ def literal(text: str) -> str:
     return "'" + text.replace("'", "''") + "'"
 
 
-def open_text(path: Path, encoding: str = "utf-8") -> IO[str]:
-    """Open a text file, packed or not; broken characters are replaced (it is for headers and messages)."""
+def open_text(path: Path, encoding: str = "utf-8", strict: bool = False) -> IO[str]:
+    """Open a text file, packed or not; unless ``strict``, broken characters are replaced (for headers and messages)."""
     opener: Any = gzip.open if path.suffix == ".gz" else open
-    return opener(path, "rt", encoding=encoding + ("-sig" if encoding == "utf-8" else ""), errors="replace", newline="")
+    encoding += "-sig" if encoding == "utf-8" else ""
+    return opener(path, "rt", encoding=encoding, errors="strict" if strict else "replace", newline="")
 
 
-def check_readable(path: Path) -> None:
-    """Look at the first bytes of a raw file.
+def check_readable(path: Path, text: bool = True) -> None:
+    """Look at the first bytes of a raw file, which is expected to be ``text`` in UTF-8.
 
     Raises
     ------
@@ -252,7 +363,7 @@ def check_readable(path: Path) -> None:
         raise DataError(f"{path} is not a readable {path.suffix or 'plain'} file: {error}", _AGAIN) from error
     if not start:
         raise DataError(f"{path} is empty", _AGAIN)
-    if start.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)) or b"\0" in start[:64]:
+    if text and (start.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)) or b"\0" in start[:64]):
         raise DataError(
             f"{path} line 1: the file is UTF-16 or binary, expected text in UTF-8",
             "convert it, for example: iconv -f UTF-16 -t UTF-8",
@@ -283,17 +394,21 @@ class Workspace:
         Connection to the database; it holds the tables of `TABLES`.
     folder
         Temporary folder.
+    background
+        A thread for what need not be waited for.
     on_error
         What a bad row does: ``stop`` raises, ``skip`` counts it.
-    funnel, sources, notes
-        Rows left after each step, files read, warnings for the reader of the manifest.
+    funnel, notes
+        Rows left after each step, warnings for the reader of the manifest.
     extra
         Counts that belong to the first row of the funnel.
     origins
         File that a table was filled from, for messages.
+    located
+        The same with the name of the field that holds the id, so that a message can name the line.
     reviews
-        Query that yields the raw reviews: row_id (any unique number), user, item, timestamp, text; empty if there
-        are none.
+        Query that yields the raw reviews: review (a number that ``interactions`` refer to), timestamp, text, content
+        (a hash of the text); empty if there are none.
     parsed
         What the first step of the pipeline is called in the funnel.
     vectors
@@ -303,16 +418,18 @@ class Workspace:
 
     db: duckdb.DuckDBPyConnection
     folder: Path
+    background: ThreadPoolExecutor
     on_error: OnError = "stop"
     funnel: Funnel = field(default_factory=Funnel)
-    sources: list[SourceFile] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
     extra: dict[str, int] = field(default_factory=dict)
     origins: dict[str, str] = field(default_factory=dict)
+    located: dict[str, tuple[RawFile, str]] = field(default_factory=dict)
     reviews: str = ""
     parsed: str = "raw files"
     vectors: dict[tuple[str, str], ProfileVectors] = field(default_factory=dict)
     _aliases: dict[Path, Path] = field(default_factory=dict)
+    _registered: list[tuple[Path, str, str, Future[str]]] = field(default_factory=list)
 
     def put(self, table: str, frame: pd.DataFrame) -> None:
         """Append rows to one of `TABLES`; columns that the frame lacks become null."""
@@ -337,21 +454,29 @@ class Workspace:
 
     def frame(self, sql: str) -> pd.DataFrame:
         """Rows of a query, in its order."""
-        with self.in_order():
-            return self.db.sql(sql).to_arrow_table().to_pandas()
+        return self.db.sql(sql).to_arrow_table().to_pandas()
 
-    @contextmanager
-    def in_order(self) -> Iterator[None]:
-        """Make results keep the order of the file or of ORDER BY (elsewhere it is given up for speed and memory)."""
-        self.db.execute("SET preserve_insertion_order = true")
+    def batches(self, sql: str, rows: int) -> Iterator[pd.DataFrame]:
+        """Rows of a query in its order, so many at a time; the workspace may be written to meanwhile."""
+        cursor = self.db.cursor()
+        cursor.execute("SET enable_progress_bar = false")
         try:
-            yield
+            reader = cursor.sql(sql).to_arrow_reader(rows)
+            ahead = self.background.submit(next, reader, None)
+            while (batch := ahead.result()) is not None:
+                ahead = self.background.submit(next, reader, None)
+                yield batch.to_pandas()
         finally:
-            self.db.execute("SET preserve_insertion_order = false")
+            cursor.close()
 
-    def origin(self, table: str) -> str:
-        """What to call a table in messages: the file it was filled from."""
-        return self.origins.get(table, f"table {table}")
+    def origin(self, table: str, identifier: str) -> str:
+        """What to call the last row with an id in messages: file and line, as far as they are known."""
+        if table not in self.located:
+            return self.origins.get(table, f"table {table}")
+        file, name = self.located[table]
+        with unpacking(file.path):
+            lines = file.lines_with(name, identifier)
+        return f"{file.path} {file.unit} {lines[-1]}" if lines else str(file.path)
 
     def skip(self, where: str, problem: str, rows: int) -> None:
         """Count bad rows that were skipped, in the funnel and in the notes of the manifest."""
@@ -386,6 +511,7 @@ class Workspace:
         target: str,
         fields: Mapping[str, Field],
         faults: Sequence[tuple[str, str]] = (),
+        extra: Mapping[str, str] | None = None,
         remedy: str = "correct the row",
     ) -> int:
         """Scan a raw file once into a new table ``target`` and set its bad rows apart.
@@ -401,6 +527,8 @@ class Workspace:
             Columns of the new table and where they come from.
         faults
             More SQL conditions, on the columns of the file, under which a row is bad, each with what is wrong then.
+        extra
+            More columns of the new table: SQL expressions on the columns of the file.
         remedy
             What to do about a bad row.
 
@@ -415,41 +543,48 @@ class Workspace:
             If the file is damaged or in another encoding, lacks a column, or a row is bad and ``on_error`` is
             ``stop``; the message names file and line.
         """
-        check_readable(file.path)
+        check_readable(file.path, text=not isinstance(file, ParquetRows))
         needed = [spec.source for spec in fields.values()]
         if lacking := file.missing(needed):
+            known = "" if isinstance(file, JsonLines) else f"; it has {some(file.header(), limit=20)}"
             raise DataError(
-                f"{file.path} line 1: lacks the column {lacking[0]!r}; it has {some(file.header())}"  # type: ignore[union-attr]
-                if isinstance(file, Delimited)
-                else f"{file.path} lacks {lacking[0]!r}",
+                f"{file.path} line 1: there is no column {lacking[0]!r}{known}",
                 "name the column that holds it, or add it",
             )
+        names = list(dict.fromkeys(needed))
+        if len({name.lower() for name in names}) < len(names):
+            raise DataError(f"{file.path}: two of the columns {some(names)} differ in case only", "rename one")
         checks = [*itertools.chain.from_iterable(spec.faults() for spec in fields.values()), *faults]
         if isinstance(file, JsonLines):
-            nothing = " AND ".join(f"{quoted(name)} IS NULL" for name in dict.fromkeys(needed))
+            nothing = " AND ".join(f"{quoted(name)} IS NULL" for name in names)
             checks.insert(0, (nothing, "the line is not a JSON object with the expected fields"))
         cases = " ".join(f"WHEN {condition} THEN {number}" for number, (condition, _) in enumerate(checks))
         fault = f"CASE {cases} END" if checks else "NULL"
-        values = ", ".join(f"{spec.value()} AS {quoted(name)}" for name, spec in fields.items())
+        columns = {name: spec.value() for name, spec in fields.items()} | dict(extra or {})
+        values = ", ".join(f"{value} AS {quoted(name)}" for name, value in columns.items())
         skip = self.on_error == "skip"
-        scan = file.relation(self.alias(file.path), list(dict.fromkeys(needed)), skip)
+        scan = file.relation(self.alias(file.content), names, skip)
         query = f"SELECT {values}, CAST({fault} AS TINYINT) AS fault FROM {scan}"
         with self.explained(file.path):
             if target.endswith(".parquet"):
                 place = literal(str(self.folder / target))
                 self.db.execute(f"COPY ({query}) TO {place} (FORMAT parquet, COMPRESSION zstd, COMPRESSION_LEVEL 1)")
-                place = f"read_parquet({place})"
+                place, ordinal = f"read_parquet({place}, file_row_number=true)", "file_row_number"
             else:
                 self.db.execute(f"CREATE TABLE {quoted(target)} AS {query}")
-                place = quoted(target)
+                place, ordinal = quoted(target), "rowid"
             found = self.db.execute(
-                f"SELECT fault, count(*) FROM {place} WHERE fault IS NOT NULL GROUP BY fault ORDER BY fault"
+                f"SELECT fault, count(*), min({ordinal}) FROM {place} WHERE fault IS NOT NULL GROUP BY fault ORDER BY 3"
             ).fetchall()
             if found and not skip:
-                self._stop_at_first(file, scan, fault, checks, remedy)
+                number, _, before = found[0]
+                with unpacking(file.path):
+                    line, text = file.line_of(before + 1)
+                where = f"{file.path} {file.unit} {line}"
+                self.bad(where, f"{checks[number][1]} in {text.strip()[:120]!r}", remedy)
             if found:
                 self._check_packed(file.path)
-            for number, rows in found:
+            for number, rows, _ in found:
                 self.skip(file.path.name, checks[number][1], rows)
             if skip and isinstance(file, Delimited):
                 self._count_rejects(file.path.name)
@@ -460,33 +595,13 @@ class Workspace:
             raise DataError(f"{file.path} holds no usable row", "check that it is the right file")
         return rows
 
-    def _stop_at_first(
-        self, file: RawFile, scan: str, fault: str, checks: Sequence[tuple[str, str]], remedy: str
-    ) -> None:
-        """Name the line of the first bad row: one more scan, in the order of the file."""
-        with self.in_order():
-            first = self.db.execute(
-                f"SELECT ordinal, fault FROM (SELECT row_number() OVER () AS ordinal, {fault} AS fault FROM {scan}) "
-                "WHERE fault IS NOT NULL ORDER BY ordinal LIMIT 1"
-            ).fetchall()
-        ordinal, number = first[0]
-        try:
-            line, text = file.line_of(ordinal)
-        except (OSError, EOFError, zlib.error) as error:
-            raise DataError(f"{file.path} is damaged: {error}", _AGAIN) from error
-        shown = text.strip()[:120]
-        self.bad(f"{file.path} {file.unit} {line}", f"{checks[number][1]} in {shown!r}", remedy)
-
     def _check_packed(self, path: Path) -> None:
         """Make sure that bad rows do not come from a damaged archive, most of whose rows would be lost silently."""
         if path.suffix != ".gz":
             return
-        try:
-            with gzip.open(path, "rb") as file:
-                while file.read(1 << 20):
-                    pass
-        except (OSError, EOFError, zlib.error) as error:
-            raise DataError(f"{path} is damaged: {error}", _AGAIN) from error
+        with unpacking(path), gzip.open(path, "rb") as file:
+            while file.read(1 << 20):
+                pass
 
     def _count_rejects(self, name: str) -> None:
         rows = self.db.execute(
@@ -515,10 +630,15 @@ class Workspace:
             raise _explained(error, path) from error
 
     def register(self, path: Path, licence: str, origin: str) -> None:
-        """Record a file that was read: its name and sha256 go into the manifest."""
-        self.sources.append(
-            SourceFile(name=path.name, sha256=storage.sha256_file(path), licence=licence, origin=origin)
-        )
+        """Record a file that is read: its name and sha256 (computed meanwhile) go into the manifest."""
+        self._registered.append((path, licence, origin, self.background.submit(storage.sha256_file, path)))
+
+    def sources(self) -> list[SourceFile]:
+        """Files that were read."""
+        return [
+            SourceFile(name=path.name, sha256=sha256.result(), licence=licence, origin=origin)
+            for path, licence, origin, sha256 in self._registered
+        ]
 
 
 def _explained(error: duckdb.Error, path: Path) -> DataError | StorageError:
@@ -538,56 +658,51 @@ def _explained(error: duckdb.Error, path: Path) -> DataError | StorageError:
 def workspace(on_error: OnError = "stop") -> Iterator[Workspace]:
     """Open an empty workspace in a temporary folder beside the study folders; both are gone afterwards."""
     root = paths.data_root()
-    root.mkdir(parents=True, exist_ok=True)
-    folder = Path(tempfile.mkdtemp(prefix=".spike-kit-tmp-", dir=root))
-    try:
+    with storage.storage_errors(root), ExitStack() as stack:
+        root.mkdir(parents=True, exist_ok=True)
+        folder = Path(tempfile.mkdtemp(prefix=".spike-kit-tmp-", dir=root))
+        stack.callback(shutil.rmtree, folder, ignore_errors=True)
         db = duckdb.connect(
             str(folder / "work.duckdb"),
             config={
                 "memory_limit": MEMORY_LIMIT,
                 "temp_directory": str(folder / "spill"),
                 "threads": min(os.cpu_count() or 1, 8),
-                "preserve_insertion_order": "false",
                 "autoinstall_known_extensions": "false",
                 "autoload_known_extensions": "false",
                 "allow_community_extensions": "false",
             },
         )
-        try:
-            for table, columns in TABLES.items():
-                position = "position BIGINT, " if table in ORDERED else ""
-                db.execute(f"CREATE TABLE {table} ({position}{columns})")
-            yield Workspace(db, folder, on_error)
-        finally:
-            db.close()
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)
+        stack.callback(db.close)
+        db.execute("SET enable_progress_bar = false")
+        for table, columns in TABLES.items():
+            position = "position BIGINT, " if table in ORDERED else ""
+            db.execute(f"CREATE TABLE {table} ({position}{columns})")
+        background = stack.enter_context(ThreadPoolExecutor(1))
+        yield Workspace(db, folder, background, on_error)
 
 
-def read_lists(path: Path, work: Workspace) -> Iterable[tuple[int, list[int]]]:
-    """Read lines of integers (``user item item ...``): line number and numbers; blank lines are passed over.
+def review_view(work: Workspace, interactions: bool = True) -> None:
+    """Make the good rows of ``reviews.parquet`` (see `Workspace.read`) the raw reviews of a workspace.
 
-    Raises
-    ------
-    DataError
-        If the file is not readable, or a line holds something else than non-negative integers (unless bad rows are
-        skipped).
+    They are the view ``raw_reviews`` (review, user, item, rating, timestamp, text, content).
+
+    Parameters
+    ----------
+    work
+        Its ``reviews.parquet`` has the columns user, item, rating, timestamp, text and content.
+    interactions
+        Make them the interactions, too.
     """
-    check_readable(path)
-    try:
-        with open_text(path) as file:
-            for number, line in enumerate(file, 1):
-                parts = line.split()
-                if not parts:
-                    continue
-                broken = next((part for part in parts if not (part.isascii() and part.isdigit())), None)
-                if broken is None and max(map(len, parts)) > 15:
-                    broken = max(parts, key=len)
-                if broken is not None:
-                    work.bad(
-                        f"{path} line {number}", f"{broken[:40]!r} is not an id (0, 1, 2, ...)", "correct the line"
-                    )
-                    continue
-                yield number, [int(part) for part in parts]
-    except (OSError, EOFError, zlib.error) as error:
-        raise DataError(f"{path} is damaged: {error}", _AGAIN) from error
+    place = literal(str(work.folder / "reviews.parquet"))
+    work.db.execute(
+        f"""CREATE VIEW raw_reviews AS SELECT file_row_number AS review, * EXCLUDE (fault, file_row_number)
+            FROM read_parquet({place}, file_row_number=true) WHERE fault IS NULL"""
+    )
+    work.reviews = 'SELECT review, "timestamp", text, content FROM raw_reviews'
+    if interactions:
+        work.db.execute("DROP TABLE interactions")
+        work.db.execute(
+            """CREATE VIEW interactions AS
+               SELECT "user", item, rating, "timestamp", CAST(NULL AS VARCHAR) AS split, review FROM raw_reviews"""
+        )

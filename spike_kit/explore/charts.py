@@ -30,14 +30,26 @@ def funnel_chart(study: Study) -> Figure:
 
 
 def degree_chart(study: Study) -> Figure:
-    """Draw how many train interactions users and items have, on logarithmic axes."""
-    express = require("plotly.express", "lab")
+    """Draw how many train interactions users and items have, from the most to the fewest, on logarithmic axes."""
     train = study.split("train")
+    return _ranked({name: train[name].value_counts() for name in ("user", "item")}, "train interactions")
+
+
+def entity_degree_chart(study: Study) -> Figure:
+    """Draw how many triples items and other entities have, from the most to the fewest, on logarithmic axes."""
+    ends = pd.concat([study.triples["head"], study.triples["tail"]])
+    is_item = ends < len(study.items)
+    return _ranked({"item": ends[is_item].value_counts(), "other entity": ends[~is_item].value_counts()}, "triples")
+
+
+def _ranked(degrees: dict[str, pd.Series], what: str) -> Figure:
+    """Draw degrees over their rank, one line per kind of node."""
+    express = require("plotly.express", "lab")
     parts = []
-    for name in ("user", "item"):
-        degree = train[name].value_counts().sort_values(ascending=False).reset_index(drop=True)
-        parts.append(pd.DataFrame({"rank": degree.index + 1, "train interactions": degree, "of": name}))
-    chart = express.line(pd.concat(parts), x="rank", y="train interactions", color="of", log_x=True, log_y=True)
+    for name, counts in degrees.items():
+        degree = counts.sort_values(ascending=False).reset_index(drop=True)
+        parts.append(pd.DataFrame({"rank": degree.index + 1, what: degree, "of": name}))
+    chart = express.line(pd.concat(parts), x="rank", y=what, color="of", log_x=True, log_y=True)
     return chart.update_layout(height=380)
 
 

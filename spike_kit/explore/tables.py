@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pandas as pd
 import torch
 from torch import Tensor
 from torch.nn import functional
 
 from spike_kit.data.study import Study
-from spike_kit.errors import DataError
+from spike_kit.errors import DataError, require
 from spike_kit.evaluation.protocol import SEEN, top_items
 from spike_kit.models.recommender import Recommender
 from spike_kit.profiles.wording import fill
@@ -26,6 +27,41 @@ def named_triples(study: Study, n: int = 10, seed: int = 0) -> pd.DataFrame:
     return pd.DataFrame(
         {"head": heads, "relation": relations["label"].to_numpy(), "tail": tails, "sentence": sentences}
     )
+
+
+def graph_statistics(study: Study) -> pd.DataFrame:
+    """Facts about the knowledge graph in one table (what, value): sizes, connected components, items without triples.
+
+    Components are those of the graph without directions; an entity without a triple is a component of its own.
+    """
+    csgraph, sparse = require("scipy.sparse.csgraph", "lab"), require("scipy.sparse", "lab")
+    triples, n_items, n_entities = study.triples, len(study.items), len(study.entities)
+    ones = np.ones(len(triples), dtype=np.int8)
+    ends = triples["head"].to_numpy(), triples["tail"].to_numpy()
+    graph = sparse.coo_array((ones, ends), shape=(n_entities, n_entities))
+    n_components, component = csgraph.connected_components(graph, directed=False)
+    degree = np.bincount(np.concatenate(ends), minlength=n_entities)
+    rows = {
+        "entities, items among them": n_entities,
+        "items": n_items,
+        "relations": len(study.relations),
+        "triples": len(triples),
+        "triples per item (median)": float(np.median(degree[:n_items])),
+        "items without a triple": int((degree[:n_items] == 0).sum()),
+        "other entities without a triple": int((degree[n_items:] == 0).sum()),
+        "connected components": int(n_components),
+        "entities in the largest component": int(np.bincount(component).max()),
+    }
+    return pd.DataFrame(rows.items(), columns=["what", "value"])
+
+
+def relation_statistics(study: Study) -> pd.DataFrame:
+    """One row per relation: its name, sentence, triples, and how many different heads and tails it has."""
+    groups = study.triples.groupby("relation")
+    counts = groups.agg(triples=("head", "size"), heads=("head", "nunique"), tails=("tail", "nunique"))
+    named = study.relations.set_index("relation")[["label", "template"]].rename(columns={"label": "name"})
+    table = named.join(counts).fillna({"triples": 0, "heads": 0, "tails": 0})
+    return table.astype({"triples": int, "heads": int, "tails": int}).sort_values("triples", ascending=False)
 
 
 def profile_of(study: Study, subject: str, number: int, source: str = "template") -> str:

@@ -2,16 +2,14 @@ from __future__ import annotations
 
 from itertools import combinations
 
-import numpy as np
 import pandas as pd
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from spike_kit.data.reorganize import BuildConfig, k_core, reorganize
-from spike_kit.data.splits import random_per_user
 from spike_kit.data.workspace import Workspace, workspace
-from spike_kit.errors import ConfigError, DataError
+from spike_kit.errors import DataError
 
 PAIRS = st.sets(st.tuples(st.integers(0, 5), st.integers(0, 5)), max_size=24)
 
@@ -120,36 +118,3 @@ def test_a_cut_takes_the_same_users_again(work: Workspace) -> None:
         second = reorganize(fill(another), cut)
     assert first.users.equals(second.users)
     assert len(first.users) <= 6
-
-
-@given(PAIRS, st.integers(0, 100))
-@settings(max_examples=100, deadline=None)
-def test_splits_follow_the_shares_and_ignore_the_order_of_rows(pairs: set[tuple[int, int]], seed: int) -> None:
-    rows = frame(pairs)
-    split = random_per_user(rows, 0.1, 0.1, seed)
-    for _, part in split.groupby(rows["user"]):
-        n = len(part)
-        expected = max(1, int(np.floor(0.1 * n + 0.5))) if n >= 3 else 0
-        assert (part == "train").any()
-        assert (part == "valid").sum() == expected
-        assert (part == "test").sum() == expected
-    shuffled = rows.sample(frac=1, random_state=seed)
-    assert random_per_user(shuffled, 0.1, 0.1, seed).sort_index().tolist() == split.tolist()
-
-
-@pytest.mark.parametrize("shares", [(0.45, 0.45), (0.1, 0.85), (0.85, 0.1), (0.0, 0.9), (0.0, 0.0)])
-def test_every_user_keeps_a_train_interaction(shares: tuple[float, float]) -> None:
-    rows = frame({(user, item) for user in range(12) for item in range(user + 1)})
-    split = random_per_user(rows, *shares, seed=0)
-    assert (split == "train").groupby(rows["user"]).any().all()
-
-
-def test_another_seed_gives_another_split() -> None:
-    rows = frame({(user, item) for user in range(20) for item in range(20)})
-    assert (random_per_user(rows, 0.1, 0.1, 0) != random_per_user(rows, 0.1, 0.1, 1)).any()
-
-
-@pytest.mark.parametrize("shares", [(0.5, 0.5), (-0.1, 0.1)])
-def test_impossible_shares_are_an_error(shares: tuple[float, float]) -> None:
-    with pytest.raises(ConfigError, match="must be >= 0 and leave a part for training"):
-        random_per_user(frame({(0, 0)}), *shares, 0)

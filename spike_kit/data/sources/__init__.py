@@ -3,11 +3,19 @@
 from __future__ import annotations
 
 from spike_kit.data.recipes import Recipe, Source
-from spike_kit.data.sources import ml_100k
+from spike_kit.data.sources import amazon, kgat, lastfm, ml_100k, movielens, recbole, spike_release, tables, yelp
 from spike_kit.errors import lookup
 
 SOURCES: dict[str, Source] = {
     "ml-100k": ml_100k.SOURCE,
+    "amazon": amazon.SOURCE,
+    "yelp": yelp.SOURCE,
+    "kgat": kgat.SOURCE,
+    "spike-release": spike_release.SOURCE,
+    "recbole": recbole.SOURCE,
+    "movielens": movielens.SOURCE,
+    "lastfm": lastfm.SOURCE,
+    "tables": tables.SOURCE,
 }
 """Every source by its name."""
 

@@ -18,7 +18,6 @@ import pandas as pd
 from spike_kit.data.fetch import Wheel, checked_wheel, read_member
 from spike_kit.data.recipes import Published, Recipe, Source
 from spike_kit.data.reorganize import BuildConfig
-from spike_kit.data.study import SourceFile
 from spike_kit.data.workspace import Workspace
 from spike_kit.errors import DataError
 
@@ -71,9 +70,7 @@ def parse(folder: Path, config: BuildConfig, work: Workspace) -> None:
     del config
     ratings, facts = (checked_wheel(wheel, folder) for wheel in WHEELS)
     for wheel in WHEELS:
-        work.sources.append(
-            SourceFile(name=wheel.file_name, sha256=wheel.sha256, licence=wheel.licence, origin=wheel.origin)
-        )
+        work.register(folder / wheel.file_name, wheel.licence, wheel.origin)
     join(
         read_member(ratings, f"{_FOLDER}ml-100k.inter"),
         read_member(ratings, f"{_FOLDER}ml-100k.item"),
@@ -195,7 +192,7 @@ def _keys(title: str) -> list[str]:
 
 
 def _key(title: str) -> str:
-    folded = unicodedata.normalize("NFKD", _turned(title.strip())).encode("ascii", "ignore").decode().lower()
+    folded = unicodedata.normalize("NFKD", turned(title.strip())).encode("ascii", "ignore").decode().lower()
     return " ".join(re.findall(r"[a-z0-9]+", folded.replace("&", " and ").replace("'", "")))
 
 
@@ -266,14 +263,14 @@ def _read_films(content: bytes) -> pd.DataFrame:
     films["title"] = inside[0].fillna(films["title"])
     year = frame["release_year"].where(frame["release_year"].str.fullmatch(r"\d{4}"), inside[1])
     films["year"] = pd.to_numeric(year).astype("Int64")
-    shown = films["title"].map(_turned)
+    shown = films["title"].map(turned)
     films["label"] = [
         name if pd.isna(year) else f"{name} ({year})" for name, year in zip(shown, films["year"], strict=True)
     ]
     return films
 
 
-def _turned(title: str) -> str:
+def turned(title: str) -> str:
     """Title with a trailing article put first, inside and outside of parentheses."""
     parts = re.split(r"([()])", title)
     return "".join(re.sub(rf"^(.*), ({_ARTICLES})(\s*)$", _article_first, part, flags=re.IGNORECASE) for part in parts)

@@ -1,0 +1,1 @@
+"""Benchmarks that anyone can repeat: synthetic input of any size, ratios beside seconds."""

@@ -1,0 +1,145 @@
+"""The folder that the authors of SPiKE release per data set (circleAhn/SPiKE-pytorch).
+
+``train.txt``, ``test.txt`` and ``kg_final.txt`` are KGAT's (`spike_kit.data.sources.kgat`); the text vectors stand in
+``user_embeddings.npz``, ``item_embeddings.npz`` and ``entity_embeddings.npz``, each with the arrays ``ids [n]`` and
+``embeddings [n, d_t]``. The entity file holds the auxiliary entities (ids I..E-1) or all of them (0..E-1).
+"""
+
+from __future__ import annotations
+
+import zipfile
+import zlib
+from lzma import LZMAError
+from pathlib import Path
+from tokenize import TokenError
+
+import numpy as np
+import torch
+
+from spike_kit.data.recipes import Recipe, Source
+from spike_kit.data.reorganize import BuildConfig
+from spike_kit.data.sources.kgat import AS_IT_IS, load
+from spike_kit.data.sources.kgat_rows import Bounds
+from spike_kit.data.vectors import ProfileVectors
+from spike_kit.data.workspace import Workspace
+from spike_kit.errors import DataError, some
+
+NAME = "spike-release"
+"""Name of the source."""
+
+VECTORS = ("release", "authors")
+"""Profile source and encoder under which the vectors of a release are kept."""
+
+LICENCE = "as the authors of SPiKE state; the texts go back to Amazon and Yelp (research only)"
+
+_ORIGIN = "data release of SPiKE (Ahn, Shin, Seo; KDD 2026)"
+
+
+def parse(folder: Path, config: BuildConfig, work: Workspace) -> None:
+    """Parse a release folder, vectors included.
+
+    Raises
+    ------
+    DataError
+        If a file is missing or damaged, ids of a vector file have gaps or repeat, vectors are not finite or of
+        different dimensions, or an id of the other files has no vector.
+    """
+    files = {name: folder / f"{name}_embeddings.npz" for name in ("user", "item", "entity")}
+    ids, vectors = {}, {}
+    for name, path in files.items():
+        ids[name], vectors[name] = read_vectors(path)
+        work.register(path, LICENCE, _ORIGIN)
+    for name in ("user", "item"):
+        if not len(ids[name]):
+            raise DataError(f"{files[name]} holds no vector", "take the whole folder of the release")
+        _check_dense(files[name], ids[name], 0)
+    n_items = len(ids["item"])
+    holds_items = bool(len(ids["entity"])) and ids["entity"][0] < n_items
+    _check_dense(files["entity"], ids["entity"], 0 if holds_items else n_items)
+    dimensions = {name: rows.shape[1] for name, rows in vectors.items()}
+    if len(set(dimensions.values())) > 1:
+        raise DataError(
+            f"{folder}: the vectors have different dimensions: {some(f'{n} {d}' for n, d in dimensions.items())}",
+            "take all three files from one release",
+        )
+    if holds_items and len(ids["entity"]) < n_items:
+        missing = range(len(ids["entity"]), n_items)
+        raise DataError(
+            f"{files['entity']}: it holds vectors of items, but not of the ids {some(missing)}",
+            "it must hold every item or none",
+        )
+    auxiliary = vectors["entity"][n_items:] if holds_items else vectors["entity"]
+    n_entities = n_items + len(auxiliary)
+    bounds = Bounds(
+        (len(ids["user"]), files["user"].name), (n_items, files["item"].name), (n_entities, files["entity"].name)
+    )
+    users = load(folder, config, work, bounds)
+    entities = np.concatenate([vectors["item"], auxiliary])
+    work.vectors[VECTORS] = ProfileVectors(torch.from_numpy(vectors["user"][users]), torch.from_numpy(entities))
+
+
+def read_vectors(path: Path) -> tuple[np.ndarray, np.ndarray]:
+    """Read one file of vectors: ids ``[n]`` ascending and vectors ``[n, d_t]`` float32 in their order.
+
+    Raises
+    ------
+    DataError
+        If the file is missing or damaged, holds pickled objects, lacks an array, or an array is not of its kind.
+    """
+    if not path.is_file():
+        raise DataError(f"{path} does not exist", "take the whole folder of the release")
+    try:
+        with np.load(path, allow_pickle=False) as archive:
+            arrays = {name: np.asarray(archive[name]) for name in ("ids", "embeddings")}
+    except KeyError as error:
+        raise DataError(f"{path} holds no array {error.args[0]!r}", "it needs the arrays ids and embeddings") from error
+    except (ValueError, OSError, EOFError, zipfile.BadZipFile, zlib.error, NotImplementedError, SyntaxError) as error:
+        raise DataError(f"{path} is not a readable npz file without pickles: {error}", "download it again") from error
+    except (MemoryError, OverflowError, TypeError, AttributeError, RuntimeError, TokenError, LZMAError) as error:
+        raise DataError(f"{path} is damaged: {error}", "download it again") from error
+    ids, embeddings = arrays["ids"], arrays["embeddings"]
+    if ids.ndim != 1 or not np.issubdtype(ids.dtype, np.integer):
+        raise DataError(f"{path}: ids has shape {list(ids.shape)} of {ids.dtype}, expected [n] of integers")
+    if embeddings.ndim != 2 or len(embeddings) != len(ids) or not np.issubdtype(embeddings.dtype, np.floating):
+        raise DataError(
+            f"{path}: embeddings has shape {list(embeddings.shape)} of {embeddings.dtype}, expected [{len(ids)}, d_t] "
+            "of numbers with a point"
+        )
+    if not embeddings.shape[1]:
+        raise DataError(f"{path}: the vectors have no dimension", "take the whole folder of the release")
+    order = np.argsort(ids, kind="stable")
+    with np.errstate(over="ignore"):
+        rows = embeddings[order].astype(np.float32)
+    broken = ids[order][~np.isfinite(rows).all(axis=1)]
+    if len(broken):
+        raise DataError(f"{path}: the vectors of ids {some(broken.tolist())} hold NaN or infinity", "download it again")
+    return ids[order], rows
+
+
+def _check_dense(path: Path, ids: np.ndarray, first: int) -> None:
+    """Check that ascending ids are ``first``, ``first + 1``, ... without a gap."""
+    expected = np.arange(first, first + len(ids))
+    wrong = np.flatnonzero(ids != expected)
+    if not len(wrong):
+        return
+    place = wrong[0]
+    twice = place > 0 and ids[place] == ids[place - 1]
+    problem = f"{ids[place]} stands twice" if twice else f"{expected[place]} is missing"
+    found = some(ids[max(place - 1, 0) :].tolist())
+    raise DataError(
+        f"{path}: the ids must count from {first} without a gap, but {problem} (found {found})",
+        "every id needs exactly one vector",
+    )
+
+
+SOURCE = Source(
+    parse,
+    {
+        NAME: Recipe(
+            NAME,
+            BuildConfig(**AS_IT_IS),
+            "the folder the authors of SPiKE release, text vectors included",
+        )
+    },
+)
+"""The source."""

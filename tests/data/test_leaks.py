@@ -1,0 +1,103 @@
+"""Nothing of valid and test may reach a profile: markers are planted in them and looked for everywhere."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pandas as pd
+import pytest
+
+from spike_kit.data.build import build
+from spike_kit.data.sources.amazon import AmazonConfig
+from spike_kit.data.study import Study, create_study
+from spike_kit.data.tables import ReviewCheck
+from spike_kit.errors import DataError
+from spike_kit.profiles.template import SOURCE, template_profiles
+from tests.data.amazon_files import reviews_2018, write_lines, write_release
+
+CANARY = "zzcanaryzz"
+
+
+@pytest.fixture
+def planted(tmp_path: Path) -> Study:
+    """A study from reviews in which every text of valid and test holds the marker."""
+    folder = write_release(tmp_path / "raw", "2018")
+    first = build("amazon", AmazonConfig(), name="first", raw=folder)
+    rows = first.interactions[first.interactions["split"] != "train"]
+    users, items = first.users["source_id"][rows["user"]], first.items["source_id"][rows["item"]]
+    held_out = set(zip(users, items, strict=True))
+    rows = reviews_2018()
+    for row in rows:
+        if (row["reviewerID"], row["asin"]) in held_out:
+            row["reviewText"] += f" {CANARY}"
+            row["summary"] = CANARY
+    write_lines(folder / "Books_5.json.gz", map(json.dumps, rows))
+    study = build("amazon", AmazonConfig(), name="planted", raw=folder)
+    assert study.interactions.equals(first.interactions)
+    return study
+
+
+def test_the_marker_is_in_the_study_but_out_of_reach(planted: Study) -> None:
+    stored = pd.read_parquet(planted.path / "reviews.parquet")
+    marked = stored["text"].str.contains(CANARY)
+    assert marked.sum() == len(planted.split("valid")) + len(planted.split("test")) == 16
+    assert not planted.train_reviews()["text"].str.contains(CANARY).any()
+
+
+def test_no_profile_holds_a_marker_or_lists_a_held_out_item(planted: Study) -> None:
+    planted.write_profiles(SOURCE, template_profiles(planted, progress=False))
+    profiles = planted.profiles(SOURCE)
+    assert not profiles["text"].str.contains(CANARY).any()
+    users = profiles[profiles["subject"] == "user"].set_index("id")["text"]
+    labels = planted.items["label"]
+    assert users[0].count("Book ") == 4
+    rows = planted.interactions
+    for user, item, split in zip(rows["user"], rows["item"], rows["split"], strict=True):
+        assert (labels[item] in users[user]) == (split == "train")
+
+
+def test_reviews_whose_split_is_not_that_of_their_interaction_are_refused(planted: Study) -> None:
+    stored = pd.read_parquet(planted.path / "reviews.parquet").astype({"timestamp": "Int64"})
+    leaking = stored.assign(split="train")
+    with pytest.raises(DataError, match="no interaction of the same split for the review of"):
+        ReviewCheck(planted.interactions)(leaking, "reviews")
+    stranger = stored.iloc[:1].assign(item=planted.interactions.query("user == 0")["item"].max() + 1)
+    with pytest.raises(DataError, match="no interaction of the same split"):
+        ReviewCheck(planted.interactions)(stranger, "reviews")
+    twice = pd.concat([stored.iloc[:1], stored.iloc[:1]])
+    with pytest.raises(DataError, match="sorted by user and item, one for each"):
+        ReviewCheck(planted.interactions)(twice, "reviews")
+    check = ReviewCheck(planted.interactions)
+    check(stored.iloc[5:], "reviews")
+    with pytest.raises(DataError, match="sorted by user and item"):
+        check(stored.iloc[:5], "reviews")
+
+
+def test_a_leaking_review_leaves_no_study(planted: Study, tmp_path: Path) -> None:
+    stored = pd.read_parquet(planted.path / "reviews.parquet").astype({"timestamp": "Int64"})
+    with pytest.raises(DataError, match="same split"):
+        create_study(
+            tmp_path / "leaking",
+            "leaking",
+            planted.tables,
+            sources=(),
+            build={},
+            funnel=(),
+            reviews=[stored.iloc[:20], stored.iloc[20:].assign(split="train")],
+        )
+    assert not (tmp_path / "leaking").exists()
+    assert not list(tmp_path.glob(".spike-kit-tmp-*"))
+
+
+def test_changed_reviews_are_noticed(planted: Study) -> None:
+    file = planted.path / "reviews.parquet"
+    frame = pd.read_parquet(file)
+    frame.assign(split="train").to_parquet(file)
+    with pytest.raises(DataError, match=r"reviews\.parquet was changed after the build"):
+        Study.open("planted").train_reviews()
+
+
+def test_a_study_without_reviews_says_so(study: Study) -> None:
+    with pytest.raises(DataError, match="data set world has no reviews"):
+        study.train_reviews()

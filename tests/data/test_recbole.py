@@ -1,0 +1,508 @@
+from __future__ import annotations
+
+import csv
+import shutil
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+
+import pandas as pd
+import pytest
+from hypothesis import HealthCheck, example, given, settings
+from hypothesis import strategies as st
+
+from spike_kit import paths
+from spike_kit.data.build import build
+from spike_kit.data.formats.recbole import MAX_TIMESTAMP, export_recbole
+from spike_kit.data.reorganize import reorganize
+from spike_kit.data.sources.recbole import RecboleConfig, parse
+from spike_kit.data.study import Study
+from spike_kit.data.tables import SPLITS, Tables
+from spike_kit.data.text import clean, plain
+from spike_kit.data.workspace import OnError, Workspace, workspace
+from spike_kit.errors import DataError
+from tests.data.test_amazon import explained
+
+AS_IS = RecboleConfig(
+    min_rating=None,
+    user_core=0,
+    item_core=0,
+    linked_only=False,
+    min_entity_items=0,
+    min_relation_triples=0,
+    split="given",
+    valid=0.0,
+)
+"""Load what is there, without any filter."""
+
+FILES = {
+    "shop.inter": "user_id:token\titem_id:token\trating:float\ttimestamp:float\n"
+    "ann\t1\t5\t100.7\nann\t2\t3.5\t\nbob\t1\t\t200\nbob\t3\t4\t300\n",
+    "shop.item": "item_id:token\tmovie_title:token_seq\tprice:float\tclass:token_seq\n"
+    '2\tThe "Big" One\t3.5\tDrama Sci-Fi\n1\tTom, Dick\t\tDrama\n9\tUnseen\t1\t\n',
+    "shop.link": "item_id:token\tentity_id:token\n1\tres:Tom_%26_Dick\n2\tres:Big\n3\tres:Big\n9\tres:None_(film)\n",
+    "shop.kg": "head_id:token\trelation_id:token\ttail_id:token\n"
+    "res:Tom_%26_Dick\tdbo:starring\tres:Ann_Lee_(actor)\nres:Big\tdbo:sequel\tres:Tom_%26_Dick\n"
+    "res:Ann_Lee_(actor)\tdbo:spouse\thttp://x.org/Cid\n",
+    "shop.user": "user_id:token\tage:float\nbob\t30\ncid\t20\n",
+}
+
+
+def write(folder: Path, files: dict[str, str] | None = None, **changes: str | None) -> Path:
+    """Write the small shop; changes name a file by its suffix (``kg``), None leaves it out."""
+    folder.mkdir(exist_ok=True, parents=True)
+    content = dict(FILES if files is None else files)
+    content.update({f"shop.{suffix.replace('_', '.')}": text or "" for suffix, text in changes.items()})
+    for name, text in content.items():
+        if text:
+            (folder / name).write_text(text, encoding="utf-8")
+    return folder
+
+
+def rows(work: Workspace, query: str) -> list[list]:
+    return work.frame(query).to_numpy().tolist()
+
+
+def test_items_stand_for_their_entities(tmp_path: Path, work: Workspace) -> None:
+    parse(write(tmp_path / "raw"), RecboleConfig(), work)
+    assert sorted(rows(work, "SELECT head, relation, tail FROM triples")) == [
+        ["1", "dbo:starring", "res:Ann_Lee_(actor)"],
+        ["2", "dbo:sequel", "1"],
+        ["3", "dbo:sequel", "1"],
+        ["res:Ann_Lee_(actor)", "dbo:spouse", "http://x.org/Cid"],
+    ]
+    assert rows(work, "SELECT item, label FROM items ORDER BY position") == [
+        ["2", 'The "Big" One'],
+        ["1", "Tom, Dick"],
+        ["9", "Unseen"],
+        ["3", "Big"],
+    ]
+    assert rows(work, "SELECT entity, label, kind FROM entities ORDER BY position") == [
+        ["http://x.org/Cid", "Cid", "entity"],
+        ["res:Ann_Lee_(actor)", "Ann Lee (actor)", "entity"],
+    ]
+    assert rows(work, "SELECT relation, label, template FROM relations ORDER BY position")[0] == [
+        "dbo:sequel",
+        "sequel",
+        "{head} is linked to {tail} by sequel.",
+    ]
+    assert rows(work, 'SELECT "user" FROM users WHERE label IS NULL ORDER BY position') == [["bob"], ["cid"], ["ann"]]
+    assert rows(work, 'SELECT "user", item, rating FROM interactions WHERE rating IS NOT NULL ORDER BY ALL') == [
+        ["ann", "1", 5.0],
+        ["ann", "2", 3.5],
+        ["bob", "3", 4.0],
+    ]
+    assert rows(work, 'SELECT "timestamp" FROM interactions WHERE "timestamp" IS NOT NULL ORDER BY 1') == [
+        [101],
+        [200],
+        [300],
+    ]
+    assert len(work.sources()) == len(FILES)
+
+
+def test_names_come_from_the_files_of_entities_and_relations(tmp_path: Path, work: Workspace) -> None:
+    ent = "entity_id:token\tlabel:token_seq\tkind:token\nhttp://x.org/Cid\tCid the Kid\tperson\nalone\tAlone\t\n"
+    rel = "relation_id:token\tlabel:token_seq\ttemplate:token_seq\ndbo:starring\tcast\t{tail} plays in {head}.\n"
+    parse(write(tmp_path / "raw", ent=ent, rel=rel), RecboleConfig(), work)
+    assert rows(work, "SELECT entity, label, kind FROM entities ORDER BY position") == [
+        ["http://x.org/Cid", "Cid the Kid", "person"],
+        ["alone", "Alone", "entity"],
+        ["res:Ann_Lee_(actor)", "Ann Lee (actor)", "entity"],
+    ]
+    assert rows(work, "SELECT relation, template FROM relations ORDER BY position") == [
+        ["dbo:starring", "{tail} plays in {head}."],
+        ["dbo:sequel", "{head} is linked to {tail} by sequel."],
+        ["dbo:spouse", "{head} is linked to {tail} by spouse."],
+    ]
+
+
+def test_facts_of_the_items_are_the_graph_where_there_is_none(tmp_path: Path, work: Workspace) -> None:
+    parse(write(tmp_path / "raw", kg=None, link=None), RecboleConfig(), work)
+    assert sorted(rows(work, "SELECT head, relation, tail FROM triples")) == [
+        ["1", "class", "class:Drama"],
+        ["2", "class", "class:Drama"],
+        ["2", "class", "class:Sci-Fi"],
+    ]
+    assert rows(work, "SELECT entity, label, kind FROM entities ORDER BY position") == [
+        ["class:Drama", "Drama", "class"],
+        ["class:Sci-Fi", "Sci-Fi", "class"],
+    ]
+
+
+def test_fields_can_be_chosen(tmp_path: Path, work: Workspace) -> None:
+    config = RecboleConfig(label_field="class", description_field="movie_title", facts=("price",))
+    parse(write(tmp_path / "raw"), config, work)
+    assert rows(work, "SELECT item, label, description FROM items ORDER BY position")[0] == [
+        "2",
+        "Drama Sci-Fi",
+        'The "Big" One',
+    ]
+    assert sorted(rows(work, "SELECT head, tail FROM triples WHERE relation = 'price'")) == [
+        ["2", "price:3.5"],
+        ["9", "price:1"],
+    ]
+
+
+def test_entities_that_share_an_id_with_an_item_get_their_own(tmp_path: Path, work: Workspace) -> None:
+    link = "item_id:token\tentity_id:token\n1\t7\n2\t8\n"
+    kg = "head_id:token\trelation_id:token\ttail_id:token\n7\t0\t2\n8\t0\t2\n"
+    parse(write(tmp_path / "raw", link=link, kg=kg), RecboleConfig(), work)
+    assert sorted(rows(work, "SELECT head, tail FROM triples")) == [["1", "entity:2"], ["2", "entity:2"]]
+    assert rows(work, "SELECT entity, label FROM entities") == [["entity:2", "2"]]
+    assert "1 entities have ids that say nothing" in work.notes[0]
+
+
+def test_without_links_an_item_is_the_entity_of_its_id(tmp_path: Path, work: Workspace) -> None:
+    kg = "head_id:token\trelation_id:token\ttail_id:token\n1\tby\tx\n"
+    parse(write(tmp_path / "raw", kg=kg, link=None), RecboleConfig(), work)
+    assert rows(work, "SELECT head, tail FROM triples") == [["1", "x"]]
+    assert rows(work, "SELECT entity FROM entities") == [["x"]]
+
+
+def split_files() -> dict[str, str]:
+    header, *lines = FILES["shop.inter"].splitlines(keepends=True)
+    files = {name: text for name, text in FILES.items() if name != "shop.inter"}
+    return files | {
+        "shop.train.inter": header + "".join(lines[:3]),
+        "shop.valid.inter": header,
+        "shop.test.inter": header + lines[3],
+    }
+
+
+def test_benchmark_files_give_the_split(tmp_path: Path, work: Workspace) -> None:
+    parse(write(tmp_path / "raw", split_files()), RecboleConfig(), work)
+    assert rows(work, 'SELECT "user", item, split FROM interactions ORDER BY ALL') == [
+        ["ann", "1", "train"],
+        ["ann", "2", "train"],
+        ["bob", "1", "train"],
+        ["bob", "3", "test"],
+    ]
+
+
+@pytest.mark.parametrize(("split", "given"), [("random", False), ("given", True)])
+def test_where_both_are_there_the_wanted_split_chooses(
+    tmp_path: Path, work: Workspace, split: str, given: bool
+) -> None:
+    parse(write(tmp_path / "raw", FILES | split_files()), RecboleConfig.parse({"split": split}), work)
+    assert work.value("SELECT count(split) FROM interactions") == (4 if given else 0)
+    assert work.count("interactions") == 4
+
+
+def test_one_of_several_data_sets_is_chosen(tmp_path: Path, work: Workspace) -> None:
+    folder = write(tmp_path / "raw")
+    (folder / "other.train.inter").write_text(FILES["shop.inter"], encoding="utf-8")
+    with pytest.raises(DataError, match="several data sets: other, shop"):
+        parse(folder, RecboleConfig(), work)
+    with pytest.raises(DataError, match=r"holds no third\.inter .*it holds other, shop"):
+        parse(folder, RecboleConfig(dataset="third"), work)
+    parse(folder, RecboleConfig(dataset="shop"), work)
+    assert work.count("items") == 4
+
+
+def test_the_broken_links_of_ml_100k_are_noted(tmp_path: Path, work: Workspace) -> None:
+    link = "item_id:token\tentity_id:token\n1\tm.0abc\n"
+    folder = write(tmp_path / "raw", link=link)
+    for path in list(folder.iterdir()):
+        path.rename(path.with_name(path.name.replace("shop", "ml-100k")))
+    parse(folder, RecboleConfig(), work)
+    assert any("issue 130" in note for note in work.notes)
+
+
+def test_a_build_goes_through_with_the_default_recipe(tmp_path: Path) -> None:
+    lines = [f"u{user}\ti{(user + step) % 8}" for user in range(8) for step in range(6)]
+    kg = [f"i{item}\tclass\tc{item % 2}" for item in range(8)]
+    files = {
+        "shop.inter": "\n".join(["user_id:token\titem_id:token", *lines]),
+        "shop.kg": "\n".join(["head_id:token\trelation_id:token\ttail_id:token", *kg]) + "\n",
+    }
+    study = build("recbole", raw=write(tmp_path / "raw", files), name="shop")
+    assert len(study.items) == 8
+    assert study.users["label"].iloc[0] == "User u0"
+    assert len(study.triples) == 8
+
+
+BAD = [
+    (
+        {"inter": "user_id:token\titem_id:token\trating:float\na\t1\t5\nb\t2\tgood\n"},
+        {},
+        "shop.inter line 3: 'rating' is not",
+    ),
+    ({"inter": "user_id:token\titem_id:token\na\t1\n\t2\n"}, {}, "shop.inter line 3: 'user_id' is missing"),
+    ({"inter": "user_id:token\titem_id:token\na\x85\t1\nb\t1\n"}, {}, "shop.inter line 2: 'user_id' holds a control"),
+    ({"inter": "user_id:token\na\n"}, {}, "shop.inter line 1: there is no column 'item_id'; it has user_id"),
+    ({"inter": "user_id:token\titem_id:token\n"}, {}, "shop.inter holds no usable row"),
+    ({"inter": "user_id:token\tuser_id:token\na\tb\n"}, {}, "shop.inter line 1: column names are empty or repeated"),
+    ({"kg": "head_id:token\trelation_id:token\ttail_id:token\na\tb\n"}, {}, "shop.kg"),
+    (
+        {"kg": "head_id:token\trelation_id:token\ttail_id:token\na\t\tb\n"},
+        {},
+        "shop.kg line 2: 'relation_id' is missing",
+    ),
+    (
+        {"rel": "relation_id:token\tlabel:token_seq\ttemplate:token_seq\nx\ty\t{head}\n"},
+        {},
+        "shop.rel line 2: the template",
+    ),
+    ({"ent": "entity_id:token\tlabel:token_seq\tkind:token\nx\ty\titem\n"}, {}, "shop.ent line 2: the kind 'item'"),
+    ({}, {"label_field": "title"}, "shop.item line 1: there is no field 'title'; it has item_id, movie_title"),
+    ({}, {"facts": ("nope",)}, "shop.item line 1: there is no field 'nope'"),
+]
+
+
+@pytest.mark.parametrize(("changes", "config", "message"), BAD)
+def test_bad_files_are_an_error_with_file_and_line(
+    tmp_path: Path, work: Workspace, changes: dict[str, str], config: dict, message: str
+) -> None:
+    with pytest.raises(DataError) as caught:
+        parse(write(tmp_path / "raw", **changes), RecboleConfig(**config), work)
+    assert message in str(caught.value)
+
+
+def test_an_item_with_two_names_is_an_error_with_its_line(tmp_path: Path, work: Workspace) -> None:
+    parse(write(tmp_path / "raw", item=FILES["shop.item"] + "2\tOther\t\t\n"), RecboleConfig(), work)
+    with pytest.raises(DataError, match=r"shop\.item line 5: item '2': it has different labels"):
+        reorganize(work, AS_IS)
+
+
+def test_missing_folders_and_parts_are_errors(tmp_path: Path, work: Workspace) -> None:
+    with pytest.raises(DataError, match="is no folder"):
+        parse(tmp_path / "none", RecboleConfig(), work)
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(DataError, match=r"holds no <name>.inter"):
+        parse(tmp_path / "empty", RecboleConfig(), work)
+    files = {name: text for name, text in split_files().items() if "train" not in name}
+    with pytest.raises(DataError, match=r"but no train\.inter"):
+        parse(write(tmp_path / "raw", files), RecboleConfig(), work)
+    folder = write(tmp_path / "alone", {"shop.inter": FILES["shop.inter"]})
+    with pytest.raises(DataError, match="no file of the items, which should hold price"):
+        parse(folder, RecboleConfig(facts=("price",)), work)
+
+
+def test_bad_rows_are_counted_when_they_are_skipped(tmp_path: Path) -> None:
+    inter = FILES["shop.inter"] + "cid\t1\tgood\t5\n\t1\t5\t5\n"
+    with workspace("skip") as work:
+        parse(write(tmp_path / "raw", inter=inter), RecboleConfig(), work)
+        assert work.count("interactions") == 4
+        assert work.extra["bad_rows"] == 2
+
+
+MUTATION = st.tuples(st.integers(0, 2000), st.integers(0, 12), st.binary(max_size=6))
+"""Where a file is changed, how many bytes go, what comes instead."""
+
+
+@given(
+    st.sampled_from(["inter", "item", "link", "kg", "user", "ent", "rel", "train.inter"]),
+    st.one_of(st.binary(max_size=200), st.lists(MUTATION, min_size=1, max_size=3)),
+    st.sampled_from(["stop", "skip"]),
+)
+@example("inter", [(60, 0, b"\x00")], "skip")
+@example("kg", [(0, 4, b"\xff\xfe")], "stop")
+@settings(max_examples=300, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+def test_whatever_the_bytes_only_our_errors_escape(
+    tmp_path: Path, suffix: str, change: bytes | list[tuple[int, int, bytes]], on_error: OnError
+) -> None:
+    files = {
+        **FILES,
+        "shop.ent": "entity_id:token\tlabel:token_seq\tkind:token\nhttp://x.org/Cid\tCid\tperson\n",
+        "shop.rel": "relation_id:token\tlabel:token_seq\ttemplate:token_seq\ndbo:sequel\tnext\t{head} {tail}\n",
+    }
+    shutil.rmtree(tmp_path / "raw", ignore_errors=True)
+    folder = write(tmp_path / "raw", files)
+    path = folder / f"shop.{suffix}"
+    content = path.read_bytes() if path.exists() else b""
+    for start, length, new in change if isinstance(change, list) else [(0, len(content), change)]:
+        place = start % (len(content) + 1)
+        content = content[:place] + new + content[place + length :]
+    path.write_bytes(content)
+    with workspace(on_error) as work:
+        config = AS_IS.replace(on_error=on_error, split="random")
+        problem = explained(lambda: parse(folder, config, work)) or explained(lambda: reorganize(work, config).check())
+        assert problem is None or len(problem) > 20
+
+
+NASTY = st.sampled_from(
+    [
+        '"quoted',
+        '"',
+        "nan",
+        "NULL",
+        "1",
+        "1.0",
+        "007",
+        "&amp;lt;b&amp;gt;",
+        "&amp;amp;",
+        "<\u200bb>bold",
+        "e\u200b\u0301",
+        "a<b & c>d",
+        "{head}",
+        "#",
+        "a,b;c|d",
+        "日本 語",
+        "\u200cx",
+        "  a   b ",
+        "\\N",
+        "\ufeffx",
+        "'",
+    ]
+)
+CHARACTERS = st.characters(exclude_categories=["Cc", "Cs", "Zl", "Zp"])
+TEXT = st.one_of(NASTY, st.text(CHARACTERS, max_size=12), st.text('&<>b/;lt"amp ', max_size=12))
+LABEL = TEXT.map(plain).filter(bool)
+IDS = st.one_of(
+    st.integers(0, 30).map(str),
+    st.text(CHARACTERS, min_size=1, max_size=6),
+    st.sampled_from([" a", "a ", "1.0", 'a"b']),
+).filter(lambda text: not text.startswith('"') and text not in ("NA", "None", "nan", "null"))
+
+
+@st.composite
+def studies(draw: st.DrawFn) -> Tables:
+    """Draw a small study; some users, items, entities and relations have no interaction and no triple."""
+    n_users, n_items, n_other, n_relations = (draw(st.integers(low, 4)) for low in (1, 1, 0, 1))
+
+    def names(ids: st.SearchStrategy[str], count: int) -> list[str]:
+        return draw(st.lists(ids, min_size=count, max_size=count, unique=True))
+
+    def texts(strategy: st.SearchStrategy[str], count: int) -> pd.Series:
+        return pd.Series(draw(st.lists(strategy, min_size=count, max_size=count)), dtype="str")
+
+    nodes = names(IDS, n_items + n_other)
+    labels = texts(LABEL, n_items + n_other)
+    kinds = texts(TEXT.map(clean).filter(lambda kind: kind not in ("", "item")), n_other)
+    pairs = st.tuples(st.integers(0, n_users - 1), st.integers(0, n_items - 1))
+    chosen = sorted(draw(st.sets(pairs, min_size=1, max_size=8)))
+    n = len(chosen)
+    drawn = draw(st.lists(st.sampled_from(SPLITS), min_size=n, max_size=n))
+    firsts = {user: place for place, (user, _) in reversed(list(enumerate(chosen)))}
+    splits = ["train" if place in firsts.values() else split for place, split in enumerate(drawn)]
+    rating = st.one_of(st.none(), st.floats(allow_nan=False, allow_infinity=False))
+    stamp = st.one_of(st.none(), st.integers(-MAX_TIMESTAMP, MAX_TIMESTAMP))
+    node = st.integers(0, len(nodes) - 1)
+    triples = draw(st.sets(st.tuples(node, st.integers(0, n_relations - 1), node), min_size=1, max_size=8))
+    items = pd.DataFrame({"item": range(n_items), "source_id": pd.Series(nodes[:n_items], dtype="str")})
+    return Tables(
+        users=pd.DataFrame(
+            {
+                "user": range(n_users),
+                "source_id": pd.Series(names(IDS, n_users), dtype="str"),
+                "label": texts(LABEL, n_users),
+            }
+        ),
+        items=items.assign(label=labels[:n_items], description=texts(TEXT.map(plain), n_items)),
+        entities=pd.DataFrame(
+            {
+                "entity": range(len(nodes)),
+                "source_id": pd.Series(nodes, dtype="str"),
+                "label": labels,
+                "kind": pd.Series(["item"] * n_items + kinds.tolist(), dtype="str"),
+            }
+        ),
+        relations=pd.DataFrame(
+            {
+                "relation": range(n_relations),
+                "source_id": pd.Series(names(IDS, n_relations), dtype="str"),
+                "label": texts(LABEL, n_relations),
+                "template": texts(TEXT.map(lambda text: clean(f"{{head}} {text} {{tail}}")), n_relations),
+            }
+        ),
+        interactions=pd.DataFrame(
+            {
+                "user": [user for user, _ in chosen],
+                "item": [item for _, item in chosen],
+                "split": pd.Series(splits, dtype="str"),
+                "rating": pd.array(draw(st.lists(rating, min_size=n, max_size=n)), dtype="Float64").to_numpy(
+                    dtype="float64", na_value=float("nan")
+                ),
+                "timestamp": pd.array(draw(st.lists(stamp, min_size=n, max_size=n)), dtype="Int64"),
+            }
+        ),
+        triples=pd.DataFrame(sorted(triples), columns=["head", "relation", "tail"]),
+    )
+
+
+def holding(study: Study, tables: Tables) -> Study:
+    """Study that holds other tables than its folder."""
+    other = Study(study.path, study.manifest)
+    other.__dict__["tables"] = tables
+    return other
+
+
+@given(studies())
+@settings(
+    max_examples=300, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow]
+)
+def test_what_is_exported_is_read_back_exactly(study: Study, tables: Tables) -> None:
+    tables.check()
+    with tempfile.TemporaryDirectory(dir=study.path.parent) as place:
+        folder = export_recbole(holding(study, tables), Path(place) / "out")
+        with workspace() as work:
+            parse(folder, AS_IS, work)
+            again = reorganize(work, AS_IS)
+        as_recbole_reads = {
+            path.suffix: pd.read_csv(path, delimiter="\t", dtype="str", engine="python", encoding="utf-8")
+            for path in folder.iterdir()
+        }
+    for name, frame in tables.named().items():
+        pd.testing.assert_frame_equal(getattr(again, name), frame, obj=name, check_exact=True)
+    assert as_recbole_reads[".item"]["item_id:token"].tolist() == tables.items["source_id"].tolist()
+    assert as_recbole_reads[".user"]["user_id:token"].tolist() == tables.users["source_id"].tolist()
+    assert len(as_recbole_reads[".kg"]) == len(tables.triples)
+
+
+def damaged(study: Study, table: str, column: str, value: object) -> Study:
+    """Study whose table holds another value in its first row."""
+    frames = study.tables.named()
+    frame = frames[table].copy()
+    frame.loc[0, column] = value
+    return holding(study, Tables(**(frames | {table: frame})))
+
+
+@pytest.mark.parametrize(
+    ("table", "column", "value", "message"),
+    [
+        ("users", "source_id", "NA", "RecBole takes the id 'NA' for a missing value"),
+        ("entities", "source_id", '"x', "for the start of a quoted value"),
+        ("relations", "source_id", "null", "for a missing value"),
+        ("items", "label", "two  blanks", "label of 'film:0' is no clean line"),
+        ("items", "description", "a\tb", "description of 'film:0' is no clean line"),
+        ("relations", "template", "{head}\n{tail}", "template of 'genre' is no clean line"),
+        ("interactions", "rating", float("inf"), "row 0: the rating is infinite"),
+        ("interactions", "timestamp", MAX_TIMESTAMP + 1, "is too large for a float"),
+    ],
+)
+def test_what_the_format_cannot_hold_is_an_error_and_nothing_is_written(
+    study: Study, tmp_path: Path, table: str, column: str, value: object, message: str
+) -> None:
+    with pytest.raises(DataError, match=message):
+        export_recbole(damaged(study, table, column, value), tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_folder_is_replaced_only_on_demand(study: Study, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    out.mkdir()
+    export_recbole(study, out)
+    (out / "mine.txt").write_text("kept", encoding="utf-8")
+    with pytest.raises(DataError, match="is not empty"):
+        export_recbole(study, out)
+    assert (out / "mine.txt").exists()
+    export_recbole(study, out, overwrite=True)
+    assert {path.name for path in out.iterdir()} == {
+        f"world.{suffix}"
+        for suffix in ("train.inter", "valid.inter", "test.inter", "item", "user", "kg", "link", "ent", "rel")
+    }
+    first = (out / "world.train.inter").read_text(encoding="utf-8").splitlines()[:2]
+    assert first == ["user_id:token\titem_id:token\trating:float\ttimestamp:float", "u0\tfilm:1\t5.0\t1000001"]
+    with (out / "world.item").open(encoding="utf-8") as file:
+        assert len(list(csv.reader(file, delimiter="\t"))) == len(study.items) + 1
+
+
+@pytest.mark.parametrize("where", [lambda study: study.path, lambda study: study.path.parent])
+def test_a_study_is_never_replaced(study: Study, where: Callable[[Study], Path]) -> None:
+    with pytest.raises(DataError, match="holds a study"):
+        export_recbole(study, where(study), overwrite=True)
+    assert (study.path / paths.MANIFEST).is_file()
+    file = study.path.parent / "file"
+    file.write_text("", encoding="utf-8")
+    with pytest.raises(DataError, match="is a file"):
+        export_recbole(study, file, overwrite=True)

@@ -1,0 +1,228 @@
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from spike_kit.data.build import build
+from spike_kit.data.sources.tables import TablesConfig, parse
+from spike_kit.data.study import Study
+from spike_kit.data.workspace import workspace
+from spike_kit.errors import DataError
+from tests.data.amazon_files import write_lines
+from tests.data.test_amazon import explained
+
+PAIRS = [(user, (user + step) % 8) for user in range(8) for step in range(6)]
+
+CONFIG = TablesConfig(
+    min_rating=4,
+    interactions=Path("ratings.csv"),
+    columns={"user": "who", "item": "film", "rating": "stars", "timestamp": "at"},
+    items=Path("films.csv"),
+    item_columns={"item": "id", "label": "title", "description": "plot"},
+    facts={"genre": "genres", "director": "director"},
+)
+
+
+@pytest.fixture
+def raw(tmp_path: Path) -> Path:
+    """Ratings, films with facts in their columns, and triples of one's own."""
+    folder = tmp_path / "raw [mine]*"
+    ratings = [f"u{user},f{film},5,{100 * user + film}" for user, film in PAIRS]
+    write_lines(folder / "ratings.csv", ["who,film,stars,at", *ratings])
+    films = [
+        f'f{film},"Film, the {film}th","A ""plot""",Drama|{"War" if film < 4 else "Love"},{"Ann" if film % 2 else ""}'
+        for film in range(8)
+    ]
+    write_lines(folder / "films.csv", ["id,title,plot,genres,director", *films])
+    return folder
+
+
+def built(raw: Path, config: TablesConfig = CONFIG, **changes: Any) -> Study:
+    return build("tables", config.replace(**changes), name="mine", raw=raw)
+
+
+def facts_of(study: Study, item: int) -> set[tuple[str, str]]:
+    labels = study.entities["label"]
+    rows = study.triples[study.triples["head"] == item]
+    return set(zip(study.relations["label"][rows["relation"]], labels[rows["tail"]], strict=True))
+
+
+def test_a_column_mapping_is_all_it_takes(raw: Path) -> None:
+    study = built(raw)
+    assert study.items["label"].iloc[1] == "Film, the 1th"
+    assert study.items["description"].iloc[1] == 'A "plot"'
+    assert facts_of(study, 1) == {("genre", "Drama"), ("genre", "War"), ("director", "Ann")}
+    assert facts_of(study, 4) == {("genre", "Drama"), ("genre", "Love")}
+    assert study.relations["template"].iloc[0] == "The genre of {head} is {tail}."
+    assert len(study.interactions) == 48
+
+
+def test_sentences_can_be_given(raw: Path) -> None:
+    study = built(raw, templates={"director": "{tail} made {head}."})
+    assert study.relations["template"].tolist() == ["The genre of {head} is {tail}.", "{tail} made {head}."]
+    with pytest.raises(DataError, match="sentences for relations that do not exist: actor"):
+        built(raw, templates={"actor": "{tail} in {head}."})
+
+
+def in_format(raw: Path, suffix: str) -> TablesConfig:
+    """Write the same tables in another format."""
+    ratings, films = pd.read_csv(raw / "ratings.csv"), pd.read_csv(raw / "films.csv", keep_default_na=False)
+    for name, frame in (("ratings", ratings), ("films", films)):
+        target = raw / f"{name}{suffix}"
+        if name == "films" and suffix != ".tsv":
+            frame["genres"] = frame["genres"].str.split("|")
+        if suffix == ".parquet":
+            frame.to_parquet(target)
+        elif suffix == ".tsv":
+            frame.to_csv(target, sep="\t", index=False)
+        elif suffix == ".json":
+            target.write_text(json.dumps(frame.to_dict("records"), indent=2))
+        else:
+            write_lines(target, [json.dumps(row) for row in frame.to_dict("records")])
+    return CONFIG.replace(interactions=Path(f"ratings{suffix}"), items=Path(f"films{suffix}"))
+
+
+@pytest.mark.parametrize("suffix", [".tsv", ".json", ".jsonl", ".jsonl.gz", ".parquet"])
+def test_every_format_gives_the_same_tables(raw: Path, suffix: str) -> None:
+    expected = built(raw).manifest.tables
+    assert built(raw, in_format(raw, suffix)).manifest.tables == expected
+
+
+def test_triples_of_files_join_through_links(raw: Path) -> None:
+    write_lines(
+        raw / "kg.tsv",
+        ["h\tr\tt", *(f"http://kg/Film_{n}\tdbo:musicComposer\thttp://kg/Bob_%28b%29" for n in range(8))],
+    )
+    write_lines(raw / "links.tsv", [f"f{n}\tFilm {n}\thttp://kg/Film_{n}" for n in range(8)])
+    write_lines(raw / "dbo_studio.edgelist", [f"http://kg/Film_{n} http://kg/Acme" for n in range(8)])
+    study = built(
+        raw,
+        facts={},
+        triples=(Path("kg.tsv"), Path("dbo_studio.edgelist")),
+        triple_columns={"head": "h", "relation": "r", "tail": "t"},
+        links=Path("links.tsv"),
+        link_columns={"item": "1", "entity": "3"},
+    )
+    assert facts_of(study, 0) == {("music composer", "Bob (b)"), ("studio", "Acme")}
+    assert study.entities["label"].tolist()[8:] == ["Acme", "Bob (b)"]
+
+
+def test_triples_with_an_entity_that_no_table_knows_are_named(raw: Path) -> None:
+    write_lines(raw / "kg.csv", ["head,relation,tail", *(f"f{n},by,p1" for n in range(8)), "f0,by,p2"])
+    write_lines(raw / "people.csv", ["entity,label,kind", "p1,Ann,person"])
+    changes = {"facts": {}, "triples": (Path("kg.csv"),), "entities": Path("people.csv")}
+    with pytest.raises(DataError, match=r"kg\.csv line 10: entity 'p2'.*neither in people\.csv nor an item"):
+        built(raw, **changes)
+    study = built(raw, **changes, on_error="skip")
+    assert study.entities["kind"].tolist()[8:] == ["person"]
+    assert study.manifest.funnel[0]["bad_rows"] == 1
+
+
+def test_a_given_split_in_a_column_or_in_files(raw: Path) -> None:
+    def part(user: int, film: int) -> str:
+        return "test" if film == user else "train"
+
+    rows = [f"u{user},f{film},5,1,{part(user, film)}" for user, film in PAIRS]
+    write_lines(raw / "ratings.csv", ["who,film,stars,at,part", *rows])
+    column = built(raw, columns={**CONFIG.columns, "split": "part"}, split="given")
+    assert column.interactions["split"].value_counts().to_dict() == {"train": 32, "valid": 8, "test": 8}
+    assert (column.split("test")["item"] == column.split("test")["user"]).all()
+    for name in ("train", "test"):
+        lines = [
+            " ".join([str(user), *(str(film) for who, film in PAIRS if who == user and part(user, film) == name)])
+            for user in range(8)
+        ]
+        write_lines(raw / f"{name}.txt", lines)
+    write_lines(raw / "film_ids.txt", ["org_id remap_id", *(f"f{n} {n}" for n in range(8))])
+    write_lines(raw / "user_ids.txt", [f"u{n} {n}" for n in range(8)])
+    files = built(
+        raw,
+        interactions=None,
+        min_rating=None,
+        train_file=Path("train.txt"),
+        test_file=Path("test.txt"),
+        split="given",
+        item_ids=Path("film_ids.txt"),
+        user_ids=Path("user_ids.txt"),
+    )
+    same = ["user", "item", "split"]
+    assert files.interactions[same].equals(column.interactions[same])
+    assert files.users["source_id"].tolist() == [f"u{n}" for n in range(8)]
+
+
+def test_reviews_come_from_a_text_column(raw: Path) -> None:
+    rows = [f'u{user},f{film},5,1,"text {user} {film}"' for user, film in PAIRS]
+    write_lines(raw / "ratings.csv", ["who,film,stars,at,words", *rows])
+    study = built(raw, columns={**CONFIG.columns, "text": "words"})
+    assert set(study.train_reviews()["text"]) <= {f"text {user} {film}" for user, film in PAIRS}
+    assert len(study.train_reviews()) == len(study.split("train"))
+
+
+BAD = {
+    "rating": ("ratings.csv", "u1,f1,many,3", r"ratings\.csv line 50: 'stars' is not a number in 'u1,f1,many,3'"),
+    "empty user": ("ratings.csv", ",f1,5,3", r"ratings\.csv line 50: 'who' is missing"),
+    "too few columns": ("ratings.csv", "u1,f1", r"ratings\.csv cannot be read.*[Ll]ine: 50"),
+    "two titles": ("films.csv", "f3,Another,,Drama,", r"films\.csv line 10: item 'f3'.*different labels"),
+}
+
+
+@pytest.mark.parametrize("case", BAD)
+def test_a_bad_row_is_named_or_skipped_and_counted(raw: Path, case: str) -> None:
+    name, line, message = BAD[case]
+    with (raw / name).open("a") as file:
+        file.write(line + "\n")
+    with pytest.raises(DataError, match=message):
+        built(raw)
+    study = built(raw, on_error="skip")
+    assert study.manifest.funnel[0]["bad_rows"] == 1
+    assert len(study.interactions) == 48
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"columns": {"user": "who", "item": "movie"}}, r"ratings\.csv line 1: there is no column 'movie'; it has who"),
+        ({"columns": {"user": "who"}}, "mapping of the interactions is not right .missing: item"),
+        ({"columns": {"user": "who", "item": "film", "stars": "stars"}}, "unknown: stars"),
+        ({"interactions": Path("gone.csv")}, r"gone\.csv does not exist"),
+        ({"interactions": Path("films.xls")}, r"films\.xls does not exist"),
+        ({"interactions": None}, "no interactions are named"),
+        ({"user_core": 50}, "nothing is left after the k-core"),
+        ({"facts": {"genre": "genre"}}, r"films\.csv line 1: there is no column 'genre'; it has id, title"),
+    ],
+)
+def test_wrong_settings_say_what_is_wrong(raw: Path, changes: dict[str, Any], message: str) -> None:
+    with pytest.raises(DataError, match=message):
+        built(raw, **changes)
+
+
+def test_a_user_of_test_who_is_not_in_train_is_named_with_the_line(raw: Path) -> None:
+    rows = [f"u{user},f{film},5,1,{'train' if user else 'test'}" for user, film in PAIRS]
+    write_lines(raw / "ratings.csv", ["who,film,stars,at,part", *rows])
+    changes = {"columns": {**CONFIG.columns, "split": "part"}, "split": "given", "item_core": 1}
+    with pytest.raises(DataError, match=r"ratings\.csv line 7: user 'u0'.*held-out interactions and none in train"):
+        built(raw, **changes)
+    assert len(built(raw, **changes, on_error="skip").users) == 7
+
+
+CELL = st.text(alphabet=st.characters(codec="utf-8"), max_size=8) | st.sampled_from(['"', "a,b", "5", "u1", "nan", ""])
+LINES = st.lists(st.lists(CELL, max_size=5).map(",".join) | st.binary(max_size=20), max_size=6)
+
+
+@given(LINES, LINES, st.sampled_from([".csv", ".tsv", ".json", ".jsonl", ".parquet"]), st.booleans())
+@settings(max_examples=200, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+def test_whatever_the_tables_hold_only_explained_errors_come_out(
+    raw: Path, ratings: list[Any], films: list[Any], suffix: str, skip: bool
+) -> None:
+    write_lines(raw / f"fuzz{suffix}", ["who,film,stars,at", *ratings])
+    write_lines(raw / "films.csv", ["id,title,plot,genres,director", *films])
+    config = CONFIG.replace(interactions=Path(f"fuzz{suffix}"), on_error="skip" if skip else "stop")
+    with workspace(config.on_error) as work:
+        problem = explained(lambda: parse(raw, config, work))
+        assert problem is None or "fuzz" in problem or "films" in problem

@@ -1,0 +1,159 @@
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from spike_kit.data.build import build
+from spike_kit.data.sources.yelp import YelpConfig, parse
+from spike_kit.data.workspace import workspace
+from spike_kit.errors import DataError
+from tests.data.amazon_files import write_lines
+from tests.data.test_amazon import explained
+
+CONFIG = YelpConfig(user_core=5, item_core=5)
+
+
+def businesses() -> list[dict[str, Any]]:
+    """Eight restaurants in two cities of one name, with all fields of the data set."""
+    return [
+        {
+            "business_id": f"b{number}",
+            "name": f"Caf\u00e9 {number} &amp; Bar",
+            "address": f"{number} Main St",
+            "city": "Springfield",
+            "state": "IL" if number % 2 else "MO",
+            "postal_code": "62701",
+            "latitude": 39.8,
+            "longitude": -89.6,
+            "stars": 4.5,
+            "review_count": 6,
+            "is_open": 1,
+            "attributes": {
+                "WiFi": "u'free'",
+                "RestaurantsDelivery": "False",
+                "GoodForKids": "True",
+                "BusinessParking": "{'garage': False, 'street': True, 'lot': None}",
+                "Alcohol": "u'none'",
+            }
+            if number
+            else None,
+            "categories": "Mexican, Restaurants, Bars" if number else None,
+            "hours": {"Monday": "8:0-18:30"},
+        }
+        for number in range(8)
+    ]
+
+
+def reviews() -> list[dict[str, Any]]:
+    return [
+        {
+            "review_id": f"r{user}{step}",
+            "user_id": f"u{user}",
+            "business_id": f"b{(user + step) % 8}",
+            "stars": 4.0 if step else 5.0,
+            "useful": 0,
+            "funny": 0,
+            "cool": 0,
+            "text": f"User {user}\nvisit {step}",
+            "date": f"2016-03-0{step + 1} 16:44:10",
+        }
+        for user in range(8)
+        for step in range(6)
+    ]
+
+
+def write(folder: Path, first: list[Any] | None = None, second: list[Any] | None = None) -> Path:
+    write_lines(folder / "yelp_academic_dataset_business.json", map(json.dumps, first or businesses()))
+    write_lines(folder / "yelp_academic_dataset_review.json.gz", map(json.dumps, second or reviews()))
+    return folder
+
+
+def test_businesses_and_reviews_become_a_study(tmp_path: Path) -> None:
+    study = build("yelp", CONFIG, raw=write(tmp_path / "raw"))
+    assert study.items["label"].tolist() == [f"Café {number} & Bar" for number in range(8)]
+    assert study.items["description"].iloc[1] == "A local business at 1 Main St, Springfield, IL."
+    named = study.triples.merge(study.entities, left_on="tail", right_on="entity")
+    facts = set(named.loc[named["head"] == 1, "label"])
+    assert facts == {
+        "Springfield, IL",
+        "IL",
+        "Mexican",
+        "Restaurants",
+        "Bars",
+        "WiFi: free",
+        "GoodForKids",
+        "BusinessParking: street",
+    }
+    assert set(named.loc[named["head"] == 0, "label"]) == {"Springfield, MO", "MO"}
+    lies_in = study.relations["source_id"].tolist().index("lies_in")
+    assert (study.triples["relation"] == lies_in).sum() == 2
+    first = study.interactions.query("user == 0 and item == 0").iloc[0]
+    assert first["timestamp"] == 1_456_850_650
+    assert study.train_reviews()["text"].str.fullmatch(r"User \d visit \d").all()
+
+
+def test_attributes_can_be_left_out_and_the_split_follows_the_dates(tmp_path: Path) -> None:
+    config = CONFIG.replace(attributes=False, split="leave_one_out")
+    study = build("yelp", config, raw=write(tmp_path / "raw"))
+    assert "attribute" not in set(study.entities["kind"])
+    for _, rows in study.interactions.groupby("user"):
+        newest = rows.sort_values("timestamp")["split"].tolist()
+        assert newest == ["train"] * 4 + ["valid", "test"]
+
+
+@pytest.mark.parametrize(
+    ("change", "problem"),
+    [
+        ({"date": "yesterday"}, "line 2: 'date' is not a date"),
+        ({"stars": "five"}, "line 2: 'stars' is not a number"),
+        ({"user_id": None}, "line 2: 'user_id' is missing"),
+    ],
+)
+def test_a_bad_review_is_named_with_its_line(tmp_path: Path, change: dict[str, Any], problem: str) -> None:
+    rows = reviews()
+    rows[1] |= change
+    folder = write(tmp_path / "raw", second=rows)
+    with pytest.raises(DataError, match=rf"review\.json\.gz {problem}"):
+        build("yelp", CONFIG, raw=folder)
+    skipping = CONFIG.replace(on_error="skip", user_core=4, item_core=4)
+    assert build("yelp", skipping, raw=folder).manifest.funnel[0]["bad_rows"] == 1
+
+
+def test_a_missing_file_is_named(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match=r"holds no yelp_academic_dataset_business\.json"):
+        build("yelp", CONFIG, raw=tmp_path)
+
+
+VALUES = (
+    st.none()
+    | st.booleans()
+    | st.integers()
+    | st.text(max_size=20)
+    | st.sampled_from(["{'a': True", "u'x'", "[" * 500])
+)
+BUSINESS = st.fixed_dictionaries(
+    {"business_id": st.sampled_from(["b0", "b1"])},
+    optional={
+        "name": VALUES,
+        "city": VALUES,
+        "state": VALUES,
+        "categories": VALUES,
+        "attributes": VALUES | st.dictionaries(st.text(max_size=6), VALUES, max_size=3),
+    },
+)
+
+
+@given(st.lists(BUSINESS, min_size=1, max_size=4), st.booleans())
+@settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+def test_whatever_a_business_holds_only_explained_errors_come_out(
+    tmp_path: Path, rows: list[dict[str, Any]], skip: bool
+) -> None:
+    folder = write(tmp_path / "raw", first=rows)
+    with workspace("skip" if skip else "stop") as work:
+        problem = explained(lambda: parse(folder, CONFIG, work))
+        assert problem is None or "business.json" in problem
