@@ -210,8 +210,8 @@ def _relations(work: Workspace, config: BuildConfig) -> tuple[str, dict[str, int
     dropped = set(config.exclude_relations) | (set() if config.behavioural else set(names))
     if kept := [name for name in names if name not in dropped]:
         work.notes.append(
-            f"the relations {', '.join(kept)} come from what users did and may encode held-out interactions: "
-            "do not report gains from them"
+            f"facts of these relations come from what users did and may encode held-out interactions, so do not report "
+            f"gains from them: {', '.join(kept)}"
         )
     if not dropped:
         return None

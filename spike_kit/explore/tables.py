@@ -29,6 +29,11 @@ def named_triples(study: Study, n: int = 10, seed: int = 0) -> pd.DataFrame:
     )
 
 
+def funnel_table(study: Study) -> pd.DataFrame:
+    """Funnel of the build, a row for each step; what a step did not count is left blank."""
+    return pd.DataFrame(study.manifest.funnel).convert_dtypes().astype(object).fillna("")
+
+
 def graph_statistics(study: Study) -> pd.DataFrame:
     """Facts about the knowledge graph in one table (what, value): sizes, connected components, items without triples.
 
@@ -52,7 +57,7 @@ def graph_statistics(study: Study) -> pd.DataFrame:
         "connected components": int(n_components),
         "entities in the largest component": int(np.bincount(component).max()),
     }
-    return pd.DataFrame(rows.items(), columns=["what", "value"])
+    return pd.DataFrame({"what": list(rows), "value": pd.Series(list(rows.values()), dtype=object)})
 
 
 def relation_statistics(study: Study) -> pd.DataFrame:

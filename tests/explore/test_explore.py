@@ -1,10 +1,12 @@
 from __future__ import annotations
 
+import dataclasses
 from typing import Any
 
 import pytest
 
-from spike_kit.data.study import Study
+from spike_kit import paths
+from spike_kit.data.study import Study, create_study
 from spike_kit.errors import DataError
 from spike_kit.experiments.run import RunConfig, load_model, run
 from spike_kit.explore import charts, tables
@@ -23,6 +25,31 @@ def test_triples_carry_names_and_sentences(study: Study) -> None:
         assert str(row.head) in str(row.sentence)
         assert str(row.tail) in str(row.sentence)
     assert len(tables.named_triples(study, 10**6)) == len(study.triples)
+
+
+def test_the_graph_is_described(study: Study) -> None:
+    facts = tables.graph_statistics(study).set_index("what")["value"]
+    assert facts["triples"] == 96
+    assert facts["connected components"] == 4
+    assert facts["entities in the largest component"] == 12 + 1 + 4
+    assert facts["items without a triple"] == 0
+    relations = tables.relation_statistics(study)
+    assert relations["triples"].tolist() == [48, 48]
+    assert dict(zip(relations["name"], relations["tails"], strict=True)) == {"genre": 4, "director": 16}
+
+
+def test_an_item_without_a_triple_is_counted(study: Study) -> None:
+    alone = dataclasses.replace(study.tables, triples=study.triples[study.triples["head"] != 0])
+    other = create_study(paths.data_root() / "alone", "alone", alone, sources=(), build={}, funnel=())
+    facts = tables.graph_statistics(other).set_index("what")["value"]
+    assert facts["items without a triple"] == 1
+    assert facts["connected components"] == 5
+
+
+def test_the_funnel_is_a_table_with_blanks(study: Study) -> None:
+    funnel = ({"step": "raw files", "users": 3, "bad_rows": 1}, {"step": "core", "users": 2})
+    shown = tables.funnel_table(Study(study.path, study.manifest.replace(funnel=funnel)))
+    assert shown.to_numpy().tolist() == [["raw files", 3, 1], ["core", 2, ""]]
 
 
 def test_profiles_by_subject_and_id(study: Study) -> None:
@@ -66,6 +93,8 @@ def test_charts_hold_the_numbers(study: Study, spike_run: Run) -> None:
     assert traces(charts.loss_chart(spike_run))["matching"] == spike_run.history["matching"].tolist()
     degrees = traces(charts.degree_chart(study))
     assert sum(degrees["user"]) == sum(degrees["item"]) == len(study.split("train"))
+    ends = traces(charts.entity_degree_chart(study))
+    assert sum(ends["item"]) == sum(ends["other entity"]) == len(study.triples)
 
 
 def test_the_funnel_chart_escapes_and_scales(study: Study) -> None:

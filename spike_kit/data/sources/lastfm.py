@@ -107,7 +107,8 @@ def _read_given(folder: Path, work: Workspace) -> None:
     work.db.unregister("given")
     in_order = pd.DataFrame({"user": [users[mapped] for mapped in sorted(users)]}, dtype="str")
     work.put("users", in_order.assign(label="User " + in_order["user"]))
-    wanted = pd.DataFrame({"item": [items[mapped] for mapped in sorted(items)], "place": range(len(items))})
+    wanted = pd.DataFrame({"item": [items[mapped] for mapped in sorted(items)]}, dtype="str")
+    wanted["place"] = range(len(wanted))
     work.db.register("wanted", wanted)
     query = """SELECT item, coalesce(label, item) AS label, '' AS description FROM wanted
                LEFT JOIN raw_artists USING (item) ORDER BY place, raw_artists.rowid"""
