@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pandas as pd
 from hypothesis import strategies as st
 
+from spike_kit.data.sources.spike_release import VECTORS
+from spike_kit.data.study import Manifest, Study
 from spike_kit.data.tables import Tables
+from spike_kit.data.vectors import ProfileVectors
 
 _NAMES = (
     st.text(
@@ -52,6 +57,16 @@ def tables(draw: st.DrawFn, used_relations: bool = False) -> Tables:
         frame.astype({"timestamp": "Int64", "split": "str"}),
         pd.DataFrame(sorted(triples), columns=["head", "relation", "tail"]),
     )
+
+
+def in_memory(made: Tables, path: Path, vectors: ProfileVectors | None = None) -> Study:
+    """A study that is not written (but for its vectors): round trips by the hundred need no disk."""
+    manifest = Manifest(schema_version=1, name=path.name, sources=(), build={}, funnel=(), counts={}, tables={})
+    study = Study(path, manifest)
+    study.__dict__["tables"] = made
+    if vectors is not None:
+        vectors.save(study.embeddings_path(*VECTORS), {})
+    return study
 
 
 def same(first: Tables, second: Tables) -> bool:

@@ -25,7 +25,7 @@ from spike_kit.data.vectors import ProfileVectors
 from spike_kit.data.workspace import workspace
 from spike_kit.errors import DataError, StorageError
 from tests.data.amazon_files import write_lines
-from tests.data.random_tables import same, tables
+from tests.data.random_tables import in_memory, same, tables
 
 UNCUT = KgatConfig(**AS_IT_IS).replace(valid=0.0)
 SLOW: dict[str, Any] = {"deadline": None, "suppress_health_check": [HealthCheck.function_scoped_fixture]}
@@ -34,7 +34,7 @@ SLOW: dict[str, Any] = {"deadline": None, "suppress_health_check": [HealthCheck.
 def write_study(made: Tables, path: Path) -> Study:
     """A study folder with vectors that tell every row apart."""
     rows = [torch.arange(3.0 * len(table)).reshape(-1, 3) + 0.1 for table in (made.users, made.entities)]
-    vectors = {VECTORS: ProfileVectors(*rows)}
+    vectors: dict[tuple[str, str], ProfileVectors] = {VECTORS: ProfileVectors(*rows)}
     return create_study(path, path.name, made, sources=(), build={}, funnel=(), embeddings=vectors, overwrite=True)
 
 
@@ -57,7 +57,7 @@ def content(made: Tables) -> list[Any]:
 
 
 @given(tables(used_relations=True))
-@settings(max_examples=300, **SLOW)
+@settings(max_examples=150, **SLOW)
 def test_a_study_comes_back_from_its_release(tmp_path: Path, made: Tables) -> None:
     study = write_study(made, tmp_path / "made")
     again, vectors = read_release(export_spike_release(study, tmp_path / "release", *VECTORS, overwrite=True))
@@ -72,7 +72,7 @@ TRIPLES = st.sets(st.tuples(st.integers(0, 9), st.integers(0, 2), st.integers(0,
 
 
 @given(SETS, SETS, TRIPLES, st.permutations(range(10)), st.booleans())
-@settings(max_examples=300, **SLOW)
+@settings(max_examples=150, **SLOW)
 def test_a_release_comes_back_from_its_study(
     tmp_path: Path,
     train: list[set[int]],
@@ -102,9 +102,7 @@ def test_a_release_comes_back_from_its_study(
         spike_release.parse(folder, config, work)
         made, vectors = reorganize(work, config), work.vectors[VECTORS]
     path = tmp_path / "made"
-    study = create_study(
-        path, path.name, made, sources=(), build={}, funnel=(), embeddings={VECTORS: vectors}, overwrite=True
-    )
+    study = in_memory(made, path, vectors)
     place = export_spike_release(study, tmp_path / "again", *VECTORS, merge_valid=True, overwrite=True)
     assert {name: (place / name).read_text().splitlines() for name in files} == files
     for name, ids in (("user", range(len(train))), ("item", range(7)), ("entity", range(7, 10))):

@@ -5,6 +5,7 @@ import shutil
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 import pytest
@@ -251,7 +252,7 @@ BAD = [
 
 @pytest.mark.parametrize(("changes", "config", "message"), BAD)
 def test_bad_files_are_an_error_with_file_and_line(
-    tmp_path: Path, work: Workspace, changes: dict[str, str], config: dict, message: str
+    tmp_path: Path, work: Workspace, changes: dict[str, Any], config: dict, message: str
 ) -> None:
     with pytest.raises(DataError) as caught:
         parse(write(tmp_path / "raw", **changes), RecboleConfig(**config), work)
@@ -429,7 +430,7 @@ def holding(study: Study, tables: Tables) -> Study:
 
 @given(studies())
 @settings(
-    max_examples=300, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow]
+    max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow]
 )
 def test_what_is_exported_is_read_back_exactly(study: Study, tables: Tables) -> None:
     tables.check()
@@ -449,7 +450,7 @@ def test_what_is_exported_is_read_back_exactly(study: Study, tables: Tables) -> 
     assert len(as_recbole_reads[".kg"]) == len(tables.triples)
 
 
-def damaged(study: Study, table: str, column: str, value: object) -> Study:
+def damaged(study: Study, table: str, column: str, value: Any) -> Study:
     """Study whose table holds another value in its first row."""
     frames = study.tables.named()
     frame = frames[table].copy()

@@ -109,7 +109,7 @@ BAD: dict[str, tuple[str, dict[str, np.ndarray], str]] = {
 @pytest.mark.parametrize("case", BAD)
 def test_a_wrong_vector_file_is_an_error_that_names_it(folder: Path, case: str) -> None:
     name, arrays, message = BAD[case]
-    np.savez(folder / f"{name}_embeddings.npz", **arrays)
+    np.savez(folder / f"{name}_embeddings.npz", allow_pickle=True, **arrays)
     with pytest.raises(DataError, match=message):
         build("spike-release", name="mine", raw=folder)
     assert not (paths.data_root() / "mine").exists()
@@ -180,7 +180,7 @@ def test_a_study_comes_back_from_its_export(study: Study, tmp_path: Path) -> Non
 
 def _npz(arrays: dict[str, np.ndarray]) -> bytes:
     file = io.BytesIO()
-    np.savez(file, **arrays)
+    np.savez(file, allow_pickle=True, **arrays)
     return file.getvalue()
 
 
