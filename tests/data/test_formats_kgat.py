@@ -34,8 +34,7 @@ SLOW: dict[str, Any] = {"deadline": None, "suppress_health_check": [HealthCheck.
 def write_study(made: Tables, path: Path) -> Study:
     """A study folder with vectors that tell every row apart."""
     rows = [torch.arange(3.0 * len(table)).reshape(-1, 3) + 0.1 for table in (made.users, made.entities)]
-    vectors: dict[tuple[str, str], ProfileVectors] = {VECTORS: ProfileVectors(*rows)}
-    return create_study(path, path.name, made, sources=(), build={}, funnel=(), embeddings=vectors, overwrite=True)
+    return in_memory(made, path, ProfileVectors(*rows))
 
 
 def read_kgat(place: Path) -> Tables:
