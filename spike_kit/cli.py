@@ -362,8 +362,8 @@ def _about(name: str) -> str:
     text = inspect.getdoc(COMMANDS[name]) or ""
     if COMMANDS[name] is not Build:
         return text
-    known = "\n".join(f"{name:16}{recipe.about}" for name, recipe in RECIPES.items())
-    return f"{text}\n\nsources and data sets:\n{known}"
+    known = "\n\n".join(f"- {name}: {recipe.about}" for name, recipe in RECIPES.items())
+    return f"{text}\n\nSources and data sets:\n\n{known}"
 
 
 def _overview() -> str:

@@ -15,6 +15,7 @@ import torch
 
 from spike_kit import paths
 from spike_kit.cli import COMMANDS, main
+from spike_kit.data.sources import RECIPES, SOURCES
 from spike_kit.data.study import Study
 from spike_kit.models import MODELS
 
@@ -172,3 +173,20 @@ def test_ctrl_c_during_training_leaves_nothing_and_says_so(study: Study, home: P
     assert code == 130
     assert "interrupted: nothing half-written was left" in log.read_text()
     assert not paths.runs_root().exists() or list(paths.runs_root().iterdir()) == []
+
+
+def test_help_of_build_names_every_source(capsys: pytest.CaptureFixture[str]) -> None:
+    for arguments in ([], *([name] for name in SOURCES)):
+        with pytest.raises(SystemExit):
+            main(["build", *arguments, "--help"])
+        shown = capsys.readouterr().out
+        assert all(f"- {name}:" in shown for name in RECIPES)
+        assert "--min-rating" in shown
+
+
+def test_an_export_is_written_and_not_over_something_else(study: Study, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["export", "world", "--format", "recbole"]) == 0
+    folder = paths.data_root() / "exports" / "world-recbole"
+    assert (folder / "world.train.inter").is_file()
+    assert main(["export", "world", "--format", "recbole"]) == 1
+    assert "is not empty" in capsys.readouterr().err

@@ -19,7 +19,7 @@ from spike_kit.data.reorganize import reorganize
 from spike_kit.data.sources import kgat, spike_release
 from spike_kit.data.sources.kgat import AS_IT_IS, KgatConfig
 from spike_kit.data.sources.spike_release import VECTORS, read_vectors
-from spike_kit.data.study import Study, create_study
+from spike_kit.data.study import Study
 from spike_kit.data.tables import Tables
 from spike_kit.data.vectors import ProfileVectors
 from spike_kit.data.workspace import workspace

@@ -9,6 +9,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from spike_kit.cli import main
 from spike_kit.data.build import build
 from spike_kit.data.sources.tables import TablesConfig, parse
 from spike_kit.data.study import Study
@@ -162,6 +163,14 @@ def test_reviews_come_from_a_text_column(raw: Path) -> None:
     study = built(raw, columns={**CONFIG.columns, "text": "words"})
     assert set(study.train_reviews()["text"]) <= {f"text {user} {film}" for user, film in PAIRS}
     assert len(study.train_reviews()) == len(study.split("train"))
+
+
+def test_the_command_line_takes_a_mapping(raw: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    mapping = ["--columns", "user", "who", "item", "film", "rating", "stars", "--item-columns", "item", "id", "label"]
+    options = [*mapping, "title", "--facts", "genre", "genres", "--interactions", "ratings.csv", "--items", "films.csv"]
+    assert main(["build", "tables", "--name", "mine", "--raw", str(raw), "--min-rating", "4", *options]) == 0
+    assert "8 users, 8 items" in capsys.readouterr().out
+    assert facts_of(Study.open("mine"), 4) == {("genre", "Drama"), ("genre", "Love")}
 
 
 BAD = {

@@ -54,15 +54,16 @@ class TablesConfig(BuildConfig):
     """Validation part of a given split."""
     test_file: Path | None = None
     """Test part of a given split."""
-    columns: dict[str, str] = Setting(default_factory=lambda: {"user": "user", "item": "item"})
-    """Columns of the interactions, as pairs of ours and yours: user, item, and where they exist rating, timestamp,
-    text (a review), split. In every mapping, numbers ("1", "2") mean columns of a file without a header."""
+    columns: dict[str, str] = Setting(default_factory=dict)
+    """Columns of the interactions, as pairs of ours and yours: user, item (default: of the same names), and where they
+    exist rating, timestamp, text (a review), split. In every mapping, numbers ("1", "2") mean columns of a file without
+    a header."""
     time: Literal["seconds", "milliseconds", "date"] = "seconds"
     """What timestamps are: seconds or milliseconds since 1970, or dates (2018-04-10 or 2018-04-10 12:30:00)."""
     items: Path | None = None
     """File of the items."""
-    item_columns: dict[str, str] = Setting(default_factory=lambda: {"item": "item", "label": "label"})
-    """Columns of the items: item, label, and where it exists description."""
+    item_columns: dict[str, str] = Setting(default_factory=dict)
+    """Columns of the items: item, label (default: of the same names), and where it exists description."""
     facts: dict[str, str] = Setting(default_factory=dict)
     """Facts in columns of the items: pairs of a relation and the column with the names at its other end."""
     fact_separator: str = Setting(default="|", min_length=1)
@@ -70,22 +71,18 @@ class TablesConfig(BuildConfig):
     triples: tuple[Path, ...] = ()
     """Files of triples; a file without a column for the relation holds the one it is named after (.edgelist: lines of
     ``head tail``)."""
-    triple_columns: dict[str, str] = Setting(
-        default_factory=lambda: {"head": "head", "relation": "relation", "tail": "tail"}
-    )
-    """Columns of the triples."""
+    triple_columns: dict[str, str] = Setting(default_factory=dict)
+    """Columns of the triples: head, relation, tail (default: of the same names)."""
     templates: dict[str, str] = Setting(default_factory=dict)
     """Sentences of relations, with {head} and {tail}; default: "The <relation> of {head} is {tail}."."""
     links: Path | None = None
     """File that says which entity of the triples an item is, if items have other ids there."""
-    link_columns: dict[str, str] = Setting(default_factory=lambda: {"item": "item", "entity": "entity"})
-    """Columns of the links."""
+    link_columns: dict[str, str] = Setting(default_factory=dict)
+    """Columns of the links: item, entity (default: of the same names)."""
     entities: Path | None = None
     """File of the entities that are no items; without it they are taken from the triples, named by readable ids."""
-    entity_columns: dict[str, str] = Setting(
-        default_factory=lambda: {"entity": "entity", "label": "label", "kind": "kind"}
-    )
-    """Columns of the entities."""
+    entity_columns: dict[str, str] = Setting(default_factory=dict)
+    """Columns of the entities: entity, label, kind (default: of the same names)."""
     user_ids: Path | None = None
     """File of pairs (your user id, id used in the interactions), apart by blanks or tabs."""
     item_ids: Path | None = None
@@ -171,7 +168,11 @@ def _records(path: Path, work: Workspace) -> Path:
     return target
 
 
-def _need(columns: Mapping[str, str], required: tuple[str, ...], optional: tuple[str, ...], what: str) -> None:
+def _mapping(
+    given: Mapping[str, str], required: tuple[str, ...], optional: tuple[str, ...], default: tuple[str, ...], what: str
+) -> Mapping[str, str]:
+    """Check a column mapping; without one, the columns of ``default`` are expected under our names."""
+    columns = given or {name: name for name in default}
     unknown = sorted(set(columns) - {*required, *optional})
     missing = [name for name in required if name not in columns]
     if unknown or missing:
@@ -179,10 +180,20 @@ def _need(columns: Mapping[str, str], required: tuple[str, ...], optional: tuple
         raise DataError(
             f"the column mapping of the {what} is not right ({problem})", f"known: {some(required + optional)}"
         )
+    return columns
+
+
+def _interaction_columns(config: TablesConfig) -> Mapping[str, str]:
+    optional = ("rating", "timestamp", "text", "split")
+    return _mapping(config.columns, ("user", "item"), optional, ("user", "item"), "interactions")
+
+
+def _triple_columns(config: TablesConfig) -> Mapping[str, str]:
+    return _mapping(config.triple_columns, ("head", "tail"), ("relation",), ("head", "relation", "tail"), "triples")
 
 
 def _read_interactions(folder: Path, config: TablesConfig, work: Workspace) -> None:
-    _need(config.columns, ("user", "item"), ("rating", "timestamp", "text", "split"), "interactions")
+    columns = _interaction_columns(config)
     if config.interactions is not None:
         _read_rows(folder / config.interactions, config, work)
         return
@@ -196,7 +207,7 @@ def _read_interactions(folder: Path, config: TablesConfig, work: Workspace) -> N
         rows = read_given_lists(files, work)
         work.put("interactions", rows.astype({"user": "str", "item": "str"}))
         return
-    if "text" in config.columns:
+    if "text" in columns:
         raise DataError("texts of reviews are read from one file of interactions only", "name it with --interactions")
     for split, path in files.items():
         _read_rows(path, config, work, split)
@@ -204,7 +215,7 @@ def _read_interactions(folder: Path, config: TablesConfig, work: Workspace) -> N
 
 def _read_rows(path: Path, config: TablesConfig, work: Workspace, split: str = "") -> None:
     """Read one file of interactions; ``split`` is the part it holds, if it holds one."""
-    columns = config.columns
+    columns = _interaction_columns(config)
     scale = 1000 if config.time == "milliseconds" else 1
     kinds = {
         "user": Field(columns["user"]),
@@ -265,8 +276,7 @@ def _translate(path: Path, name: str, work: Workspace) -> None:
 
 def _read_items(path: Path, config: TablesConfig, facts: Mapping[str, str], work: Workspace) -> None:
     """Read the items, and the facts that stand in their columns."""
-    columns = config.item_columns
-    _need(columns, ("item",), ("label", "description"), "items")
+    columns = _mapping(config.item_columns, ("item",), ("label", "description"), ("item", "label"), "items")
     file = _open(path, work, columns)
     fields = {"item": Field(columns["item"])}
     fields |= {name: Field(columns[name], "text") for name in ("label", "description") if name in columns}
@@ -305,8 +315,7 @@ def _names(cell: str, separator: str) -> Iterator[str]:
 
 def _read_triples(folder: Path, config: TablesConfig, work: Workspace, known: set[str]) -> pd.DataFrame:
     """Read files of triples; items take the place of the entities they are linked to. Returns the new relations."""
-    columns = config.triple_columns
-    _need(columns, ("head", "tail"), ("relation",), "triples")
+    columns = _triple_columns(config)
     db = work.db
     db.execute("CREATE TABLE triples_read (head VARCHAR, relation VARCHAR, tail VARCHAR)")
     files: list[RawFile] = []
@@ -325,9 +334,9 @@ def _read_triples(folder: Path, config: TablesConfig, work: Workspace, known: se
         db.execute(f"INSERT INTO triples_read SELECT head, {relation}, tail FROM triples_{number}")
     db.execute("CREATE TABLE links_read (item VARCHAR, entity VARCHAR)")
     if config.links is not None:
-        _need(config.link_columns, ("item", "entity"), (), "links")
-        fields = {key: Field(config.link_columns[key]) for key in ("item", "entity")}
-        work.read(_open(folder / config.links, work, config.link_columns), "links_found", fields)
+        ends = _mapping(config.link_columns, ("item", "entity"), (), ("item", "entity"), "links")
+        fields = {key: Field(ends[key]) for key in ("item", "entity")}
+        work.read(_open(folder / config.links, work, ends), "links_found", fields)
         db.execute("INSERT INTO links_read SELECT item, entity FROM links_found")
     for end in ("head", "tail"):
         db.execute(
@@ -349,8 +358,8 @@ def _put_entities(folder: Path, config: TablesConfig, files: list[RawFile], work
         ids = work.frame(f"{nodes} ORDER BY 1")["entity"]
         work.put("entities", pd.DataFrame({"entity": ids, "label": ids.map(readable), "kind": "entity"}))
         return
-    columns = config.entity_columns
-    _need(columns, ("entity",), ("label", "kind"), "entities")
+    names = ("entity", "label", "kind")
+    columns = _mapping(config.entity_columns, names[:1], names[1:], names, "entities")
     file = _open(folder / config.entities, work, columns)
     fields = {"entity": Field(columns["entity"])}
     fields |= {name: Field(columns[name], "text") for name in ("label", "kind") if name in columns}
@@ -374,7 +383,7 @@ def _place_of(entity: str, files: list[RawFile], config: TablesConfig) -> str:
     """File and line of the first triple with an entity."""
     for file in files:
         for end in ("head", "tail"):
-            column = end if file.path.suffix == ".edgelist" else config.triple_columns[end]
+            column = end if file.path.suffix == ".edgelist" else _triple_columns(config)[end]
             if lines := file.lines_with(column, entity):
                 return f"{file.path} {file.unit} {lines[0]}"
     return some(str(file.path) for file in files)
