@@ -78,6 +78,14 @@ def test_notebooks_define_nothing_and_end_with_a_check(path: Path) -> None:
     assert all(word in opening for word in ("**Needs**", "**Makes**", "**Takes**"))
 
 
+def test_what_notebooks_import_exists() -> None:
+    for path in (ROOT / "notebooks").glob("*.ipynb"):
+        code = "\n".join(cell.source for cell in nbformat.read(path, as_version=4).cells if cell.cell_type == "code")
+        for node in ast.walk(ast.parse(code)):
+            if isinstance(node, ast.ImportFrom) and node.module and node.module.startswith("spike_kit"):
+                exec(compile(ast.Module([node], []), str(path), "exec"), {})
+
+
 def test_notebooks_are_numbered_without_a_gap() -> None:
     numbers = [int(path.name[:2]) for path in sorted((ROOT / "notebooks").glob("*.ipynb"))]
     assert numbers[0] == 1
