@@ -107,9 +107,11 @@ def _alone(function: Callable[..., Result], *arguments: object) -> Result:
 
 def _scan(path: Path, release: Release) -> float:
     text = RELEASES[release].reviews["text"].source
-    started = time.perf_counter()
-    duckdb.execute(f'SELECT count(*), sum(length("{text}")) FROM read_json({literal(str(path))})').fetchall()
-    return time.perf_counter() - started
+    with duckdb.connect() as database:
+        database.execute("SET enable_progress_bar = false")
+        started = time.perf_counter()
+        database.execute(f'SELECT count(*), sum(length("{text}")) FROM read_json({literal(str(path))})').fetchall()
+        return time.perf_counter() - started
 
 
 def _build(folder: Path, release: Release) -> tuple[float, int, int, int]:

@@ -140,10 +140,7 @@ class JsonLines:
         """SQL of a scan of ``file`` (a plain alias of the path) with the named fields as text."""
         del skip
         columns = ", ".join(f"{literal(name)}: 'VARCHAR'" for name in names)
-        return (
-            f"read_json({literal(str(file))}, format='newline_delimited', ignore_errors=true, "
-            f"maximum_object_size={64 << 20}, columns={{{columns}}})"
-        )
+        return f"read_json({literal(str(file))}, format='newline_delimited', ignore_errors=true, columns={{{columns}}})"
 
     @property
     def content(self) -> Path:
