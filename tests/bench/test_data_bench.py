@@ -19,7 +19,9 @@ def test_the_synthetic_file_has_the_format_of_the_release(tmp_path: Path, releas
     assert len(rows) == 500
     needed = {field.source for field in RELEASES[release].reviews.values()}
     assert all(needed <= set(row) for row in rows)
-    again = write_reviews(tmp_path / "..", 500, release)  # type: ignore[arg-type]
+    other = tmp_path / "again"
+    other.mkdir()
+    again = write_reviews(other, 500, release)  # type: ignore[arg-type]
     assert gzip.decompress(again.read_bytes()) == gzip.decompress(path.read_bytes())
 
 
