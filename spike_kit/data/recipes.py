@@ -11,6 +11,16 @@ from spike_kit.data.fetch import Wheel
 from spike_kit.data.reorganize import BuildConfig
 from spike_kit.data.workspace import Workspace
 
+UNFILTERED: dict[str, Any] = {
+    "min_rating": None,
+    "linked_only": False,
+    "user_core": 0,
+    "item_core": 0,
+    "min_entity_items": 0,
+    "min_relation_triples": 0,
+}
+"""Settings of a build that keeps everything, for data sets that were filtered by others."""
+
 
 @dataclass(frozen=True)
 class Published:

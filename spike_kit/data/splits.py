@@ -48,15 +48,29 @@ def random_per_user(interactions: pd.DataFrame, valid: float, test: float, seed:
     ordered = interactions.sort_values([name for name in ("user", "item") if name in interactions])
     users = ordered["user"].to_numpy()
     draws = numpy_generator(seed, "split").random(len(ordered))
-    shuffled = np.lexsort((draws, users))
-    sizes = ordered.groupby("user", sort=True).size().to_numpy()
+    sizes = _sizes(ordered)
+    n_test = _held_out(sizes, test)
+    n_valid = np.minimum(_held_out(sizes, valid), np.maximum(sizes - n_test - 1, 0))
+    return _first_held_out(ordered, np.lexsort((draws, users)), sizes, n_test, n_valid).reindex(interactions.index)
+
+
+def _sizes(ordered: pd.DataFrame) -> np.ndarray:
+    """Interactions of each user, ascending users, ``[U]``."""
+    return ordered.groupby("user", sort=True).size().to_numpy()
+
+
+def _first_held_out(
+    ordered: pd.DataFrame, order: np.ndarray, sizes: np.ndarray, n_test: np.ndarray, n_valid: np.ndarray
+) -> pd.Series:
+    """Hold out the first of each user's ``sizes [U]`` interactions: ``n_test [U]`` of them, then ``n_valid [U]``.
+
+    ``order [n]`` are the places in ``ordered`` user by user, ascending, each user's first to be held out first.
+    """
     rank = np.arange(len(ordered)) - np.repeat(np.cumsum(sizes) - sizes, sizes)
-    size = np.repeat(sizes, sizes)
-    n_test = _held_out(size, test)
-    n_valid = np.minimum(_held_out(size, valid), np.maximum(size - n_test - 1, 0))
+    until_test, until_valid = np.repeat(n_test, sizes), np.repeat(n_test + n_valid, sizes)
     codes = np.zeros(len(ordered), dtype=np.int8)
-    codes[shuffled] = np.where(rank < n_test, _TEST, np.where(rank < n_test + n_valid, _VALID, _TRAIN))
-    return _named(codes, ordered.index).reindex(interactions.index)
+    codes[order] = np.where(rank < until_test, _TEST, np.where(rank < until_valid, _VALID, _TRAIN))
+    return _named(codes, ordered.index)
 
 
 def _held_out(size: np.ndarray, share: float) -> np.ndarray:
@@ -93,12 +107,9 @@ def leave_one_out(interactions: pd.DataFrame, seed: int) -> pd.Series:
     draws = numpy_generator(seed, "split").random(len(ordered))
     users = ordered["user"].to_numpy()
     latest_first = np.lexsort((draws, -ordered["timestamp"].to_numpy(dtype=np.int64), users))
-    sizes = ordered.groupby("user", sort=True).size().to_numpy()
-    rank = np.arange(len(ordered)) - np.repeat(np.cumsum(sizes) - sizes, sizes)
-    enough = np.repeat(sizes, sizes) >= 3
-    codes = np.zeros(len(ordered), dtype=np.int8)
-    codes[latest_first] = np.where(enough & (rank == 0), _TEST, np.where(enough & (rank == 1), _VALID, _TRAIN))
-    return _named(codes, ordered.index).reindex(interactions.index)
+    sizes = _sizes(ordered)
+    one = (sizes >= 3).astype(np.int64)
+    return _first_held_out(ordered, latest_first, sizes, one, one).reindex(interactions.index)
 
 
 def global_time(interactions: pd.DataFrame, valid: float, test: float) -> pd.Series:

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from spike_kit import paths
 from spike_kit.data.build import build
-from spike_kit.data.formats.recbole import MAX_TIMESTAMP, export_recbole
+from spike_kit.data.formats.recbole import MAX_TIMESTAMP, MISSING, export_recbole
 from spike_kit.data.reorganize import reorganize
 from spike_kit.data.sources.recbole import RecboleConfig, parse
 from spike_kit.data.study import Study
@@ -353,7 +353,7 @@ IDS = st.one_of(
     st.integers(0, 30).map(str),
     st.text(CHARACTERS, min_size=1, max_size=6),
     st.sampled_from([" a", "a ", "1.0", 'a"b']),
-).filter(lambda text: not text.startswith('"') and text not in ("NA", "None", "nan", "null"))
+).filter(lambda text: not text.startswith('"') and text not in MISSING)
 
 
 @st.composite

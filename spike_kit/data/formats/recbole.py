@@ -24,7 +24,7 @@ MAX_TIMESTAMP = 2**53
 
 _BATCH_ROWS = 500_000
 _JOINER = "\u2060"
-_MISSING = frozenset(
+MISSING = frozenset(
     "#N/A|#N/A N/A|#NA|-1.#IND|-1.#QNAN|-NaN|-nan|1.#IND|1.#QNAN|<NA>|N/A|NA|NULL|NaN|None|n/a|nan|null".split("|")  # noqa: SIM905
 )
 """Tokens that RecBole takes for a missing value (it reads with the defaults of pandas)."""
@@ -72,7 +72,7 @@ def _check_ids(tables: Tables) -> None:
     """Refuse ids that RecBole would not read as they are."""
     for name in ("users", "entities", "relations"):
         for source_id in getattr(tables, name)["source_id"]:
-            if source_id.startswith('"') or source_id in _MISSING:
+            if source_id.startswith('"') or source_id in MISSING:
                 what = "the start of a quoted value" if source_id.startswith('"') else "a missing value"
                 raise DataError(
                     f"table {name}: RecBole takes the id {source_id!r} for {what}", "rename it in the raw files"

@@ -17,7 +17,7 @@ from typing import Literal
 
 import pandas as pd
 
-from spike_kit.data.recipes import Published, Recipe, Source
+from spike_kit.data.recipes import UNFILTERED, Published, Recipe, Source
 from spike_kit.data.reorganize import BuildConfig
 from spike_kit.data.sources import recbole
 from spike_kit.data.text import plain
@@ -262,9 +262,7 @@ def _strict(path: Path, work: Workspace) -> Path:
     check_readable(path)
     target = work.folder / f"strict-{path.name.split('.')[0]}.jsonl"
     with unpacking(path), open_text(path) as file, target.open("w", encoding="utf-8") as out:
-        for line in file:
-            if line.strip():
-                out.write(_as_json(line) + "\n")
+        out.writelines((_as_json(line) if line.strip() else "") + "\n" for line in file)
     return target
 
 
@@ -372,15 +370,7 @@ def _parse_amazon_kg(folder: Path, files: Files, config: AmazonConfig, work: Wor
         )
 
 
-_AMAZON_KG = AmazonConfig(
-    graph="amazon-kg",
-    min_rating=None,
-    user_core=0,
-    item_core=0,
-    linked_only=False,
-    min_entity_items=0,
-    min_relation_triples=0,
-)
+_AMAZON_KG = AmazonConfig(graph="amazon-kg", **UNFILTERED)
 
 SOURCE = Source(
     parse,
