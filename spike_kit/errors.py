@@ -51,6 +51,10 @@ class TrainingError(SpikeKitError):
     """Training cannot go on (a loss became NaN, for example)."""
 
 
+class LLMError(SpikeKitError):
+    """A language model cannot be asked (no key, no quota, no such model, no server)."""
+
+
 class NotebookError(SpikeKitError):
     """A cell of a notebook failed."""
 

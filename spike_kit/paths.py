@@ -46,6 +46,11 @@ def exports_root() -> Path:
     return data_root() / "exports"
 
 
+def answers_root() -> Path:
+    """Folder of the answers of language models; they were paid for, so nothing deletes them."""
+    return data_root() / "llm"
+
+
 def runs_root() -> Path:
     """Folder of the run folders."""
     return data_root() / "runs"
@@ -74,7 +79,7 @@ def also_called(dataset: str) -> tuple[str, ...]:
     return (dataset, *others)
 
 
-RESERVED = frozenset({"raw", "cache", "runs", "searches", "notebooks", "exports"})
+RESERVED = frozenset({"raw", "cache", "runs", "searches", "notebooks", "exports", "llm"})
 """Folders under data/ that are no study folders."""
 
 

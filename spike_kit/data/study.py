@@ -6,6 +6,8 @@ the embeddings of every encoder. Every read is checked; every write is all or no
 
 from __future__ import annotations
 
+import json
+import re
 from collections.abc import Collection, Iterable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
@@ -193,7 +195,14 @@ class Study:
         return "reviews" in self.manifest.tables
 
     @cached_property
-    def _reviews_file(self) -> Path:
+    def reviews_file(self) -> Path:
+        """File of the reviews of all splits; `train_reviews` and `spike_kit.data.reviews` read those of train.
+
+        Raises
+        ------
+        DataError
+            If the study has no reviews, or their file is missing or was changed.
+        """
         file = self.path / "reviews.parquet"
         if not self.has_reviews:
             raise DataError(f"data set {self.name} has no reviews", "build it from a source that has them")
@@ -219,7 +228,7 @@ class Study:
         for name, ids in (("user", users), ("item", items)):
             if ids is not None:
                 wanted &= pyarrow.dataset.field(name).isin(list(ids))
-        table = pyarrow.dataset.dataset(self._reviews_file, format="parquet").to_table(
+        table = pyarrow.dataset.dataset(self.reviews_file, format="parquet").to_table(
             columns=["user", "item", "text", "timestamp"], filter=wanted
         )
         return table.to_pandas().astype({"timestamp": "Int64"})
@@ -261,11 +270,35 @@ class Study:
             )
         return self._checked_profiles(storage.read_parquet(file), str(file))
 
-    def write_profiles(self, source: str, profiles: pd.DataFrame) -> Path:
-        """Write the profiles of a source (columns: `PROFILES_SCHEMA`) after the same check as on reading."""
+    def write_profiles(self, source: str, profiles: pd.DataFrame, provenance: dict[str, Any] | None = None) -> Path:
+        """Write the profiles of a source (columns: `PROFILES_SCHEMA`) after the same check as on reading.
+
+        ``provenance`` (plain values: how the texts came about, for whom they may leak held-out behaviour) is kept in
+        the file.
+
+        Raises
+        ------
+        DataError
+            If a row is missing or wrong, or the name of the source is none.
+        """
+        if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", source) or "--" in source:
+            raise DataError(
+                f"{source!r} cannot be the name of a profile source",
+                "use letters, digits, '.', '_' and single '-', and begin with a letter or digit",
+            )
         file = self.profiles_path(source)
-        storage.write_parquet(file, self._checked_profiles(profiles, f"profiles of source {source}"))
+        checked = self._checked_profiles(profiles, f"profiles of source {source}")
+        checked.attrs = {"provenance": provenance or {}}
+        storage.write_parquet(file, checked)
         return file
+
+    def provenance(self, source: str) -> dict[str, Any]:
+        """How the profiles of a source came about; empty if the file does not say or does not exist."""
+        try:
+            metadata = pyarrow.parquet.read_schema(self.profiles_path(source)).metadata or {}
+            return dict(json.loads(metadata[b"PANDAS_ATTRS"])["provenance"])
+        except (OSError, KeyError, ValueError, TypeError, pyarrow.ArrowException):
+            return {}
 
     def _checked_profiles(self, frame: pd.DataFrame, where: str) -> pd.DataFrame:
         check_frame(PROFILES_SCHEMA, frame, where)

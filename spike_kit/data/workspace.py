@@ -652,6 +652,27 @@ def _explained(error: duckdb.Error, path: Path) -> DataError | StorageError:
 
 
 @contextmanager
+def database(folder: Path) -> Iterator[duckdb.DuckDBPyConnection]:
+    """Open an empty database in a folder; what does not fit into `MEMORY_LIMIT` goes to the folder, too."""
+    db = duckdb.connect(
+        str(folder / "work.duckdb"),
+        config={
+            "memory_limit": MEMORY_LIMIT,
+            "temp_directory": str(folder / "spill"),
+            "threads": min(os.cpu_count() or 1, 8),
+            "autoinstall_known_extensions": "false",
+            "autoload_known_extensions": "false",
+            "allow_community_extensions": "false",
+        },
+    )
+    try:
+        db.execute("SET enable_progress_bar = false")
+        yield db
+    finally:
+        db.close()
+
+
+@contextmanager
 def workspace(on_error: OnError = "stop") -> Iterator[Workspace]:
     """Open an empty workspace in a temporary folder beside the study folders; both are gone afterwards."""
     root = paths.data_root()
@@ -659,19 +680,7 @@ def workspace(on_error: OnError = "stop") -> Iterator[Workspace]:
         root.mkdir(parents=True, exist_ok=True)
         folder = Path(tempfile.mkdtemp(prefix=".spike-kit-tmp-", dir=root))
         stack.callback(shutil.rmtree, folder, ignore_errors=True)
-        db = duckdb.connect(
-            str(folder / "work.duckdb"),
-            config={
-                "memory_limit": MEMORY_LIMIT,
-                "temp_directory": str(folder / "spill"),
-                "threads": min(os.cpu_count() or 1, 8),
-                "autoinstall_known_extensions": "false",
-                "autoload_known_extensions": "false",
-                "allow_community_extensions": "false",
-            },
-        )
-        stack.callback(db.close)
-        db.execute("SET enable_progress_bar = false")
+        db = stack.enter_context(database(folder))
         for table, columns in TABLES.items():
             position = "position BIGINT, " if table in ORDERED else ""
             db.execute(f"CREATE TABLE {table} ({position}{columns})")

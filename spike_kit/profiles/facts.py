@@ -32,6 +32,12 @@ class Group:
     others: tuple[int, ...]
     total: int
 
+    def without(self, entity: int, limit: int) -> Group | None:
+        """The same group without one entity that is linked through it; nothing if that leaves none."""
+        others = tuple(other for other in self.others if other != entity)[:limit]
+        total = self.total - (entity in self.others)
+        return Group(self.relation, self.outward, others, total) if others else None
+
 
 def links(tables: Tables) -> pd.DataFrame:
     """Return every triple from both of its ends: entity, relation, outward, other (loops are left out)."""
@@ -56,10 +62,40 @@ def interest(tables: Tables, all_links: pd.DataFrame) -> np.ndarray:
     return scores
 
 
-def grouped(all_links: pd.DataFrame, scores: np.ndarray, limit: int) -> dict[int, list[Group]]:
-    """Group links by entity, then relation and direction; at most ``limit`` others each, most telling first."""
-    ranked = all_links.assign(score=scores[all_links["other"].to_numpy()])
-    return _groups(ranked, "entity", limit)
+class Links:
+    """All links, kept in arrays and grouped on demand: by entity, then relation and direction, most telling first.
+
+    Parameters
+    ----------
+    tables
+        Tables of the study.
+    """
+
+    def __init__(self, tables: Tables) -> None:
+        frame = links(tables)
+        self.interest = interest(tables, frame)
+        entity, relation, outward, other = (frame[name].to_numpy() for name in ("entity", *_FEATURE))
+        order = np.lexsort((other, -self.interest[other], ~outward, relation, entity))
+        entity, relation, outward = entity[order], relation[order], outward[order]
+        self._other = other[order]
+        self._starts = np.append(_starts([entity, relation, outward]), len(order))
+        first = self._starts[:-1]
+        self._relation, self._outward = relation[first], outward[first]
+        self._group_range = np.searchsorted(entity[first], np.arange(len(tables.entities) + 1))
+
+    def groups(self, entity: int, limit: int) -> list[Group]:
+        """Links of one entity: at most ``limit`` others per relation and direction."""
+        found = []
+        for group in range(self._group_range[entity], self._group_range[entity + 1]):
+            start, stop = int(self._starts[group]), int(self._starts[group + 1])
+            others = tuple(self._other[start : min(stop, start + limit)].tolist())
+            found.append(Group(int(self._relation[group]), bool(self._outward[group]), others, stop - start))
+        return found
+
+    def degree(self, entity: int) -> int:
+        """Links of an entity."""
+        first, last = self._group_range[entity], self._group_range[entity + 1]
+        return int(self._starts[last] - self._starts[first])
 
 
 def typical(members: pd.DataFrame, item_links: pd.DataFrame, weight: np.ndarray, limit: int) -> dict[int, list[Group]]:
@@ -114,8 +150,7 @@ def _groups(ranked: pd.DataFrame, owner: str, limit: int) -> dict[int, list[Grou
     ranked = ranked.sort_values([*keys, "score", "other"], ascending=[True, True, False, False, True])
     groups: dict[int, list[Group]] = {}
     columns = [ranked[name].to_numpy() for name in (*keys, "other")]
-    changes = np.any([values[1:] != values[:-1] for values in columns[:3]], axis=0)
-    starts = np.flatnonzero(np.concatenate([[True], changes])) if len(ranked) else np.empty(0, dtype=np.int64)
+    starts = _starts(columns[:3])
     owners, relations, outwards, others = (values.tolist() for values in columns)
     for start, stop in zip(starts, [*starts[1:], len(ranked)], strict=False):
         group = Group(
@@ -123,3 +158,11 @@ def _groups(ranked: pd.DataFrame, owner: str, limit: int) -> dict[int, list[Grou
         )
         groups.setdefault(owners[start], []).append(group)
     return groups
+
+
+def _starts(columns: list[np.ndarray]) -> np.ndarray:
+    """Places at which a run of equal rows begins."""
+    if not len(columns[0]):
+        return np.empty(0, dtype=np.int64)
+    changes = np.any([values[1:] != values[:-1] for values in columns], axis=0)
+    return np.flatnonzero(np.concatenate([[True], changes]))

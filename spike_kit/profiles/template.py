@@ -7,7 +7,6 @@ and see nothing but triples and the train split.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from datetime import UTC, datetime
 
 import numpy as np
@@ -18,18 +17,22 @@ from spike_kit.data.study import REPRODUCIBLE_SOURCE, Study
 from spike_kit.data.tables import Tables
 from spike_kit.data.text import clean
 from spike_kit.profiles import facts
-from spike_kit.profiles.facts import Group
-from spike_kit.profiles.wording import fill, listed, paragraph, sentence, starts_with_head
+from spike_kit.profiles.facts import Group, Links
+from spike_kit.profiles.names import Names
+from spike_kit.profiles.wording import listed, paragraph, sentence
 from spike_kit.storage import sha256_text
 
 SOURCE = REPRODUCIBLE_SOURCE
 """Name of this profile source."""
 
-VERSION = "template 1"
+VERSION = "template 2"
 """Changes whenever the wording changes; its sha256 stands in the profiles table."""
 
 WORD_LIMIT = {"item": 150, "auxiliary": 150, "user": 100}
 """Longest profile in words (paper: 150, 150, 100)."""
+
+UNKNOWN_TASTE = "Nothing is known of this user's taste."
+"""Profile of a user without train interactions."""
 
 _SHOWN = 8
 """Names listed per fact."""
@@ -37,13 +40,6 @@ _TASTES = 3
 """Names listed per taste."""
 _LIKED = 8
 """Items named in a user's profile."""
-
-
-@dataclass(frozen=True)
-class _Names:
-    labels: list[str]
-    templates: list[str]
-    relations: list[str]
 
 
 def template_profiles(study: Study, progress: bool = True) -> pd.DataFrame:
@@ -77,23 +73,23 @@ def ensure_profiles(study: Study, progress: bool = True) -> pd.DataFrame:
 
 def item_texts(tables: Tables) -> list[str]:
     """Profiles of the items, ids ascending: their description and their facts."""
-    names, links = _names(tables), facts.links(tables)
-    groups = facts.grouped(links, facts.interest(tables, links), _SHOWN)
+    links = Links(tables)
+    names = Names.of(tables, links)
     texts = []
     for item, description in enumerate(tables.items["description"]):
         described = clean(description, 60)
         opening = f"{names.labels[item]}: {described}" if described else names.labels[item]
-        own = [_fact(names, item, group) for group in groups.get(item, [])]
+        own = [names.fact(item, group) for group in links.groups(item, _SHOWN)]
         texts.append(paragraph([sentence(opening), *own], WORD_LIMIT["item"]))
     return texts
 
 
 def auxiliary_texts(tables: Tables) -> list[str]:
     """Profiles of the auxiliary entities, ids ascending: what they are to which items, what these share."""
-    names, links = _names(tables), facts.links(tables)
+    links, pairs = Links(tables), facts.links(tables)
+    names = Names.of(tables, links)
     n_items = len(tables.items)
-    groups = facts.grouped(links, facts.interest(tables, links), _SHOWN)
-    item_links = links[links["entity"] < n_items]
+    item_links = pairs[pairs["entity"] < n_items]
     members = item_links.loc[item_links["other"] >= n_items, ["other", "entity"]].drop_duplicates()
     members = members.set_axis(["owner", "item"], axis=1)
     common = facts.typical(members, item_links, np.ones(n_items), _TASTES + 1)
@@ -101,7 +97,7 @@ def auxiliary_texts(tables: Tables) -> list[str]:
     kinds = tables.entities["kind"].tolist()
     for entity in range(n_items, len(tables.entities)):
         sentences = [sentence(f"{names.labels[entity]} ({clean(kinds[entity])})")]
-        sentences += [_fact(names, entity, group) for group in groups.get(entity, [])]
+        sentences += [names.fact(entity, group) for group in links.groups(entity, _SHOWN)]
         sentences += _tastes(names, common.get(entity, []), "Common to them", entity)
         texts.append(paragraph(sentences, WORD_LIMIT["auxiliary"]))
     return texts
@@ -112,12 +108,12 @@ def user_texts(tables: Tables) -> list[str]:
 
     Items are named from the rarest to the most popular, because what few people like tells more about a taste.
     """
-    names, links = _names(tables), facts.links(tables)
+    names, pairs = Names.of(tables, Links(tables)), facts.links(tables)
     n_items = len(tables.items)
     train = tables.interactions[tables.interactions["split"] == "train"]
     popularity = np.bincount(train["item"], minlength=n_items)
     members = train[["user", "item"]].set_axis(["owner", "item"], axis=1)
-    tastes = facts.typical(members, links[links["entity"] < n_items], popularity, _TASTES)
+    tastes = facts.typical(members, pairs[pairs["entity"] < n_items], popularity, _TASTES)
     liked = train.assign(count=popularity[train["item"].to_numpy()]).sort_values(["user", "count", "item"])
     items_of = [rows.tolist() for rows in np.split(liked["item"].to_numpy(), _starts(liked["user"], len(tables.users)))]
     texts = []
@@ -125,7 +121,7 @@ def user_texts(tables: Tables) -> list[str]:
         shown = [names.labels[item] for item in items_of[user][:_LIKED]]
         sentences = [sentence(f"Liked {listed(shown, len(items_of[user]))}")] if shown else []
         sentences += _tastes(names, tastes.get(user, []), "Prefers", None)
-        texts.append(paragraph(sentences or ["Nothing is known of this user's taste."], WORD_LIMIT["user"]))
+        texts.append(paragraph(sentences or [UNKNOWN_TASTE], WORD_LIMIT["user"]))
     return texts
 
 
@@ -134,26 +130,7 @@ def _starts(sorted_users: pd.Series, n_users: int) -> np.ndarray:
     return np.searchsorted(sorted_users.to_numpy(), np.arange(1, n_users))
 
 
-def _names(tables: Tables) -> _Names:
-    return _Names(
-        [clean(label, 20) or "unnamed" for label in tables.entities["label"]],
-        [clean(template) for template in tables.relations["template"]],
-        [clean(label, 10) for label in tables.relations["label"]],
-    )
-
-
-def _fact(names: _Names, entity: int, group: Group) -> str:
-    """Say one group of links in the words of its relation; the entity itself has been named before."""
-    others = [names.labels[other] for other in group.others]
-    template, label = names.templates[group.relation], names.labels[entity]
-    if group.outward:
-        return fill(template, "It" if starts_with_head(template) else label, listed(others, group.total))
-    if len(others) > 1 and starts_with_head(template):
-        return fill(template, f"Each of {listed(others, group.total)}", label)
-    return fill(template, listed(others, group.total), label)
-
-
-def _tastes(names: _Names, groups: Sequence[Group], opening: str, owner: int | None) -> list[str]:
+def _tastes(names: Names, groups: Sequence[Group], opening: str, owner: int | None) -> list[str]:
     parts = []
     for group in groups:
         others = [names.labels[other] for other in group.others if other != owner][:_TASTES]

@@ -1,23 +1,26 @@
 from __future__ import annotations
 
 import sqlite3
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from safetensors.numpy import save_file
 
 from spike_kit import paths, storage
 from spike_kit.data.study import Study
-from spike_kit.errors import DataError, StorageError
+from spike_kit.data.vectors import ProfileVectors
+from spike_kit.errors import ConfigError, DataError, StorageError
 from spike_kit.profiles.encode import (
-    DEFAULT_ENCODER,
-    SentenceTransformerEncoder,
     VectorCache,
+    check_fresh,
     encode_profiles,
     encode_texts,
     ensure_vectors,
+    import_vectors,
+    vectors_metadata,
 )
 
 
@@ -154,20 +157,248 @@ def test_vectors_are_made_again_when_texts_changed(study: Study) -> None:
     assert torch.equal(before.entity[1:], after.entity[1:])
 
 
-def test_the_bundled_encoder_gives_meaning_and_unit_length() -> None:
-    encoder = SentenceTransformerEncoder(DEFAULT_ENCODER)
-    vectors = encoder.encode(["A film about space travel.", "A movie on astronauts.", "A recipe for soup."], 3)
-    assert vectors.shape == (3, 384)
-    np.testing.assert_allclose(np.linalg.norm(vectors, axis=1), 1, atol=1e-5)
-    assert vectors[0] @ vectors[1] > vectors[0] @ vectors[2] + 0.2
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """A folder that counts as an encoder; what it holds matters to the hashes only."""
+    made = tmp_path / "model"
+    (made / "deep").mkdir(parents=True)
+    (made / "model.safetensors").write_bytes(b"one")
+    (made / "deep" / "config.json").write_bytes(b"{}")
+    return made
 
 
-def test_an_unknown_encoder_is_an_error_that_says_what_works() -> None:
-    with pytest.raises(DataError, match=r"(?s)'no/such-model' could not be loaded.*all-MiniLM-L6-v2"):
-        SentenceTransformerEncoder("no/such-model")
+@pytest.fixture
+def hashed(monkeypatch: pytest.MonkeyPatch, folder: Path) -> list[Path]:
+    """Files of the encoder folder that were hashed."""
+    files: list[Path] = []
+    original = storage.sha256_file
+
+    def counted(path: Path) -> str:
+        if path.is_relative_to(folder):
+            files.append(path)
+        return original(path)
+
+    monkeypatch.setattr(storage, "sha256_file", counted)
+    return files
 
 
-def test_damaged_weights_are_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("spike_kit.profiles.encode._BUNDLED_SHA256", "0" * 64)
-    with pytest.raises(DataError, match="have sha256"):
-        SentenceTransformerEncoder(DEFAULT_ENCODER)
+def test_files_of_an_encoder_are_hashed_once_per_call(study: Study, folder: Path, hashed: list[Path]) -> None:
+    name = str(folder)
+    encode_texts(study.profiles()["text"].tolist(), name, Counting(), progress=False)
+    assert len(hashed) == len(set(hashed)) == 2
+    for call in (
+        lambda: encode_profiles(study, "template", name, Counting(), progress=False),
+        lambda: ensure_vectors(study, "template", name, progress=False),
+        lambda: check_fresh(study, "template", name),
+        lambda: ensure_vectors(study, "template", f"{name}@pca2", progress=False),
+    ):
+        hashed.clear()
+        call()
+        assert len(hashed) == len(set(hashed)) == 2
+    study.embeddings_path("template", name).unlink()
+    hashed.clear()
+    ensure_vectors(study, "template", f"{name}@pca3", progress=False)
+    assert len(hashed) == 2
+
+
+@pytest.mark.parametrize("suffix", ["", "@pca2w"])
+def test_vectors_of_other_weights_are_not_fresh(study: Study, folder: Path, suffix: str) -> None:
+    name = f"{folder}{suffix}"
+    encode_profiles(study, "template", name, Counting(), progress=False)
+    check_fresh(study, "template", name)
+    (folder / "model.safetensors").write_bytes(b"two")
+    with pytest.raises(DataError, match=r"(?s)belong to other weights than the folder .*spike-kit encode world"):
+        check_fresh(study, "template", name)
+    encode_texts(study.profiles()["text"].tolist(), str(folder), Counting(), progress=False)
+    ensure_vectors(study, "template", name, progress=False)
+    check_fresh(study, "template", name)
+
+
+def test_vectors_outlive_the_folder_of_their_encoder(study: Study, folder: Path) -> None:
+    encode_profiles(study, "template", str(folder), Counting(), progress=False)
+    folder.rename(folder.with_name("elsewhere"))
+    check_fresh(study, "template", str(folder))
+    assert ensure_vectors(study, "template", str(folder), progress=False).dim == 5
+
+
+def write_again(study: Study, text: str) -> None:
+    """Rewrite one profile, encoded under the name ``fake``."""
+    profiles = study.profiles()
+    profiles.loc[0, "text"] = text
+    study.write_profiles("template", profiles)
+    encode_texts([text], "fake", Counting(), progress=False)
+
+
+def test_reduced_vectors_come_from_users_and_entities_together(study: Study) -> None:
+    encode_profiles(study, "template", "fake@pca3", Counting(), progress=False)
+    reduced, base = study.vectors("template", "fake@pca3"), study.vectors("template", "fake")
+    rows = torch.cat([base.user, base.entity]).double()
+    both = torch.cat([reduced.user, reduced.entity]).double()
+    _, singular, _ = torch.linalg.svd(rows - rows.mean(dim=0), full_matrices=False)
+    assert torch.allclose(both.mean(dim=0), torch.zeros(3, dtype=torch.float64), atol=1e-6)
+    assert torch.allclose(both.square().sum(dim=0).sqrt(), singular[:3], rtol=1e-5)
+    stored = ProfileVectors.metadata(study.embeddings_path("template", "fake@pca3"))
+    share = singular[:3].square().sum() / singular.square().sum()
+    assert float(stored["explained_variance"]) == pytest.approx(float(share), abs=1e-6)
+    assert vectors_metadata(study.profiles(), "fake@pca3").items() <= stored.items()
+
+
+def test_reduced_vectors_follow_their_base(study: Study) -> None:
+    encode_profiles(study, "template", "fake", Counting(), progress=False)
+    before = ensure_vectors(study, "template", "fake@pca3", progress=False)
+    written = study.embeddings_path("template", "fake@pca3").stat().st_mtime_ns
+    ensure_vectors(study, "template", "fake@pca3", progress=False)
+    assert study.embeddings_path("template", "fake@pca3").stat().st_mtime_ns == written
+    write_again(study, "something new")
+    with pytest.raises(DataError, match="belong to older texts"):
+        check_fresh(study, "template", "fake@pca3")
+    after = ensure_vectors(study, "template", "fake@pca3", progress=False)
+    assert not torch.equal(before.user, after.user)
+    check_fresh(study, "template", "fake@pca3")
+
+
+def test_reduced_vectors_of_another_base_are_not_fresh(study: Study) -> None:
+    base = study.embeddings_path("template", "fake")
+    encode_profiles(study, "template", "fake@pca3", Counting(), progress=False)
+    vectors = study.vectors("template", "fake")
+    ProfileVectors(vectors.user + torch.arange(5), vectors.entity).save(base, ProfileVectors.metadata(base))
+    with pytest.raises(DataError, match="belong to other vectors than"):
+        check_fresh(study, "template", "fake@pca3")
+    ensure_vectors(study, "template", "fake@pca3", progress=False)
+    check_fresh(study, "template", "fake@pca3")
+
+
+def test_too_many_components_are_an_error_and_leave_nothing(study: Study) -> None:
+    with pytest.raises(DataError, match=r"(?s)template by fake@pca6.*largest possible d is 5"):
+        encode_profiles(study, "template", "fake@pca6", Counting(), progress=False)
+    assert not study.embeddings_path("template", "fake@pca6").exists()
+
+
+@pytest.mark.parametrize("name", ["fake@pca2", "given:authors"])
+def test_texts_alone_are_not_reduced_or_given(name: str) -> None:
+    with pytest.raises(ConfigError, match="makes no vectors from texts alone"):
+        encode_texts(["a"], name, Counting(), progress=False)
+
+
+def given_rows(study: Study, dim: int = 3) -> tuple[np.ndarray, np.ndarray]:
+    rng = np.random.default_rng(0)
+    return rng.normal(size=(len(study.users), dim)), rng.normal(size=(len(study.entities), dim))
+
+
+def write_rows(path: Path, rows: np.ndarray) -> Path:
+    """Write vectors in the format that the suffix says; .npz in another order."""
+    if path.suffix == ".npy":
+        np.save(path, rows)
+    elif path.suffix == ".safetensors":
+        save_file({"anything": rows}, path)
+    else:
+        order = np.random.default_rng(1).permutation(len(rows))
+        np.savez(path, ids=order, embeddings=rows[order])
+    return path
+
+
+@pytest.mark.parametrize("suffix", [".npy", ".npz", ".safetensors"])
+@pytest.mark.parametrize("dtype", ["float16", "float32", "float64"])
+def test_vectors_of_others_are_used_as_given(study: Study, tmp_path: Path, suffix: str, dtype: str) -> None:
+    user, entity = (rows.astype(dtype) for rows in given_rows(study))
+    files = write_rows(tmp_path / f"u{suffix}", user), write_rows(tmp_path / f"e{suffix}", entity)
+    written = import_vectors(study, "template", "authors", *files)
+    assert written == study.embeddings_path("template", "given:authors")
+    write_again(study, "other texts do not matter")
+    vectors = ensure_vectors(study, "template", "given:authors")
+    check_fresh(study, "template", "given:authors")
+    assert torch.equal(vectors.user, torch.from_numpy(user.astype(np.float32)))
+    assert torch.equal(vectors.entity, torch.from_numpy(entity.astype(np.float32)))
+    assert encode_profiles(study, "template", "given:authors") == written
+    assert ProfileVectors.metadata(written)["user_sha256"] == storage.sha256_file(files[0])
+
+
+def test_given_vectors_need_no_profiles_and_their_reduction_follows_them(study: Study, tmp_path: Path) -> None:
+    user, entity = (write_rows(tmp_path / f"{n}.npy", rows) for n, rows in enumerate(given_rows(study)))
+    import_vectors(study, "others", "authors", user, entity)
+    before = ensure_vectors(study, "others", "given:authors@pca2w")
+    assert before.dim == 2
+    import_vectors(study, "others", "given:authors", write_rows(user, given_rows(study)[0] * [1, 2, 3]), entity)
+    with pytest.raises(DataError, match="belong to other vectors"):
+        check_fresh(study, "others", "given:authors@pca2w")
+    assert not torch.equal(ensure_vectors(study, "others", "given:authors@pca2w").user, before.user)
+    check_fresh(study, "others", "given:authors@pca2w")
+
+
+def test_vectors_that_came_with_a_source_can_be_reduced(study: Study) -> None:
+    user, entity = (torch.from_numpy(rows).float() for rows in given_rows(study))
+    ProfileVectors(user, entity).save(study.embeddings_path("release", "authors"), {"source": "release"})
+    assert torch.equal(ensure_vectors(study, "release", "authors").user, user)
+    assert ensure_vectors(study, "release", "authors@pca2").dim == 2
+
+
+@pytest.mark.parametrize("name", ["given:authors", "given:authors@pca2"])
+def test_given_vectors_that_are_missing_must_be_imported(study: Study, name: str) -> None:
+    for call in (ensure_vectors, encode_profiles):
+        with pytest.raises(DataError, match=r"(?s)no vectors given:authors of source 'template'.*import them"):
+            call(study, "template", name)
+
+
+@pytest.mark.parametrize("name", ["", "a@b", "a@pca2"])
+def test_given_vectors_need_a_plain_name(study: Study, tmp_path: Path, name: str) -> None:
+    with pytest.raises(ConfigError):
+        import_vectors(study, "template", name, tmp_path / "u.npy", tmp_path / "e.npy")
+
+
+@pytest.mark.parametrize(
+    ("ids", "message"),
+    [
+        (lambda n: np.delete(np.arange(n), [1, 3]), r"ids must be 0\.\.55, each once; missing 1, 3"),
+        (lambda n: np.where(np.arange(n) == 2, 0, np.arange(n)), "missing 2; repeated 0"),
+        (lambda n: np.arange(n) + 1, "missing 0; unknown 56"),
+        (lambda n: np.arange(n) - 1, "missing 55; unknown -1"),
+    ],
+)
+def test_ids_that_are_not_dense_are_named(study: Study, tmp_path: Path, ids: Callable, message: str) -> None:
+    user, entity = given_rows(study)
+    chosen = ids(len(user))
+    np.savez(tmp_path / "u.npz", ids=chosen, embeddings=user[: len(chosen)])
+    with pytest.raises(DataError, match=rf"u\.npz: .*{message}"):
+        import_vectors(study, "template", "x", tmp_path / "u.npz", write_rows(tmp_path / "e.npy", entity))
+    assert not study.embeddings_path("template", "given:x").exists()
+
+
+def save_pickle(path: Path) -> None:
+    np.save(path, np.array([{}], dtype=object), allow_pickle=True)
+
+
+@pytest.mark.parametrize(
+    ("file", "write", "message"),
+    [
+        (
+            "u.npy",
+            lambda path: np.save(path, np.ones((55, 3))),
+            r"shape \[55, 3\], expected floats of shape \[56, d_t\]",
+        ),
+        ("u.npy", lambda path: np.save(path, np.ones(56)), r"shape \[56\]"),
+        ("u.npy", lambda path: np.save(path, np.ones((56, 0))), r"shape \[56, 0\]"),
+        ("u.npy", lambda path: np.save(path, np.ones((56, 3), dtype=int)), "holds int64"),
+        ("u.npy", lambda path: np.save(path, np.full((56, 3), np.nan)), "ids 0, 1, .* hold NaN or infinity"),
+        ("u.npy", lambda path: np.save(path, np.full((56, 3), 1e300)), "hold NaN or infinity"),
+        ("u.npy", lambda path: np.save(path, np.ones((56, 2))), "vectors of 2 dimensions, .* of 3"),
+        ("u.npy", save_pickle, "not a readable .npy file without pickles"),
+        ("u.npy", lambda path: path.write_bytes(b"damaged"), "not a readable .npy file"),
+        ("u.npy", lambda path: path.write_bytes(b""), "not a readable .npy file"),
+        ("u.npz", lambda path: path.write_bytes(b"damaged"), "not a readable npz file"),
+        ("u.safetensors", lambda path: path.write_bytes(b"damaged"), "not a readable .safetensors file"),
+        (
+            "u.safetensors",
+            lambda path: save_file({"a": np.ones(1), "b": np.ones(1)}, path),
+            "tensors a, b, expected one",
+        ),
+        ("u.txt", lambda path: path.write_text("1 2 3"), "of no known kind"),
+        ("u.npy", lambda _: None, "does not exist"),
+    ],
+)
+def test_files_that_hold_no_vectors_are_errors(
+    study: Study, tmp_path: Path, file: str, write: Callable[[Path], object], message: str
+) -> None:
+    write(tmp_path / file)
+    with pytest.raises(DataError, match=message):
+        import_vectors(study, "template", "x", tmp_path / file, write_rows(tmp_path / "e.npy", given_rows(study)[1]))
+    assert not study.embeddings_path("template", "given:x").exists()

@@ -1,0 +1,98 @@
+"""What a model says into one clean paragraph, and what can be wrong with it."""
+
+from __future__ import annotations
+
+import json
+import re
+from typing import Literal
+
+from spike_kit.data.text import clean, mostly_not_latin
+from spike_kit.profiles.llm import Answer
+
+Problem = Literal["", "empty", "refused", "truncated", "language", "too_long"]
+"""What is wrong with an answer; nothing if empty. All but ``too_long`` make it unusable."""
+
+REMEDIES: dict[str, str] = {
+    "empty": "The reply held no paragraph. Write the profile now, as one paragraph of plain English.",
+    "refused": (
+        "Nothing here calls for declining: it is a short, factual description for a recommender. Write the profile "
+        "as one paragraph from the data alone."
+    ),
+    "truncated": "The reply broke off. Write a shorter paragraph, well below {limit} words, and end it.",
+    "language": "The reply was not in English. Write the same profile as one paragraph in English.",
+    "too_long": "The reply had {words} words. Say the same in at most {limit} words, as one paragraph.",
+}
+"""What is said to the model when it is asked once more."""
+
+_FEWEST_WORDS = 5
+_REFUSAL_WORDS = 80
+_ENGLISH_SHARE = 0.08
+_ENGLISH_FROM = 15
+
+_THOUGHTS = re.compile(r"<think>.*?</think>", re.S)
+_FENCE = re.compile(r"^\s*```[a-z]*\s*(.*?)\s*```\s*$", re.S)
+_HEADING = re.compile(r"^(?:#{1,6} .{0,80}\n+|\W{0,3}(?:user |item |entity )?profile\W{0,3}:\W{0,3}\s*)", re.I)
+_REFUSAL = re.compile(
+    r"^\W*(?:(?:i'm|i am) (?:sorry|unable|not able)|sorry\b|i (?:cannot|can't|can not|won't)|as an ai\b|i apologi.e)",
+    re.I,
+)
+_WORD = re.compile(r"[^\W\d_]+")
+_ENGLISH = frozenset(
+    ("the", "of", "and", "to", "is", "with", "who", "that", "for", "by", "this", "from", "it", "are", "its", "their")
+)
+
+
+def tidy(text: str) -> str:
+    """Turn an answer into one line, without thoughts in ``<think>``, fences, a JSON wrapper, heading or quotes."""
+    text = _THOUGHTS.sub(" ", text).strip()
+    if fenced := _FENCE.match(text):
+        text = fenced[1]
+    if text.startswith("{"):
+        text = _unwrapped(text)
+    text = _HEADING.sub("", text, count=1).replace("**", "")
+    text = clean(text)
+    if len(text) > 1 and text[0] + text[-1] in ('""', "“”", "''") and text[0] not in text[1:-1]:
+        text = text[1:-1].strip()
+    return text
+
+
+def _unwrapped(text: str) -> str:
+    """Value of a JSON object that holds a single text."""
+    try:
+        values = json.loads(text)
+    except (ValueError, RecursionError):
+        return text
+    only = list(values.values())
+    return only[0] if len(only) == 1 and isinstance(only[0], str) else text
+
+
+def find_problem(answer: Answer, limit: int) -> Problem:
+    """Judge an answer that should be one English paragraph of at most ``limit`` words.
+
+    Refusals are recognised by how they begin, English by the share of its commonest function words.
+    """
+    text = tidy(answer.text)
+    words = text.split()
+    if answer.refusal or answer.finish_reason == "content_filter":
+        return "refused"
+    if answer.finish_reason == "length" or text.startswith("<think>"):
+        return "truncated"
+    if len(words) < _FEWEST_WORDS or not _WORD.search(text):
+        return "refused" if _REFUSAL.match(text) else "empty"
+    if _REFUSAL.match(text) and len(words) < _REFUSAL_WORDS:
+        return "refused"
+    if not _is_english(text):
+        return "language"
+    return "too_long" if len(words) > limit else ""
+
+
+def _is_english(text: str) -> bool:
+    if mostly_not_latin(text):
+        return False
+    words = [word.lower() for word in _WORD.findall(text)]
+    return len(words) < _ENGLISH_FROM or sum(word in _ENGLISH for word in words) >= _ENGLISH_SHARE * len(words)
+
+
+def remedy(problem: str, text: str, limit: int) -> str:
+    """Words for asking once more after an answer with a problem."""
+    return REMEDIES[problem].format(limit=limit, words=len(text.split()))

