@@ -7,21 +7,20 @@ after Zipf, skewed activity of users and items, some HTML, some repeated texts.
 from __future__ import annotations
 
 import json
-import resource
 import tempfile
 import time
 import zlib
-from collections.abc import Callable, Iterator
-from concurrent.futures import Future, ProcessPoolExecutor, ThreadPoolExecutor
-from multiprocessing import get_context
+from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
-from typing import Literal, TypeVar
+from typing import Literal
 
 import duckdb
 import numpy as np
 from tqdm.auto import tqdm
 
 from spike_kit import paths
+from spike_kit.bench.measure import alone, peak_bytes
 from spike_kit.config import Config
 from spike_kit.data.build import build
 from spike_kit.data.sources.amazon import RELEASES, AmazonConfig
@@ -29,8 +28,6 @@ from spike_kit.data.workspace import literal
 from spike_kit.seeds import numpy_generator
 
 Release = Literal["2018", "2023"]
-Result = TypeVar("Result")
-
 CATEGORY = "Synthetic"
 """Category of the synthetic file."""
 
@@ -83,8 +80,8 @@ def bench_data(reviews: int, release: Release = "2018", seed: int = 0) -> DataBe
     with tempfile.TemporaryDirectory(prefix=".spike-kit-tmp-bench-", dir=root) as temporary:
         folder = Path(temporary)
         path = write_reviews(folder, reviews, release, seed)
-        scan_seconds = _alone(_scan, path, release)
-        seconds, peak, interactions, kept = _alone(_build, folder, release)
+        scan_seconds = alone(_scan, path, release)
+        seconds, peak, interactions, kept = alone(_build, folder, release)
         return DataBenchmark(
             release=release,
             reviews=reviews,
@@ -97,12 +94,6 @@ def bench_data(reviews: int, release: Release = "2018", seed: int = 0) -> DataBe
             interactions=interactions,
             kept_reviews=kept,
         )
-
-
-def _alone(function: Callable[..., Result], *arguments: object) -> Result:
-    """Run a function in a fresh process."""
-    with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as pool:
-        return pool.submit(function, *arguments).result()
 
 
 def _scan(path: Path, release: Release) -> float:
@@ -119,7 +110,7 @@ def _build(folder: Path, release: Release) -> tuple[float, int, int, int]:
     study = build("amazon", AmazonConfig(generation=release), name=f"{folder.name.lstrip('.')}-study", raw=folder)
     seconds = time.perf_counter() - started
     counts = study.manifest.counts
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    peak = peak_bytes()
     for file in study.path.iterdir():
         file.unlink()
     study.path.rmdir()

@@ -15,7 +15,7 @@ from spike_kit.errors import DataError
 from spike_kit.profiles.generate import Generation
 from spike_kit.profiles.jobs import Job, once_more
 from spike_kit.profiles.llm import read_completion
-from spike_kit.profiles.store import Key, Statement, answered, asked, exclusive, failed, store_of
+from spike_kit.profiles.store import Key, Statement, Store, answered, asked, exclusive, failed
 from spike_kit.storage import canonical_json, sha256_text
 
 MAX_REQUESTS = 50_000
@@ -73,7 +73,7 @@ def export_batch(generation: Generation, path: Path) -> tuple[str, list[Path]]:
     DataError
         If a file exists.
     """
-    store = store_of(generation.study)
+    store = Store(generation.answers)
     with exclusive(store), store:
         for subject in SUBJECTS:
             files: list[Path] = []
@@ -134,7 +134,7 @@ def import_batch(generation: Generation, files: Sequence[Path]) -> Imported:
         If a file is missing, or a line is no JSON object with a custom_id (file and line are named). Lines before it
         are kept.
     """
-    store, result = store_of(generation.study), Imported()
+    store, result = Store(generation.answers), Imported()
     with exclusive(store), store:
         for path in files:
             for number, values in _records(path):

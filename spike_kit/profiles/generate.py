@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import signal
 import threading
+import time
 from collections.abc import Callable, Collection, Coroutine, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
@@ -26,7 +27,7 @@ from spike_kit.profiles.domains import domain_name
 from spike_kit.profiles.jobs import Job, Progress, Verdict, run_jobs
 from spike_kit.profiles.llm import Answer, LLMConfig
 from spike_kit.profiles.prompts import VERSION, Prompt, PromptConfig, PromptWriter
-from spike_kit.profiles.store import Key, Store, exclusive, now, store_of
+from spike_kit.profiles.store import Key, Store, answers_path, exclusive, now
 from spike_kit.profiles.template import UNKNOWN_TASTE, WORD_LIMIT, ensure_profiles
 from spike_kit.storage import sha256_text
 
@@ -100,14 +101,17 @@ class Generation:
         Model, prompts, gaps.
     source
         Name of the profile source; default: the name of the model, with ``-`` for what a file name may not hold.
+    answers
+        File of the answers; default: that of the study under data/llm.
     """
 
-    def __init__(self, study: Study, config: GenerationConfig, source: str = "") -> None:
+    def __init__(self, study: Study, config: GenerationConfig, source: str = "", answers: Path | None = None) -> None:
         self.study = study
         self.config = config
         self.source = source or _source_name(config.llm.model)
         if self.source == REPRODUCIBLE_SOURCE:
             raise DataError(f"{self.source!r} names the template profiles", "choose another name with --source")
+        self.answers = answers or answers_path(study)
         self._rows = {subject: np.zeros(len(study.expected_ids(subject)), dtype=np.int64) for subject in SUBJECTS}
 
     @cached_property
@@ -121,7 +125,7 @@ class Generation:
         Profiles that do not exist yet are counted with the length they may have, so tokens are a little high.
         """
         rows, shown = [], []
-        with store_of(self.study) as store:
+        with Store(self.answers) as store:
             complete = True
             for subject in SUBJECTS:
                 answered = to_ask = tokens_in = 0
@@ -173,7 +177,7 @@ class Generation:
         return in_own_loop(self._run(progress, ending, watch))
 
     async def _run(self, progress: Progress, stop: threading.Event, watch: Watch | None) -> Outcome:
-        store = store_of(self.study)
+        store = Store(self.answers)
         with exclusive(store), store, _signals(stop):
             progress.total = sum(
                 self.writer.has_material(subject, number)
@@ -181,7 +185,9 @@ class Generation:
                 for number in self.study.expected_ids(subject)
             )
             for subject in SUBJECTS:
+                started = time.perf_counter()
                 await self._ask(subject, store, progress, stop, watch)
+                progress.asking_seconds += time.perf_counter() - started
                 if stop.is_set() or (self._missing(subject) and not self.config.fill):
                     break
             missing = {subject: count for subject in SUBJECTS if (count := self._missing(subject))}

@@ -102,6 +102,10 @@ class Progress:
         Failed questions by kind.
     tokens_in, tokens_out
         Tokens used by this run, as the server counted them.
+    first_failures
+        The first ten failures in words.
+    asking_seconds
+        Time spent on the questions, without the table that is written from the answers.
     """
 
     total: int = 0
@@ -117,6 +121,7 @@ class Progress:
     failures: Counter[str] = field(default_factory=Counter)
     first_failures: list[str] = field(default_factory=list)
     started: float = field(default_factory=time.monotonic)
+    asking_seconds: float = 0.0
     stopped: bool = False
 
     @property

@@ -90,7 +90,7 @@ class Store:
     Parameters
     ----------
     path
-        The sqlite file; see `store_of` for that of a study.
+        The sqlite file; see `answers_path` for that of a study.
 
     Raises
     ------
@@ -277,9 +277,9 @@ class Committer:
         self._thread.shutdown()
 
 
-def store_of(study: Study) -> Store:
-    """Store of a study's answers."""
-    return Store(paths.answers_root() / f"{study.name}.sqlite")
+def answers_path(study: Study) -> Path:
+    """File of a study's answers."""
+    return paths.answers_root() / f"{study.name}.sqlite"
 
 
 @contextmanager

@@ -1,0 +1,92 @@
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+
+from spike_kit.data.study import Study
+from spike_kit.data.vectors import ProfileVectors
+from spike_kit.errors import DataError
+from spike_kit.evaluation import protocol
+from spike_kit.evaluation.signal import (
+    REFERENCE,
+    TRAIN_ITEMS,
+    USER_PROFILE,
+    RandomOrder,
+    signal_means,
+    signal_per_user,
+    signal_table,
+    train_items_scorer,
+)
+from tests.world import World
+
+
+def noise(world: World) -> ProfileVectors:
+    generator = torch.Generator().manual_seed(0)
+    return ProfileVectors(
+        *(torch.randn(rows.shape, generator=generator) for rows in (world.vectors.user, world.vectors.entity))
+    )
+
+
+def test_profiles_of_the_planted_groups_rank_far_above_random(study: Study, world: World) -> None:
+    table = signal_table(study, {"template": world.vectors, "noise": noise(world)}, cutoffs=(2, 20))
+    assert table[["source", "scorer"]].to_numpy().tolist() == [
+        ["template", USER_PROFILE],
+        ["template", TRAIN_ITEMS],
+        ["noise", USER_PROFILE],
+        ["noise", TRAIN_ITEMS],
+        [REFERENCE, "popularity"],
+        [REFERENCE, "random"],
+    ]
+    assert list(table.columns) == ["source", "scorer", "recall@2", "ndcg@2", "recall@20", "ndcg@20", "users"]
+    recall = table.set_index(["source", "scorer"])["recall@2"]
+    assert recall["template", USER_PROFILE] > 0.9
+    assert recall["template", TRAIN_ITEMS] > 0.9
+    others = recall.drop("template", level="source")
+    assert others.max() < 0.3
+    assert set(table["users"]) == {len(study.users)}
+
+
+def test_values_per_user_are_paired_and_average_to_the_table(study: Study, world: World) -> None:
+    per_user = signal_per_user(study, {"template": world.vectors})
+    users = per_user.groupby(["source", "scorer"])["user"].agg(tuple)
+    assert users.nunique() == 1
+    means = signal_means(per_user)
+    assert means.equals(signal_table(study, {"template": world.vectors}))
+    own = per_user[per_user["scorer"] == USER_PROFILE]
+    assert means.loc[means["scorer"] == USER_PROFILE, "recall@20"].item() == own["recall@20"].mean()
+
+
+def test_the_test_split_stays_closed(study: Study, world: World) -> None:
+    items = torch.eye(len(study.entities))
+    perfect = ProfileVectors(items[torch.from_numpy(world.planted)], items)
+    recall = signal_table(study, {"oracle of the test split": perfect}, cutoffs=(1,))["recall@1"]
+    assert recall[0] == 0
+
+
+def test_the_mean_of_train_items_by_hand(world: World) -> None:
+    entity = torch.rand(len(world.tables.entities), 6, generator=torch.Generator().manual_seed(0)) * 5
+    scores = train_items_scorer(ProfileVectors(torch.zeros(1, 6), entity), world.graph).score(torch.tensor([3]))
+    own = world.tables.interactions.query("user == 3 and split == 'train'")["item"].to_numpy()
+    unit = (entity / entity.norm(dim=1, keepdim=True)).numpy()
+    mean = unit[own].mean(0)
+    expected = unit[: len(world.tables.items)] @ mean / np.linalg.norm(mean)
+    np.testing.assert_allclose(scores[0].numpy(), expected, atol=1e-6)
+
+
+def test_random_scores_depend_on_seed_and_user_only(study: Study, monkeypatch: pytest.MonkeyPatch) -> None:
+    users = torch.tensor([4, 0, 7])
+    scores = RandomOrder(50, seed=1).score(users)
+    assert torch.equal(scores[2:], RandomOrder(50, seed=1).score(users[2:]))
+    assert not torch.equal(scores, RandomOrder(50, seed=2).score(users))
+    assert not torch.equal(scores[0], scores[1])
+    whole = signal_per_user(study, {})
+    monkeypatch.setattr(protocol, "CHUNK_ENTRIES", 1)
+    assert signal_per_user(study, {}).equals(whole)
+    assert set(whole["source"]) == {REFERENCE}
+
+
+def test_vectors_that_do_not_fit_are_named(study: Study, world: World) -> None:
+    short = ProfileVectors(world.vectors.user[:-1], world.vectors.entity)
+    with pytest.raises(DataError, match=r"vectors of gpt: user has shape \[55, 24\]"):
+        signal_table(study, {"gpt": short})
