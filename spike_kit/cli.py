@@ -18,6 +18,8 @@ from tyro.conf import OmitArgPrefixes, Positional
 
 from spike_kit import doctor, paths
 from spike_kit.bench.data import bench_data
+from spike_kit.bench.profiles import bench_profiles
+from spike_kit.cli_profiles import ImportProfiles, JudgeProfiles, Profile, Quality
 from spike_kit.config import TrainingConfig
 from spike_kit.data.build import build, compared, fetch
 from spike_kit.data.formats import export
@@ -33,7 +35,7 @@ from spike_kit.experiments.run import RunConfig, finished_runs, load_model, run
 from spike_kit.models import MODELS, find_model, find_preset
 from spike_kit.models.recommender import ModelConfig
 from spike_kit.profiles.encode import DEFAULT_ENCODER, encode_profiles
-from spike_kit.profiles.template import SOURCE, template_profiles
+from spike_kit.profiles.template import SOURCE
 from spike_kit.runs import Run
 
 Settings = TypeVar("Settings", bound=ModelConfig)
@@ -144,43 +146,36 @@ class Export:
 
 @dataclass(frozen=True, kw_only=True)
 class Bench:
-    """Measure speed and memory: data builds a study folder from a synthetic raw file, beside a bare scan of it."""
+    """Measure speed and memory beside a floor.
 
-    what: Positional[Literal["data"]] = "data"
+    data builds a study folder from a synthetic raw file, beside a bare scan of it; profiles asks a server that answers
+    at once, beside a bare loop of the same client.
+    """
+
+    what: Positional[Literal["data", "profiles"]] = "data"
     """What to measure."""
     reviews: int = 1_000_000
     """Reviews in the synthetic file (ten million take about 5 GiB of disk and five minutes)."""
     release: Literal["2018", "2023"] = "2018"
     """Format of the synthetic file."""
+    profiles: int = 50_000
+    """Profiles to generate (50,000 take about two minutes)."""
     json: bool = False
     """Print one JSON object instead of a table."""
 
     def __call__(self) -> None:
         """Measure and print."""
-        if self.reviews < 1000:
-            raise ConfigError(f"--reviews is {self.reviews}, expected at least 1000", "fewer tell nothing")
-        measured = bench_data(self.reviews, self.release)
+        amounts = {"data": ("--reviews", self.reviews), "profiles": ("--profiles", self.profiles)}
+        option, amount = amounts[self.what]
+        if amount < 1000:
+            raise ConfigError(f"{option} is {amount}, expected at least 1000", "fewer tell nothing")
+        measured = bench_data(amount, self.release) if self.what == "data" else bench_profiles(amount)
         if self.json:
             print(measured.model_dump_json())
             return
         fields = type(measured).model_fields
         for name, value in measured.model_dump().items():
             print(f"{name:20} {value:<12} {fields[name].description}")
-
-
-@dataclass(frozen=True)
-class Profile:
-    """Write the profile of every item, auxiliary entity and user of a study."""
-
-    dataset: Positional[str] = "ml-100k"
-    """Data set: a name under data/ or the path of a study folder."""
-    source: Literal["template"] = SOURCE
-    """Where the texts come from; template: facts in sentences, no LLM."""
-
-    def __call__(self) -> None:
-        """Write profiles/<source>.parquet."""
-        study = Study.open(self.dataset)
-        print(paths.shown(study.write_profiles(self.source, template_profiles(study))))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -192,9 +187,10 @@ class Encode(OnDevice):
     source: str = SOURCE
     """Profile source to encode."""
     encoder: str = DEFAULT_ENCODER
-    """Text encoder: all-MiniLM-L6-v2 (weights from the package index), a Hugging Face id, or a folder."""
-    batch_size: int = 32
-    """Texts per batch."""
+    """Text encoder: all-MiniLM-L6-v2 (weights from the package index), a Hugging Face id, a folder,
+    openai:<model>, tfidf-<d>, or given:<name>; any of them with @pca<d> or @pca<d>w."""
+    batch_size: int | None = None
+    """Texts per batch; default: 32 for an encoder that runs here, full requests for OpenAI."""
 
     def __call__(self) -> None:
         """Write embeddings/<source>--<encoder>.safetensors."""
@@ -308,6 +304,9 @@ COMMANDS: dict[str, Any] = {
     "build": Build,
     "export": Export,
     "profile": Profile,
+    "import-profiles": ImportProfiles,
+    "judge": JudgeProfiles,
+    "quality": Quality,
     "encode": Encode,
     "train": Train,
     "evaluate": Evaluate,
@@ -321,7 +320,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command; returns the exit code: 0, 1 for an error that is explained, 130 after Ctrl-C."""
     given = list(sys.argv[1:] if arguments is None else arguments)
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
-    for noisy in ("httpx", "sentence_transformers", "fontTools"):
+    for noisy in ("httpx", "httpx2", "openai", "sentence_transformers", "fontTools"):
         logging.getLogger(noisy).setLevel(logging.WARNING)
     if not given or given[0] in ("-h", "--help"):
         print(_overview())
@@ -367,7 +366,7 @@ def _about(name: str) -> str:
 
 
 def _overview() -> str:
-    lines = [f"  {name:10}{(command.__doc__ or '').splitlines()[0]}" for name, command in COMMANDS.items()]
+    lines = [f"  {name:17}{(command.__doc__ or '').splitlines()[0]}" for name, command in COMMANDS.items()]
     models = f"models: {', '.join(MODELS)}"
     return "\n".join(["usage: spike-kit <command> [options]", "", *lines, "", models, "spike-kit <command> --help"])
 

@@ -24,7 +24,7 @@ FLOORS = (
     {"sampling", "training"},
     {"experiments"},
     {"figures", "explore"},
-    {"doctor", "demo", "bench", "cli", "__main__"},
+    {"doctor", "demo", "bench", "cli_profiles", "cli", "__main__"},
 )
 """From the ground up; a module may import from its own floor and from those below."""
 

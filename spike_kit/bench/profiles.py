@@ -79,14 +79,16 @@ def bench_profiles(profiles: int, seed: int = 0) -> ProfileBenchmark:
         folder = Path(temporary)
         bare, ours = [], []
         with LoopbackProcess() as server, tqdm(total=2 * ROUNDS + 2, desc="bench profiles", unit="run") as bar:
+            for name, size in (("small", small), ("large", profiles)):
+                alone(synthetic_study, folder / name, size, seed)
             for number in range(ROUNDS):
-                bare.append(small / alone(_bare, folder / f"bare{number}", small, server.base_url, seed))
+                bare.append(small / alone(_bare, folder / "small", small, server.base_url))
                 bar.update()
-                ours.append(small / alone(_generate, folder / f"ours{number}", small, server.base_url, seed)[0])
+                ours.append(small / alone(_generate, folder / "small", f"{number}", server.base_url)[0])
                 bar.update()
-            _, _, small_peak = alone(_generate, folder / "small", small, server.base_url, seed)
+            _, _, small_peak = alone(_generate, folder / "small", "peak", server.base_url)
             bar.update()
-            _, seconds, peak = alone(_generate, folder / "large", profiles, server.base_url, seed)
+            _, seconds, peak = alone(_generate, folder / "large", "peak", server.base_url)
             bar.update()
     return ProfileBenchmark(
         profiles=profiles,
@@ -100,12 +102,15 @@ def bench_profiles(profiles: int, seed: int = 0) -> ProfileBenchmark:
     )
 
 
-def _generate(folder: Path, profiles: int, base_url: str, seed: int) -> tuple[float, float, int]:
+def _generate(folder: Path, name: str, base_url: str) -> tuple[float, float, int]:
     """Seconds of asking, seconds with the table, and peak memory of one run."""
-    study = synthetic_study(folder / "study", profiles, seed)
+    study = Study.open(folder)
     llm = LLMConfig(model=MODEL, base_url=base_url, concurrency=_CONCURRENCY)
-    generation = Generation(study, GenerationConfig(llm=llm), "bench", answers=folder / "answers.sqlite")
+    generation = Generation(
+        study, GenerationConfig(llm=llm), "bench", answers=folder.with_name(f"{folder.name}-{name}.sqlite")
+    )
     progress = Progress()
+    require("openai", "llm")
     started = time.perf_counter()
     outcome = generation.run(progress)
     seconds = time.perf_counter() - started
@@ -113,9 +118,9 @@ def _generate(folder: Path, profiles: int, base_url: str, seed: int) -> tuple[fl
     return progress.asking_seconds, seconds, peak_bytes()
 
 
-def _bare(folder: Path, requests: int, base_url: str, seed: int) -> float:
+def _bare(folder: Path, requests: int, base_url: str) -> float:
     """Seconds of a loop over AsyncOpenAI that does nothing with the answers."""
-    study = synthetic_study(folder / "study", requests, seed)
+    study = Study.open(folder)
     texts = dict.fromkeys(study.expected_ids("item"), "profile " * 60)
     writer = PromptWriter(study)
     prompts = (prompt.messages for subject in SUBJECTS for prompt in writer.prompts(subject, lambda _: texts))

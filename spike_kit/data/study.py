@@ -10,6 +10,7 @@ import json
 import re
 from collections.abc import Collection, Iterable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -281,15 +282,43 @@ class Study:
         DataError
             If a row is missing or wrong, or the name of the source is none.
         """
+        return self.write_profile_batches(
+            source, [self._checked_profiles(profiles, f"profiles of source {source}")], provenance
+        )
+
+    def write_profile_batches(
+        self, source: str, batches: Iterable[pd.DataFrame], provenance: dict[str, Any] | None = None
+    ) -> Path:
+        """Write the profiles of a source as they come: batches of rows in the order of `profiles`; all or nothing.
+
+        Raises
+        ------
+        DataError
+            If a row is missing, out of order or wrong, or the name of the source is none.
+        """
         if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", source) or "--" in source:
             raise DataError(
                 f"{source!r} cannot be the name of a profile source",
                 "use letters, digits, '.', '_' and single '-', and begin with a letter or digit",
             )
-        file = self.profiles_path(source)
-        checked = self._checked_profiles(profiles, f"profiles of source {source}")
-        checked.attrs = {"provenance": provenance or {}}
-        storage.write_parquet(file, checked)
+        file, where = self.profiles_path(source), f"profiles of source {source}"
+        due = ((subject, number) for subject in SUBJECTS for number in self.expected_ids(subject))
+        with storage.atomic_file(file) as temporary, ExitStack() as stack:
+            writer: pyarrow.parquet.ParquetWriter | None = None
+            for batch in batches:
+                check_frame(PROFILES_SCHEMA, batch, where)
+                for found in zip(batch["subject"], batch["id"].tolist(), strict=True):
+                    if found != next(due, None):
+                        raise DataError(f"{where}: {found[0]} {found[1]} is out of place", "write the profiles again")
+                batch.attrs = {"provenance": provenance or {}}
+                table = pyarrow.Table.from_pandas(batch, preserve_index=False)
+                if writer is None:
+                    writer = stack.enter_context(
+                        pyarrow.parquet.ParquetWriter(temporary, table.schema, compression="zstd")
+                    )
+                writer.write_table(table)
+            if (missing := next(due, None)) is not None:
+                raise DataError(f"{where}: no profile for {missing[0]} {missing[1]}", "write the profiles again")
         return file
 
     def provenance(self, source: str) -> dict[str, Any]:

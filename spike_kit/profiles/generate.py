@@ -16,7 +16,6 @@ from typing import Any, Literal, TypeVar
 
 import numpy as np
 import pandas as pd
-import pyarrow
 
 from spike_kit.config import Config
 from spike_kit.data.study import REPRODUCIBLE_SOURCE, SUBJECTS, Study
@@ -112,6 +111,7 @@ class Generation:
         if self.source == REPRODUCIBLE_SOURCE:
             raise DataError(f"{self.source!r} names the template profiles", "choose another name with --source")
         self.answers = answers or answers_path(study)
+        self._parameters = config.llm.parameters
         self._rows = {subject: np.zeros(len(study.expected_ids(subject)), dtype=np.int64) for subject in SUBJECTS}
 
     @cached_property
@@ -137,7 +137,8 @@ class Generation:
                         self._place(subject, prompt.id, stored.row)
                         continue
                     if to_ask < samples:
-                        shown.append(prompt)
+                        quoted = texts if complete else _announced
+                        shown.append(self.writer.prompt(subject, prompt.id, quoted))
                     to_ask += 1
                     tokens_in += estimate_tokens(prompt.text)
                 complete = complete and to_ask == 0
@@ -178,7 +179,7 @@ class Generation:
 
     async def _run(self, progress: Progress, stop: threading.Event, watch: Watch | None) -> Outcome:
         store = Store(self.answers)
-        with exclusive(store), store, _signals(stop):
+        with exclusive(store), store, stopped_by_signals(stop):
             progress.total = sum(
                 self.writer.has_material(subject, number)
                 for subject in SUBJECTS
@@ -229,7 +230,7 @@ class Generation:
         return Verdict(tidy(answer.text), problem, problem in ("", "too_long"))
 
     def _key(self, prompt: Prompt) -> Key:
-        return Key(prompt.subject, prompt.id, prompt.sha256, self.config.llm.model, self.config.llm.parameters)
+        return Key(prompt.subject, prompt.id, prompt.sha256, self.config.llm.model, self._parameters)
 
     def _place(self, subject: str, number: int, row: int) -> None:
         self._rows[subject][number - self.study.expected_ids(subject).start] = row
@@ -254,7 +255,17 @@ class Generation:
 
     def write(self, store: Store) -> Path:
         """Write the profiles table from the answers that were found."""
-        parts, filled, too_long = [], 0, 0
+        filled, too_long = self._flaws(store)
+        return self.study.write_profile_batches(self.source, self._batches(store), self._provenance(filled, too_long))
+
+    def _flaws(self, store: Store) -> tuple[int, int]:
+        """Profiles that are filled in, and that are longer than they should be."""
+        filled = sum(self._missing(subject) for subject in SUBJECTS)
+        rows = [row for subject in SUBJECTS for row in self._rows[subject].tolist() if row]
+        return filled, store.with_problem("too_long", rows)
+
+    def _batches(self, store: Store) -> Iterator[pd.DataFrame]:
+        """Rows of the profiles table."""
         for subject in SUBJECTS:
             ids = self.study.expected_ids(subject)
             for start in range(0, len(ids), _CHUNK):
@@ -266,14 +277,10 @@ class Generation:
                 }
                 for number, row in zip(numbers, rows, strict=True):
                     values = details[row] if row else self._stand_in(subject, number)
-                    filled += not row and values[2] != _NOT_ASKED
-                    too_long += bool(row) and len(values[0].split()) > WORD_LIMIT[subject]
                     for name, value in zip(columns, values, strict=True):
                         columns[name].append(value)
                 subjects = [subject] * len(numbers)
-                parts.append(pyarrow.RecordBatch.from_pydict({"subject": subjects, "id": numbers, **columns}))
-        frame = pyarrow.Table.from_batches(parts).to_pandas()
-        return self.study.write_profiles(self.source, frame, self._provenance(filled, too_long))
+                yield pd.DataFrame({"subject": subjects, "id": numbers, **columns})
 
     def _stand_in(self, subject: str, number: int) -> list[str]:
         """Row of a profile that the model did not write: the template's, or a fixed text where nothing is known."""
@@ -306,6 +313,11 @@ def _placeholders(items: Collection[int]) -> dict[int, str]:
     return dict.fromkeys(items, "profile " * WORD_LIMIT["item"])
 
 
+def _announced(items: Collection[int]) -> dict[int, str]:
+    """What a sample prompt shows where an item's profile will stand."""
+    return dict.fromkeys(items, "(its profile, once it is written)")
+
+
 def _source_name(model: str) -> str:
     name = "".join(character if character.isalnum() or character in "._-" else "-" for character in model)
     while "--" in name:
@@ -324,7 +336,7 @@ def in_own_loop(work: Coroutine[Any, Any, Result]) -> Result:
 
 
 @contextmanager
-def _signals(stop: threading.Event) -> Iterator[None]:
+def stopped_by_signals(stop: threading.Event) -> Iterator[None]:
     """Let the first SIGINT or SIGTERM set ``stop``; a second one acts as usual. Only in the main thread."""
     if threading.current_thread() is not threading.main_thread():
         yield

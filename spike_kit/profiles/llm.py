@@ -12,10 +12,11 @@ import os
 import re
 import time
 from collections import deque
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from email.utils import parsedate_to_datetime
+from functools import partial
 from typing import Any, Literal
 from urllib.parse import urlsplit
 
@@ -171,6 +172,7 @@ class Client:
 
     def __init__(self, config: LLMConfig, sdk: Any, key: str) -> None:
         self._config, self._sdk, self._key = config, sdk, key
+        self._request = config.request
         self._openai, self._http = require("openai", "llm"), require("httpx2", "llm")
 
     async def ask(self, messages: Sequence[Message]) -> Answer:
@@ -187,7 +189,7 @@ class Client:
                 response = await self._sdk.post(
                     "/chat/completions",
                     cast_to=self._http.Response,
-                    body={**self._config.request, "messages": list(messages)},
+                    body={**self._request, "messages": list(messages)},
                 )
         except TimeoutError as error:
             raise CallError("timeout", f"no answer within {self._config.timeout:g} s") from error
@@ -272,8 +274,7 @@ async def open_client(config: LLMConfig) -> AsyncIterator[Client]:
     """
     openai, http = require("openai", "llm"), require("httpx2", "llm")
     key = config.key()
-    limits = http.Limits(max_connections=config.concurrency, max_keepalive_connections=config.concurrency)
-    transport = _capped(http)(http.AsyncHTTPTransport(limits=limits))
+    transport = _transport(http, config.concurrency)
     async with (
         openai.DefaultAsyncHttpxClient(transport=transport, timeout=config.timeout) as connections,
         openai.AsyncOpenAI(
@@ -287,12 +288,16 @@ async def open_client(config: LLMConfig) -> AsyncIterator[Client]:
         yield Client(config, sdk, key)
 
 
-def _capped(http: Any) -> Any:
-    """Class of a transport that stops reading a response at `MAX_ANSWER_BYTES`."""
+def _transport(http: Any, connections: int) -> Any:
+    """Transport with so many connections that stops reading a response at `MAX_ANSWER_BYTES`.
 
-    class CappedStream(http.AsyncByteStream):
-        def __init__(self, stream: Any) -> None:
-            self._stream = stream
+    Each connection is a pool of its own: the library looks through a whole pool at every request, which costs as much
+    as the rest of the call when there are many.
+    """
+
+    class Stream(http.AsyncByteStream):
+        def __init__(self, stream: Any, release: Callable[[], None]) -> None:
+            self._stream, self._release = stream, release
 
         async def __aiter__(self) -> AsyncIterator[bytes]:
             size = 0
@@ -303,24 +308,37 @@ def _capped(http: Any) -> Any:
                 yield chunk
 
         async def aclose(self) -> None:
-            await self._stream.aclose()
+            try:
+                await self._stream.aclose()
+            finally:
+                self._release()
 
-    class CappedTransport(http.AsyncBaseTransport):
-        def __init__(self, transport: Any) -> None:
-            self._transport = transport
+    class Transport(http.AsyncBaseTransport):
+        def __init__(self) -> None:
+            one = http.Limits(max_connections=1, max_keepalive_connections=1)
+            context = http.create_ssl_context()
+            self._pools = [http.AsyncHTTPTransport(verify=context, limits=one) for _ in range(connections)]
+            self._free = list(self._pools)
 
         async def handle_async_request(self, request: Any) -> Any:
-            response = await self._transport.handle_async_request(request)
+            pool = self._free.pop()
+            release = partial(self._free.append, pool)
+            try:
+                response = await pool.handle_async_request(request)
+            except BaseException:
+                release()
+                raise
+            response.stream = Stream(response.stream, release)
             if response.headers.get("content-encoding", "identity") != "identity":
                 await response.aclose()
                 raise http.DecodingError("the response is compressed, which was not asked for", request=request)
-            response.stream = CappedStream(response.stream)
             return response
 
         async def aclose(self) -> None:
-            await self._transport.aclose()
+            for pool in self._pools:
+                await pool.aclose()
 
-    return CappedTransport
+    return Transport()
 
 
 def _count(value: Any) -> int:

@@ -16,7 +16,7 @@ from pydantic import Field
 
 from spike_kit.config import Config
 from spike_kit.data.reviews import longest_train_reviews
-from spike_kit.data.study import Study
+from spike_kit.data.study import SUBJECTS, Study
 from spike_kit.data.text import clean
 from spike_kit.profiles.cost import estimate_tokens
 from spike_kit.profiles.domains import DOMAINS, domain_name
@@ -70,6 +70,7 @@ class Prompt:
     id: int
     system: str
     user: str
+    data: str
     version: str = VERSION
 
     @property
@@ -187,7 +188,7 @@ class PromptWriter:
             who = f"reviews this {self.domain.user} wrote" if subject == "user" else f"reviews by {self.domain.users}"
             lines += _section(who, kept)
         data = "\n".join(lines)
-        fence = f"DATA {sha256_text(data)[:12]}"
+        fence, block = fenced(data)
         limit = WORD_LIMIT[subject]
         system = (
             f"You write short profiles for a recommender of {self.domain.items}. Each request has a block of data "
@@ -196,7 +197,7 @@ class PromptWriter:
             f"the profile alone: one paragraph of plain English, at most {limit} words, without a heading, a list, "
             "markup or quotation marks around it."
         )
-        return Prompt(subject, number, system, f"BEGIN {fence}\n{data}\nEND {fence}\n\n{task}")
+        return Prompt(subject, number, system, f"{block}\n\n{task}", data)
 
     def _item(self, number: int, items: list[int], texts: Mapping[int, str]) -> tuple[list[str], str]:  # noqa: ARG002
         domain, label = self.domain, self._names.labels[number]
@@ -270,6 +271,18 @@ class PromptWriter:
                 kept.append(text)
             left = max(left - tokens, 0)
         return kept
+
+
+def prompt_texts(study: Study, config: PromptConfig | None = None) -> dict[tuple[str, int], str]:
+    """Data of every prompt of a study by subject and id, without other profiles: what facts can be held to."""
+    writer = PromptWriter(study, config)
+    return {(subject, prompt.id): prompt.data for subject in SUBJECTS for prompt in writer.prompts(subject)}
+
+
+def fenced(data: str) -> tuple[str, str]:
+    """Put lines of data between fences; gives what the fences are called, and the block."""
+    fence = f"DATA {sha256_text(data)[:12]}"
+    return fence, f"BEGIN {fence}\n{data}\nEND {fence}"
 
 
 def _quoted(text: str) -> str:

@@ -175,6 +175,11 @@ class Store:
             columns = "row, text, prompt_sha256, model, usage, created"
             yield from self.run(f"SELECT {columns} FROM answers WHERE row IN ({marks})", part)
 
+    def with_problem(self, problem: str, rows: Sequence[int]) -> int:
+        """How many of these answers have a problem that did not make them unusable."""
+        flawed = {row for (row,) in self.run("SELECT row FROM answers WHERE problem=?", (problem,))}
+        return sum(row in flawed for row in rows)
+
     def prompt(self, sha256: str) -> str | None:
         """Text of a prompt by its hash."""
         rows = self.run("SELECT text FROM prompts WHERE sha256=?", (sha256,))

@@ -12,23 +12,25 @@ from torch.nn import functional
 
 from spike_kit.data.vectors import ProfileVectors
 from spike_kit.errors import ConfigError, DataError
-from spike_kit.profiles import quality
-from spike_kit.profiles.quality import (
+from spike_kit.profiles import duplicates, quality
+from spike_kit.profiles.duplicates import near_duplicates
+from spike_kit.profiles.faithfulness import (
     comparable,
-    distinct_2,
     faithfulness,
-    lengths,
     lower_words,
+    named_facts,
+    supported,
+    unsupported_facts,
+)
+from spike_kit.profiles.quality import (
+    distinct_2,
+    lengths,
     mattr,
     measure_profiles,
-    named_facts,
-    near_duplicates,
     nearest,
     over_limit,
     quality_table,
     spread,
-    supported,
-    unsupported_facts,
 )
 
 PROMPT = "Title: Alien (1979). Directed by Ridley Scott. Cast: Sigourney Weaver; genre: horror."
@@ -201,7 +203,7 @@ def test_the_same_words_are_duplicates_and_a_large_group_stays_cheap() -> None:
     texts = [f"{base} end{number}" for number in range(3000)] + ["same text here"] * 3000 + random_texts(101, 60)[1:]
     share, pairs = near_duplicates(texts)
     assert share == 6000 / 6100
-    assert len(pairs) < 6000 * quality.BUCKET_WINDOW * quality.BANDS / 4
+    assert len(pairs) < 6000 * duplicates.BUCKET_WINDOW * duplicates.BANDS / 4
     assert math.isnan(near_duplicates([])[0])
 
 
@@ -210,7 +212,8 @@ def test_chunks_change_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     rows = torch.randn(30, 5, generator=torch.Generator().manual_seed(0))
     whole = near_duplicates(texts)[1], nearest(rows)
     assert len(whole[0]) == 20
-    monkeypatch.setattr(quality, "CHUNK_ENTRIES", 50)
+    for module in (duplicates, quality):
+        monkeypatch.setattr(module, "CHUNK_ENTRIES", 50)
     pd.testing.assert_frame_equal(near_duplicates(texts)[1], whole[0])
     assert nearest(rows) == pytest.approx(whole[1], abs=1e-6)
 

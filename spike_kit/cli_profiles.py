@@ -1,0 +1,246 @@
+"""Commands of the stage that writes profiles: templates, language models, imports, judges, quality."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Literal
+
+from tqdm.auto import tqdm
+from tyro.conf import OmitArgPrefixes, Positional
+
+from spike_kit import paths
+from spike_kit.data.study import Study
+from spike_kit.errors import ConfigError
+from spike_kit.evaluation.signal import signal_table
+from spike_kit.profiles.batch import Imported, export_batch, import_batch
+from spike_kit.profiles.cost import OWN_PRICES, prices
+from spike_kit.profiles.encode import DEFAULT_ENCODER, ensure_vectors
+from spike_kit.profiles.generate import Estimate, Generation, GenerationConfig
+from spike_kit.profiles.imported import import_profiles
+from spike_kit.profiles.jobs import Progress
+from spike_kit.profiles.judge import Judge, JudgeConfig, preference_table, score_table
+from spike_kit.profiles.llm import LLMConfig
+from spike_kit.profiles.prompts import PromptConfig, prompt_texts
+from spike_kit.profiles.quality import quality_table
+from spike_kit.profiles.template import SOURCE, WORD_LIMIT, template_profiles
+
+
+@dataclass(frozen=True, kw_only=True)
+class Profile:
+    """Write the profile of every item, auxiliary entity and user of a study, from templates or by a language model.
+
+    Answers of a model are kept in data/llm/<data set>.sqlite as they arrive: whatever ends a run, the same command goes
+    on from there. Look at --dry-run first.
+    """
+
+    llm: OmitArgPrefixes[LLMConfig] = field(default_factory=LLMConfig)
+    """Model and server, for any source but template."""
+    prompts: OmitArgPrefixes[PromptConfig] = field(default_factory=PromptConfig)
+    """What the prompts are made of."""
+    dataset: Positional[str] = "ml-100k"
+    """Data set: a name under data/ or the path of a study folder."""
+    source: str = SOURCE
+    """Name of the profiles; template: facts in sentences, no LLM. Any other name asks the model below."""
+    fill: Literal["", "template"] = ""
+    """Take the template profile where the model gave none (marked in the table); else the table waits."""
+    dry_run: bool = False
+    """Ask nothing: print calls, tokens, what they would cost, and the first prompt of each subject."""
+    batch_export: Path | None = None
+    """Ask nothing: write the open questions into a batch file (.jsonl) for OpenAI's Batch API or vllm run-batch."""
+    batch_import: tuple[Path, ...] = ()
+    """Take in output and error files of batches."""
+
+    def __call__(self) -> None:
+        """Write profiles/<source>.parquet, or say what is missing."""
+        study = Study.open(self.dataset)
+        if self.source == SOURCE:
+            if self.dry_run or self.batch_export or self.batch_import:
+                raise ConfigError(
+                    "template profiles ask no model", "name the profiles: --source gpt-4o-mini, for example"
+                )
+            print(paths.shown(study.write_profiles(self.source, template_profiles(study))))
+            return
+        config = GenerationConfig(llm=self.llm, prompts=self.prompts, fill=self.fill)
+        generation = Generation(study, config, self.source)
+        if self.batch_import:
+            print(_imported(import_batch(generation, self.batch_import)))
+        if self.batch_export:
+            subject, files = export_batch(generation, self.batch_export)
+            print(
+                *(f"{subject}: {paths.shown(path)}" for path in files),
+                sep="\n" if files else "every question is answered\n",
+            )
+        elif self.dry_run:
+            print(_estimated(generation.estimate()))
+        elif not self.batch_import:
+            print(_generated(generation))
+
+
+@dataclass(frozen=True, kw_only=True)
+class ImportProfiles:
+    """Make a profile source from JSON files {id: text} that others wrote (CoLaKG's, for example)."""
+
+    dataset: Positional[str] = "ml-100k"
+    """Data set: a name under data/ or the path of a study folder."""
+    source: str = "imported"
+    """Name of the new source."""
+    items: Path | None = None
+    """Profiles of the items."""
+    auxiliary: Path | None = None
+    """Profiles of the other entities."""
+    users: Path | None = None
+    """Profiles of the users; flagged as possibly leaky, since nobody knows whether they saw held-out items."""
+    item_map: Path | None = None
+    """Lines 'source_id id', where the ids of the items file are not the study's source ids."""
+    auxiliary_map: Path | None = None
+    """The same for the other entities."""
+    user_map: Path | None = None
+    """The same for the users."""
+    fill: Literal["", "template"] = ""
+    """Take the template profile where the files have none (marked in the table)."""
+
+    def __call__(self) -> None:
+        """Write profiles/<source>.parquet."""
+        given = {"item": self.items, "auxiliary": self.auxiliary, "user": self.users}
+        maps = {"item": self.item_map, "auxiliary": self.auxiliary_map, "user": self.user_map}
+        study = Study.open(self.dataset)
+        path = import_profiles(
+            study,
+            self.source,
+            {subject: file for subject, file in given.items() if file},
+            {subject: file for subject, file in maps.items() if file},
+            self.fill,
+        )
+        print(paths.shown(path))
+        print("imported: " + ", ".join(f"{n} {name}" for name, n in study.provenance(self.source)["imported"].items()))
+        if self.users:
+            print("user profiles are flagged as possibly leaky: report no gain from them")
+
+
+@dataclass(frozen=True, kw_only=True)
+class JudgeProfiles:
+    """Let a language model judge profiles: scores from 1 to 5, or sources in pairs; resumable like their generation."""
+
+    llm: OmitArgPrefixes[LLMConfig] = field(default_factory=LLMConfig)
+    """Model that judges, and its server."""
+    dataset: Positional[str] = "ml-100k"
+    """Data set: a name under data/ or the path of a study folder."""
+    sources: tuple[str, ...] = (SOURCE,)
+    """Profile sources to judge, on the same subjects."""
+    mode: Literal["single", "pairwise"] = "single"
+    """Scores for each profile, or which of two is better (shown in both orders)."""
+    sample: int = 20
+    """Items, auxiliary entities and users drawn at random: so many of each."""
+    seed: int = 0
+    """Seed of the draw."""
+    dry_run: bool = False
+    """Ask nothing: print calls and cost."""
+
+    def __call__(self) -> None:
+        """Print the table of scores or preferences."""
+        config = JudgeConfig(llm=self.llm, mode=self.mode, sample=self.sample, seed=self.seed)
+        judge = Judge(Study.open(self.dataset), self.sources, config)
+        if self.dry_run:
+            calls, costs = judge.estimate()
+            print(f"{calls} calls to make\n\n{costs.to_string(index=False, na_rep='')}\n\nprices of {prices().as_of}")
+            return
+        progress = Progress()
+        with _bar(progress) as watch:
+            verdicts = judge.run(progress, watch=watch)
+        table = score_table(verdicts) if self.mode == "single" else preference_table(verdicts)
+        print(table.round(3).to_string(index=False))
+        print(_summary(progress))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Quality:
+    """Compare profile sources without an LLM: faithfulness, length, diversity, near-duplicates, spread, signal."""
+
+    dataset: Positional[str] = "ml-100k"
+    """Data set: a name under data/ or the path of a study folder."""
+    sources: tuple[str, ...] = (SOURCE,)
+    """Profile sources to compare."""
+    encoder: str = DEFAULT_ENCODER
+    """Text encoder for what is measured on vectors."""
+
+    def __call__(self) -> None:
+        """Print two tables."""
+        study = Study.open(self.dataset)
+        texts = {source: study.profiles(source) for source in self.sources}
+        vectors = {source: ensure_vectors(study, source, self.encoder) for source in self.sources}
+        print(quality_table(texts, prompt_texts(study), WORD_LIMIT, vectors).round(3).to_string(index=False))
+        print("\nranking of the validation items by profile vectors alone:")
+        print(signal_table(study, vectors).round(4).to_string(index=False))
+
+
+def _estimated(estimate: Estimate) -> str:
+    """Calls, tokens, costs and sample prompts."""
+    tokens_in, tokens_out = estimate.tokens
+    listed, own = prices(), paths.shown(paths.data_root() / OWN_PRICES)
+    parts = [
+        estimate.table.to_string(index=False),
+        f"{estimate.calls} calls, about {tokens_in:,} tokens in and at most about {tokens_out:,} out (estimated)",
+        estimate.costs.round(2).to_string(index=False, na_rep="?"),
+        f"prices of {listed.as_of}, from {paths.shown(listed.path)}; a copy as {own} takes its place",
+    ]
+    shown = [f"--- prompt of {prompt.subject} {prompt.id}\n{prompt.text}" for prompt in estimate.samples]
+    return "\n\n".join([*parts, *shown])
+
+
+def _generated(generation: Generation) -> str:
+    """Ask what is open, with a progress bar; says how it ended."""
+    progress = Progress()
+    with _bar(progress) as watch:
+        outcome = generation.run(progress, watch=watch)
+    lines = [_summary(progress, generation.config.llm.model)]
+    if progress.first_failures:
+        lines += ["failed (the next run tries them again):", *(f"  {failure}" for failure in progress.first_failures)]
+    if outcome.path is not None:
+        lines.append(paths.shown(outcome.path))
+    else:
+        missing = ", ".join(f"{count} {subject}" for subject, count in outcome.missing.items())
+        lines.append(f"not complete, without an answer yet: {missing}; the same command goes on")
+        if not progress.stopped:
+            lines.append("or complete the table from the template profiles: --fill template")
+    return "\n".join(lines)
+
+
+@contextmanager
+def _bar(progress: Progress) -> Iterator[Callable[[str, Progress], None]]:
+    """Progress bar of questions to a model."""
+    with tqdm(total=progress.total, unit="question") as bar:
+
+        def watch(subject: str, seen: Progress) -> None:
+            bar.total = seen.total
+            bar.set_description(f"ask about {subject}", refresh=False)
+            bar.set_postfix(failed=seen.failed, refresh=False)
+            bar.update(seen.found + seen.done + seen.failed - bar.n)
+
+        yield watch
+
+
+def _summary(progress: Progress, model: str = "") -> str:
+    """What a run did and used, in a line or two."""
+    used = f"{progress.tokens_in:,} tokens in, {progress.tokens_out:,} out"
+    cost = prices().cost(model, progress.tokens_in, progress.tokens_out)
+    price = "" if cost is None else f", about {cost:.2f} {prices().currency}"
+    counts = {"problems": progress.problems, "failures": progress.failures}
+    details = [
+        f"{name}: {', '.join(f'{n} {kind}' for kind, n in found.items())}" for name, found in counts.items() if found
+    ]
+    if progress.unclear:
+        details.append(f"{progress.unclear} calls may have been billed without an answer arriving")
+    first = (
+        f"{progress.found} answers from before, {progress.done} new, {progress.failed} failed; {progress.calls} calls"
+    )
+    return "\n".join([f"{first}, {used}{price}", *details])
+
+
+def _imported(found: Imported) -> str:
+    """What a batch brought, in a line."""
+    parts = [f"{found.usable} usable answers", f"{found.already} imported before", f"{found.unknown} of other exports"]
+    parts += [f"{n} {kind}" for kind, n in (*found.problems.items(), *found.errors.items())]
+    return ", ".join(parts)

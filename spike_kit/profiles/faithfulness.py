@@ -1,0 +1,219 @@
+"""Faithfulness of a profile, measured without any LLM: which names and numbers it states, and which its prompt has."""
+
+from __future__ import annotations
+
+import math
+import re
+import unicodedata
+from collections.abc import Collection, Iterable, Iterator, Sequence
+
+WORD = re.compile(r"[^\W_]+(?:['’\-][^\W_]+)*")
+"""A word, with apostrophes and hyphens inside."""
+
+_QUOTES = "|".join(f"{a}[^{a}{b}\n]{{1,120}}[{b}]" for a, b in ("“”", "„“", "«»", "「」", "『』", "《》", '""'))
+_QUOTED = re.compile(rf"{_QUOTES}|(?<!\w)['‘](?:[^'‘’\n]|(?<=\w)['’](?=\w)){{1,120}}['’](?!\w)")
+_BETWEEN = re.compile(r"[\W_]+")
+_NUMBER = re.compile(r"\d{3,}s?")
+_DECADE = re.compile(r"(\d{3})0s")
+_TITLE = re.compile(r"(.*?)\s*(?:\((\d{4})\))?")
+_THOUSANDS = re.compile(r"(?<=\d),(?=\d{3}(?!\d))")
+_POSSESSIVE = re.compile(r"['’]s\b")
+_OPENS = re.compile(r"[.!?…:•*#(\[—\n]")
+_JOINT = re.compile(r"[^\S\n]+|[^\S\n]*&[^\S\n]*")
+_AFTER_INITIAL = re.compile(r"\.[^\S\n]*")
+
+
+def _set(words: str) -> frozenset[str]:
+    return frozenset(words.split())
+
+
+_ARTICLES = _set("a an the")
+_TITLES = _set("Mr Mrs Ms Dr St Prof")
+_CONNECTORS = _set(
+    "of the de del della di da das do dos du des la le les el los las van von der den ten zu al bin ibn y e"
+)
+_ORDINARY = _set(
+    """a about after all also although among an and another any are as at avoids based be because before being best
+    both but by can common consider despite directed does each either enjoys especially even every expect fans
+    favors favours features featuring few film films finally first for from given has have he her here hers him his
+    how however i i'm if in instead into is it it's its just later less likes liked likely listeners loves made
+    many me more most movie movies much my neither no none nor not of often on once one only or other others our
+    out over overall perfect perhaps prefers produced rarely rather readers recommended released seeks set several
+    she since so some sometimes starring still such tends than that the their them then there these they this those
+    though through thus to together too under unlike until up us user users viewers was watched we were what when
+    where whether which while who whose why will with within without written yet you your"""
+)
+
+
+def comparable(text: str) -> str:
+    """Text as it is compared: no accents, no case, words parted and surrounded by single spaces."""
+    text = _THOUSANDS.sub("", text)
+    if not text.isascii():
+        folded = unicodedata.normalize("NFKD", unicodedata.normalize("NFKD", text).casefold())
+        text = "".join(character for character in folded if not unicodedata.combining(character))
+    return f" {_BETWEEN.sub(' ', text.casefold()).strip()} "
+
+
+def lower_words(texts: Iterable[str]) -> set[str]:
+    """Words that occur in lower case; one of them at the start of a sentence is not taken for a name."""
+    found: set[str] = set()
+    for text in texts:
+        found.update(WORD.findall(text))
+    return {word for word in found if word == word.lower()}
+
+
+def named_facts(text: str, ordinary: Collection[str] = frozenset()) -> list[str]:
+    """Names and numbers a text states, each once, in order.
+
+    Names are runs of capitalised words and quoted titles; numbers have three digits or more. A capitalised word
+    that begins a sentence is no name if it is a common word or occurs in lower case in the text.
+
+    Parameters
+    ----------
+    text
+        Any text.
+    ordinary
+        Further words in lower case that are no names at the start of a sentence, see `lower_words`.
+    """
+    text = _THOUSANDS.sub("", unicodedata.normalize("NFC", text))
+    facts: list[tuple[int, str]] = []
+    rest, end = [], 0
+    for found in _QUOTED.finditer(text):
+        title, year = _title(found[0][1:-1])
+        if title:
+            facts += [(found.start(), title), *([(found.end(), year)] if year else [])]
+            closing = found[0][-2] if found[0][-2] in ".!?" else "|"
+            rest += [text[end : found.start()], "|" * (len(found[0]) - 1), closing]
+            end = found.end()
+    unquoted = "".join([*rest, text[end:]])
+    facts += _runs_and_numbers(unquoted, (_ORDINARY, lower_words([unquoted]), ordinary))
+    distinct: dict[str, str] = {}
+    for _, fact in sorted(facts):
+        distinct.setdefault(_key(fact), fact)
+    return [fact for key, fact in distinct.items() if key.strip()]
+
+
+def _title(quoted: str) -> tuple[str, str | None]:
+    """Title and year inside quotation marks; no title if it begins or ends in a space, is long, or has no capital."""
+    found = _TITLE.fullmatch(quoted.rstrip(".,;:!?"))
+    title, year = found.groups() if found else ("", None)
+    cased = title.lower() != title or title.upper() == title
+    if title != title.strip() or len(title.split()) > 12 or not cased or not WORD.search(title):
+        return "", None
+    return title, year
+
+
+def _runs_and_numbers(text: str, ordinary: Sequence[Collection[str]]) -> Iterator[tuple[int, str]]:
+    """Position and text of every run of capitalised words and of every number."""
+    run: list[re.Match[str]] = []
+    links: list[re.Match[str]] = []
+    opens, end = False, 0
+    for word in WORD.finditer(text):
+        gap = text[end : word.start()]
+        begins = end == 0 or (_OPENS.search(gap) is not None)
+        end = word.end()
+        low = word[0].lower()
+        capital = low != word[0]
+        if run and not _continues(gap, links[-1] if links else run[-1], low):
+            yield from _name(text, run, opens, ordinary)
+            run, links = [], []
+        if capital:
+            opens = begins if not run else opens
+            run += [*links, word]
+            links = []
+            if _stem(word[0]) != len(word[0]):
+                yield from _name(text, run, opens, ordinary)
+                run = []
+        elif run and low in _CONNECTORS and len(links) < 3:
+            links.append(word)
+        elif run and not links and low.isdigit() and len(low) < 3:
+            run.append(word)
+        else:
+            yield from _name(text, run, opens, ordinary)
+            run, links = [], []
+            yield from ((word.start(), part) for part in low.split("-") if _NUMBER.fullmatch(part))
+    yield from _name(text, run, opens, ordinary)
+
+
+def _continues(gap: str, last: re.Match[str], low: str) -> bool:
+    """Whether a word goes on with the run that ends in ``last``: after a space, ``&``, an initial or ``Mr.``."""
+    if _JOINT.fullmatch(gap):
+        return True
+    initial = (len(last[0]) == 1 and last[0].isupper()) or last[0] in _TITLES
+    return initial and low not in _ORDINARY and _AFTER_INITIAL.fullmatch(gap) is not None
+
+
+def _name(
+    text: str, run: list[re.Match[str]], opens: bool, ordinary: Sequence[Collection[str]]
+) -> Iterator[tuple[int, str]]:
+    """What is left of a run without an article or ordinary word at its start and ``I`` or ``'s`` at its end."""
+    first = 0
+    if opens and run:
+        low = run[0][0].lower()
+        first = int(_stem(run[0][0]) != len(run[0][0]) or any(low in words for words in ordinary))
+    while first < len(run) and (run[first][0].lower() in _ARTICLES or run[first][0] == run[first][0].lower()):
+        first += 1
+    kept = run[first:]
+    while kept and kept[-1][0] == "I":
+        kept.pop()
+    if all(word[0].lower() in _ORDINARY or len(word[0]) == 1 for word in kept):
+        return
+    name = text[kept[0].start() : kept[-1].start() + _stem(kept[-1][0])]
+    yield kept[0].start(), name.removesuffix("'s").removesuffix("’s")
+
+
+def _stem(word: str) -> int:
+    """Length of a capitalised word without hyphenated parts in lower case: ``Oscar`` of ``Oscar-winning``."""
+    parts = word.split("-")
+    while len(parts) > 1 and parts[-1].islower():
+        parts.pop()
+    return len("-".join(parts))
+
+
+def _key(name: str) -> str:
+    """A name as it is compared, without a leading article: ``" godfather "``."""
+    first, _, rest = comparable(name).strip().partition(" ")
+    return f" {rest if rest and first in _ARTICLES else f'{first} {rest}'.strip()} "
+
+
+def supported(name: str, prompt_key: str) -> bool:
+    """Whether a named fact stands in a prompt, whole words only.
+
+    A decade is supported by any of its years, ``Spielberg's Jaws`` by its two parts, and a name in a script
+    without capitals (which has no spaces either) by any occurrence.
+
+    Parameters
+    ----------
+    name
+        One of `named_facts`.
+    prompt_key
+        The prompt, by `comparable`.
+    """
+    key = _key(name)
+    if key in prompt_key:
+        return bool(key.strip())
+    decade = _DECADE.fullmatch(key.strip())
+    if decade:
+        return re.search(rf" {decade[1]}\d ", prompt_key) is not None
+    if key.upper() == key and not key.strip().isdigit():
+        return key.strip() in prompt_key
+    parts = [part for part in _POSSESSIVE.split(name) if part.strip()]
+    return _POSSESSIVE.search(name) is not None and all(supported(part, prompt_key) for part in parts)
+
+
+def unsupported_facts(profile: str, prompt: str, ordinary: Collection[str] | None = None) -> list[str]:
+    """Named facts of a profile that do not stand in its prompt; ``ordinary`` defaults to the prompt's lower words."""
+    key = comparable(prompt)
+    facts = named_facts(profile, lower_words([prompt]) if ordinary is None else ordinary)
+    return [fact for fact in facts if not supported(fact, key)]
+
+
+def faithfulness(profile: str, prompt: str, ordinary: Collection[str] | None = None) -> float:
+    """Share of a profile's named facts that stand in its prompt; NaN without any named fact.
+
+    It finds invented names, titles and years; it does not find names put into a wrong relation. Same arguments as
+    `unsupported_facts`.
+    """
+    facts = named_facts(profile, lower_words([prompt]) if ordinary is None else ordinary)
+    key = comparable(prompt)
+    return sum(supported(fact, key) for fact in facts) / len(facts) if facts else math.nan

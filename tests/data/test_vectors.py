@@ -1,0 +1,57 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import save_file
+
+from spike_kit.data.vectors import ProfileVectors, normalised
+
+FACTS = {f"fact {n}": f"value {n}, “quoted”" for n in range(8)}
+
+
+@pytest.fixture
+def vectors() -> ProfileVectors:
+    generator = torch.Generator().manual_seed(0)
+    return ProfileVectors(torch.randn(3, 4, generator=generator), torch.randn(5, 4, generator=generator))
+
+
+def test_the_same_vectors_and_facts_give_the_same_bytes(vectors: ProfileVectors, tmp_path: Path) -> None:
+    turned = dict(reversed(FACTS.items()))
+    written = []
+    for facts in (FACTS, FACTS, turned, {**FACTS, "fact 0": "another"}):
+        vectors.save(tmp_path / "v.safetensors", facts)
+        written.append((tmp_path / "v.safetensors").read_bytes())
+        assert ProfileVectors.metadata(tmp_path / "v.safetensors") == facts
+    assert written[0] == written[1] == written[2] != written[3]
+    assert torch.equal(ProfileVectors.load(tmp_path / "v.safetensors").entity, vectors.entity)
+
+
+def test_facts_of_files_with_a_key_per_fact_are_read(vectors: ProfileVectors, tmp_path: Path) -> None:
+    save_file({"user": vectors.user, "entity": vectors.entity}, tmp_path / "v.safetensors", metadata=FACTS)
+    assert ProfileVectors.metadata(tmp_path / "v.safetensors") == FACTS
+
+
+@pytest.mark.parametrize(
+    "text", ["", "{", "[]", "1", '{"texts_sha256": ["x"]}', "[" * 100_000], ids=lambda text: repr(text[:9])
+)
+def test_facts_of_no_known_form_are_none(vectors: ProfileVectors, tmp_path: Path, text: str) -> None:
+    save_file({"user": vectors.user}, tmp_path / "v.safetensors", metadata={"spike_kit": text})
+    assert ProfileVectors.metadata(tmp_path / "v.safetensors") == {}
+
+
+def test_files_that_are_missing_damaged_or_of_others_have_no_facts(vectors: ProfileVectors, tmp_path: Path) -> None:
+    file = tmp_path / "v.safetensors"
+    assert ProfileVectors.metadata(file) == {}
+    file.write_bytes(b"damaged")
+    assert ProfileVectors.metadata(file) == {}
+    save_file({"user": vectors.user}, file)
+    assert ProfileVectors.metadata(file) == {}
+
+
+def test_rows_get_unit_length_and_zero_rows_stay_zero() -> None:
+    rows = normalised(np.array([[3.0, 4.0], [0.0, 0.0], [1e-12, 0.0]]))
+    assert rows.dtype == np.float32
+    np.testing.assert_allclose(rows, [[0.6, 0.8], [0, 0], [0, 0]])

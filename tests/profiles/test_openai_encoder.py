@@ -1,0 +1,311 @@
+from __future__ import annotations
+
+import json
+import threading
+from collections.abc import Callable, Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from itertools import chain
+from typing import Any
+
+import numpy as np
+import pytest
+
+from spike_kit import paths, storage
+from spike_kit.data.study import Study
+from spike_kit.data.vectors import ProfileVectors
+from spike_kit.errors import ConfigError, DataError, FetchError
+from spike_kit.profiles import openai_encoder
+from spike_kit.profiles.encode import encode_profiles, encode_texts, ensure_vectors
+from spike_kit.profiles.openai_encoder import OpenAIEncoder, request_batches
+
+KEY = "sk-'se\\cret/+1234"
+
+
+def raw_vector(text: str) -> list[float]:
+    seed = int(storage.sha256_text(text)[:8], 16)
+    return (3 * np.random.default_rng(seed).normal(size=4)).tolist()
+
+
+def expected_rows(texts: list[str]) -> np.ndarray:
+    rows = np.array([raw_vector(text) for text in texts])
+    return (rows / np.linalg.norm(rows, axis=1, keepdims=True)).astype(np.float32)
+
+
+def embeddings(texts: list[str]) -> dict[str, Any]:
+    """A correct answer."""
+    data = [{"object": "embedding", "index": n, "embedding": raw_vector(text)} for n, text in enumerate(texts)]
+    return {"object": "list", "model": "m", "data": data, "usage": {"prompt_tokens": 1, "total_tokens": 1}}
+
+
+Answer = tuple[int, Any]
+
+
+class Server(ThreadingHTTPServer):
+    """An embeddings server that remembers what it was asked; ``answers`` replaces its first answers."""
+
+    daemon_threads = True
+
+    def __init__(self) -> None:
+        super().__init__(("127.0.0.1", 0), Handler)
+        self.requests: list[dict[str, Any]] = []
+        self.keys: list[str] = []
+        self.answers: list[Callable[[list[str], str], Answer]] = []
+
+    @property
+    def url(self) -> str:
+        return f"http://127.0.0.1:{self.server_address[1]}/v1"
+
+    @property
+    def inputs(self) -> list[list[str]]:
+        return [request["input"] for request in self.requests]
+
+
+class Handler(BaseHTTPRequestHandler):
+    def do_POST(self) -> None:
+        server = self.server
+        assert isinstance(server, Server)
+        request = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+        key = self.headers["Authorization"]
+        server.requests.append(request)
+        server.keys.append(key)
+        answer = server.answers.pop(0) if server.answers else lambda texts, _: (200, embeddings(texts))
+        status, body = answer(request["input"], key)
+        content = body if isinstance(body, bytes) else json.dumps(body).encode()
+        self.send_response(status if self.path == "/v1/embeddings" else 404)
+        self.send_header("Content-Type", "application/json")
+        self.send_header("Content-Length", str(len(content)))
+        self.send_header("Retry-After-Ms", "1")
+        self.end_headers()
+        self.wfile.write(content)
+
+    def log_message(self, format: str, *args: Any) -> None:
+        """Say nothing."""
+
+
+@pytest.fixture
+def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[Server]:
+    with Server() as running:
+        thread = threading.Thread(target=running.serve_forever, kwargs={"poll_interval": 0.01})
+        thread.start()
+        monkeypatch.setenv("OPENAI_BASE_URL", running.url)
+        monkeypatch.setenv("OPENAI_API_KEY", KEY)
+        yield running
+        running.shutdown()
+        thread.join()
+
+
+def test_openai_vectors_are_those_of_the_server_at_unit_length(server: Server) -> None:
+    texts = ["one", "two", "drei", "vier"]
+    np.testing.assert_allclose(OpenAIEncoder("m").encode(texts), expected_rows(texts), atol=1e-6)
+    assert server.requests == [{"input": texts, "model": "m", "encoding_format": "float"}]
+    assert server.keys == [f"Bearer {KEY}"]
+
+
+def test_rows_follow_the_index_and_not_the_order_of_the_answer(server: Server) -> None:
+    texts = ["one", "two", "three"]
+
+    def turned(texts: list[str], _: str) -> Answer:
+        answer = embeddings(texts)
+        return 200, {**answer, "data": [answer["data"][n] for n in (2, 0, 1)]}
+
+    server.answers = [turned]
+    np.testing.assert_allclose(OpenAIEncoder("m").encode(texts), expected_rows(texts), atol=1e-6)
+
+
+def changed(change: Callable[[list[dict[str, Any]]], Any]) -> Callable[[list[str], str], Answer]:
+    def answer(texts: list[str], _: str) -> Answer:
+        body = embeddings(texts)
+        change(body["data"])
+        return 200, body
+
+    return answer
+
+
+def constant(body: Any) -> Callable[[list[str], str], Answer]:
+    return lambda _texts, _key: (200, body)
+
+
+@pytest.mark.parametrize(
+    ("answer", "message"),
+    [
+        (changed(lambda data: data.pop(1)), r"indices 0, 2, expected 0\.\.2, each once"),
+        (changed(lambda data: data[1].update(index=0)), r"indices 0, 0, 2, expected 0\.\.2"),
+        (changed(lambda data: data[2].update(index=True)), r"indices 0, 1, True"),
+        (changed(lambda data: data.append({"index": 3, "embedding": [1.0] * 4})), r"indices 0, 1, 2, 3"),
+        (changed(lambda data: data[1]["embedding"].__setitem__(0, float("nan"))), "NaN or infinity"),
+        (changed(lambda data: data[1]["embedding"].__setitem__(0, 1e300)), "NaN or infinity"),
+        (changed(lambda data: data[1]["embedding"].__setitem__(0, None)), "NaN or infinity"),
+        (changed(lambda data: data[1]["embedding"].pop()), "no.* a list of embeddings of one size"),
+        (changed(lambda data: data[1].update(embedding="abc")), "no.* a list of embeddings"),
+        (changed(lambda data: [entry.update(embedding=[]) for entry in data]), r"shape \[3, 0\]"),
+        (changed(lambda data: [entry.update(embedding=1.0) for entry in data]), r"shape \[3\]"),
+        (changed(lambda data: data[0].pop("index")), "no.* a list of embeddings"),
+        (constant({"data": []}), r"indices , expected 0\.\.2"),
+        (constant({"data": None}), "no.* a list of embeddings"),
+        (constant([]), "no.* a list of embeddings"),
+        (constant(b"<html>hello</html>"), "no.* a list of embeddings"),
+        (constant(b"\xff\xfe"), "no.* a list of embeddings"),
+        (constant(b""), "no.* a list of embeddings"),
+    ],
+)
+def test_an_answer_that_is_not_one_finite_vector_per_text_is_an_error(
+    server: Server, answer: Callable[[list[str], str], Answer], message: str
+) -> None:
+    server.answers = [answer]
+    with pytest.raises(DataError, match=f"openai:m at 127.0.0.1: .*{message}"):
+        encode_texts(["a", "b", "c"], "openai:m", OpenAIEncoder("m"), progress=False)
+    assert list(paths.cache_root().glob("*")) == []
+
+
+def test_a_busy_server_is_asked_again(server: Server) -> None:
+    busy = (429, {"error": {"message": "slow down", "code": "rate_limit_exceeded"}})
+    server.answers = [lambda _texts, _key: busy] * 8
+    np.testing.assert_allclose(OpenAIEncoder("m").encode(["a"]), expected_rows(["a"]), atol=1e-6)
+    assert len(server.requests) == 9
+
+
+@pytest.mark.parametrize(
+    ("status", "kind", "hint"),
+    [
+        (400, DataError, "name of the model"),
+        (401, DataError, "check OPENAI_API_KEY"),
+        (403, DataError, "check OPENAI_API_KEY"),
+        (404, DataError, "name of the model"),
+        (429, FetchError, "check the quota"),
+        (500, FetchError, "run again"),
+    ],
+)
+@pytest.mark.parametrize("form", ["json", "text"])
+def test_a_refusal_says_what_to_do_and_never_the_key(
+    server: Server, monkeypatch: pytest.MonkeyPatch, status: int, kind: type[Exception], hint: str, form: str
+) -> None:
+    def echo(_texts: list[str], key: str) -> Answer:
+        message = "x" * 350 + f" you sent {key}, and again: {key}"
+        return status, {"error": {"message": message}} if form == "json" else message.encode()
+
+    monkeypatch.setattr(openai_encoder, "_RETRIES", 0)
+    server.answers = [echo]
+    with pytest.raises(kind) as caught:
+        OpenAIEncoder("m").encode(["a"])
+    shown = str(caught.value)
+    assert server.keys == [f"Bearer {KEY}"]
+    assert form == "text" or "Bearer [key], and" in shown
+    assert hint in shown
+    assert "cret" not in shown
+    assert caught.value.__suppress_context__
+
+
+def test_no_server_is_an_error_that_names_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    with Server() as closed:
+        url = closed.url
+    monkeypatch.setenv("OPENAI_BASE_URL", url.replace("://", "://someone:password@"))
+    monkeypatch.setattr(openai_encoder, "_RETRIES", 0)
+    with pytest.raises(FetchError, match=r"(?s)openai:m at 127.0.0.1: Connection error.*OPENAI_BASE_URL") as caught:
+        OpenAIEncoder("m").encode(["a"])
+    assert "password" not in str(caught.value)
+
+
+@pytest.mark.parametrize("url", ["", "https://api.openai.com/v1", "https://eu.api.openai.com/v1"])
+def test_openai_itself_needs_a_key(monkeypatch: pytest.MonkeyPatch, url: str) -> None:
+    monkeypatch.setenv("OPENAI_BASE_URL", url)
+    monkeypatch.delenv("OPENAI_API_KEY", raising=False)
+    with pytest.raises(ConfigError, match="OPENAI_API_KEY is not set"):
+        OpenAIEncoder("m")
+
+
+def test_another_server_needs_no_key(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("OPENAI_API_KEY")
+    OpenAIEncoder("m").encode(["a"])
+    assert server.keys == ["Bearer none"]
+
+
+def test_a_base_url_without_a_host_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("OPENAI_BASE_URL", "localhost")
+    with pytest.raises(ConfigError, match="OPENAI_BASE_URL is no address"):
+        OpenAIEncoder("m")
+
+
+def test_many_short_texts_go_in_requests_of_2048(server: Server) -> None:
+    texts = [f"text {n}" for n in range(5000)]
+    vectors = encode_texts(texts, "openai:m", OpenAIEncoder("m"), progress=False)
+    assert [len(texts) for texts in server.inputs] == [2048, 2048, 904]
+    np.testing.assert_allclose(vectors, expected_rows(texts), atol=1e-6)
+
+
+def test_few_long_texts_go_in_requests_of_300_000_tokens(server: Server) -> None:
+    texts = [f"{n:03}" + "é" * 12_000 for n in range(80)]
+    encode_texts(texts, "openai:m", OpenAIEncoder("m"), progress=False)
+    tokens = 24_003 // 3
+    assert [len(texts) for texts in server.inputs] == [300_000 // tokens, 300_000 // tokens, 80 - 2 * 37]
+    assert sorted(chain(*server.inputs)) == texts
+
+
+@pytest.mark.parametrize("batch_size", [1, 7, 2048, 10_000])
+def test_requests_hold_every_text_once_in_order_and_keep_the_limits(batch_size: int) -> None:
+    rng = np.random.default_rng(0)
+    texts = ["x" * length for length in rng.integers(1, 3 * 8191, size=300)] + ["y"] * 5000
+    batches = [texts[part] for part in request_batches(texts, batch_size)]
+    assert list(chain(*batches)) == texts
+    assert all(1 <= len(batch) <= min(batch_size, 2048) for batch in batches)
+    assert all(sum(-(-len(text) // 3) for text in batch) <= 300_000 for batch in batches)
+    assert request_batches([]) == []
+
+
+def test_a_text_that_is_too_long_is_an_error_before_anything_is_sent(server: Server) -> None:
+    longest = "z" * (3 * 8191)
+    assert request_batches([longest]) == [slice(0, 1)]
+    with pytest.raises(DataError, match=r"about 8192 tokens is too long for OpenAI \(8191\): 'zzzz"):
+        encode_texts(["short", longest + "z"], "openai:m", OpenAIEncoder("m"), progress=False)
+    assert server.requests == []
+
+
+def test_a_smaller_batch_size_is_kept(server: Server) -> None:
+    encode_texts(["a", "b", "c"], "openai:m", OpenAIEncoder("m"), batch_size=2, progress=False)
+    assert [len(texts) for texts in server.inputs] == [2, 1]
+    with pytest.raises(ConfigError, match="batch size is 0"):
+        encode_texts(["d"], "openai:m", OpenAIEncoder("m"), batch_size=0, progress=False)
+
+
+def test_ten_more_texts_are_ten_texts_more(server: Server) -> None:
+    texts = [f"text {n}" for n in range(3000)]
+    first = encode_texts(texts, "openai:m", OpenAIEncoder("m"), progress=False)
+    more = [f"new {n}" for n in range(10)]
+    again = encode_texts([*more, *texts], "openai:m", OpenAIEncoder("m"), progress=False)
+    assert sorted(server.inputs[-1]) == more
+    assert len(server.requests) == 3
+    np.testing.assert_array_equal(again[10:], first)
+
+
+def test_an_error_keeps_the_requests_before_it(server: Server) -> None:
+    texts = [f"text {n}" for n in range(3000)]
+    server.answers = [lambda texts, _: (200, embeddings(texts)), constant({"data": []})]
+    with pytest.raises(DataError):
+        encode_texts(texts, "openai:m", OpenAIEncoder("m"), progress=False)
+    encode_texts(texts, "openai:m", OpenAIEncoder("m"), progress=False)
+    assert [len(texts) for texts in server.inputs] == [2048, 952, 952]
+
+
+def test_openai_vectors_of_a_study_need_no_server_once_they_are_known(
+    server: Server, study: Study, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    vectors = ensure_vectors(study, "template", "openai:m", progress=False)
+    texts = study.profiles()["text"].tolist()
+    assert sorted(chain(*server.inputs)) == sorted(set(texts))
+    np.testing.assert_allclose(vectors.entity.numpy(), expected_rows(texts[: len(study.entities)]), atol=1e-6)
+    monkeypatch.delenv("OPENAI_BASE_URL")
+    monkeypatch.delenv("OPENAI_API_KEY")
+    study.embeddings_path("template", "openai:m").unlink()
+    again = ensure_vectors(study, "template", "openai:m", progress=False)
+    assert again.user.equal(vectors.user)
+
+
+def test_a_reduction_of_openai_vectors_encodes_the_profiles_once(server: Server, study: Study) -> None:
+    encode_profiles(study, "template", "openai:m@pca2w", progress=False)
+    asked = len(server.requests)
+    assert asked
+    vectors = ensure_vectors(study, "template", "openai:m@pca2w", progress=False)
+    assert len(server.requests) == asked
+    rows = np.concatenate([vectors.user.numpy(), vectors.entity.numpy()])
+    np.testing.assert_allclose(np.cov(rows.T), np.eye(2), atol=1e-4)
+    stored = ProfileVectors.metadata(study.embeddings_path("template", "openai:m@pca2w"))
+    assert 0 < float(stored["explained_variance"]) < 1
