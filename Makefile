@@ -1,13 +1,14 @@
 # make setup   environment in .venv (idempotent)       make demo   whole pipeline on MovieLens-100K x Wikidata
 # make test    every check, the notebooks included      make lab    JupyterLab on notebooks/
 # make bench   speed and memory, beside a floor
+# make llm     profiles by a real, small language model on this machine (compiles its server: a few minutes)
 PYTHON ?= python3
 # Tested versions; `make setup CONSTRAINTS=` takes the newest ones instead.
 CONSTRAINTS ?= .ci/constraints.txt
 BIN := .venv/bin
 SMALL := ml-100k-small
 
-.PHONY: setup demo lab bench test lint types notebooks-clean pipeline unit notebooks format clean
+.PHONY: setup demo lab bench llm test lint types notebooks-clean pipeline unit notebooks format clean
 
 setup:
 	@PYTHON=$(PYTHON) .ci/setup "$(CONSTRAINTS)"
@@ -20,6 +21,11 @@ lab: setup
 
 bench: setup
 	$(BIN)/spike-kit bench data
+	$(BIN)/spike-kit bench profiles
+
+llm: setup
+	@PYTHON=$(PYTHON) .ci/setup-llm
+	SPIKE_KIT_LLM_PYTHON=$(CURDIR)/.venv-llm/bin/python $(BIN)/pytest tests/profiles/test_local_llm.py
 
 test: lint types notebooks-clean unit pipeline notebooks
 
@@ -49,4 +55,4 @@ format: setup
 	$(BIN)/ruff format .
 
 clean:
-	rm -rf .venv .pytest_cache .ruff_cache .hypothesis spike_kit.egg-info
+	rm -rf .venv .venv-llm .pytest_cache .ruff_cache .hypothesis spike_kit.egg-info

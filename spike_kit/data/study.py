@@ -325,7 +325,7 @@ class Study:
         """How the profiles of a source came about; empty if the file does not say or does not exist."""
         try:
             metadata = pyarrow.parquet.read_schema(self.profiles_path(source)).metadata or {}
-            return dict(json.loads(metadata[b"PANDAS_ATTRS"])["provenance"])
+            return dict(json.loads(metadata[b"pandas"])["attributes"]["provenance"])
         except (OSError, KeyError, ValueError, TypeError, pyarrow.ArrowException):
             return {}
 

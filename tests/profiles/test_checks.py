@@ -1,0 +1,173 @@
+from __future__ import annotations
+
+import json
+import unicodedata
+
+import pytest
+from hypothesis import example, given, settings
+from hypothesis import strategies as st
+
+from spike_kit.profiles.checks import REMEDIES, find_problem, remedy, tidy
+from spike_kit.profiles.llm import Answer
+
+GOOD = "A slow, sad drama about the people of a small town, for viewers who like quiet films."
+
+
+def answer(text: str, finish_reason: str = "stop", refusal: str = "") -> Answer:
+    return Answer(text, finish_reason, {"prompt_tokens": 1, "completion_tokens": 1}, 0.1, refusal)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        GOOD,
+        f"  {GOOD}\n\n",
+        GOOD.replace(" ", "\n"),
+        GOOD.replace(" ", "\u00a0"),
+        GOOD.replace("slow", "sl\u200bow"),
+        f'"{GOOD}"',
+        f"“{GOOD}”",
+        f"'{GOOD}'",
+        f"```\n{GOOD}\n```",
+        f"```text\n{GOOD}\n```",
+        f"```json\n{json.dumps({'profile': GOOD})}\n```",
+        json.dumps({"profile": GOOD}),
+        json.dumps({"profile": GOOD}, indent=2),
+        f"<think>Let me see. A drama.</think>\n\n{GOOD}",
+        f"<think>\nOne.\n</think>{GOOD}",
+        f"<think></think>\n```\n{GOOD}\n```",
+        f"# Profile\n\n{GOOD}",
+        f"### Heat (1995)\n{GOOD}",
+        f"Profile: {GOOD}",
+        f"**Profile:** {GOOD}",
+        f"User Profile: {GOOD}",
+        f"**Item Profile**: {GOOD}",
+        f"Profile:\n\n{GOOD}",
+        GOOD.replace("sad", "**sad**"),
+    ],
+)
+def test_what_surrounds_a_profile_is_taken_off(text: str) -> None:
+    assert tidy(text) == GOOD
+    assert find_problem(answer(text), 150) == ""
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        'A film called "Heat" and another called "Alien"',
+        '"Heat" and "Alien" are films for the patient.',
+        "'Tis a tale of the sea and its people, as told by those who sail'",
+        'She says {"a": 1} and means it.',
+        '{"a": "one text", "b": "another text"}',
+        '{"a": 3}',
+        '{"a": ["text"]}',
+        "{not json at all}",
+        "The profile: a form of art about the face.",
+        "#1 hits of the decade, for those who dance.",
+    ],
+)
+def test_what_belongs_to_a_text_stays(text: str) -> None:
+    assert tidy(text) == text.removeprefix("'").removesuffix("'")
+
+
+def test_thoughts_whose_beginning_the_server_ate_are_taken_off_too() -> None:
+    """Chat templates that open the thought themselves let a model answer with its end alone."""
+    assert tidy(f"Okay, the data say it is a drama. I should be brief.\n</think>\n\n{GOOD}") == GOOD
+
+
+@pytest.mark.parametrize(
+    ("text", "problem"),
+    [
+        ("", "empty"),
+        (" \n\t", "empty"),
+        ("\u200b", "empty"),
+        ("A drama.", "empty"),
+        ("1 2 3 4 5 6 7", "empty"),
+        ("... --- ... --- ... ---", "empty"),
+        ("<think>all is thought</think>", "empty"),
+        ("```\n```", "empty"),
+        ('{"profile": ""}', "empty"),
+        ("I'm sorry, but I can't help with that.", "refused"),
+        ("I’m sorry, but I can’t help with that request.", "refused"),
+        ("I am sorry, this is not something to write about.", "refused"),
+        ("Sorry, no.", "refused"),
+        ("I cannot write a profile of this person.", "refused"),
+        ("I can't do this for you today, alas.", "refused"),
+        ("As an AI language model, I have no opinions about films.", "refused"),
+        ("I apologize, but the data are of no use here.", "refused"),
+        ("**I'm unable to write the profile that was asked for.**", "refused"),
+        ("I'm sorry " + "and the story of the town goes on with the people of it " * 8, ""),
+        ("Sorry Wrong Number is one of the great films of its decade, tense and dark.", "refused"),
+        ("<think>It is a drama and I should", "truncated"),
+        ("Ein langsames, trauriges Drama über Menschen in einer kleinen Stadt, die vieles verlieren und doch hoffen.",
+         "language"),
+        ("Медленная драма о людях маленького города, для тех, кто любит тихие фильмы и долгие разговоры.", "language"),
+        ("这 是 一 部 关于 小镇 的 慢 节奏 剧情片", "language"),
+        ("the film and the sea " * 30, ""),
+        ("the film and the sea " * 31, "too_long"),
+        (GOOD, ""),
+        ("Miyazaki (宮崎 駿) tells the story of a girl and of the spirits that she meets in a bath house.", ""),
+    ],
+)  # fmt: skip
+def test_what_is_wrong_with_an_answer(text: str, problem: str) -> None:
+    assert find_problem(answer(text), 150) == problem
+
+
+@pytest.mark.parametrize(
+    ("given_answer", "problem"),
+    [
+        (answer(GOOD, "length"), "truncated"),
+        (answer("", "length"), "truncated"),
+        (answer(GOOD, "content_filter"), "refused"),
+        (answer("", "stop", refusal="I will not."), "refused"),
+        (answer(GOOD, "eos"), ""),
+        (answer("I'm sorry, no.", "length"), "truncated"),
+    ],
+)
+def test_what_the_server_says_of_an_answer_counts(given_answer: Answer, problem: str) -> None:
+    assert find_problem(given_answer, 150) == problem
+
+
+def test_the_limit_is_that_of_the_subject() -> None:
+    text = "the film and the sea " * 25
+    assert find_problem(answer(text), 150) == ""
+    assert find_problem(answer(text), 100) == "too_long"
+
+
+@pytest.mark.parametrize("problem", REMEDIES)
+def test_every_remedy_is_complete(problem: str) -> None:
+    said = remedy(problem, "one two three", 100)
+    assert "{" not in said
+    assert said.endswith(".")
+    if problem == "too_long":
+        assert "3 words" in said
+        assert "100 words" in said
+
+
+PIECES = st.sampled_from(
+    [
+        *("```", "\n", "json\n", "<think>", "</think>", "{", "}", '"', "“", "”", "'", "**", "*", "# Head\n", "Profile: "),
+        *('{"a": "', '"}', "\u200b", "I'm sorry", " ", "word ", "\\", "[" * 50, '{"a":' * 50, "\x00", "é", "影"),
+    ]
+)
+TEXTS = st.one_of(st.text(max_size=80), st.lists(PIECES, max_size=14).map("".join))
+
+
+@settings(max_examples=300, deadline=None, derandomize=True)
+@given(TEXTS, st.sampled_from(["stop", "length", "content_filter", ""]), st.integers(1, 200))
+@example('{"a":' * 100_000, "stop", 150)
+@example("<think>" * 2_000, "stop", 150)
+@example("#" * 100_000, "stop", 150)
+@example("```" * 30_000, "stop", 150)
+def test_no_text_is_too_strange(text: str, reason: str, limit: int) -> None:
+    line = tidy(text)
+    assert line == " ".join(line.split())
+    assert not any(unicodedata.category(character) in ("Cc", "Zl", "Zp") for character in line)
+    assert find_problem(answer(text, reason), limit) in ("", *REMEDIES)
+
+
+@settings(max_examples=300, deadline=None, derandomize=True)
+@given(TEXTS)
+def test_a_tidy_text_stays_as_it_is(text: str) -> None:
+    once = tidy(text)
+    assert tidy(once) == once

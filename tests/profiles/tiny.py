@@ -1,0 +1,199 @@
+"""A study of six films in which every rule of the prompts can be seen, and a server in a thread for its tests."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import pandas as pd
+
+from spike_kit import paths
+from spike_kit.data.study import SourceFile, Study, create_study
+from spike_kit.data.tables import Tables
+from spike_kit.profiles.generate import Generation, GenerationConfig
+from spike_kit.profiles.llm import LLMConfig
+from spike_kit.profiles.loopback import LoopbackServer
+from spike_kit.profiles.prompts import PromptConfig
+
+FILMS = ("Alien", "Aliens", "Gladiator", "Thelma", "Heat", "Brazil")
+OTHERS = (
+    ("person:scott", "Ridley Scott", "person"),
+    ("genre:horror", "horror", "genre"),
+    ("m.0dl567", "m.0dl567", "thing"),
+    ("1204", "1204", "thing"),
+    ("number:12", "12", "number"),
+    ("m.0alone", "m.0alone", "thing"),
+)
+RELATIONS = (
+    ("director", "{head} was directed by {tail}."),
+    ("genre", "{head} is a {tail} film."),
+    ("award", "{head} won {tail}."),
+)
+SCOTT, HORROR, FREEBASE, NUMBER, NAMED_NUMBER, ALONE = range(6, 12)
+TRIPLES = (
+    *((film, 0, SCOTT) for film in (0, 2, 3)),
+    *((film, 1, HORROR) for film in (0, 1)),
+    *((film, 2, FREEBASE) for film in (0, 1)),
+    (4, 2, NUMBER),
+    (4, 2, NAMED_NUMBER),
+)
+INTERACTIONS = (
+    *((0, film, "train") for film in range(4)),
+    (0, 4, "valid"),
+    (0, 5, "test"),
+    (1, 0, "train"),
+    (1, 1, "train"),
+    (1, 2, "test"),
+    (2, 0, "train"),
+    (2, 3, "valid"),
+    (3, 1, "valid"),
+    (3, 2, "test"),
+)
+"""Train interactions of the films: Alien 3, Aliens 2, Gladiator and Thelma 1, the others none; user 3 has none."""
+
+
+def tiny_tables(
+    labels: Mapping[int, str] | None = None,
+    descriptions: Mapping[int, str] | None = None,
+    triples: Sequence[tuple[int, int, int]] = TRIPLES,
+    others: Sequence[tuple[str, str, str]] = OTHERS,
+) -> Tables:
+    """Tables of the study; ``labels`` and ``descriptions`` take the place of some, by id."""
+    names = [*FILMS, *(label for _, label, _ in others)]
+    names = [(labels or {}).get(number, name) for number, name in enumerate(names)]
+    ids = [f"film:{number}" for number in range(len(FILMS))]
+    users = range(1 + max(user for user, _, _ in INTERACTIONS))
+    interactions = pd.DataFrame(INTERACTIONS, columns=["user", "item", "split"]).assign(rating=5.0, timestamp=None)
+    return Tables(
+        users=pd.DataFrame(
+            {"user": users, "source_id": [f"u{user}" for user in users], "label": [f"User {user}" for user in users]}
+        ),
+        items=pd.DataFrame(
+            {
+                "item": range(len(FILMS)),
+                "source_id": ids,
+                "label": names[: len(FILMS)],
+                "description": [(descriptions or {}).get(number, "") for number in range(len(FILMS))],
+            }
+        ),
+        entities=pd.DataFrame(
+            {
+                "entity": range(len(names)),
+                "source_id": [*ids, *(source_id for source_id, _, _ in others)],
+                "label": names,
+                "kind": ["item"] * len(FILMS) + [kind for _, _, kind in others],
+            }
+        ),
+        relations=pd.DataFrame(
+            {
+                "relation": range(len(RELATIONS)),
+                "source_id": [name for name, _ in RELATIONS],
+                "label": [name for name, _ in RELATIONS],
+                "template": [template for _, template in RELATIONS],
+            }
+        ),
+        interactions=interactions.astype({"timestamp": "Int64"}),
+        triples=pd.DataFrame(triples, columns=["head", "relation", "tail"]),
+    )
+
+
+def tiny_study(
+    name: str = "films",
+    *,
+    reviews: Mapping[tuple[int, int], str] | None = None,
+    build: Mapping[str, Any] | None = None,
+    tables: Tables | None = None,
+) -> Study:
+    """Write the study under data/; ``reviews`` are texts by user and item, of any split."""
+    splits = {(user, item): split for user, item, split in INTERACTIONS}
+    rows = [(*pair, text, None, splits[pair]) for pair, text in sorted((reviews or {}).items())]
+    frame = pd.DataFrame(rows, columns=["user", "item", "text", "timestamp", "split"]).astype({"timestamp": "Int64"})
+    source = SourceFile(name="tiny.py", sha256="0" * 64, licence="MIT", origin="made by tests")
+    return create_study(
+        paths.data_root() / name,
+        name,
+        tables or tiny_tables(),
+        sources=(source,),
+        build=dict(build or {}),
+        funnel=(),
+        reviews=[frame] if rows else [],
+        overwrite=True,
+    )
+
+
+def in_memory(tables: Tables) -> Study:
+    """A study that is on no disk, so that its tables may hold what no study folder would take."""
+    manifest = _template().manifest
+    study = Study(paths.data_root() / "nowhere", manifest)
+    study.__dict__["tables"] = tables
+    return study
+
+
+def _template() -> Study:
+    if not (paths.data_root() / "template" / paths.MANIFEST).is_file():
+        tiny_study("template")
+    return Study.open("template")
+
+
+def prose(body: dict[str, Any]) -> str:
+    """A harmless profile that names what the prompt is about."""
+    quoted = [part for part in str(body["messages"][1]["content"]).split('"') if part][1]
+    return f"This is a profile of {quoted}, which is liked by those who care for the sea and for the people in it."
+
+
+@dataclass
+class Asked:
+    """Base URL of a server, and the bodies of the requests it got."""
+
+    base_url: str
+    bodies: list[dict[str, Any]]
+
+
+@contextmanager
+def served(answer: Callable[[dict[str, Any]], str] = prose) -> Iterator[Asked]:
+    """Run a loopback server in a thread; ``answer`` makes the text of an answer from the body of a request."""
+    ready, asked = threading.Event(), Asked("", [])
+    over: list[tuple[asyncio.AbstractEventLoop, asyncio.Event]] = []
+
+    def remembered(body: dict[str, Any]) -> str:
+        asked.bodies.append(body)
+        return answer(body)
+
+    async def serve() -> None:
+        ended = asyncio.Event()
+        async with LoopbackServer(remembered).running() as asked.base_url:
+            over.append((asyncio.get_running_loop(), ended))
+            ready.set()
+            await ended.wait()
+            for task in asyncio.all_tasks() - {asyncio.current_task()}:
+                task.cancel()
+
+    thread = threading.Thread(target=lambda: asyncio.run(serve()), daemon=True)
+    thread.start()
+    assert ready.wait(10), "the server did not start"
+    try:
+        yield asked
+    finally:
+        loop, ended = over[0]
+        loop.call_soon_threadsafe(ended.set)
+        thread.join(10)
+        assert not thread.is_alive(), "the server did not end"
+
+
+def generation(
+    study: Study,
+    base_url: str,
+    *,
+    source: str = "llm",
+    fill: str = "",
+    prompts: PromptConfig | None = None,
+    **llm: Any,
+) -> Generation:
+    """A generation that asks a server of these tests."""
+    settings = {"model": "small-model", "base_url": base_url, "concurrency": 4, **llm}
+    config = GenerationConfig.parse({"llm": LLMConfig.parse(settings), "prompts": prompts or {}, "fill": fill})
+    return Generation(study, config, source)
