@@ -171,7 +171,8 @@ class Quality:
         study = Study.open(self.dataset)
         texts = {source: study.profiles(source) for source in self.sources}
         vectors = {source: ensure_vectors(study, source, self.encoder) for source in self.sources}
-        print(quality_table(texts, prompt_texts(study), WORD_LIMIT, vectors).round(3).to_string(index=False))
+        prompts = {source: prompt_texts(study, source) for source in self.sources}
+        print(quality_table(texts, prompts, WORD_LIMIT, vectors).round(3).to_string(index=False))
         print("\nranking of the validation items by profile vectors alone:")
         print(signal_table(study, vectors).round(4).to_string(index=False))
 

@@ -323,11 +323,7 @@ class Study:
 
     def provenance(self, source: str) -> dict[str, Any]:
         """How the profiles of a source came about; empty if the file does not say or does not exist."""
-        try:
-            metadata = pyarrow.parquet.read_schema(self.profiles_path(source)).metadata or {}
-            return dict(json.loads(metadata[b"pandas"])["attributes"]["provenance"])
-        except (OSError, KeyError, ValueError, TypeError, pyarrow.ArrowException):
-            return {}
+        return _provenance(self.profiles_path(source))
 
     def _checked_profiles(self, frame: pd.DataFrame, where: str) -> pd.DataFrame:
         check_frame(PROFILES_SCHEMA, frame, where)
@@ -436,6 +432,15 @@ def create_study(
     return Study.open(path)
 
 
+def _provenance(file: Path) -> dict[str, Any]:
+    """What `Study.write_profile_batches` kept in a profiles table."""
+    try:
+        metadata = pyarrow.parquet.read_schema(file).metadata or {}
+        return dict(json.loads(metadata[b"pandas"])["attributes"]["provenance"])
+    except (OSError, KeyError, ValueError, TypeError, pyarrow.ArrowException):
+        return {}
+
+
 def _write_reviews(file: Path, batches: Iterable[pd.DataFrame], interactions: pd.DataFrame) -> int:
     """Check and write the reviews; without any no file is left. Returns their number."""
     check = ReviewCheck(interactions)
@@ -473,7 +478,11 @@ def check_replaceable(path: Path, overwrite: bool) -> None:
     if not (path / paths.MANIFEST).is_file():
         raise DataError(f"{path} exists and is no study folder; it is not replaced", "choose another name")
     kept = sorted(file.stem for file in (path / "profiles").glob(f"{paths.VISIBLE}.parquet"))
-    precious = [source for source in kept if source != REPRODUCIBLE_SOURCE]
+    precious = [
+        source
+        for source in kept
+        if source != REPRODUCIBLE_SOURCE and not _provenance(path / "profiles" / f"{source}.parquet").get("free")
+    ]
     if precious and not overwrite:
         raise DataError(
             f"{path} holds profiles of {some(precious)}, which a new build would delete",

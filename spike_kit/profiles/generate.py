@@ -20,6 +20,7 @@ import pandas as pd
 from spike_kit.config import Config
 from spike_kit.data.study import REPRODUCIBLE_SOURCE, SUBJECTS, Study
 from spike_kit.errors import DataError
+from spike_kit.profiles import loopback
 from spike_kit.profiles.checks import find_problem, remedy, tidy
 from spike_kit.profiles.cost import TOKENS_PER_WORD, estimate_tokens, prices
 from spike_kit.profiles.domains import domain_name
@@ -292,6 +293,7 @@ class Generation:
     def _provenance(self, filled: int, too_long: int) -> dict[str, Any]:
         return {
             "kind": "llm",
+            "free": self.config.llm.model == loopback.MODEL,
             "model": self.config.llm.model,
             "parameters": self.config.llm.parameters,
             "server": self.config.llm.base_url or "OpenAI",

@@ -29,6 +29,7 @@ from spike_kit.profiles.jobs import Job, Progress, Verdict, run_jobs
 from spike_kit.profiles.llm import Answer, LLMConfig
 from spike_kit.profiles.prompts import PromptConfig, PromptWriter, fenced
 from spike_kit.profiles.store import Key, Store, answers_path, exclusive
+from spike_kit.profiles.template import ensure_profiles
 from spike_kit.seeds import numpy_generator
 from spike_kit.storage import canonical_json, sha256_text
 
@@ -107,13 +108,15 @@ class Judge:
     def questions(self) -> list[_Question]:
         """All questions, in order."""
         writer = PromptWriter(self.study, PromptConfig())
+        template = ensure_profiles(self.study, progress=False).query("subject == 'item'")
+        items = dict(zip(template["id"].tolist(), template["text"], strict=True))
         found: list[_Question] = []
         for subject in SUBJECTS:
             ids = [number for number in self.study.expected_ids(subject) if writer.has_material(subject, number)]
             rng = numpy_generator(self.config.seed, f"judge {subject}")
             drawn = sorted(rng.choice(ids, min(self.config.sample, len(ids)), replace=False).tolist()) if ids else []
             for number in drawn:
-                data = writer.prompt(subject, number).data
+                data = writer.prompt(subject, number, lambda _: items).data
                 for shown in self._showings():
                     texts = tuple(self._texts[source][subject, number] for source in shown)
                     found.append(self._question(subject, number, shown, texts, data))

@@ -22,7 +22,7 @@ from spike_kit.profiles.cost import estimate_tokens
 from spike_kit.profiles.domains import DOMAINS, domain_name
 from spike_kit.profiles.facts import Links
 from spike_kit.profiles.names import Names
-from spike_kit.profiles.template import WORD_LIMIT
+from spike_kit.profiles.template import SOURCE, WORD_LIMIT
 from spike_kit.storage import canonical_json, sha256_text
 
 VERSION = "profiles 1"
@@ -273,10 +273,26 @@ class PromptWriter:
         return kept
 
 
-def prompt_texts(study: Study, config: PromptConfig | None = None) -> dict[tuple[str, int], str]:
-    """Data of every prompt of a study by subject and id, without other profiles: what facts can be held to."""
-    writer = PromptWriter(study, config)
-    return {(subject, prompt.id): prompt.data for subject in SUBJECTS for prompt in writer.prompts(subject)}
+_EVERYTHING = PromptConfig(
+    names_per_fact=1000, linked_items=1000, linked_words=1000, user_items=1000, user_item_words=1000
+)
+
+
+def prompt_texts(study: Study, source: str) -> dict[tuple[str, int], str]:
+    """What the facts of a source's profiles can be held to, by subject and id; empty where there was nothing to say.
+
+    For profiles of a language model these are the data of its prompts as they were asked, with the items' profiles of
+    the same source. For other sources they are everything that a prompt could hold, with the template profiles.
+    """
+    settings = study.provenance(source).get("prompt_settings")
+    frame = study.profiles(source if settings else SOURCE)
+    items = frame[frame["subject"] == "item"]
+    known = dict(zip(items["id"].tolist(), items["text"], strict=True))
+    writer = PromptWriter(study, PromptConfig.parse(settings) if settings else _EVERYTHING)
+    texts = dict.fromkeys(((subject, number) for subject in SUBJECTS for number in study.expected_ids(subject)), "")
+    for subject in SUBJECTS:
+        texts |= {(subject, prompt.id): prompt.data for prompt in writer.prompts(subject, lambda _: known)}
+    return texts
 
 
 def fenced(data: str) -> tuple[str, str]:

@@ -81,7 +81,9 @@ def nearest(rows: Tensor) -> float:
     return total / n
 
 
-def measure_profiles(profiles: Mapping[str, pd.DataFrame], prompts: Mapping[tuple[str, int], str]) -> pd.DataFrame:
+def measure_profiles(
+    profiles: Mapping[str, pd.DataFrame], prompts: Mapping[str, Mapping[tuple[str, int], str]]
+) -> pd.DataFrame:
     """Measure each profile of several sources, on the subjects that all of them have.
 
     Parameters
@@ -89,7 +91,8 @@ def measure_profiles(profiles: Mapping[str, pd.DataFrame], prompts: Mapping[tupl
     profiles
         Profile tables by source; of each the columns subject, id and text are used.
     prompts
-        Text of the prompt (the facts that were given) by subject and id.
+        What the facts of a profile are held to, by source, then subject and id; see
+        `spike_kit.profiles.prompts.prompt_texts`.
 
     Returns
     -------
@@ -107,18 +110,20 @@ def measure_profiles(profiles: Mapping[str, pd.DataFrame], prompts: Mapping[tupl
     common = sorted(shared, key=lambda pair: (SUBJECTS.index(pair[0]), pair[1]))
     if not common:
         raise DataError(f"no subject has a profile of each source ({some(texts)})", "compare fewer sources")
-    missing = [pair for pair in common if pair not in prompts]
-    if missing:
-        raise DataError(f"no prompt for {some(missing)}", "give the prompt of every profile that is compared")
+    for source in profiles:
+        missing = [pair for pair in common if pair not in prompts.get(source, {})]
+        if missing:
+            raise DataError(
+                f"no prompt of source {source} for {some(missing)}", "give the prompt of every profile that is compared"
+            )
     chosen = {source: column.loc[common].tolist() for source, column in texts.items()}
-    asked = [prompts[pair] for pair in common]
-    ordinary = lower_words(chain(asked, *chosen.values()))
+    asked = {source: [prompts[source][pair] for pair in common] for source in chosen}
+    ordinary = lower_words(chain(*asked.values(), *chosen.values()))
     parts = []
     for source, column in chosen.items():
         facts = [named_facts(text, ordinary) for text in column]
-        good = [
-            sum(supported(fact, key) for fact in row) for row, key in zip(facts, map(comparable, asked), strict=True)
-        ]
+        keys = map(comparable, asked[source])
+        good = [sum(supported(fact, key) for fact in row) for row, key in zip(facts, keys, strict=True)]
         frame = pd.DataFrame(common, columns=["subject", "id"])
         names = np.array([len(row) for row in facts])
         shares = np.divide(good, names, out=np.full(len(names), math.nan), where=names > 0)
@@ -140,7 +145,7 @@ def _by_subject(source: str, frame: pd.DataFrame) -> pd.Series:
 
 def quality_table(
     profiles: Mapping[str, pd.DataFrame],
-    prompts: Mapping[tuple[str, int], str],
+    prompts: Mapping[str, Mapping[tuple[str, int], str]],
     limits: Mapping[str, int],
     vectors: Mapping[str, ProfileVectors] | None = None,
 ) -> pd.DataFrame:

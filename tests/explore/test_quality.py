@@ -24,7 +24,8 @@ def traces(chart: Any) -> Any:
 def measured(study: Study) -> pd.DataFrame:
     template = study.profiles()
     prompts = dict(zip(zip(template["subject"], template["id"], strict=True), template["text"], strict=True))
-    return measure_profiles({"template": template, HOSTILE: template.assign(text="by Nobody Known")}, prompts)
+    both = {"template": template, HOSTILE: template.assign(text="by Nobody Known")}
+    return measure_profiles(both, dict.fromkeys(both, prompts))
 
 
 def test_a_box_of_words_per_source_and_subject_with_the_limits(measured: pd.DataFrame) -> None:

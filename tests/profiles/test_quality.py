@@ -236,7 +236,8 @@ def frame(rows: list[tuple[str, int, str]]) -> pd.DataFrame:
 
 TEMPLATE = frame([("item", 0, "Alien by Ridley Scott."), ("item", 1, "Big with Tom Hanks."), ("user", 0, "likes Big")])
 MODEL = frame([("user", 0, "likes many slow films"), ("item", 1, "Big with Bill Murray."), ("auxiliary", 2, "Horror")])
-PROMPTS = {("item", 0): "Alien Ridley Scott", ("item", 1): "BIG: tom hanks", ("user", 0): "Big"}
+ASKED = {("item", 0): "Alien Ridley Scott", ("item", 1): "BIG: tom hanks", ("user", 0): "Big"}
+PROMPTS = dict.fromkeys(("template", "model", "a", "b"), ASKED)
 
 
 def test_sources_are_compared_on_the_subjects_they_share() -> None:
@@ -267,8 +268,8 @@ def test_spread_is_that_of_the_compared_rows() -> None:
 
 
 def test_wrong_input_is_named() -> None:
-    with pytest.raises(DataError, match=r"no prompt for \('item', 1\)"):
-        measure_profiles({"template": TEMPLATE}, {pair: PROMPTS[pair] for pair in PROMPTS if pair != ("item", 1)})
+    with pytest.raises(DataError, match=r"no prompt of source template for \('item', 1\)"):
+        measure_profiles({"template": TEMPLATE}, {"template": {pair: ASKED[pair] for pair in list(ASKED)[::2]}})
     with pytest.raises(ConfigError, match="no limit of words for the subject named 'user'"):
         quality_table({"template": TEMPLATE}, PROMPTS, {"item": 9})
     with pytest.raises(DataError, match=r"no subject has a profile of each source \(a, b\)"):
