@@ -30,6 +30,8 @@ def run_label(run: Run) -> str:
     for key, usual in (("profiles", SOURCE), ("encoder", DEFAULT_ENCODER)):
         if config.get(key, usual) != usual:
             changes.append(f"{key}={config[key]}")
+    if config.get("possibly_leaky"):
+        changes.append("possibly leaky profiles")
     return f"{name} {', '.join(changes)}" if changes else name
 
 

@@ -75,6 +75,12 @@ def run(config: RunConfig, device: torch.device | str = "cpu", progress: bool = 
     if (found := runs.find_run(described)) is not None:
         logger.info("%s is done already", found.path.name)
         return found
+    if leaky := described.get("possibly_leaky"):
+        logger.warning(
+            "profiles of %s may describe held-out interactions (%s): report no gain from them",
+            config.profiles,
+            ", ".join(leaky),
+        )
     device = torch.device(device)
     tasks = {split: RankingTask.from_tables(study.tables, split, device) for split in ("valid", "test")}
     for task in tasks.values():

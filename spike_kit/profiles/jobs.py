@@ -267,8 +267,7 @@ class _Runner:
             attempts=attempts,
             server=self._config.base_url,
         )
-        if usable:
-            statements.append(asked(job.key.prompt_sha256, job.version, job.shown))
+        statements.append(asked(job.key.prompt_sha256, job.version, job.shown))
         await self._committer.commit(statements)
         self._progress.tokens_in += answer.usage["prompt_tokens"]
         self._progress.tokens_out += answer.usage["completion_tokens"]

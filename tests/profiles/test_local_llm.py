@@ -83,7 +83,7 @@ def test_a_real_model_writes_profiles_that_are_stored_checked_and_encoded(
     with Store(generation.answers) as store:
         kept = store.run("SELECT text, latency, server FROM answers")
         turned_down = store.run("SELECT problem FROM rejected")
-        assert store.run("SELECT count(*) FROM prompts") == [(seen.done,)]
+        assert store.run("SELECT count(*) FROM prompts") == [(total,)]
         assert store.run("SELECT kind, message FROM events") == []
     assert len(kept) == seen.done
     assert len(kept) + len(turned_down) == seen.calls
