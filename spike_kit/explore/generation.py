@@ -24,6 +24,11 @@ class GenerationSession:
         What to ask.
     on_change
         Called from the thread about twice a second and at the end.
+
+    Attributes
+    ----------
+    running
+        Whether calls are being made.
     """
 
     def __init__(self, generation: Generation, on_change: Callable[[], None] | None = None) -> None:
@@ -33,13 +38,9 @@ class GenerationSession:
         self.progress = Progress(total=int(self.estimate.table[["answered", "to ask"]].to_numpy().sum()))
         self.outcome: Outcome | None = None
         self.error = ""
+        self.running = False
         self._stop = threading.Event()
         self._thread: threading.Thread | None = None
-
-    @property
-    def running(self) -> bool:
-        """Whether calls are being made."""
-        return self._thread is not None and self._thread.is_alive()
 
     def start(self) -> None:
         """Begin, or go on after a stop or an error; answers from before are not asked again."""
@@ -47,6 +48,7 @@ class GenerationSession:
             return
         self._stop = threading.Event()
         self.progress, self.outcome, self.error = Progress(total=self.progress.total), None, ""
+        self.running = True
         self._thread = threading.Thread(target=self._run, name="spike_kit generation", daemon=True)
         self._thread.start()
 
@@ -65,6 +67,7 @@ class GenerationSession:
         except SpikeKitError as error:
             self.error = str(error)
         finally:
+            self.running = False
             self._changed()
 
     def _changed(self) -> None:
@@ -123,7 +126,7 @@ def generation_panel(generation: Generation) -> Any:
 
     def refresh() -> None:
         bar.value = session.share
-        bar.bar_style = "danger" if session.error else "success" if session.outcome else ""
+        bar.bar_style = "danger" if session.error else "success" if session.outcome and session.outcome.path else ""
         status.value = escape(session.status)
         start.disabled, stop.disabled = session.running, not session.running
 
