@@ -9,7 +9,7 @@ from typing import Literal
 from spike_kit.data.text import clean, mostly_not_latin
 from spike_kit.profiles.llm import Answer
 
-Problem = Literal["", "empty", "refused", "truncated", "language", "too_long"]
+Problem = Literal["", "empty", "refused", "truncated", "format", "language", "too_long"]
 """What is wrong with an answer; nothing if empty. All but ``too_long`` make it unusable."""
 
 REMEDIES: dict[str, str] = {
@@ -19,6 +19,7 @@ REMEDIES: dict[str, str] = {
         "as one paragraph from the data alone."
     ),
     "truncated": "The reply broke off. Write a shorter paragraph, well below {limit} words, and end it.",
+    "format": "The reply was JSON. Write the profile alone, as one paragraph of plain English.",
     "language": "The reply was not in English. Write the same profile as one paragraph in English.",
     "too_long": "The reply had {words} words. Say the same in at most {limit} words, as one paragraph.",
 }
@@ -29,9 +30,7 @@ _REFUSAL_WORDS = 80
 _ENGLISH_SHARE = 0.08
 _ENGLISH_FROM = 15
 
-_THOUGHTS = re.compile(r"<think>.*?</think>", re.S)
-_FENCE = re.compile(r"^\s*```[a-z]*\s*(.*?)\s*```\s*$", re.S)
-_HEADING = re.compile(r"^(?:#{1,6} .{0,80}\n+|\W{0,3}(?:user |item |entity )?profile\W{0,3}:\W{0,3}\s*)", re.I)
+_LABEL = re.compile(r"^\W{0,3}(?:user |item |entity )?profile\W{0,3}:[\s*]{0,3}", re.I)
 _REFUSAL = re.compile(
     r"^\W*(?:(?:i'm|i am) (?:sorry|unable|not able)|sorry\b|i (?:cannot|can't|can not|won't)|as an ai\b|i apologi.e)",
     re.I,
@@ -44,26 +43,45 @@ _ENGLISH = frozenset(
 
 def tidy(text: str) -> str:
     """Turn an answer into one line, without thoughts in ``<think>``, fences, a JSON wrapper, heading or quotes."""
-    text = _THOUGHTS.sub(" ", text).strip()
-    if fenced := _FENCE.match(text):
-        text = fenced[1]
+    text = _without_fence(_without_thoughts(text).strip())
     if text.startswith("{"):
         text = _unwrapped(text)
-    text = _HEADING.sub("", text, count=1).replace("**", "")
-    text = clean(text)
+    text = clean(_LABEL.sub("", _without_heading(text), count=1).replace("**", ""))
     if len(text) > 1 and text[0] + text[-1] in ('""', "“”", "''") and text[0] not in text[1:-1]:
         text = text[1:-1].strip()
     return text
 
 
+def _without_thoughts(text: str) -> str:
+    """What follows the last ``</think>``, or else what stands before the first ``<think>``."""
+    if "</think>" not in text:
+        return text
+    return text.rpartition("</think>")[2].strip() or text.partition("<think>")[0]
+
+
+def _without_fence(text: str) -> str:
+    if len(text) < 6 or not (text.startswith("```") and text.endswith("```")):
+        return text
+    first, newline, rest = text[3:-3].partition("\n")
+    return (rest if newline and (not first.strip() or first.strip().isalnum()) else text[3:-3]).strip()
+
+
 def _unwrapped(text: str) -> str:
-    """Value of a JSON object that holds a single text."""
+    """Text of a JSON object: its field ``profile``, or its only one."""
     try:
         values = json.loads(text)
     except (ValueError, RecursionError):
         return text
-    only = list(values.values())
-    return only[0] if len(only) == 1 and isinstance(only[0], str) else text
+    only = values.get("profile", next(iter(values.values())) if len(values) == 1 else None)
+    return only if isinstance(only, str) else text
+
+
+def _without_heading(text: str) -> str:
+    """What follows a first line in bold or marked as a heading."""
+    first, _, rest = text.partition("\n")
+    line = first.strip().rstrip(":").strip()
+    is_bold = len(line) > 4 and line.startswith("**") and line.endswith("**")
+    return rest if rest.strip() and (is_bold or line.startswith("#")) else text
 
 
 def find_problem(answer: Answer, limit: int) -> Problem:
@@ -77,6 +95,8 @@ def find_problem(answer: Answer, limit: int) -> Problem:
         return "refused"
     if answer.finish_reason == "length" or text.startswith("<think>"):
         return "truncated"
+    if text[:1] in ("{", "[") and text[-1:] in ("}", "]"):
+        return "format"
     if len(words) < _FEWEST_WORDS or not _WORD.search(text):
         return "refused" if _REFUSAL.match(text) else "empty"
     if _REFUSAL.match(text) and len(words) < _REFUSAL_WORDS:

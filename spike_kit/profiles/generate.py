@@ -176,7 +176,7 @@ class Generation:
         """
         progress = Progress() if progress is None else progress
         ending = threading.Event() if stop is None else stop
-        return in_own_loop(self._run(progress, ending, watch))
+        return in_own_loop(self._run(progress, ending, watch), ending)
 
     async def _run(self, progress: Progress, stop: threading.Event, watch: Watch | None) -> Outcome:
         store = Store(self.answers)
@@ -296,7 +296,7 @@ class Generation:
             "free": self.config.llm.model == loopback.MODEL,
             "model": self.config.llm.model,
             "parameters": self.config.llm.parameters,
-            "server": self.config.llm.base_url or "OpenAI",
+            "server": self.config.llm.server or "OpenAI",
             "prompts": VERSION,
             "domain": domain_name(self.study, self.config.prompts.domain),
             "prompt_settings": self.config.prompts.model_dump(),
@@ -327,14 +327,28 @@ def _source_name(model: str) -> str:
     return name.strip("-._")
 
 
-def in_own_loop(work: Coroutine[Any, Any, Result]) -> Result:
-    """Run a coroutine to its end, also where an event loop is running already (as in a notebook)."""
+def in_own_loop(work: Coroutine[Any, Any, Result], stop: threading.Event) -> Result:
+    """Run a coroutine to its end, also where an event loop is running already (as in a notebook).
+
+    There an interrupt sets ``stop`` and is raised again when the run has ended.
+    """
+    if not _loop_is_running():
+        return asyncio.run(work)
+    with ThreadPoolExecutor(1) as thread:
+        running = thread.submit(asyncio.run, work)
+        try:
+            return running.result()
+        except BaseException:
+            stop.set()
+            raise
+
+
+def _loop_is_running() -> bool:
     try:
         asyncio.get_running_loop()
     except RuntimeError:
-        return asyncio.run(work)
-    with ThreadPoolExecutor(1) as thread:
-        return thread.submit(asyncio.run, work).result()
+        return False
+    return True
 
 
 @contextmanager

@@ -8,8 +8,9 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
+from spike_kit.data.text import cut
 from spike_kit.errors import LLMError, SpikeKitError
 from spike_kit.profiles.llm import (
     AMBIGUOUS,
@@ -35,6 +36,9 @@ _BUSY_FACTOR = 5
 
 _OF_ONE_SUBJECT = frozenset({"content", "empty", "refused", "truncated", "language", "format"})
 """Failures that say nothing about the other questions."""
+
+_QUOTED = 3000
+"""Characters of an unusable answer that the model is shown again."""
 
 _FIRST_PAUSE = 0.5
 _LONGEST_PAUSE = 30.0
@@ -244,6 +248,7 @@ class _Runner:
                 return
             answer, attempts = outcome
             verdict = job.judge(answer)
+            verdict = replace(verdict, text=self._client.without_key(verdict.text))
             used += 1
             usable = verdict.usable and (not verdict.problem or used >= allowed)
             await self._keep(job, answer, verdict, usable, attempts)
@@ -265,7 +270,7 @@ class _Runner:
             verdict.problem,
             usable=usable,
             attempts=attempts,
-            server=self._config.base_url,
+            server=self._config.server,
         )
         statements.append(asked(job.key.prompt_sha256, job.version, job.shown))
         await self._committer.commit(statements)
@@ -284,17 +289,19 @@ class _Runner:
         met: Counter[str] = Counter()
         while True:
             await self._rest(lambda: self._limiter.pause)
-            if self._ending:
-                return None
             await self._limiter.enter()
             started = time.monotonic()
             try:
                 if self._ending:
                     return None
+                if self._limiter.pause > 0:
+                    continue
                 self._progress.calls += 1
                 answer = await self._client.ask(messages)
             except CallError as error:
                 failure = error
+                if failure.kind == "busy":
+                    self._limiter.busy(started, self._wait(failure, met))
             else:
                 self._limiter.succeeded()
                 self._failed_in_a_row = 0
@@ -304,10 +311,10 @@ class _Runner:
             self._progress.unclear += failure.kind in AMBIGUOUS
             met["busy" if failure.kind == "busy" else "other"] += 1
             await self._committer.commit([event(job.key, failure.kind, failure.message)])
-            if not await self._may_retry(job, failure, met, started):
+            if not await self._may_retry(job, failure, met):
                 return None
 
-    async def _may_retry(self, job: Job, failure: CallError, met: Counter[str], started: float) -> bool:
+    async def _may_retry(self, job: Job, failure: CallError, met: Counter[str]) -> bool:
         """Decide what a failed attempt means; waits where the call is to be made again."""
         if failure.kind == "stop":
             raise LLMError(failure.message, failure.hint)
@@ -315,19 +322,23 @@ class _Runner:
         if failure.kind not in RETRIED or spent:
             await self._give_up(job, failure.kind, failure.message)
             return False
-        backoff = min(_LONGEST_PAUSE, _FIRST_PAUSE * 2 ** (met.total() - 1)) * self._jitter.uniform(0.5, 1.0)
-        wait = backoff if failure.wait is None else failure.wait
+        wait = self._wait(failure, met)
         if wait > self._config.longest_wait:
             raise LLMError(
                 f"the server asks to wait {wait:.0f} s: {failure.message}", "run the same command again later"
             )
         if failure.kind == "busy":
             self._progress.waits += 1
-            self._limiter.busy(started, wait)
         else:
             until = time.monotonic() + wait
             await self._rest(lambda: until - time.monotonic())
         return True
+
+    def _wait(self, failure: CallError, met: Counter[str]) -> float:
+        """Seconds to wait after a failure: what the server asks for, else longer from time to time."""
+        if failure.wait is not None:
+            return failure.wait
+        return min(_LONGEST_PAUSE, _FIRST_PAUSE * 2 ** met.total()) * self._jitter.uniform(0.5, 1.0)
 
     async def _rest(self, left: Callable[[], float]) -> None:
         """Sleep for as long as there is something left, or until the run ends."""
@@ -343,12 +354,12 @@ class _Runner:
         if self._failed_in_a_row >= FAILURES_IN_A_ROW and self._error is None:
             self._error = LLMError(
                 f"{self._failed_in_a_row} questions in a row failed; the last: {kind}: {message}",
-                f"is the server running at {self._config.base_url or 'OpenAI'}, and does it know these settings? "
+                f"is the server running at {self._config.server or 'OpenAI'}, and does it know these settings? "
                 "Answers so far are kept; the same command goes on.",
             )
 
 
 def once_more(job: Job, last: Stored) -> list[Message]:
     """Continue the chat after an answer that could not be used."""
-    said = [{"role": "assistant", "content": last.text}] if last.text else []
+    said = [{"role": "assistant", "content": cut(last.text, _QUOTED)}] if last.text else []
     return [*job.messages, *said, {"role": "user", "content": job.remedy(last.problem, last.text)}]

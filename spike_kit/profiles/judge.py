@@ -163,7 +163,8 @@ class Judge:
             If the model cannot be asked.
         """
         progress = Progress() if progress is None else progress
-        return in_own_loop(self._run(progress, threading.Event() if stop is None else stop, watch))
+        ending = threading.Event() if stop is None else stop
+        return in_own_loop(self._run(progress, ending, watch), ending)
 
     async def _run(
         self, progress: Progress, stop: threading.Event, watch: Callable[[str, Progress], None] | None

@@ -8,13 +8,14 @@ from __future__ import annotations
 
 import asyncio
 import json
+import logging
 import os
 import re
 import time
 from collections import deque
-from collections.abc import AsyncIterator, Callable, Sequence
-from contextlib import asynccontextmanager
-from dataclasses import dataclass
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from contextlib import asynccontextmanager, contextmanager
+from dataclasses import dataclass, replace
 from email.utils import parsedate_to_datetime
 from functools import partial
 from typing import Any, Literal
@@ -63,14 +64,21 @@ class LLMConfig(Config):
     @field_validator("base_url")
     @classmethod
     def _check_url(cls, value: str) -> str:
-        if not value:
-            return value
-        parts = urlsplit(value)
-        if parts.scheme not in ("http", "https") or not parts.hostname:
-            raise ValueError("expected http://HOST:PORT/v1 or https://...")
-        if parts.username or parts.password or parts.query or parts.fragment:
-            raise ValueError("a base URL holds no key, no query and no fragment; keys come from the environment")
-        return value.rstrip("/")
+        return _checked_url(value)
+
+    @property
+    def server(self) -> str:
+        """Server that is asked: ``base_url``, or else the environment variable OPENAI_BASE_URL; empty for OpenAI's.
+
+        Raises
+        ------
+        LLMError
+            If the variable holds no usable address.
+        """
+        try:
+            return self.base_url or _checked_url(os.environ.get(_URL_VARIABLE, "").strip())
+        except ValueError as error:
+            raise LLMError(f"the environment variable {_URL_VARIABLE} holds no usable address: {error}") from error
 
     @field_validator("extra")
     @classmethod
@@ -98,15 +106,35 @@ class LLMConfig(Config):
         Raises
         ------
         LLMError
-            If the variable is not set and the server is OpenAI's.
+            If the variable is not set and the server is OpenAI's, or what it holds cannot be a key.
         """
         key = os.environ.get(self.key_variable, "").strip()
-        if not key and not self.base_url:
+        if not key and not self.server:
             raise LLMError(
                 f"the environment variable {self.key_variable} holds no key",
                 f"export {self.key_variable}=..., or name your own server with --base-url",
             )
+        if not all("!" <= character <= "~" for character in key):
+            raise LLMError(
+                f"what the environment variable {self.key_variable} holds cannot be a key: it has blanks, line breaks "
+                "or characters beyond ASCII",
+                "set it again",
+            )
         return key or "none"
+
+
+_URL_VARIABLE = "OPENAI_BASE_URL"
+
+
+def _checked_url(value: str) -> str:
+    if not value:
+        return value
+    parts = urlsplit(value)
+    if parts.scheme not in ("http", "https") or not parts.hostname:
+        raise ValueError("expected http://HOST:PORT/v1 or https://...")
+    if parts.username or parts.password or parts.query or parts.fragment:
+        raise ValueError("a base URL holds no key, no query and no fragment; keys come from the environment")
+    return value.rstrip("/")
 
 
 @dataclass(frozen=True)
@@ -152,7 +180,7 @@ class CallError(Exception):
     def __init__(self, kind: FailureKind, message: str, wait: float | None = None, hint: str = "") -> None:
         super().__init__(message)
         self.kind: FailureKind = kind
-        self.message = message
+        self.message = _storable(message)
         self.wait = wait
         self.hint = hint
 
@@ -201,8 +229,8 @@ class Client:
             never = isinstance(error.__cause__, self._http.ConnectError | self._http.ConnectTimeout)
             cause = self.without_key(str(error.__cause__ or error)) or type(error.__cause__).__name__
             raise CallError("unreachable" if never else "connection", cause) from error
-        except self._openai.OpenAIError as error:
-            raise CallError("garbage", self.without_key(str(error))) from error
+        except Exception as error:  # the SDK lets through what it did not expect in a response
+            raise CallError("garbage", self.without_key(f"{type(error).__name__}: {error}")[:300]) from error
         return self._answer(response.content, time.perf_counter() - started)
 
     def without_key(self, text: str) -> str:
@@ -211,10 +239,11 @@ class Client:
 
     def _answer(self, body: bytes, seconds: float) -> Answer:
         try:
-            answer = read_completion(json.loads(self.without_key(body.decode())), seconds)
+            answer = read_completion(json.loads(body), seconds)
         except (ValueError, RecursionError) as error:
             raise CallError("garbage", f"the response is no chat completion: {type(error).__name__}") from error
-        return answer
+        hidden = {name: self.without_key(getattr(answer, name)) for name in ("text", "finish_reason", "refusal")}
+        return replace(answer, **hidden)
 
     def _status_error(self, error: Any) -> CallError:
         status, body = error.status_code, error.body if isinstance(error.body, dict) else {}
@@ -255,10 +284,28 @@ def read_completion(values: Any, seconds: float) -> Answer:
             raise TypeError("content is no text")
         counted = {name: _count(usage.get(name)) for name in ("prompt_tokens", "completion_tokens")}
         reason = str(choice.get("finish_reason") or "stop")[:40]
+        text, reason, refusal = (_storable(part) for part in (text, reason, refusal))
     except (KeyError, IndexError, TypeError, AttributeError) as error:
         raise ValueError(f"no chat completion: {error!r}") from error
-    text, refusal = (part.encode("utf-8", "replace").decode() for part in (text, refusal))
     return Answer(text, reason, counted, seconds, refusal)
+
+
+def _storable(text: str) -> str:
+    """Text without halves of surrogate pairs, which cannot be written as UTF-8."""
+    return text.encode("utf-8", "replace").decode()
+
+
+@contextmanager
+def _no_header_logs() -> Iterator[None]:
+    """Keep the libraries from logging headers, in which a server may send the key back, at level DEBUG."""
+    loggers = {logger: logger.level for logger in map(logging.getLogger, ("httpcore2", "openai"))}
+    for logger, level in loggers.items():
+        logger.setLevel(max(level, logging.INFO))
+    try:
+        yield
+    finally:
+        for logger, level in loggers.items():
+            logger.setLevel(level)
 
 
 @asynccontextmanager
@@ -275,21 +322,23 @@ async def open_client(config: LLMConfig) -> AsyncIterator[Client]:
     openai, http = require("openai", "llm"), require("httpx2", "llm")
     key = config.key()
     transport = _transport(http, config.concurrency)
-    async with (
-        openai.DefaultAsyncHttpxClient(transport=transport, timeout=config.timeout) as connections,
-        openai.AsyncOpenAI(
-            api_key=key,
-            base_url=config.base_url or None,
-            max_retries=0,
-            http_client=connections,
-            default_headers={"Accept-Encoding": "identity"},
-        ) as sdk,
-    ):
-        yield Client(config, sdk, key)
+    connecting = openai.DefaultAsyncHttpxClient(transport=transport, timeout=config.timeout, follow_redirects=False)
+    with _no_header_logs():
+        async with (
+            connecting as connections,
+            openai.AsyncOpenAI(
+                api_key=key,
+                base_url=config.server or None,
+                max_retries=0,
+                http_client=connections,
+                default_headers={"Accept-Encoding": "identity"},
+            ) as sdk,
+        ):
+            yield Client(config, sdk, key)
 
 
 def _transport(http: Any, connections: int) -> Any:
-    """Transport with so many connections that stops reading a response at `MAX_ANSWER_BYTES`.
+    """Transport with so many connections that stops reading a response at `MAX_ANSWER_BYTES` and keeps no cookies.
 
     Each connection is a pool of its own: the library looks through a whole pool at every request, which costs as much
     as the rest of the call when there are many.
@@ -329,6 +378,7 @@ def _transport(http: Any, connections: int) -> Any:
                 release()
                 raise
             response.stream = Stream(response.stream, release)
+            response.headers.pop("set-cookie", None)
             if response.headers.get("content-encoding", "identity") != "identity":
                 await response.aclose()
                 raise http.DecodingError("the response is compressed, which was not asked for", request=request)

@@ -267,9 +267,9 @@ class Committer:
             try:
                 self._store.begin(everything)
                 await loop.run_in_executor(self._thread, self._store.commit)
-            except StorageError as error:
+            except Exception as error:
                 for _, done in batch:
-                    done.set_exception(StorageError(error.message, error.hint))
+                    done.set_exception(_copy(error))
             else:
                 for _, done in batch:
                     done.set_result(None)
@@ -297,18 +297,33 @@ def exclusive(store: Store) -> Iterator[None]:
         If another process holds it.
     """
     path = store.path.with_suffix(".lock")
-    path.parent.mkdir(parents=True, exist_ok=True)
-    lock = sqlite3.connect(path, timeout=0, isolation_level=None, check_same_thread=False)
+    with _explained(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        lock = sqlite3.connect(path, timeout=0, isolation_level=None, check_same_thread=False)
     try:
-        try:
-            lock.execute("BEGIN EXCLUSIVE")
-        except sqlite3.OperationalError as error:
-            raise DataError(
-                f"another process is asking a model for {store.path.stem}", "wait until it has ended, or stop it"
-            ) from error
+        with _explained(path):
+            _take(lock, store)
         yield
     finally:
         lock.close()
+
+
+def _take(lock: sqlite3.Connection, store: Store) -> None:
+    try:
+        lock.execute("BEGIN EXCLUSIVE")
+    except sqlite3.OperationalError as error:
+        if error.sqlite_errorcode != sqlite3.SQLITE_BUSY:
+            raise
+        raise DataError(
+            f"another process is asking a model for {store.path.stem}", "wait until it has ended, or stop it"
+        ) from error
+
+
+def _copy(error: Exception) -> Exception:
+    """The same error for another waiter: one exception object must not be raised twice."""
+    if isinstance(error, StorageError):
+        return StorageError(error.message, error.hint)
+    return RuntimeError(f"an answer could not be stored: {error!r}")
 
 
 @contextmanager

@@ -1,0 +1,353 @@
+"""A chat server that can be told how to fail, request by request, and remembers everything it was asked.
+
+It listens on 127.0.0.1 in a thread with an event loop of its own, so that clients may be in this process or another.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import gzip
+import hashlib
+import json
+import sqlite3
+import threading
+import time
+from collections import Counter
+from collections.abc import Awaitable, Callable
+from contextlib import closing
+from dataclasses import dataclass, replace
+from itertools import islice
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+from spike_kit.data.study import SourceFile, Study, create_study
+from spike_kit.profiles.generate import Generation, GenerationConfig
+from spike_kit.profiles.jobs import Progress, run_jobs
+from spike_kit.profiles.llm import LLMConfig
+from spike_kit.profiles.loopback import LoopbackServer, completion, response
+from spike_kit.profiles.store import Store
+from tests.world import ITEMS_PER_GROUP, USERS_PER_GROUP, make_world
+
+
+@dataclass
+class Asked:
+    """One request.
+
+    Attributes
+    ----------
+    number
+        Place among all requests, from 1.
+    subject
+        Hash of the first two messages: the prompt, whatever was said after it.
+    nth
+        How often this prompt was sent by now, from 1.
+    body, head
+        JSON of the request; its first line and headers.
+    arrived, sent
+        Times (monotonic) of the last byte in and of the last byte out; ``sent`` is infinite until then.
+    """
+
+    number: int
+    subject: str
+    nth: int
+    body: dict[str, Any]
+    head: bytes
+    arrived: float
+    sent: float = float("inf")
+
+    @property
+    def messages(self) -> list[dict[str, str]]:
+        return self.body["messages"]
+
+    @property
+    def prompt(self) -> str:
+        return self.messages[1]["content"]
+
+
+Reply = Callable[[Asked, asyncio.StreamWriter], Awaitable[None]]
+"""Answers one request; raises `ConnectionError` to drop the connection."""
+
+Script = Callable[[Asked], Reply]
+"""Chooses a reply for every request."""
+
+
+def subject_of(messages: list[dict[str, str]]) -> str:
+    """Hash of a prompt."""
+    return hashlib.sha256(json.dumps(messages[:2], sort_keys=True).encode()).hexdigest()
+
+
+def prose(asked: Asked, words: int = 30) -> str:
+    """Harmless English, different for every prompt."""
+    said = f"Profile {asked.subject[:12]} is for the viewer who likes a story of the sea and of the people in it"
+    return " ".join((said.split() * 20)[:words])
+
+
+class ScriptedServer(LoopbackServer):
+    """Answers as a script says, counts and remembers; use it as a context: it runs in a thread.
+
+    Parameters
+    ----------
+    script
+        Chooses the reply of every request; may be replaced at any time.
+
+    Attributes
+    ----------
+    log
+        All requests so far, in the order of their arrival.
+    peak
+        Most requests that were being answered at once.
+    """
+
+    def __init__(self, script: Script | None = None) -> None:
+        super().__init__()
+        self.script: Script = script or (lambda _: good())
+        self.log: list[Asked] = []
+        self.counts: Counter[str] = Counter()
+        self.peak = 0
+        self.base_url = ""
+        self._active = 0
+        self._ready = threading.Event()
+
+    def __enter__(self) -> Self:
+        self._thread = threading.Thread(target=lambda: asyncio.run(self._run()))
+        self._thread.start()
+        assert self._ready.wait(10), "the server did not start"
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._loop.call_soon_threadsafe(self._over.set)
+        self._thread.join(10)
+        assert not self._thread.is_alive(), "the server did not end"
+
+    async def _run(self) -> None:
+        self._loop, self._over = asyncio.get_running_loop(), asyncio.Event()
+        async with self.running() as self.base_url:
+            self._ready.set()
+            await self._over.wait()
+            for task in asyncio.all_tasks() - {asyncio.current_task()}:
+                task.cancel()
+
+    async def respond(self, head: bytes, body: bytes, writer: asyncio.StreamWriter) -> None:
+        """Answer one request as the script says."""
+        request = json.loads(body)
+        subject = subject_of(request["messages"])
+        self.requests += 1
+        self.counts[subject] += 1
+        asked = Asked(self.requests, subject, self.counts[subject], request, head, time.monotonic())
+        self.log.append(asked)
+        self._active += 1
+        self.peak = max(self.peak, self._active)
+        try:
+            await self.script(asked)(asked, writer)
+            await writer.drain()
+            asked.sent = time.monotonic()
+        finally:
+            self._active -= 1
+
+    def forget(self) -> None:
+        """Start counting anew."""
+        self.log, self.counts, self.requests, self.peak = [], Counter(), 0, 0
+
+
+def says(text: str | Callable[[Asked], str], finish_reason: str = "stop", delay: float = 0.0, **message: Any) -> Reply:
+    """A chat completion; ``message`` are further fields of the message."""
+
+    async def reply(asked: Asked, writer: asyncio.StreamWriter) -> None:
+        await asyncio.sleep(delay)
+        body = completion(text if isinstance(text, str) else text(asked), asked.body, finish_reason)
+        body["choices"][0]["message"] |= message
+        writer.write(response(200, body))
+
+    return reply
+
+
+def good(delay: float = 0.0) -> Reply:
+    """A profile without any problem."""
+    return says(prose, delay=delay)
+
+
+def fails(status: int, code: str = "", message: str = "made to fail", headers: str = "", delay: float = 0.0) -> Reply:
+    """An error as OpenAI words it; ``headers`` are lines that end in CRLF."""
+
+    async def reply(asked: Asked, writer: asyncio.StreamWriter) -> None:
+        await asyncio.sleep(delay)
+        error = {"message": message, "type": "error", "param": None, "code": code or None}
+        writer.write(response(status, {"error": error}, headers))
+
+    return reply
+
+
+def sends(value: Any) -> Reply:
+    """Status 200 with this JSON value, or with these bytes."""
+
+    async def reply(asked: Asked, writer: asyncio.StreamWriter) -> None:
+        writer.write(_head(len(value)) + value if isinstance(value, bytes) else response(200, value))
+
+    return reply
+
+
+def speaks(data: bytes) -> Reply:
+    """These bytes, and the end of the connection."""
+
+    async def reply(asked: Asked, writer: asyncio.StreamWriter) -> None:
+        writer.write(data)
+        await writer.drain()
+        raise ConnectionResetError
+
+    return reply
+
+
+def waits(seconds: float) -> Reply:
+    """Nothing for so long, then a good answer (which comes too late)."""
+    return good(seconds)
+
+
+async def drops(asked: Asked, writer: asyncio.StreamWriter) -> None:
+    """Close the connection without a byte."""
+    raise ConnectionResetError
+
+
+async def drops_in_body(asked: Asked, writer: asyncio.StreamWriter) -> None:
+    """Close the connection in the middle of a body whose length was announced."""
+    whole = response(200, completion(prose(asked), asked.body))
+    writer.write(whole[:-40])
+    await writer.drain()
+    raise ConnectionResetError
+
+
+async def drops_in_chunk(asked: Asked, writer: asyncio.StreamWriter) -> None:
+    """Close the connection in the middle of a chunk."""
+    writer.write(_CHUNKED + b'400\r\n{"choices": [')
+    await writer.drain()
+    raise ConnectionResetError
+
+
+async def drops_after_chunk(asked: Asked, writer: asyncio.StreamWriter) -> None:
+    """Send a whole completion as one chunk, and close the connection before the last, empty chunk."""
+    body = json.dumps(completion(prose(asked), asked.body)).encode()
+    writer.write(_CHUNKED + f"{len(body):x}\r\n".encode() + body + b"\r\n")
+    await writer.drain()
+    raise ConnectionResetError
+
+
+async def drips(asked: Asked, writer: asyncio.StreamWriter) -> None:
+    """Send a good answer, one byte every 50 ms."""
+    whole = response(200, completion(prose(asked), asked.body))
+    for place in range(len(whole)):
+        writer.write(whole[place : place + 1])
+        await writer.drain()
+        await asyncio.sleep(0.05)
+
+
+async def never_ends(asked: Asked, writer: asyncio.StreamWriter) -> None:
+    """Send 64 MiB of spaces in chunks before anything else."""
+    writer.write(_CHUNKED)
+    for _ in range(1024):
+        writer.write(b"10000\r\n" + b" " * 0x10000 + b"\r\n")
+        await writer.drain()
+
+
+async def compresses(asked: Asked, writer: asyncio.StreamWriter) -> None:
+    """Send a good answer compressed, though the client asked for identity."""
+    body = gzip.compress(json.dumps(completion(prose(asked), asked.body)).encode())
+    writer.write(_head(len(body), "Content-Encoding: gzip\r\n") + body)
+
+
+async def redirects(asked: Asked, writer: asyncio.StreamWriter) -> None:
+    """Send the client back to where it is."""
+    writer.write(b"HTTP/1.1 307 -\r\nLocation: /v1/chat/completions\r\nContent-Length: 0\r\n\r\n")
+
+
+_CHUNKED = b"HTTP/1.1 200 -\r\nContent-Type: application/json\r\nTransfer-Encoding: chunked\r\n\r\n"
+
+
+def _head(size: int, headers: str = "") -> bytes:
+    head = f"HTTP/1.1 200 -\r\nContent-Type: application/json\r\nContent-Length: {size}\r\n{headers}\r\n"
+    return head.encode()
+
+
+class Gate:
+    """Script that answers so many requests well, and holds the others back until more are let through.
+
+    Parameters
+    ----------
+    left
+        Requests still answered; may be set at any time.
+    delay
+        Gives the seconds an answer takes.
+
+    Attributes
+    ----------
+    dead
+        Requests that came up to this moment (monotonic) are dropped: their client is gone.
+    """
+
+    def __init__(self, left: int, delay: Callable[[], float] = lambda: 0.0) -> None:
+        self.left, self.delay, self.dead = left, delay, 0.0
+
+    def __call__(self, asked: Asked) -> Reply:  # noqa: ARG002
+        return self._reply
+
+    async def _reply(self, asked: Asked, writer: asyncio.StreamWriter) -> None:
+        await asyncio.sleep(self.delay())
+        while self.left <= 0 or asked.arrived <= self.dead:
+            if asked.arrived <= self.dead:
+                raise ConnectionResetError
+            await asyncio.sleep(0.003)
+        self.left -= 1
+        await good()(asked, writer)
+
+
+def distinct_world(path: Path) -> Study:
+    """The tiny world, but for a train item less of some users: no two of its 124 prompts are the same."""
+    tables = make_world().tables
+    rows = tables.interactions
+    twins = rows[(rows["user"] % USERS_PER_GROUP >= ITEMS_PER_GROUP) & (rows["split"] == "train")]
+    fewer = rows.drop(index=twins.groupby("user").head(1).index).reset_index(drop=True)
+    source = SourceFile(name="world.py", sha256="0" * 64, licence="MIT", origin="made by tests/world.py")
+    changed = replace(tables, interactions=fewer)
+    return create_study(path, path.name, changed, sources=(source,), build={}, funnel=())
+
+
+def generation(study: Study, base_url: str, source: str = "told", fill: str = "", **llm: Any) -> Generation:
+    """Profiles of a study by the server at ``base_url``."""
+    values = {"model": "told", "base_url": base_url, "concurrency": 4, "timeout": 10.0, **llm}
+    return Generation(study, GenerationConfig.parse({"llm": LLMConfig.parse(values), "fill": fill}), source)
+
+
+def ask(
+    made: Generation,
+    most: int,
+    progress: Progress | None = None,
+    stop: threading.Event | None = None,
+    limit: float = 30.0,
+) -> Progress:
+    """Ask about the first items only; the progress is counted up also where the run ends in an error."""
+    progress = Progress() if progress is None else progress
+
+    async def asking() -> None:
+        with Store(made.answers) as store:
+            async with asyncio.timeout(limit):
+                await run_jobs(islice(made.jobs("item", store), most), made.config.llm, store, progress, stop=stop)
+
+    asyncio.run(asking())
+    return progress
+
+
+def stored(made: Generation, sql: str) -> list[tuple[Any, ...]]:
+    """Rows of the file of answers, read by another connection."""
+    with closing(sqlite3.connect(made.answers)) as connection:
+        return connection.execute(sql).fetchall()
+
+
+def ids(made: Generation, table: str) -> set[int]:
+    """Ids in one of its tables."""
+    return {row[0] for row in stored(made, f"SELECT id FROM {table}")}
+
+
+def events(made: Generation) -> dict[str, int]:
+    """Attempts without an answer by kind."""
+    return dict(stored(made, "SELECT kind, count(*) FROM events GROUP BY kind"))

@@ -1,0 +1,345 @@
+"""Generation that ends by a signal, at any moment: nothing is lost, nothing that arrived is asked for again."""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+import pytest
+
+from spike_kit import paths
+from spike_kit.data.study import Study
+from spike_kit.profiles.llm import AMBIGUOUS
+from tests.profiles.llm_server import Gate, ScriptedServer, distinct_world, generation, stored
+
+SUBJECTS = 124
+CONCURRENCY = 8
+KILLS = 20
+SETTLED = 0.2
+"""Seconds after which an answer that was sent must be on the client's disk."""
+
+CLIENT = """
+import asyncio, json, os, sys
+
+from spike_kit.data.study import Study
+from spike_kit.errors import SpikeKitError, require
+from tests.profiles.llm_server import generation
+
+require("openai", "llm"), require("httpx2", "llm")
+
+
+def generate(order):
+    try:
+        os.environ["SPIKE_KIT_HOME"] = order["home"]
+        made = generation(Study.open("world"), order["base_url"], concurrency=order["concurrency"])
+        outcome = asyncio.new_event_loop().run_until_complete(cell(made)) if order["notebook"] else made.run()
+        result = {"stopped": outcome.progress.stopped, "done": outcome.progress.done, "path": str(outcome.path)}
+    except (SpikeKitError, KeyboardInterrupt) as error:
+        result = {"error": type(error).__name__, "message": str(error)}
+    with open(order["result"], "w") as file:
+        json.dump(result, file)
+
+
+async def cell(made):
+    return made.run()
+
+
+def say(value):
+    sys.stdout.write(f"{value}\\n")
+    sys.stdout.flush()
+
+
+say("ready")
+while line := sys.stdin.readline():
+    order = json.loads(line)
+    if "wait" in order:
+        say(os.waitstatus_to_exitcode(os.waitpid(order["wait"], 0)[1]))
+        continue
+    child = os.fork()
+    if child == 0:
+        code = 1
+        try:
+            generate(order)
+            code = 0
+        finally:
+            os._exit(code)
+    say(child)
+"""
+"""A process that has imported everything, and starts clients by forking: a new one costs milliseconds."""
+
+
+class Clients:
+    """Starts client processes, one ``run`` each; use it as a context.
+
+    Attributes
+    ----------
+    base_url
+        Server the clients ask.
+    home
+        Their home folder, where their results are left, too.
+    """
+
+    def __init__(self) -> None:
+        self.base_url, self.home = "", Path()
+        self._started: dict[int, Path] = {}
+
+    def __enter__(self) -> Self:
+        self._parent = subprocess.Popen(
+            [sys.executable, "-c", CLIENT], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+        )
+        assert self._line() == "ready"
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._parent.communicate(timeout=10)
+
+    def _line(self) -> str:
+        assert self._parent.stdout is not None
+        return self._parent.stdout.readline().strip()
+
+    def _order(self, value: dict[str, Any]) -> int:
+        assert self._parent.stdin is not None
+        self._parent.stdin.write(json.dumps(value) + "\n")
+        self._parent.stdin.flush()
+        return int(self._line())
+
+    def start(self, notebook: bool = False) -> int:
+        """Start a run, in a running event loop as in a notebook's cell or without; gives the id of its process."""
+        result = self.home / f"result-{time.monotonic_ns()}.json"
+        order = {"base_url": self.base_url, "home": str(self.home), "result": str(result)}
+        process = self._order(order | {"concurrency": CONCURRENCY, "notebook": notebook})
+        self._started[process] = result
+        return process
+
+    def wait(self, process: int) -> tuple[int, dict[str, Any]]:
+        """Wait for the end of a run: exit code (negative: the signal that ended it), and what it said."""
+        code = self._order({"wait": process})
+        result = self._started.pop(process)
+        return code, json.loads(result.read_text()) if result.is_file() else {}
+
+    def kill(self, process: int) -> float:
+        """End a run the hard way; gives the time just before."""
+        moment = time.monotonic()
+        os.kill(process, signal.SIGKILL)
+        assert self.wait(process)[0] == -signal.SIGKILL
+        return moment
+
+    def kill_all(self) -> None:
+        """End what is still running."""
+        for process in list(self._started):
+            self.kill(process)
+
+
+@pytest.fixture
+def films(home: Path) -> Study:
+    return distinct_world(paths.data_root() / "world")
+
+
+@pytest.fixture
+def server() -> Iterator[ScriptedServer]:
+    with ScriptedServer() as running:
+        yield running
+
+
+@pytest.fixture(scope="module")
+def parent() -> Iterator[Clients]:
+    with Clients() as running:
+        yield running
+
+
+@pytest.fixture
+def clients(parent: Clients, films: Study, server: ScriptedServer, home: Path) -> Iterator[Clients]:
+    parent.base_url, parent.home = server.base_url, home
+    yield parent
+    parent.kill_all()
+
+
+def until(condition: Callable[[], bool], what: str, seconds: float = 20.0) -> None:
+    """Wait until something holds."""
+    end = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < end, f"waited {seconds} s for {what}"
+        time.sleep(0.001)
+
+
+def sent(server: ScriptedServer) -> int:
+    """Answers that were sent completely."""
+    return sum(asked.sent < float("inf") for asked in server.log)
+
+
+def check_complete(films: Study, server: ScriptedServer) -> None:
+    """Check that every prompt has exactly one answer, and the table a row for each."""
+    made = generation(films, server.base_url)
+    rows = stored(made, "SELECT subject, id, count(*) FROM answers GROUP BY subject, id")
+    expected = {
+        (subject, number) for subject in ("item", "auxiliary", "user") for number in films.expected_ids(subject)
+    }
+    assert {row[:2] for row in rows} == expected
+    assert {row[2] for row in rows} == {1}
+    hashes = stored(made, "SELECT count(DISTINCT prompt_sha256), count(*) FROM answers")
+    assert hashes == [(SUBJECTS, SUBJECTS)]
+    assert stored(made, "PRAGMA integrity_check") == [("ok",)]
+    assert stored(made, "SELECT count(*) FROM failures") == [(0,)]
+    assert stored(made, "SELECT count(*) FROM prompts") == [(SUBJECTS,)]
+    assert len(server.counts) == SUBJECTS
+    profiles = Study.open(films.name).profiles("told")
+    assert len(profiles) == SUBJECTS
+    assert (profiles["model"] == "told").all()
+    assert profiles["text"].str.startswith("Profile ").all()
+    assert not list(films.path.rglob(".spike-kit-tmp-*"))
+
+
+def test_twenty_kills_at_random_moments_lose_nothing(films: Study, server: ScriptedServer, clients: Clients) -> None:
+    draw = random.Random(11)
+    gate = Gate(0, lambda: draw.uniform(0, 0.03))
+    server.script = gate
+    kills: list[float] = []
+    for number in range(KILLS):
+        before, answered_before = len(server.log), sent(server)
+        budget = draw.randint(1, 6)
+        gate.left = budget
+        process = clients.start()
+        until(lambda before=before: len(server.log) > before, "the first request of a client")
+        if number % 2:
+            until(lambda n=answered_before + budget: sent(server) >= n, "the answers of a round")
+            time.sleep(draw.uniform(SETTLED + 0.02, SETTLED + 0.1))
+        else:
+            time.sleep(draw.uniform(0, 0.06))
+        gate.left = 0
+        kills.append(clients.kill(process))
+        gate.dead = time.monotonic()
+    killed_requests = len(server.log)
+    gate.left = SUBJECTS
+    code, result = clients.wait(clients.start())
+    assert (code, result["stopped"], result["path"]) == (0, False, str(films.profiles_path("told")))
+    check_complete(films, server)
+
+    made = generation(films, server.base_url)
+    kinds = dict(stored(made, "SELECT kind, count(*) FROM events GROUP BY kind"))
+    ambiguous = sum(count for kind, count in kinds.items() if kind in AMBIGUOUS)
+    repeated = len(server.log) - SUBJECTS
+    assert killed_requests > KILLS
+    assert KILLS / 2 <= repeated <= KILLS * CONCURRENCY + ambiguous
+    assert (server.peak, ambiguous) == (CONCURRENCY, 0)
+
+    lost = Counter[str]()
+    for moment in kills:
+        lost.update({asked.subject for asked in server.log if asked.arrived < moment and asked.sent > moment - SETTLED})
+    for subject, times in server.counts.items():
+        assert times - 1 <= lost[subject], f"{subject} was asked {times} times, in flight at {lost[subject]} kills"
+    settled = 0
+    for asked in server.log:
+        following = min((moment for moment in kills if moment >= asked.sent), default=float("inf"))
+        if asked.sent < following - SETTLED:
+            settled += following < float("inf")
+            again = [other for other in server.log if other.subject == asked.subject and other.arrived > asked.sent]
+            assert again == [], "an answer that had arrived was asked for again"
+    assert settled >= KILLS / 2, "the check above had nothing to look at"
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_polite_signal_awaits_the_calls_in_flight(
+    films: Study, server: ScriptedServer, clients: Clients, number: signal.Signals
+) -> None:
+    gate = Gate(30)
+    server.script = gate
+    process = clients.start()
+    until(lambda: len(server.log) == 30 + CONCURRENCY, "calls in flight")
+    os.kill(process, number)
+    time.sleep(0.3)
+    assert len(server.log) == 30 + CONCURRENCY
+    gate.left = SUBJECTS
+    code, result = clients.wait(process)
+    assert (code, result) == (0, {"stopped": True, "done": 30 + CONCURRENCY, "path": "None"})
+    made = generation(films, server.base_url)
+    assert stored(made, "SELECT count(*) FROM answers") == [(30 + CONCURRENCY,)]
+    assert clients.wait(clients.start())[1]["done"] == SUBJECTS - 30 - CONCURRENCY
+    assert len(server.log) == SUBJECTS
+    check_complete(films, server)
+
+
+def test_a_second_polite_signal_ends_at_once_and_keeps_what_arrived(
+    films: Study, server: ScriptedServer, clients: Clients
+) -> None:
+    gate = Gate(30)
+    server.script = gate
+    process = clients.start()
+    until(lambda: len(server.log) == 30 + CONCURRENCY, "calls in flight")
+    time.sleep(SETTLED)
+    os.kill(process, signal.SIGTERM)
+    time.sleep(0.3)
+    os.kill(process, signal.SIGTERM)
+    assert clients.wait(process)[0] == -signal.SIGTERM
+    gate.dead = time.monotonic()
+    assert stored(generation(films, server.base_url), "SELECT count(*) FROM answers") == [(30,)]
+    gate.left = SUBJECTS
+    assert clients.wait(clients.start())[1]["done"] == SUBJECTS - 30
+    assert len(server.log) == SUBJECTS + CONCURRENCY
+    check_complete(films, server)
+
+
+def test_an_interrupted_cell_of_a_notebook_ends_the_run_too(
+    films: Study, server: ScriptedServer, clients: Clients
+) -> None:
+    gate = Gate(30)
+    server.script = gate
+    process = clients.start(notebook=True)
+    until(lambda: len(server.log) == 30 + CONCURRENCY, "calls in flight")
+    os.kill(process, signal.SIGINT)
+    time.sleep(0.3)
+    gate.left = SUBJECTS
+    clients.wait(process)
+    assert len(server.log) == 30 + CONCURRENCY, "the run went on after the interrupt"
+    assert clients.wait(clients.start())[1]["path"] == str(films.profiles_path("told"))
+    check_complete(films, server)
+
+
+def test_two_processes_never_ask_for_one_study_at_once(films: Study, server: ScriptedServer, clients: Clients) -> None:
+    gate = Gate(10)
+    server.script = gate
+    first = clients.start()
+    until(lambda: len(server.log) == 10 + CONCURRENCY, "calls in flight")
+    code, result = clients.wait(clients.start())
+    assert (code, result["error"]) == (0, "DataError")
+    assert "another process is asking a model for world" in result["message"]
+    assert len(server.log) == 10 + CONCURRENCY
+    clients.kill(first)
+    gate.dead = time.monotonic()
+    gate.left = SUBJECTS
+    code, result = clients.wait(clients.start())
+    assert (code, result["done"]) == (0, SUBJECTS - 10), "the lock outlived its process"
+    check_complete(films, server)
+
+
+def test_a_kill_while_the_table_is_written_costs_no_request(
+    films: Study, server: ScriptedServer, clients: Clients
+) -> None:
+    assert clients.wait(clients.start())[0] == 0
+    table = films.profiles_path("told")
+    halves = 0
+    for _ in range(3):
+        table.unlink()
+        process = clients.start()
+        until(lambda: table.exists() or any(table.parent.glob(".spike-kit-tmp-*")), "the table or its beginning")
+        os.kill(process, signal.SIGKILL)
+        clients.wait(process)
+        halves += not table.exists()
+        for left in table.parent.glob(".spike-kit-tmp-*"):
+            left.unlink()
+        assert Study.open(films.name).profile_sources() == (["told"] if table.exists() else [])
+        assert clients.wait(clients.start())[0] == 0
+        assert len(Study.open(films.name).profiles("told")) == SUBJECTS
+    assert halves > 0, "no kill came before the table was in its place"
+    assert len(server.log) == SUBJECTS
