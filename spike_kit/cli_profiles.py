@@ -69,10 +69,8 @@ class Profile:
             print(_imported(import_batch(generation, self.batch_import)))
         if self.batch_export:
             subject, files = export_batch(generation, self.batch_export)
-            print(
-                *(f"{subject}: {paths.shown(path)}" for path in files),
-                sep="\n" if files else "every question is answered\n",
-            )
+            lines = [f"{subject}: {paths.shown(path)}" for path in files] or ["every question is answered"]
+            print("\n".join(lines))
         elif self.dry_run:
             print(_estimated(generation.estimate()))
         elif not self.batch_import:

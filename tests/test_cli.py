@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import signal
@@ -18,6 +19,7 @@ from spike_kit.cli import COMMANDS, main
 from spike_kit.data.sources import RECIPES, SOURCES
 from spike_kit.data.study import Study
 from spike_kit.models import MODELS
+from spike_kit.profiles.loopback import MODEL, LoopbackProcess, completion
 
 SHORT = ["--epochs", "2", "--batch-size", "512", "--device", "cpu"]
 
@@ -190,3 +192,104 @@ def test_an_export_is_written_and_not_over_something_else(study: Study, capsys: 
     assert (folder / "world.train.inter").is_file()
     assert main(["export", "world", "--format", "recbole"]) == 1
     assert "is not empty" in capsys.readouterr().err
+
+
+def answers_of(path: Path) -> list[str]:
+    """Answers to a batch file as a service would give them."""
+    requests = map(json.loads, path.read_text(encoding="utf-8").splitlines())
+    answers = []
+    for request in requests:
+        body = completion("A profile of one of the films, for those who like it.", request["body"])
+        answers.append(json.dumps({"custom_id": request["custom_id"], "response": {"status_code": 200, "body": body}}))
+    return answers
+
+
+def test_profiling_by_a_model_is_estimated_first(study: Study, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["profile", "world", "--source", "llm", "--domain", "movies", "--dry-run"]) == 0
+    text = capsys.readouterr().out
+    assert "124 calls, about " in text
+    assert all(name in text for name in ("to ask", "cost (USD)", "as a batch", "gpt-4o-mini", "prices of 20"))
+    shown = [f"--- prompt of {subject}" for subject in ("item 0", "auxiliary 48", "user 0")]
+    assert all(heading in text for heading in shown)
+    assert text.count("BEGIN DATA") == 2 * 3
+    assert study.profile_sources() == ["template"]
+    assert main(["profile", "world", "--dry-run"]) == 1
+    assert "--source gpt-4o-mini" in output(capsys)
+    assert main(["profile", "world", "--source", "llm", "--domain", "filmz", "--dry-run"]) == 1
+    assert "no domain named 'filmz'" in output(capsys)
+
+
+def test_profiling_by_a_server_of_ones_own(study: Study, capsys: pytest.CaptureFixture[str]) -> None:
+    with LoopbackProcess() as server:
+        command = ["profile", "world", "--source", "llm", "--model", MODEL, "--base-url", server.base_url]
+        assert main(command) == 0
+        text = capsys.readouterr().out
+        assert "0 answers from before, 124 new, 0 failed; 124 calls" in text
+        assert text.splitlines()[-1].endswith("llm.parquet")
+        assert len(study.profiles("llm")) == 124
+        assert main(command) == 0
+        assert "124 answers from before, 0 new, 0 failed; 0 calls" in output(capsys)
+
+
+def test_a_missing_key_is_named(
+    study: Study, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("OPENAI_API_KEY", raising=False)
+    assert main(["profile", "world", "--source", "llm"]) == 1
+    text = output(capsys)
+    assert "the environment variable OPENAI_API_KEY holds no key" in text
+    assert "--base-url" in text
+    assert main(["judge", "world", "--key-variable", "MY_OWN_KEY"]) == 1
+    assert "MY_OWN_KEY holds no key" in output(capsys)
+
+
+def test_profiling_by_batches(study: Study, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    results = tmp_path / "results.jsonl"
+    for subject, count in (("item", 48), ("auxiliary", 20), ("user", 56)):
+        path = tmp_path / f"{subject}.jsonl"
+        assert main(["profile", "world", "--source", "llm", "--batch-export", str(path)]) == 0
+        assert f"{subject}: {path}" in capsys.readouterr().out
+        results.write_text("\n".join(answers_of(path)), encoding="utf-8")
+        assert main(["profile", "world", "--source", "llm", "--batch-import", str(results)]) == 0
+        assert f"{count} usable answers, 0 imported before, 0 of other exports" in capsys.readouterr().out
+    assert main(["profile", "world", "--source", "llm", "--batch-export", str(tmp_path / "none.jsonl")]) == 0
+    assert "every question is answered" in capsys.readouterr().out
+    assert main(["profile", "world", "--source", "llm", "--batch-import", str(tmp_path / "none.jsonl")]) == 1
+    assert "none.jsonl cannot be read" in output(capsys)
+
+
+def test_profiles_of_others_are_imported_with_a_warning(
+    study: Study, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    files = {"items": study.items, "users": study.users}
+    for name, table in files.items():
+        texts = {key: f"Theirs: {label}." for key, label in zip(table["source_id"], table["label"], strict=True)}
+        (tmp_path / f"{name}.json").write_text(json.dumps(texts), encoding="utf-8")
+    arguments = [part for name in files for part in (f"--{name}", str(tmp_path / f"{name}.json"))]
+    assert main(["import-profiles", "world", "--source", "theirs", *arguments]) == 1
+    assert "no file leaves 20 of 20 auxiliary profiles open" in output(capsys)
+    assert main(["import-profiles", "world", "--source", "theirs", *arguments, "--fill", "template"]) == 0
+    text = capsys.readouterr().out
+    assert "theirs.parquet" in text
+    assert "imported: 48 item, 0 auxiliary, 56 user" in text
+    assert "possibly leaky" in text
+
+
+def test_judging_is_estimated_first(study: Study, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["judge", "world", "--sources", "template", "--sample", "2", "--dry-run"]) == 0
+    text = capsys.readouterr().out
+    assert "6 calls to make" in text
+    assert "cost (USD)" in text
+    assert main(["judge", "world", "--sources", "template", "--mode", "pairwise", "--dry-run"]) == 1
+    assert "pairwise judging of the sources template is not possible" in output(capsys)
+
+
+def test_quality_compares_sources_without_a_model(study: Study, capsys: pytest.CaptureFixture[str]) -> None:
+    profiles = study.profiles()
+    study.write_profiles("dull", profiles.assign(text=profiles["text"].str.split().str[:6].str.join(" ")))
+    assert main(["quality", "world", "--sources", "template", "dull", "--encoder", "tfidf-8"]) == 0
+    text = capsys.readouterr().out
+    assert "ranking of the validation items by profile vectors alone:" in text
+    assert all(word in text for word in ("template", "dull", "auxiliary", "recall"))
+    assert main(["quality", "world", "--sources", "nowhere", "--encoder", "tfidf-8"]) == 1
+    assert "no profiles of source 'nowhere'" in output(capsys)

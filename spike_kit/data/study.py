@@ -296,11 +296,7 @@ class Study:
         DataError
             If a row is missing, out of order or wrong, or the name of the source is none.
         """
-        if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", source) or "--" in source:
-            raise DataError(
-                f"{source!r} cannot be the name of a profile source",
-                "use letters, digits, '.', '_' and single '-', and begin with a letter or digit",
-            )
+        check_source_name(source)
         file, where = self.profiles_path(source), f"profiles of source {source}"
         due = ((subject, number) for subject in SUBJECTS for number in self.expected_ids(subject))
         with storage.atomic_file(file) as temporary, ExitStack() as stack:
@@ -463,6 +459,21 @@ def _write_reviews(file: Path, batches: Iterable[pd.DataFrame], interactions: pd
         if writer is not None:
             writer.close()
     return rows
+
+
+def check_source_name(source: str) -> None:
+    """Check that a name can be that of a profile source.
+
+    Raises
+    ------
+    DataError
+        If it cannot stand in a file name, or holds the ``--`` that parts source and encoder.
+    """
+    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", source) or "--" in source:
+        raise DataError(
+            f"{source!r} cannot be the name of a profile source",
+            "use letters, digits, '.', '_' and single '-', and begin with a letter or digit",
+        )
 
 
 def check_replaceable(path: Path, overwrite: bool) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections import Counter
 from collections.abc import Iterator, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TextIO
@@ -80,13 +81,15 @@ def export_batch(generation: Generation, path: Path) -> tuple[str, list[Path]]:
             open_jobs = (job for job in generation.jobs(subject, store) if not generation.found(job, store))
             lines = _lines(open_jobs, generation, store.rejected, store.write)
             first = next(lines, None)
-            while first is not None:
-                target = path if not files else path.with_stem(f"{path.stem}-{len(files) + 1}")
-                if target.exists():
-                    raise DataError(f"{target} exists", "choose another name, or remove it")
-                with storage.atomic_file(target) as temporary, temporary.open("w", encoding="utf-8") as file:
-                    first = _fill(file, first, lines)
-                files.append(target)
+            with ExitStack() as stack:
+                while first is not None:
+                    target = path if not files else path.with_stem(f"{path.stem}-{len(files) + 1}")
+                    if target.exists():
+                        raise DataError(f"{target} exists", "choose another name, or remove it")
+                    temporary = stack.enter_context(storage.atomic_file(target))
+                    with temporary.open("w", encoding="utf-8") as file:
+                        first = _fill(file, first, lines)
+                    files.append(target)
             if files:
                 return subject, files
     return "", []

@@ -25,6 +25,9 @@ REMEDIES: dict[str, str] = {
 }
 """What is said to the model when it is asked once more."""
 
+_LAYERS = 8
+"""Wrappers inside each other that are taken off; more of them is nothing a model would send."""
+
 _FEWEST_WORDS = 5
 _REFUSAL_WORDS = 80
 _ENGLISH_SHARE = 0.08
@@ -32,7 +35,8 @@ _ENGLISH_FROM = 15
 
 _LABEL = re.compile(r"^\W{0,3}(?:user |item |entity )?profile\W{0,3}:[\s*]{0,3}", re.I)
 _REFUSAL = re.compile(
-    r"^\W*(?:(?:i'm|i am) (?:sorry|unable|not able)|sorry\b|i (?:cannot|can't|can not|won't)|as an ai\b|i apologi.e)",
+    r"^\W*(?:(?:i['’]m|i am) (?:sorry|unable|not able)|sorry\b|i (?:cannot|can['’]t|can not|won['’]t)"
+    r"|as an ai\b|i apologi.e)",
     re.I,
 )
 _WORD = re.compile(r"[^\W\d_]+")
@@ -43,7 +47,16 @@ _ENGLISH = frozenset(
 
 def tidy(text: str) -> str:
     """Turn an answer into one line, without thoughts in ``<think>``, fences, a JSON wrapper, heading or quotes."""
-    text = _without_fence(_without_thoughts(text).strip())
+    for _ in range(_LAYERS):
+        before, text = text, _unpacked(text)
+        if text == before:
+            break
+    return text
+
+
+def _unpacked(text: str) -> str:
+    """Take one layer of each wrapper off."""
+    text = _without_fence(without_thoughts(text).strip())
     if text.startswith("{"):
         text = _unwrapped(text)
     text = clean(_LABEL.sub("", _without_heading(text), count=1).replace("**", ""))
@@ -52,7 +65,7 @@ def tidy(text: str) -> str:
     return text
 
 
-def _without_thoughts(text: str) -> str:
+def without_thoughts(text: str) -> str:
     """What follows the last ``</think>``, or else what stands before the first ``<think>``."""
     if "</think>" not in text:
         return text

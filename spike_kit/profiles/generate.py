@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import re
 import signal
 import threading
 import time
@@ -18,7 +19,7 @@ import numpy as np
 import pandas as pd
 
 from spike_kit.config import Config
-from spike_kit.data.study import REPRODUCIBLE_SOURCE, SUBJECTS, Study
+from spike_kit.data.study import REPRODUCIBLE_SOURCE, SUBJECTS, Study, check_source_name
 from spike_kit.errors import DataError
 from spike_kit.profiles import loopback
 from spike_kit.profiles.checks import find_problem, remedy, tidy
@@ -109,6 +110,7 @@ class Generation:
         self.study = study
         self.config = config
         self.source = source or _source_name(config.llm.model)
+        check_source_name(self.source)
         if self.source == REPRODUCIBLE_SOURCE:
             raise DataError(f"{self.source!r} names the template profiles", "choose another name with --source")
         self.answers = answers or answers_path(study)
@@ -321,10 +323,7 @@ def _announced(items: Collection[int]) -> dict[int, str]:
 
 
 def _source_name(model: str) -> str:
-    name = "".join(character if character.isalnum() or character in "._-" else "-" for character in model)
-    while "--" in name:
-        name = name.replace("--", "-")
-    return name.strip("-._")
+    return re.sub(r"-+", "-", re.sub(r"[^A-Za-z0-9._]", "-", model)).strip("-._") or "llm"
 
 
 def in_own_loop(work: Coroutine[Any, Any, Result], stop: threading.Event) -> Result:

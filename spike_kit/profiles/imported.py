@@ -153,15 +153,15 @@ def _translated(ours: Mapping[str, int], path: Path) -> dict[str, int]:
     keys: dict[str, int] = {}
     try:
         for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), start=1):
-            parts = line.split()
+            parts = line.rsplit(maxsplit=1)
             if not parts:
                 continue
             if len(parts) != 2:
-                raise DataError(f"{path} line {number} has {len(parts)} fields, expected: source_id id", "correct it")
+                raise DataError(f"{path} line {number} is not: source_id id", "correct it")
             if parts[1] in keys:
                 raise DataError(f"{path} line {number}: id {parts[1]} stands there for the second time", "correct it")
-            if parts[0] in ours:
-                keys[parts[1]] = ours[parts[0]]
+            if (source_id := parts[0].strip()) in ours:
+                keys[parts[1]] = ours[source_id]
     except UnicodeDecodeError as error:
         raise DataError(f"{path} is not text in UTF-8: {error}") from error
     except OSError as error:

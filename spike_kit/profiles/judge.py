@@ -23,6 +23,7 @@ from spike_kit.config import Config
 from spike_kit.data.study import SUBJECTS, Study
 from spike_kit.data.text import clean
 from spike_kit.errors import ConfigError, DataError, some
+from spike_kit.profiles.checks import without_thoughts
 from spike_kit.profiles.cost import estimate_tokens, prices
 from spike_kit.profiles.generate import in_own_loop, stopped_by_signals
 from spike_kit.profiles.jobs import Job, Progress, Verdict, run_jobs
@@ -220,6 +221,7 @@ def _remedy(problem: str, text: str) -> str:  # noqa: ARG001
 
 
 def _read(text: str, n_texts: int) -> dict[str, dict[str, Any]] | None:
+    text = without_thoughts(text)
     start, end = text.find("{"), text.rfind("}")
     try:
         values = json.loads(text[start : end + 1])

@@ -15,6 +15,8 @@ from spike_kit.profiles.wording import fill, listed, starts_with_head
 _IDENTIFIER = re.compile(rf"{FREEBASE_ID.pattern}|[A-Za-z]{{0,3}}[-_:.]?\d+")
 _LINKED = 3
 """Entities named in the label of an unnamed one."""
+_SEARCHED = 50
+"""Links per relation among which these are looked for."""
 
 
 @dataclass(frozen=True)
@@ -29,17 +31,22 @@ class Names:
     def of(cls, tables: Tables, links: Links) -> Self:
         """Take the labels of the tables.
 
-        An auxiliary entity whose label is only its identifier (``m.0dl567``, ``1204``) is called by its relation and
-        the most telling entities at the other end: "genre of Alien, Aliens and 4 more".
+        What has only its identifier as a label (``m.0dl567``, ``1204``) is called by a relation and the most telling
+        named entities at its other end: "genre of Alien, Aliens and 4 more".
         """
         labels = [clean(label, 20) for label in tables.entities["label"]]
         source_ids = tables.entities["source_id"].tolist()
         templates = [clean(template) for template in tables.relations["template"]]
         relations = [clean(label, 10) for label in tables.relations["label"]]
+        bare = {
+            entity
+            for entity, (label, source_id) in enumerate(zip(labels, source_ids, strict=True))
+            if not label or (label == source_id and _IDENTIFIER.fullmatch(label))
+        }
         named = list(labels)
-        for entity in range(len(tables.items), len(labels)):
-            if not labels[entity] or (labels[entity] == source_ids[entity] and _IDENTIFIER.fullmatch(labels[entity])):
-                named[entity] = _described(links.groups(entity, _LINKED), relations, labels) or "unnamed entity"
+        for entity in bare:
+            kind = "item" if entity < len(tables.items) else "entity"
+            named[entity] = _described(links.groups(entity, _SEARCHED), relations, labels, bare) or f"unnamed {kind}"
         return cls(named, templates, relations)
 
     def fact(self, entity: int, group: Group, subject: str = "It") -> str:
@@ -53,12 +60,12 @@ class Names:
         return fill(template, listed(others, group.total), label)
 
 
-def _described(groups: list[Group], relations: list[str], labels: list[str]) -> str:
-    if not groups:
+def _described(groups: list[Group], relations: list[str], labels: list[str], bare: set[int]) -> str:
+    """Label from the largest group of links that has named others, those that lead to the entity first."""
+    named = [(group, [labels[other] for other in group.others if other not in bare]) for group in groups]
+    usable = [(group, others[:_LINKED]) for group, others in named if others]
+    if not usable:
         return ""
-    inward = [group for group in groups if not group.outward]
-    group = max(inward or groups, key=lambda candidate: candidate.total)
-    others = listed([labels[other] for other in group.others], group.total)
-    return (
-        f"{relations[group.relation]} of {others}" if inward else f"what has the {relations[group.relation]} {others}"
-    )
+    group, others = max(usable, key=lambda pair: (not pair[0].outward, pair[0].total))
+    names, relation = listed(others, group.total), relations[group.relation]
+    return f"what has the {relation} {names}" if group.outward else f"{relation} of {names}"

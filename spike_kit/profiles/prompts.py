@@ -17,8 +17,8 @@ from pydantic import Field
 from spike_kit.config import Config
 from spike_kit.data.reviews import longest_train_reviews
 from spike_kit.data.study import SUBJECTS, Study
-from spike_kit.data.text import clean
-from spike_kit.profiles.cost import estimate_tokens
+from spike_kit.data.text import clean, cut
+from spike_kit.profiles.cost import BYTES_PER_TOKEN, estimate_tokens
 from spike_kit.profiles.domains import DOMAINS, domain_name
 from spike_kit.profiles.facts import Links
 from spike_kit.profiles.names import Names
@@ -32,6 +32,8 @@ CHUNK = 256
 """Subjects whose linked profiles are looked up at a time."""
 
 _SECOND_HOP_NAMES = 4
+_SHORTEST_REVIEW = 10
+"""Characters of a cut review below which it is left out."""
 
 ItemTexts = Callable[[Collection[int]], Mapping[int, str]]
 """Gives the finished profiles of items by id."""
@@ -264,12 +266,11 @@ class PromptWriter:
     def _within_budget(self, reviews: list[str]) -> list[str]:
         left, kept = self.config.review_tokens, []
         for review in reviews:
-            text = clean(review)
-            if (tokens := estimate_tokens(text)) > left:
-                text = clean(text, int(len(text.split()) * left / tokens)) if left else ""
-            if text.strip("."):
-                kept.append(text)
-            left = max(left - tokens, 0)
+            text = _first_tokens(clean(review), left)
+            if not text:
+                break
+            kept.append(text)
+            left -= estimate_tokens(text)
         return kept
 
 
@@ -299,6 +300,15 @@ def fenced(data: str) -> tuple[str, str]:
     """Put lines of data between fences; gives what the fences are called, and the block."""
     fence = f"DATA {sha256_text(data)[:12]}"
     return fence, f"BEGIN {fence}\n{data}\nEND {fence}"
+
+
+def _first_tokens(line: str, tokens: int) -> str:
+    """Beginning of a clean line with at most so many tokens; cut at a word, or within one where there is no blank."""
+    if estimate_tokens(line) <= tokens:
+        return line
+    room = int(tokens * BYTES_PER_TOKEN) - 3
+    head = line.encode()[: max(room, 0)].decode(errors="ignore")
+    return cut(line, len(head) + 3) if len(head) >= _SHORTEST_REVIEW else ""
 
 
 def _quoted(text: str) -> str:

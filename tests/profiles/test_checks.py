@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import time
 import unicodedata
 
 import pytest
@@ -103,6 +104,7 @@ def test_thoughts_whose_beginning_the_server_ate_are_taken_off_too() -> None:
          "language"),
         ("Медленная драма о людях маленького города, для тех, кто любит тихие фильмы и долгие разговоры.", "language"),
         ("这 是 一 部 关于 小镇 的 慢 节奏 剧情片", "language"),
+        ('{"plot": "a story of the sea", "taste": "for the people of the town"}', "format"),
         ("the film and the sea " * 30, ""),
         ("the film and the sea " * 31, "too_long"),
         (GOOD, ""),
@@ -144,12 +146,9 @@ def test_every_remedy_is_complete(problem: str) -> None:
         assert "100 words" in said
 
 
-PIECES = st.sampled_from(
-    [
-        *("```", "\n", "json\n", "<think>", "</think>", "{", "}", '"', "“", "”", "'", "**", "*", "# Head\n", "Profile: "),
-        *('{"a": "', '"}', "\u200b", "I'm sorry", " ", "word ", "\\", "[" * 50, '{"a":' * 50, "\x00", "é", "影"),
-    ]
-)
+MARKS = ["```", "<think>", "</think>", "{", "}", '"', "“", "”", "'", "**", "*", '{"a": "', '"}', '{"a":' * 50, "[" * 50]
+WORDS = ["\n", " ", "word ", "json\n", "# Head\n", "Profile: ", "I'm sorry", "\u200b", "\x00", "\\", "é", "影"]
+PIECES = st.sampled_from([*MARKS, *WORDS])
 TEXTS = st.one_of(st.text(max_size=80), st.lists(PIECES, max_size=14).map("".join))
 
 
@@ -164,6 +163,13 @@ def test_no_text_is_too_strange(text: str, reason: str, limit: int) -> None:
     assert line == " ".join(line.split())
     assert not any(unicodedata.category(character) in ("Cc", "Zl", "Zp") for character in line)
     assert find_problem(answer(text, reason), limit) in ("", *REMEDIES)
+
+
+@pytest.mark.parametrize("text", ["```" + "\n" * 1500 + "x", "```" + "\n" * 1000 + "word" + "\n" * 1000 + "x"])
+def test_a_model_that_ends_in_blanks_holds_nothing_up(text: str) -> None:
+    started = time.perf_counter()
+    assert "x" in tidy(text)
+    assert time.perf_counter() - started < 1
 
 
 @settings(max_examples=300, deadline=None, derandomize=True)

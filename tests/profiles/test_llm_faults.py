@@ -209,7 +209,8 @@ def test_a_busy_server_pauses_all_calls_and_halves_their_number(
     assert len(after) > 20
     assert limiters[0].lowest == 4
     assert (server.requests, progress.calls, progress.done, progress.waits) == (41, 41, 40, 1)
-    assert (events(made), progress.unclear, server.peak) == ({"busy": 1}, 0, 8)
+    assert (events(made), progress.unclear) == ({"busy": 1}, 0)
+    assert 5 <= server.peak <= 8
     overlaps = [sum(other.arrived <= asked.arrived < other.sent for other in after[:8]) for asked in after[:8]]
     assert max(overlaps) <= 5, "the limit was not halved"
 

@@ -308,7 +308,7 @@ def test_the_key_is_nowhere_after_a_run(
     assert (shown != "") == (where.startswith("error 401"))
     assert _holding(home, key) == []
     texts = [shown, repr(progress), *(_record(record) for record in caplog.records)]
-    assert len(caplog.records) > 20
+    assert any(record.name == "httpx2" for record in caplog.records)
     assert [text[:200] for text in texts if _holds(text.encode(), key)] == []
 
 

@@ -237,7 +237,7 @@ def frame(rows: list[tuple[str, int, str]]) -> pd.DataFrame:
 TEMPLATE = frame([("item", 0, "Alien by Ridley Scott."), ("item", 1, "Big with Tom Hanks."), ("user", 0, "likes Big")])
 MODEL = frame([("user", 0, "likes many slow films"), ("item", 1, "Big with Bill Murray."), ("auxiliary", 2, "Horror")])
 ASKED = {("item", 0): "Alien Ridley Scott", ("item", 1): "BIG: tom hanks", ("user", 0): "Big"}
-PROMPTS = dict.fromkeys(("template", "model", "a", "b"), ASKED)
+PROMPTS: dict[str, dict[tuple[str, int], str]] = dict.fromkeys(("template", "model", "a", "b"), ASKED)
 
 
 def test_sources_are_compared_on_the_subjects_they_share() -> None:

@@ -1,0 +1,258 @@
+from __future__ import annotations
+
+import asyncio
+import json
+from typing import Any
+
+import pandas as pd
+import pytest
+
+from spike_kit.data.study import Study
+from spike_kit.errors import DataError
+from spike_kit.profiles.cost import estimate_tokens, prices
+from spike_kit.profiles.generate import Generation, GenerationConfig
+from spike_kit.profiles.jobs import Progress
+from spike_kit.profiles.llm import LLMConfig
+from spike_kit.profiles.prompts import PromptConfig
+from spike_kit.profiles.store import Store
+from spike_kit.profiles.template import UNKNOWN_TASTE
+from spike_kit.storage import sha256_text
+from tests.profiles.tiny import generation, prose, served, tiny_study, tiny_tables
+
+CALLS = {"item": 6, "auxiliary": 6, "user": 3}
+
+
+def columns(asked: Generation, name: str) -> dict[str, int]:
+    table = asked.estimate().table
+    return dict(zip(table["subject"], table[name].tolist(), strict=True))
+
+
+def test_estimate_before_while_and_after(monkeypatch: pytest.MonkeyPatch) -> None:
+    study = tiny_study()
+    with served() as server:
+        asked = generation(study, server.base_url)
+        before = asked.estimate()
+        assert columns(asked, "to ask") == CALLS
+        assert columns(asked, "answered") == dict.fromkeys(CALLS, 0)
+        assert columns(asked, "without material") == {"item": 0, "auxiliary": 0, "user": 1}
+        assert before.calls == 15
+        items = sum(estimate_tokens(prompt.text) for prompt in asked.writer.prompts("item"))
+        assert columns(asked, "tokens in")["item"] == items
+        assert columns(asked, "tokens out") == {"item": 6 * 210, "auxiliary": 6 * 210, "user": 3 * 140}
+        assert [prompt.subject for prompt in before.samples] == list(CALLS)
+        assert not server.bodies
+        progress = Progress()
+
+        def first_six(body: dict[str, Any]) -> bool:
+            return "film or series" in body["messages"][1]["content"]
+
+        with monkeypatch.context() as patched:
+            patched.setattr("spike_kit.profiles.generate.SUBJECTS", ("item",))
+            with pytest.raises(DataError, match="no profile for auxiliary 6"):
+                asked.run(progress)
+        assert len(server.bodies) == 6
+        assert all(map(first_six, server.bodies))
+        between = generation(study, server.base_url).estimate()
+        assert between.calls == 9
+        assert between.tokens[0] < before.tokens[0]
+        assert between.table["answered"].tolist() == [6, 0, 0]
+        assert [prompt.subject for prompt in between.samples] == ["auxiliary", "user"]
+        generation(study, server.base_url).run()
+        after = generation(study, server.base_url).estimate()
+    assert (after.calls, after.tokens, after.samples) == (0, (0, 0), ())
+    assert after.table["answered"].tolist() == [6, 6, 3]
+
+
+def test_estimated_costs_are_those_of_the_estimated_tokens() -> None:
+    asked = generation(tiny_study(), "http://127.0.0.1:1/v1", model="gpt-4o")
+    estimate = asked.estimate()
+    assert estimate.costs["model"][0] == "gpt-4o"
+    assert estimate.costs["cost (USD)"][0] == pytest.approx(prices().cost("gpt-4o", *estimate.tokens))
+    assert [prompt.subject for prompt in asked.estimate(samples=3).samples] == [s for s in CALLS for _ in range(3)]
+    assert asked.estimate(samples=0).samples == ()
+
+
+def test_estimated_tokens_are_close_to_those_used() -> None:
+    with served(lambda _: "the film and the people of the sea " * 12) as server:
+        asked = generation(tiny_study(), server.base_url)
+        estimated = asked.estimate().tokens[0]
+        assert asked.run().path is not None
+        used = sum(estimate_tokens("\n\n".join(m["content"] for m in body["messages"])) for body in server.bodies)
+    assert used <= estimated < 1.3 * used
+
+
+def test_a_run_writes_a_table_that_covers_everyone() -> None:
+    study = tiny_study()
+    with served() as server:
+        progress = Progress()
+        asked = generation(study, server.base_url)
+        outcome = asked.run(progress)
+    assert outcome.path == study.profiles_path("llm")
+    assert outcome.missing == {}
+    assert (progress.total, progress.done, progress.found, progress.failed, progress.calls) == (15, 15, 0, 0, 15)
+    profiles = study.profiles("llm")
+    assert len(profiles) == 6 + 6 + 4
+    assert set(profiles["model"]) == {"small-model", "none"}
+    unknown = profiles[profiles["model"] == "none"]
+    assert unknown[["subject", "id", "text"]].to_numpy().tolist() == [["user", 3, UNKNOWN_TASTE]]
+    assert unknown["prompt_sha256"].tolist() == [sha256_text(UNKNOWN_TASTE)]
+    written = profiles[profiles["model"] != "none"]
+    assert written["text"].iloc[0].startswith("This is a profile of Alien")
+    usage = pd.DataFrame(written["usage"].map(json.loads).tolist())
+    assert usage["prompt_tokens"].sum() == progress.tokens_in > 0
+    assert usage["completion_tokens"].sum() == progress.tokens_out > 0
+    assert pd.to_datetime(written["created"], utc=True).notna().all()
+    with Store(asked.answers) as store:
+        texts = [store.prompt(sha256) for sha256 in written["prompt_sha256"]]
+    quoting = dict(zip(study.items["item"], written["text"], strict=False))
+    prompts = [p.text for subject in CALLS for p in asked.writer.prompts(subject, lambda _: quoting)]
+    assert texts == prompts
+
+
+def test_later_prompts_quote_the_profiles_of_the_items() -> None:
+    with served(lambda body: f"{prose(body)} It is a profile.") as server:
+        generation(tiny_study(), server.base_url).run()
+        asked = [body["messages"][1]["content"] for body in server.bodies]
+    assert not any("It is a profile." in prompt for prompt in asked[:6])
+    assert all("Alien: This is a profile of Alien" in prompt for prompt in asked[12:])
+
+
+def test_provenance_says_how_the_texts_came_about() -> None:
+    study = tiny_study()
+    with served() as server:
+        config = PromptConfig(domain="books", user_items=2)
+        generation(study, server.base_url, prompts=config, max_tokens=99).run()
+        base_url = server.base_url
+    provenance = study.provenance("llm")
+    assert provenance["kind"] == "llm"
+    assert provenance["model"] == "small-model"
+    assert provenance["server"] == base_url
+    assert provenance["domain"] == "books"
+    assert provenance["prompt_settings"]["user_items"] == 2
+    assert json.loads(provenance["parameters"]) == {"temperature": 0.0, "max_tokens": 99}
+    assert provenance["possibly_leaky"] == []
+    assert (provenance["filled_from_template"], provenance["over_word_limit"]) == (0, 0)
+
+
+@pytest.mark.parametrize(
+    ("model", "source"),
+    [
+        ("gpt-4o-mini", "gpt-4o-mini"),
+        ("meta-llama/Llama-3.1-8B", "meta-llama-Llama-3.1-8B"),
+        ("qwen2.5:0.5b", "qwen2.5-0.5b"),
+        ("/models//a b/", "models-a-b"),
+        ("a--b", "a-b"),
+        ("_x.gguf", "x.gguf"),
+        ("modèle", "mod-le"),
+    ],
+)
+def test_a_source_is_called_by_its_model_as_a_file_may_be_called(model: str, source: str) -> None:
+    study = tiny_study()
+    with served() as server:
+        asked = generation(study, server.base_url, source="", model=model)
+        assert asked.source == source
+        assert asked.run().path == study.profiles_path(source)
+        assert {body["model"] for body in server.bodies} == {model}
+    assert study.profile_sources() == [source]
+
+
+def test_the_name_of_the_templates_is_taken() -> None:
+    for source, model in (("template", "small-model"), ("", "template")):
+        with pytest.raises(DataError, match=r"(?s)'template' names the template profiles.*--source"):
+            Generation(tiny_study(), GenerationConfig(llm=LLMConfig(model=model)), source)
+
+
+@pytest.mark.parametrize("source", ["a--b", "../x", "a b"])
+def test_a_source_no_file_can_be_called_is_refused_before_anything_is_paid_for(source: str) -> None:
+    with served() as server:
+        with pytest.raises(DataError, match="cannot be the name of a profile source"):
+            generation(tiny_study(), server.base_url, source=source).run()
+        assert server.bodies == []
+
+
+def test_it_works_inside_a_running_event_loop() -> None:
+    with served() as server:
+        asked = generation(tiny_study(), server.base_url)
+
+        async def notebook() -> bool:
+            return asked.run().path is not None
+
+        assert asyncio.run(notebook())
+
+
+def run_again(study: Study, base_url: str, **settings: Any) -> Progress:
+    progress = Progress()
+    outcome = generation(study, base_url, **settings).run(progress)
+    assert outcome.path is not None
+    return progress
+
+
+def test_nothing_is_asked_twice_and_nothing_is_forgotten() -> None:
+    study = tiny_study()
+    with served() as server:
+        assert run_again(study, server.base_url).calls == 15
+        first = study.profiles("llm")
+        again = run_again(study, server.base_url)
+        assert (again.calls, again.found, again.done) == (0, 15, 0)
+        assert study.profiles("llm").equals(first)
+        for change in ({"temperature": 1.0}, {"model": "other"}, {"max_tokens": 300}, {"extra": '{"seed": 1}'}):
+            assert run_again(study, server.base_url, source="changed", **change).calls == 15
+        elsewhere = {"concurrency": 1, "attempts": 2, "timeout": 60.0}
+        for kept in ({}, {"model": "other"}, {"temperature": 1.0}, elsewhere, {"base_url": f"{server.base_url}/"}):
+            assert run_again(study, **{"base_url": server.base_url, "source": "changed", **kept}).calls == 0
+        assert len(server.bodies) == 5 * 15
+    with served() as server:
+        assert run_again(study, server.base_url).calls == 0
+
+
+def test_a_changed_description_asks_exactly_the_changed_prompts_anew() -> None:
+    with served() as server:
+        run_again(tiny_study(), server.base_url)
+        before = len(server.bodies)
+        changed = tiny_study(tables=tiny_tables(descriptions={2: "A film about Rome."}))
+        assert generation(changed, server.base_url).estimate().table["to ask"].tolist()[0] == 1
+        assert run_again(changed, server.base_url).calls == 1
+        (body,) = server.bodies[before:]
+        assert "A film about Rome." in body["messages"][1]["content"]
+        assert run_again(tiny_study(), server.base_url).calls == 0
+
+
+def test_a_changed_answer_asks_those_anew_that_quote_it() -> None:
+    study = tiny_study()
+    with served() as server:
+        run_again(study, server.base_url)
+        texts = study.profiles("llm").set_index(["subject", "id"])["text"]
+        before = len(server.bodies)
+        server.bodies.clear()
+    with served(lambda body: prose(body).replace("sea", "hills")) as server:
+        changed = tiny_study(tables=tiny_tables(descriptions={2: "A film about Rome."}))
+        assert run_again(changed, server.base_url).calls == 1 + 2
+        holding = [body["messages"][1]["content"] for body in server.bodies]
+    assert before == 15
+    assert all("Gladiator" in prompt for prompt in holding)
+    after = changed.profiles("llm").set_index(["subject", "id"])["text"]
+    assert sorted(texts.index[texts != after]) == [("auxiliary", 6), ("item", 2), ("user", 0)]
+
+
+def test_gaps_leave_the_table_waiting_or_are_filled_and_marked() -> None:
+    study = tiny_study()
+
+    def refuses(body: dict[str, Any]) -> str:
+        about = body["messages"][1]["content"].splitlines()[1]
+        return "I'm sorry, I cannot do that." if about.endswith(': "Heat"') else prose(body)
+
+    with served(refuses) as server:
+        progress = Progress()
+        outcome = generation(study, server.base_url).run(progress)
+        assert (outcome.path, outcome.missing["item"]) == (None, 1)
+        assert dict(progress.problems) == {"refused": 2}
+        assert progress.first_failures[0].startswith("item 4: refused: 2 answers, none usable")
+        assert "llm" not in study.profile_sources()
+        assert len(server.bodies) == 7
+        filled = generation(study, server.base_url, fill="template").run()
+    assert filled.path is not None
+    profiles, templates = study.profiles("llm"), study.profiles("template")
+    row = profiles[profiles["model"] == "template"]
+    assert row[["subject", "id", "usage"]].to_numpy().tolist() == [["item", 4, '{"filled": true}']]
+    assert row["text"].tolist() == templates.query("subject == 'item' and id == 4")["text"].tolist()
+    assert study.provenance("llm")["filled_from_template"] == 1

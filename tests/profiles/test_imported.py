@@ -1,0 +1,208 @@
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from spike_kit.data.study import SUBJECTS, Study
+from spike_kit.errors import DataError
+from spike_kit.experiments.run import RunConfig, run
+from spike_kit.profiles.encode import encode_profiles
+from spike_kit.profiles.imported import import_profiles
+from spike_kit.storage import sha256_file, sha256_text
+
+Texts = dict[str, dict[str, Any]]
+
+
+def texts_of(study: Study) -> Texts:
+    """Profiles by source id, as CoLaKG's files hold them."""
+    tables = {"item": study.items, "auxiliary": study.entities.iloc[len(study.items) :], "user": study.users}
+    return {
+        subject: {
+            source_id: f"Theirs: {label} is a thing of note."
+            for source_id, label in zip(table["source_id"], table["label"], strict=True)
+        }
+        for subject, table in tables.items()
+    }
+
+
+def write(folder: Path, texts: Texts) -> dict[str, Path]:
+    files = {subject: folder / f"{subject}.json" for subject in texts}
+    for subject, values in texts.items():
+        files[subject].write_text(json.dumps(values), encoding="utf-8")
+    return files
+
+
+def write_maps(study: Study, folder: Path) -> tuple[dict[str, Path], dict[str, dict[str, str]]]:
+    """Files of lines ``source_id id`` that count from 1000, and the same as dicts."""
+    ids = {
+        subject: {source_id: str(1000 + place) for place, source_id in enumerate(values)}
+        for subject, values in texts_of(study).items()
+    }
+    paths = {subject: folder / f"{subject}.txt" for subject in ids}
+    for subject, values in ids.items():
+        lines = [f"{source_id}\t{number}" for source_id, number in values.items()]
+        paths[subject].write_text("\n".join([*lines, "", "unknown:thing 999999"]) + "\n", encoding="utf-8")
+    return paths, ids
+
+
+def test_profiles_by_source_id(study: Study, tmp_path: Path) -> None:
+    texts = texts_of(study)
+    texts["item"]["film:unknown"] = "Theirs: a film the study does not have."
+    files = write(tmp_path, texts)
+    assert import_profiles(study, "theirs", files) == study.profiles_path("theirs")
+    profiles = study.profiles("theirs")
+    assert profiles["text"].tolist() == [
+        f"Theirs: {label} is a thing of note."
+        for labels in (study.entities["label"], study.users["label"])
+        for label in labels
+    ]
+    assert set(profiles["model"]) == {"imported"}
+    assert profiles["prompt_sha256"].tolist() == profiles["text"].map(sha256_text).tolist()
+    provenance = study.provenance("theirs")
+    assert provenance["kind"] == "imported"
+    assert provenance["possibly_leaky"] == ["user"]
+    assert provenance["imported"] == {"item": 48, "auxiliary": 20, "user": 56}
+    assert provenance["files"]["item"] == {"name": "item.json", "sha256": sha256_file(files["item"])}
+
+
+def translated(texts: Texts, ids: dict[str, dict[str, str]]) -> Texts:
+    return {s: {ids[s][key]: text for key, text in values.items()} for s, values in texts.items()}
+
+
+def test_profiles_by_other_ids_with_maps(study: Study, tmp_path: Path) -> None:
+    maps, ids = write_maps(study, tmp_path)
+    texts = texts_of(study)
+    texts.pop("auxiliary")
+    maps.pop("auxiliary")
+    import_profiles(study, "plain", write(tmp_path, texts), fill="template")
+    files = write(tmp_path, translated(texts, ids))
+    import_profiles(study, "mapped", files, maps, fill="template")
+    assert study.profiles("mapped")["text"].equals(study.profiles("plain")["text"])
+    with pytest.raises(DataError, match=r"(?s)item\.json has no profile for any item of world.*--item-map"):
+        import_profiles(study, "unmapped", files)
+    with pytest.raises(DataError, match=r"those of user are not"):
+        import_profiles(study, "half", files, {"item": maps["item"]})
+
+
+def test_source_ids_with_blanks_can_be_mapped(study: Study, tmp_path: Path) -> None:
+    """Most entities of ml-100k have such ids: company:A Band Apart."""
+    maps, ids = write_maps(study, tmp_path)
+    texts = texts_of(study)
+    assert any(" " in source_id for source_id in texts["auxiliary"])
+    import_profiles(study, "plain", write(tmp_path, texts))
+    import_profiles(study, "mapped", write(tmp_path, translated(texts, ids)), maps)
+    assert study.profiles("mapped")["text"].equals(study.profiles("plain")["text"])
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("film:0 1\nfilm:1\n", r"line 2 is not: source_id id"),
+        ("film:0 1\nfilm:1 1\n", r"line 2: id 1 stands there for the second time"),
+        (b"\xff\xfe", r"not text in UTF-8"),
+        (None, r"cannot be read"),
+    ],
+)
+def test_a_broken_map_is_an_error(study: Study, tmp_path: Path, content: str | bytes | None, message: str) -> None:
+    files, path = write(tmp_path, {"item": texts_of(study)["item"]}), tmp_path / "map.txt"
+    if content is not None:
+        path.write_bytes(content if isinstance(content, bytes) else content.encode())
+    with pytest.raises(DataError, match=rf"map\.txt.*{message}"):
+        import_profiles(study, "theirs", files, {"item": path}, fill="template")
+
+
+@pytest.mark.parametrize("subject", ["item", "auxiliary"])
+def test_profiles_of_other_things_under_the_same_ids_are_refused(study: Study, tmp_path: Path, subject: str) -> None:
+    texts = texts_of(study)
+    if subject == "item":
+        texts[subject] = {f"film:{n}": f"Chapter {n} of a cookbook, on soups." for n in range(48)}
+    else:
+        values = list(texts[subject].values())
+        texts[subject] = dict(zip(texts[subject], [*values[4:], *values[:4]], strict=True))
+        texts[subject] |= {key: "A soup of the day." for key in texts[subject] if key.startswith("director")}
+    message = rf"(?s){subject}\.json: only \d+ of \d+ profiles hold a word of the name.*map"
+    with pytest.raises(DataError, match=message):
+        import_profiles(study, "theirs", write(tmp_path, texts))
+    assert study.profile_sources() == ["template"]
+
+
+def test_gaps_are_named_or_filled_and_marked(study: Study, tmp_path: Path) -> None:
+    texts = texts_of(study)
+    del texts["item"]["film:7"]
+    texts["item"]["film:9"] = " \n<br/> "
+    del texts["user"]
+    files = write(tmp_path, texts)
+    with pytest.raises(
+        DataError, match=r"(?s)item\.json leaves 2 of 48 item profiles open: item 7, 9.*--fill template"
+    ):
+        import_profiles(study, "theirs", files)
+    del files["auxiliary"]
+    import_profiles(study, "theirs", files, fill="template")
+    profiles, template = study.profiles("theirs"), study.profiles("template")
+    filled = profiles["model"] == "template"
+    assert filled.sum() == 2 + 20 + 56
+    assert profiles.loc[filled, "text"].equals(template.loc[filled, "text"])
+    assert profiles.loc[filled, "prompt_sha256"].equals(template.loc[filled, "prompt_sha256"])
+    assert set(profiles.loc[filled, "usage"]) == {'{"filled": true}'}
+    assert set(profiles.loc[~filled, "usage"]) == {"{}"}
+    assert study.provenance("theirs")["imported"] == {"item": 46, "auxiliary": 0, "user": 0}
+    assert study.provenance("theirs")["possibly_leaky"] == []
+
+
+def test_a_subject_without_a_file_is_a_gap(study: Study, tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="no file leaves 56 of 56 user profiles open: user 0, 1, "):
+        texts = texts_of(study)
+        import_profiles(study, "theirs", write(tmp_path, {s: texts[s] for s in ("item", "auxiliary")}))
+
+
+@pytest.mark.parametrize(("value", "kind"), [(None, "NoneType"), (3, "int"), (["text"], "list"), ({"a": "b"}, "dict")])
+def test_a_value_that_is_no_text_is_named(study: Study, tmp_path: Path, value: Any, kind: str) -> None:
+    texts = texts_of(study)
+    texts["item"]["film:5"] = value
+    with pytest.raises(DataError, match=rf"item\.json: the profile of 'film:5' is no text but {kind}"):
+        import_profiles(study, "theirs", write(tmp_path, texts))
+
+
+@pytest.mark.parametrize("content", [b"[]", b'"text"', b"not json", b"\xff\xfe{}", None])
+def test_a_file_of_another_form_is_named(study: Study, tmp_path: Path, content: bytes | None) -> None:
+    path = tmp_path / "item.json"
+    if content is not None:
+        path.write_bytes(content)
+    with pytest.raises(DataError, match=r"item\.json"):
+        import_profiles(study, "theirs", {"item": path}, fill="template")
+
+
+def test_other_subjects_and_the_name_of_the_templates_are_refused(study: Study, tmp_path: Path) -> None:
+    files = write(tmp_path, texts_of(study))
+    for wrong in ({}, {"film": files["item"]}):
+        with pytest.raises(DataError, match="can be imported for item, auxiliary, user"):
+            import_profiles(study, "theirs", wrong)
+    with pytest.raises(DataError, match="'template' names the template profiles"):
+        import_profiles(study, "template", files)
+    with pytest.raises(DataError, match="cannot be the name of a profile source"):
+        import_profiles(study, "a/b", files)
+
+
+def test_markup_and_control_characters_are_cleaned(study: Study, tmp_path: Path) -> None:
+    texts = texts_of(study)
+    texts["item"]["film:0"] = "<p>Comedy\x00 &amp; more,\r\n<b>loud</b>\u2028\u200b<script>alert(1)</script> a < b</p>"
+    import_profiles(study, "theirs", write(tmp_path, texts))
+    assert study.profiles("theirs")["text"][0] == "Comedy & more, loud a < b"
+
+
+def test_a_run_on_imported_user_profiles_says_that_they_may_leak(study: Study, tmp_path: Path) -> None:
+    files = write(tmp_path, texts_of(study))
+    import_profiles(study, "theirs", files)
+    import_profiles(study, "careful", {s: files[s] for s in SUBJECTS[:2]}, fill="template")
+    stored = {}
+    for source in ("template", "careful", "theirs"):
+        encode_profiles(study, source, "tfidf-8", progress=False)
+        training = {"epochs": 1, "batch_size": 512}
+        config = RunConfig(dataset="world", profiles=source, encoder="tfidf-8", training=training)
+        stored[source] = run(config, progress=False).config
+    assert stored["theirs"]["possibly_leaky"] == ["user"]
+    assert "possibly_leaky" not in stored["template"]
+    assert "possibly_leaky" not in stored["careful"]
