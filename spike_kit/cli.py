@@ -19,7 +19,7 @@ from tyro.conf import OmitArgPrefixes, Positional
 from spike_kit import doctor, paths
 from spike_kit.bench.data import bench_data
 from spike_kit.bench.profiles import bench_profiles
-from spike_kit.cli_profiles import ImportProfiles, JudgeProfiles, Profile, Quality
+from spike_kit.cli_profiles import ImportProfiles, ImportVectors, JudgeProfiles, Profile, Quality
 from spike_kit.config import TrainingConfig
 from spike_kit.data.build import build, compared, fetch
 from spike_kit.data.formats import export
@@ -305,6 +305,7 @@ COMMANDS: dict[str, Any] = {
     "export": Export,
     "profile": Profile,
     "import-profiles": ImportProfiles,
+    "import-vectors": ImportVectors,
     "judge": JudgeProfiles,
     "quality": Quality,
     "encode": Encode,

@@ -19,6 +19,7 @@ from spike_kit.profiles.batch import Imported, export_batch, import_batch
 from spike_kit.profiles.cost import OWN_PRICES, prices
 from spike_kit.profiles.encode import DEFAULT_ENCODER, ensure_vectors
 from spike_kit.profiles.generate import Estimate, Generation, GenerationConfig
+from spike_kit.profiles.given import import_vectors
 from spike_kit.profiles.imported import import_profiles
 from spike_kit.profiles.jobs import Progress
 from spike_kit.profiles.judge import Judge, JudgeConfig, preference_table, score_table
@@ -116,6 +117,27 @@ class ImportProfiles:
         print("imported: " + ", ".join(f"{n} {name}" for name, n in study.provenance(self.source)["imported"].items()))
         if self.users:
             print("user profiles are flagged as possibly leaky: report no gain from them")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ImportVectors:
+    """Take in vectors that others made, as they are: .npy, .npz (ids, embeddings) or .safetensors."""
+
+    users: Path
+    """Vectors of the users."""
+    entities: Path
+    """Vectors of all entities, items first."""
+    dataset: Positional[str] = "ml-100k"
+    """Data set: a name under data/ or the path of a study folder."""
+    source: str = SOURCE
+    """Profile source they belong to."""
+    name: str = "theirs"
+    """They become the encoder given:<name>."""
+
+    def __call__(self) -> None:
+        """Write embeddings/<source>--given:<name>.safetensors."""
+        study = Study.open(self.dataset)
+        print(paths.shown(import_vectors(study, self.source, self.name, self.users, self.entities)))
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -11,6 +11,7 @@ import sys
 import time
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
@@ -293,3 +294,15 @@ def test_quality_compares_sources_without_a_model(study: Study, capsys: pytest.C
     assert all(word in text for word in ("template", "dull", "auxiliary", "recall"))
     assert main(["quality", "world", "--sources", "nowhere", "--encoder", "tfidf-8"]) == 1
     assert "no profiles of source 'nowhere'" in output(capsys)
+
+
+def test_vectors_of_others_are_taken_in(study: Study, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    rows = {"users": len(study.users), "entities": len(study.entities)}
+    for name, n in rows.items():
+        np.save(tmp_path / f"{name}.npy", np.ones((n, 3), dtype=np.float32))
+    files = [f"--{name}={tmp_path / name}.npy" for name in rows]
+    assert main(["import-vectors", "world", *files, "--name", "ones"]) == 0
+    assert "given" in capsys.readouterr().out
+    assert study.vectors("template", "given:ones").dim == 3
+    assert main(["import-vectors", "world", files[0], f"--entities={tmp_path}/users.npy"]) == 1
+    assert "error: " in capsys.readouterr().err
