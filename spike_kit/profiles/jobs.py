@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
 
 from spike_kit.data.text import cut
-from spike_kit.errors import LLMError, SpikeKitError
+from spike_kit.errors import LLMError
 from spike_kit.profiles.llm import (
     AMBIGUOUS,
     RETRIED,
@@ -199,7 +199,7 @@ class _Runner:
         self._jobs, self._config, self._store, self._progress = jobs, config, store, progress
         self._client, self._committer, self._on_answer, self._stop = client, committer, on_answer, stop
         self._limiter = Limiter(config.concurrency)
-        self._error: SpikeKitError | None = None
+        self._error: Exception | None = None
         self._failed_in_a_row = 0
         self._jitter = random.Random(0)
 
@@ -214,13 +214,14 @@ class _Runner:
         return self._error is not None or self._stop.is_set()
 
     async def _work(self) -> None:
+        """Settle one question after another; an error ends the run, but what others have in flight is still kept."""
         while not self._ending:
-            job = self._next()
-            if job is None:
-                return
             try:
+                job = self._next()
+                if job is None:
+                    return
                 await self._settle(job)
-            except SpikeKitError as error:
+            except Exception as error:
                 self._error = self._error or error
 
     def _next(self) -> Job | None:
