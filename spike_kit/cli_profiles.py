@@ -13,7 +13,7 @@ from tyro.conf import OmitArgPrefixes, Positional
 
 from spike_kit import paths
 from spike_kit.data.study import Study
-from spike_kit.errors import ConfigError
+from spike_kit.errors import ConfigError, LLMError
 from spike_kit.evaluation.signal import signal_table
 from spike_kit.profiles.batch import Imported, export_batch, import_batch
 from spike_kit.profiles.cost import OWN_PRICES, prices
@@ -58,16 +58,22 @@ class Profile:
         """Write profiles/<source>.parquet, or say what is missing."""
         study = Study.open(self.dataset)
         if self.source == SOURCE:
-            if self.dry_run or self.batch_export or self.batch_import:
+            asks = self.dry_run or self.batch_export or self.batch_import or self.llm != LLMConfig()
+            if asks:
                 raise ConfigError(
-                    "template profiles ask no model", "name the profiles: --source gpt-4o-mini, for example"
+                    "template profiles ask no model", f"name the profiles, for example: --source {self.llm.model}"
                 )
             print(paths.shown(study.write_profiles(self.source, template_profiles(study))))
             return
+        if self.source in prices().models and self.source != self.llm.model:
+            raise ConfigError(
+                f"profiles called {self.source} would be written by {self.llm.model}",
+                f"add --model {self.source}, or choose another name",
+            )
         config = GenerationConfig(llm=self.llm, prompts=self.prompts, fill=self.fill)
         generation = Generation(study, config, self.source)
         if self.batch_import:
-            print(_imported(import_batch(generation, self.batch_import)))
+            print(_imported(import_batch(generation, self.batch_import), self.llm.model))
         if self.batch_export:
             subject, files = export_batch(generation, self.batch_export)
             lines = [f"{subject}: {paths.shown(path)}" for path in files] or ["every question is answered"]
@@ -172,7 +178,8 @@ class JudgeProfiles:
             verdicts = judge.run(progress, watch=watch)
         table = score_table(verdicts) if self.mode == "single" else preference_table(verdicts)
         print(table.round(3).to_string(index=False))
-        print(_summary(progress))
+        print(_summary(progress, self.llm.model))
+        print(*(f"failed: {failure}" for failure in progress.first_failures), sep="\n")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -195,6 +202,9 @@ class Quality:
         print(quality_table(texts, prompts, WORD_LIMIT, vectors).round(3).to_string(index=False))
         print("\nranking of the validation items by profile vectors alone:")
         print(signal_table(study, vectors).round(4).to_string(index=False))
+        for source in self.sources:
+            if leaky := study.provenance(source).get("possibly_leaky"):
+                print(f"{source}: profiles of {', '.join(leaky)} may describe held-out interactions; report no gain")
 
 
 def _estimated(estimate: Estimate) -> str:
@@ -203,7 +213,7 @@ def _estimated(estimate: Estimate) -> str:
     listed, own = prices(), paths.shown(paths.data_root() / OWN_PRICES)
     parts = [
         estimate.table.to_string(index=False),
-        f"{estimate.calls} calls, about {tokens_in:,} tokens in and at most about {tokens_out:,} out (estimated)",
+        f"{estimate.calls} calls, about {tokens_in:,} tokens in and {tokens_out:,} out if none is asked for twice",
         estimate.costs.round(2).to_string(index=False, na_rep="?"),
         f"prices of {listed.as_of}, from {paths.shown(listed.path)}; a copy as {own} takes its place",
     ]
@@ -219,14 +229,17 @@ def _generated(generation: Generation) -> str:
     lines = [_summary(progress, generation.config.llm.model)]
     if progress.first_failures:
         lines += ["failed (the next run tries them again):", *(f"  {failure}" for failure in progress.first_failures)]
-    if outcome.path is not None:
-        lines.append(paths.shown(outcome.path))
-    else:
+    if (more := progress.failed - len(progress.first_failures)) > 0:
+        lines.append(f"  and {more} more: table failures of {paths.shown(generation.answers)}")
+    if outcome.path is None:
+        print("\n".join(lines))
         missing = ", ".join(f"{count} {subject}" for subject, count in outcome.missing.items())
-        lines.append(f"not complete, without an answer yet: {missing}; the same command goes on")
-        if not progress.stopped:
-            lines.append("or complete the table from the template profiles: --fill template")
-    return "\n".join(lines)
+        raise LLMError(
+            f"the profiles are not complete, there is no answer yet for: {missing}",
+            "the same command goes on from here"
+            + ("" if progress.stopped else "; or complete the table from the template profiles: --fill template"),
+        )
+    return "\n".join([*lines, paths.shown(outcome.path)])
 
 
 @contextmanager
@@ -260,8 +273,10 @@ def _summary(progress: Progress, model: str = "") -> str:
     return "\n".join([f"{first}, {used}{price}", *details])
 
 
-def _imported(found: Imported) -> str:
-    """What a batch brought, in a line."""
+def _imported(found: Imported, model: str) -> str:
+    """What a batch brought, in a line or two."""
     parts = [f"{found.usable} usable answers", f"{found.already} imported before", f"{found.unknown} of other exports"]
     parts += [f"{n} {kind}" for kind, n in (*found.problems.items(), *found.errors.items())]
-    return ", ".join(parts)
+    cost = prices().cost(model, found.tokens_in, found.tokens_out, batch=True)
+    price = "" if cost is None else f", about {cost:.2f} {prices().currency} as a batch"
+    return f"{', '.join(parts)}\n{found.tokens_in:,} tokens in, {found.tokens_out:,} out{price}"

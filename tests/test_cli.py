@@ -38,7 +38,7 @@ def test_help_explains_every_option_with_its_default(command: str, capsys: pytes
     text = output(capsys)
     assert f"usage: spike-kit {command}" in text
     options = re.findall(r"^\W*--[a-z]", text, re.MULTILINE)
-    assert text.count("(default:") >= len(options)
+    assert text.count("(default:") + text.count("(required)") >= len(options)
 
 
 @pytest.mark.parametrize("model", MODELS)

@@ -28,6 +28,7 @@ def longest_train_reviews(study: Study, by: Literal["user", "item"], limit: int)
     """
     other = "item" if by == "user" else "user"
     order = f"length(text) DESC, {other}"
+    paths.data_root().mkdir(parents=True, exist_ok=True)
     with (
         tempfile.TemporaryDirectory(prefix=".spike-kit-tmp-", dir=paths.data_root()) as folder,
         database(Path(folder)) as db,

@@ -39,6 +39,9 @@ SUBJECTS = ("item", "auxiliary", "user")
 REPRODUCIBLE_SOURCE = "template"
 """Profile source that costs nothing to write again."""
 
+FILLED = '{"filled": true}'
+"""``usage`` of a profile that stands in for one that its source does not have."""
+
 PROFILES_SCHEMA = pa.DataFrameSchema(
     {
         "subject": pa.Column("str", pa.Check.isin(SUBJECTS)),

@@ -19,6 +19,7 @@ from spike_kit.errors import DataError
 from spike_kit.evaluation.protocol import CUTOFFS, RankingTask, evaluate
 from spike_kit.models import find_model, find_preset
 from spike_kit.models.recommender import ModelConfig, Recommender, TrainedRecommender
+from spike_kit.profiles import given
 from spike_kit.profiles.encode import DEFAULT_ENCODER, check_fresh
 from spike_kit.profiles.template import SOURCE
 from spike_kit.runs import Run
@@ -214,7 +215,8 @@ def describe(config: RunConfig, study: Study) -> dict[str, Any]:
             "encoder": config.encoder,
             "vectors_sha256": storage.sha256_file(file),
         }
-        if leaky := study.provenance(config.profiles).get("possibly_leaky"):
+        leaky = study.provenance(config.profiles).get("possibly_leaky") or given.possibly_leaky(config.encoder)
+        if leaky:
             described["possibly_leaky"] = leaky
     return described
 

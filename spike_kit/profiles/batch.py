@@ -15,7 +15,7 @@ from spike_kit.data.study import SUBJECTS
 from spike_kit.errors import DataError
 from spike_kit.profiles.generate import Generation
 from spike_kit.profiles.jobs import Job, once_more
-from spike_kit.profiles.llm import read_completion
+from spike_kit.profiles.llm import CONTENT, read_completion, storable
 from spike_kit.profiles.store import Key, Statement, Store, answered, asked, exclusive, failed
 from spike_kit.storage import canonical_json, sha256_text
 
@@ -37,6 +37,8 @@ class Imported:
     ----------
     usable, already
         Answers that were stored, and lines that had been imported before.
+    tokens_in, tokens_out
+        Tokens used, as the server counted them.
     problems
         Unusable answers by what was wrong; the next export asks for them once more.
     errors
@@ -48,6 +50,8 @@ class Imported:
     usable: int = 0
     already: int = 0
     unknown: int = 0
+    tokens_in: int = 0
+    tokens_out: int = 0
     problems: Counter[str] = field(default_factory=Counter)
     errors: Counter[str] = field(default_factory=Counter)
 
@@ -78,7 +82,11 @@ def export_batch(generation: Generation, path: Path) -> tuple[str, list[Path]]:
     with exclusive(store), store:
         for subject in SUBJECTS:
             files: list[Path] = []
-            open_jobs = (job for job in generation.jobs(subject, store) if not generation.found(job, store))
+            open_jobs = (
+                job
+                for job in generation.jobs(subject, store)
+                if not generation.found(job, store) and not generation.given_up(job, store)
+            )
             lines = _lines(open_jobs, generation, store.rejected, store.write)
             first = next(lines, None)
             with ExitStack() as stack:
@@ -145,6 +153,7 @@ def import_batch(generation: Generation, files: Sequence[Path]) -> Imported:
                 custom_id = values.get("custom_id")
                 if not isinstance(custom_id, str):
                     raise DataError(f"{where} has no custom_id", "is it the output file of a batch?")
+                custom_id = storable(custom_id)
                 rows = store.run("SELECT * FROM batched WHERE custom_id=?", (custom_id,))
                 if not rows:
                     result.unknown += 1
@@ -165,9 +174,9 @@ def _statements(
     status = response.get("status_code") if isinstance(response, dict) else None
     body = response.get("body") if isinstance(response, dict) else None
     if values.get("error") or status != 200:
-        code, message = _error(values, status, body)
+        code, message = (storable(part) for part in _error(values, status, body))
         result.errors[code] += 1
-        return [failed(key, "batch", f"{code}: {message}")]
+        return [failed(key, "content" if CONTENT.search(code) else "batch", f"{code}: {message}")]
     try:
         answer = read_completion(body, 0.0)
     except ValueError as error:
@@ -176,6 +185,8 @@ def _statements(
     verdict = generation.judge(key.subject, answer)
     usable = verdict.usable and (not verdict.problem or asked_before)
     result.usable += usable
+    result.tokens_in += answer.usage["prompt_tokens"]
+    result.tokens_out += answer.usage["completion_tokens"]
     if verdict.problem:
         result.problems[verdict.problem] += 1
     statements = answered(key, answer, verdict.text, verdict.problem, usable=usable, attempts=1, server="batch")
@@ -193,7 +204,7 @@ def _error(values: dict[str, Any], status: Any, body: Any) -> tuple[str, str]:
 def _records(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
     """Objects of a file of JSON lines with their line numbers; blank lines are passed over."""
     try:
-        with path.open(encoding="utf-8") as file:
+        with path.open(encoding="utf-8-sig") as file:
             for number, line in enumerate(file, start=1):
                 if not line.strip():
                     continue

@@ -36,7 +36,7 @@ _ORDINARY = _set(
     """a about after all also although among an and another any are as at avoids based be because before being best
     both but by can common consider despite directed does each either enjoys especially even every expect fans
     favors favours features featuring few film films finally first for from given has have he her here hers him his
-    how however i i'm if in instead into is it it's its just later less likes liked likely listeners loves made
+    how however i i'm if in instead into is it it's its just later less likes liked likely listeners lovers loves made
     many me more most movie movies much my neither no none nor not of often on once one only or other others our
     out over overall perfect perhaps prefers produced rarely rather readers recommended released seeks set several
     she since so some sometimes starring still such tends than that the their them then there these they this those

@@ -7,7 +7,7 @@ import re
 import signal
 import threading
 import time
-from collections.abc import Callable, Collection, Coroutine, Iterator, Mapping
+from collections.abc import Collection, Coroutine, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -19,13 +19,13 @@ import numpy as np
 import pandas as pd
 
 from spike_kit.config import Config
-from spike_kit.data.study import REPRODUCIBLE_SOURCE, SUBJECTS, Study, check_source_name
+from spike_kit.data.study import FILLED, REPRODUCIBLE_SOURCE, SUBJECTS, Study, check_source_name
 from spike_kit.errors import DataError
 from spike_kit.profiles import loopback
 from spike_kit.profiles.checks import find_problem, remedy, tidy
 from spike_kit.profiles.cost import TOKENS_PER_WORD, estimate_tokens, prices
 from spike_kit.profiles.domains import domain_name
-from spike_kit.profiles.jobs import Job, Progress, Verdict, run_jobs
+from spike_kit.profiles.jobs import TRIES, Job, Progress, Verdict, Watch, run_jobs, watched
 from spike_kit.profiles.llm import Answer, LLMConfig
 from spike_kit.profiles.prompts import VERSION, Prompt, PromptConfig, PromptWriter
 from spike_kit.profiles.store import Key, Store, answers_path, exclusive, now
@@ -33,11 +33,7 @@ from spike_kit.profiles.template import UNKNOWN_TASTE, WORD_LIMIT, ensure_profil
 from spike_kit.storage import sha256_text
 
 Result = TypeVar("Result")
-Watch = Callable[[str, Progress], None]
-"""Called about twice a second with the subject at work and the progress."""
-
 _CHUNK = 2000
-_WATCH_SECONDS = 0.5
 _NOT_ASKED = "none"
 
 
@@ -144,7 +140,7 @@ class Generation:
                         shown.append(self.writer.prompt(subject, prompt.id, quoted))
                     to_ask += 1
                     tokens_in += estimate_tokens(prompt.text)
-                complete = complete and to_ask == 0
+                complete = complete and (to_ask == 0 or bool(self.config.fill))
                 rows.append(
                     {
                         "subject": subject,
@@ -203,15 +199,10 @@ class Generation:
         self, subject: str, store: Store, progress: Progress, stop: threading.Event, watch: Watch | None
     ) -> None:
         jobs = self.jobs(subject, store)
-        asking = asyncio.create_task(
-            run_jobs(jobs, self.config.llm, store, progress, lambda key, row: self._place(subject, key.id, row), stop)
+        asking = run_jobs(
+            jobs, self.config.llm, store, progress, lambda key, row: self._place(subject, key.id, row), stop
         )
-        while watch is not None and not asking.done():
-            watch(subject, progress)
-            await asyncio.wait([asking], timeout=_WATCH_SECONDS)
-        await asking
-        if watch is not None:
-            watch(subject, progress)
+        await watched(asking, subject, progress, watch, stop)
 
     def jobs(self, subject: str, store: Store) -> Iterator[Job]:
         """Questions about all items, auxiliary entities or users, answered or not."""
@@ -225,6 +216,10 @@ class Generation:
         if stored is not None:
             self._place(job.key.subject, job.key.id, stored.row)
         return stored is not None
+
+    def given_up(self, job: Job, store: Store) -> bool:
+        """Whether a question without an answer is left to the template: it was chosen, and asking again is no use."""
+        return bool(self.config.fill) and (len(store.rejected(job.key)) >= TRIES or store.is_refused(job.key))
 
     @staticmethod
     def judge(subject: str, answer: Answer) -> Verdict:
@@ -290,7 +285,7 @@ class Generation:
         if not self.writer.has_material(subject, number):
             return [UNKNOWN_TASTE, sha256_text(UNKNOWN_TASTE), _NOT_ASKED, "{}", now()]
         text = self._template[subject, number]
-        return [text, sha256_text(text), REPRODUCIBLE_SOURCE, '{"filled": true}', now()]
+        return [text, sha256_text(text), REPRODUCIBLE_SOURCE, FILLED, now()]
 
     def _provenance(self, filled: int, too_long: int) -> dict[str, Any]:
         return {

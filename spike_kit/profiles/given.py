@@ -112,3 +112,8 @@ def _read_array(path: Path) -> np.ndarray:
     except (ValueError, OSError, SyntaxError, TypeError, MemoryError, OverflowError, SafetensorError) as error:
         raise DataError(f"{path} is not a readable {path.suffix} file without pickles: {error}") from error
     raise DataError(f"{path} is of no known kind", "give .npy, .npz or .safetensors")
+
+
+def possibly_leaky(encoder: str) -> list[str]:
+    """Kinds of subjects whose vectors may come from held-out interactions: users, where others made the vectors."""
+    return ["user"] if parse_encoder(encoder).kind == "given" else []

@@ -9,7 +9,7 @@ from typing import Any, Literal
 
 import pandas as pd
 
-from spike_kit.data.study import REPRODUCIBLE_SOURCE, SUBJECTS, Study
+from spike_kit.data.study import FILLED, REPRODUCIBLE_SOURCE, SUBJECTS, Study
 from spike_kit.data.text import clean, without_markup
 from spike_kit.errors import DataError, some
 from spike_kit.profiles.store import now
@@ -92,7 +92,7 @@ def import_profiles(
             for column in ("text", "prompt_sha256"):
                 frame.loc[gaps, column] = own.loc[missing, column].to_numpy()
             frame.loc[gaps, "model"] = REPRODUCIBLE_SOURCE
-            frame.loc[gaps, "usage"] = '{"filled": true}'
+            frame.loc[gaps, "usage"] = FILLED
         parts.append(frame)
     provenance = {
         "kind": MODEL,

@@ -7,8 +7,10 @@ import random
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Coroutine, Iterator
 from dataclasses import dataclass, field, replace
+from itertools import chain
+from typing import Any
 
 from spike_kit.data.text import cut
 from spike_kit.errors import LLMError
@@ -41,6 +43,7 @@ _QUOTED = 3000
 """Characters of an unusable answer that the model is shown again."""
 
 _FIRST_PAUSE = 0.5
+_WATCH_SECONDS = 0.5
 _LONGEST_PAUSE = 30.0
 _TICK = 0.2
 
@@ -141,6 +144,10 @@ class Progress:
             self.first_failures.append(f"{key.subject} {key.id}: {kind}: {message}")
 
 
+Watch = Callable[[str, Progress], None]
+"""Called about twice a second with what is asked about and the progress."""
+
+
 async def run_jobs(
     jobs: Iterator[Job],
     config: LLMConfig,
@@ -173,13 +180,29 @@ async def run_jobs(
     StorageError
         If an answer cannot be written.
     """
-    async with open_client(config) as client:
-        committer = Committer(store)
-        try:
-            runner = _Runner(jobs, config, store, progress, client, committer, on_answer, stop or threading.Event())
-            await runner.run()
-        finally:
-            await committer.close()
+    runner = _Runner(jobs, config, store, progress, on_answer, stop or threading.Event())
+    first = runner.next_open()
+    if first is not None:
+        async with open_client(config) as client:
+            await runner.run(first, client)
+
+
+async def watched(
+    asking: Coroutine[Any, Any, None], label: str, progress: Progress, watch: Watch | None, stop: threading.Event
+) -> None:
+    """Await `run_jobs` and show its progress twice a second; should ``watch`` fail, what is in flight is still kept."""
+    task = asyncio.create_task(asking)
+    try:
+        while watch is not None and not task.done():
+            watch(label, progress)
+            await asyncio.wait([task], timeout=_WATCH_SECONDS)
+    except Exception:
+        stop.set()
+        await task
+        raise
+    await task
+    if watch is not None:
+        watch(label, progress)
 
 
 class _Runner:
@@ -191,20 +214,25 @@ class _Runner:
         config: LLMConfig,
         store: Store,
         progress: Progress,
-        client: Client,
-        committer: Committer,
         on_answer: Callable[[Key, int], None] | None,
         stop: threading.Event,
     ) -> None:
         self._jobs, self._config, self._store, self._progress = jobs, config, store, progress
-        self._client, self._committer, self._on_answer, self._stop = client, committer, on_answer, stop
+        self._on_answer, self._stop = on_answer, stop
+        self._client: Client
+        self._committer = Committer(store)
         self._limiter = Limiter(config.concurrency)
         self._error: Exception | None = None
         self._failed_in_a_row = 0
         self._jitter = random.Random(0)
 
-    async def run(self) -> None:
-        await asyncio.gather(*(self._work() for _ in range(self._config.concurrency)))
+    async def run(self, first: Job, client: Client) -> None:
+        """Settle all questions, beginning with one that is known to be open."""
+        self._client, self._jobs = client, chain([first], self._jobs)
+        try:
+            await asyncio.gather(*(self._work() for _ in range(self._config.concurrency)))
+        finally:
+            await self._committer.close()
         self._progress.stopped = self._stop.is_set()
         if self._error is not None:
             raise self._error
@@ -217,14 +245,14 @@ class _Runner:
         """Settle one question after another; an error ends the run, but what others have in flight is still kept."""
         while not self._ending:
             try:
-                job = self._next()
+                job = self.next_open()
                 if job is None:
                     return
                 await self._settle(job)
             except Exception as error:
                 self._error = self._error or error
 
-    def _next(self) -> Job | None:
+    def next_open(self) -> Job | None:
         """Next question without a usable answer."""
         for job in self._jobs:
             stored = self._store.answer(job.key)

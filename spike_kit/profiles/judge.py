@@ -6,10 +6,9 @@ shown. Pairs are shown in both orders, and only a preference that survives the s
 
 from __future__ import annotations
 
-import asyncio
 import json
 import threading
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property, partial
 from itertools import combinations
@@ -20,15 +19,15 @@ import pandas as pd
 from pydantic import Field
 
 from spike_kit.config import Config
-from spike_kit.data.study import SUBJECTS, Study
+from spike_kit.data.study import FILLED, REPRODUCIBLE_SOURCE, SUBJECTS, Study
 from spike_kit.data.text import clean
 from spike_kit.errors import ConfigError, DataError, some
 from spike_kit.profiles.checks import without_thoughts
 from spike_kit.profiles.cost import estimate_tokens, prices
 from spike_kit.profiles.generate import in_own_loop, stopped_by_signals
-from spike_kit.profiles.jobs import Job, Progress, Verdict, run_jobs
+from spike_kit.profiles.jobs import Job, Progress, Verdict, Watch, run_jobs, watched
 from spike_kit.profiles.llm import Answer, LLMConfig
-from spike_kit.profiles.prompts import PromptConfig, PromptWriter, fenced
+from spike_kit.profiles.prompts import PromptConfig, fenced, prompt_writer_of
 from spike_kit.profiles.store import Key, Store, answers_path, exclusive
 from spike_kit.profiles.template import ensure_profiles
 from spike_kit.seeds import numpy_generator
@@ -45,6 +44,7 @@ CRITERIA: dict[str, str] = {
 """What is judged, and what the ends of the scale mean (criteria of the paper, own words)."""
 
 _TOKENS_PER_VERDICT = 160
+_TIE = "tie"
 _ORDERS = ("as given", "swapped")
 
 
@@ -89,7 +89,11 @@ class Judge:
     """
 
     def __init__(self, study: Study, sources: Sequence[str], config: JudgeConfig, answers: Path | None = None) -> None:
-        if len(set(sources)) != len(sources) or len(sources) < (2 if config.mode == "pairwise" else 1):
+        if (
+            _TIE in sources
+            or len(set(sources)) != len(sources)
+            or len(sources) < (2 if config.mode == "pairwise" else 1)
+        ):
             raise ConfigError(
                 f"{config.mode} judging of the sources {some(sources) or 'none'} is not possible",
                 "name different sources, at least two of them for pairs",
@@ -100,25 +104,32 @@ class Judge:
     @cached_property
     def _texts(self) -> dict[str, dict[tuple[str, int], str]]:
         frames = {source: self.study.profiles(source) for source in self.sources}
+        written = {source: frame[frame["usage"] != FILLED] for source, frame in frames.items()}
         return {
             source: dict(zip(zip(frame["subject"], frame["id"].tolist(), strict=True), frame["text"], strict=True))
-            for source, frame in frames.items()
+            for source, frame in written.items()
         }
 
     @cached_property
     def questions(self) -> list[_Question]:
-        """All questions, in order."""
-        writer = PromptWriter(self.study, PromptConfig())
-        template = ensure_profiles(self.study, progress=False).query("subject == 'item'")
-        items = dict(zip(template["id"].tolist(), template["text"], strict=True))
+        """All questions, in order; one profile is held to what its prompt held, a pair to the template's facts."""
+        ensure_profiles(self.study, progress=False)
+        usual = PromptConfig()
+        told = {source: prompt_writer_of(self.study, source, usual) for source in {*self.sources, REPRODUCIBLE_SOURCE}}
         found: list[_Question] = []
         for subject in SUBJECTS:
-            ids = [number for number in self.study.expected_ids(subject) if writer.has_material(subject, number)]
+            ids = [
+                number
+                for number in self.study.expected_ids(subject)
+                if all((subject, number) in texts for texts in self._texts.values())
+                and told[REPRODUCIBLE_SOURCE][0].has_material(subject, number)
+            ]
             rng = numpy_generator(self.config.seed, f"judge {subject}")
             drawn = sorted(rng.choice(ids, min(self.config.sample, len(ids)), replace=False).tolist()) if ids else []
             for number in drawn:
-                data = writer.prompt(subject, number, lambda _: items).data
                 for shown in self._showings():
+                    writer, items = told[shown[0] if len(shown) == 1 else REPRODUCIBLE_SOURCE]
+                    data = writer.prompt(subject, number, lambda _, items=items: items).data
                     texts = tuple(self._texts[source][subject, number] for source in shown)
                     found.append(self._question(subject, number, shown, texts, data))
         return found
@@ -137,18 +148,23 @@ class Judge:
         job = Job(key, messages, VERSION, partial(_verdict, len(texts)), _remedy)
         return _Question(subject, number, shown, texts, data, job)
 
+    @property
+    def _jobs(self) -> list[Job]:
+        """Questions, each once: sources with the same text share one."""
+        return list({question.job.key: question.job for question in self.questions}.values())
+
     def estimate(self) -> tuple[int, pd.DataFrame]:
         """Count the calls that are left, and their cost with every model of the price list; nothing is asked."""
         with Store(self.answers) as store:
-            left = [question for question in self.questions if store.answer(question.job.key) is None]
-        tokens_in = sum(estimate_tokens(question.job.shown) for question in left)
+            left = [job for job in self._jobs if store.answer(job.key) is None]
+        tokens_in = sum(estimate_tokens(job.shown) for job in left)
         return len(left), prices().table(self.config.llm.model, tokens_in, len(left) * _TOKENS_PER_VERDICT)
 
     def run(
         self,
         progress: Progress | None = None,
         stop: threading.Event | None = None,
-        watch: Callable[[str, Progress], None] | None = None,
+        watch: Watch | None = None,
     ) -> pd.DataFrame:
         """Ask what has no verdict yet; gives all verdicts there are. Resumable like the generation of profiles.
 
@@ -167,18 +183,12 @@ class Judge:
         ending = threading.Event() if stop is None else stop
         return in_own_loop(self._run(progress, ending, watch), ending)
 
-    async def _run(
-        self, progress: Progress, stop: threading.Event, watch: Callable[[str, Progress], None] | None
-    ) -> pd.DataFrame:
+    async def _run(self, progress: Progress, stop: threading.Event, watch: Watch | None) -> pd.DataFrame:
         store = Store(self.answers)
         with exclusive(store), store, stopped_by_signals(stop):
-            progress.total = len(self.questions)
-            jobs = (question.job for question in self.questions)
-            asking = asyncio.create_task(run_jobs(jobs, self.config.llm, store, progress, stop=stop))
-            while watch is not None and not asking.done():
-                watch("judge", progress)
-                await asyncio.wait([asking], timeout=0.5)
-            await asking
+            progress.total = len(self._jobs)
+            asking = run_jobs(iter(self._jobs), self.config.llm, store, progress, stop=stop)
+            await watched(asking, "judge", progress, watch, stop)
             rows = [row for question in self.questions for row in _rows(question, store)]
         columns = ["source"] if self.config.mode == "single" else ["first", "second", "order"]
         value = "score" if self.config.mode == "single" else "better"
@@ -257,7 +267,7 @@ def _rows(question: _Question, store: Store) -> Iterator[dict[str, Any]]:
         if len(question.shown) == 1:
             yield {"source": question.shown[0], "score": entry["score"], **common}
         else:
-            names = dict(zip(("A", "B"), question.shown, strict=True)) | {"tie": "tie"}
+            names = dict(zip(("A", "B"), question.shown, strict=True)) | {_TIE: _TIE}
             first, second = sorted(question.shown)
             order = _ORDERS[question.shown != (first, second)]
             yield {"first": first, "second": second, "order": order, "better": names[entry["better"]], **common}

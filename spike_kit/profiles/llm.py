@@ -170,6 +170,9 @@ too long for the model), ``stop`` (no key, no quota, no such model)."""
 RETRIED: frozenset[str] = frozenset({"busy", "server", "timeout", "connection", "unreachable", "garbage"})
 """Kinds after which the same call is tried again."""
 
+CONTENT = re.compile(r"content_filter|content_policy|context_length|safety")
+"""Error codes that speak of the content of one question."""
+
 AMBIGUOUS: frozenset[str] = frozenset({"server", "timeout", "connection", "garbage"})
 """Kinds after which nobody knows whether the server did the work, and billed it."""
 
@@ -180,7 +183,7 @@ class CallError(Exception):
     def __init__(self, kind: FailureKind, message: str, wait: float | None = None, hint: str = "") -> None:
         super().__init__(message)
         self.kind: FailureKind = kind
-        self.message = _storable(message)
+        self.message = storable(message)
         self.wait = wait
         self.hint = hint
 
@@ -262,7 +265,7 @@ class Client:
             return CallError("busy", message, _retry_after(error.response.headers))
         if status in (408, 409) or status >= 500:
             return CallError("server", message, _retry_after(error.response.headers))
-        if re.search(r"content_filter|content_policy|context_length|safety", code):
+        if CONTENT.search(code):
             return CallError("content", message)
         return CallError("request", message)
 
@@ -284,13 +287,13 @@ def read_completion(values: Any, seconds: float) -> Answer:
             raise TypeError("content is no text")
         counted = {name: _count(usage.get(name)) for name in ("prompt_tokens", "completion_tokens")}
         reason = str(choice.get("finish_reason") or "stop")[:40]
-        text, reason, refusal = (_storable(part) for part in (text, reason, refusal))
+        text, reason, refusal = (storable(part) for part in (text, reason, refusal))
     except (KeyError, IndexError, TypeError, AttributeError) as error:
         raise ValueError(f"no chat completion: {error!r}") from error
     return Answer(text, reason, counted, seconds, refusal)
 
 
-def _storable(text: str) -> str:
+def storable(text: str) -> str:
     """Text without halves of surrogate pairs, which cannot be written as UTF-8."""
     return text.encode("utf-8", "replace").decode()
 

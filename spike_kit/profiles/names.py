@@ -12,7 +12,10 @@ from spike_kit.data.text import clean
 from spike_kit.profiles.facts import Group, Links
 from spike_kit.profiles.wording import fill, listed, starts_with_head
 
-_IDENTIFIER = re.compile(rf"{FREEBASE_ID.pattern}|[A-Za-z]{{0,3}}[-_:.]?\d+")
+_IDENTIFIER = re.compile(rf"{FREEBASE_ID.pattern}|[QP]?\d{{5,}}")
+_NUMBER = re.compile(r"\d+")
+_NUMBERED = 0.9
+"""Share of entities with numbers as labels from which on short numbers are identifiers, too (not years or ratings)."""
 _LINKED = 3
 """Entities named in the label of an unnamed one."""
 _SEARCHED = 50
@@ -31,17 +34,20 @@ class Names:
     def of(cls, tables: Tables, links: Links) -> Self:
         """Take the labels of the tables.
 
-        What has only its identifier as a label (``m.0dl567``, ``1204``) is called by a relation and the most telling
-        named entities at its other end: "genre of Alien, Aliens and 4 more".
+        What has only its identifier as a label (``m.0dl567``, ``Q1204567``) is called by a relation and the most
+        telling named entities at its other end: "genre of Alien, Aliens and 4 more".
         """
         labels = [clean(label, 20) for label in tables.entities["label"]]
         source_ids = tables.entities["source_id"].tolist()
         templates = [clean(template) for template in tables.relations["template"]]
         relations = [clean(label, 10) for label in tables.relations["label"]]
+        is_id = [label == source_id for label, source_id in zip(labels, source_ids, strict=True)]
+        numbers = sum(bool(same and _NUMBER.fullmatch(label)) for same, label in zip(is_id, labels, strict=True))
+        pattern = _NUMBER if numbers >= _NUMBERED * len(labels) else _IDENTIFIER
         bare = {
             entity
-            for entity, (label, source_id) in enumerate(zip(labels, source_ids, strict=True))
-            if not label or (label == source_id and _IDENTIFIER.fullmatch(label))
+            for entity, (label, same) in enumerate(zip(labels, is_id, strict=True))
+            if not label or (same and (pattern.fullmatch(label) or _IDENTIFIER.fullmatch(label)))
         }
         named = list(labels)
         for entity in bare:

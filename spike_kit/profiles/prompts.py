@@ -275,8 +275,28 @@ class PromptWriter:
 
 
 _EVERYTHING = PromptConfig(
-    names_per_fact=1000, linked_items=1000, linked_words=1000, user_items=1000, user_item_words=1000
+    names_per_fact=1000,
+    second_hop=1000,
+    description_words=10_000,
+    linked_items=1000,
+    linked_words=1000,
+    user_items=1000,
+    user_item_words=1000,
+    reviews=100,
+    review_tokens=100_000,
 )
+
+
+def prompt_writer_of(study: Study, source: str, usual: PromptConfig) -> tuple[PromptWriter, dict[int, str]]:
+    """Give the writer of a source's prompts and the item profiles these quote.
+
+    Profiles that no model was asked for have no prompts: for them it writes the ``usual`` ones, with template profiles.
+    """
+    settings = study.provenance(source).get("prompt_settings")
+    frame = study.profiles(source if settings else SOURCE)
+    items = frame[frame["subject"] == "item"]
+    known = dict(zip(items["id"].tolist(), items["text"], strict=True))
+    return PromptWriter(study, PromptConfig.parse(settings) if settings else usual), known
 
 
 def prompt_texts(study: Study, source: str) -> dict[tuple[str, int], str]:
@@ -285,11 +305,7 @@ def prompt_texts(study: Study, source: str) -> dict[tuple[str, int], str]:
     For profiles of a language model these are the data of its prompts as they were asked, with the items' profiles of
     the same source. For other sources they are everything that a prompt could hold, with the template profiles.
     """
-    settings = study.provenance(source).get("prompt_settings")
-    frame = study.profiles(source if settings else SOURCE)
-    items = frame[frame["subject"] == "item"]
-    known = dict(zip(items["id"].tolist(), items["text"], strict=True))
-    writer = PromptWriter(study, PromptConfig.parse(settings) if settings else _EVERYTHING)
+    writer, known = prompt_writer_of(study, source, _EVERYTHING)
     texts = dict.fromkeys(((subject, number) for subject in SUBJECTS for number in study.expected_ids(subject)), "")
     for subject in SUBJECTS:
         texts |= {(subject, prompt.id): prompt.data for prompt in writer.prompts(subject, lambda _: known)}

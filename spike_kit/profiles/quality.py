@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from spike_kit.data.study import SUBJECTS
+from spike_kit.data.study import FILLED, SUBJECTS
 from spike_kit.data.vectors import ProfileVectors
 from spike_kit.errors import DataError, lookup, some
 from spike_kit.profiles.duplicates import CHUNK_ENTRIES, near_duplicates, ngrams, words_of
@@ -89,7 +89,8 @@ def measure_profiles(
     Parameters
     ----------
     profiles
-        Profile tables by source; of each the columns subject, id and text are used.
+        Profile tables by source; of each the columns subject, id and text are used. Rows that were filled in from
+        the template profiles (column usage) are left out.
     prompts
         What the facts of a profile are held to, by source, then subject and id; see
         `spike_kit.profiles.prompts.prompt_texts`.
@@ -137,6 +138,8 @@ def _by_subject(source: str, frame: pd.DataFrame) -> pd.Series:
     unknown = sorted(set(frame["subject"]) - set(SUBJECTS))
     if unknown:
         raise DataError(f"profiles of {source}: unknown subject {some(unknown)}", f"known: {some(SUBJECTS)}")
+    if "usage" in frame:
+        frame = frame[~frame["usage"].str.contains(FILLED, regex=False)]
     column = frame.set_index(["subject", "id"])["text"]
     if not column.index.is_unique:
         raise DataError(f"profiles of {source}: more than one for {some(column.index[column.index.duplicated()])}")

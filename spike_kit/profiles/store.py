@@ -158,6 +158,11 @@ class Store:
         rows = self.run(f"SELECT row, text, problem FROM rejected WHERE {where} ORDER BY row", key.values)
         return [Stored(*row) for row in rows]
 
+    def is_refused(self, key: Key) -> bool:
+        """Whether the server would not take a question because of its content."""
+        where = "subject=? AND id=? AND prompt_sha256=? AND model=? AND parameters=?"
+        return bool(self.run(f"SELECT 1 FROM failures WHERE {where} AND kind='content'", key.values))
+
     def texts(self, rows: Sequence[int]) -> dict[int, str]:
         """Texts of answers by row."""
         found: dict[int, str] = {}
@@ -203,8 +208,11 @@ def answered(
     )
     if not usable:
         return [(_INSERT["rejected"], values)]
-    forget = "DELETE FROM failures WHERE subject=? AND id=? AND prompt_sha256=? AND model=? AND parameters=?"
-    return [(_INSERT["answers"].replace("INSERT", "INSERT OR IGNORE", 1), values), (forget, key.values)]
+    forget = "DELETE FROM failures WHERE subject=? AND id=? AND model=? AND parameters=?"
+    return [
+        (_INSERT["answers"].replace("INSERT", "INSERT OR IGNORE", 1), values),
+        (forget, (key.subject, key.id, key.model, key.parameters)),
+    ]
 
 
 def failed(key: Key, kind: str, message: str) -> Statement:

@@ -24,7 +24,7 @@ OTHERS = (
     ("person:scott", "Ridley Scott", "person"),
     ("genre:horror", "horror", "genre"),
     ("m.0dl567", "m.0dl567", "thing"),
-    ("1204", "1204", "thing"),
+    ("120415", "120415", "thing"),
     ("number:12", "12", "number"),
     ("m.0alone", "m.0alone", "thing"),
 )
