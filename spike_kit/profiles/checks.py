@@ -28,10 +28,10 @@ REMEDIES: dict[str, str] = {
 _LAYERS = 8
 """Wrappers inside each other that are taken off; more of them is nothing a model would send."""
 
-_FEWEST_WORDS = 5
 _REFUSAL_WORDS = 80
-_ENGLISH_SHARE = 0.08
-_ENGLISH_FROM = 15
+_FEWEST_WORDS = 3
+_FOREIGN_SHARE = 0.08
+_FOREIGN_FROM = 8
 
 _LABEL = re.compile(r"^\W{0,3}(?:user |item |entity )?profile\W{0,3}:[\s*]{0,3}", re.I)
 _REFUSAL = re.compile(
@@ -42,6 +42,20 @@ _REFUSAL = re.compile(
 _WORD = re.compile(r"[^\W\d_]+")
 _ENGLISH = frozenset(
     ("the", "of", "and", "to", "is", "with", "who", "that", "for", "by", "this", "from", "it", "are", "its", "their")
+)
+_FOREIGN = frozenset(
+    word
+    for words in (
+        "der das und ist mit ein eine von für den dem auf nicht sich auch wird",  # German
+        "le les des et est une dans pour qui sur du avec par ce cette au",  # French
+        "el los las una y es con por para que del su como más",  # Spanish
+        "il di che è gli della delle nel con sono si un più",  # Italian
+        "os uma é com não do da dos das em um ao mais",  # Portuguese
+        "het een van en met voor dat niet zijn wordt",  # Dutch
+        "och är som av för med på det ett inte",  # Swedish
+        "jest się nie na w i z dla oraz przez",  # Polish
+    )
+    for word in words.split()
 )
 
 
@@ -100,7 +114,8 @@ def _without_heading(text: str) -> str:
 def find_problem(answer: Answer, limit: int) -> Problem:
     """Judge an answer that should be one English paragraph of at most ``limit`` words.
 
-    Refusals are recognised by how they begin, English by the share of its commonest function words.
+    Refusals are recognised by how they begin. A text is foreign if most of its letters are not Latin, or if the
+    commonest function words of eight other languages outnumber the English ones.
     """
     text = tidy(answer.text)
     words = text.split()
@@ -114,16 +129,17 @@ def find_problem(answer: Answer, limit: int) -> Problem:
         return "refused" if _REFUSAL.match(text) else "empty"
     if _REFUSAL.match(text) and len(words) < _REFUSAL_WORDS:
         return "refused"
-    if not _is_english(text):
+    if _is_foreign(text):
         return "language"
     return "too_long" if len(words) > limit else ""
 
 
-def _is_english(text: str) -> bool:
+def _is_foreign(text: str) -> bool:
     if mostly_not_latin(text):
-        return False
+        return True
     words = [word.lower() for word in _WORD.findall(text)]
-    return len(words) < _ENGLISH_FROM or sum(word in _ENGLISH for word in words) >= _ENGLISH_SHARE * len(words)
+    foreign, english = (sum(word in known for word in words) for known in (_FOREIGN, _ENGLISH))
+    return len(words) >= _FOREIGN_FROM and foreign > english and foreign >= _FOREIGN_SHARE * len(words)
 
 
 def remedy(problem: str, text: str, limit: int) -> str:
