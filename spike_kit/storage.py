@@ -11,6 +11,7 @@ import shutil
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -125,6 +126,11 @@ def sha256_file(path: Path) -> str:
     """Hexadecimal sha256 of a file's bytes."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def now() -> str:
+    """Time in ISO 8601, UTC, as tables keep it."""
+    return datetime.now(UTC).isoformat(timespec="seconds")
 
 
 def sha256_text(text: str) -> str:

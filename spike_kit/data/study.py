@@ -464,6 +464,12 @@ def _write_reviews(file: Path, batches: Iterable[pd.DataFrame], interactions: pd
     return rows
 
 
+def texts_by_subject(profiles: pd.DataFrame) -> dict[tuple[str, int], str]:
+    """Texts of a profiles table by subject and id."""
+    pairs = zip(profiles["subject"], profiles["id"].tolist(), strict=True)
+    return dict(zip(pairs, profiles["text"], strict=True))
+
+
 def check_source_name(source: str) -> None:
     """Check that a name can be that of a profile source.
 

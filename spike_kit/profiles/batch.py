@@ -87,7 +87,7 @@ def export_batch(generation: Generation, path: Path) -> tuple[str, list[Path]]:
                 for job in generation.jobs(subject, store)
                 if not generation.found(job, store) and not generation.given_up(job, store)
             )
-            lines = _lines(open_jobs, generation, store.rejected, store.write)
+            lines = _lines(open_jobs, generation, store)
             first = next(lines, None)
             with ExitStack() as stack:
                 while first is not None:
@@ -103,23 +103,23 @@ def export_batch(generation: Generation, path: Path) -> tuple[str, list[Path]]:
     return "", []
 
 
-def _lines(jobs: Iterator[Job], generation: Generation, rejected: Any, write: Any) -> Iterator[str]:
+def _lines(jobs: Iterator[Job], generation: Generation, store: Store) -> Iterator[str]:
     """Lines of the open questions; their ids and prompts are in the store before they are in a file."""
     statements: list[Statement] = []
     request = generation.config.llm.request
     for job in jobs:
-        earlier = rejected(job.key)
+        earlier = store.rejected(job.key)
         messages = once_more(job, earlier[-1]) if earlier else job.messages
         mark = sha256_text(canonical_json([*job.key.values, len(earlier)]))[:16]
         custom_id = f"{job.key.subject}:{job.key.id}:{mark}"
         statements.append(("INSERT OR IGNORE INTO batched VALUES (?,?,?,?,?,?,0)", (custom_id, *job.key.values)))
         statements.append(asked(job.key.prompt_sha256, job.version, job.shown))
         if len(statements) >= _COMMIT_EVERY:
-            write(statements)
+            store.write(statements)
             statements = []
         body = {**request, "messages": messages}
         yield json.dumps({"custom_id": custom_id, "method": "POST", "url": _URL, "body": body}, ensure_ascii=False)
-    write(statements)
+    store.write(statements)
 
 
 def _fill(file: TextIO, first: str, lines: Iterator[str]) -> str | None:

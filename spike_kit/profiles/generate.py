@@ -19,7 +19,7 @@ import numpy as np
 import pandas as pd
 
 from spike_kit.config import Config
-from spike_kit.data.study import FILLED, REPRODUCIBLE_SOURCE, SUBJECTS, Study, check_source_name
+from spike_kit.data.study import FILLED, REPRODUCIBLE_SOURCE, SUBJECTS, Study, check_source_name, texts_by_subject
 from spike_kit.errors import DataError
 from spike_kit.profiles import loopback
 from spike_kit.profiles.checks import find_problem, remedy, tidy
@@ -28,9 +28,9 @@ from spike_kit.profiles.domains import domain_name
 from spike_kit.profiles.jobs import TRIES, Job, Progress, Verdict, Watch, run_jobs, watched
 from spike_kit.profiles.llm import Answer, LLMConfig
 from spike_kit.profiles.prompts import VERSION, Prompt, PromptConfig, PromptWriter
-from spike_kit.profiles.store import Key, Store, answers_path, exclusive, now
+from spike_kit.profiles.store import Key, Store, answers_path, exclusive
 from spike_kit.profiles.template import UNKNOWN_TASTE, WORD_LIMIT, ensure_profiles
-from spike_kit.storage import sha256_text
+from spike_kit.storage import now, sha256_text
 
 Result = TypeVar("Result")
 _CHUNK = 2000
@@ -240,8 +240,7 @@ class Generation:
 
     @cached_property
     def _template(self) -> Mapping[tuple[str, int], str]:
-        frame = ensure_profiles(self.study, progress=False)
-        return {(subject, number): text for subject, number, text in frame[["subject", "id", "text"]].to_numpy()}
+        return texts_by_subject(ensure_profiles(self.study, progress=False))
 
     def _item_texts(self, store: Store, items: Collection[int]) -> dict[int, str]:
         """Finished profiles of items; where one is missing the template stands in, if that was chosen."""

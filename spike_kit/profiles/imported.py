@@ -12,9 +12,8 @@ import pandas as pd
 from spike_kit.data.study import FILLED, REPRODUCIBLE_SOURCE, SUBJECTS, Study
 from spike_kit.data.text import clean, without_markup
 from spike_kit.errors import DataError, some
-from spike_kit.profiles.store import now
 from spike_kit.profiles.template import ensure_profiles
-from spike_kit.storage import read_json, sha256_file, sha256_text
+from spike_kit.storage import now, read_json, sha256_file, sha256_text
 
 _OTHER_IDS = "its ids are others: give files of lines 'source_id id' with --item-map, --user-map, --auxiliary-map"
 _LONG_WORD = re.compile(r"[^\W\d_]{4,}")

@@ -14,13 +14,13 @@ from typing import Any
 
 from spike_kit.data.text import cut
 from spike_kit.errors import LLMError
+from spike_kit.profiles.limiter import Limiter
 from spike_kit.profiles.llm import (
     AMBIGUOUS,
     RETRIED,
     Answer,
     CallError,
     Client,
-    Limiter,
     LLMConfig,
     Message,
     open_client,

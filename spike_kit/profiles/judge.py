@@ -19,7 +19,7 @@ import pandas as pd
 from pydantic import Field
 
 from spike_kit.config import Config
-from spike_kit.data.study import FILLED, REPRODUCIBLE_SOURCE, SUBJECTS, Study
+from spike_kit.data.study import FILLED, REPRODUCIBLE_SOURCE, SUBJECTS, Study, texts_by_subject
 from spike_kit.data.text import clean
 from spike_kit.errors import ConfigError, DataError, some
 from spike_kit.profiles.checks import without_thoughts
@@ -104,11 +104,7 @@ class Judge:
     @cached_property
     def _texts(self) -> dict[str, dict[tuple[str, int], str]]:
         frames = {source: self.study.profiles(source) for source in self.sources}
-        written = {source: frame[frame["usage"] != FILLED] for source, frame in frames.items()}
-        return {
-            source: dict(zip(zip(frame["subject"], frame["id"].tolist(), strict=True), frame["text"], strict=True))
-            for source, frame in written.items()
-        }
+        return {source: texts_by_subject(frame[frame["usage"] != FILLED]) for source, frame in frames.items()}
 
     @cached_property
     def questions(self) -> list[_Question]:

@@ -12,23 +12,20 @@ import logging
 import os
 import re
 import time
-from collections import deque
-from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from collections.abc import AsyncIterator, Iterator, Sequence
 from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass, replace
 from email.utils import parsedate_to_datetime
-from functools import partial
+from functools import lru_cache
 from typing import Any, Literal
-from urllib.parse import urlsplit
+from urllib.parse import quote, urlsplit
 
 from pydantic import Field, field_validator
 
 from spike_kit.config import Config
 from spike_kit.errors import LLMError, require
+from spike_kit.profiles.transport import capped_transport
 from spike_kit.storage import canonical_json
-
-MAX_ANSWER_BYTES = 4 * 1024 * 1024
-"""Largest response that is read; a profile has a few kilobytes."""
 
 Message = dict[str, str]
 
@@ -120,10 +117,12 @@ class LLMConfig(Config):
                 "or characters beyond ASCII",
                 "set it again",
             )
-        return key or "none"
+        return key or _NO_KEY
 
 
 _URL_VARIABLE = "OPENAI_BASE_URL"
+_NO_KEY = "none"
+"""Sent to servers that need no key; texts may hold the word."""
 
 
 def _checked_url(value: str) -> str:
@@ -238,7 +237,7 @@ class Client:
 
     def without_key(self, text: str) -> str:
         """Text with the key taken out, should a server have sent it back."""
-        return text.replace(self._key, "[key]") if len(self._key) > 4 else text
+        return hide_key(text, self._key) if len(self._key) > len(_NO_KEY) else text
 
     def _answer(self, body: bytes, seconds: float) -> Answer:
         try:
@@ -293,6 +292,18 @@ def read_completion(values: Any, seconds: float) -> Answer:
     return Answer(text, reason, counted, seconds, refusal)
 
 
+def hide_key(text: str, key: str) -> str:
+    """Text with a key taken out, also where it was escaped for JSON, Python or an address."""
+    for form in _forms(key):
+        text = text.replace(form, "[key]")
+    return text
+
+
+@lru_cache(maxsize=4)
+def _forms(key: str) -> tuple[str, ...]:
+    return key, json.dumps(key)[1:-1], repr(key)[1:-1], quote(key, safe="")
+
+
 def storable(text: str) -> str:
     """Text without halves of surrogate pairs, which cannot be written as UTF-8."""
     return text.encode("utf-8", "replace").decode()
@@ -324,7 +335,7 @@ async def open_client(config: LLMConfig) -> AsyncIterator[Client]:
     """
     openai, http = require("openai", "llm"), require("httpx2", "llm")
     key = config.key()
-    transport = _transport(http, config.concurrency)
+    transport = capped_transport(http, config.concurrency)
     connecting = openai.DefaultAsyncHttpxClient(transport=transport, timeout=config.timeout, follow_redirects=False)
     with _no_header_logs():
         async with (
@@ -338,60 +349,6 @@ async def open_client(config: LLMConfig) -> AsyncIterator[Client]:
             ) as sdk,
         ):
             yield Client(config, sdk, key)
-
-
-def _transport(http: Any, connections: int) -> Any:
-    """Transport with so many connections that stops reading a response at `MAX_ANSWER_BYTES` and keeps no cookies.
-
-    Each connection is a pool of its own: the library looks through a whole pool at every request, which costs as much
-    as the rest of the call when there are many.
-    """
-
-    class Stream(http.AsyncByteStream):
-        def __init__(self, stream: Any, release: Callable[[], None]) -> None:
-            self._stream, self._release = stream, release
-
-        async def __aiter__(self) -> AsyncIterator[bytes]:
-            size = 0
-            async for chunk in self._stream:
-                size += len(chunk)
-                if size > MAX_ANSWER_BYTES:
-                    raise http.DecodingError(f"the response is larger than {MAX_ANSWER_BYTES} bytes")
-                yield chunk
-
-        async def aclose(self) -> None:
-            try:
-                await self._stream.aclose()
-            finally:
-                self._release()
-
-    class Transport(http.AsyncBaseTransport):
-        def __init__(self) -> None:
-            one = http.Limits(max_connections=1, max_keepalive_connections=1)
-            context = http.create_ssl_context()
-            self._pools = [http.AsyncHTTPTransport(verify=context, limits=one) for _ in range(connections)]
-            self._free = list(self._pools)
-
-        async def handle_async_request(self, request: Any) -> Any:
-            pool = self._free.pop()
-            release = partial(self._free.append, pool)
-            try:
-                response = await pool.handle_async_request(request)
-            except BaseException:
-                release()
-                raise
-            response.stream = Stream(response.stream, release)
-            response.headers.pop("set-cookie", None)
-            if response.headers.get("content-encoding", "identity") != "identity":
-                await response.aclose()
-                raise http.DecodingError("the response is compressed, which was not asked for", request=request)
-            return response
-
-        async def aclose(self) -> None:
-            for pool in self._pools:
-                await pool.aclose()
-
-    return Transport()
 
 
 def _count(value: Any) -> int:
@@ -411,68 +368,3 @@ def _retry_after(headers: Any) -> float | None:
         return max(0.0, parsedate_to_datetime(value).timestamp() - time.time())
     except (ValueError, TypeError, OverflowError):
         return None
-
-
-class Limiter:
-    """Calls in flight: at most a limit that falls when the server is busy and rises again while it is not.
-
-    The limit is halved on a busy signal (once per wave of calls) and grows by one after as many successes as it
-    counts, up to the configured concurrency; a pause the server asks for holds for all calls.
-
-    Parameters
-    ----------
-    most
-        Configured concurrency.
-    """
-
-    def __init__(self, most: int) -> None:
-        self.most = most
-        self.limit = most
-        self.lowest = most
-        self._active = 0
-        self._successes = 0
-        self._waiting: deque[asyncio.Future[None]] = deque()
-        self._not_before = 0.0
-        self._halved_at = 0.0
-
-    @property
-    def pause(self) -> float:
-        """Seconds left of a pause that the server asked for."""
-        return self._not_before - time.monotonic()
-
-    async def enter(self) -> None:
-        """Wait for a place."""
-        while self._active >= self.limit:
-            place: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-            self._waiting.append(place)
-            await place
-        self._active += 1
-
-    def leave(self) -> None:
-        """Give the place back."""
-        self._active -= 1
-        self._wake()
-
-    def succeeded(self) -> None:
-        """Count a success."""
-        self._successes += 1
-        if self.limit < self.most and self._successes >= self.limit:
-            self.limit, self._successes = self.limit + 1, 0
-            self._wake()
-
-    def busy(self, started: float, wait: float) -> None:
-        """Slow down: a call that started at ``started`` met a busy server, which asks for ``wait`` seconds."""
-        now = time.monotonic()
-        self._not_before = max(self._not_before, now + wait)
-        if started >= self._halved_at:
-            self.limit, self._successes = max(1, self.limit // 2), 0
-            self.lowest = min(self.lowest, self.limit)
-            self._halved_at = now
-
-    def _wake(self) -> None:
-        free = self.limit - self._active
-        while free > 0 and self._waiting:
-            place = self._waiting.popleft()
-            if not place.done():
-                place.set_result(None)
-                free -= 1

@@ -7,12 +7,13 @@ import os
 from collections.abc import Sequence
 from types import ModuleType
 from typing import Any
-from urllib.parse import quote, urlsplit
+from urllib.parse import urlsplit
 
 import numpy as np
 
 from spike_kit.data.vectors import normalised
 from spike_kit.errors import ConfigError, DataError, FetchError, SpikeKitError, require, some
+from spike_kit.profiles.llm import hide_key
 
 MAX_INPUTS = 2048
 """Texts per request that OpenAI allows."""
@@ -122,11 +123,7 @@ class OpenAIEncoder:
                 )
 
     def _without_key(self, text: str) -> str:
-        if not self._key:
-            return text
-        for form in (self._key, json.dumps(self._key)[1:-1], repr(self._key)[1:-1], quote(self._key, safe="")):
-            text = text.replace(form, "[key]")
-        return text
+        return hide_key(text, self._key) if self._key else text
 
 
 def request_batches(texts: Sequence[str], batch_size: int = MAX_INPUTS) -> list[slice]:

@@ -15,7 +15,6 @@ from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Self
 
@@ -23,8 +22,11 @@ from spike_kit import paths
 from spike_kit.data.study import Study
 from spike_kit.errors import DataError, StorageError
 from spike_kit.profiles.llm import Answer
+from spike_kit.storage import now
 
 _KEY = "subject, id, prompt_sha256, model, parameters"
+_OF_KEY = "subject=? AND id=? AND prompt_sha256=? AND model=? AND parameters=?"
+_ROWS_AT_A_TIME = 500
 _KEY_COLUMNS = (
     "subject TEXT NOT NULL, id INTEGER NOT NULL, prompt_sha256 TEXT NOT NULL, model TEXT NOT NULL, "
     "parameters TEXT NOT NULL"
@@ -45,9 +47,9 @@ CREATE TABLE IF NOT EXISTS batched (custom_id TEXT PRIMARY KEY, {_KEY_COLUMNS}, 
 CREATE TABLE IF NOT EXISTS prompts (sha256 TEXT PRIMARY KEY, version TEXT NOT NULL, text TEXT NOT NULL);
 """
 _INSERT = {
-    table: f"INSERT INTO {table} ({_KEY}, text, usage, finish_reason, latency, attempts, problem, server, created) "
+    table: f"{verb} INTO {table} ({_KEY}, text, usage, finish_reason, latency, attempts, problem, server, created) "
     "VALUES (?,?,?,?,?,?,?,?,?,?,?,?,?)"
-    for table in ("answers", "rejected")
+    for table, verb in (("answers", "INSERT OR IGNORE"), ("rejected", "INSERT"))
 }
 
 
@@ -77,11 +79,6 @@ class Stored:
 
 
 Statement = tuple[str, Sequence[Any]]
-
-
-def now() -> str:
-    """Time in ISO 8601, UTC."""
-    return datetime.now(UTC).isoformat(timespec="seconds")
 
 
 class Store:
@@ -148,36 +145,30 @@ class Store:
 
     def answer(self, key: Key) -> Stored | None:
         """Usable answer under a key."""
-        where = "subject=? AND id=? AND prompt_sha256=? AND model=? AND parameters=?"
-        rows = self.run(f"SELECT row, text, problem FROM answers WHERE {where}", key.values)
+        rows = self.run(f"SELECT row, text, problem FROM answers WHERE {_OF_KEY}", key.values)
         return Stored(*rows[0]) if rows else None
 
     def rejected(self, key: Key) -> list[Stored]:
         """Answers under a key that were not usable, oldest first."""
-        where = "subject=? AND id=? AND prompt_sha256=? AND model=? AND parameters=?"
-        rows = self.run(f"SELECT row, text, problem FROM rejected WHERE {where} ORDER BY row", key.values)
+        rows = self.run(f"SELECT row, text, problem FROM rejected WHERE {_OF_KEY} ORDER BY row", key.values)
         return [Stored(*row) for row in rows]
 
     def is_refused(self, key: Key) -> bool:
         """Whether the server would not take a question because of its content."""
-        where = "subject=? AND id=? AND prompt_sha256=? AND model=? AND parameters=?"
-        return bool(self.run(f"SELECT 1 FROM failures WHERE {where} AND kind='content'", key.values))
+        return bool(self.run(f"SELECT 1 FROM failures WHERE {_OF_KEY} AND kind='content'", key.values))
 
     def texts(self, rows: Sequence[int]) -> dict[int, str]:
         """Texts of answers by row."""
-        found: dict[int, str] = {}
-        for start in range(0, len(rows), 500):
-            part = rows[start : start + 500]
-            marks = ",".join("?" * len(part))
-            found |= dict(self.run(f"SELECT row, text FROM answers WHERE row IN ({marks})", part))
-        return found
+        return dict(self._by_row("row, text", rows))
 
     def details(self, rows: Sequence[int]) -> Iterator[tuple[Any, ...]]:
         """Row, text, prompt_sha256, model, usage and creation time of answers."""
-        for start in range(0, len(rows), 500):
-            part = rows[start : start + 500]
+        return self._by_row("row, text, prompt_sha256, model, usage, created", rows)
+
+    def _by_row(self, columns: str, rows: Sequence[int]) -> Iterator[tuple[Any, ...]]:
+        for start in range(0, len(rows), _ROWS_AT_A_TIME):
+            part = rows[start : start + _ROWS_AT_A_TIME]
             marks = ",".join("?" * len(part))
-            columns = "row, text, prompt_sha256, model, usage, created"
             yield from self.run(f"SELECT {columns} FROM answers WHERE row IN ({marks})", part)
 
     def with_problem(self, problem: str, rows: Sequence[int]) -> int:
@@ -210,7 +201,7 @@ def answered(
         return [(_INSERT["rejected"], values)]
     forget = "DELETE FROM failures WHERE subject=? AND id=? AND model=? AND parameters=?"
     return [
-        (_INSERT["answers"].replace("INSERT", "INSERT OR IGNORE", 1), values),
+        (_INSERT["answers"], values),
         (forget, (key.subject, key.id, key.model, key.parameters)),
     ]
 

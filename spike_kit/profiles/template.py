@@ -7,7 +7,6 @@ and see nothing but triples and the train split.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from datetime import UTC, datetime
 
 import numpy as np
 import pandas as pd
@@ -20,7 +19,7 @@ from spike_kit.profiles import facts
 from spike_kit.profiles.facts import Group, Links
 from spike_kit.profiles.names import Names
 from spike_kit.profiles.wording import listed, paragraph, sentence
-from spike_kit.storage import sha256_text
+from spike_kit.storage import now, sha256_text
 
 SOURCE = REPRODUCIBLE_SOURCE
 """Name of this profile source."""
@@ -51,7 +50,7 @@ def template_profiles(study: Study, progress: bool = True) -> pd.DataFrame:
         As `spike_kit.data.study.PROFILES_SCHEMA` asks, ready for `Study.write_profiles`.
     """
     writers = {"item": item_texts, "auxiliary": auxiliary_texts, "user": user_texts}
-    created = datetime.now(UTC).isoformat(timespec="seconds")
+    created = now()
     version = sha256_text(VERSION)
     parts = []
     for subject, write in tqdm(writers.items(), desc="template profiles", unit="subject", disable=not progress):

@@ -16,7 +16,8 @@ from spike_kit.data.study import Study
 from spike_kit.errors import LLMError, SpikeKitError
 from spike_kit.profiles import jobs
 from spike_kit.profiles.jobs import FAILURES_IN_A_ROW, Progress
-from spike_kit.profiles.llm import AMBIGUOUS, Limiter
+from spike_kit.profiles.limiter import Limiter
+from spike_kit.profiles.llm import AMBIGUOUS
 from spike_kit.profiles.store import Store
 from tests.profiles import llm_server
 from tests.profiles.llm_server import (
