@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
 from torch.nn import functional
 
+from spike_kit.models.layers import normalized_backward, row_norms
+from spike_kit.models.propagation import count
+
 RecommendationLoss = Literal["bpr", "softmax", "cosine_softmax"]
 """Choices of the recommendation loss: sampled BPR, softmax over all items, the same on cosines with temperature."""
+
+CHUNK_SCORES = 2**18
+"""Scores that the softmax losses hold at once (1 MiB in float32)."""
 
 
 def bpr(positive: Tensor, negative: Tensor) -> Tensor:
@@ -17,36 +23,53 @@ def bpr(positive: Tensor, negative: Tensor) -> Tensor:
     return functional.softplus(negative - positive).mean()
 
 
-def recommendation_loss(
-    kind: RecommendationLoss,
-    users: Tensor,
-    positives: Tensor,
-    negatives: Tensor,
-    all_items: Tensor,
-    target: Tensor,
-    temperature: float,
-) -> Tensor:
-    """Loss of ranking each user's positive item above others.
+def softmax(users: Tensor, items: Tensor, user_ids: Tensor, positives: Tensor) -> Tensor:
+    """Cross entropy of each interaction's item among all items: mean of ``logsumexp(scores) - score of the item``.
+
+    The scores are made and used up in chunks that stay in the cache, and their gradients are taken on the way, so that
+    no ``[B, I]`` tensor exists. The first part depends on the user only: a batch at least as large as the number of
+    users costs one row of scores per user, however large it is.
 
     Parameters
     ----------
-    kind
-        See `RecommendationLoss`.
-    users, positives, negatives
-        Rows of the batch, ``[B, d]`` each.
-    all_items
-        ``[I, d]``, used by the softmax losses.
-    target
-        Item id of each positive, ``[B]``.
-    temperature
-        Divides the cosines of ``cosine_softmax``.
+    users, items
+        Rows of all users ``[U, d]`` and items ``[I, d]``.
+    user_ids, positives
+        User and item of every interaction, ``[B]``.
     """
-    if kind == "bpr":
-        return bpr((users * positives).sum(1), (users * negatives).sum(1))
-    if kind == "softmax":
-        return functional.cross_entropy(users @ all_items.T, target)
-    cosines = functional.normalize(users) @ functional.normalize(all_items).T
-    return functional.cross_entropy(cosines / temperature, target)
+    rows = users.index_select(0, user_ids)
+    score = (rows * items.index_select(0, positives)).sum()
+    weights = score.detach().new_ones(user_ids.shape)
+    if user_ids.shape[0] >= users.shape[0]:
+        rows, weights = users, count(user_ids, users.shape[0]).to(users.dtype)
+    return (_LogSumExp.apply(rows, items, weights) - score) / user_ids.shape[0]
+
+
+class _LogSumExp(torch.autograd.Function):
+    """Sum over rows of ``weight * logsumexp(row @ items.T)``."""
+
+    @staticmethod
+    def forward(ctx: Any, users: Tensor, items: Tensor, weights: Tensor) -> Tensor:
+        to_users, to_items = torch.empty_like(users), torch.zeros_like(items)
+        total = users.new_zeros((), dtype=torch.float64)
+        size = max(1, CHUNK_SCORES // items.shape[0])
+        for start in range(0, users.shape[0], size):
+            rows = slice(start, start + size)
+            scores, weight = users[rows] @ items.T, weights[rows].unsqueeze(1)
+            highest = scores.amax(1, keepdim=True)
+            share = scores.sub_(highest).exp_()
+            mass = share.sum(1, keepdim=True)
+            total += ((mass.log() + highest) * weight).sum()
+            share.mul_(weight / mass)
+            to_users[rows] = share @ items
+            to_items.addmm_(share.T, users[rows])
+        ctx.save_for_backward(to_users, to_items)
+        return total.to(users.dtype)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, Tensor, None]:
+        to_users, to_items = ctx.saved_tensors
+        return to_users * gradients[0], to_items * gradients[0], None
 
 
 def l2(*rows: Tensor) -> Tensor:
@@ -72,11 +95,25 @@ def matching(graph_side: Tensor, text_side: Tensor) -> Tensor:
     Tensor
         Scalar in the type of ``graph_side``: the mean over repeats and over all k x k pairs.
     """
-    a, b = functional.normalize(graph_side, dim=-1), functional.normalize(text_side, dim=-1)
-    squared = _squared_gram(a, a) + _squared_gram(b, b) - 2 * _squared_gram(a, b)
-    pairs = graph_side.shape[-2] ** 2
-    return (squared.clamp_min(0).mean() / pairs).to(graph_side.dtype)
+    return _Matching.apply(graph_side, text_side)  # type: ignore[no-any-return]
 
 
-def _squared_gram(a: Tensor, b: Tensor) -> Tensor:
-    return (a.mT @ b).double().square().sum(dim=(-2, -1))
+class _Matching(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, graph_side: Tensor, text_side: Tensor) -> Tensor:
+        norms = [row_norms(side) for side in (graph_side, text_side)]
+        a, b = graph_side / norms[0], text_side / norms[1]
+        grams = [(left.mT @ right).double() for left, right in ((a, a), (b, b), (a, b))]
+        of_graph, of_text, across = (gram.square().sum(dim=(-2, -1)) for gram in grams)
+        squared = of_graph + of_text - 2 * across
+        pairs = squared.numel() * graph_side.shape[-2] ** 2
+        factor = (squared > 0).double()[..., None, None] * (4 / pairs)
+        ctx.save_for_backward(a, b, *norms, *((gram * factor).to(a.dtype) for gram in grams))
+        return (squared.clamp_min(0).sum() / pairs).to(graph_side.dtype)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, Tensor]:
+        a, b, a_norms, b_norms, of_graph, of_text, across = ctx.saved_tensors
+        to_a = (a @ (of_graph * gradients[0])).sub_(b @ (across.mT * gradients[0]))
+        to_b = (b @ (of_text * gradients[0])).sub_(a @ (across * gradients[0]))
+        return normalized_backward(to_a, a, a_norms), normalized_backward(to_b, b, b_norms)

@@ -1,6 +1,8 @@
 """Sparse products and segment operations: the only place where graphs meet arithmetic.
 
-CSR kernels where they exist (CPU, CUDA), an ``index_add`` form where they do not (the meta device).
+A sparse product is a sum of weighted rows, so it runs on torch's embedding bags: they read each row once, make no
+``[nnz, d]`` tensor, and exist on every device. Products sampled at given positions use the CSR kernel, and a plain form
+where that kernel does not exist (the meta device).
 """
 
 from __future__ import annotations
@@ -31,13 +33,8 @@ class SparsePattern:
 
     @cached_property
     def row_pointer(self) -> Tensor:
-        """CSR row pointer ``[n_rows + 1]`` int32 (the index type of MKL and cuSPARSE)."""
-        return offsets(self.rows, self.n_rows).int()
-
-    @cached_property
-    def column_index(self) -> Tensor:
-        """CSR column indices ``[nnz]`` int32."""
-        return self.columns.int()
+        """Where each row begins, and the end, ``[n_rows + 1]`` int64."""
+        return offsets(self.rows, self.n_rows)
 
     @cached_property
     def transpose_order(self) -> Tensor:
@@ -61,6 +58,18 @@ class SparsePattern:
     def column_degree(self) -> Tensor:
         """Entries per column ``[n_columns]`` int64."""
         return count(self.columns, self.n_columns)
+
+    def subset(self, kept: Tensor) -> SparsePattern:
+        """Pattern of the entries where ``kept [nnz]`` is true; its transpose is derived, not sorted anew."""
+        places = kept.nonzero().flatten()
+        part = SparsePattern(
+            self.rows.index_select(0, places), self.columns.index_select(0, places), self.n_rows, self.n_columns
+        )
+        number = kept.cumsum(0) - 1
+        order = self.transpose_order
+        order = order.index_select(0, kept.index_select(0, order).nonzero().flatten())
+        part.__dict__["transpose_order"] = number.index_select(0, order)
+        return part
 
 
 def spmm(pattern: SparsePattern, values: Tensor, dense: Tensor) -> Tensor:
@@ -88,34 +97,49 @@ class _SparseProduct(torch.autograd.Function):
     def forward(ctx: Any, pattern: SparsePattern, values: Tensor, dense: Tensor) -> Tensor:
         ctx.pattern = pattern
         ctx.save_for_backward(values)
-        return _product(pattern, values, dense)
+        return product(pattern, values, dense)
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[None, None, Tensor]:
         (values,) = ctx.saved_tensors
-        order = ctx.pattern.transpose_order
-        return None, None, _product(ctx.pattern.transpose, values.index_select(0, order), gradients[0].contiguous())
+        return None, None, transposed_product(ctx.pattern, values, gradients[0])
 
 
-def _product(pattern: SparsePattern, values: Tensor, dense: Tensor) -> Tensor:
-    if dense.device.type == "meta":
-        return product_by_index_add(pattern, values, dense)
+def product(pattern: SparsePattern, values: Tensor | None, dense: Tensor) -> Tensor:
+    """Same as `spmm`, outside autograd; without values every entry is 1."""
+    dense = dense.contiguous()
+    return torch.embedding_bag(
+        dense, pattern.columns, pattern.row_pointer, per_sample_weights=values, include_last_offset=True
+    )[0]
+
+
+def transposed_product(pattern: SparsePattern, values: Tensor, dense: Tensor) -> Tensor:
+    """Product of the transposed matrix with ``dense [n_rows, d]``, outside autograd: ``[n_columns, d]``."""
+    return product(pattern.transpose, values.index_select(0, pattern.transpose_order), dense)
+
+
+def sampled_product(pattern: SparsePattern, left: Tensor, right: Tensor) -> Tensor:
+    """Inner products of rows of ``left [n_rows, d]`` and ``right [n_columns, d]`` at the entries of a pattern.
+
+    Outside autograd; on CPU and CUDA no ``[nnz, d]`` tensor is made.
+
+    Returns
+    -------
+    Tensor
+        ``[nnz]``.
+    """
+    if left.device.type == "meta":
+        return (left.index_select(0, pattern.rows) * right.index_select(0, pattern.columns)).sum(1)
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message=".*CSR.*", category=UserWarning)
-        matrix = torch.sparse_csr_tensor(
+        positions = torch.sparse_csr_tensor(
             pattern.row_pointer,
-            pattern.column_index,
-            values,
+            pattern.columns,
+            left.new_zeros(pattern.columns.shape),
             size=(pattern.n_rows, pattern.n_columns),
             check_invariants=False,
         )
-    return matrix @ dense
-
-
-def product_by_index_add(pattern: SparsePattern, values: Tensor, dense: Tensor) -> Tensor:
-    """Same product as `spmm` without a CSR kernel (works on every device, needs ``[nnz, d]`` memory)."""
-    messages = dense.index_select(0, pattern.columns) * values.unsqueeze(1)
-    return dense.new_zeros(pattern.n_rows, dense.shape[1]).index_add(0, pattern.rows, messages)
+    return torch.sparse.sampled_addmm(positions, left, right.T, beta=0).values()
 
 
 def count(index: Tensor, size: int) -> Tensor:
@@ -125,7 +149,7 @@ def count(index: Tensor, size: int) -> Tensor:
 
 def offsets(sorted_index: Tensor, size: int) -> Tensor:
     """Where the run of each value ``0..size-1`` starts in ``sorted_index``, and the end: ``[size + 1]`` int64."""
-    return torch.nn.functional.pad(count(sorted_index, size).cumsum(0), (1, 0))
+    return torch.cat([sorted_index.new_zeros(1), count(sorted_index, size).cumsum(0)])
 
 
 def segment_softmax(scores: Tensor, segment: Tensor, n_segments: int) -> Tensor:

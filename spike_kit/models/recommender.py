@@ -15,7 +15,7 @@ from spike_kit.config import Config, TrainingConfig
 from spike_kit.data.graph import Graph
 from spike_kit.data.vectors import ProfileVectors
 from spike_kit.models import losses
-from spike_kit.models.layers import xavier_table
+from spike_kit.models.layers import normalized, xavier_table
 from spike_kit.models.losses import RecommendationLoss
 
 
@@ -146,6 +146,12 @@ class TrainedRecommender(nn.Module, Recommender, Generic[TrainedConfigT]):
     """A recommender with parameters, trained by the one loop of `spike_kit.training`."""
 
     config: TrainedConfigT
+    global_terms: ClassVar[frozenset[str]] = frozenset()
+    """Loss terms that do not depend on the batch; all others are means over its interactions."""
+
+    def forward(self, batch: Batch, draws: Any) -> dict[str, Tensor]:
+        """Loss terms, see `training_losses`; the training loop calls the model, so that hooks of torch see it."""
+        return self.training_losses(batch, draws)
 
     def draw(self, generator: torch.Generator) -> Any:  # noqa: ARG002
         """Draw everything random of one training step (edges kept, nodes sampled, dropout); here: nothing."""
@@ -186,18 +192,19 @@ class TrainedRecommender(nn.Module, Recommender, Generic[TrainedConfigT]):
 
         The L2 term covers the batch's users and positives, and its negatives where the loss looks at them.
         """
-        chosen_users = users.index_select(0, batch.users)
-        positives = items.index_select(0, batch.positives)
-        negatives = items.index_select(0, batch.negatives)
         config = self.config
-        terms = {
-            config.loss: losses.recommendation_loss(
-                config.loss, chosen_users, positives, negatives, items, batch.positives, config.temperature
-            )
-        }
+        rows = [users.index_select(0, batch.users), items.index_select(0, batch.positives)]
+        if config.loss == "bpr":
+            rows.append(items.index_select(0, batch.negatives))
+            chosen, positives, negatives = rows
+            terms = {"bpr": losses.bpr((chosen * positives).sum(1), (chosen * negatives).sum(1))}
+        elif config.loss == "softmax":
+            terms = {"softmax": losses.softmax(users, items, batch.users, batch.positives)}
+        else:
+            cosines = normalized(users) / config.temperature, normalized(items)
+            terms = {"cosine_softmax": losses.softmax(*cosines, batch.users, batch.positives)}
         if config.l2:
-            sampled = (negatives,) if config.loss == "bpr" else ()
-            terms["l2"] = config.l2 * losses.l2(chosen_users, positives, *sampled)
+            terms["l2"] = config.l2 * losses.l2(*rows)
         return terms
 
     def comparable(self, users: Tensor, items: Tensor) -> tuple[Tensor, Tensor]:
@@ -219,6 +226,5 @@ class TableRecommender(TrainedRecommender[TrainedConfigT]):
     ) -> None:
         super().__init__()
         self.config = config
-        self.user_embedding = xavier_table(graph.n_users, config.dim, generator)
-        self.item_embedding = xavier_table(graph.n_items, config.dim, generator)
-        self.to(graph.device)
+        self.user_embedding = xavier_table(graph.n_users, config.dim, generator, graph.device)
+        self.item_embedding = xavier_table(graph.n_items, config.dim, generator, graph.device)

@@ -6,21 +6,22 @@ those of the authors' released code; every place where the kit's recommended for
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import ClassVar, Literal
 
 import torch
 from pydantic import Field, model_validator
-from torch import Tensor, nn
-from torch.nn import functional
+from torch import Tensor
 
 from spike_kit.config import TrainingConfig
 from spike_kit.data.graph import Graph
 from spike_kit.data.vectors import ProfileVectors
 from spike_kit.errors import ConfigError
 from spike_kit.models import losses
-from spike_kit.models.layers import dropout, keep_mask, linear, xavier_table
+from spike_kit.models.edges import RelationalEdges, sample_per_relation
+from spike_kit.models.layers import check_generator, dropout, keep_mask, normalized, xavier_table
+from spike_kit.models.projection import Precision, ProfileProjection
 from spike_kit.models.propagation import SparsePattern, count, segment_softmax, spmm
 from spike_kit.models.recommender import Batch, Preset, TrainedConfig, TrainedRecommender
 
@@ -70,6 +71,13 @@ class SpikeConfig(TrainedConfig):
     """Never sample the last inverse relation in training (released code: yes, an off-by-one)."""
     dropped_edges: int = Field(default=0, ge=0)
     """Edges dropped per step by noisy attention, and as many at random (released code: 256, a leftover of KGRec)."""
+    text_precision: Precision = "float32"
+    """Number format of the products of the text projection; bfloat16 pays where the processor or GPU has it."""
+    text_on: Literal["device", "host"] = "device"
+    """Where the text vectors stay: on the training device, or in main memory (memory-mapped), streaming in chunks."""
+    budget_mib: int = Field(default=512, ge=1)
+    """Largest temporary in MiB: hidden rows of the projection and rows of (relation, tail) pairs that would be larger
+    pass in chunks and are computed again in the backward pass."""
 
     @model_validator(mode="after")
     def _check(self) -> SpikeConfig:
@@ -113,20 +121,6 @@ class SpikeDraws:
     generator: torch.Generator | None = None
 
 
-class ProfileProjection(nn.Module):
-    """Two layers from text to graph space: Linear(d_t, d_t), ReLU, Dropout, Linear(d_t, d)."""
-
-    def __init__(self, text_dim: int, dim: int, rate: float, generator: torch.Generator) -> None:
-        super().__init__()
-        self.first = linear(text_dim, text_dim, generator)
-        self.second = linear(text_dim, dim, generator)
-        self.rate = rate
-
-    def forward(self, text: Tensor, generator: torch.Generator | None) -> Tensor:
-        """Project ``text [n, d_t]`` to ``[n, d]``; a generator switches dropout on."""
-        return self.second(dropout(functional.relu(self.first(text)), self.rate, generator))
-
-
 class Spike(TrainedRecommender[SpikeConfig]):
     """SPiKE on one graph with the profile vectors of one source."""
 
@@ -139,11 +133,11 @@ class Spike(TrainedRecommender[SpikeConfig]):
         ),
     }
     uses_text: ClassVar = True
+    global_terms: ClassVar = frozenset({"matching"})
 
     user_projection: ProfileProjection
     entity_projection: ProfileProjection
-    user_text: Tensor
-    entity_text: Tensor
+    text: ProfileVectors
     profiled: Tensor
     profiled_nodes: Tensor
 
@@ -153,32 +147,41 @@ class Spike(TrainedRecommender[SpikeConfig]):
         super().__init__()
         self.config = config
         self.graph = graph
-        self.user_embedding = xavier_table(graph.n_users, config.dim, generator)
-        self.entity_embedding = xavier_table(graph.n_entities, config.dim, generator)
-        self.relation_embedding = xavier_table(2 * graph.n_relations, config.dim, generator)
-        self.attention_weight = xavier_table(config.dim, config.dim, generator)
-        self.interactions = SparsePattern(graph.train_user, graph.train_item, graph.n_users, graph.n_items)
+        options = config.dim, generator, graph.device
+        self.user_embedding = xavier_table(graph.n_users, *options)
+        self.entity_embedding = xavier_table(graph.n_entities, *options)
+        self.relation_embedding = xavier_table(2 * graph.n_relations, *options)
+        self.attention_weight = xavier_table(config.dim, *options)
+        self.interactions = SparsePattern(graph.train_user, graph.train_item, graph.n_users, graph.n_entities)
+        self.edges = RelationalEdges.of(graph, max(1, self._budget // (4 * config.dim)))
         if config.uses_text:
             self._add_text(vectors, generator)
-        self.to(graph.device)
 
     def _add_text(self, vectors: ProfileVectors | None, generator: torch.Generator) -> None:
         if vectors is None:
             raise ConfigError("this SPiKE uses profiles, but no profile vectors were given", "switch all profiles off")
         config, graph = self.config, self.graph
-        self.user_projection = ProfileProjection(vectors.dim, config.dim, config.text_dropout, generator)
-        self.entity_projection = ProfileProjection(vectors.dim, config.dim, config.text_dropout, generator)
-        self.register_buffer("user_text", vectors.user.float(), persistent=False)
-        self.register_buffer("entity_text", vectors.entity.float(), persistent=False)
-        profiled = torch.cat(
-            [
-                torch.full((graph.n_users,), config.user_profiles),
-                torch.full((graph.n_items,), config.item_profiles),
-                torch.full((graph.n_entities - graph.n_items,), config.auxiliary_profiles),
-            ]
-        )
-        self.register_buffer("profiled", profiled, persistent=False)
-        self.register_buffer("profiled_nodes", profiled.nonzero().flatten(), persistent=False)
+        options = (vectors.dim, config.dim, config.text_dropout, generator, graph.device)
+        limits = (self._budget, config.text_precision)
+        self.user_projection = ProfileProjection(*options, *limits)
+        self.entity_projection = ProfileProjection(*options, *limits)
+        self.text = vectors if config.text_on == "host" else vectors.to(graph.device)
+        bounds = (0, graph.n_users, graph.n_users + graph.n_items, graph.n_nodes)
+        switches = (config.user_profiles, config.item_profiles, config.auxiliary_profiles)
+        ranges = [torch.arange(*ends) for ends, profiled in zip(pairwise(bounds), switches, strict=True) if profiled]
+        profiled_nodes = torch.cat(ranges).to(graph.device)
+        profiled = torch.zeros(graph.n_nodes, dtype=torch.bool, device=graph.device)
+        self.register_buffer("profiled_nodes", profiled_nodes, persistent=False)
+        self.register_buffer("profiled", profiled.index_fill(0, profiled_nodes, True), persistent=False)
+
+    @property
+    def _budget(self) -> int:
+        """Largest temporary in bytes."""
+        return self.config.budget_mib * 2**20
+
+    @property
+    def _all_profiled(self) -> bool:
+        return self.config.user_profiles and self.config.item_profiles and self.config.auxiliary_profiles
 
     def draw(self, generator: torch.Generator) -> SpikeDraws:
         """Sample edges per relation, interactions, and nodes to match; dropout takes the generator from there."""
@@ -186,7 +189,8 @@ class Spike(TrainedRecommender[SpikeConfig]):
         edges = interactions = nodes = None
         if config.edge_keep < 1 or config.skip_last_relation:
             last = 2 * graph.n_relations - 1 if config.skip_last_relation else None
-            edges = sample_per_relation(graph.relation, 2 * graph.n_relations, config.edge_keep, generator, skip=last)
+            kept = sample_per_relation(graph.relation, 2 * graph.n_relations, config.edge_keep, generator, skip=last)
+            edges = kept.nonzero().flatten()
         if config.dropped_edges:
             edges = self._without_rationales(edges, generator)
         if config.edge_keep < 1:
@@ -199,14 +203,15 @@ class Spike(TrainedRecommender[SpikeConfig]):
     def training_losses(self, batch: Batch, draws: SpikeDraws) -> dict[str, Tensor]:
         """Recommendation loss, L2 of the batch's final rows, and weighted matching."""
         config = self.config
-        injected = self._profiles(draws.generator)
-        fresh = config.separate_masks and draws.generator is not None
-        removed = self._profiles(draws.generator) if fresh else injected
-        users, entities = self._final(injected, removed, draws)
-        terms = self.ranking_losses(users, entities[: self.graph.n_items], batch)
-        if injected is not None and config.matching != "off" and config.matching_weight:
-            text = self._project(draws.generator) if fresh else injected
-            terms["matching"] = config.matching_weight * self._matching(torch.cat([users, entities]), text, draws.nodes)
+        injected = removed = text = None
+        if config.uses_text:
+            injected, removed, text = self._projected(draws.generator, 3 if config.separate_masks else 1)
+        final = self._final(injected, removed, draws)
+        n_users, n_items = self.graph.n_users, self.graph.n_items
+        users, items, _ = final.split([n_users, n_items, self.graph.n_entities - n_items])
+        terms = self.ranking_losses(users, items, batch)
+        if text is not None and config.matching != "off" and config.matching_weight:
+            terms["matching"] = config.matching_weight * self._matching(final, text, draws.nodes)
         return terms
 
     def embeddings(self) -> tuple[Tensor, Tensor]:
@@ -216,8 +221,9 @@ class Spike(TrainedRecommender[SpikeConfig]):
 
     def node_embeddings(self) -> tuple[Tensor, Tensor]:
         """Final rows of users ``[U, d]`` and all entities ``[E, d]`` after removal; nothing is sampled or dropped."""
-        profiles = self._profiles(None)
-        return self._final(profiles, profiles, SpikeDraws())
+        profiles = self._projected(None, 1)[0] if self.config.uses_text else None
+        final = self._final(profiles, profiles, SpikeDraws())
+        return final[: self.graph.n_users], final[self.graph.n_users :]
 
     def rationale_scores(self, edges: Tensor | None = None) -> Tensor:
         """KGRec's score of each edge, ``[k]``, from the id embeddings.
@@ -225,16 +231,21 @@ class Spike(TrainedRecommender[SpikeConfig]):
         It is the softmax over the edges of a head entity, of the scores averaged over attention heads, times the
         number of these edges.
         """
-        head, relation, tail = self._edges(edges)
-        scores = self._edge_scores(self.entity_embedding, head, self._relation_rows(relation), tail)
-        weights = segment_softmax(scores.mean(1, keepdim=True), head, self.graph.n_entities).squeeze(1)
-        return weights * count(head, self.graph.n_entities).index_select(0, head)
+        kept = self._kept(edges)
+        keyed = self.entity_embedding @ self.attention_weight
+        scores = kept.scores(keyed, self.relation_embedding, self.config.heads).mean(1, keepdim=True)
+        heads = kept.heads
+        weights = segment_softmax(scores, heads, self.graph.n_entities).squeeze(1)
+        weights = weights * count(heads, self.graph.n_entities).index_select(0, heads)
+        by_place = weights.new_zeros(self.graph.n_edges).index_copy(0, kept.places, weights)
+        return by_place if edges is None else by_place.index_select(0, edges)
 
     def _without_rationales(self, edges: Tensor | None, generator: torch.Generator) -> Tensor:
         graph = self.graph
         present = torch.arange(graph.n_edges, device=graph.device) if edges is None else edges
         with torch.no_grad():
             scores = self.rationale_scores(edges)
+        check_generator(generator, graph.device)
         noise = torch.rand(2, graph.n_edges, generator=generator, device=generator.device).to(graph.device)
         nowhere = torch.full_like(noise[0], float("-inf"))
         by_score = nowhere.index_copy(0, present, scores - (-noise[0].index_select(0, present).log()).log())
@@ -245,6 +256,7 @@ class Spike(TrainedRecommender[SpikeConfig]):
         return kept.index_fill(0, dropped, False).nonzero().flatten()
 
     def _sample_nodes(self, generator: torch.Generator) -> Tensor:
+        check_generator(generator, self.graph.device)
         n_nodes = self.profiled_nodes.numel()
         size = max(1, int(self.config.gamma * n_nodes))
         draws = [
@@ -254,89 +266,69 @@ class Spike(TrainedRecommender[SpikeConfig]):
         chosen = torch.stack(draws).to(self.graph.device)
         return self.profiled_nodes.index_select(0, chosen.flatten()).view_as(chosen)
 
-    def _profiles(self, generator: torch.Generator | None) -> Tensor | None:
-        """Projected profiles of all nodes, or none where no profile has any effect."""
-        return self._project(generator) if self.config.uses_text else None
+    def _projected(self, generator: torch.Generator | None, masks: int) -> tuple[Tensor, Tensor, Tensor]:
+        """Projected profiles of all nodes ``[U + E, d]``, zero where a node has none: to inject, remove and match.
 
-    def _project(self, generator: torch.Generator | None) -> Tensor:
-        """Projected profiles of all nodes ``[U + E, d]``, zero where a node has none."""
-        parts = [
-            self.user_projection(self.user_text, generator),
-            self.entity_projection(self.entity_text, generator),
-        ]
-        return torch.cat(parts) * self.profiled.unsqueeze(1)
+        They are one tensor, or one for each of three dropout masks.
+        """
+        users = self.user_projection(self.text.user, generator, masks)
+        entities = self.entity_projection(self.text.entity, generator, masks)
+        nodes = [torch.cat(parts) for parts in zip(users, entities, strict=True)]
+        if not self._all_profiled:
+            nodes = [rows * self.profiled.unsqueeze(1) for rows in nodes]
+        return nodes[0], nodes[masks // 2], nodes[-1]
 
-    def _final(self, injected: Tensor | None, removed: Tensor | None, draws: SpikeDraws) -> tuple[Tensor, Tensor]:
-        config, n_users = self.config, self.graph.n_users
+    def _final(self, injected: Tensor | None, removed: Tensor | None, draws: SpikeDraws) -> Tensor:
+        """Final rows of all nodes ``[U + E, d]``."""
+        config = self.config
         nodes = torch.cat([self.user_embedding, self.entity_embedding])
         if injected is not None and config.inject:
-            nodes = nodes + config.rho * injected
+            nodes = torch.add(nodes, injected, alpha=config.rho)
         total = self._propagate(nodes, draws)
         if removed is not None and config.remove:
-            total = total - config.rho * removed
-        return total[:n_users], total[n_users:]
+            total = torch.sub(total, removed, alpha=config.rho)
+        return total
 
     def _propagate(self, nodes: Tensor, draws: SpikeDraws) -> Tensor:
         """Sum over layers 0..L of all nodes ``[U + E, d]``."""
-        n_users, n_items = self.graph.n_users, self.graph.n_items
+        sizes = [self.graph.n_users, self.graph.n_entities]
         to_users = self._interaction_weights(draws.interactions, "user")
         to_items = None
         if self.config.user_to_item != "off":
             to_items = self._interaction_weights(draws.interactions, "item")
-        head, relation, tail = self._edges(draws.edges)
-        edges = head, self._relation_rows(relation), tail
+        edges = self._kept(draws.edges)
         total = nodes
         for _ in range(self.config.layers):
-            users, entities = nodes[:n_users], nodes[n_users:]
-            user_message = spmm(self.interactions, to_users, entities[:n_items])
+            users, entities = nodes.split(sizes)
+            user_message = spmm(self.interactions, to_users, entities)
             messages = torch.cat([user_message, self._entity_message(users, entities, edges, to_items)])
-            nodes = functional.normalize(dropout(messages, self.config.message_dropout, draws.generator))
+            nodes = normalized(dropout(messages, self.config.message_dropout, draws.generator))
             total = total + nodes
         return total
 
     def _entity_message(
-        self, users: Tensor, entities: Tensor, edges: tuple[Tensor, Tensor, Tensor], to_items: Tensor | None
+        self, users: Tensor, entities: Tensor, edges: RelationalEdges, to_items: Tensor | None
     ) -> Tensor:
-        message = self._graph_message(entities, *edges)
+        if self.config.attention == "mean":
+            message = edges.average(entities, self.relation_embedding)
+        else:
+            keyed = entities @ self.attention_weight
+            message = edges.attend(entities, keyed, self.relation_embedding, self.config.heads)
         if to_items is None:
             return message
-        n_items = self.graph.n_items
         from_users = spmm(self.interactions.transpose, to_items, users)
         if self.config.user_to_item == "add":
-            from_users = message[:n_items] + from_users
-        return torch.cat([from_users, message[n_items:]])
+            return message + from_users
+        n_items = self.graph.n_items
+        return torch.cat([from_users[:n_items], message[n_items:]])
 
-    def _graph_message(self, entities: Tensor, head: Tensor, relation_rows: Tensor, tail: Tensor) -> Tensor:
-        """Attention-weighted sum of ``e_t * r`` over the edges of each head, ``[E, d]``."""
-        heads, n_entities = self.config.heads, self.graph.n_entities
-        values = entities.index_select(0, tail) * relation_rows
-        if self.config.attention == "mean":
-            weights = count(head, n_entities).clamp_min(1).reciprocal().index_select(0, head)
-            values = values * weights.unsqueeze(1)
-        else:
-            weights = segment_softmax(self._edge_scores(entities, head, relation_rows, tail), head, n_entities)
-            values = (values.view(head.numel(), heads, -1) * weights.unsqueeze(2)).view_as(values)
-        return values.new_zeros(n_entities, values.shape[1]).index_add(0, head, values)
-
-    def _edge_scores(self, entities: Tensor, head: Tensor, relation_rows: Tensor, tail: Tensor) -> Tensor:
-        """Attention score of every edge and head ``[k, M]``."""
-        heads = self.config.heads
-        keyed = entities @ self.attention_weight
-        product = keyed.index_select(0, head) * keyed.index_select(0, tail) * relation_rows
-        return product.view(head.numel(), heads, -1).sum(2) / math.sqrt(self.config.dim / heads)
-
-    def _relation_rows(self, relation: Tensor) -> Tensor:
-        return self.relation_embedding.index_select(0, relation)
-
-    def _edges(self, kept: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
+    def _kept(self, places: Tensor | None) -> RelationalEdges:
+        """Edges at some positions of the graph's order, or all."""
+        if places is None:
+            return self.edges
         graph = self.graph
-        if kept is None:
-            return graph.head, graph.relation, graph.tail
-        return (
-            graph.head.index_select(0, kept),
-            graph.relation.index_select(0, kept),
-            graph.tail.index_select(0, kept),
-        )
+        mask = torch.zeros(graph.n_edges, dtype=torch.bool, device=graph.device).index_fill(0, places, True)
+        return self.edges.kept(mask)
 
     def _interaction_weights(self, kept: Tensor | None, receiver: Literal["user", "item"]) -> Tensor:
         """Weights of the mean over a receiver's kept interactions, ``[n]``; for items in the order of the transpose."""
@@ -344,47 +336,14 @@ class Spike(TrainedRecommender[SpikeConfig]):
         index, size = {"user": (graph.train_user, graph.n_users), "item": (graph.train_item, graph.n_items)}[receiver]
         present = torch.ones_like(index) if kept is None else kept.long()
         degree = present.new_zeros(size).index_add(0, index, present).clamp_min(1)
-        weights = present / degree.index_select(0, index)
+        weights = present.to(self.user_embedding.dtype) / degree.index_select(0, index)
         return weights if receiver == "user" else weights.index_select(0, self.interactions.transpose_order)
 
     def _matching(self, final: Tensor, text: Tensor, nodes: Tensor | None) -> Tensor:
         if nodes is None:
+            if self._all_profiled:
+                return losses.matching(final, text)
             nodes = self.profiled_nodes
         shape = (*nodes.shape, -1)
         flat = nodes.flatten()
         return losses.matching(final.index_select(0, flat).view(shape), text.index_select(0, flat).view(shape))
-
-
-def sample_per_relation(
-    relation: Tensor, n_relations: int, keep: float, generator: torch.Generator, skip: int | None = None
-) -> Tensor:
-    """Choose ``int(keep * n)`` edges of each relation at random, without a loop over relations.
-
-    Parameters
-    ----------
-    relation
-        Relation of every edge ``[m]``, in ``0..n_relations-1``.
-    n_relations
-        Number of relations.
-    keep
-        Share kept of each relation.
-    generator
-        Source of randomness.
-    skip
-        Relation of which no edge is kept.
-
-    Returns
-    -------
-    Tensor
-        Positions of the kept edges, ascending.
-    """
-    draws = torch.rand(relation.shape, generator=generator, device=generator.device, dtype=torch.float64)
-    order = torch.argsort(relation + draws.to(relation.device))
-    sizes = count(relation, n_relations)
-    quota = (sizes.double() * keep).long()
-    if skip is not None:
-        quota[skip] = 0
-    starts = sizes.cumsum(0) - sizes
-    by_relation = relation.index_select(0, order)
-    rank = torch.arange(relation.numel(), device=relation.device) - starts.index_select(0, by_relation)
-    return order[rank < quota.index_select(0, by_relation)].sort().values

@@ -81,9 +81,9 @@ def test_another_seed_gives_other_weights(world: World, name: str) -> None:
 @pytest.mark.parametrize(("name", "preset", "settings"), FORMS)
 def test_a_whole_step_runs_on_the_meta_device(name: str, preset: str, settings: dict[str, Any], world: World) -> None:
     """A tensor left on the CPU meets one on "meta" and raises, as it would on a GPU."""
-    model = build(name, world, preset, device="meta", **settings)
-    ids = torch.zeros(8, dtype=torch.int64, device="meta")
     with FakeTensorMode(shape_env=ShapeEnv(), allow_non_fake_inputs=True):
+        model = build(name, world, preset, device="meta", **settings)
+        ids = torch.zeros(8, dtype=torch.int64, device="meta")
         draws = model.draw(torch.Generator())
         terms = model.training_losses(Batch(ids, ids, ids), draws)
         torch.stack(list(terms.values())).sum().backward()
@@ -95,11 +95,12 @@ def test_a_whole_step_runs_on_the_meta_device(name: str, preset: str, settings: 
 
 
 def test_the_meta_device_catches_a_tensor_left_on_the_cpu(world: World) -> None:
-    model = build("spike", world, device="meta")
-    model.relation_embedding = torch.nn.Parameter(torch.zeros(4, 64))
-    ids = torch.zeros(8, dtype=torch.int64, device="meta")
-    with FakeTensorMode(shape_env=ShapeEnv(), allow_non_fake_inputs=True), pytest.raises(Exception, match="device"):
-        model.training_losses(Batch(ids, ids, ids), model.draw(torch.Generator()))
+    with FakeTensorMode(shape_env=ShapeEnv(), allow_non_fake_inputs=True):
+        model = build("spike", world, device="meta")
+        model.relation_embedding = torch.nn.Parameter(torch.zeros(4, 64))
+        ids = torch.zeros(8, dtype=torch.int64, device="meta")
+        with pytest.raises(Exception, match="device"):
+            model.training_losses(Batch(ids, ids, ids), model.draw(torch.Generator()))
 
 
 @pytest.mark.parametrize("name", TRAINED)

@@ -38,14 +38,24 @@ def test_bpr_and_l2_by_hand() -> None:
     assert float(losses.l2(torch.tensor([[3.0, 4.0]]), torch.tensor([[1.0, 0.0]]))) == pytest.approx(13.0)
 
 
-@pytest.mark.parametrize("kind", ["softmax", "cosine_softmax"])
-def test_softmax_losses_by_hand(kind: losses.RecommendationLoss) -> None:
+@pytest.mark.parametrize("n_rows", [3, 7, 40], ids=["few rows", "as many as users", "many rows"])
+@pytest.mark.parametrize("chunk", [1, 13, 2**18])
+def test_softmax_equals_the_plain_cross_entropy(n_rows: int, chunk: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(losses, "CHUNK_SCORES", chunk)
     generator = torch.Generator().manual_seed(2)
-    users, items = torch.randn(3, 4, generator=generator), torch.randn(6, 4, generator=generator)
-    target = torch.tensor([0, 5, 2])
-    scores = users @ items.T
-    if kind == "cosine_softmax":
-        scores = scores / users.norm(dim=1, keepdim=True) / items.norm(dim=1) / 0.2
-    expected = -scores.log_softmax(1)[torch.arange(3), target].mean()
-    found = losses.recommendation_loss(kind, users, items[target], items[target], items, target, 0.2)
-    torch.testing.assert_close(found, expected)
+    tables = [30 * torch.randn(n, 4, generator=generator, dtype=torch.float64) for n in (7, 6)]
+    users = torch.randint(7, (n_rows,), generator=generator)
+    positives = torch.randint(6, (n_rows,), generator=generator)
+    values, gradients = [], []
+    for plain in (False, True):
+        u, i = (table.clone().requires_grad_() for table in tables)
+        if plain:
+            value = torch.nn.functional.cross_entropy(u[users] @ i.T, positives)
+        else:
+            value = losses.softmax(u, i, users, positives)
+        (3 * value).backward()
+        values.append(value.detach())
+        gradients.append((u.grad, i.grad))
+    torch.testing.assert_close(*values)
+    for found, expected in zip(*gradients, strict=True):
+        torch.testing.assert_close(found, expected)

@@ -3,8 +3,8 @@ from __future__ import annotations
 import pytest
 import torch
 
-from spike_kit.models.propagation import SparsePattern, offsets, product_by_index_add, segment_softmax, spmm
-from spike_kit.models.spike import sample_per_relation
+from spike_kit.models.edges import sample_per_relation
+from spike_kit.models.propagation import SparsePattern, offsets, sampled_product, segment_softmax, spmm
 from tests.reference import softmax_by_segment
 
 
@@ -28,7 +28,8 @@ def test_sparse_products_equal_dense_ones(pattern: SparsePattern, device: torch.
     (expected * weights).sum().backward()
     assert x.grad is not None
     torch.testing.assert_close(x.grad.cpu(), y.grad)
-    torch.testing.assert_close(product_by_index_add(pattern, values, dense), expected)
+    sampled = sampled_product(on_device, weights.to(device), dense.to(device))
+    torch.testing.assert_close(sampled.cpu(), (weights @ dense.T)[pattern.rows, pattern.columns])
     transposed = spmm(pattern.transpose, values.index_select(0, pattern.transpose_order), weights)
     torch.testing.assert_close(transposed, matrix.T @ weights)
 
@@ -60,8 +61,7 @@ def test_edges_are_sampled_per_relation_without_bias() -> None:
     for _ in range(2000):
         kept = sample_per_relation(relation, 4, 0.5, generator)
         assert torch.bincount(relation[kept], minlength=4).tolist() == [3, 2, 0, 5]
-        assert (kept.diff() > 0).all()
-        hits[kept] += 1
+        hits += kept
     share = hits / 2000
     assert (share[:7] - 3 / 7).abs().max() < 0.05
     assert (share[12:] - 0.5).abs().max() < 0.05
@@ -75,6 +75,6 @@ def test_a_relation_can_be_left_out() -> None:
 
 def test_share_is_taken_exactly_as_the_released_code_takes_it() -> None:
     relation = torch.zeros(10, dtype=torch.int64)
-    assert sample_per_relation(relation, 1, 0.6, torch.Generator().manual_seed(0)).numel() == int(0.6 * 10)
+    assert sample_per_relation(relation, 1, 0.6, torch.Generator().manual_seed(0)).sum() == int(0.6 * 10)
     many = torch.zeros(1730, dtype=torch.int64)
-    assert sample_per_relation(many, 1, 1 - 0.3, torch.Generator().manual_seed(0)).numel() == int((1 - 0.3) * 1730)
+    assert sample_per_relation(many, 1, 1 - 0.3, torch.Generator().manual_seed(0)).sum() == int((1 - 0.3) * 1730)

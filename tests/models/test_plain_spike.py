@@ -1,0 +1,156 @@
+"""SPiKE against its plain form: every loss term and every gradient, on the tiny world and on an awkward graph."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from spike_kit.data.graph import Graph
+from spike_kit.data.vectors import ProfileVectors
+from spike_kit.models.recommender import Batch
+from spike_kit.models.spike import RECOMMENDED, RELEASED_CODE, Spike, SpikeConfig, SpikeDraws
+from tests.reference.spike import PlainSpike
+from tests.world import World
+
+RELEASED = RELEASED_CODE.replace(dim=16, gamma=0.3, dropped_edges=4)
+ALL_TERMS = SpikeConfig(dim=16, l2=0.01)
+
+CONFIGS = {
+    "released code": RELEASED,
+    "recommended": RECOMMENDED.replace(dim=16, l2=0.01),
+    "everything kept": ALL_TERMS.replace(edge_keep=1),
+    "mean of edges": ALL_TERMS.replace(attention="mean"),
+    "items receive too": ALL_TERMS.replace(user_to_item="add"),
+    "items receive from users": RELEASED.replace(user_to_item="instead"),
+    "exact matching": RELEASED.replace(matching="exact"),
+    "no matching": RELEASED.replace(matching="off"),
+    "one layer": ALL_TERMS.replace(layers=1),
+    "three layers": RELEASED.replace(layers=3, l2=0.01),
+    "one head": ALL_TERMS.replace(heads=1),
+    "four heads": RELEASED.replace(heads=4),
+    "three masks": ALL_TERMS.replace(separate_masks=True),
+    "softmax": ALL_TERMS.replace(loss="softmax"),
+    "nothing injected": RELEASED.replace(inject=False),
+    "nothing removed": RELEASED.replace(remove=False),
+    "items alone have profiles": RELEASED.replace(user_profiles=False, auxiliary_profiles=False),
+}
+
+
+def awkward_graph() -> Graph:
+    """Nodes without edges, heads with one edge, a tail reached by two relations, one shared by most heads."""
+    rng = np.random.default_rng(5)
+    triples = {(int(item), int(relation), 10) for item, relation in zip(range(5), rng.integers(0, 3, 5), strict=True)}
+    triples |= {(0, 0, 9), (0, 1, 9), (0, 2, 9), (1, 0, 9), (2, 0, 3), (3, 1, 2), (9, 2, 10), (5, 2, 13)}
+    pairs = {(int(user), int(item)) for user, item in zip(rng.integers(0, 11, 40), rng.integers(0, 6, 40), strict=True)}
+    return Graph.from_arrays(
+        n_users=12,
+        n_items=7,
+        n_entities=15,
+        n_relations=3,
+        interactions=np.array(sorted(pairs | {(11, 0)})),
+        triples=np.array(sorted(triples)),
+    )
+
+
+@pytest.fixture(params=["tiny world", "awkward graph"])
+def place(request: pytest.FixtureRequest, world: World) -> tuple[Graph, ProfileVectors]:
+    """A graph and its vectors in float64."""
+    if request.param == "tiny world":
+        return world.graph, ProfileVectors(world.vectors.user.double(), world.vectors.entity.double())
+    graph, generator = awkward_graph(), torch.Generator().manual_seed(6)
+    user = torch.randn(graph.n_users, 10, generator=generator, dtype=torch.float64)
+    return graph, ProfileVectors(user, torch.randn(graph.n_entities, 10, generator=generator, dtype=torch.float64))
+
+
+def build(place: tuple[Graph, ProfileVectors], config: SpikeConfig) -> tuple[Spike, PlainSpike, SpikeDraws]:
+    """A model in float64, its plain form, and one step's draws of the model (made in float32, as in training)."""
+    graph, vectors = place
+    model = Spike(config, graph, vectors, torch.Generator().manual_seed(3))
+    draws = model.draw(torch.Generator().manual_seed(7))
+    model.double()
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.mul_(2)
+    return model, PlainSpike(model, vectors, np.random.default_rng(4)), draws
+
+
+def batch(graph: Graph) -> Batch:
+    generator = torch.Generator().manual_seed(8)
+    rows = torch.randint(graph.n_interactions, (50,), generator=generator)
+    negatives = torch.randint(graph.n_items, (50,), generator=generator)
+    return Batch(graph.train_user[rows], graph.train_item[rows], negatives)
+
+
+def gradients(model: Spike, loss: Tensor) -> dict[str, Tensor]:
+    names, parameters = zip(*model.named_parameters(), strict=True)
+    found = torch.autograd.grad(loss, parameters, allow_unused=True, materialize_grads=True)
+    return dict(zip(names, found, strict=True))
+
+
+def shuffled(draws: SpikeDraws) -> SpikeDraws:
+    if draws.edges is None:
+        return draws
+    order = torch.randperm(len(draws.edges), generator=torch.Generator().manual_seed(1))
+    return replace(draws, edges=draws.edges[order])
+
+
+def test_the_awkward_graph_is_awkward() -> None:
+    graph = awkward_graph()
+    degree = torch.bincount(graph.head, minlength=graph.n_entities)
+    assert {0, 1} <= set(degree.tolist())
+    assert set(range(graph.n_items)) - set(graph.train_item.tolist()) == {6}
+    assert torch.unique(torch.stack([graph.head, graph.tail]), dim=1).shape[1] < graph.n_edges
+    assert (torch.bincount(graph.train_user, minlength=graph.n_users) == 1).any()
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+def test_equal_draws_give_equal_losses_and_gradients(place: tuple[Graph, ProfileVectors], name: str) -> None:
+    config = CONFIGS[name]
+    model, plain, draws = build(place, config)
+    draws = replace(draws, generator=None)
+    expected = {config.loss} | ({"matching"} if config.matching != "off" else set()) | ({"l2"} if config.l2 else set())
+    for term in sorted(expected):
+        ours = model.training_losses(batch(place[0]), draws)
+        theirs = plain.training_losses(batch(place[0]), shuffled(draws))
+        assert set(ours) == set(theirs) == expected
+        assert ours[term].dtype == torch.float64
+        assert theirs[term] > 0
+        torch.testing.assert_close(ours[term], theirs[term], rtol=1e-6, atol=1e-9)
+        left, right = gradients(model, ours[term]), gradients(model, theirs[term])
+        assert sum(bool(gradient.abs().max() > 1e-6) for gradient in right.values()) >= 3
+        for parameter, gradient in right.items():
+            torch.testing.assert_close(left[parameter], gradient, rtol=1e-6, atol=1e-9, msg=f"{term}: {parameter}")
+
+
+def test_the_plain_draws_have_the_sizes_of_the_models(world: World) -> None:
+    place = world.graph, ProfileVectors(world.vectors.user.double(), world.vectors.entity.double())
+    _, plain, ours = build(place, RELEASED.replace(dropped_edges=0))
+    theirs = plain.draw(torch.Generator().manual_seed(2))
+    assert ours.edges is not None
+    assert theirs.edges is not None
+    assert ours.nodes is not None
+    assert theirs.nodes is not None
+    assert theirs.nodes.shape == ours.nodes.shape
+    assert len(set(theirs.edges.tolist())) == len(theirs.edges)
+    sizes = [torch.bincount(world.graph.relation[draws.edges], minlength=4) for draws in (ours, theirs)]
+    assert sizes[0].tolist() == sizes[1].tolist()
+    assert sizes[1][3] == 0
+    _, dropping, _ = build(place, RELEASED)
+    dropped = dropping.draw(torch.Generator().manual_seed(2)).edges
+    assert dropped is not None
+    assert 4 <= len(theirs.edges) - len(dropped) <= 8
+
+
+def test_dropout_of_the_plain_step_is_on_in_training(world: World) -> None:
+    place = world.graph, ProfileVectors(world.vectors.user.double(), world.vectors.entity.double())
+    _, plain, _ = build(place, RELEASED)
+    draws = plain.draw(torch.Generator().manual_seed(2))
+    one, other = (plain.training_losses(batch(world.graph), draws)["bpr"] for _ in range(2))
+    assert one != other
+    draws = replace(draws, generator=None)
+    one, other = (plain.training_losses(batch(world.graph), draws)["bpr"] for _ in range(2))
+    assert one == other
