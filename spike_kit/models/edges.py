@@ -4,13 +4,17 @@ An edge (head, relation, tail) sends ``e_t * r`` and is scored with ``(W e_t) * 
 tail, so these products are formed once per distinct (relation, tail) pair; scores and messages are then products of a
 sparse matrix, heads by pairs, and no ``[edges, d]`` tensor is ever made. Where even the pairs are many, they pass in
 blocks, and the backward pass forms them again.
+
+Inside, rows stand as ``[M * n, d / M]``, one attention head after the other, and patterns are repeated M times along
+the diagonal, so that one product serves all heads.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -39,9 +43,9 @@ class EdgeBlock:
     pattern
         One entry per edge: its head by its pair, ``[E, p]``.
     relation, tail
-        Relation and tail of every pair, ``[p]``, sorted.
+        Where the rows of every pair stand in tables ``[M * 2R]`` and ``[M * E]``, ``[M * p]``.
     by_relation, by_tail
-        One entry per pair: its relation ``[2R, p]``, its tail ``[E, p]``.
+        One entry per pair and attention head: its relation ``[M * 2R, M * p]``, its tail ``[M * E, M * p]``.
     """
 
     places: Tensor
@@ -51,25 +55,11 @@ class EdgeBlock:
     by_relation: SparsePattern
     by_tail: SparsePattern
 
-    def rows(self, entities: Tensor, relations: Tensor) -> Tensor:
-        """``e_t * r`` of every pair, ``[p, d]``."""
-        return entities.index_select(0, self.tail).mul_(relations.index_select(0, self.relation))
-
-    def add_gradients(
-        self, to_rows: Tensor, entities: Tensor, relations: Tensor, to_entities: Tensor, to_relations: Tensor
-    ) -> None:
-        """Add what a gradient of `rows` means for entities ``[E, d]`` and relations ``[2R, d]``."""
-        to_relations += product(self.by_relation, None, to_rows * entities.index_select(0, self.tail))
-        to_entities += product(self.by_tail, None, to_rows.mul_(relations.index_select(0, self.relation)))
-
     def kept(self, mask: Tensor) -> EdgeBlock:
         """Only the edges where ``mask [2 m]`` is true; all pairs stay."""
         here = mask.index_select(0, self.places)
-        return replace(
-            self,
-            places=self.places.index_select(0, here.nonzero().flatten()),
-            pattern=self.pattern.subset(here),
-        )
+        places = self.places.index_select(0, here.nonzero().flatten())
+        return replace(self, places=places, pattern=self.pattern.subset(here))
 
 
 @dataclass(frozen=True)
@@ -82,54 +72,74 @@ class RelationalEdges:
         Their edges, one block after the other, are the edges in the order that scores and weights have.
     n_entities
         Number of entities, E.
+    n_heads
+        Attention heads, M.
+    keeps_rows
+        Whether the rows of all pairs are small enough to be kept for the backward pass.
     """
 
     blocks: tuple[EdgeBlock, ...]
     n_entities: int
+    n_heads: int
+    keeps_rows: bool
 
     @classmethod
-    def of(cls, graph: Graph, pairs_per_block: int) -> RelationalEdges:
-        """Sort the edges of a graph into blocks of at most so many (relation, tail) pairs."""
-        n_entities, n_relations = graph.n_entities, 2 * graph.n_relations
-        keys, pair = _distinct(graph.relation * n_entities + graph.tail)
-        n_blocks = max(1, -(-graph.n_edges // pairs_per_block))
-        blocks = []
-        for number in range(n_blocks):
-            if n_blocks == 1:
-                places, own, first = torch.arange(graph.n_edges, device=graph.device), keys, 0
-            else:
-                first = number * pairs_per_block
-                own = keys[first : first + pairs_per_block]
-                places = (pair // pairs_per_block == number).nonzero().flatten()
-            if n_blocks > 1 and not own.numel():
-                break
-            blocks.append(_block(graph, places, pair.index_select(0, places) - first, own, n_relations))
-        return cls(tuple(blocks), n_entities)
+    def of(cls, graph: Graph, dim: int, n_heads: int, budget: int) -> RelationalEdges:
+        """Sort the edges of a graph into blocks.
 
-    @property
+        Parameters
+        ----------
+        graph
+            The graph.
+        dim, n_heads
+            Dimension d of the rows and attention heads M.
+        budget
+            Largest table of pairs ``[p, d]`` in bytes; where one would be larger, the pairs pass in blocks.
+        """
+        n_entities = graph.n_entities
+        keys, pair = _distinct(graph.relation * n_entities + graph.tail)
+        per_block = max(1, budget // (4 * dim))
+        keeps_rows = graph.n_edges * 4 * dim <= budget // 16
+        if graph.n_edges <= per_block:
+            places = torch.arange(graph.n_edges, device=graph.device)
+            return cls((_block(graph, places, pair, keys, n_heads),), n_entities, n_heads, keeps_rows)
+        blocks = []
+        for first in range(0, keys.shape[0], per_block):
+            places = (pair // per_block == first // per_block).nonzero().flatten()
+            own = keys[first : first + per_block]
+            blocks.append(_block(graph, places, pair.index_select(0, places) - first, own, n_heads))
+        return cls(tuple(blocks), n_entities, n_heads, keeps_rows)
+
+    @cached_property
     def heads(self) -> Tensor:
         """Head of every edge, ``[k]``."""
-        return torch.cat([block.pattern.rows for block in self.blocks])
+        return _joined([block.pattern.rows for block in self.blocks])
 
     @property
     def places(self) -> Tensor:
         """Position of every edge in the graph's order, ``[k]``."""
-        return torch.cat([block.places for block in self.blocks])
+        return _joined([block.places for block in self.blocks])
+
+    @cached_property
+    def patterns(self) -> list[SparsePattern]:
+        """Pattern of every block for all attention heads, ``[M * E, M * p]`` with ``M * k`` entries."""
+        return [block.pattern.repeated(self.n_heads) for block in self.blocks]
+
+    @cached_property
+    def segments(self) -> Tensor:
+        """Row in ``[M * E]`` of every entry of the patterns, whose scores form one softmax."""
+        return _joined([pattern.rows for pattern in self.patterns])
 
     def kept(self, mask: Tensor) -> RelationalEdges:
         """Only the edges where ``mask [2 m]``, in the graph's order, is true."""
         return replace(self, blocks=tuple(block.kept(mask) for block in self.blocks))
 
-    def parts(self) -> Iterator[tuple[EdgeBlock, slice]]:
-        """Blocks, each with the places of its edges among the scores."""
-        start = 0
-        for block in self.blocks:
-            stop = start + block.places.shape[0]
-            yield block, slice(start, stop)
-            start = stop
+    def split(self, x: Tensor) -> list[Tensor]:
+        """Cut scores or weights of all entries into those of each block."""
+        return list(x.split([pattern.rows.shape[0] for pattern in self.patterns])) if len(self.blocks) > 1 else [x]
 
-    def scores(self, keyed: Tensor, relations: Tensor, n_heads: int) -> Tensor:
-        """Attention score of every edge and attention head, ``[k, M]`` (docs/method.md, section 3), outside autograd.
+    def scores(self, keyed: Tensor, relations: Tensor) -> Tensor:
+        """Attention score of every edge and attention head (docs/method.md, section 3), outside autograd.
 
         Parameters
         ----------
@@ -137,18 +147,31 @@ class RelationalEdges:
             ``W e`` of all entities, ``[E, d]``.
         relations
             Relation embeddings ``[2R, d]``.
-        n_heads
-            Attention heads M.
-        """
-        parts = []
-        for block, _ in self.parts():
-            rows = block.rows(keyed, relations)
-            columns = _columns(keyed, n_heads)
-            scores = [sampled_product(block.pattern, keyed[:, part], rows[:, part]) for part in columns]
-            parts.append(torch.stack(scores, dim=1))
-        return torch.cat(parts) / math.sqrt(keyed.shape[1] / n_heads)
 
-    def attend(self, entities: Tensor, keyed: Tensor, relations: Tensor, n_heads: int) -> Tensor:
+        Returns
+        -------
+        Tensor
+            ``[M, k]``.
+        """
+        keyed, relations = self.by_head(keyed), self.by_head(relations)
+        parts = []
+        for block, pattern in zip(self.blocks, self.patterns, strict=True):
+            keys = keyed.index_select(0, block.tail).mul_(relations.index_select(0, block.relation))
+            parts.append(sampled_product(pattern, keyed, keys).view(self.n_heads, -1))
+        scores = parts[0] if len(parts) == 1 else torch.cat(parts, dim=1)
+        return scores / math.sqrt(keyed.shape[1])
+
+    def by_head(self, x: Tensor) -> Tensor:
+        """Rows ``[n, d]`` as ``[M * n, d / M]``."""
+        n_rows = x.shape[0]
+        return x.view(n_rows, self.n_heads, -1).transpose(0, 1).reshape(self.n_heads * n_rows, -1)
+
+    def side_by_side(self, x: Tensor) -> Tensor:
+        """Rows ``[M * n, d / M]`` as ``[n, d]``."""
+        n_rows = x.shape[0] // self.n_heads
+        return x.view(self.n_heads, n_rows, -1).transpose(0, 1).reshape(n_rows, -1)
+
+    def attend(self, entities: Tensor, keyed: Tensor, relations: Tensor) -> Tensor:
         """Attention-weighted sum of ``e_t * r`` over the edges of each head entity.
 
         Parameters
@@ -159,15 +182,13 @@ class RelationalEdges:
             ``W e``, ``[E, d]``.
         relations
             Relation embeddings ``[2R, d]``.
-        n_heads
-            Attention heads M.
 
         Returns
         -------
         Tensor
             ``[E, d]``; zero where an entity has no edge.
         """
-        return _Attend.apply(self, n_heads, entities, keyed, relations)  # type: ignore[no-any-return]
+        return _Attend.apply(self, entities, keyed, relations)  # type: ignore[no-any-return]
 
     def average(self, entities: Tensor, relations: Tensor) -> Tensor:
         """Mean of ``e_t * r`` over the edges of each head entity, ``[E, d]``."""
@@ -182,105 +203,135 @@ def _distinct(keys: Tensor) -> tuple[Tensor, Tensor]:
     return ordered.index_select(0, is_new.nonzero().flatten()), place
 
 
-def _block(graph: Graph, places: Tensor, pair: Tensor, keys: Tensor, n_relations: int) -> EdgeBlock:
-    n_entities = graph.n_entities
+def _joined(parts: Sequence[Tensor]) -> Tensor:
+    return parts[0] if len(parts) == 1 else torch.cat(list(parts))
+
+
+def _block(graph: Graph, places: Tensor, pair: Tensor, keys: Tensor, n_heads: int) -> EdgeBlock:
+    n_entities, n_relations, n_pairs = graph.n_entities, 2 * graph.n_relations, keys.shape[0]
     relation, tail = keys // n_entities, keys % n_entities
-    n_pairs = keys.shape[0]
-    by_head = torch.argsort(graph.head.index_select(0, places) * n_pairs + pair)
+    by_head = torch.argsort(graph.head.index_select(0, places) * n_pairs + pair, stable=True)
     places, pair = places.index_select(0, by_head), pair.index_select(0, by_head)
     numbers = torch.arange(n_pairs, device=graph.device)
     tail_order = torch.argsort(tail, stable=True)
+    by_tail = SparsePattern(tail.index_select(0, tail_order), tail_order, n_entities, n_pairs)
     return EdgeBlock(
         places=places,
         pattern=SparsePattern(graph.head.index_select(0, places), pair, n_entities, n_pairs),
-        relation=relation,
-        tail=tail,
-        by_relation=SparsePattern(relation, numbers, n_relations, n_pairs),
-        by_tail=SparsePattern(tail.index_select(0, tail_order), tail_order, n_entities, n_pairs),
+        relation=torch.cat([relation + m * n_relations for m in range(n_heads)]),
+        tail=torch.cat([tail + m * n_entities for m in range(n_heads)]),
+        by_relation=SparsePattern(relation, numbers, n_relations, n_pairs).repeated(n_heads),
+        by_tail=by_tail.repeated(n_heads),
     )
 
 
-def _columns(x: Tensor, n_heads: int) -> list[slice]:
-    """Columns of each attention head."""
-    width = x.shape[1] // n_heads
-    return [slice(start, start + width) for start in range(0, x.shape[1], width)]
+@dataclass(frozen=True)
+class _Rows:
+    """Rows of the pairs of a block, ``[M * p, d / M]``: relations, tails, and their product."""
+
+    relations: Tensor
+    tails: Tensor
+    products: Tensor
+
+    @classmethod
+    def of(cls, block: EdgeBlock, table: Tensor, relations: Tensor) -> _Rows:
+        """Gather from tables ``[M * E, d / M]`` and ``[M * 2R, d / M]``."""
+        return cls.combined(block, table, relations.index_select(0, block.relation))
+
+    @classmethod
+    def combined(cls, block: EdgeBlock, table: Tensor, of_relations: Tensor) -> _Rows:
+        """Gather the tails for relation rows that are there already."""
+        tails = table.index_select(0, block.tail)
+        return cls(of_relations, tails, tails * of_relations)
+
+    def add_gradients(self, block: EdgeBlock, to_products: Tensor, to_table: Tensor, to_relations: Tensor) -> None:
+        """Add what a gradient of the products means for the two tables."""
+        to_relations += product(block.by_relation, None, to_products * self.tails)
+        to_table += product(block.by_tail, None, to_products.mul_(self.relations))
 
 
 class _Attend(torch.autograd.Function):
     @staticmethod
-    def forward(
-        ctx: Any, edges: RelationalEdges, n_heads: int, entities: Tensor, keyed: Tensor, relations: Tensor
-    ) -> Tensor:
-        weights = segment_softmax(edges.scores(keyed, relations, n_heads), edges.heads, edges.n_entities)
-        message = torch.zeros_like(entities)
-        for block, part in edges.parts():
-            rows = block.rows(entities, relations)
-            for head, columns in enumerate(_columns(entities, n_heads)):
-                message[:, columns] += product(block.pattern, weights[part, head].contiguous(), rows[:, columns])
-        ctx.edges, ctx.n_heads = edges, n_heads
-        ctx.save_for_backward(entities, keyed, relations, weights)
-        return message
+    def forward(ctx: Any, edges: RelationalEdges, entities: Tensor, keyed: Tensor, relations: Tensor) -> Tensor:
+        tables = [edges.by_head(x) for x in (entities, keyed, relations)]
+        rows, scores = [], []
+        for block, pattern in zip(edges.blocks, edges.patterns, strict=True):
+            keys = _Rows.of(block, tables[1], tables[2])
+            scores.append(sampled_product(pattern, tables[1], keys.products))
+            if edges.keeps_rows:
+                rows.append((_Rows.combined(block, tables[0], keys.relations), keys))
+        weights = _joined(scores).mul_(1 / math.sqrt(tables[0].shape[1]))
+        weights = segment_softmax(weights, edges.segments, tables[0].shape[0])
+        message = torch.zeros_like(tables[0])
+        for number, (block, pattern, part) in enumerate(_blocks(edges, weights)):
+            values = rows[number][0] if rows else _Rows.of(block, tables[0], tables[2])
+            message += product(pattern, part, values.products)
+        ctx.edges, ctx.rows = edges, rows
+        ctx.save_for_backward(weights, *tables)
+        return edges.side_by_side(message)
 
     @staticmethod
-    def backward(ctx: Any, *gradients: Tensor) -> tuple[None, None, Tensor, Tensor, Tensor]:
-        entities, keyed, relations, weights = ctx.saved_tensors
-        edges, head_columns = ctx.edges, _columns(entities, ctx.n_heads)
-        to_entities, to_keyed = torch.zeros_like(entities), torch.zeros_like(keyed)
-        to_relations, to_weights = torch.zeros_like(relations), torch.empty_like(weights)
-        for block, part in edges.parts():
-            rows = block.rows(entities, relations)
-            to_rows = torch.empty_like(rows)
-            for head, columns in enumerate(head_columns):
-                gradient = gradients[0][:, columns].contiguous()
-                to_weights[part, head] = sampled_product(block.pattern, gradient, rows[:, columns])
-                weight = weights[part, head].contiguous()
-                to_rows[:, columns] = transposed_product(block.pattern, weight, gradient)
-            block.add_gradients(to_rows, entities, relations, to_entities, to_relations)
-        to_scores = _softmax_backward(weights, to_weights, edges) / math.sqrt(entities.shape[1] / ctx.n_heads)
-        for block, part in edges.parts():
-            rows = block.rows(keyed, relations)
-            to_rows = torch.empty_like(rows)
-            for head, columns in enumerate(head_columns):
-                gradient = to_scores[part, head].contiguous()
-                to_keyed[:, columns] += product(block.pattern, gradient, rows[:, columns])
-                to_rows[:, columns] = transposed_product(block.pattern, gradient, keyed[:, columns])
-            block.add_gradients(to_rows, keyed, relations, to_keyed, to_relations)
-        return None, None, to_entities, to_keyed, to_relations
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[None, Tensor, Tensor, Tensor]:
+        weights, *tables = ctx.saved_tensors
+        edges: RelationalEdges = ctx.edges
+        gradient = edges.by_head(gradients[0])
+        to_entities, to_keyed, to_relations = (torch.zeros_like(table) for table in tables)
+        parts = []
+        for number, (block, pattern, part) in enumerate(_blocks(edges, weights)):
+            values = ctx.rows[number][0] if ctx.rows else _Rows.of(block, tables[0], tables[2])
+            parts.append(sampled_product(pattern, gradient, values.products))
+            to_values = transposed_product(pattern, part, gradient)
+            values.add_gradients(block, to_values, to_entities, to_relations)
+        to_scores = _softmax_backward(weights, _joined(parts), edges.segments, gradient.shape[0])
+        to_scores *= 1 / math.sqrt(gradient.shape[1])
+        for number, (block, pattern, part) in enumerate(_blocks(edges, to_scores)):
+            keys = ctx.rows[number][1] if ctx.rows else _Rows.of(block, tables[1], tables[2])
+            to_keyed += product(pattern, part, keys.products)
+            to_keys = transposed_product(pattern, part, tables[1])
+            keys.add_gradients(block, to_keys, to_keyed, to_relations)
+        ctx.rows = []
+        to_entities, to_keyed, to_relations = map(edges.side_by_side, (to_entities, to_keyed, to_relations))
+        return None, to_entities, to_keyed, to_relations
 
 
-def _softmax_backward(weights: Tensor, to_weights: Tensor, edges: RelationalEdges) -> Tensor:
-    """Gradient of a segment softmax with respect to the scores, ``[k, M]``."""
-    heads, weighted = edges.heads, weights * to_weights
-    total = weights.new_zeros(edges.n_entities, weights.shape[1]).index_add(0, heads, weighted)
-    return weighted - weights * total.index_select(0, heads)
+def _blocks(edges: RelationalEdges, x: Tensor) -> Iterator[tuple[EdgeBlock, SparsePattern, Tensor]]:
+    """Blocks with their patterns and their part of the scores or weights."""
+    return zip(edges.blocks, edges.patterns, edges.split(x), strict=True)
+
+
+def _softmax_backward(weights: Tensor, to_weights: Tensor, segments: Tensor, n_segments: int) -> Tensor:
+    """Gradient of a segment softmax with respect to the scores."""
+    weighted = to_weights.mul_(weights)
+    total = weights.new_zeros(n_segments).index_add(0, segments, weighted)
+    return torch.addcmul(weighted, weights, total.index_select(0, segments), value=-1)
 
 
 class _Average(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, edges: RelationalEdges, entities: Tensor, relations: Tensor) -> Tensor:
         weight = count(edges.heads, edges.n_entities).clamp_min(1).to(entities.dtype).reciprocal().unsqueeze(1)
-        message = torch.zeros_like(entities)
-        for block, _ in edges.parts():
-            message += product(block.pattern, None, block.rows(entities, relations))
+        tables = edges.by_head(entities), edges.by_head(relations)
+        message = torch.zeros_like(tables[0])
+        for block, pattern in zip(edges.blocks, edges.patterns, strict=True):
+            message += product(pattern, None, _Rows.of(block, *tables).products)
         ctx.edges = edges
-        ctx.save_for_backward(entities, relations, weight)
-        return message.mul_(weight)
+        ctx.save_for_backward(weight, *tables)
+        return edges.side_by_side(message).mul_(weight)
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[None, Tensor, Tensor]:
-        entities, relations, weight = ctx.saved_tensors
-        to_entities, to_relations = torch.zeros_like(entities), torch.zeros_like(relations)
-        gradient = gradients[0] * weight
-        for block, _ in ctx.edges.parts():
-            to_rows = product(block.pattern.transpose, None, gradient)
-            block.add_gradients(to_rows, entities, relations, to_entities, to_relations)
-        return None, to_entities, to_relations
+        weight, *tables = ctx.saved_tensors
+        edges: RelationalEdges = ctx.edges
+        gradient = edges.by_head(gradients[0] * weight)
+        to_entities, to_relations = (torch.zeros_like(table) for table in tables)
+        for block, pattern in zip(edges.blocks, edges.patterns, strict=True):
+            to_products = product(pattern.transpose, None, gradient)
+            _Rows.of(block, *tables).add_gradients(block, to_products, to_entities, to_relations)
+        return None, edges.side_by_side(to_entities), edges.side_by_side(to_relations)
 
 
-def sample_per_relation(
-    relation: Tensor, n_relations: int, keep: float, generator: torch.Generator, skip: int | None = None
-) -> Tensor:
-    """Choose ``int(keep * n)`` edges of each relation at random, without a loop over relations.
+class RelationSampler:
+    """Chooses ``int(keep * n)`` edges of each relation at random, without a loop over relations.
 
     Parameters
     ----------
@@ -290,28 +341,31 @@ def sample_per_relation(
         Number of relations.
     keep
         Share kept of each relation.
-    generator
-        Source of randomness.
     skip
         Relation of which no edge is kept.
-
-    Returns
-    -------
-    Tensor
-        Whether each edge is kept, ``[m]`` bool.
     """
-    check_generator(generator, relation.device)
-    draws = torch.randint(2**_DRAWN_BITS, relation.shape, generator=generator, device=generator.device)
-    order = torch.argsort((relation << _DRAWN_BITS) | draws.to(relation.device))
-    sizes = count(relation, n_relations)
-    quota = (sizes.double() * keep).long()
-    if skip is not None:
-        quota[skip] = 0
-    starts = sizes.cumsum(0) - sizes
-    by_relation = relation.index_select(0, order)
-    rank = torch.arange(relation.shape[0], device=relation.device) - starts.index_select(0, by_relation)
-    return torch.zeros_like(relation, dtype=torch.bool).index_put((order,), rank < quota.index_select(0, by_relation))
+
+    def __init__(self, relation: Tensor, n_relations: int, keep: float, skip: int | None = None) -> None:
+        drawn_bits = _KEY_BITS - n_relations.bit_length()
+        sizes = count(relation, n_relations)
+        quota = (sizes.double() * keep).long()
+        if skip is not None:
+            quota[skip] = 0
+        starts = sizes.cumsum(0) - sizes
+        by_relation = relation.sort().values
+        rank = torch.arange(relation.shape[0], device=relation.device) - starts.index_select(0, by_relation)
+        self.chosen = (rank < quota.index_select(0, by_relation)).nonzero().flatten()
+        self.base = relation << drawn_bits
+        self.levels = 2**drawn_bits
+
+    def sample(self, generator: torch.Generator) -> Tensor:
+        """Draw the edges that are kept: a mask ``[m]`` bool."""
+        check_generator(generator, self.base.device)
+        draws = torch.randint(self.levels, self.base.shape, generator=generator, device=generator.device)
+        order = torch.argsort(draws.to(self.base.device).bitwise_or_(self.base))
+        kept = torch.zeros(self.base.shape, dtype=torch.bool, device=self.base.device)
+        return kept.index_fill_(0, order.index_select(0, self.chosen), True)
 
 
-_DRAWN_BITS = 45
-"""Random bits by which the edges of a relation are ordered; the bits above hold the relation."""
+_KEY_BITS = 32
+"""Bits of the keys by which edges are sorted: first the relation, then random bits (short keys sort faster)."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -30,22 +31,28 @@ def linear(n_in: int, n_out: int, generator: torch.Generator, device: torch.devi
     return layer
 
 
-def normalized(x: Tensor) -> Tensor:
-    """Rows of ``x [..., d]`` scaled to length 1 (as ``torch.nn.functional.normalize``, with a leaner backward pass)."""
-    return _Normalized.apply(x)  # type: ignore[no-any-return]
+def normalized(x: Tensor, mask: Tensor | None = None) -> Tensor:
+    """Rows of ``x [n, d]`` scaled to length 1, as ``torch.nn.functional.normalize`` with a leaner backward pass.
+
+    Where a ``mask [n, d]`` of zeros and ones is given, it is applied first; the scale of dropout would not matter here.
+    """
+    return _Normalized.apply(x, mask)  # type: ignore[no-any-return]
 
 
 class _Normalized(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, x: Tensor) -> Tensor:
-        norms = row_norms(x)
-        rows = x / norms
-        ctx.save_for_backward(rows, norms)
+    def forward(ctx: Any, x: Tensor, mask: Tensor | None) -> Tensor:
+        kept = x if mask is None else x * mask
+        norms = row_norms(kept)
+        rows = kept / norms if mask is None else kept.div_(norms)
+        ctx.save_for_backward(rows, norms, mask)
         return rows
 
     @staticmethod
-    def backward(ctx: Any, *gradients: Tensor) -> Tensor:
-        return normalized_backward(gradients[0], *ctx.saved_tensors)
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None]:
+        rows, norms, mask = ctx.saved_tensors
+        to_x = normalized_backward(gradients[0], rows, norms)
+        return (to_x if mask is None else to_x.mul_(mask)), None
 
 
 def row_norms(x: Tensor) -> Tensor:
@@ -57,13 +64,6 @@ def normalized_backward(gradient: Tensor, rows: Tensor, norms: Tensor) -> Tensor
     """Gradient of normalisation: the part of ``gradient`` across each normalised row, divided by its length."""
     along = (gradient * rows).sum(-1, keepdim=True)
     return torch.addcmul(gradient, rows, along, value=-1).div_(norms)
-
-
-def dropout(x: Tensor, rate: float, generator: torch.Generator | None) -> Tensor:
-    """Set entries to 0 with probability ``rate`` and scale the others up; no generator means no dropout."""
-    if generator is None or rate == 0:
-        return x
-    return x * keep_mask(x.shape, 1 - rate, generator, x.device, x.dtype).div_(kept_share(1 - rate))
 
 
 def kept_share(keep: float) -> float:
@@ -89,12 +89,20 @@ def keep_mask(
     """
     check_generator(generator, device)
     size = math.prod(shape)
-    words = torch.empty(-(-size // 4), dtype=torch.int64, device=generator.device)
-    words.random_(torch.iinfo(torch.int64).min, None, generator=generator)
-    levels = words.view(torch.int16)[:size].view(shape).to(device)
+    levels = _random_words(-(-size // 4), generator, device).view(torch.int16)[:size].view(shape)
     threshold = round(keep * _LEVELS) - _LEVELS // 2
     mask = torch.empty(shape, dtype=dtype, device=device)
     return torch.lt(levels, threshold, out=mask) if threshold < _LEVELS // 2 else mask.fill_(1)
+
+
+def _random_words(n: int, generator: torch.Generator, device: torch.device) -> Tensor:
+    """Random 64-bit words ``[n]`` int64; on the CPU from SFC64, seeded by the generator, at twice its speed."""
+    if device.type == "cpu":
+        seed = int(torch.randint(2**62, (), generator=generator))
+        words = np.random.Generator(np.random.SFC64(seed)).integers(0, 2**64, n, dtype=np.uint64)
+        return torch.from_numpy(words.view(np.int64))
+    words = torch.empty(n, dtype=torch.int64, device=generator.device)
+    return words.random_(torch.iinfo(torch.int64).min, None, generator=generator).to(device)
 
 
 def check_generator(generator: torch.Generator, device: torch.device) -> None:

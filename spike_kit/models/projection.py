@@ -154,7 +154,8 @@ class _Project(torch.autograd.Function):
             for gradient, part in zip(gradients, hidden, strict=True):
                 lowered = plan.lower(gradient[rows])
                 to_second += lowered.T @ part
-                to_part = torch.ops.aten.threshold_backward(lowered @ scaled, part, 0)
+                to_part = lowered @ scaled
+                to_part = torch.ops.aten.threshold_backward.grad_input(to_part, part, 0, grad_input=to_part)
                 to_active = to_part if to_active is None else to_active.add_(to_part)
             assert to_active is not None
             to_weight += to_active.T @ text

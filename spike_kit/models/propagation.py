@@ -65,11 +65,32 @@ class SparsePattern:
         part = SparsePattern(
             self.rows.index_select(0, places), self.columns.index_select(0, places), self.n_rows, self.n_columns
         )
-        number = kept.cumsum(0) - 1
+        before = torch.cat([self.rows.new_zeros(1), kept.cumsum(0)])
         order = self.transpose_order
         order = order.index_select(0, kept.index_select(0, order).nonzero().flatten())
-        part.__dict__["transpose_order"] = number.index_select(0, order)
+        part.__dict__["transpose_order"] = before.index_select(0, order)
+        part.__dict__["row_pointer"] = before.index_select(0, self.row_pointer)
         return part
+
+    def repeated(self, n: int) -> SparsePattern:
+        """Pattern of ``n`` copies of the matrix along the diagonal, ``[n * n_rows, n * n_columns]``."""
+        if n == 1:
+            return self
+
+        def stacked(x: Tensor, step: Tensor | int) -> Tensor:
+            return torch.cat([x + copy * step for copy in range(n)])
+
+        nnz = self.rows.shape[0]
+        whole = SparsePattern(
+            stacked(self.rows, self.n_rows),
+            stacked(self.columns, self.n_columns),
+            n * self.n_rows,
+            n * self.n_columns,
+        )
+        starts = stacked(self.row_pointer[:-1], nnz)
+        whole.__dict__["row_pointer"] = torch.cat([starts, starts.new_full((1,), n * nnz)])
+        whole.__dict__["transpose_order"] = stacked(self.transpose_order, nnz)
+        return whole
 
 
 def spmm(pattern: SparsePattern, values: Tensor, dense: Tensor) -> Tensor:
@@ -153,10 +174,9 @@ def offsets(sorted_index: Tensor, size: int) -> Tensor:
 
 
 def segment_softmax(scores: Tensor, segment: Tensor, n_segments: int) -> Tensor:
-    """Softmax of ``scores [m, h]`` over the rows that share a value of ``segment [m]``, per column."""
-    index = segment.unsqueeze(1).expand_as(scores)
-    highest = scores.detach().new_zeros(n_segments, scores.shape[1])
-    highest = highest.scatter_reduce(0, index, scores.detach(), "amax", include_self=False)
+    """Softmax of ``scores [m]`` over the entries that share a value of ``segment [m]``."""
+    highest = scores.detach().new_zeros(n_segments)
+    highest = highest.scatter_reduce(0, segment, scores.detach(), "amax", include_self=False)
     weights = (scores - highest.index_select(0, segment)).exp()
-    total = weights.new_zeros(n_segments, weights.shape[1]).index_add(0, segment, weights)
+    total = weights.new_zeros(n_segments).index_add(0, segment, weights)
     return weights / total.index_select(0, segment)

@@ -19,10 +19,10 @@ from spike_kit.data.graph import Graph
 from spike_kit.data.vectors import ProfileVectors
 from spike_kit.errors import ConfigError
 from spike_kit.models import losses
-from spike_kit.models.edges import RelationalEdges, sample_per_relation
-from spike_kit.models.layers import check_generator, dropout, keep_mask, normalized, xavier_table
+from spike_kit.models.edges import RelationalEdges, RelationSampler
+from spike_kit.models.layers import check_generator, keep_mask, normalized, xavier_table
 from spike_kit.models.projection import Precision, ProfileProjection
-from spike_kit.models.propagation import SparsePattern, count, segment_softmax, spmm
+from spike_kit.models.propagation import SparsePattern, segment_softmax, spmm
 from spike_kit.models.recommender import Batch, Preset, TrainedConfig, TrainedRecommender
 
 
@@ -153,7 +153,9 @@ class Spike(TrainedRecommender[SpikeConfig]):
         self.relation_embedding = xavier_table(2 * graph.n_relations, *options)
         self.attention_weight = xavier_table(config.dim, *options)
         self.interactions = SparsePattern(graph.train_user, graph.train_item, graph.n_users, graph.n_entities)
-        self.edges = RelationalEdges.of(graph, max(1, self._budget // (4 * config.dim)))
+        self.edges = RelationalEdges.of(graph, config.dim, config.heads, self._budget)
+        last = 2 * graph.n_relations - 1 if config.skip_last_relation else None
+        self.sampler = RelationSampler(graph.relation, 2 * graph.n_relations, config.edge_keep, skip=last)
         if config.uses_text:
             self._add_text(vectors, generator)
 
@@ -188,9 +190,7 @@ class Spike(TrainedRecommender[SpikeConfig]):
         config, graph = self.config, self.graph
         edges = interactions = nodes = None
         if config.edge_keep < 1 or config.skip_last_relation:
-            last = 2 * graph.n_relations - 1 if config.skip_last_relation else None
-            kept = sample_per_relation(graph.relation, 2 * graph.n_relations, config.edge_keep, generator, skip=last)
-            edges = kept.nonzero().flatten()
+            edges = self.sampler.sample(generator).nonzero().flatten()
         if config.dropped_edges:
             edges = self._without_rationales(edges, generator)
         if config.edge_keep < 1:
@@ -231,29 +231,38 @@ class Spike(TrainedRecommender[SpikeConfig]):
         It is the softmax over the edges of a head entity, of the scores averaged over attention heads, times the
         number of these edges.
         """
-        kept = self._kept(edges)
+        scores = self._rationales(self._mask(edges))
+        return scores if edges is None else scores.index_select(0, edges)
+
+    def _rationales(self, mask: Tensor) -> Tensor:
+        """`rationale_scores` where ``mask [2 m]`` is true, 0 elsewhere, ``[2 m]``."""
         keyed = self.entity_embedding @ self.attention_weight
-        scores = kept.scores(keyed, self.relation_embedding, self.config.heads).mean(1, keepdim=True)
-        heads = kept.heads
-        weights = segment_softmax(scores, heads, self.graph.n_entities).squeeze(1)
-        weights = weights * count(heads, self.graph.n_entities).index_select(0, heads)
-        by_place = weights.new_zeros(self.graph.n_edges).index_copy(0, kept.places, weights)
-        return by_place if edges is None else by_place.index_select(0, edges)
+        heads, places, size = self.edges.heads, self.edges.places, self.graph.n_entities
+        here = mask.index_select(0, places)
+        scores = self.edges.scores(keyed, self.relation_embedding).mean(0).masked_fill_(~here, float("-inf"))
+        weights = segment_softmax(scores, heads, size)
+        degree = weights.new_zeros(size).index_add(0, heads, here.to(weights.dtype))
+        weights = torch.where(here, weights * degree.index_select(0, heads), 0.0)
+        return torch.zeros_like(weights).index_copy(0, places, weights)
 
     def _without_rationales(self, edges: Tensor | None, generator: torch.Generator) -> Tensor:
         graph = self.graph
-        present = torch.arange(graph.n_edges, device=graph.device) if edges is None else edges
+        present = self._mask(edges)
         with torch.no_grad():
-            scores = self.rationale_scores(edges)
+            scores = self._rationales(present)
         check_generator(generator, graph.device)
-        noise = torch.rand(2, graph.n_edges, generator=generator, device=generator.device).to(graph.device)
-        nowhere = torch.full_like(noise[0], float("-inf"))
-        by_score = nowhere.index_copy(0, present, scores - (-noise[0].index_select(0, present).log()).log())
-        by_chance = nowhere.index_copy(0, present, noise[1].index_select(0, present))
+        shape, dtype = (2, graph.n_edges), scores.dtype
+        noise = torch.rand(shape, dtype=dtype, generator=generator, device=generator.device).to(graph.device)
+        by_score = scores - (-noise[0].log_()).log_()
         size = min(self.config.dropped_edges, int(self.config.edge_keep * graph.n_edges) // 2)
-        dropped = torch.cat([by_score.topk(size).indices, by_chance.topk(size).indices])
-        kept = torch.zeros_like(nowhere, dtype=torch.bool).index_fill(0, present, True)
-        return kept.index_fill(0, dropped, False).nonzero().flatten()
+        nowhere = ~present
+        dropped = [row.masked_fill_(nowhere, float("-inf")).topk(size).indices for row in (by_score, noise[1])]
+        return present.index_fill(0, torch.cat(dropped), False).nonzero().flatten()
+
+    def _mask(self, places: Tensor | None) -> Tensor:
+        """Positions of edges as a mask ``[2 m]``; none means all."""
+        mask = torch.zeros(self.graph.n_edges, dtype=torch.bool, device=self.graph.device)
+        return ~mask if places is None else mask.index_fill(0, places, True)
 
     def _sample_nodes(self, generator: torch.Generator) -> Tensor:
         check_generator(generator, self.graph.device)
@@ -302,9 +311,15 @@ class Spike(TrainedRecommender[SpikeConfig]):
             users, entities = nodes.split(sizes)
             user_message = spmm(self.interactions, to_users, entities)
             messages = torch.cat([user_message, self._entity_message(users, entities, edges, to_items)])
-            nodes = normalized(dropout(messages, self.config.message_dropout, draws.generator))
+            nodes = normalized(messages, self._message_mask(messages, draws.generator))
             total = total + nodes
         return total
+
+    def _message_mask(self, messages: Tensor, generator: torch.Generator | None) -> Tensor | None:
+        rate = self.config.message_dropout
+        if generator is None or rate == 0:
+            return None
+        return keep_mask(messages.shape, 1 - rate, generator, messages.device, messages.dtype)
 
     def _entity_message(
         self, users: Tensor, entities: Tensor, edges: RelationalEdges, to_items: Tensor | None
@@ -313,7 +328,7 @@ class Spike(TrainedRecommender[SpikeConfig]):
             message = edges.average(entities, self.relation_embedding)
         else:
             keyed = entities @ self.attention_weight
-            message = edges.attend(entities, keyed, self.relation_embedding, self.config.heads)
+            message = edges.attend(entities, keyed, self.relation_embedding)
         if to_items is None:
             return message
         from_users = spmm(self.interactions.transpose, to_items, users)
@@ -326,9 +341,7 @@ class Spike(TrainedRecommender[SpikeConfig]):
         """Edges at some positions of the graph's order, or all."""
         if places is None:
             return self.edges
-        graph = self.graph
-        mask = torch.zeros(graph.n_edges, dtype=torch.bool, device=graph.device).index_fill(0, places, True)
-        return self.edges.kept(mask)
+        return self.edges.kept(self._mask(places))
 
     def _interaction_weights(self, kept: Tensor | None, receiver: Literal["user", "item"]) -> Tensor:
         """Weights of the mean over a receiver's kept interactions, ``[n]``; for items in the order of the transpose."""

@@ -3,7 +3,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from spike_kit.models.edges import sample_per_relation
+from spike_kit.models.edges import RelationSampler
 from spike_kit.models.propagation import SparsePattern, offsets, sampled_product, segment_softmax, spmm
 from tests.reference import softmax_by_segment
 
@@ -43,8 +43,8 @@ def test_offsets_and_degrees(pattern: SparsePattern) -> None:
 def test_segment_softmax_equals_the_plain_form_with_gradients() -> None:
     generator = torch.Generator().manual_seed(0)
     segment = torch.tensor([0, 0, 0, 2, 2, 5])
-    scores = 30 * torch.randn(6, 2, generator=generator, dtype=torch.float64)
-    weights = torch.randn(6, 2, generator=generator, dtype=torch.float64)
+    scores = 30 * torch.randn(6, generator=generator, dtype=torch.float64)
+    weights = torch.randn(6, generator=generator, dtype=torch.float64)
     gradients = []
     for form in (segment_softmax, softmax_by_segment):
         x = scores.clone().requires_grad_()
@@ -59,7 +59,7 @@ def test_edges_are_sampled_per_relation_without_bias() -> None:
     generator = torch.Generator().manual_seed(0)
     hits = torch.zeros(len(relation))
     for _ in range(2000):
-        kept = sample_per_relation(relation, 4, 0.5, generator)
+        kept = RelationSampler(relation, 4, 0.5).sample(generator)
         assert torch.bincount(relation[kept], minlength=4).tolist() == [3, 2, 0, 5]
         hits += kept
     share = hits / 2000
@@ -69,12 +69,12 @@ def test_edges_are_sampled_per_relation_without_bias() -> None:
 
 def test_a_relation_can_be_left_out() -> None:
     relation = torch.tensor([0, 0, 1, 1, 1, 1])
-    kept = sample_per_relation(relation, 2, 0.5, torch.Generator().manual_seed(0), skip=1)
+    kept = RelationSampler(relation, 2, 0.5, skip=1).sample(torch.Generator().manual_seed(0))
     assert relation[kept].tolist() == [0]
 
 
 def test_share_is_taken_exactly_as_the_released_code_takes_it() -> None:
     relation = torch.zeros(10, dtype=torch.int64)
-    assert sample_per_relation(relation, 1, 0.6, torch.Generator().manual_seed(0)).sum() == int(0.6 * 10)
+    assert RelationSampler(relation, 1, 0.6).sample(torch.Generator().manual_seed(0)).sum() == int(0.6 * 10)
     many = torch.zeros(1730, dtype=torch.int64)
-    assert sample_per_relation(many, 1, 1 - 0.3, torch.Generator().manual_seed(0)).sum() == int((1 - 0.3) * 1730)
+    assert RelationSampler(many, 1, 1 - 0.3).sample(torch.Generator().manual_seed(0)).sum() == int((1 - 0.3) * 1730)

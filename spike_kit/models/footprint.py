@@ -1,0 +1,102 @@
+"""How much memory training will take, before anything is built."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, fields
+
+from spike_kit.data.graph import Graph
+from spike_kit.models.recommender import TrainedConfig
+from spike_kit.models.spike import SpikeConfig
+
+_FLOAT, _INT = 4, 8
+
+
+@dataclass(frozen=True)
+class Footprint:
+    """Estimated peak of one training process in bytes, by what takes it."""
+
+    parameters: int
+    """Parameters, gradients, two moments of Adam, and the best weights so far."""
+    text: int
+    """Text vectors on the training device."""
+    hidden: int
+    """Hidden rows and dropout masks of the text projection."""
+    nodes: int
+    """Rows of all nodes that the backward pass needs."""
+    pairs: int
+    """Rows of (relation, tail) pairs and their gradients."""
+    edges: int
+    """Positions, order and attention of edges and interactions."""
+    batch: int
+    """Rows and scores of one batch, and scores of one chunk of the evaluation."""
+
+    @property
+    def total(self) -> int:
+        """Sum of all parts."""
+        return sum(getattr(self, field.name) for field in fields(self))
+
+    def __str__(self) -> str:
+        """Total and the parts that matter, in GiB."""
+        parts = {field.name: getattr(self, field.name) for field in fields(self)}
+        shown = sorted(parts.items(), key=lambda part: -part[1])[:3]
+        return f"{gib(self.total)} ({', '.join(f'{name} {gib(size)}' for name, size in shown)})"
+
+
+def gib(size: float) -> str:
+    """Bytes as a text in GiB."""
+    return f"{size / 2**30:.2f} GiB"
+
+
+def footprint(config: TrainedConfig, graph: Graph, text_dim: int, batch_size: int) -> Footprint:
+    """Estimate the memory of training, without what Python and torch take for themselves.
+
+    The estimate is meant to be a little too high: it was compared with measured peaks (docs/training.md).
+
+    Parameters
+    ----------
+    config
+        Settings of the model.
+    graph
+        Graph it will be trained on.
+    text_dim
+        Dimension d_t of the profile vectors; 0 without.
+    batch_size
+        Train interactions per step.
+    """
+    n_nodes, rows = graph.n_nodes, _FLOAT * config.dim
+    evaluation = 4 * _FLOAT * 2**21
+    batch = 6 * batch_size * rows + evaluation
+    if not isinstance(config, SpikeConfig):
+        n_tables = graph.n_users + graph.n_items
+        layers = getattr(config, "layers", 0)
+        return Footprint(
+            5 * n_tables * rows, 0, 0, (4 + 2 * layers) * n_tables * rows, 0, 10 * _INT * graph.n_interactions, batch
+        )
+    budget = config.budget_mib * 2**20
+    masks = 3 if config.separate_masks else 1
+    text = n_nodes * text_dim * _FLOAT
+    weights = 2 * (text_dim * text_dim + text_dim * config.dim)
+    hidden = min(masks * text, 2 * budget) + min((masks + 2) * text, budget)
+    n_pairs = min(graph.n_edges, budget // rows)
+    return Footprint(
+        parameters=5 * (n_nodes * rows + weights * _FLOAT),
+        text=0 if config.text_on == "host" else text,
+        hidden=hidden if config.uses_text else 0,
+        nodes=(8 + 4 * config.layers + 3 * masks) * n_nodes * rows,
+        pairs=3 * n_pairs * rows,
+        edges=16 * _INT * graph.n_edges + 10 * _INT * graph.n_interactions,
+        batch=batch,
+    )
+
+
+def leaner(config: TrainedConfig) -> Iterator[tuple[str, TrainedConfig]]:
+    """Settings with the same results that take less memory, the mildest first, each with how to ask for it."""
+    if not isinstance(config, SpikeConfig):
+        return
+    for budget in (128, 32):
+        if budget < config.budget_mib:
+            yield f"--budget-mib {budget}", config.replace(budget_mib=budget)
+    if config.text_on == "device" and config.uses_text:
+        smallest = min(32, config.budget_mib)
+        yield f"--text-on host --budget-mib {smallest}", config.replace(text_on="host", budget_mib=smallest)
