@@ -22,6 +22,8 @@ lab: setup
 bench: setup
 	$(BIN)/spike-kit bench data
 	$(BIN)/spike-kit bench profiles
+	$(BIN)/spike-kit bench train
+	$(BIN)/spike-kit bench train --synthetic 10000,50000,200000
 
 llm: setup
 	@PYTHON=$(PYTHON) .ci/setup-llm

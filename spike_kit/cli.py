@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import inspect
+import json
 import logging
 import sys
 from collections.abc import Sequence
@@ -12,22 +13,26 @@ from pathlib import Path
 from typing import Any, Generic, Literal, TypeVar
 
 import pandas as pd
-import torch
 import tyro
 from tyro.conf import OmitArgPrefixes, Positional
 
-from spike_kit import doctor, paths
+from spike_kit import distributed, doctor, paths
 from spike_kit.bench.data import bench_data
+from spike_kit.bench.evaluation import bench_evaluation
 from spike_kit.bench.profiles import bench_profiles
+from spike_kit.bench.quality import QualitySetup, bench_quality
+from spike_kit.bench.synthetic import parse_sizes
+from spike_kit.bench.train import GrowthRow, TrainSetup, bench_growth, bench_train
+from spike_kit.cli_options import OnDevice
 from spike_kit.cli_profiles import ImportProfiles, ImportVectors, JudgeProfiles, Profile, Quality
-from spike_kit.config import TrainingConfig
+from spike_kit.cli_search import Search
+from spike_kit.config import Config, TrainingConfig
 from spike_kit.data.build import build, compared, fetch
 from spike_kit.data.formats import export
 from spike_kit.data.reorganize import BuildConfig
 from spike_kit.data.sources import RECIPES, SOURCES, find_recipe
 from spike_kit.data.study import Study
 from spike_kit.demo import run_demo
-from spike_kit.devices import resolve_device
 from spike_kit.errors import ConfigError, SpikeKitError, lookup
 from spike_kit.evaluation.protocol import CUTOFFS, RankingTask, evaluate
 from spike_kit.evaluation.tables import HEADLINE, as_markdown, results_table
@@ -37,23 +42,10 @@ from spike_kit.models.recommender import ModelConfig
 from spike_kit.profiles.encode import DEFAULT_ENCODER, encode_profiles
 from spike_kit.profiles.template import SOURCE
 from spike_kit.runs import Run
+from spike_kit.training import TrainingStoppedError
 
 Settings = TypeVar("Settings", bound=ModelConfig)
 Recipe = TypeVar("Recipe", bound=BuildConfig)
-
-
-@dataclass(frozen=True, kw_only=True)
-class OnDevice:
-    """Options of the commands that compute."""
-
-    device: str = "auto"
-    """Device: auto (CUDA where present), cpu, cuda or cuda:N."""
-    gpu: int | None = None
-    """Short for --device cuda:N."""
-
-    def chosen_device(self) -> torch.device:
-        """Device that is meant, if it exists; else a `DeviceError`."""
-        return resolve_device(self.device, self.gpu)
 
 
 @dataclass(frozen=True)
@@ -145,14 +137,16 @@ class Export:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Bench:
+class Bench(OnDevice):
     """Measure speed and memory beside a floor.
 
     data builds a study folder from a synthetic raw file, beside a bare scan of it; profiles asks a server that answers
-    at once, beside a bare loop of the same client.
+    at once, beside a bare loop of the same client; train takes training steps, beside the bare products of the
+    projection of all profiles; quality trains a preset until it is as good on validation as released_code gets in 40
+    epochs; evaluation ranks all items for random embeddings, beside their bare products.
     """
 
-    what: Positional[Literal["data", "profiles"]] = "data"
+    what: Positional[Literal["data", "profiles", "train", "quality", "evaluation"]] = "data"
     """What to measure."""
     reviews: int = 1_000_000
     """Reviews in the synthetic file (ten million take about 5 GiB of disk and five minutes)."""
@@ -160,22 +154,72 @@ class Bench:
     """Format of the synthetic file."""
     profiles: int = 50_000
     """Profiles to generate (50,000 take about two minutes)."""
+    dataset: str = "ml-100k"
+    """Data set to train on: a name under data/ or the path of a study folder."""
+    synthetic: str | None = None
+    """Train on a synthetic study instead: amazon-book, a number of nodes, or several with commas (how cost grows)."""
+    model: str = "spike"
+    """Model to train."""
+    preset: str = "recommended"
+    """Named setting of the model and its training."""
+    steps: int = 50
+    """Training steps to measure, at least 30."""
+    batch_size: int | None = None
+    """Train interactions per step; default: what the preset says."""
+    users: int = 10_000
+    """Users to rank for."""
+    items: int = 25_000
+    """Items to rank."""
     json: bool = False
-    """Print one JSON object instead of a table."""
+    """Print JSON instead of a table: one object, or a list of them where the table has several rows."""
 
     def __call__(self) -> None:
         """Measure and print."""
-        amounts = {"data": ("--reviews", self.reviews), "profiles": ("--profiles", self.profiles)}
-        option, amount = amounts[self.what]
-        if amount < 1000:
-            raise ConfigError(f"{option} is {amount}, expected at least 1000", "fewer tell nothing")
-        measured = bench_data(amount, self.release) if self.what == "data" else bench_profiles(amount)
+        measured = {
+            "data": self._data,
+            "profiles": self._profiles,
+            "train": self._train,
+            "quality": self._quality,
+            "evaluation": self._evaluation,
+        }[self.what]()
+        if isinstance(measured, list):
+            rows = [row.model_dump() for row in measured]
+            print(json.dumps(rows) if self.json else pd.DataFrame(rows).to_string(index=False))
+            return
         if self.json:
             print(measured.model_dump_json())
             return
         fields = type(measured).model_fields
         for name, value in measured.model_dump().items():
-            print(f"{name:20} {value:<12} {fields[name].description}")
+            print(f"{name:20} {value!s:<12} {fields[name].description}")
+
+    def _data(self) -> Config:
+        return bench_data(_enough("--reviews", self.reviews), self.release)
+
+    def _profiles(self) -> Config:
+        return bench_profiles(_enough("--profiles", self.profiles))
+
+    def _train(self) -> Config | list[GrowthRow]:
+        names = ("dataset", "model", "preset", "steps", "batch_size")
+        setup = TrainSetup.parse({"device": str(self.chosen_device()), **{name: getattr(self, name) for name in names}})
+        if self.synthetic is None:
+            return bench_train(setup)
+        sizes = parse_sizes(self.synthetic)
+        return bench_growth(setup, sizes) if len(sizes) > 1 else bench_train(setup.replace(synthetic=sizes[0]))
+
+    def _quality(self) -> Config:
+        names = ("dataset", "model", "preset")
+        setup = {"device": str(self.chosen_device()), **{name: getattr(self, name) for name in names}}
+        return bench_quality(QualitySetup.parse(setup))
+
+    def _evaluation(self) -> Config:
+        return bench_evaluation(_enough("--users", self.users), _enough("--items", self.items))
+
+
+def _enough(option: str, amount: int) -> int:
+    if amount < 1000:
+        raise ConfigError(f"{option} is {amount}, expected at least 1000", "fewer tell nothing")
+    return amount
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -201,7 +245,11 @@ class Encode(OnDevice):
 
 @dataclass(frozen=True, kw_only=True)
 class Train(OnDevice, Generic[Settings]):
-    """Train a model, choose its weights on validation, open the test split once, and write a run folder."""
+    """Train a model, choose its weights on validation, open the test split once, and write a run folder.
+
+    A training that was interrupted goes on from its last state. To use several devices: torchrun --nproc-per-node N -m
+    spike_kit train ...
+    """
 
     settings: OmitArgPrefixes[Settings]
     """Settings of the model."""
@@ -233,7 +281,13 @@ class Train(OnDevice, Generic[Settings]):
             profiles=self.profiles,
             encoder=self.encoder,
         )
-        finished = run(config, device)
+        with distributed.group(device):
+            finished = run(config, device)
+            first = distributed.rank() == 0
+        if first:
+            self._print(finished)
+
+    def _print(self, finished: Run) -> None:
         print(paths.shown(finished.path))
         for split in ("valid", "test"):
             shown = "  ".join(f"{name} {finished.metrics[split][name]:.4f}" for name in HEADLINE)
@@ -310,6 +364,7 @@ COMMANDS: dict[str, Any] = {
     "quality": Quality,
     "encode": Encode,
     "train": Train,
+    "search": Search,
     "evaluate": Evaluate,
     "demo": Demo,
     "bench": Bench,
@@ -318,9 +373,14 @@ COMMANDS: dict[str, Any] = {
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run one command; returns the exit code: 0, 1 for an error that is explained, 130 after Ctrl-C."""
+    """Run one command; returns the exit code.
+
+    It is 0, or 1 for an error that is explained, 130 after Ctrl-C, 143 after SIGTERM in a training.
+    """
     given = list(sys.argv[1:] if arguments is None else arguments)
-    logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
+    here = distributed.place()
+    level = logging.ERROR if here.rank else logging.INFO
+    logging.basicConfig(level=level, format="%(message)s", stream=sys.stderr)
     for noisy in ("httpx", "httpx2", "openai", "sentence_transformers", "fontTools"):
         logging.getLogger(noisy).setLevel(logging.WARNING)
     if not given or given[0] in ("-h", "--help"):
@@ -328,12 +388,21 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 0
     name, *rest = given
     try:
+        if here.size > 1 and name != "train":
+            raise ConfigError(f"several processes of torchrun cannot share {name!r}", "only train can be shared")
         _parse(name, rest)()
+    except TrainingStoppedError as error:
+        print(error, file=sys.stderr)
+        return 143
     except SpikeKitError as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
-        print("\ninterrupted: nothing half-written was left; the same command starts over", file=sys.stderr)
+        print(
+            "\ninterrupted: nothing half-written was left; the same command goes on from the last epoch, profile or "
+            "stage that was finished",
+            file=sys.stderr,
+        )
         return 130
     return 0
 

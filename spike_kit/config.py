@@ -49,7 +49,11 @@ class TrainingConfig(Config):
     batch_size: int = Field(default=4096, ge=1)
     """Train interactions per step."""
     learning_rate: float = Field(default=1e-3, gt=0)
-    """Learning rate of Adam."""
+    """Learning rate of Adam; the highest one where the schedule changes it."""
+    schedule: Literal["constant", "cosine", "linear"] = "constant"
+    """Learning rate after the warm-up: constant, or falling to 0 over the remaining steps of all epochs."""
+    warmup_steps: int = Field(default=0, ge=0)
+    """Steps in which the learning rate rises linearly from 0 before the schedule begins."""
     eval_every: int = Field(default=2, ge=1)
     """Epochs between two validations."""
     patience: int = Field(default=10, ge=0)

@@ -6,6 +6,8 @@ import hashlib
 import os
 import platform
 import subprocess
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import cache, cached_property
 from importlib import metadata
@@ -18,16 +20,19 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from spike_kit import paths, storage
+from spike_kit import distributed, paths, storage
 from spike_kit.devices import describe_device
 from spike_kit.errors import DataError
 
 CONFIG, ENVIRONMENT, METRICS = "config.json", "environment.json", "metrics.json"
 HISTORY, PER_USER, MODEL = "history.parquet", "per_user.parquet", "model.safetensors"
+STATE = "state"
+"""Folder in which a run that is not finished keeps what it needs to go on; the finished run takes its place."""
 
 _CODE = (
     "data/graph.py",
     "data/vectors.py",
+    "distributed.py",
     "evaluation/protocol.py",
     "experiments/run.py",
     "metrics.py",
@@ -35,6 +40,7 @@ _CODE = (
     "sampling.py",
     "seeds.py",
     "training.py",
+    "training_state.py",
 )
 """Files that decide what a run computes."""
 
@@ -52,7 +58,7 @@ class Run:
 
     @cached_property
     def environment(self) -> dict[str, Any]:
-        """Versions, device and commit."""
+        """Versions, device, number of processes, commit, and where an interrupted training went on (``resumed``)."""
         return storage.read_json(self.path / ENVIRONMENT)
 
     @cached_property
@@ -115,6 +121,29 @@ def _age(file: Path) -> tuple[float, str]:
         return 0.0, str(file)
 
 
+@contextmanager
+def claimed(path: Path) -> Iterator[None]:
+    """Keep other processes from training the run at ``path`` meanwhile; released with the process, however it ends.
+
+    The lock stands beside the folder and goes once the run is there, so whoever takes it must look for the run again.
+
+    Raises
+    ------
+    DataError
+        If another process holds it.
+    """
+    lock = path.with_name(f".{path.name}.lock")
+    with storage.exclusive(lock, f"another process is training {path.name}"):
+        try:
+            yield
+        finally:
+            for folder in (path / STATE, path):
+                with suppress(OSError):
+                    folder.rmdir()
+        with suppress(OSError):
+            lock.unlink()
+
+
 def write_run(
     config: dict[str, Any],
     *,
@@ -123,8 +152,9 @@ def write_run(
     metrics: dict[str, Any],
     per_user: pd.DataFrame,
     tensors: dict[str, Tensor],
+    resumed: list[dict[str, int | str]],
 ) -> Run:
-    """Write a run folder, all or nothing.
+    """Write a run folder, all or nothing; it takes the place of the training's state.
 
     Raises
     ------
@@ -134,7 +164,7 @@ def write_run(
     path = run_path(config)
     with storage.atomic_folder(path) as folder:
         storage.write_json(folder / CONFIG, config)
-        storage.write_json(folder / ENVIRONMENT, environment(device))
+        storage.write_json(folder / ENVIRONMENT, environment(device) | {"resumed": resumed})
         history.to_parquet(folder / HISTORY, index=False)
         per_user.to_parquet(folder / PER_USER, index=False)
         save_file({name: tensor.cpu().contiguous() for name, tensor in tensors.items()}, folder / MODEL)
@@ -153,7 +183,7 @@ def code_version() -> str:
 
 
 def environment(device: torch.device) -> dict[str, Any]:
-    """Versions, device, threads and commit of this process."""
+    """Versions, device, threads and commit of this process, and how many train together."""
     packages = ("spike_kit", "torch", "numpy", "pandas", "pyarrow")
     return {
         "python": platform.python_version(),
@@ -161,6 +191,7 @@ def environment(device: torch.device) -> dict[str, Any]:
         "packages": {name: metadata.version(name) for name in packages},
         "device": describe_device(device),
         "threads": torch.get_num_threads(),
+        "world_size": distributed.size(),
         "commit": _commit(),
     }
 

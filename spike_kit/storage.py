@@ -8,6 +8,7 @@ import json
 import os
 import re
 import shutil
+import sqlite3
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -115,6 +116,56 @@ def _swap_in(new: Path, path: Path) -> None:
         raise
     finally:
         shutil.rmtree(old.parent, ignore_errors=True)
+
+
+@contextmanager
+def database_errors(path: Path) -> Iterator[None]:
+    """Turn an error of sqlite or of the file system into a `StorageError` that names the sqlite file."""
+    try:
+        yield
+    except (sqlite3.Error, OSError) as error:
+        raise StorageError(
+            f"{path} cannot be used: {error}",
+            "free some space or check its permissions, and run again; what it holds is not lost",
+        ) from error
+
+
+@contextmanager
+def exclusive(path: Path, held: str) -> Iterator[None]:
+    """Hold a lock file against other processes; released with the process, however it ends.
+
+    Parameters
+    ----------
+    path
+        The lock file; it stays behind, empty.
+    held
+        What the error says if another process holds it.
+
+    Raises
+    ------
+    DataError
+        If another process holds it.
+    StorageError
+        If the file cannot be used.
+    """
+    with database_errors(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        lock = sqlite3.connect(path, timeout=0, isolation_level=None, check_same_thread=False)
+    try:
+        with database_errors(path):
+            _take(lock, held)
+        yield
+    finally:
+        lock.close()
+
+
+def _take(lock: sqlite3.Connection, held: str) -> None:
+    try:
+        lock.execute("BEGIN EXCLUSIVE")
+    except sqlite3.OperationalError as error:
+        if error.sqlite_errorcode != sqlite3.SQLITE_BUSY:
+            raise
+        raise DataError(held, "wait until it has ended, or stop it") from error
 
 
 def _flush(path: Path) -> None:

@@ -16,15 +16,15 @@ ROOT = Path(__file__).resolve().parent.parent
 PACKAGE = ROOT / "spike_kit"
 
 FLOORS = (
-    {"errors", "config", "paths", "storage", "seeds", "devices", "metrics", "runs"},
+    {"errors", "config", "paths", "storage", "seeds", "devices", "metrics", "runs", "distributed"},
     {"data"},
     {"profiles"},
     {"models"},
     {"evaluation"},
-    {"sampling", "training"},
+    {"sampling", "training", "training_state"},
     {"experiments"},
     {"figures", "explore"},
-    {"doctor", "demo", "bench", "cli_profiles", "cli", "__main__"},
+    {"doctor", "demo", "bench", "cli_options", "cli_profiles", "cli_search", "cli", "__main__"},
 )
 """From the ground up; a module may import from its own floor and from those below."""
 

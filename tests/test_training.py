@@ -8,7 +8,7 @@ import pytest
 import torch
 from safetensors import SafetensorError
 
-from spike_kit import paths, runs, storage
+from spike_kit import paths, runs, storage, training
 from spike_kit.config import TrainingConfig
 from spike_kit.data.study import Study, create_study
 from spike_kit.data.vectors import ProfileVectors
@@ -19,7 +19,7 @@ from spike_kit.models.bprmf import BprMf, BprMfConfig
 from spike_kit.profiles.encode import DEFAULT_ENCODER
 from spike_kit.profiles.template import SOURCE
 from spike_kit.seeds import torch_generator
-from spike_kit.training import MONITOR, fit
+from spike_kit.training import MONITOR, fit, learning_rate
 from tests.test_storage import fill_the_disk
 from tests.world import World
 
@@ -58,6 +58,52 @@ def test_patience_counts_from_the_best_even_if_the_last_weights_are_kept(world: 
     config = TrainingConfig(epochs=400, batch_size=256, learning_rate=0.05, patience=3, keep="last")
     _, history = fit_bprmf(world, config)
     assert history.best_epoch == len(history.rows) < 400
+
+
+@pytest.mark.parametrize(
+    ("schedule", "expected"),
+    [
+        ("constant", [0.5, 1, 1, 1, 1, 1]),
+        ("linear", [0.5, 1, 1, 0.75, 0.5, 0.25]),
+        ("cosine", [0.5, 1, 1, 0.5 + 0.5**1.5, 0.5, 0.5 - 0.5**1.5]),
+    ],
+)
+def test_the_learning_rate_warms_up_and_falls(schedule: str, expected: list[float]) -> None:
+    config = TrainingConfig.parse({"learning_rate": 0.2, "schedule": schedule, "warmup_steps": 2})
+    rates = [learning_rate(config, step, 6) for step in range(6)]
+    assert rates == pytest.approx([0.2 * share for share in expected])
+
+
+def test_a_warm_up_longer_than_the_training_only_rises() -> None:
+    config = TrainingConfig(learning_rate=1.0, schedule="cosine", warmup_steps=8)
+    assert [learning_rate(config, step, 4) for step in range(4)] == [1 / 8, 2 / 8, 3 / 8, 4 / 8]
+    even = config.replace(warmup_steps=4)
+    assert [learning_rate(even, step, 4) for step in range(4)] == [1 / 4, 2 / 4, 3 / 4, 1]
+
+
+@pytest.mark.parametrize(("settings", "highest"), [({}, 0.05), ({"schedule": "linear", "warmup_steps": 3}, 0.05)])
+def test_every_step_has_its_learning_rate(
+    world: World, monkeypatch: pytest.MonkeyPatch, settings: dict[str, Any], highest: float
+) -> None:
+    step, rates = training.training_step, []
+
+    def training_step(model: Any, batch: Any, draws: Any, optimizer: torch.optim.Optimizer) -> Any:
+        rates.append(optimizer.param_groups[0]["lr"])
+        return step(model, batch, draws, optimizer)
+
+    monkeypatch.setattr(training, "training_step", training_step)
+    config = TrainingConfig(epochs=3, batch_size=100, learning_rate=0.05, patience=0).replace(**settings)
+    fit_bprmf(world, config)
+    assert len(rates) == 3 * -(-world.graph.n_interactions // 100)
+    assert rates == [learning_rate(config, step, len(rates)) for step in range(len(rates))]
+    assert max(rates) == highest
+
+
+def test_a_schedule_is_another_result(world: World) -> None:
+    config = TrainingConfig(epochs=3, batch_size=100, patience=0, keep="last")
+    plain, _ = fit_bprmf(world, config)
+    cosine, _ = fit_bprmf(world, config.replace(schedule="cosine"))
+    assert not torch.equal(plain.user_embedding, cosine.user_embedding)
 
 
 def test_every_epoch_stands_in_the_history(world: World) -> None:
@@ -142,22 +188,36 @@ class Interrupt(KeyboardInterrupt):
     """Ctrl-C."""
 
 
-@pytest.mark.parametrize("at", ["spike_kit.training.training_step", "spike_kit.runs.save_file"])
-def test_ctrl_c_leaves_no_run_folder(study: Study, monkeypatch: pytest.MonkeyPatch, at: str) -> None:
+def left() -> set[str]:
+    """Everything under data/runs but locks, by its place in the run folder."""
+    root = paths.runs_root()
+    found = (path.relative_to(root).parts for path in root.rglob("*"))
+    return {"/".join(parts[1:]) for parts in found if not parts[0].endswith(".lock")}
+
+
+@pytest.mark.parametrize(
+    ("at", "stays"),
+    [
+        ("spike_kit.training.training_step", set()),
+        ("spike_kit.runs.save_file", {"", "state", "state/last.safetensors", "state/best-4.safetensors"}),
+    ],
+)
+def test_ctrl_c_leaves_no_run_folder(study: Study, monkeypatch: pytest.MonkeyPatch, at: str, stays: set[str]) -> None:
     def interrupt(*_: object, **__: object) -> None:
         raise Interrupt
 
     monkeypatch.setattr(at, interrupt)
     with pytest.raises(KeyboardInterrupt):
         run(quick(), progress=False)
-    assert not paths.runs_root().exists() or list(paths.runs_root().iterdir()) == []
+    assert left() == stays
+    assert runs.list_runs() == []
 
 
 def test_a_full_disk_leaves_no_run_folder(study: Study, monkeypatch: pytest.MonkeyPatch) -> None:
     fill_the_disk(monkeypatch)
     with pytest.raises(StorageError, match="disk is full"):
         run(quick("bprmf"), progress=False)
-    assert list(paths.runs_root().iterdir()) == []
+    assert left() == set()
 
 
 def test_a_model_is_not_loaded_onto_other_vectors(study: Study, world: World) -> None:
@@ -195,7 +255,8 @@ def test_a_full_disk_inside_the_tensor_writer_is_explained(study: Study, monkeyp
     monkeypatch.setattr(runs, "save_file", no_space)
     with pytest.raises(StorageError, match="disk is full"):
         run(quick("bprmf"), progress=False)
-    assert list(paths.runs_root().iterdir()) == []
+    assert runs.list_runs() == []
+    assert {name.partition("/")[0] for name in left()} == {"", "state"}
 
 
 def test_unknown_names_and_settings_are_errors(study: Study) -> None:

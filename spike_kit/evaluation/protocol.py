@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 
 import numpy as np
 import pandas as pd
@@ -13,7 +14,7 @@ from torch import Tensor
 from spike_kit.data.tables import Tables
 from spike_kit.errors import ConfigError, DataError, TrainingError
 from spike_kit.metrics import ranking_metrics
-from spike_kit.models.recommender import Recommender
+from spike_kit.models.recommender import FixedEmbeddings, Recommender
 
 CUTOFFS = (10, 20, 40)
 """Ranks at which the paper measures."""
@@ -21,8 +22,14 @@ CUTOFFS = (10, 20, 40)
 SEEN = {"valid": ("train",), "test": ("train", "valid")}
 """Splits whose positives are masked when a split is evaluated."""
 
-CHUNK_ENTRIES = 8_000_000
-"""Scores held in memory at once (users of a chunk times items)."""
+CHUNK_ENTRIES = 2_000_000
+"""Scores held in memory at once (users of a chunk times items); few enough to stay in the cache of a processor."""
+
+BLOCK = 8
+"""Scores per block in the search for the best items of a row."""
+
+METRIC_ROWS = 50_000
+"""Users whose metrics are computed at once from their hits."""
 
 
 @dataclass(frozen=True)
@@ -109,8 +116,8 @@ def evaluate(
 ) -> tuple[dict[str, float], pd.DataFrame]:
     """Rank all unseen items for every user of a task.
 
-    Scores are computed in chunks of users, on the device of the task. Tied scores are ordered by ``torch.topk``, that
-    is without regard to relevance.
+    Scores are computed in chunks of users, on the device of the task; besides ``CHUNK_ENTRIES`` scores only a bool per
+    user and rank is held. Tied scores are ordered by ``torch.topk``, that is without regard to relevance.
 
     Parameters
     ----------
@@ -138,32 +145,112 @@ def evaluate(
     if min(cutoffs) < 1:
         raise ConfigError(f"a cut-off must be at least 1, not {min(cutoffs)}")
     task.check()
-    size = max(1, CHUNK_ENTRIES // task.n_items)
-    fixed = recommender.fixed()
+    hits = _hits(recommender.fixed(), task, min(max(cutoffs), task.n_items))
+    n_relevant = task.n_relevant.cpu()
     parts = [
-        _evaluate_rows(fixed, task, start, min(start + size, task.users.numel()), cutoffs)
-        for start in range(0, task.users.numel(), size)
+        ranking_metrics(*rows, cutoffs)
+        for rows in zip(hits.split(METRIC_ROWS), n_relevant.split(METRIC_ROWS), strict=True)
     ]
-    names = parts[0]
-    columns = {name: torch.cat([part[name] for part in parts]).numpy() for name in names}
+    columns = {name: torch.cat([part[name] for part in parts]).numpy() for name in parts[0]}
     per_user = pd.DataFrame({"user": task.users.cpu().numpy(), **columns})
     return {name: float(values.mean()) for name, values in columns.items()}, per_user
 
 
 @torch.no_grad()
-def _evaluate_rows(
-    recommender: Recommender, task: RankingTask, start: int, stop: int, cutoffs: Sequence[int]
-) -> dict[str, Tensor]:
-    scores = recommender.score(task.users[start:stop]).clone()
-    if torch.isnan(scores).any():
+def _hits(recommender: Recommender, task: RankingTask, k: int) -> Tensor:
+    """Whether the item at each rank is relevant, ``[n, k]`` bool on the CPU, best rank first."""
+    users, n_items, device = task.users, task.n_items, task.users.device
+    n_users = users.numel()
+    size = min(max(1, CHUNK_ENTRIES // n_items), n_users)
+    starts = torch.arange(0, n_users + size, size, device=device).clamp_max(n_users)
+    bounds = torch.stack(
+        [starts, torch.searchsorted(task.seen_row, starts), torch.searchsorted(task.relevant_key, starts * n_items)]
+    )
+    levels = _levels(n_items, k) if device.type == "cpu" else 0
+    width = -(-n_items // BLOCK**levels) * BLOCK**levels
+    buffer, broken, parts = torch.empty(0), torch.zeros((), dtype=torch.bool, device=device), []
+    for (start, seen_from, relevant_from), (stop, seen_to, relevant_to) in pairwise(bounds.T.tolist()):
+        buffer = _score(recommender, users[start:stop], buffer, size, width, n_items)
+        scores = buffer[: stop - start]
+        seen = task.seen_item[seen_from:seen_to] + (task.seen_row[seen_from:seen_to] - start) * width
+        flat = scores.view(-1)
+        broken |= flat.index_select(0, seen).isnan().any()
+        flat.index_fill_(0, seen, float("-inf"))
+        best, items = _top(scores, n_items, levels, k) if levels else scores.topk(k)
+        broken |= best.isnan().any()
+        keys = items + torch.arange(start, stop, device=device).unsqueeze(1) * n_items
+        parts.append(contains(task.relevant_key[relevant_from:relevant_to], keys) & (best > float("-inf")))
+    if broken:
         raise TrainingError("the model gives NaN scores", "lower the learning rate or look at the loss terms")
-    first, last = torch.searchsorted(task.seen_row, torch.tensor([start, stop], device=scores.device)).tolist()
-    seen = (task.seen_row[first:last] - start) * task.n_items + task.seen_item[first:last]
-    scores.view(-1).index_fill_(0, seen, float("-inf"))
-    best, items = scores.topk(min(max(cutoffs), task.n_items), dim=1)
-    rows = torch.arange(start, stop, device=scores.device).unsqueeze(1)
-    hits = contains(task.relevant_key, rows * task.n_items + items) & (best > float("-inf"))
-    return ranking_metrics(hits.cpu(), task.n_relevant[start:stop].cpu(), cutoffs)
+    return torch.cat(parts).cpu()
+
+
+def _score(recommender: Recommender, users: Tensor, buffer: Tensor, size: int, width: int, n_items: int) -> Tensor:
+    """Write scores of ``users [n]`` into the first n rows of ``buffer [size, width]``, made at the first call.
+
+    Columns beyond the items hold -inf.
+    """
+    product = isinstance(recommender, FixedEmbeddings)
+    scores = recommender.items if product else recommender.score(users)
+    if buffer.numel() == 0:
+        buffer = scores.new_full((size, width), float("-inf"))
+    target = buffer[: users.numel(), :n_items]
+    if product:
+        torch.mm(recommender.users.index_select(0, users), recommender.items.T, out=target)
+    else:
+        target.copy_(scores)
+    return buffer
+
+
+def _levels(n_items: int, k: int) -> int:
+    """How often `_candidates` may cut the items into blocks before there are too few for it to pay; 0 for few items."""
+    levels = 0
+    while n_items // BLOCK ** (levels + 1) >= 4 * (k + 1):
+        levels += 1
+    return levels
+
+
+def _top(scores: Tensor, n_items: int, levels: int, k: int) -> tuple[Tensor, Tensor]:
+    """Same values and items as ``scores[:, :n_items].topk(k)``, in a fraction of its time.
+
+    Rows with a tie among the best k + 1 items are ranked again by ``torch.topk``, which alone knows its order.
+
+    Parameters
+    ----------
+    scores
+        ``[n, w]`` with w a multiple of ``BLOCK ** levels``; columns from ``n_items`` on are -inf.
+    n_items
+        Number of items.
+    levels
+        Levels of blocks.
+    k
+        Ranks.
+    """
+    places = _candidates(scores, levels, k + 1)
+    best, order = scores.gather(1, places).topk(k + 1)
+    tied = (best[:, 1:] == best[:, :-1]) & (best[:, 1:] > float("-inf"))
+    best, items = best[:, :k], places.gather(1, order[:, :k])
+    rows = tied.any(1).nonzero().flatten()
+    if rows.numel():
+        again = scores[:, :n_items].index_select(0, rows).topk(k)
+        best = best.index_copy(0, rows, again.values)
+        items = items.index_copy(0, rows, again.indices)
+    return best, items
+
+
+def _candidates(values: Tensor, levels: int, k: int) -> Tensor:
+    """Positions ``[n, k]`` of the k largest of each row of ``values [n, w]``, in any order, ties either way.
+
+    Block j holds the positions j, j + b, j + 2b, ... of b blocks. The largest values lie in the blocks with the largest
+    maxima, and these are found in the same manner. A NaN counts as largest.
+    """
+    if levels == 0:
+        return values.topk(k, sorted=False).indices
+    blocks = values.view(values.shape[0], BLOCK, -1)
+    chosen = _candidates(blocks.amax(1), levels - 1, k)
+    offered = blocks.gather(2, chosen.unsqueeze(1).expand(-1, BLOCK, -1)).flatten(1)
+    place = offered.topk(k, sorted=False).indices
+    return place // k * blocks.shape[2] + chosen.gather(1, place % k)
 
 
 def contains(sorted_keys: Tensor, keys: Tensor) -> Tensor:

@@ -5,13 +5,15 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Callable
+from contextlib import ExitStack
+from pathlib import Path
 from typing import Any
 
 import pandas as pd
 import torch
 from pydantic import Field
 
-from spike_kit import runs, storage
+from spike_kit import distributed, runs, storage
 from spike_kit.config import Config, TrainingConfig
 from spike_kit.data.graph import Graph
 from spike_kit.data.study import Study
@@ -64,53 +66,87 @@ class RunConfig(Config):
 def run(config: RunConfig, device: torch.device | str = "cpu", progress: bool = True) -> Run:
     """Return the finished run of a configuration, training it only if it does not exist yet.
 
+    A training that was interrupted goes on from its last state (docs/training.md). In a group of processes all of
+    them call this; the first one alone writes.
+
     Raises
     ------
     ConfigError, DataError
-        If a setting or the data is not as it must be.
+        If a setting or the data is not as it must be, or another process trains this run.
     TrainingError
         If a loss term becomes NaN. Whatever stops a run, no run folder is left half-written.
+    TrainingStoppedError
+        After SIGTERM, once the state is written.
     """
     study = Study.open(config.dataset)
     described = describe(config, study)
-    if (found := runs.find_run(described)) is not None:
-        logger.info("%s is done already", found.path.name)
-        return found
+    path, device = runs.run_path(described), torch.device(device)
+
+    def is_done() -> bool:
+        return runs.find_run(described) is not None
+
+    if distributed.on_first(is_done):
+        logger.info("%s is done already", path.name)
+        return Run(path)
     if leaky := described.get("possibly_leaky"):
         logger.warning(
             "profiles of %s may describe held-out interactions (%s): report no gain from them",
             config.profiles,
             ", ".join(leaky),
         )
-    device = torch.device(device)
     tasks = {split: RankingTask.from_tables(study.tables, split, device) for split in ("valid", "test")}
     for task in tasks.values():
         task.check()
+    with ExitStack() as stack:
+
+        def is_done_meanwhile() -> bool:
+            stack.enter_context(runs.claimed(path))
+            return is_done()
+
+        if not distributed.on_first(is_done_meanwhile):
+            _make(config, described, study, tasks, device, progress)
+    return Run(path)
+
+
+def _make(
+    config: RunConfig,
+    described: dict[str, Any],
+    study: Study,
+    tasks: dict[str, RankingTask],
+    device: torch.device,
+    progress: bool,
+) -> None:
+    """Train, evaluate and write a run."""
     started = time.perf_counter()
-    model, history = train(config, study, device, progress)
-    seconds = time.perf_counter() - started
-    metrics: dict[str, Any] = {}
-    per_user = []
-    for split, task in tasks.items():
-        means, table = evaluate(model, task, CUTOFFS)
-        table.insert(0, "split", split)
-        metrics[split] = means
-        per_user.append(table)
-    metrics |= {
-        "best_epoch": history.best_epoch,
-        "epochs": len(history.rows),
-        "seconds": seconds,
-        "users_ranked": {split: task.users.numel() for split, task in tasks.items()},
-        "users_without_train": tasks["test"].n_without_train,
-    }
-    return runs.write_run(
-        described,
-        device=device,
-        history=history.frame(),
-        metrics=metrics,
-        per_user=pd.concat(per_user, ignore_index=True),
-        tensors=model.tensors(),
-    )
+    model, history = train(config, study, device, progress, state=runs.run_path(described) / runs.STATE)
+    seconds = history.earlier_seconds + time.perf_counter() - started
+
+    def write() -> None:
+        metrics: dict[str, Any] = {}
+        per_user = []
+        for split, task in tasks.items():
+            means, table = evaluate(model, task, CUTOFFS)
+            table.insert(0, "split", split)
+            metrics[split] = means
+            per_user.append(table)
+        metrics |= {
+            "best_epoch": history.best_epoch,
+            "epochs": len(history.rows),
+            "seconds": seconds,
+            "users_ranked": {split: task.users.numel() for split, task in tasks.items()},
+            "users_without_train": tasks["test"].n_without_train,
+        }
+        runs.write_run(
+            described,
+            device=device,
+            history=history.frame(),
+            metrics=metrics,
+            per_user=pd.concat(per_user, ignore_index=True),
+            tensors=model.tensors(),
+            resumed=history.resumed,
+        )
+
+    distributed.on_first(write)
 
 
 def train(
@@ -119,10 +155,12 @@ def train(
     device: torch.device | str = "cpu",
     progress: bool = True,
     report: Callable[[int, float], None] | None = None,
+    *,
+    state: Path | None = None,
 ) -> tuple[Recommender, History]:
-    """Build and train the model of a configuration; looks at train and validation only, writes nothing.
+    """Build and train the model of a configuration; looks at train and validation only.
 
-    ``report`` is passed on to `spike_kit.training.fit`.
+    ``report`` and ``state`` are passed on to `spike_kit.training.fit`; without ``state`` nothing is written.
     """
     settings, training = config.resolved()
     graph = Graph.from_tables(study.tables).to(device)
@@ -130,7 +168,7 @@ def train(
     if not isinstance(model, TrainedRecommender):
         return model, History()
     validation = RankingTask.from_tables(study.tables, "valid", device)
-    return model, fit(model, graph, validation, training, config.seed, progress, report)
+    return model, fit(model, graph, validation, training, config.seed, progress, report, state=state)
 
 
 def build_model(config: RunConfig, study: Study, settings: ModelConfig, graph: Graph) -> Recommender:

@@ -1,49 +1,40 @@
-"""Search for settings on validation: Optuna with a sqlite file, resumable, the same budget for every model."""
+"""Search for settings on validation: Optuna with a sqlite file, resumable, the same budget for every model.
+
+Two things can be searched for: the best validation NDCG@20, or the least time of training that reaches a given one.
+"""
 
 from __future__ import annotations
 
 import logging
+import math
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import pandas as pd
 import torch
 
 from spike_kit import paths, storage
+from spike_kit.data.graph import Graph
 from spike_kit.data.study import Study
 from spike_kit.errors import ConfigError, TrainingError, require
-from spike_kit.experiments.run import RunConfig, describe, train
+from spike_kit.evaluation.protocol import RankingTask
+from spike_kit.experiments.run import RunConfig, build_model, describe
+from spike_kit.experiments.search_space import Space, as_json, chosen, space_of, suggest, with_settings
+from spike_kit.models.recommender import TrainedRecommender
 from spike_kit.seeds import stream_seed
-from spike_kit.training import MONITOR
+from spike_kit.training import MONITOR, fit
 
 logger = logging.getLogger(__name__)
 
-TRAINING_SPACE: dict[str, Sequence[Any]] = {"learning_rate": (1e-3, 2e-3, 5e-3)}
-"""Choices of training settings, the same for every model."""
-
-_SHARED = {
-    "loss": ("bpr", "softmax", "cosine_softmax"),
-    "temperature": (0.15, 0.2, 0.25),
-    "l2": (0.0, 1e-5, 1e-4),
-}
-SETTINGS_SPACE: dict[str, dict[str, Sequence[Any]]] = {
-    "bprmf": _SHARED,
-    "lightgcn": {**_SHARED, "layers": (2, 3, 4)},
-    "spike": {
-        **_SHARED,
-        "layers": (1, 2, 3),
-        "rho": (0.25, 0.5, 1.0),
-        "matching_weight": (0.5, 5.0, 50.0),
-        "edge_keep": (0.5, 0.75, 1.0),
-    },
-}
-"""Choices of model settings by model; every model is offered the same losses."""
-
-
 WARMUP_EPOCHS = 20
 """A trial is not pruned before this epoch; after it, it is when it is below the median of the trials so far."""
+
+VALID = f"valid_{MONITOR}"
+
+_REACHED = "reached"
 
 
 @dataclass(frozen=True)
@@ -52,29 +43,46 @@ class SearchResult:
 
     Attributes
     ----------
-    settings, training
-        The best changes to the preset, for `RunConfig`.
+    config
+        The configuration that was searched, with the best settings in it.
     valid
-        Validation NDCG@20 they reached.
+        Validation NDCG@20 of the best trial.
+    seconds
+        Its training time; in a search for time, until it reached the target.
     trials
-        One row per trial: its choices, ``valid_ndcg@20``, best epoch, seconds.
+        One row per finished trial, best first: trial, state (complete or pruned), its choices, ``valid_ndcg@20`` (the
+        best it reached), epochs, seconds.
     """
 
-    settings: dict[str, Any]
-    training: dict[str, Any]
+    config: RunConfig
     valid: float
+    seconds: float
     trials: pd.DataFrame
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """Changes to the preset of the model, for `RunConfig`."""
+        return self.config.settings
+
+    @property
+    def training(self) -> dict[str, Any]:
+        """Changes to the preset of its training."""
+        return self.config.training
 
 
 def search(
     config: RunConfig,
     trials: int,
-    space: Mapping[str, Sequence[Any]] | None = None,
+    space: Space | None = None,
     device: torch.device | str = "cpu",
+    target: float | None = None,
+    timeout: float | None = None,
 ) -> SearchResult:
-    """Try settings with Optuna's TPE sampler and median pruner until ``trials`` are done; earlier trials count.
+    """Try settings with Optuna's TPE sampler until ``trials`` are done; earlier trials count.
 
-    Only validation is looked at, and no run folder is written. The trials stand in data/searches.
+    Only validation is looked at, and no run folder is written. The trials stand in data/searches: whatever ends a
+    search loses no more than the trial it was at, and the same call goes on with the others. Pruned trials count, those
+    that were cut off from outside do not.
 
     Parameters
     ----------
@@ -83,81 +91,194 @@ def search(
     trials
         Trials in all.
     space
-        Choices of model settings by name; default: `SETTINGS_SPACE`. Training settings: `TRAINING_SPACE`.
+        Values by name of a setting, of the model or of its training; default: `QUALITY_SPACE` of the model, or
+        `TIME_SPACE` if there is a target.
     device
         Where to train.
+    target
+        Validation NDCG@20: search for the least time of training (validations included) that reaches it. A trial stops
+        where it does; one that is still below it when the fastest so far had reached it, or ends below it, is pruned.
+        Such times are comparable only on one device with one number of threads, so these belong to the identity of
+        the search.
+    timeout
+        Seconds after which no further trial starts.
 
     Raises
     ------
     ConfigError
-        If the model has nothing to search.
+        If a number is out of range, a name or a value of the space is unknown, or the model has nothing to search.
+    TrainingError
+        If no trial completed: no loss stayed finite, or none reached the target.
     """
+    if trials < 1:
+        raise ConfigError(f"{trials} trials were asked for, expected at least 1")
+    if timeout is not None and not timeout > 0:
+        raise ConfigError(f"the timeout is {timeout} seconds, expected more than 0")
+    if target is not None and not 0 < target < 1:
+        raise ConfigError(f"the target is {target}, expected a validation {MONITOR} between 0 and 1")
     optuna = require("optuna", "search")
-    given = SETTINGS_SPACE.get(config.model) if space is None else space
-    if given is None:
-        raise ConfigError(f"model {config.model} has no settings to search")
-    choices = {name: values for name, values in given.items() if name not in config.settings}
-    training = {name: values for name, values in TRAINING_SPACE.items() if name not in config.training}
+    space = space_of(config, target is not None, space)
     study = Study.open(config.dataset)
+    key: list[Any] = [describe(config, study), as_json(space)]
+    if target is not None:
+        key.append({"target": target, "device": str(device), "threads": torch.get_num_threads()})
+    optuna.logging.set_verbosity(optuna.logging.WARNING)
+    found = optuna.create_study(
+        storage=f"sqlite:///{search_path(config, study)}",
+        study_name=storage.sha256_text(storage.canonical_json(key))[:12],
+        direction="maximize" if target is None else "minimize",
+        load_if_exists=True,
+    )
+    done = len(_finished(found))
+    seed = stream_seed(config.seed, f"search after {done} trials") % 2**32
+    found.sampler = optuna.samplers.TPESampler(seed=seed, n_startup_trials=max(3, trials // 3), constant_liar=False)
+    found.pruner = (
+        optuna.pruners.MedianPruner(n_startup_trials=3, n_warmup_steps=WARMUP_EPOCHS)
+        if target is None
+        else optuna.pruners.NopPruner()
+    )
+    for start in _starts(config, space):
+        if not any(_is_of(trial, start) for trial in found.trials):
+            found.enqueue_trial(start)
+    objective = _Objective(config, study, space, torch.device(device), target)
+    if done < trials:
+        found.optimize(objective, n_trials=trials - done, timeout=timeout, callbacks=[_log])
+    return _result(config, space, _finished(found), target)
 
-    def objective(trial: Any) -> float:
-        chosen = {name: trial.suggest_categorical(name, list(values)) for name, values in choices.items()}
-        changes = {name: trial.suggest_categorical(name, list(values)) for name, values in training.items()}
-        candidate = config.replace(settings={**config.settings, **chosen}, training={**config.training, **changes})
+
+def search_path(config: RunConfig, study: Study) -> Path:
+    """Sqlite file with the searches of a model on a data set; its folder is made."""
+    file = paths.data_root() / "searches" / f"{config.model}-{study.name}.sqlite"
+    with storage.storage_errors(file):
+        file.parent.mkdir(parents=True, exist_ok=True)
+    return file
+
+
+class _StopTrial(Exception):  # noqa: N818 (nothing went wrong)
+    """Ends the training of a trial whose outcome is known."""
+
+
+class _Objective:
+    """Trains with what a trial chooses; gives validation NDCG@20 or, with a target, the seconds until it is reached."""
+
+    def __init__(
+        self, config: RunConfig, study: Study, space: Space, device: torch.device, target: float | None
+    ) -> None:
+        self.config, self.study, self.space, self.target = config, study, space, target
+        self.graph = Graph.from_tables(study.tables).to(device)
+        self.validation = RankingTask.from_tables(study.tables, "valid", device)
+        self.validation.check()
+
+    def __call__(self, trial: Any) -> float:
+        pruned = require("optuna", "search").TrialPruned
+        candidate = with_settings(self.config, suggest(trial, self.space))
+        settings, training = candidate.resolved()
+        model = build_model(candidate, self.study, settings, self.graph)
+        assert isinstance(model, TrainedRecommender)
+        complete = [other for other in _finished(trial.study) if other.state.name == "COMPLETE"]
+        fastest = min((other.user_attrs[_REACHED]["seconds"] for other in complete), default=math.inf)
+        reached = {VALID: 0.0, "best_epoch": 0, "epochs": 0, "seconds": 0.0}
         started = time.perf_counter()
 
         def report(epoch: int, value: float) -> None:
-            trial.report(value, epoch)
-            trial.set_user_attr("epochs", epoch)
-            trial.set_user_attr("seconds", time.perf_counter() - started)
-            if trial.should_prune():
-                raise optuna.TrialPruned
+            reached.update(epochs=epoch, seconds=time.perf_counter() - started)
+            if value > reached[VALID]:
+                reached.update({VALID: value, "best_epoch": epoch})
+            if self.target is None:
+                trial.report(value, epoch)
+                if trial.should_prune():
+                    raise pruned
+            elif value >= self.target or reached["seconds"] > fastest:
+                raise _StopTrial
 
         try:
-            _, history = train(candidate, study, device, progress=False, report=report)
+            fit(model, self.graph, self.validation, training, candidate.seed, progress=False, report=report)
+        except _StopTrial:
+            logger.debug("trial %d: stopped in epoch %d", trial.number, reached["epochs"])
         except TrainingError as error:
             logger.warning("trial %d: %s", trial.number, error)
-            raise optuna.TrialPruned from error
-        trial.set_user_attr("best_epoch", history.best_epoch)
-        return float(history.frame()[f"valid_{MONITOR}"].max())
-
-    def log(_: Any, trial: Any) -> None:
-        shown = "pruned" if trial.value is None else f"{MONITOR} {trial.value:.4f}"
-        logger.info("trial %d: %s, %.0f s, %s", trial.number, shown, trial.user_attrs.get("seconds", 0), trial.params)
-
-    optuna.logging.set_verbosity(optuna.logging.WARNING)
-    file = paths.data_root() / "searches" / f"{config.model}-{study.name}.sqlite"
-    file.parent.mkdir(parents=True, exist_ok=True)
-    name = storage.sha256_text(storage.canonical_json([describe(config, study), choices, training]))[:12]
-    found = optuna.create_study(storage=f"sqlite:///{file}", study_name=name, direction="maximize", load_if_exists=True)
-    done = sum(trial.state.is_finished() for trial in found.trials)
-    seed = stream_seed(config.seed, f"search after {done} trials") % 2**32
-    found.sampler = optuna.samplers.TPESampler(seed=seed, n_startup_trials=max(3, trials // 2))
-    found.pruner = optuna.pruners.MedianPruner(n_startup_trials=3, n_warmup_steps=WARMUP_EPOCHS)
-    if not found.trials:
-        for start in _starts(config, choices, training):
-            found.enqueue_trial(start)
-    found.optimize(objective, n_trials=max(0, trials - done), callbacks=[log])
-    best = found.best_params
-    return SearchResult(
-        settings={**config.settings, **{key: best[key] for key in choices}},
-        training={**config.training, **{key: best[key] for key in training}},
-        valid=found.best_value,
-        trials=_trials(found.trials),
-    )
+            raise pruned from error
+        finally:
+            trial.set_user_attr(_REACHED, reached)
+        if self.target is None:
+            return reached[VALID]
+        if reached[VALID] >= self.target:
+            return reached["seconds"]
+        trial.report(self.target - reached[VALID], 0)
+        raise pruned
 
 
-def _starts(
-    config: RunConfig, choices: Mapping[str, Sequence[Any]], training: Mapping[str, Sequence[Any]]
-) -> Iterator[dict[str, Any]]:
-    """First trials: the preset as far as it is among the choices, once under each loss."""
+def _finished(found: Any) -> list[Any]:
+    """Trials that came to their end; one that was interrupted or killed did not."""
+    states = require("optuna", "search").trial.TrialState
+    return found.get_trials(deepcopy=False, states=(states.COMPLETE, states.PRUNED))
+
+
+def _starts(config: RunConfig, space: Space) -> Iterator[dict[str, Any]]:
+    """First trials: the preset as far as the space holds it, once under each loss."""
     settings, usual = config.resolved()
-    values = settings.model_dump() | usual.model_dump()
-    known = {name: values[name] for name, options in {**choices, **training}.items() if values[name] in options}
-    for loss in choices.get("loss", ()):
+    values = {**dict(settings), **dict(usual)}
+    known = {name: values[name] for name, options in space.items() if values[name] in options}
+    if "loss" not in space:
+        yield known
+        return
+    losses = space["loss"]
+    for loss in losses if isinstance(losses, Sequence) else ():
         yield {**known, "loss": loss}
 
 
-def _trials(done: Sequence[Any]) -> pd.DataFrame:
-    rows = [{**trial.params, f"valid_{MONITOR}": trial.value, **trial.user_attrs} for trial in done]
-    return pd.DataFrame(rows).sort_values(f"valid_{MONITOR}", ascending=False, ignore_index=True)
+def _is_of(trial: Any, start: dict[str, Any]) -> bool:
+    """Whether a trial is a start that was tried to its end, or still waits."""
+    if trial.state.name == "WAITING":
+        return trial.system_attrs.get("fixed_params") == start
+    finished = trial.state.name in ("COMPLETE", "PRUNED")
+    return finished and all(trial.params.get(name) == value for name, value in start.items())
+
+
+def _log(_: Any, trial: Any) -> None:
+    reached = trial.user_attrs[_REACHED]
+    logger.info(
+        "trial %d: %s, %s %.4f, %.1f s, %s",
+        trial.number,
+        trial.state.name.lower(),
+        MONITOR,
+        reached[VALID],
+        reached["seconds"],
+        trial.params,
+    )
+
+
+def _result(config: RunConfig, space: Space, finished: Sequence[Any], target: float | None) -> SearchResult:
+    rows = [
+        {
+            "trial": trial.number,
+            "state": trial.state.name.lower(),
+            **chosen(trial.params, space),
+            **trial.user_attrs[_REACHED],
+        }
+        for trial in finished
+    ]
+    if not rows:
+        raise TrainingError("no trial came to its end", "give the search more time")
+    table = pd.DataFrame(rows)
+    better = -table[VALID]
+    if target is not None:
+        better = better.where(table["state"] != "complete", table["seconds"])
+    table = table.assign(better=better).sort_values(["state", "better"], ignore_index=True).drop(columns="better")
+    best = table.iloc[0]
+    if best["state"] != "complete":
+        wanted = (
+            "no trial kept a finite loss" if target is None else f"no trial reached a validation {MONITOR} of {target}"
+        )
+        raise TrainingError(
+            f"{wanted}; the best of {len(table)} had {best[VALID]:.4f}",
+            "search on with more trials, a lower target or another space",
+        )
+    number = best["trial"]
+    params = next(trial.params for trial in finished if trial.number == number)
+    return SearchResult(
+        config=with_settings(config, chosen(params, space)),
+        valid=float(best[VALID]),
+        seconds=float(best["seconds"]),
+        trials=table,
+    )

@@ -127,7 +127,7 @@ class Spike(TrainedRecommender[SpikeConfig]):
     title: ClassVar = "SPiKE"
     config_class: ClassVar = SpikeConfig
     presets: ClassVar = {
-        "recommended": Preset(RECOMMENDED, TrainingConfig(learning_rate=2e-3)),
+        "recommended": Preset(RECOMMENDED, TrainingConfig(batch_size=65_536, learning_rate=1e-2, eval_every=5)),
         "released_code": Preset(
             RELEASED_CODE, TrainingConfig(epochs=500, batch_size=1024, learning_rate=1e-4, patience=0, keep="last")
         ),

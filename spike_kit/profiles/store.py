@@ -13,16 +13,16 @@ import json
 import sqlite3
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self
 
-from spike_kit import paths
+from spike_kit import paths, storage
 from spike_kit.data.study import Study
-from spike_kit.errors import DataError, StorageError
+from spike_kit.errors import StorageError
 from spike_kit.profiles.llm import Answer
-from spike_kit.storage import now
+from spike_kit.storage import database_errors, now
 
 _KEY = "subject, id, prompt_sha256, model, parameters"
 _OF_KEY = "subject=? AND id=? AND prompt_sha256=? AND model=? AND parameters=?"
@@ -99,7 +99,7 @@ class Store:
         self.path = path
 
     def __enter__(self) -> Self:
-        with _explained(self.path):
+        with database_errors(self.path):
             self.path.parent.mkdir(parents=True, exist_ok=True)
             self._writer = sqlite3.connect(self.path, timeout=60, isolation_level=None, check_same_thread=False)
             self._writer.execute("PRAGMA journal_mode = WAL")
@@ -114,7 +114,7 @@ class Store:
 
     def run(self, sql: str, values: Sequence[Any] = ()) -> list[tuple[Any, ...]]:
         """Run one query."""
-        with _explained(self.path):
+        with database_errors(self.path):
             return self._reader.execute(sql, values).fetchall()
 
     def write(self, statements: Iterable[Statement]) -> None:
@@ -124,14 +124,14 @@ class Store:
 
     def begin(self, statements: Iterable[Statement]) -> None:
         """Run statements in a transaction that `commit` ends."""
-        with _explained(self.path), self._or_none():
+        with database_errors(self.path), self._or_none():
             self._writer.execute("BEGIN IMMEDIATE")
             for sql, values in statements:
                 self._writer.execute(sql, values)
 
     def commit(self) -> None:
         """End the transaction: it is on the disk once this returns."""
-        with _explained(self.path), self._or_none():
+        with database_errors(self.path), self._or_none():
             self._writer.execute("COMMIT")
 
     @contextmanager
@@ -286,36 +286,11 @@ def answers_path(study: Study) -> Path:
     return paths.answers_root() / f"{study.name}.sqlite"
 
 
-@contextmanager
-def exclusive(store: Store) -> Iterator[None]:
-    """Keep other processes from asking for the same study meanwhile; released with the process, however it ends.
-
-    Raises
-    ------
-    DataError
-        If another process holds it.
-    """
-    path = store.path.with_suffix(".lock")
-    with _explained(path):
-        path.parent.mkdir(parents=True, exist_ok=True)
-        lock = sqlite3.connect(path, timeout=0, isolation_level=None, check_same_thread=False)
-    try:
-        with _explained(path):
-            _take(lock, store)
-        yield
-    finally:
-        lock.close()
-
-
-def _take(lock: sqlite3.Connection, store: Store) -> None:
-    try:
-        lock.execute("BEGIN EXCLUSIVE")
-    except sqlite3.OperationalError as error:
-        if error.sqlite_errorcode != sqlite3.SQLITE_BUSY:
-            raise
-        raise DataError(
-            f"another process is asking a model for {store.path.stem}", "wait until it has ended, or stop it"
-        ) from error
+def exclusive(store: Store) -> AbstractContextManager[None]:
+    """Keep other processes from asking for the same study meanwhile; see `spike_kit.storage.exclusive`."""
+    return storage.exclusive(
+        store.path.with_suffix(".lock"), f"another process is asking a model for {store.path.stem}"
+    )
 
 
 def _copy(error: Exception) -> Exception:
@@ -323,14 +298,3 @@ def _copy(error: Exception) -> Exception:
     if isinstance(error, StorageError):
         return StorageError(error.message, error.hint)
     return RuntimeError(f"an answer could not be stored: {error!r}")
-
-
-@contextmanager
-def _explained(path: Path) -> Iterator[None]:
-    try:
-        yield
-    except (sqlite3.Error, OSError) as error:
-        raise StorageError(
-            f"{path} cannot be used: {error}",
-            "free some space or check its permissions, and run again; what it holds is not lost",
-        ) from error

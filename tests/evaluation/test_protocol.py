@@ -1,30 +1,83 @@
 from __future__ import annotations
 
 import dataclasses
+from typing import Any
 
 import numpy as np
 import pandas as pd
 import pytest
 import torch
 
+from spike_kit.bench.evaluation import synthetic_task
 from spike_kit.data.tables import Tables
 from spike_kit.errors import TrainingError
 from spike_kit.evaluation import protocol
 from spike_kit.evaluation.protocol import RankingTask, evaluate, top_items
-from spike_kit.models.recommender import FixedEmbeddings
+from spike_kit.models.recommender import FixedEmbeddings, Recommender
+from spike_kit.seeds import torch_generator
+from tests.reference_evaluation import RANKINGS, lists_of, loop
 from tests.world import World
 
 
 def scorer(scores: np.ndarray | torch.Tensor) -> FixedEmbeddings:
     """A recommender with exactly these scores."""
     table = torch.as_tensor(scores, dtype=torch.float32)
-    return FixedEmbeddings(table, torch.eye(table.shape[1]))
+    return FixedEmbeddings(table, torch.eye(table.shape[1], device=table.device))
 
 
-def naive_ndcg(scores: np.ndarray, seen: set[int], relevant: set[int], k: int) -> float:
-    ranked = [item for item in np.argsort(-scores) if item not in seen][:k]
-    gain = sum(1 / np.log2(rank + 2) for rank, item in enumerate(ranked) if item in relevant)
-    return gain / sum(1 / np.log2(rank + 2) for rank in range(min(k, len(relevant))))
+class Stored(Recommender):
+    """A recommender that is not a pair of embeddings."""
+
+    def __init__(self, table: torch.Tensor) -> None:
+        self.table = table
+
+    @property
+    def device(self) -> torch.device:
+        return self.table.device
+
+    def tensors(self) -> dict[str, torch.Tensor]:
+        return {"table": self.table}
+
+    def load_tensors(self, tensors: dict[str, torch.Tensor]) -> None:
+        self.table = tensors["table"]
+
+    def score(self, users: torch.Tensor) -> torch.Tensor:
+        return self.table.index_select(0, users)
+
+
+def random_task(rng: np.random.Generator, n_users: int, n_items: int, device: torch.device) -> RankingTask:
+    """Up to all items seen or relevant, so that some users have fewer candidates than there are ranks."""
+    seen, relevant = [], []
+    for row in range(n_users):
+        order = rng.permutation(n_items)
+        n_seen = int(rng.integers(0, n_items if row % 3 == 0 else n_items // 2))
+        n_relevant = int(rng.integers(1, max(2, (n_items - n_seen) // 3)))
+        seen += [(row, int(item)) for item in np.sort(order[:n_seen])]
+        relevant += [(row, int(item)) for item in np.sort(order[n_seen : n_seen + n_relevant])]
+    seen_row, seen_item = torch.tensor(seen).reshape(-1, 2).T
+    relevant_row, relevant_item = torch.tensor(relevant).T
+    task = RankingTask(
+        users=torch.from_numpy(np.sort(rng.choice(n_users + 5, n_users, replace=False))),
+        seen_row=seen_row.contiguous(),
+        seen_item=seen_item.contiguous(),
+        relevant_key=relevant_row * n_items + relevant_item,
+        n_relevant=torch.bincount(relevant_row, minlength=n_users),
+        n_items=n_items,
+        n_without_train=0,
+        n_without_relevant=0,
+    )
+    moved = {name: value.to(device) for name, value in vars(task).items() if isinstance(value, torch.Tensor)}
+    return dataclasses.replace(task, **moved)
+
+
+def equal_to_the_loop(recommender: Recommender, task: RankingTask, cutoffs: tuple[int, ...]) -> pd.DataFrame:
+    means, per_user = evaluate(recommender, task, cutoffs)
+    seen, relevant = lists_of(task)
+    expected = pd.DataFrame(loop(recommender, task.users, seen, relevant, cutoffs))
+    assert per_user["user"].tolist() == task.users.tolist()
+    pd.testing.assert_frame_equal(per_user[list(expected.columns)], expected, rtol=0, atol=1e-12)
+    assert means == pytest.approx(expected.mean().to_dict(), abs=1e-12)
+    return per_user
 
 
 @pytest.mark.parametrize("split", ["valid", "test"])
@@ -33,15 +86,60 @@ def test_equal_to_a_loop_over_users(world: World, split: str, chunk: int, monkey
     monkeypatch.setattr(protocol, "CHUNK_ENTRIES", chunk)
     tables = world.tables
     scores = np.random.default_rng(0).normal(size=(len(tables.users), len(tables.items))).astype(np.float32)
-    _, per_user = evaluate(scorer(scores), RankingTask.from_tables(tables, split), cutoffs=(3, 10))
+    task = RankingTask.from_tables(tables, split)
+    seen, relevant = lists_of(task)
     rows = tables.interactions
     masked = {"valid": ["train"], "test": ["train", "valid"]}[split]
-    for user, found in zip(per_user["user"], per_user["ndcg@10"], strict=True):
-        own = rows[rows["user"] == user]
-        seen = set(own.loc[own["split"].isin(masked), "item"])
-        relevant = set(own.loc[own["split"] == split, "item"])
-        assert found == pytest.approx(naive_ndcg(scores[user], seen, relevant, 10), abs=1e-12)
+    for user, (own, wanted) in enumerate(zip(seen, relevant, strict=True)):
+        theirs = rows[rows["user"] == user]
+        assert set(own) == set(theirs.loc[theirs["split"].isin(masked), "item"])
+        assert wanted == set(theirs.loc[theirs["split"] == split, "item"])
+    per_user = equal_to_the_loop(scorer(scores), task, (3, 10))
     assert len(per_user) == len(tables.users)
+
+
+@pytest.mark.parametrize("n_items", [3, 30, 397, 2000])
+@pytest.mark.parametrize("rows", [1, 7, 1000])
+@pytest.mark.parametrize("values", ["distinct", "whole numbers", "few"])
+@pytest.mark.parametrize("kind", [Stored, scorer])
+def test_equal_to_the_loop_whatever_the_sizes(
+    n_items: int, rows: int, values: str, kind: Any, device: torch.device, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Tied scores too: in the order of torch.topk on the row of one user."""
+    monkeypatch.setattr(protocol, "CHUNK_ENTRIES", rows * n_items)
+    rng = np.random.default_rng([n_items, rows])
+    task = random_task(rng, 25, n_items, device)
+    scores = torch.from_numpy(rng.normal(size=(30, n_items)).astype(np.float32)).to(device)
+    if values != "distinct":
+        scores = (scores * (50 if values == "whole numbers" else 1)).round()
+    scores[3, : n_items // 2] = float("-inf") if kind is Stored else 0.0
+    per_user = equal_to_the_loop(kind(scores), task, (1, 5, 20))
+    assert per_user["hit_rate@20"].max() == 1
+
+
+def test_other_ways_of_ranking_give_the_same_where_nothing_is_tied() -> None:
+    recommender, task = synthetic_task(50, 3000)
+    seen, relevant = lists_of(task)
+    assert {len(own) for own in seen} == {80}
+    assert {len(own & set(other)) for own, other in zip(relevant, seen, strict=True)} == {0}
+    first, *others = [loop(recommender, task.users, seen, relevant, ranking=name) for name in RANKINGS]
+    assert all(other == first for other in others)
+    means, _ = evaluate(recommender, task)
+    assert means == pytest.approx(pd.DataFrame(first).mean().to_dict(), abs=1e-12)
+
+
+def test_the_best_items_are_those_of_torch_topk() -> None:
+    generator = torch_generator(0, "test")
+    for levels, width in ((1, 640), (2, 4096), (3, 32768)):
+        scores = torch.randn(20, width, generator=generator)
+        scores[::2] = scores[::2].mul(3).round()
+        scores[4] = float("-inf")
+        scores[6, 30:] = float("-inf")
+        best, items = protocol._top(scores, width, levels, 20)
+        expected = scores.topk(20)
+        assert torch.equal(best, expected.values)
+        known = best > float("-inf")
+        assert torch.equal(items[known], expected.indices[known])
 
 
 def test_seen_items_are_never_recommended(world: World) -> None:
@@ -68,11 +166,25 @@ def test_users_without_train_or_relevant_items_are_not_ranked_but_counted(world:
     assert len(per_user) == len(tables.users) - 2
 
 
-def test_a_nan_score_is_an_error(world: World) -> None:
-    scores = torch.rand(len(world.tables.users), len(world.tables.items))
-    scores[4, 2] = float("nan")
+@pytest.mark.parametrize("kind", [Stored, FixedEmbeddings])
+@pytest.mark.parametrize("n_items", [50, 1200])
+@pytest.mark.parametrize("place", ["best", "worst", "seen", "last user"])
+def test_a_nan_score_is_an_error(
+    kind: Any, n_items: int, place: str, device: torch.device, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(protocol, "CHUNK_ENTRIES", 4 * n_items)
+    rng = np.random.default_rng(1)
+    task = random_task(rng, 25, n_items, device)
+    scores = torch.from_numpy(rng.normal(size=(30, n_items)).astype(np.float32)).to(device)
+    seen, relevant = lists_of(task)
+    row = 24 if place == "last user" else 4
+    own = scores[task.users[row]]
+    own[seen[row]] = 0
+    at = {"best": own.argmax(), "worst": own.argmin(), "seen": seen[row][0], "last user": min(relevant[row])}[place]
+    own[int(at)] = float("nan")
+    recommender = Stored(scores) if kind is Stored else FixedEmbeddings(scores, torch.eye(n_items, device=device))
     with pytest.raises(TrainingError, match="NaN scores"):
-        evaluate(scorer(scores), RankingTask.from_tables(world.tables, "test"))
+        evaluate(recommender, task)
 
 
 def test_a_relevant_item_that_is_also_seen_counts_and_cannot_be_hit(world: World) -> None:

@@ -1,38 +1,110 @@
 from __future__ import annotations
 
+import logging
+import math
+import os
+import re
+import shlex
+import signal
+import sqlite3
+from collections.abc import Callable, Iterator
+from multiprocessing import get_context
+from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
-from spike_kit import paths
+from spike_kit import paths, runs
+from spike_kit.cli import Train, _parse, main
+from spike_kit.config import TrainingConfig
 from spike_kit.data.study import Study
 from spike_kit.errors import ConfigError, TrainingError
 from spike_kit.evaluation.protocol import RankingTask
 from spike_kit.experiments import search as module
 from spike_kit.experiments.run import RunConfig
-from spike_kit.experiments.search import SETTINGS_SPACE, search
+from spike_kit.experiments.search import VALID, search
+from spike_kit.experiments.search_space import (
+    QUALITY_SPACE,
+    TIME_SPACE,
+    Range,
+    chosen,
+    parse_fixed,
+    space_of,
+    with_settings,
+)
 from spike_kit.models import MODELS, TrainedRecommender
 
 SHORT = {"epochs": 2, "batch_size": 512, "learning_rate": 1e-2}
 SPACE = {"dim": (8, 16), "l2": (0.0, 1e-4)}
+RATES = {"learning_rate": Range(1e-3, 0.1, log=True), "batch_size": (128, 512)}
+REACHABLE = 0.3
 
 
 def config(**settings: Any) -> RunConfig:
     return RunConfig(model="bprmf", dataset="world", training=SHORT, settings=settings)
 
 
-def test_the_best_trial_is_returned_and_earlier_trials_count(study: Study, monkeypatch: pytest.MonkeyPatch) -> None:
-    trained = []
-    original = module.train
-    monkeypatch.setattr(module, "train", lambda *args, **kwargs: trained.append(args[0]) or original(*args, **kwargs))
+def timed_config(**training: Any) -> RunConfig:
+    return RunConfig(model="bprmf", dataset="world", training={"epochs": 60, "eval_every": 1, "patience": 0} | training)
+
+
+@pytest.fixture
+def trained(monkeypatch: pytest.MonkeyPatch) -> list[TrainingConfig]:
+    """Training settings of every training that a search starts."""
+    seen: list[TrainingConfig] = []
+    original = module.fit
+
+    def noted(*args: Any, **kwargs: Any) -> Any:
+        seen.append(args[3])
+        return original(*args, **kwargs)
+
+    monkeypatch.setattr(module, "fit", noted)
+    return seen
+
+
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Time that passes by one second per look at it, so that a search for time gives the same wherever it runs."""
+    ticks = iter(range(10**9))
+    monkeypatch.setattr(module, "time", SimpleNamespace(perf_counter=lambda: float(next(ticks))))
+
+
+def script(monkeypatch: pytest.MonkeyPatch, *values: list[float] | BaseException) -> None:
+    """Let the trainings report these validation values, one list each, or fail."""
+    left = iter(values)
+
+    def fit(*_: Any, report: Callable[[int, float], None], **__: Any) -> None:
+        outcome = next(left)
+        if isinstance(outcome, BaseException):
+            raise outcome
+        for epoch, value in enumerate(outcome, start=1):
+            report(epoch, value)
+
+    monkeypatch.setattr(module, "fit", fit)
+
+
+def test_the_best_trial_is_returned_and_earlier_trials_count(study: Study, trained: list[TrainingConfig]) -> None:
     first = search(config(), 3, SPACE)
     assert len(trained) == len(first.trials) == 3
     second = search(config(), 5, SPACE)
     assert len(trained) == len(second.trials) == 5
-    assert second.valid == second.trials["valid_ndcg@20"].max()
+    assert second.trials.set_index("trial").loc[first.trials["trial"]].reset_index().equals(first.trials)
+    assert len(search(config(), 5, SPACE).trials) == len(trained) == 5
+    assert second.valid == second.trials[VALID].max() > 0
     best = second.trials.iloc[0]
     assert second.settings == {"dim": best["dim"], "l2": best["l2"]}
     assert second.training == SHORT
+    assert best["epochs"] == 2
+    assert {path.name for path in (paths.data_root() / "searches").iterdir()} == {"bprmf-world.sqlite"}
+
+
+def test_another_question_is_another_search(study: Study, trained: list[TrainingConfig]) -> None:
+    search(config(), 1, SPACE)
+    search(config(), 1, {"dim": (8, 16)})
+    search(config().replace(seed=1), 1, SPACE)
+    search(config(), 1, SPACE, target=1e-9)
+    assert len(trained) == 4
 
 
 def test_settings_that_are_held_fixed_are_not_searched(study: Study) -> None:
@@ -42,14 +114,15 @@ def test_settings_that_are_held_fixed_are_not_searched(study: Study) -> None:
 
 
 def test_the_test_split_is_never_looked_at(study: Study, monkeypatch: pytest.MonkeyPatch) -> None:
-    original = RankingTask.from_tables
+    original, splits = RankingTask.from_tables, []
 
-    def only_validation(tables: Any, split: str, device: Any = "cpu") -> RankingTask:
-        assert split == "valid"
+    def noted(tables: Any, split: str, device: Any = "cpu") -> RankingTask:
+        splits.append(split)
         return original(tables, split, device)
 
-    monkeypatch.setattr(RankingTask, "from_tables", only_validation)
+    monkeypatch.setattr(RankingTask, "from_tables", noted)
     search(config(), 2, SPACE)
+    assert set(splits) == {"valid"}
     assert not paths.runs_root().exists()
 
 
@@ -60,27 +133,272 @@ def test_every_loss_is_tried_from_the_preset_first(study: Study) -> None:
     assert set(trials["dim"]) == {64}
 
 
-def test_a_trial_that_fails_is_counted_and_left_out(study: Study, monkeypatch: pytest.MonkeyPatch) -> None:
-    original = module.train
+def test_the_preset_is_tried_first_where_no_loss_is_searched(study: Study, trained: list[TrainingConfig]) -> None:
+    usual = RunConfig(model="bprmf", dataset="world").resolved()[1]
+    search(timed_config(epochs=2), 2, RATES)
+    first, second = trained
+    assert first.learning_rate == usual.learning_rate != second.learning_rate
+    assert RATES["learning_rate"].low <= second.learning_rate <= RATES["learning_rate"].high
+    assert second.learning_rate == float(f"{second.learning_rate:.4g}")
+    assert first.batch_size in RATES["batch_size"]
 
-    def fail_once(candidate: RunConfig, *args: Any, **kwargs: Any) -> Any:
-        if candidate.settings["dim"] == 8:
+
+def test_a_trial_that_fails_is_counted_and_left_out(
+    study: Study, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    original = module.fit
+
+    def fail_once(model: Any, *args: Any, **kwargs: Any) -> Any:
+        if model.config.dim == 8:
             raise TrainingError("loss term 'bpr' became nan")
-        return original(candidate, *args, **kwargs)
+        return original(model, *args, **kwargs)
 
-    monkeypatch.setattr(module, "train", fail_once)
-    assert search(config(), 6, SPACE).settings["dim"] == 16
+    monkeypatch.setattr(module, "fit", fail_once)
+    with caplog.at_level(logging.WARNING, "spike_kit"):
+        result = search(config(), 8, SPACE)
+    assert result.settings["dim"] == 16
+    assert len(result.trials) == 8
+    assert set(result.trials.query("dim == 8")["state"]) == {"pruned"}
+    assert set(result.trials.query("dim == 16")["state"]) == {"complete"}
+    assert "loss term 'bpr' became nan" in caplog.text
 
 
-def test_every_trained_model_has_a_space_with_the_same_losses() -> None:
+def test_a_loss_that_really_becomes_nan_is_counted_and_left_out(study: Study) -> None:
+    space = {"learning_rate": (1e-2, 1e18)}
+    start = RunConfig(model="bprmf", dataset="world", training={"epochs": 4, "batch_size": 64}, settings={"l2": 1e30})
+    with pytest.raises(TrainingError, match="no trial kept a finite loss; the best of 6"):
+        search(start, 6, {"learning_rate": (1e17, 1e18)})
+    good = start.replace(settings={})
+    result = search(good, 4, space)
+    assert result.training["learning_rate"] == 1e-2
+
+
+def test_a_trial_below_the_median_is_pruned(study: Study, monkeypatch: pytest.MonkeyPatch) -> None:
+    late = module.WARMUP_EPOCHS + 5
+    script(monkeypatch, [0.5] * late, [0.6] * late, [0.7] * late, [0.1] * late, [0.65] * late)
+    trials = search(config(), 5, SPACE).trials
+    assert trials["state"].tolist() == ["complete"] * 4 + ["pruned"]
+    assert trials["trial"].tolist() == [2, 4, 1, 0, 3]
+    assert trials["epochs"].tolist() == [late] * 4 + [module.WARMUP_EPOCHS]
+    assert set(trials["best_epoch"]) == {1}
+
+
+def test_an_interrupted_trial_is_all_that_is_lost(study: Study, monkeypatch: pytest.MonkeyPatch) -> None:
+    script(monkeypatch, [0.1, 0.2], KeyboardInterrupt())
+    with pytest.raises(KeyboardInterrupt):
+        search(config(), 4, SPACE)
+    script(monkeypatch, [0.3], [0.4], [0.1])
+    result = search(config(), 4, SPACE)
+    assert sorted(result.trials[VALID]) == [0.1, 0.2, 0.3, 0.4]
+    assert result.valid == 0.4
+
+
+def killed_search(home: str, code: str) -> None:
+    """Search, and be killed within the second trial."""
+    os.environ[paths.HOME_VARIABLE] = home
+    original, trials = module.fit, iter(range(10))
+    runs.code_version = lambda: code  # type: ignore[assignment]
+
+    def fit(*args: Any, **kwargs: Any) -> Any:
+        if next(trials):
+            os.kill(os.getpid(), signal.SIGKILL)
+        return original(*args, **kwargs)
+
+    module.fit = fit
+    search(config(), 3, {"loss": ("bpr", "softmax", "cosine_softmax"), **SPACE})
+
+
+def test_a_killed_search_goes_on(study: Study, home: Path, trained: list[TrainingConfig]) -> None:
+    process = get_context("spawn").Process(target=killed_search, args=(str(home), runs.code_version()))
+    process.start()
+    process.join(120)
+    assert process.exitcode == -signal.SIGKILL
+    with sqlite3.connect(paths.data_root() / "searches" / "bprmf-world.sqlite") as database:
+        states = [state for (state,) in database.execute("SELECT state FROM trials ORDER BY number")]
+    assert states[:2] == ["COMPLETE", "RUNNING"]
+    result = search(config(), 3, {"loss": ("bpr", "softmax", "cosine_softmax"), **SPACE})
+    assert len(trained) == 2
+    assert sorted(result.trials["loss"]) == ["bpr", "cosine_softmax", "softmax"]
+    assert set(result.trials["state"]) == {"complete"}
+
+
+@pytest.mark.usefixtures("clock")
+def test_the_least_time_to_a_quality_is_found(study: Study, trained: list[TrainingConfig]) -> None:
+    result = search(timed_config(), 8, RATES, target=REACHABLE)
+    assert len(trained) == len(result.trials) == 8
+    complete = result.trials.query("state == 'complete'")
+    assert result.seconds == complete["seconds"].min()
+    assert (complete[VALID] >= REACHABLE).all()
+    assert (complete["epochs"] < 60).all()
+    pruned = result.trials.query("state == 'pruned'")
+    assert len(pruned) > 0
+    assert (pruned[VALID] < REACHABLE).all()
+    assert result.training["learning_rate"] == result.trials.iloc[0]["learning_rate"]
+    assert result.valid >= REACHABLE
+    again = search(timed_config(), 8, RATES, target=REACHABLE)
+    assert again.trials.equals(result.trials)
+
+
+@pytest.mark.usefixtures("clock")
+def test_a_trial_slower_than_the_fastest_or_below_the_target_is_pruned(
+    study: Study, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    script(monkeypatch, [0.1, 0.2, 0.6], [0.1, 0.2], [0.1, 0.7, 0.8], [0.1, 0.2, 0.4, 0.9], TrainingError("nan"))
+    result = search(timed_config(), 5, RATES, target=0.5)
+    trials = result.trials
+    assert trials["trial"].tolist() == [2, 0, 3, 1, 4]
+    assert trials["state"].tolist() == ["complete", "complete", "pruned", "pruned", "pruned"]
+    assert trials["seconds"].tolist() == [2, 3, 3, 2, 0]
+    assert trials[VALID].tolist() == [0.7, 0.6, 0.4, 0.2, 0]
+    assert (result.seconds, result.valid) == (2, 0.7)
+
+
+def test_a_target_out_of_reach_is_said(study: Study) -> None:
+    with pytest.raises(
+        TrainingError, match=r"no trial reached a validation ndcg@20 of 0.999; the best of 2 had 0\.\d+"
+    ):
+        search(timed_config(epochs=1), 2, RATES, target=0.999)
+
+
+def test_no_trial_starts_after_the_timeout(study: Study, trained: list[TrainingConfig]) -> None:
+    with pytest.raises(TrainingError, match="no trial came to its end"):
+        search(config(), 5, SPACE, timeout=1e-9)
+    assert trained == []
+    assert len(search(config(), 1, SPACE).trials) == 1
+    assert len(search(config(), 5, SPACE, timeout=1e-9).trials) == len(trained) == 1
+
+
+def test_every_trained_model_has_a_space_with_the_same_shared_settings() -> None:
+    shared = ("learning_rate", "loss", "temperature", "l2")
+    spaces = []
     for name, model in MODELS.items():
         if issubclass(model, TrainedRecommender):
-            assert SETTINGS_SPACE[name]["loss"] == ("bpr", "softmax", "cosine_softmax")
-            for setting, values in SETTINGS_SPACE[name].items():
-                for value in values:
-                    model.config_class.parse({setting: value})
+            start = RunConfig(model=name)
+            spaces.append(space_of(start, timed=False))
+            assert space_of(start, timed=True) == TIME_SPACE
+    assert len(spaces) == len(QUALITY_SPACE) == 3
+    assert all(space[setting] == spaces[0][setting] for space in spaces for setting in shared)
 
 
 def test_a_model_without_settings_cannot_be_searched(study: Study) -> None:
     with pytest.raises(ConfigError, match="popularity has no settings to search"):
         search(RunConfig(model="popularity", dataset="world"), 1)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"trials": 0}, "0 trials were asked for"),
+        ({"timeout": 0.0}, "the timeout is 0.0 seconds"),
+        ({"timeout": math.nan}, "the timeout is nan seconds"),
+        ({"target": 1.0}, "the target is 1.0"),
+        ({"space": {"dmi": (8,)}}, "neither model bprmf nor its training has a setting named 'dmi'"),
+        ({"space": {"dim": (8, 0)}}, "BprMfConfig.dim = 0"),
+        ({"space": {"dim": ()}}, "setting 'dim' has no value"),
+        ({"space": {"epochs": (1, 2)}}, "nothing is left to search"),
+    ],
+)
+def test_nonsense_is_an_error_before_anything_is_trained(
+    study: Study, trained: list[TrainingConfig], arguments: dict[str, Any], message: str
+) -> None:
+    with pytest.raises(ConfigError, match=message):
+        search(config(), **({"trials": 1, "space": SPACE} | arguments))
+    assert trained == []
+
+
+@pytest.mark.parametrize("bounds", [(1, 1), (2, 1), (0, math.inf), (math.nan, 1), (0, 1, True), (-1, 1, True)])
+def test_an_impossible_range_is_an_error(bounds: Any) -> None:
+    with pytest.raises(ConfigError, match="is no range"):
+        Range(*bounds)
+
+
+def test_a_rounded_number_stays_in_its_range() -> None:
+    narrow = {"rho": Range(0.123449, 0.123451)}
+    assert chosen({"rho": 0.12345}, narrow)["rho"] in narrow["rho"]
+    assert chosen({"rho": 0.98765432}, {"rho": Range(0, 1)}) == {"rho": 0.9877}
+
+
+def test_fixed_settings_are_read_as_their_types_say() -> None:
+    spike = RunConfig()
+    texts = ["rho=0.3", "user-profiles=false", "matching=off", "epochs=7", "learning_rate=1e-3"]
+    fixed = parse_fixed(spike, texts)
+    assert fixed == {"rho": 0.3, "user_profiles": False, "matching": "off", "epochs": 7, "learning_rate": 1e-3}
+    together = with_settings(spike, fixed)
+    assert set(together.training) == {"epochs", "learning_rate"}
+    assert set(together.settings) == {"rho", "user_profiles", "matching"}
+
+
+@pytest.mark.parametrize(
+    ("texts", "message"),
+    [
+        (["rho"], "'rho' fixes nothing"),
+        (["=1"], "'=1' fixes nothing"),
+        (["rho="], "'rho=' fixes nothing"),
+        (["ro=1"], r"(?s)setting named 'ro'.*known: .*rho"),
+        (["rho=high"], "SpikeConfig.rho = 'high'"),
+        (["rho=-1"], "SpikeConfig.rho = '-1'"),
+        (["layers=1.5"], "SpikeConfig.layers = '1.5'"),
+        (["epochs=0"], "TrainingConfig.epochs = '0'"),
+        (["rho=1", "rho=2"], "'rho' is fixed twice"),
+    ],
+)
+def test_a_setting_that_cannot_be_fixed_is_an_error(texts: list[str], message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        parse_fixed(RunConfig(), texts)
+
+
+@pytest.fixture
+def quiet_root() -> Iterator[None]:
+    """The command line sets up logging; put it back."""
+    root = logging.getLogger()
+    level, handlers = root.level, list(root.handlers)
+    yield
+    root.setLevel(level)
+    root.handlers[:] = handlers
+
+
+@pytest.mark.usefixtures("quiet_root")
+@pytest.mark.parametrize("target", [[], ["--target", "1e-9"]])
+def test_the_command_prints_the_best_trials_and_how_to_train_with_them(
+    study: Study, capsys: pytest.CaptureFixture[str], target: list[str]
+) -> None:
+    arguments = ["--dataset", "world", "--trials", "3", "--fix", "epochs=1", "--fix", "inject=false", *target]
+    assert main(["search", *arguments, "--device", "cpu"]) == 0
+    text = capsys.readouterr().out
+    table, command = text.strip().split("\n\n")
+    assert len(table.splitlines()) == 4
+    assert VALID in table.splitlines()[0]
+    program, stage, *options = shlex.split(command)
+    assert (program, stage) == ("spike-kit", "train")
+    train = _parse("train", options)
+    assert isinstance(train, Train)
+    assert train.training.epochs == 1
+    assert train.settings.inject is False
+    best = search(
+        with_settings(RunConfig(dataset="world"), {"epochs": 1, "inject": False}),
+        3,
+        target=float(target[1]) if target else None,
+    )
+    settings, training = best.config.resolved()
+    assert train.settings == settings
+    assert train.training == training
+
+
+@pytest.mark.usefixtures("quiet_root")
+def test_the_command_says_what_is_wrong(study: Study, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["search", "--dataset", "world", "--fix", "ro=1"]) == 1
+    assert "setting named 'ro'" in capsys.readouterr().err
+    assert main(["search", "--dataset", "world", "--model", "popularity"]) == 1
+    assert "no settings to search" in capsys.readouterr().err
+    arguments = ["--model", "bprmf", "--dataset", "world", "--trials", "1", "--fix", "epochs=1", "--target", "0.99"]
+    assert main(["search", *arguments]) == 1
+    assert re.search(r"no trial reached .* 0.99", capsys.readouterr().err)
+
+
+@pytest.mark.usefixtures("quiet_root")
+def test_a_long_table_is_cut(study: Study, capsys: pytest.CaptureFixture[str]) -> None:
+    arguments = ["--model", "bprmf", "--dataset", "world", "--trials", "12", "--fix", "epochs=1"]
+    assert main(["search", *arguments]) == 0
+    text = capsys.readouterr().out
+    assert "(10 best of 12 trials)" in text
+    assert len(text.splitlines()) == 1 + 10 + 1 + 2

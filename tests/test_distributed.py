@@ -1,0 +1,264 @@
+"""Several processes on 127.0.0.1 that train one model: the same gradients, messages, runs; and no endless waiting."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import distributed as dist
+from torch import nn
+from torch.multiprocessing.spawn import start_processes
+
+from spike_kit import devices, distributed, paths, runs, training
+from spike_kit.cli import main
+from spike_kit.data.study import Study
+from spike_kit.errors import ConfigError, DeviceError, StorageError, TrainingError
+from spike_kit.experiments.run import RunConfig, run, train
+from spike_kit.models import find_model
+from spike_kit.models.recommender import Batch, TrainedRecommender
+from spike_kit.sampling import shard
+from spike_kit.seeds import torch_generator
+from spike_kit.training import TrainingStoppedError, replicated, training_step
+from tests.test_storage import fill_the_disk
+from tests.world import make_world
+
+MODELS = {
+    "spike": {"dim": 8, "l2": 0.01, "matching_weight": 5.0},
+    "lightgcn": {"dim": 8, "l2": 0.01},
+    "bprmf": {"dim": 8, "loss": "bpr", "l2": 0.01},
+}
+SIZES = (7, 64, 1)
+"""Batches that two processes cannot share equally; of the last one, the second process gets nothing."""
+
+
+def built(name: str, settings: dict[str, Any]) -> tuple[TrainedRecommender, list[Batch]]:
+    world = make_world()
+    cls = find_model(name)
+    model = cls(cls.config_class(**settings), world.graph, world.vectors, torch_generator(0, "init"))
+    assert isinstance(model, TrainedRecommender)
+    graph, generator = world.graph, torch_generator(0, "batch")
+    batches = []
+    for size in SIZES:
+        rows = torch.randperm(graph.n_interactions, generator=generator)[:size]
+        negatives = torch.randint(graph.n_items, (size,), generator=generator)
+        batches.append(Batch(graph.train_user[rows], graph.train_item[rows], negatives))
+    return model, batches
+
+
+def gradients(model: TrainedRecommender, replica: nn.Module, batch: Batch) -> dict[str, torch.Tensor]:
+    """Gradients before an optimiser step that changes nothing, and the loss terms."""
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.0)
+    terms = training_step(replica, batch, model.draw(torch_generator(0, "draws")), optimizer)
+    found = {name: parameter.grad for name, parameter in model.named_parameters() if parameter.grad is not None}
+    return {**found, **{f"term {name}": term for name, term in distributed.mean(terms).items()}}
+
+
+def environ(rank: int, size: int, port: int) -> dict[str, str]:
+    """What torchrun says to a process."""
+    values = {"RANK": rank, "WORLD_SIZE": size, "LOCAL_RANK": rank, "LOCAL_WORLD_SIZE": size, "MASTER_PORT": port}
+    given = {name: str(value) for name, value in values.items()}
+    return {**given, "MASTER_ADDR": "127.0.0.1", "TORCHELASTIC_RUN_ID": "test"}
+
+
+def free_port() -> int:
+    with socket.socket() as opened:
+        opened.bind(("127.0.0.1", 0))
+        return opened.getsockname()[1]
+
+
+class Partly(nn.Module):
+    """A model with a parameter that no loss term looks at."""
+
+    global_terms = frozenset({"whole"})
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.used, self.unused = nn.Parameter(torch.ones(5)), nn.Parameter(torch.ones(3))
+
+    def forward(self, batch: Batch, _: Any) -> dict[str, torch.Tensor]:
+        return {"part": self.used.index_select(0, batch.users).mean(), "whole": self.used.square().sum()}
+
+
+def member(rank: int, port: int) -> None:
+    """What one of two processes checks; an assertion that fails ends both."""
+    torch.set_num_threads(1)
+    os.environ.update(environ(rank, 2, port))
+    expected = {}
+    for name, settings in MODELS.items():
+        model, batches = built(name, settings)
+        expected[name] = [gradients(model, model, batch) for batch in batches]
+    with distributed.group(torch.device("cpu"), timedelta(seconds=60)):
+        assert (distributed.rank(), distributed.size()) == (rank, 2)
+        for name, settings in MODELS.items():
+            model, batches = built(name, settings)
+            replica = replicated(model)
+            for batch, wanted in zip(batches, expected[name], strict=True):
+                found = gradients(model, replica, batch)
+                assert found.keys() == wanted.keys()
+                for key, value in wanted.items():
+                    torch.testing.assert_close(found[key].to(value.dtype), value, atol=1e-5, rtol=1e-5, msg=key)
+        _check_unused_parameters()
+        _check_messages(rank)
+        _check_interruptions(rank)
+
+
+def _check_unused_parameters() -> None:
+    model = Partly()
+    replica = replicated(model)  # pyright: ignore[reportArgumentType]
+    users = torch.tensor([0, 1, 1])
+    for _ in range(3):
+        model.zero_grad()
+        torch.stack(list(replica(Batch(users, users, users), None).values())).sum().backward()
+        assert model.unused.grad is None
+        assert model.used.grad is not None
+        assert torch.allclose(model.used.grad, torch.tensor([1, 2, 0, 0, 0]) / 3 + 2)
+
+
+def _check_messages(rank: int) -> None:
+    assert distributed.any_of(rank == 1, False) == (True, False)
+    assert distributed.agreed(4, 2)
+    assert not distributed.agreed(4, rank)
+    asked = []
+    assert distributed.on_first(lambda: asked.append(rank) or {"ä": [1, None, float("inf")]}) == {
+        "ä": [1, None, float("inf")]
+    }
+    assert asked == ([0] if rank == 0 else [])
+
+    def refuse() -> None:
+        raise ConfigError("no such thing", "do another")
+
+    with pytest.raises(ConfigError if rank == 0 else TrainingError, match="no such thing"):
+        distributed.on_first(refuse)
+
+
+SHARED = RunConfig(model="lightgcn", dataset="world", training={"epochs": 6, "batch_size": 100, "eval_every": 2})
+
+
+def _check_interruptions(rank: int) -> None:
+    """SIGTERM to one process stops both at the same step; a full disk of the first is told to both; then to the end."""
+    step, taken = training.training_step, []
+
+    def training_step(*arguments: Any) -> dict[str, torch.Tensor]:
+        taken.append(rank)
+        if rank == 1 and len(taken) == 15:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return step(*arguments)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(training, "training_step", training_step)
+        with pytest.raises(TrainingStoppedError, match="from epoch 3, step 3"):
+            run(SHARED, progress=False)
+    assert len(taken) == 15
+    with pytest.MonkeyPatch.context() as patch:
+        if rank == 0:
+            fill_the_disk(patch)
+        with pytest.raises(StorageError if rank == 0 else TrainingError, match="disk is full"):
+            run(SHARED, progress=False)
+    done = run(SHARED, progress=False)
+    (place,) = done.environment["resumed"]
+    assert (place["epoch"], place["step"], place["processes"]) == (3, 3, 2)
+    expected, _ = train(SHARED, Study.open("world"), progress=False)
+    assert all(torch.equal(tensor, expected.tensors()[name]) for name, tensor in done.tensors().items())
+
+
+@pytest.mark.usefixtures("study")
+def test_gradients_messages_and_interruptions_of_two_processes() -> None:
+    start_processes(member, (free_port(),), nprocs=2, start_method="spawn")
+
+
+def lonely(rank: int, port: int, silent: bool) -> None:
+    os.environ.update(environ(rank, 2, port))
+    with distributed.group(torch.device("cpu"), timedelta(seconds=3)):
+        dist.barrier()
+        if rank == 1 and not silent:
+            raise ValueError("something unforeseen")
+        if rank == 1:
+            os.read(os.pipe()[0], 1)
+        distributed.on_first(lambda: distributed.any_of(False))
+
+
+@pytest.mark.parametrize("silent", [True, False])
+def test_a_process_that_ends_or_is_silent_ends_the_others(silent: bool) -> None:
+    context = start_processes(lonely, (free_port(), silent), nprocs=2, start_method="spawn", join=False)
+    assert context is not None
+    with pytest.raises(Exception, match="lost the others" if silent else "something unforeseen|lost the others"):
+        while not context.join(timeout=60):
+            pass
+
+
+def torchrun(home: Path, *options: str) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node=2", f"--master-port={free_port()}"]
+    environment = os.environ | {paths.HOME_VARIABLE: str(home)}
+    return subprocess.run(
+        [*command, "-m", "spike_kit", *options], env=environment, capture_output=True, text=True, timeout=240
+    )
+
+
+def test_torchrun_trains_one_model_to_the_metrics_of_one_process(study: Study, home: Path) -> None:
+    settings = {"epochs": 8, "batch_size": 100, "learning_rate": 0.01}
+    options = [f"--{name.replace('_', '-')}={value}" for name, value in settings.items()]
+    ended = torchrun(home, "train", "--model=spike", "--dataset=world", "--device=cpu", *options)
+    assert ended.returncode == 0, ended.stderr
+    (shared,) = runs.list_runs()
+    assert ended.stdout.count(shared.path.name) == 1
+    assert ended.stderr.count("8/8") > 0
+    assert shared.environment["world_size"] == 2
+    shared.path.rename(home / "shared")
+    shared = runs.Run(home / "shared")
+    alone = run(RunConfig(dataset="world", training=settings), progress=False)
+    assert alone.environment["world_size"] == 1
+    assert alone.path.name in ended.stdout
+    losses = [done.history["loss"].tolist() for done in (shared, alone)]
+    assert losses[0] == pytest.approx(losses[1], rel=1e-3)
+    for split in ("valid", "test"):
+        assert shared.metrics[split] == pytest.approx(alone.metrics[split], abs=0.03)
+    assert {path.name for path in (home / "shared").iterdir()} == {path.name for path in alone.path.iterdir()}
+
+
+def test_shards_are_the_batch_in_order() -> None:
+    ids = torch.arange(10)
+    batch = Batch(ids, ids + 100, ids + 200)
+    parts = [shard(batch, rank, 4) for rank in range(4)]
+    assert [share for _, share in parts] == pytest.approx([0.3, 0.3, 0.2, 0.2])
+    assert torch.equal(torch.cat([part.users for part, _ in parts]), batch.users)
+    assert torch.equal(torch.cat([part.negatives for part, _ in parts]), batch.negatives)
+    small = Batch(ids[:1], ids[:1], ids[:1])
+    assert [shard(small, rank, 3)[1] for rank in range(3)] == [1.0, 0.0, 0.0]
+
+
+def test_each_process_has_a_gpu_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    assert devices.resolve_device("cuda") == torch.device("cuda")
+    for name, value in environ(1, 2, 1).items():
+        monkeypatch.setenv(name, value)
+    assert devices.resolve_device("cuda") == devices.resolve_device("auto") == torch.device("cuda:1")
+    assert devices.resolve_device("cpu") == torch.device("cpu")
+    with pytest.raises(DeviceError, match="2 processes of torchrun cannot all use cuda:0"):
+        devices.resolve_device(gpu=0)
+    monkeypatch.setenv("LOCAL_RANK", "2")
+    with pytest.raises(DeviceError, match="there is no cuda:2"):
+        devices.resolve_device("cuda")
+
+
+def test_only_train_is_shared(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    for name, value in environ(1, 2, 1).items():
+        monkeypatch.setenv(name, value)
+    assert main(["demo"]) == 1
+    assert "processes of torchrun cannot share 'demo'" in capsys.readouterr().err
+
+
+def test_without_torchrun_everything_is_here() -> None:
+    assert distributed.place() == distributed.Place()
+    assert distributed.on_first(lambda: json) is json
+    with distributed.group(torch.device("cpu")):
+        assert (distributed.rank(), distributed.size()) == (0, 1)
