@@ -100,3 +100,8 @@ def memory() -> tuple[int, int]:
     """Return free and total main memory in bytes."""
     state = psutil.virtual_memory()
     return state.available, state.total
+
+
+def free_memory(device: torch.device) -> int:
+    """Memory of a device that is free now, in bytes."""
+    return torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else memory()[0]

@@ -17,10 +17,12 @@ from spike_kit import distributed, runs, storage
 from spike_kit.config import Config, TrainingConfig
 from spike_kit.data.graph import Graph
 from spike_kit.data.study import Study
-from spike_kit.errors import DataError
+from spike_kit.devices import free_memory
+from spike_kit.errors import ConfigError, DataError
 from spike_kit.evaluation.protocol import CUTOFFS, RankingTask, evaluate
 from spike_kit.models import find_model, find_preset
-from spike_kit.models.recommender import ModelConfig, Recommender, TrainedRecommender
+from spike_kit.models.footprint import Footprint, footprint, gib, leaner_settings
+from spike_kit.models.recommender import ModelConfig, Recommender, TrainedConfig, TrainedRecommender
 from spike_kit.profiles import given
 from spike_kit.profiles.encode import DEFAULT_ENCODER, check_fresh
 from spike_kit.profiles.template import SOURCE
@@ -163,12 +165,46 @@ def train(
     ``report`` and ``state`` are passed on to `spike_kit.training.fit`; without ``state`` nothing is written.
     """
     settings, training = config.resolved()
-    graph = Graph.from_tables(study.tables).to(device)
+    graph = Graph.from_tables(study.tables)
+    if isinstance(settings, TrainedConfig):
+        check_memory(settings, graph, text_dim(config, study, settings), training.batch_size, torch.device(device))
+    graph = graph.to(device)
     model = build_model(config, study, settings, graph)
     if not isinstance(model, TrainedRecommender):
         return model, History()
     validation = RankingTask.from_tables(study.tables, "valid", device)
     return model, fit(model, graph, validation, training, config.seed, progress, report, state=state)
+
+
+def text_dim(config: RunConfig, study: Study, settings: ModelConfig) -> int:
+    """Dimension d_t of the profile vectors that a configuration uses; 0 if it uses none."""
+    uses_text = _wants_text(find_model(config.model), settings)
+    return study.vectors(config.profiles, config.encoder).dim if uses_text else 0
+
+
+def check_memory(
+    settings: TrainedConfig, graph: Graph, text_dim: int, batch_size: int, device: torch.device
+) -> Footprint:
+    """Estimate what a training takes and log it beside what is free.
+
+    Raises
+    ------
+    ConfigError
+        If it does not fit; the hint names settings that do, where there are any.
+    """
+    needed, free = footprint(settings, graph, text_dim, batch_size), free_memory(device)
+    logger.info("training takes about %s of memory; %s are free on %s", needed, gib(free), device)
+    if needed.total > free:
+        fitting = ((how, footprint(leaner, graph, text_dim, batch_size)) for how, leaner in leaner_settings(settings))
+        proposals = [f"{how} (about {gib(lean.total)})" for how, lean in fitting if lean.total <= free]
+        proposals += (
+            ["vectors of fewer dimensions (spike-kit encode --encoder <encoder>@pca64)"] if text_dim > 64 else []
+        )
+        raise ConfigError(
+            f"this training takes about {needed} of memory, but only {gib(free)} are free on {device}",
+            f"try {', or '.join(proposals)}" if proposals else "try a smaller --dim, or another machine",
+        )
+    return needed
 
 
 def build_model(config: RunConfig, study: Study, settings: ModelConfig, graph: Graph) -> Recommender:

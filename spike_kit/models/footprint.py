@@ -90,7 +90,7 @@ def footprint(config: TrainedConfig, graph: Graph, text_dim: int, batch_size: in
     )
 
 
-def leaner(config: TrainedConfig) -> Iterator[tuple[str, TrainedConfig]]:
+def leaner_settings(config: TrainedConfig) -> Iterator[tuple[str, TrainedConfig]]:
     """Settings with the same results that take less memory, the mildest first, each with how to ask for it."""
     if not isinstance(config, SpikeConfig):
         return

@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from spike_kit.models.layers import normalized_backward, row_norms
-from spike_kit.models.propagation import count
+from spike_kit.models.propagation import SparsePattern, count, spmm
 
 RecommendationLoss = Literal["bpr", "softmax", "cosine_softmax"]
 """Choices of the recommendation loss: sampled BPR, softmax over all items, the same on cosines with temperature."""
@@ -37,12 +37,14 @@ def softmax(users: Tensor, items: Tensor, user_ids: Tensor, positives: Tensor) -
     user_ids, positives
         User and item of every interaction, ``[B]``.
     """
-    rows = users.index_select(0, user_ids)
-    score = (rows * items.index_select(0, positives)).sum()
-    weights = score.detach().new_ones(user_ids.shape)
-    if user_ids.shape[0] >= users.shape[0]:
-        rows, weights = users, count(user_ids, users.shape[0]).to(users.dtype)
-    return (_LogSumExp.apply(rows, items, weights) - score) / user_ids.shape[0]
+    ones = users.detach().new_ones(user_ids.shape)
+    if user_ids.shape[0] < users.shape[0]:
+        rows, liked, weights = users.index_select(0, user_ids), items.index_select(0, positives), ones
+    else:
+        keys = (user_ids * items.shape[0] + positives).sort().values
+        pattern = SparsePattern(keys // items.shape[0], keys % items.shape[0], users.shape[0], items.shape[0])
+        rows, liked, weights = users, spmm(pattern, ones, items), pattern.row_degree.to(users.dtype)
+    return (_LogSumExp.apply(rows, items, weights) - (rows * liked).sum()) / user_ids.shape[0]
 
 
 class _LogSumExp(torch.autograd.Function):
@@ -76,6 +78,13 @@ def l2(*rows: Tensor) -> Tensor:
     """Half the sum of squares of all rows ``[B, d]``, divided by the batch size B."""
     batch_size = rows[0].shape[0]
     return 0.5 * torch.stack([part.square().sum() for part in rows]).sum() / batch_size
+
+
+def counted_l2(*chosen: tuple[Tensor, Tensor]) -> Tensor:
+    """`l2` of the rows that ids ``[B]`` choose from tables ``[n, d]``; no ``[B, d]`` tensor is made."""
+    batch_size = chosen[0][1].shape[0]
+    sums = [count(ids, table.shape[0]).to(table.dtype) @ table.square().sum(1) for table, ids in chosen]
+    return 0.5 * torch.stack(sums).sum() / batch_size
 
 
 def matching(graph_side: Tensor, text_side: Tensor) -> Tensor:

@@ -193,18 +193,19 @@ class TrainedRecommender(nn.Module, Recommender, Generic[TrainedConfigT]):
         The L2 term covers the batch's users and positives, and its negatives where the loss looks at them.
         """
         config = self.config
-        rows = [users.index_select(0, batch.users), items.index_select(0, batch.positives)]
         if config.loss == "bpr":
-            rows.append(items.index_select(0, batch.negatives))
-            chosen, positives, negatives = rows
+            chosen = users.index_select(0, batch.users)
+            positives, negatives = (items.index_select(0, ids) for ids in (batch.positives, batch.negatives))
             terms = {"bpr": losses.bpr((chosen * positives).sum(1), (chosen * negatives).sum(1))}
-        elif config.loss == "softmax":
-            terms = {"softmax": losses.softmax(users, items, batch.users, batch.positives)}
+            penalty = losses.l2(chosen, positives, negatives) if config.l2 else None
         else:
-            cosines = normalized(users) / config.temperature, normalized(items)
-            terms = {"cosine_softmax": losses.softmax(*cosines, batch.users, batch.positives)}
-        if config.l2:
-            terms["l2"] = config.l2 * losses.l2(*rows)
+            tables = (users, items)
+            if config.loss == "cosine_softmax":
+                tables = normalized(users) / config.temperature, normalized(items)
+            terms = {config.loss: losses.softmax(*tables, batch.users, batch.positives)}
+            penalty = losses.counted_l2((users, batch.users), (items, batch.positives)) if config.l2 else None
+        if penalty is not None:
+            terms["l2"] = config.l2 * penalty
         return terms
 
     def comparable(self, users: Tensor, items: Tensor) -> tuple[Tensor, Tensor]:

@@ -99,6 +99,10 @@ RELEASED_CODE = SpikeConfig(matching="sampled", separate_masks=True, skip_last_r
 """What the authors' code computes (its L2 term never reaches the loss, hence 0)."""
 
 
+RELEASED_TRAINING = TrainingConfig(epochs=500, batch_size=1024, learning_rate=1e-4, patience=0, keep="last")
+"""How the authors' code trains; `released_single_projection` is the same with one dropout mask per step."""
+
+
 @dataclass(frozen=True)
 class SpikeDraws:
     """Everything random of one training step.
@@ -128,9 +132,8 @@ class Spike(TrainedRecommender[SpikeConfig]):
     config_class: ClassVar = SpikeConfig
     presets: ClassVar = {
         "recommended": Preset(RECOMMENDED, TrainingConfig(batch_size=65_536, learning_rate=1e-2, eval_every=5)),
-        "released_code": Preset(
-            RELEASED_CODE, TrainingConfig(epochs=500, batch_size=1024, learning_rate=1e-4, patience=0, keep="last")
-        ),
+        "released_code": Preset(RELEASED_CODE, RELEASED_TRAINING),
+        "released_single_projection": Preset(RELEASED_CODE.replace(separate_masks=False), RELEASED_TRAINING),
     }
     uses_text: ClassVar = True
     global_terms: ClassVar = frozenset({"matching"})

@@ -38,6 +38,13 @@ def test_bpr_and_l2_by_hand() -> None:
     assert float(losses.l2(torch.tensor([[3.0, 4.0]]), torch.tensor([[1.0, 0.0]]))) == pytest.approx(13.0)
 
 
+def test_l2_of_chosen_rows_counts_each_as_often_as_it_is_chosen() -> None:
+    tables = [torch.randn(n, 3, generator=torch.Generator().manual_seed(n)) for n in (5, 4)]
+    ids = [torch.tensor([0, 2, 2, 4, 2, 0]), torch.tensor([3, 3, 0, 1, 3, 3])]
+    expected = losses.l2(*(table[chosen] for table, chosen in zip(tables, ids, strict=True)))
+    torch.testing.assert_close(losses.counted_l2(*zip(tables, ids, strict=True)), expected)
+
+
 @pytest.mark.parametrize("n_rows", [3, 7, 40], ids=["few rows", "as many as users", "many rows"])
 @pytest.mark.parametrize("chunk", [1, 13, 2**18])
 def test_softmax_equals_the_plain_cross_entropy(n_rows: int, chunk: int, monkeypatch: pytest.MonkeyPatch) -> None:
