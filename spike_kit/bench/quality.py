@@ -92,6 +92,8 @@ def bench_quality(setup: QualitySetup) -> QualityBenchmark:
     ConfigError, DataError
         If the model or a setting is unknown, or there is no such data set.
     """
+    for preset in (setup.plain, setup.preset):
+        find_preset(setup.model, preset)
     with tqdm(total=2, desc="bench quality", unit="training") as bar:
         plain = alone(_curve, setup, setup.plain, setup.plain_training, None)
         bar.update()
@@ -115,7 +117,6 @@ def bench_quality(setup: QualitySetup) -> QualityBenchmark:
 
 
 def _curve(setup: QualitySetup, preset: str, training: dict[str, Any], longest: float | None) -> _Curve:
-    find_preset(setup.model, preset)
     config = RunConfig(model=setup.model, dataset=setup.dataset, preset=preset, training=training, seed=setup.seed)
     study, points = Study.open(setup.dataset), []
     started = time.perf_counter()

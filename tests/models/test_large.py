@@ -1,0 +1,186 @@
+"""Bounds on memory: what passes in chunks gives what it gives in one piece, and a training that cannot fit says so."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from spike_kit.data.graph import Graph
+from spike_kit.data.study import Study
+from spike_kit.data.vectors import ProfileVectors
+from spike_kit.errors import ConfigError, DeviceError
+from spike_kit.experiments import run as running
+from spike_kit.experiments.run import RunConfig, train
+from spike_kit.models.footprint import footprint, leaner_settings
+from spike_kit.models.layers import keep_mask, kept_share
+from spike_kit.models.lightgcn import LightGcnConfig
+from spike_kit.models.projection import ProfileProjection
+from spike_kit.models.recommender import Batch
+from spike_kit.models.spike import RELEASED_CODE, Spike, SpikeConfig
+from tests.world import World
+
+
+def losses_and_gradients(
+    world: World, monkeypatch: pytest.MonkeyPatch, budget: int | None, config: SpikeConfig
+) -> tuple[int, dict[str, Tensor]]:
+    """Number of edge blocks; every loss term, every gradient and the final rows."""
+    if budget is not None:
+        monkeypatch.setattr(Spike, "_budget", budget)
+    double = ProfileVectors(world.vectors.user.double(), world.vectors.entity.double())
+    model = Spike(config, world.graph, double, torch.Generator().manual_seed(3))
+    draws = model.draw(torch.Generator().manual_seed(5))
+    model.double()
+    graph = world.graph
+    batch = Batch(graph.train_user[:64], graph.train_item[:64], (graph.train_item[:64] + 17) % graph.n_items)
+    terms = model.training_losses(batch, draws)
+    torch.stack(list(terms.values())).sum().backward()
+    found = {name: term.detach() for name, term in terms.items()}
+    found |= {name: parameter.grad for name, parameter in model.named_parameters() if parameter.grad is not None}
+    with torch.no_grad():
+        found["final"] = torch.cat(model.node_embeddings())
+    return len(model.edges.blocks), found
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        SpikeConfig(dim=16, text_dropout=0, user_to_item="add", loss="cosine_softmax"),
+        RELEASED_CODE.replace(dim=16, text_dropout=0, dropped_edges=20),
+        SpikeConfig(dim=16, text_dropout=0, attention="mean", heads=4, layers=1),
+        SpikeConfig(dim=16, text_dropout=0, edge_keep=1, message_dropout=0),
+    ],
+    ids=["recommended", "released", "mean", "all edges"],
+)
+@pytest.mark.parametrize("budget", [16 * 4, 16 * 4 * 7, 16 * 4 * 40, 24 * 4 * 50])
+def test_a_small_budget_changes_memory_and_nothing_else(
+    world: World, monkeypatch: pytest.MonkeyPatch, config: SpikeConfig, budget: int
+) -> None:
+    n_blocks, whole = losses_and_gradients(world, monkeypatch, None, config)
+    assert n_blocks == 1
+    n_blocks, parts = losses_and_gradients(world, monkeypatch, budget, config)
+    assert n_blocks > 1
+    assert whole.keys() == parts.keys()
+    for name, expected in whole.items():
+        torch.testing.assert_close(parts[name], expected, rtol=1e-9, atol=1e-12)
+
+
+@pytest.mark.parametrize("masks", [1, 3])
+def test_hidden_rows_that_are_computed_again_meet_the_same_masks(masks: int) -> None:
+    """Chunks draw other masks than one piece, but backward must see those of forward: compare with differences."""
+    torch.manual_seed(0)
+    text = torch.randn(50, 12, dtype=torch.float64)
+    weights = torch.randn(masks, 50, 4, dtype=torch.float64)
+    for budget in (1, 12 * 4 * 40, 10**9):
+        projection = ProfileProjection(12, 4, 0.4, torch.Generator().manual_seed(1), torch.device("cpu"), budget)
+        projection.double()
+
+        def value(projection: ProfileProjection = projection) -> Tensor:
+            outputs = projection(text, torch.Generator().manual_seed(2), masks)
+            return (torch.stack(outputs) * weights).sum()
+
+        value().backward()
+        for parameter in projection.parameters():
+            assert parameter.grad is not None
+            place = (0,) * parameter.ndim
+            with torch.no_grad():
+                parameter[place] += 1e-6
+                above = value()
+                parameter[place] -= 2e-6
+                below = value()
+                parameter[place] += 1e-6
+            assert float(parameter.grad[place]) == pytest.approx(float(above - below) / 2e-6, rel=1e-6)
+
+
+def test_masks_differ_and_are_unbiased() -> None:
+    generator = torch.Generator().manual_seed(0)
+    shape, device = (1000, 333), torch.device("cpu")
+    one, other = (keep_mask(shape, 0.9, generator, device) for _ in range(2))
+    assert not torch.equal(one, other)
+    assert float(one.double().mean()) == pytest.approx(kept_share(0.9), abs=0.003)
+    assert kept_share(0.9) == pytest.approx(0.9, abs=1e-5)
+    assert bool(keep_mask(shape, 1.0, generator, device).all())
+    again = keep_mask(shape, 0.9, torch.Generator().manual_seed(0), device)
+    assert torch.equal(again, one)
+    assert float(keep_mask((7,), 0.5, generator, device, torch.float32).max()) <= 1
+
+
+def test_a_generator_of_another_device_is_an_error() -> None:
+    with pytest.raises(DeviceError, match="the generator draws on cpu, but its numbers are needed on cuda"):
+        keep_mask((3,), 0.5, torch.Generator(), torch.device("cuda"))
+
+
+def test_text_may_stay_in_main_memory_and_products_may_be_short(world: World) -> None:
+    rows: dict[str, Tensor] = {}
+    settings: dict[str, dict[str, Any]] = {
+        "plain": {},
+        "host": {"text_on": "host", "budget_mib": 1},
+        "short": {"text_precision": "bfloat16"},
+    }
+    for name, changes in settings.items():
+        model = Spike(SpikeConfig(dim=16, **changes), world.graph, world.vectors, torch.Generator().manual_seed(3))
+        with torch.no_grad():
+            rows[name] = torch.cat(model.node_embeddings())
+    assert torch.equal(rows["plain"], rows["host"])
+    assert not torch.equal(rows["plain"], rows["short"])
+    torch.testing.assert_close(rows["plain"], rows["short"], atol=0.05, rtol=0)
+
+
+def larger(graph: Graph, factor: int) -> Graph:
+    return dataclasses.replace(graph, n_entities=graph.n_entities * factor)
+
+
+def test_the_estimate_grows_with_the_graph_and_shrinks_with_leaner_settings(world: World) -> None:
+    graph = larger(world.graph, 10_000)
+    config = SpikeConfig()
+    small, large = footprint(config, world.graph, 24, 64), footprint(config, graph, 24, 64)
+    assert 5_000 < large.text / small.text < 10_000
+    assert large.parameters > 1000 * small.parameters
+    totals = [footprint(lean, graph, 2400, 64).total for _, lean in leaner_settings(config)]
+    assert footprint(config, graph, 2400, 64).total > totals[0] > totals[-1]
+    assert footprint(config.replace(text_on="host"), graph, 24, 64).text == 0
+    assert list(leaner_settings(LightGcnConfig())) == []
+    assert "GiB (" in str(large)
+
+
+@pytest.mark.parametrize("model", ["spike", "bprmf"])
+def test_a_training_that_cannot_fit_says_so_and_proposes_settings(
+    study: Study, monkeypatch: pytest.MonkeyPatch, model: str
+) -> None:
+    config = RunConfig(model=model, dataset="world", training={"epochs": 1})
+    monkeypatch.setattr(running, "free_memory", lambda _: 2**20)
+    with pytest.raises(ConfigError, match=r"(?s)takes about .* of memory, but only 0.00 GiB are free on cpu.*try "):
+        train(config, study, progress=False)
+
+
+def test_proposals_fit(study: Study, monkeypatch: pytest.MonkeyPatch) -> None:
+    graph, settings = larger(Graph.from_tables(study.tables), 10_000), SpikeConfig()
+    free = footprint(settings, graph, 384, 64).total - 1
+    monkeypatch.setattr(running, "free_memory", lambda _: free)
+    with pytest.raises(ConfigError, match=r"--budget-mib 128 \(about [\d.]+ GiB\)"):
+        running.check_memory(settings, graph, 384, 64, torch.device("cpu"))
+    leaner = settings.replace(budget_mib=128)
+    assert running.check_memory(leaner, graph, 384, 64, torch.device("cpu")).total < free
+
+
+def test_vectors_are_mapped_not_read(tmp_path: Path) -> None:
+    """Opening a file of vectors takes no memory of its own size."""
+    file = tmp_path / "vectors.safetensors"
+    rows = torch.zeros(50_000, 384)
+    ProfileVectors(rows[:10].clone(), rows).save(file, {})
+    del rows
+    before = _anonymous_bytes()
+    vectors = ProfileVectors.load(file)
+    assert float(vectors.entity.sum()) == 0
+    assert _anonymous_bytes() - before < 30 * 2**20
+
+
+def _anonymous_bytes() -> int:
+    for line in Path("/proc/self/status").read_text(encoding="utf-8").splitlines():
+        if line.startswith("RssAnon:"):
+            return int(line.split()[1]) * 1024
+    pytest.skip("this system does not say how much memory is mapped")
