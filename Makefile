@@ -47,7 +47,7 @@ unit: setup
 pipeline: setup
 	$(BIN)/spike-kit fetch ml-100k
 	$(BIN)/spike-kit build ml-100k --name $(SMALL) --max-users 200
-	$(BIN)/spike-kit demo $(SMALL) --max-users 200 --epochs 20 --no-notebooks
+	$(BIN)/spike-kit demo $(SMALL) --max-users 200 --epochs 60 --no-notebooks
 
 notebooks: pipeline
 	SPIKE_KIT_DATASET=$(SMALL) $(BIN)/pytest --nbmake --nbmake-timeout=900 notebooks

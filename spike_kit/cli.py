@@ -400,7 +400,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         print(
             "\ninterrupted: nothing half-written was left; the same command goes on from the last epoch, profile or "
-            "stage that was finished",
+            "stage that was stored",
             file=sys.stderr,
         )
         return 130

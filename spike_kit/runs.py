@@ -162,7 +162,7 @@ def write_run(
         If the disk is full; nothing is left then.
     """
     path = run_path(config)
-    with storage.atomic_folder(path) as folder:
+    with storage.atomic_folder(path, last=METRICS) as folder:
         storage.write_json(folder / CONFIG, config)
         storage.write_json(folder / ENVIRONMENT, environment(device) | {"resumed": resumed})
         history.to_parquet(folder / HISTORY, index=False)

@@ -74,15 +74,18 @@ def atomic_file(path: Path) -> Iterator[Path]:
             _flush(temporary)
             temporary.chmod(0o644)
             temporary.replace(path)
+            _flush_folder(path.parent)
         finally:
             temporary.unlink(missing_ok=True)
 
 
 @contextmanager
-def atomic_folder(path: Path) -> Iterator[Path]:
+def atomic_folder(path: Path, last: str | None = None) -> Iterator[Path]:
     """Give a temporary folder beside ``path``; on success it takes the place of ``path``, else it is removed.
 
-    A folder that stood at ``path`` before is replaced as a whole, never mixed with the new one.
+    A folder that stood at ``path`` before is replaced as a whole, never mixed with the new one. Where ``last`` names
+    the file that makes the folder valid, the new files move into the old folder instead, that one at the end, and what
+    else was there goes afterwards: then there is no moment at which neither of the two is in its place.
 
     Raises
     ------
@@ -98,9 +101,24 @@ def atomic_folder(path: Path) -> Iterator[Path]:
                 if file.is_file():
                     _flush(file)
             temporary.chmod(0o755)
-            _swap_in(temporary, path)
+            if last is not None and path.is_dir():
+                _move_in(temporary, path, last)
+            else:
+                _swap_in(temporary, path)
+            _flush_folder(path.parent)
         finally:
             shutil.rmtree(temporary, ignore_errors=True)
+
+
+def _move_in(new: Path, path: Path, last: str) -> None:
+    files = sorted(new.iterdir(), key=lambda file: file.name == last)
+    for file in files:
+        file.replace(path / file.name)
+    _flush_folder(path)
+    names = {file.name for file in files}
+    for old in path.iterdir():
+        if old.name not in names:
+            shutil.rmtree(old) if old.is_dir() else old.unlink()
 
 
 def _swap_in(new: Path, path: Path) -> None:
@@ -171,6 +189,16 @@ def _take(lock: sqlite3.Connection, held: str) -> None:
 def _flush(path: Path) -> None:
     with path.open("rb+") as file:
         os.fsync(file.fileno())
+
+
+def _flush_folder(path: Path) -> None:
+    """Bring renames in a folder to the disk, where the system can open folders."""
+    if os.name == "posix":
+        handle = os.open(path, os.O_RDONLY)
+        try:
+            os.fsync(handle)
+        finally:
+            os.close(handle)
 
 
 def sha256_file(path: Path) -> str:

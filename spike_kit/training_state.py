@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
+import numpy as np
 import pandas as pd
 import torch
 from pydantic import BaseModel, ConfigDict, Field
@@ -298,12 +299,19 @@ def _on_cpu(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
     return {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
 
 
+def _cpu_kernels() -> str:
+    """Instruction set that torch's kernels use here, for example ``"AVX512"``."""
+    return torch.backends.cpu.get_cpu_capability()
+
+
 def _machine(device: torch.device) -> dict[str, int | str]:
     """What the last bits of a training depend on."""
     return {
         "device": str(device),
         "threads": torch.get_num_threads(),
+        "processor": torch.cuda.get_device_name(device) if device.type == "cuda" else _cpu_kernels(),
         "torch": torch.__version__,
+        "numpy": np.__version__,
         "processes": distributed.size(),
     }
 

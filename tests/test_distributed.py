@@ -35,6 +35,7 @@ MODELS = {
     "spike": {"dim": 8, "l2": 0.01, "matching_weight": 5.0},
     "lightgcn": {"dim": 8, "l2": 0.01},
     "bprmf": {"dim": 8, "loss": "bpr", "l2": 0.01},
+    "spike released": {"dim": 8, "loss": "cosine_softmax", "separate_masks": True, "matching": "sampled"},
 }
 SIZES = (7, 64, 1)
 """Batches that two processes cannot share equally; of the last one, the second process gets nothing."""
@@ -42,7 +43,7 @@ SIZES = (7, 64, 1)
 
 def built(name: str, settings: dict[str, Any]) -> tuple[TrainedRecommender, list[Batch]]:
     world = make_world()
-    cls = find_model(name)
+    cls = find_model(name.split()[0])
     model = cls(cls.config_class(**settings), world.graph, world.vectors, torch_generator(0, "init"))
     assert isinstance(model, TrainedRecommender)
     graph, generator = world.graph, torch_generator(0, "batch")

@@ -15,6 +15,9 @@ from torch import Tensor
 from spike_kit import storage
 from spike_kit.errors import DataError, some
 
+_CHECKED_ROWS = 8192
+"""Rows that are checked at once: the check of a memory-mapped table must not copy all of it."""
+
 _FACTS = "spike_kit"
 """The one metadata key, with all facts as JSON: safetensors writes several keys in a random order."""
 
@@ -49,7 +52,8 @@ class ProfileVectors:
                     f"{where}: {name} has shape {list(rows.shape)}, expected [{expected}, d_t] (one row per {name})",
                     "encode the profiles again: spike-kit encode",
                 )
-            broken = (~torch.isfinite(rows).all(dim=1)).nonzero().flatten()
+            finite = [torch.isfinite(part).all(dim=1) for part in rows.split(_CHECKED_ROWS)]
+            broken = (~torch.cat(finite)).nonzero().flatten()
             if broken.numel():
                 raise DataError(
                     f"{where}: {name} holds NaN or infinity in row {some(broken.tolist())}",

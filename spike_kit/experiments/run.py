@@ -167,7 +167,9 @@ def train(
     settings, training = config.resolved()
     graph = Graph.from_tables(study.tables)
     if isinstance(settings, TrainedConfig):
-        check_memory(settings, graph, text_dim(config, study, settings), training.batch_size, torch.device(device))
+        dim = text_dim(config, study, settings)
+        needed = check_memory(settings, graph, dim, training.batch_size, torch.device(device))
+        logger.info("training takes about %s of memory, beside what Python and torch take", needed)
     graph = graph.to(device)
     model = build_model(config, study, settings, graph)
     if not isinstance(model, TrainedRecommender):
@@ -185,15 +187,15 @@ def text_dim(config: RunConfig, study: Study, settings: ModelConfig) -> int:
 def check_memory(
     settings: TrainedConfig, graph: Graph, text_dim: int, batch_size: int, device: torch.device
 ) -> Footprint:
-    """Estimate what a training takes and log it beside what is free.
+    """Estimate what a training takes, beside what is free for this process.
 
     Raises
     ------
     ConfigError
         If it does not fit; the hint names settings that do, where there are any.
     """
-    needed, free = footprint(settings, graph, text_dim, batch_size), free_memory(device)
-    logger.info("training takes about %s of memory; %s are free on %s", needed, gib(free), device)
+    needed = footprint(settings, graph, text_dim, batch_size)
+    free = free_memory(device) // (distributed.place().local_size if device.type == "cpu" else 1)
     if needed.total > free:
         fitting = ((how, footprint(leaner, graph, text_dim, batch_size)) for how, leaner in leaner_settings(settings))
         proposals = [f"{how} (about {gib(lean.total)})" for how, lean in fitting if lean.total <= free]

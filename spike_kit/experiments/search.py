@@ -21,9 +21,9 @@ from spike_kit.data.graph import Graph
 from spike_kit.data.study import Study
 from spike_kit.errors import ConfigError, TrainingError, require
 from spike_kit.evaluation.protocol import RankingTask
-from spike_kit.experiments.run import RunConfig, build_model, describe
+from spike_kit.experiments.run import RunConfig, build_model, check_memory, describe, text_dim
 from spike_kit.experiments.search_space import Space, as_json, chosen, space_of, suggest, with_settings
-from spike_kit.models.recommender import TrainedRecommender
+from spike_kit.models.recommender import TrainedConfig, TrainedRecommender
 from spike_kit.seeds import stream_seed
 from spike_kit.training import MONITOR, fit
 
@@ -173,6 +173,9 @@ class _Objective:
         pruned = require("optuna", "search").TrialPruned
         candidate = with_settings(self.config, suggest(trial, self.space))
         settings, training = candidate.resolved()
+        assert isinstance(settings, TrainedConfig)
+        dim = text_dim(candidate, self.study, settings)
+        check_memory(settings, self.graph, dim, training.batch_size, self.graph.device)
         model = build_model(candidate, self.study, settings, self.graph)
         assert isinstance(model, TrainedRecommender)
         complete = [other for other in _finished(trial.study) if other.state.name == "COMPLETE"]

@@ -64,7 +64,7 @@ QUALITY_SPACE: dict[str, Space] = {
 }
 """Space of a search for quality by model; what models share is offered to all of them alike."""
 TIME_SPACE: Space = {
-    "batch_size": (512, 1024, 2048, 4096, 8192, 16384),
+    "batch_size": (512, 1024, 2048, 4096, 8192, 16_384, 32_768, 65_536),
     "learning_rate": Range(5e-4, 5e-2, log=True),
     "schedule": ("constant", "cosine", "linear"),
     "warmup_steps": (0, 50, 200),

@@ -2,8 +2,8 @@
 
 An edge (head, relation, tail) sends ``e_t * r`` and is scored with ``(W e_t) * r``. Many edges share their relation and
 tail, so these products are formed once per distinct (relation, tail) pair; scores and messages are then products of a
-sparse matrix, heads by pairs, and no ``[edges, d]`` tensor is ever made. Where even the pairs are many, they pass in
-blocks, and the backward pass forms them again.
+sparse matrix, heads by pairs, and no ``[edges, d]`` tensor is made (but on the meta device, which computes nothing).
+Where even the pairs are many, they pass in blocks, and the backward pass forms them again.
 
 Inside, rows stand as ``[M * n, d / M]``, one attention head after the other, and patterns are repeated M times along
 the diagonal, so that one product serves all heads.
@@ -94,11 +94,12 @@ class RelationalEdges:
         dim, n_heads
             Dimension d of the rows and attention heads M.
         budget
-            Largest table of pairs ``[p, d]`` in bytes; where one would be larger, the pairs pass in blocks.
+            Largest table of pairs ``[p, d]`` in bytes; where one would be larger, the pairs pass in blocks, of at
+            least E pairs: every block adds to rows of all entities, so smaller ones would save nothing.
         """
         n_entities = graph.n_entities
         keys, pair = _distinct(graph.relation * n_entities + graph.tail)
-        per_block = max(1, budget // (4 * dim))
+        per_block = max(n_entities, budget // (4 * dim))
         keeps_rows = graph.n_edges * 4 * dim <= budget // 16
         if graph.n_edges <= per_block:
             places = torch.arange(graph.n_edges, device=graph.device)
@@ -289,7 +290,6 @@ class _Attend(torch.autograd.Function):
             to_keyed += product(pattern, part, keys.products)
             to_keys = transposed_product(pattern, part, tables[1])
             keys.add_gradients(block, to_keys, to_keyed, to_relations)
-        ctx.rows = []
         to_entities, to_keyed, to_relations = map(edges.side_by_side, (to_entities, to_keyed, to_relations))
         return None, to_entities, to_keyed, to_relations
 

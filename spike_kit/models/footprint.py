@@ -51,7 +51,7 @@ def gib(size: float) -> str:
 def footprint(config: TrainedConfig, graph: Graph, text_dim: int, batch_size: int) -> Footprint:
     """Estimate the memory of training, without what Python and torch take for themselves.
 
-    The estimate is meant to be a little too high: it was compared with measured peaks (docs/training.md).
+    The estimate is meant to be somewhat too high; docs/training.md has measured peaks beside it.
 
     Parameters
     ----------
@@ -78,20 +78,23 @@ def footprint(config: TrainedConfig, graph: Graph, text_dim: int, batch_size: in
     text = n_nodes * text_dim * _FLOAT
     weights = 2 * (text_dim * text_dim + text_dim * config.dim)
     hidden = min(masks * text, 2 * budget) + min((masks + 2) * text, budget)
-    n_pairs = min(graph.n_edges, budget // rows)
+    n_pairs = min(graph.n_edges, max(graph.n_entities, budget // rows))
     return Footprint(
         parameters=5 * (n_nodes * rows + weights * _FLOAT),
         text=0 if config.text_on == "host" else text,
         hidden=hidden if config.uses_text else 0,
-        nodes=(8 + 4 * config.layers + 3 * masks) * n_nodes * rows,
-        pairs=3 * n_pairs * rows,
-        edges=16 * _INT * graph.n_edges + 10 * _INT * graph.n_interactions,
+        nodes=(16 + 6 * config.layers + 3 * masks) * n_nodes * rows,
+        pairs=4 * n_pairs * rows,
+        edges=(8 + (6 + config.layers) * config.heads) * _INT * graph.n_edges + 12 * _INT * graph.n_interactions,
         batch=batch,
     )
 
 
 def leaner_settings(config: TrainedConfig) -> Iterator[tuple[str, TrainedConfig]]:
-    """Settings with the same results that take less memory, the mildest first, each with how to ask for it."""
+    """Settings of the same model that take less memory, the mildest first, each with how to ask for it.
+
+    They give another run of the same quality: chunks draw other dropout masks.
+    """
     if not isinstance(config, SpikeConfig):
         return
     for budget in (128, 32):

@@ -14,8 +14,10 @@ from spike_kit.models.propagation import SparsePattern, count, spmm
 RecommendationLoss = Literal["bpr", "softmax", "cosine_softmax"]
 """Choices of the recommendation loss: sampled BPR, softmax over all items, the same on cosines with temperature."""
 
-CHUNK_SCORES = 2**18
-"""Scores that the softmax losses hold at once (1 MiB in float32)."""
+CHUNK_SCORES = 2**20
+"""Scores that the softmax losses hold at once (4 MiB in float32), but at least those of `CHUNK_ROWS` users."""
+CHUNK_ROWS = 64
+"""Fewest rows of one product of the softmax losses."""
 
 
 def bpr(positive: Tensor, negative: Tensor) -> Tensor:
@@ -54,7 +56,7 @@ class _LogSumExp(torch.autograd.Function):
     def forward(ctx: Any, users: Tensor, items: Tensor, weights: Tensor) -> Tensor:
         to_users, to_items = torch.empty_like(users), torch.zeros_like(items)
         total = users.new_zeros((), dtype=torch.float64)
-        size = max(1, CHUNK_SCORES // items.shape[0])
+        size = max(CHUNK_ROWS, CHUNK_SCORES // items.shape[0])
         for start in range(0, users.shape[0], size):
             rows = slice(start, start + size)
             scores, weight = users[rows] @ items.T, weights[rows].unsqueeze(1)

@@ -129,15 +129,12 @@ class _Project(torch.autograd.Function):
         outputs = tuple(second.new_empty(plan.text.shape[0], second.shape[0]) for _ in range(plan.masks))
         scaled = plan.lower(second * plan.scale).T
         ctx.plan, ctx.hidden = plan, []
-        ctx.replay = None
-        if generator is not None and not plan.keeps_hidden:
-            ctx.replay = torch.Generator(generator.device)
-            ctx.replay.set_state(generator.get_state())
+        ctx.start = None if generator is None or plan.keeps_hidden else generator.get_state()
         for rows, text in plan.chunks(weight):
             hidden = plan.hidden(text, weight, bias, generator)
             for output, part in zip(outputs, hidden, strict=True):
                 output[rows] = torch.addmm(plan.lower(second_bias), part, scaled)
-            if plan.keeps_hidden:
+            if plan.keeps_hidden and any(ctx.needs_input_grad):
                 ctx.hidden.append(hidden)
         ctx.save_for_backward(weight, bias, second)
         return outputs
@@ -146,10 +143,14 @@ class _Project(torch.autograd.Function):
     def backward(ctx: Any, *gradients: Tensor) -> tuple[None, Tensor, Tensor, Tensor, Tensor]:
         weight, bias, second = ctx.saved_tensors
         plan: _Plan = ctx.plan
+        replay = None
+        if ctx.start is not None and plan.generator is not None:
+            replay = torch.Generator(plan.generator.device)
+            replay.set_state(ctx.start)
         to_weight, to_bias = torch.zeros_like(weight), torch.zeros_like(bias)
         to_second, scaled = torch.zeros_like(second), plan.lower(second * plan.scale)
         for number, (rows, text) in enumerate(plan.chunks(weight)):
-            hidden = ctx.hidden[number] if plan.keeps_hidden else plan.hidden(text, weight, bias, ctx.replay)
+            hidden = ctx.hidden[number] if plan.keeps_hidden else plan.hidden(text, weight, bias, replay)
             to_active = None
             for gradient, part in zip(gradients, hidden, strict=True):
                 lowered = plan.lower(gradient[rows])
@@ -160,6 +161,5 @@ class _Project(torch.autograd.Function):
             assert to_active is not None
             to_weight += to_active.T @ text
             to_bias += to_active.sum(0)
-        ctx.hidden = []
         to_second_bias = torch.stack([gradient.sum(0) for gradient in gradients]).sum(0)
         return None, to_weight, to_bias, to_second * plan.scale, to_second_bias

@@ -60,9 +60,9 @@ class SpikeConfig(TrainedConfig):
     train users added to its graph message, or that mean instead of the graph message."""
     edge_keep: float = Field(default=0.5, gt=0, le=1)
     """Share of the edges of each relation, and probability of each interaction, kept per step (released code: 0.5)."""
-    message_dropout: float = Field(default=0.1, ge=0, lt=1)
+    message_dropout: float = Field(default=0.1, ge=0, le=0.99)
     """Dropout of messages (released code: 0.1)."""
-    text_dropout: float = Field(default=0.1, ge=0, lt=1)
+    text_dropout: float = Field(default=0.1, ge=0, le=0.99)
     """Dropout inside the projection of profiles (released code: 0.1)."""
     separate_masks: bool = False
     """Project three times per step with three dropout masks: to inject, to remove, to match (released code: yes; then
@@ -70,7 +70,8 @@ class SpikeConfig(TrainedConfig):
     skip_last_relation: bool = False
     """Never sample the last inverse relation in training (released code: yes, an off-by-one)."""
     dropped_edges: int = Field(default=0, ge=0)
-    """Edges dropped per step by noisy attention, and as many at random (released code: 256, a leftover of KGRec)."""
+    """Edges dropped per step by noisy attention, and as many at random, together at most half of the sample (released
+    code: 256, a leftover of KGRec)."""
     text_precision: Precision = "float32"
     """Number format of the products of the text projection; bfloat16 pays where the processor or GPU has it."""
     text_on: Literal["device", "host"] = "device"
@@ -89,7 +90,8 @@ class SpikeConfig(TrainedConfig):
     def uses_text(self) -> bool:
         """Whether any profile has any effect."""
         profiled = self.user_profiles or self.item_profiles or self.auxiliary_profiles
-        return profiled and (self.inject or self.remove or self.matching != "off")
+        matched = self.matching != "off" and self.matching_weight > 0
+        return profiled and (self.inject or self.remove or matched)
 
 
 RECOMMENDED = SpikeConfig(loss="cosine_softmax", temperature=0.25, layers=1, rho=0.5, matching_weight=0.5)
@@ -157,7 +159,7 @@ class Spike(TrainedRecommender[SpikeConfig]):
         self.attention_weight = xavier_table(config.dim, *options)
         self.interactions = SparsePattern(graph.train_user, graph.train_item, graph.n_users, graph.n_entities)
         self.edges = RelationalEdges.of(graph, config.dim, config.heads, self._budget)
-        last = 2 * graph.n_relations - 1 if config.skip_last_relation else None
+        last = 2 * graph.n_relations - 1 if config.skip_last_relation and graph.n_relations else None
         self.sampler = RelationSampler(graph.relation, 2 * graph.n_relations, config.edge_keep, skip=last)
         if config.uses_text:
             self._add_text(vectors, generator)
@@ -257,7 +259,8 @@ class Spike(TrainedRecommender[SpikeConfig]):
         shape, dtype = (2, graph.n_edges), scores.dtype
         noise = torch.rand(shape, dtype=dtype, generator=generator, device=generator.device).to(graph.device)
         by_score = scores - (-noise[0].log_()).log_()
-        size = min(self.config.dropped_edges, int(self.config.edge_keep * graph.n_edges) // 2)
+        n_present = graph.n_edges if edges is None else edges.shape[0]
+        size = min(self.config.dropped_edges, n_present // 4)
         nowhere = ~present
         dropped = [row.masked_fill_(nowhere, float("-inf")).topk(size).indices for row in (by_score, noise[1])]
         return present.index_fill(0, torch.cat(dropped), False).nonzero().flatten()

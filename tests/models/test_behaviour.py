@@ -28,6 +28,13 @@ FORMS: list[tuple[str, str, dict[str, Any]]] = [
     *((name, "recommended", {"loss": loss}) for name in TRAINED for loss in ("bpr", "softmax", "cosine_softmax")),
 ]
 
+LARGE: list[tuple[str, str, dict[str, Any]]] = [
+    ("spike", "recommended", {"text_on": "host", "budget_mib": 1}),
+    ("spike", "released_code", {"text_precision": "bfloat16", "text_on": "host"}),
+    ("spike", "recommended", {"heads": 4, "layers": 3}),
+]
+"""Settings for large graphs, whose whole step must run on every device too."""
+
 FAST = TrainingConfig(epochs=80, batch_size=256, learning_rate=2e-2, eval_every=5, patience=8)
 
 
@@ -78,7 +85,7 @@ def test_another_seed_gives_other_weights(world: World, name: str) -> None:
     assert not any(torch.equal(first[key], second[key]) for key in first)
 
 
-@pytest.mark.parametrize(("name", "preset", "settings"), FORMS)
+@pytest.mark.parametrize(("name", "preset", "settings"), [*FORMS, *LARGE])
 def test_a_whole_step_runs_on_the_meta_device(name: str, preset: str, settings: dict[str, Any], world: World) -> None:
     """A tensor left on the CPU meets one on "meta" and raises, as it would on a GPU."""
     with FakeTensorMode(shape_env=ShapeEnv(), allow_non_fake_inputs=True):

@@ -83,7 +83,13 @@ def test_hidden_rows_that_are_computed_again_meet_the_same_masks(masks: int) -> 
             outputs = projection(text, torch.Generator().manual_seed(2), masks)
             return (torch.stack(outputs) * weights).sum()
 
-        value().backward()
+        once = value()
+        once.backward(retain_graph=True)
+        first = {name: parameter.grad for name, parameter in projection.named_parameters()}
+        projection.zero_grad()
+        once.backward()
+        second = {name: parameter.grad for name, parameter in projection.named_parameters()}
+        torch.testing.assert_close(first, second, rtol=0, atol=0)
         for parameter in projection.parameters():
             assert parameter.grad is not None
             place = (0,) * parameter.ndim

@@ -203,3 +203,15 @@ def test_an_isolated_entity_and_a_user_without_items_stay_finite(world: World) -
     torch.stack(list(terms.values())).sum().backward()
     assert all(torch.isfinite(p.grad).all() for p in model.parameters() if p.grad is not None)
     assert torch.isfinite(outputs(model)).all()
+
+
+def test_dropping_edges_leaves_half_of_the_sample(world: World) -> None:
+    """With one relation the released code samples few edges; what it drops must not be all of them."""
+    graph = dataclasses.replace(
+        world.graph, n_relations=1, relation=(world.graph.relation >= world.graph.n_relations).long()
+    )
+    model = Spike(RELEASED_CODE.replace(dim=16), graph, world.vectors, torch.Generator().manual_seed(3))
+    draws = model.draw(torch.Generator().manual_seed(0))
+    n_sampled = int((graph.relation == 0).sum()) // 2
+    assert draws.edges is not None
+    assert n_sampled // 2 <= draws.edges.numel() < n_sampled
