@@ -10,6 +10,7 @@ from __future__ import annotations
 import statistics
 import time
 from collections.abc import Iterator, Sequence
+from typing import Any
 
 import torch
 from pydantic import Field
@@ -47,6 +48,8 @@ class TrainSetup(Config):
     """Name of a model that is trained."""
     preset: str = "recommended"
     """Named setting of the model and its training."""
+    settings: dict[str, Any] = Field(default_factory=dict)
+    """Model settings that differ from the preset."""
     dataset: str = "ml-100k"
     """Data set: a name under data/ or the path of a study folder; not looked at where ``synthetic`` is given."""
     synthetic: SyntheticSize | None = None
@@ -75,7 +78,7 @@ class TrainBenchmark(Config):
     threads: int
     """Threads of torch on the CPU."""
     precision: str
-    """Number format of the parameters."""
+    """Number format of the products of the text projection, or of the parameters where there is none."""
     nodes: int
     """Users and entities, U + E."""
     edges: int
@@ -150,7 +153,7 @@ def bench_growth(setup: TrainSetup, sizes: Sequence[SyntheticSize]) -> list[Grow
 
 
 def _check(setup: TrainSetup) -> None:
-    find_preset(setup.model, setup.preset)
+    find_preset(setup.model, setup.preset).model.replace(**setup.settings)
     if not issubclass(find_model(setup.model), TrainedRecommender):
         raise ConfigError(f"model {setup.model} is not trained: it has no step to measure", "choose another model")
 
@@ -178,7 +181,7 @@ def _measure(setup: TrainSetup, with_floor: bool) -> TrainBenchmark:
         preset=setup.preset,
         device=str(loop.graph.device),
         threads=torch.get_num_threads(),
-        precision=str(next(loop.model.parameters()).dtype).removeprefix("torch."),
+        precision=_precision(loop.model),
         nodes=loop.graph.n_nodes,
         edges=loop.graph.n_edges,
         interactions=loop.graph.n_interactions,
@@ -192,13 +195,20 @@ def _measure(setup: TrainSetup, with_floor: bool) -> TrainBenchmark:
     )
 
 
+def _precision(model: TrainedRecommender) -> str:
+    parameters = str(next(model.parameters()).dtype).removeprefix("torch.")
+    return getattr(model.config, "text_precision", parameters)
+
+
 class _Loop:
     """A model on its data, and steps like those of `spike_kit.training.fit`."""
 
     def __init__(self, setup: TrainSetup) -> None:
         cls, preset = find_model(setup.model), find_preset(setup.model, setup.preset)
         self.graph, self.vectors = _data(setup, cls.uses_text)
-        model = cls(preset.model, self.graph, self.vectors, torch_generator(setup.seed, "init"))
+        model = cls(
+            preset.model.replace(**setup.settings), self.graph, self.vectors, torch_generator(setup.seed, "init")
+        )
         assert isinstance(model, TrainedRecommender)
         self.model = model
         self.projects = isinstance(model, Spike) and model.config.uses_text

@@ -19,11 +19,12 @@ from spike_kit.data.graph import Graph
 from spike_kit.data.vectors import ProfileVectors
 from spike_kit.errors import ConfigError
 from spike_kit.models import losses
-from spike_kit.models.edges import RelationalEdges, RelationSampler
+from spike_kit.models.edges import RelationalEdges
 from spike_kit.models.layers import check_generator, keep_mask, normalized, xavier_table
 from spike_kit.models.projection import Precision, ProfileProjection
 from spike_kit.models.propagation import SparsePattern, segment_softmax, spmm
 from spike_kit.models.recommender import Batch, Preset, TrainedConfig, TrainedRecommender
+from spike_kit.models.relation_sampler import RelationSampler
 
 
 class SpikeConfig(TrainedConfig):

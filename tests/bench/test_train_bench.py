@@ -171,3 +171,11 @@ def test_nonsense_is_explained(options: list[str], said: list[str], capsys: pyte
     shown = capsys.readouterr().err
     assert "Traceback" not in shown
     assert all(part in shown for part in said), shown
+
+
+def test_settings_of_the_model_can_be_measured(study: Study, capsys: pytest.CaptureFixture[str]) -> None:
+    arguments = ["bench", "train", "--dataset", "world", "--device", "cpu", "--steps", "30", "--json"]
+    assert main([*arguments, "--fix", "text_precision=bfloat16", "--fix", "budget-mib=1"]) == 0
+    assert json.loads(capsys.readouterr().out)["precision"] == "bfloat16"
+    assert main([*arguments, "--fix", "epochs=3"]) == 1
+    assert "unknown setting 'epochs' for SpikeConfig" in capsys.readouterr().err
