@@ -260,6 +260,7 @@ class _Attend(torch.autograd.Function):
             scores.append(sampled_product(pattern, tables[1], keys.products))
             if edges.keeps_rows:
                 rows.append((_Rows.combined(block, tables[0], keys.relations), keys))
+            del keys
         weights = _joined(scores).mul_(1 / math.sqrt(tables[0].shape[1]))
         weights = segment_softmax(weights, edges.segments, tables[0].shape[0])
         message = torch.zeros_like(tables[0])
@@ -282,6 +283,7 @@ class _Attend(torch.autograd.Function):
             parts.append(sampled_product(pattern, gradient, values.products))
             to_values = transposed_product(pattern, part, gradient)
             values.add_gradients(block, to_values, to_entities, to_relations)
+            del values, to_values
         to_scores = _softmax_backward(weights, _joined(parts), edges.segments, gradient.shape[0])
         to_scores *= 1 / math.sqrt(gradient.shape[1])
         for number, (block, pattern, part) in enumerate(_blocks(edges, to_scores)):
@@ -289,6 +291,7 @@ class _Attend(torch.autograd.Function):
             to_keyed += product(pattern, part, keys.products)
             to_keys = transposed_product(pattern, part, tables[1])
             keys.add_gradients(block, to_keys, to_keyed, to_relations)
+            del keys, to_keys
         to_entities, to_keyed, to_relations = map(edges.side_by_side, (to_entities, to_keyed, to_relations))
         return None, to_entities, to_keyed, to_relations
 

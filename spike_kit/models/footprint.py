@@ -69,10 +69,9 @@ def footprint(config: TrainedConfig, graph: Graph, text_dim: int, batch_size: in
     batch = 6 * batch_size * rows + evaluation
     if not isinstance(config, SpikeConfig):
         n_tables = graph.n_users + graph.n_items
-        layers = getattr(config, "layers", 0)
-        return Footprint(
-            5 * n_tables * rows, 0, 0, (4 + 2 * layers) * n_tables * rows, 0, 10 * _INT * graph.n_interactions, batch
-        )
+        propagated = 8 + 4 * getattr(config, "layers", 0)
+        edges = 20 * _INT * graph.n_interactions
+        return Footprint(5 * n_tables * rows, 0, 0, propagated * n_tables * rows, 0, edges, batch)
     budget = config.budget_mib * 2**20
     masks = 3 if config.separate_masks else 1
     text = n_nodes * text_dim * _FLOAT
@@ -84,8 +83,8 @@ def footprint(config: TrainedConfig, graph: Graph, text_dim: int, batch_size: in
         text=0 if config.text_on == "host" else text,
         hidden=hidden if config.uses_text else 0,
         nodes=(16 + 6 * config.layers + 3 * masks) * n_nodes * rows,
-        pairs=4 * n_pairs * rows,
-        edges=(8 + (6 + config.layers) * config.heads) * _INT * graph.n_edges + 12 * _INT * graph.n_interactions,
+        pairs=(5 * config.layers + 2 if graph.n_edges * rows <= budget // 16 else 5) * n_pairs * rows,
+        edges=(12 + (6 + config.layers) * config.heads) * _INT * graph.n_edges + 12 * _INT * graph.n_interactions,
         batch=batch,
     )
 
