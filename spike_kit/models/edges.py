@@ -30,6 +30,14 @@ from spike_kit.models.propagation import (
     transposed_product,
 )
 
+BLOCK_BYTES = 2**23
+"""Largest table of pairs in bytes, whatever the budget: larger ones leave the cache, and a step takes twice as long."""
+
+
+def pairs_per_block(n_entities: int, dim: int, budget: int) -> int:
+    """Pairs that pass at once: at least half as many as entities, since every block adds to rows of all of them."""
+    return max(1, n_entities // 2, min(budget, BLOCK_BYTES) // (4 * dim))
+
 
 @dataclass(frozen=True)
 class EdgeBlock:
@@ -93,12 +101,11 @@ class RelationalEdges:
         dim, n_heads
             Dimension d of the rows and attention heads M.
         budget
-            Largest table of pairs ``[p, d]`` in bytes; where one would be larger, the pairs pass in blocks, of at
-            least E pairs: every block adds to rows of all entities, so smaller ones would save nothing.
+            Largest table of pairs ``[p, d]`` in bytes; where one would be larger, the pairs pass in blocks.
         """
         n_entities = graph.n_entities
         keys, pair = _distinct(graph.relation * n_entities + graph.tail)
-        per_block = max(n_entities, budget // (4 * dim))
+        per_block = pairs_per_block(n_entities, dim, budget)
         keeps_rows = graph.n_edges * 4 * dim <= budget // 16
         if graph.n_edges <= per_block:
             places = torch.arange(graph.n_edges, device=graph.device)
@@ -164,7 +171,7 @@ class RelationalEdges:
     def by_head(self, x: Tensor) -> Tensor:
         """Rows ``[n, d]`` as ``[M * n, d / M]``."""
         n_rows = x.shape[0]
-        return x.view(n_rows, self.n_heads, -1).transpose(0, 1).reshape(self.n_heads * n_rows, -1)
+        return x.reshape(n_rows, self.n_heads, -1).transpose(0, 1).reshape(self.n_heads * n_rows, -1)
 
     def side_by_side(self, x: Tensor) -> Tensor:
         """Rows ``[M * n, d / M]`` as ``[n, d]``."""

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, fields
 
 from spike_kit.data.graph import Graph
+from spike_kit.models.edges import pairs_per_block
 from spike_kit.models.recommender import TrainedConfig
 from spike_kit.models.spike import SpikeConfig
 
@@ -77,7 +78,7 @@ def footprint(config: TrainedConfig, graph: Graph, text_dim: int, batch_size: in
     text = n_nodes * text_dim * _FLOAT
     weights = 2 * (text_dim * text_dim + text_dim * config.dim)
     hidden = min(masks * text, 2 * budget) + min((masks + 2) * text, budget)
-    n_pairs = min(graph.n_edges, max(graph.n_entities, budget // rows))
+    n_pairs = min(graph.n_edges, pairs_per_block(graph.n_entities, config.dim, budget))
     return Footprint(
         parameters=5 * (n_nodes * rows + weights * _FLOAT),
         text=0 if config.text_on == "host" else text,

@@ -29,8 +29,8 @@ def softmax(users: Tensor, items: Tensor, user_ids: Tensor, positives: Tensor) -
     """Cross entropy of each interaction's item among all items: mean of ``logsumexp(scores) - score of the item``.
 
     The scores are made and used up in chunks that stay in the cache, and their gradients are taken on the way, so that
-    no ``[B, I]`` tensor exists. The first part depends on the user only: a batch at least as large as the number of
-    users costs one row of scores per user, however large it is.
+    no ``[B, I]`` tensor exists. The first part depends on the user only, so a batch costs one row of scores per distinct
+    user, however large it is.
 
     Parameters
     ----------
@@ -39,14 +39,16 @@ def softmax(users: Tensor, items: Tensor, user_ids: Tensor, positives: Tensor) -
     user_ids, positives
         User and item of every interaction, ``[B]``.
     """
-    ones = users.detach().new_ones(user_ids.shape)
-    if user_ids.shape[0] < users.shape[0]:
-        rows, liked, weights = users.index_select(0, user_ids), items.index_select(0, positives), ones
-    else:
-        keys = (user_ids * items.shape[0] + positives).sort().values
-        pattern = SparsePattern(keys // items.shape[0], keys % items.shape[0], users.shape[0], items.shape[0])
-        rows, liked, weights = users, spmm(pattern, ones, items), pattern.row_degree.to(users.dtype)
-    return (_LogSumExp.apply(rows, items, weights) - (rows * liked).sum()) / user_ids.shape[0]
+    rows, row_ids = users, user_ids
+    if user_ids.shape[0] < users.shape[0] and users.device.type != "meta":
+        distinct, row_ids = user_ids.unique(return_inverse=True)
+        rows = users.index_select(0, distinct)
+    n_rows, n_items = rows.shape[0], items.shape[0]
+    keys = (row_ids * n_items + positives).sort().values
+    pattern = SparsePattern(keys // n_items, keys % n_items, n_rows, n_items)
+    liked = spmm(pattern, users.detach().new_ones(user_ids.shape), items)
+    masses = _LogSumExp.apply(rows, items, pattern.row_degree.to(users.dtype))
+    return (masses - (rows * liked).sum()) / user_ids.shape[0]
 
 
 class _LogSumExp(torch.autograd.Function):

@@ -15,6 +15,10 @@ Precision = Literal["float32", "bfloat16"]
 """Number format of the matrix products; parameters, sums and everything else stay as they are."""
 
 
+CHUNK_BYTES = 2**24
+"""Largest piece that passes at once in bytes, whatever the budget: larger ones leave the cache."""
+
+
 class ProfileProjection(nn.Module):
     """Two layers from text to graph space: Linear(d_t, d_t), ReLU, Dropout, Linear(d_t, d).
 
@@ -100,7 +104,7 @@ class _Plan:
     def chunks(self, like: Tensor) -> Iterator[tuple[slice, Tensor]]:
         """Rows of text on the device and in the number format of the products."""
         n_rows, text_dim = self.text.shape
-        size = max(1, self.budget // (4 * text_dim * (self.masks + 1)))
+        size = max(1, min(self.budget, CHUNK_BYTES) // (4 * text_dim * (self.masks + 1)))
         for start in range(0, n_rows, size):
             rows = slice(start, min(start + size, n_rows))
             yield rows, self.lower(self.text[rows].to(like.device, like.dtype))

@@ -78,8 +78,8 @@ class SpikeConfig(TrainedConfig):
     text_on: Literal["device", "host"] = "device"
     """Where the text vectors stay: on the training device, or in main memory (memory-mapped), streaming in chunks."""
     budget_mib: int = Field(default=512, ge=1)
-    """Largest temporary in MiB: hidden rows of the projection and rows of (relation, tail) pairs that would be larger
-    pass in chunks and are computed again in the backward pass."""
+    """Bound in MiB on what is kept for the backward pass: hidden rows of the projection that would take more are
+    computed again there, and so are rows of (relation, tail) pairs that would take more than a sixteenth of it."""
 
     @model_validator(mode="after")
     def _check(self) -> SpikeConfig:
