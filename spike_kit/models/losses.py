@@ -29,8 +29,8 @@ def softmax(users: Tensor, items: Tensor, user_ids: Tensor, positives: Tensor) -
     """Cross entropy of each interaction's item among all items: mean of ``logsumexp(scores) - score of the item``.
 
     The scores are made and used up in chunks that stay in the cache, and their gradients are taken on the way, so that
-    no ``[B, I]`` tensor exists. The first part depends on the user only, so a batch costs one row of scores per distinct
-    user, however large it is.
+    no ``[B, I]`` tensor exists. The first part depends on the user only, so a batch costs one row of scores per
+    distinct user, however large it is.
 
     Parameters
     ----------
