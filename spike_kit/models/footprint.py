@@ -11,6 +11,8 @@ from spike_kit.models.recommender import TrainedConfig
 from spike_kit.models.spike import SpikeConfig
 
 _FLOAT, _INT = 4, 8
+_SCRATCH = 2**26
+"""What allocators and threads hold beside tensors."""
 
 
 @dataclass(frozen=True)
@@ -67,7 +69,7 @@ def footprint(config: TrainedConfig, graph: Graph, text_dim: int, batch_size: in
     """
     n_nodes, rows = graph.n_nodes, _FLOAT * config.dim
     evaluation = 4 * _FLOAT * 2**21
-    batch = 6 * batch_size * rows + evaluation
+    batch = 6 * batch_size * rows + evaluation + _SCRATCH
     if not isinstance(config, SpikeConfig):
         n_tables = graph.n_users + graph.n_items
         propagated = 8 + 4 * getattr(config, "layers", 0)
@@ -83,9 +85,9 @@ def footprint(config: TrainedConfig, graph: Graph, text_dim: int, batch_size: in
         parameters=5 * (n_nodes * rows + weights * _FLOAT),
         text=0 if config.text_on == "host" else text,
         hidden=hidden if config.uses_text else 0,
-        nodes=(16 + 6 * config.layers + 3 * masks) * n_nodes * rows,
+        nodes=(20 + 6 * config.layers + 3 * masks) * n_nodes * rows,
         pairs=(5 * config.layers + 2 if graph.n_edges * rows <= budget // 16 else 5) * n_pairs * rows,
-        edges=(12 + (6 + config.layers) * config.heads) * _INT * graph.n_edges + 12 * _INT * graph.n_interactions,
+        edges=(16 + (6 + config.layers) * config.heads) * _INT * graph.n_edges + 12 * _INT * graph.n_interactions,
         batch=batch,
     )
 

@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from spike_kit import paths
+from spike_kit.bench.measure import alone, peak_bytes
 from spike_kit.bench.synthetic import AMAZON_BOOK, SMALLEST, parse_sizes, synthetic_graph, synthetic_vectors
 from spike_kit.cli import main
 from spike_kit.data.graph import Graph
@@ -179,3 +180,10 @@ def test_settings_of_the_model_can_be_measured(study: Study, capsys: pytest.Capt
     assert json.loads(capsys.readouterr().out)["precision"] == "bfloat16"
     assert main([*arguments, "--fix", "epochs=3"]) == 1
     assert "unknown setting 'epochs' for SpikeConfig" in capsys.readouterr().err
+
+
+def test_the_peak_is_that_of_the_process_itself() -> None:
+    """A process started by a large one does not report its parent's memory."""
+    ballast = np.ones(60_000_000)
+    assert peak_bytes() > ballast.nbytes
+    assert alone(peak_bytes) < ballast.nbytes
