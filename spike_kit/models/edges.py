@@ -39,6 +39,11 @@ def pairs_per_block(n_entities: int, dim: int, budget: int) -> int:
     return max(1, n_entities // 2, min(budget, BLOCK_BYTES) // (4 * dim))
 
 
+def keeps_rows(n_edges: int, dim: int, budget: int) -> bool:
+    """Whether the rows of all pairs are small enough to be kept for the backward pass."""
+    return n_edges * 4 * dim <= budget // 16
+
+
 @dataclass(frozen=True)
 class EdgeBlock:
     """Edges whose (relation, tail) pairs lie in one range of the p pairs of this block.
@@ -106,16 +111,16 @@ class RelationalEdges:
         n_entities = graph.n_entities
         keys, pair = _distinct(graph.relation * n_entities + graph.tail)
         per_block = pairs_per_block(n_entities, dim, budget)
-        keeps_rows = graph.n_edges * 4 * dim <= budget // 16
+        keeps = keeps_rows(graph.n_edges, dim, budget)
         if graph.n_edges <= per_block:
             places = torch.arange(graph.n_edges, device=graph.device)
-            return cls((_block(graph, places, pair, keys, n_heads),), n_entities, n_heads, keeps_rows)
+            return cls((_block(graph, places, pair, keys, n_heads),), n_entities, n_heads, keeps)
         blocks = []
         for first in range(0, keys.shape[0], per_block):
             places = (pair // per_block == first // per_block).nonzero().flatten()
             own = keys[first : first + per_block]
             blocks.append(_block(graph, places, pair.index_select(0, places) - first, own, n_heads))
-        return cls(tuple(blocks), n_entities, n_heads, keeps_rows)
+        return cls(tuple(blocks), n_entities, n_heads, keeps)
 
     @cached_property
     def heads(self) -> Tensor:

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, fields
 
 from spike_kit.data.graph import Graph
-from spike_kit.models.edges import pairs_per_block
+from spike_kit.models.edges import keeps_rows, pairs_per_block
 from spike_kit.models.recommender import TrainedConfig
 from spike_kit.models.spike import SpikeConfig
 
@@ -86,7 +86,7 @@ def footprint(config: TrainedConfig, graph: Graph, text_dim: int, batch_size: in
         text=0 if config.text_on == "host" else text,
         hidden=hidden if config.uses_text else 0,
         nodes=(20 + 6 * config.layers + 3 * masks) * n_nodes * rows,
-        pairs=(5 * config.layers + 2 if graph.n_edges * rows <= budget // 16 else 5) * n_pairs * rows,
+        pairs=(5 * config.layers + 2 if keeps_rows(graph.n_edges, config.dim, budget) else 5) * n_pairs * rows,
         edges=(16 + (6 + config.layers) * config.heads) * _INT * graph.n_edges + 12 * _INT * graph.n_interactions,
         batch=batch,
     )

@@ -37,7 +37,7 @@ class ProfileProjection(nn.Module):
     device
         Where the parameters live.
     budget
-        Largest temporary in bytes.
+        Most that is kept for the backward pass, and largest temporary, in bytes.
     precision
         Number format of the products.
     """

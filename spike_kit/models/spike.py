@@ -184,7 +184,7 @@ class Spike(TrainedRecommender[SpikeConfig]):
 
     @property
     def _budget(self) -> int:
-        """Largest temporary in bytes."""
+        """`budget_mib` in bytes."""
         return self.config.budget_mib * 2**20
 
     @property
