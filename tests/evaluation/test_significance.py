@@ -1,0 +1,112 @@
+from __future__ import annotations
+
+import numpy as np
+import pandas as pd
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from scipy import stats
+
+from spike_kit.data.study import Study
+from spike_kit.errors import ConfigError, DataError
+from spike_kit.evaluation import significance
+from spike_kit.evaluation.significance import bootstrap_interval, holm, mark, paired_test, per_user_metric
+from spike_kit.experiments.run import RunConfig, run
+from spike_kit.seeds import numpy_generator
+
+
+def samples(n: int, shift: float = 0.0, seed: int = 0) -> tuple[pd.Series, pd.Series]:
+    generator = numpy_generator(seed, "test")
+    b = generator.random(n)
+    return pd.Series(b + shift + 0.2 * generator.standard_normal(n)), pd.Series(b)
+
+
+def test_the_tests_are_those_of_scipy() -> None:
+    a, b = samples(200, 0.03)
+    ours = paired_test(a, b)
+    assert ours.p_t == pytest.approx(stats.ttest_rel(a, b).pvalue, rel=1e-9)
+    assert ours.p_wilcoxon == pytest.approx(stats.wilcoxon(a, b, zero_method="zsplit").pvalue, rel=1e-6)
+    theirs = stats.permutation_test(
+        (a - b,), np.mean, permutation_type="samples", n_resamples=20_000, vectorized=True, rng=1
+    )
+    assert ours.p_permutation == pytest.approx(theirs.pvalue, abs=0.01)
+    assert ours.difference == pytest.approx((a - b).mean())
+    assert ours.effect == pytest.approx((a - b).mean() / (a - b).std())
+    assert ours.low < ours.difference < ours.high
+
+
+def test_the_order_of_users_does_not_matter_and_the_sides_mirror() -> None:
+    a, b = samples(50, 0.1)
+    one, other = paired_test(a, b), paired_test(b.sample(frac=1, random_state=0), a)
+    assert other.difference == pytest.approx(-one.difference)
+    assert other.p_permutation == one.p_permutation
+    assert paired_test(a, b) == one
+
+
+def test_no_difference_and_a_single_user_prove_nothing() -> None:
+    same = pd.Series([0.1, 0.5, 0.0])
+    nothing = paired_test(same, same)
+    assert (nothing.difference, nothing.effect, nothing.low, nothing.high) == (0, 0, 0, 0)
+    assert (nothing.p_t, nothing.p_wilcoxon, nothing.p_permutation) == (1, 1, 1)
+    alone = paired_test(pd.Series([1.0]), pd.Series([0.0]))
+    assert (alone.n_users, alone.difference, alone.p_t, alone.p_permutation) == (1, 1.0, 1, 1)
+
+
+def test_small_samples_by_hand() -> None:
+    three = paired_test(pd.Series([1.0, 2.0, 3.0]), pd.Series([0.0, 0.0, 0.0]), permutations=40_000)
+    assert three.p_permutation == pytest.approx(2 / 8, abs=0.01)
+
+
+@pytest.mark.parametrize("b", [pd.Series([0.1]), pd.Series([0.1, 0.2], index=[0, 2]), pd.Series([0.1, np.nan])])
+def test_sides_must_fit(b: pd.Series) -> None:
+    with pytest.raises(DataError, match="paired test"):
+        paired_test(pd.Series([0.3, 0.4]), b)
+
+
+def test_under_the_null_p_is_uniform() -> None:
+    tests = [paired_test(*samples(40, seed=seed), permutations=400) for seed in range(150)]
+    for name in ("p_t", "p_wilcoxon", "p_permutation"):
+        assert stats.kstest([getattr(test, name) for test in tests], "uniform").pvalue > 0.01
+    covered = np.mean([test.low <= 0 <= test.high for test in tests])
+    assert 0.85 < covered < 0.99
+
+
+def test_intervals_do_not_depend_on_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
+    values = numpy_generator(0, "values").random(30)
+    whole = bootstrap_interval(values), paired_test(pd.Series(values), pd.Series(values[::-1].copy()))
+    monkeypatch.setattr(significance, "_CHUNK_CELLS", 1000)
+    parts = bootstrap_interval(values), paired_test(pd.Series(values), pd.Series(values[::-1].copy()))
+    assert parts == whole
+
+
+def test_holm_by_hand() -> None:
+    assert holm([0.01, 0.04, 0.03, 0.005]).tolist() == pytest.approx([0.03, 0.06, 0.06, 0.02])
+    assert holm([0.9, 0.6]).tolist() == [1.0, 1.0]
+    assert holm([]).tolist() == []
+
+
+@given(st.lists(st.floats(0, 1), max_size=20))
+def test_holm_never_lowers_and_keeps_the_order(p_values: list[float]) -> None:
+    adjusted = holm(p_values)
+    assert (adjusted >= np.asarray(p_values)).all()
+    assert (adjusted <= 1).all()
+    assert (np.diff(adjusted[np.argsort(p_values, kind="stable")]) >= 0).all()
+
+
+def test_marks() -> None:
+    assert [mark(p) for p in (0.0001, 0.005, 0.04, 0.05, 1.0)] == ["***", "**", "*", "", ""]
+
+
+def test_users_are_averaged_over_seeds(study: Study) -> None:
+    short = {"epochs": 1, "batch_size": 512}
+    runs = [run(RunConfig(model="bprmf", dataset="world", training=short, seed=s), progress=False) for s in (0, 1)]
+    means = per_user_metric(runs, "ndcg@20", "valid")
+    assert len(means) == len(study.users)
+    assert means.mean() == pytest.approx(np.mean([one.metrics["valid"]["ndcg@20"] for one in runs]))
+    other = run(RunConfig(model="popularity", dataset="world"), progress=False)
+    with pytest.raises(DataError, match="more than the seed"):
+        per_user_metric([runs[0], other])
+    with pytest.raises(ConfigError, match="no metric 'nope'"):
+        per_user_metric(runs, "nope")
+    with pytest.raises(ConfigError, match="no run"):
+        per_user_metric([])
