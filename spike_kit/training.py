@@ -27,7 +27,7 @@ from spike_kit.evaluation.protocol import RankingTask, evaluate
 from spike_kit.models.recommender import Batch, TrainedRecommender
 from spike_kit.sampling import NegativeSampler, epoch_batches, shard
 from spike_kit.seeds import torch_generator
-from spike_kit.training_state import MONITOR, History, TrainingState, best_file
+from spike_kit.training_state import MONITOR, EpochRow, History, TrainingState, best_file
 
 SAVE_SECONDS = 600
 """Longest time between two states within an epoch."""
@@ -46,7 +46,7 @@ def fit(
     config: TrainingConfig,
     seed: int,
     progress: bool = True,
-    report: Callable[[int, float], None] | None = None,
+    report: Callable[[EpochRow], None] | None = None,
     *,
     state: Path | None = None,
 ) -> History:
@@ -71,7 +71,8 @@ def fit(
     progress
         Show a bar with an estimate.
     report
-        Called after each validation with the epoch and the monitored metric; what it raises ends the training.
+        Called after each epoch with its row of the history (validation metrics where it was validated); what it raises
+        ends the training.
     state
         Folder of the training's state: written after every epoch (of short ones, every `SAVE_PAUSE` seconds), every
         ten minutes within one, and on SIGTERM; a state that is found there is gone on from, to the same bits on the
@@ -118,10 +119,10 @@ def fit(
                 now.best = max(now.best, means[MONITOR])
                 if improved or config.keep == "last":
                     now.keep()
-                if report is not None:
-                    report(now.epoch, means[MONITOR])
                 shown = {"loss": row["loss"], MONITOR: means[MONITOR], "best": now.best}
                 bar.set_postfix({name: f"{value:.4f}" for name, value in shown.items()})
+            if report is not None:
+                report(row)
             now.history.rows.append(row)
             now.next_epoch()
             if state is not None:
@@ -223,7 +224,7 @@ def _epoch(
                 _save(now, state, stopped)
 
 
-def _means(now: TrainingState, n_interactions: int, state: Path | None) -> dict[str, int | float]:
+def _means(now: TrainingState, n_interactions: int, state: Path | None) -> EpochRow:
     """Row of the history from the totals of the epoch."""
     means = {name: float(total) / n_interactions for name, total in now.totals.items()}
     for name, value in means.items():

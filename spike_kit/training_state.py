@@ -26,6 +26,9 @@ logger = logging.getLogger(__name__)
 MONITOR = "ndcg@20"
 """Validation metric that chooses the weights."""
 
+EpochRow = dict[str, int | float]
+"""What `History` holds of an epoch."""
+
 LAST = "last.safetensors"
 """The file of the state; the kept weights stand beside it."""
 
@@ -51,7 +54,7 @@ class History:
         Every place where an interrupted training went on: epoch, steps done in it, and the machine from there on.
     """
 
-    rows: list[dict[str, int | float]] = field(default_factory=list)
+    rows: list[EpochRow] = field(default_factory=list)
     best_epoch: int = 0
     earlier_seconds: float = 0.0
     resumed: list[dict[str, int | str]] = field(default_factory=list)
@@ -69,7 +72,7 @@ class _Header(BaseModel):
     format: Literal[1]
     epoch: int = Field(ge=1)
     step: int = Field(ge=0)
-    rows: list[dict[str, int | float]]
+    rows: list[EpochRow]
     best: float
     waited: int = Field(ge=0)
     best_epoch: int = Field(ge=0)

@@ -14,7 +14,9 @@ from spike_kit.bench.measure import alone
 from spike_kit.config import Config
 from spike_kit.data.study import Study
 from spike_kit.experiments.run import RunConfig, train
+from spike_kit.experiments.search import VALID
 from spike_kit.models import find_preset
+from spike_kit.training_state import EpochRow
 
 TOO_SLOW = 2
 """A preset is given up once it has taken this many times the time of the plain run."""
@@ -121,9 +123,10 @@ def _curve(setup: QualitySetup, preset: str, training: dict[str, Any], longest: 
     study, points = Study.open(setup.dataset), []
     started = time.perf_counter()
 
-    def report(epoch: int, value: float) -> None:
+    def report(row: EpochRow) -> None:
         seconds = time.perf_counter() - started
-        points.append((epoch, seconds, value))
+        if VALID in row:
+            points.append((int(row["epoch"]), seconds, row[VALID]))
         if longest is not None and seconds > longest:
             raise _TooSlowError
 

@@ -29,6 +29,7 @@ from spike_kit.profiles.template import SOURCE
 from spike_kit.runs import Run
 from spike_kit.seeds import torch_generator
 from spike_kit.training import History, fit
+from spike_kit.training_state import EpochRow
 
 logger = logging.getLogger(__name__)
 
@@ -65,11 +66,16 @@ class RunConfig(Config):
         return preset.model.replace(**self.settings), preset.training.replace(**self.training)
 
 
-def run(config: RunConfig, device: torch.device | str = "cpu", progress: bool = True) -> Run:
+def run(
+    config: RunConfig,
+    device: torch.device | str = "cpu",
+    progress: bool = True,
+    report: Callable[[EpochRow], None] | None = None,
+) -> Run:
     """Return the finished run of a configuration, training it only if it does not exist yet.
 
-    A training that was interrupted goes on from its last state (docs/training.md). In a group of processes all of
-    them call this; the first one alone writes.
+    A training that was interrupted goes on from its last state (docs/training.md); ``report`` is told of every epoch.
+    In a group of processes all of them call this; the first one alone writes.
 
     Raises
     ------
@@ -106,7 +112,7 @@ def run(config: RunConfig, device: torch.device | str = "cpu", progress: bool = 
             return is_done()
 
         if not distributed.on_first(is_done_meanwhile):
-            _make(config, described, study, tasks, device, progress)
+            _make(config, described, study, tasks, device, progress, report)
     return Run(path)
 
 
@@ -117,10 +123,11 @@ def _make(
     tasks: dict[str, RankingTask],
     device: torch.device,
     progress: bool,
+    report: Callable[[EpochRow], None] | None,
 ) -> None:
     """Train, evaluate and write a run."""
     started = time.perf_counter()
-    model, history = train(config, study, device, progress, state=runs.run_path(described) / runs.STATE)
+    model, history = train(config, study, device, progress, report, state=runs.run_path(described) / runs.STATE)
     seconds = history.earlier_seconds + time.perf_counter() - started
 
     def write() -> None:
@@ -156,7 +163,7 @@ def train(
     study: Study,
     device: torch.device | str = "cpu",
     progress: bool = True,
-    report: Callable[[int, float], None] | None = None,
+    report: Callable[[EpochRow], None] | None = None,
     *,
     state: Path | None = None,
 ) -> tuple[Recommender, History]:

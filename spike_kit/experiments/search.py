@@ -26,6 +26,7 @@ from spike_kit.experiments.search_space import Space, as_json, chosen, space_of,
 from spike_kit.models.recommender import TrainedConfig, TrainedRecommender
 from spike_kit.seeds import stream_seed
 from spike_kit.training import MONITOR, fit
+from spike_kit.training_state import EpochRow
 
 logger = logging.getLogger(__name__)
 
@@ -183,7 +184,10 @@ class _Objective:
         reached = {VALID: 0.0, "best_epoch": 0, "epochs": 0, "seconds": 0.0}
         started = time.perf_counter()
 
-        def report(epoch: int, value: float) -> None:
+        def report(row: EpochRow) -> None:
+            if VALID not in row:
+                return
+            epoch, value = int(row["epoch"]), row[VALID]
             reached.update(epochs=epoch, seconds=time.perf_counter() - started)
             if value > reached[VALID]:
                 reached.update({VALID: value, "best_epoch": epoch})

@@ -34,6 +34,7 @@ from spike_kit.experiments.search_space import (
     with_settings,
 )
 from spike_kit.models import MODELS, TrainedRecommender
+from spike_kit.training_state import EpochRow
 
 SHORT = {"epochs": 2, "batch_size": 512, "learning_rate": 1e-2}
 SPACE = {"dim": (8, 16), "l2": (0.0, 1e-4)}
@@ -74,12 +75,12 @@ def script(monkeypatch: pytest.MonkeyPatch, *values: list[float] | BaseException
     """Let the trainings report these validation values, one list each, or fail."""
     left = iter(values)
 
-    def fit(*_: Any, report: Callable[[int, float], None], **__: Any) -> None:
+    def fit(*_: Any, report: Callable[[EpochRow], None], **__: Any) -> None:
         outcome = next(left)
         if isinstance(outcome, BaseException):
             raise outcome
         for epoch, value in enumerate(outcome, start=1):
-            report(epoch, value)
+            report({"epoch": epoch, VALID: value})
 
     monkeypatch.setattr(module, "fit", fit)
 

@@ -1,0 +1,80 @@
+"""Ablations of SPiKE: which switches there are, which of them matter together, and the rows of the paper's table."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from spike_kit.models import find_preset
+from spike_kit.models.spike import SpikeConfig
+
+SWITCHES = (
+    "user_profiles",
+    "item_profiles",
+    "auxiliary_profiles",
+    "inject",
+    "remove",
+    "matching",
+    "attention",
+    "user_to_item",
+)
+"""Settings of `SpikeConfig` that switch a part of the model; each is an ablation by itself."""
+
+SLIDERS = ("rho", "gamma", "layers")
+"""Settings of `SpikeConfig` whose size is varied."""
+
+ABLATIONS: dict[str, dict[str, Any]] = {
+    "full model": {},
+    "w/o user profiles": {"user_profiles": False},
+    "w/o item profiles": {"item_profiles": False},
+    "w/o auxiliary profiles": {"auxiliary_profiles": False},
+    "w/o injection": {"inject": False, "remove": False},
+    "w/o removal": {"remove": False},
+    "w/o matching": {"matching": "off"},
+    "w/o any text": {"inject": False, "remove": False, "matching": "off"},
+    "mean instead of attention": {"attention": "mean"},
+    "with users to items": {"user_to_item": "add"},
+}
+"""Rows of an ablation table: a name, and the settings that differ from the preset."""
+
+
+def normalised(settings: SpikeConfig, preset: str = "recommended") -> SpikeConfig:
+    """Settings that give the same model, with everything that has no effect set to what the preset says.
+
+    Whoever flips a switch that changes nothing (the sample size of a matching that does not sample, say) gets the run
+    that exists already.
+    """
+    usual = find_preset("spike", preset).model
+    assert isinstance(usual, SpikeConfig)
+    idle: set[str] = set()
+    if settings.matching_weight == 0:
+        settings = settings.replace(matching="off")
+    if settings.matching == "off":
+        idle |= {"matching_weight"}
+    if settings.matching != "sampled":
+        idle |= {"gamma", "repeats"}
+    if not (settings.inject or settings.remove):
+        idle |= {"rho"}
+    if settings.attention == "mean":
+        idle |= {"heads"}
+    if settings.loss != "cosine_softmax":
+        idle |= {"temperature"}
+    if not settings.uses_text:
+        without = {"inject": False, "remove": False, "matching": "off"}
+        settings = settings.replace(**without)
+        idle |= {"user_profiles", "item_profiles", "auxiliary_profiles", "rho", "gamma", "repeats", "matching_weight"}
+        idle |= {"separate_masks", "text_dropout", "text_precision", "text_on"}
+    return settings.replace(**{name: getattr(usual, name) for name in idle})
+
+
+def changes(settings: SpikeConfig, preset: str = "recommended") -> dict[str, Any]:
+    """Settings that differ from the preset, those without effect left out."""
+    usual = find_preset("spike", preset).model
+    return {name: value for name, value in normalised(settings, preset) if value != getattr(usual, name)}
+
+
+def label(changed: dict[str, Any]) -> str:
+    """Name of a combination: that of the table's row if it is one, else its settings."""
+    for name, row in ABLATIONS.items():
+        if row == changed:
+            return name
+    return ", ".join(f"{name}={value}" for name, value in changed.items())

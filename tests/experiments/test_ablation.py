@@ -1,0 +1,76 @@
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from spike_kit.experiments.ablation import ABLATIONS, SLIDERS, SWITCHES, changes, label, normalised
+from spike_kit.models.recommender import Batch
+from spike_kit.models.spike import RECOMMENDED as FULL
+from spike_kit.models.spike import Spike, SpikeConfig, SpikeDraws
+from spike_kit.seeds import torch_generator
+from tests.world import World
+
+
+def test_every_row_is_another_model() -> None:
+    found = [tuple(sorted(changes(FULL.replace(**row)).items())) for row in ABLATIONS.values()]
+    assert len(set(found)) == len(ABLATIONS)
+    assert [label(changes(FULL.replace(**row))) for row in ABLATIONS.values()] == list(ABLATIONS)
+
+
+def test_switches_and_sliders_are_settings() -> None:
+    assert set(SWITCHES) | set(SLIDERS) <= set(SpikeConfig.model_fields)
+    assert {name for row in ABLATIONS.values() for name in row} <= set(SWITCHES)
+
+
+@pytest.mark.parametrize(
+    ("settings", "expected"),
+    [
+        ({"gamma": 0.7, "repeats": 3}, {}),
+        ({"gamma": 0.7, "matching": "sampled"}, {"gamma": 0.7, "matching": "sampled"}),
+        ({"matching_weight": 0.0}, {"matching": "off"}),
+        ({"matching": "off", "matching_weight": 9.0}, {"matching": "off"}),
+        ({"inject": False, "remove": False, "rho": 3.0}, {"inject": False, "remove": False}),
+        ({"attention": "mean", "heads": 4}, {"attention": "mean"}),
+        (
+            {"user_profiles": False, "item_profiles": False, "auxiliary_profiles": False, "rho": 0.1},
+            {"inject": False, "remove": False, "matching": "off"},
+        ),
+    ],
+)
+def test_settings_without_effect_are_dropped(settings: dict[str, Any], expected: dict[str, Any]) -> None:
+    assert changes(FULL.replace(**settings)) == expected
+
+
+choices = {
+    "user_profiles": st.booleans(),
+    "item_profiles": st.booleans(),
+    "auxiliary_profiles": st.booleans(),
+    "inject": st.booleans(),
+    "remove": st.booleans(),
+    "matching": st.sampled_from(["exact", "sampled", "off"]),
+    "attention": st.sampled_from(["attention", "mean"]),
+    "matching_weight": st.sampled_from([0.0, 0.5, 2.0]),
+    "rho": st.sampled_from([0.5, 1.0]),
+    "gamma": st.sampled_from([0.1, 0.5]),
+    "heads": st.sampled_from([1, 2]),
+    "text_dropout": st.sampled_from([0.1, 0.3]),
+}
+
+
+@given(st.fixed_dictionaries(choices))
+def test_a_normalised_model_is_the_same_model(world: World, settings: dict[str, Any]) -> None:
+    given_one = FULL.replace(**settings, dim=4, message_dropout=0.0)
+    normal = normalised(given_one)
+    assert normalised(normal) == normal
+    losses = []
+    for config in (given_one, normal):
+        model = Spike(config, world.graph, world.vectors, torch_generator(0, "init"))
+        batch = Batch(*(torch.tensor([0, 1, 2]) for _ in range(3)))
+        losses.append(model.training_losses(batch, SpikeDraws()))
+    assert set(losses[0]) - {"matching"} == set(losses[1]) - {"matching"}
+    total = [sum(float(term.detach()) for term in terms.values()) for terms in losses]
+    assert total[0] == pytest.approx(total[1], abs=1e-6)
