@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any
-from urllib.parse import quote
+from urllib.parse import quote, unquote
 
 import pandas as pd
 import pandera.pandas as pa
@@ -344,6 +344,12 @@ class Study:
     def embeddings_path(self, source: str, encoder: str) -> Path:
         """File of the vectors of a source's profiles under an encoder."""
         return self.path / "embeddings" / _vectors_name(source, encoder)
+
+    def encoded(self) -> list[tuple[str, str]]:
+        """Pairs of profile source and encoder whose vectors exist."""
+        files = sorted((self.path / "embeddings").glob(f"{paths.VISIBLE}--*.safetensors"))
+        pairs = (file.stem.split("--", 1) for file in files)
+        return [(source, unquote(encoder)) for source, encoder in pairs]
 
     def vectors(self, source: str = "template", encoder: str = "all-MiniLM-L6-v2") -> ProfileVectors:
         """Vectors of all profiles of a source under an encoder.
