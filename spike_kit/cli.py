@@ -17,6 +17,7 @@ from tyro.conf import OmitArgPrefixes, Positional
 
 from spike_kit import distributed, doctor, paths
 from spike_kit.cli_bench import Bench
+from spike_kit.cli_figures import Figures
 from spike_kit.cli_options import OnDevice
 from spike_kit.cli_profiles import ImportProfiles, ImportVectors, JudgeProfiles, Profile, Quality
 from spike_kit.cli_search import Search
@@ -274,6 +275,7 @@ COMMANDS: dict[str, Any] = {
     "train": Train,
     "search": Search,
     "evaluate": Evaluate,
+    "figures": Figures,
     "demo": Demo,
     "bench": Bench,
 }

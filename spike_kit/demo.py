@@ -19,7 +19,7 @@ from spike_kit.data.study import Study
 from spike_kit.errors import DataError, NotebookError, require
 from spike_kit.evaluation.tables import as_markdown, results_table
 from spike_kit.experiments.run import RunConfig, data_version, run
-from spike_kit.figures.gallery import draw_all
+from spike_kit.figures.gallery import export_all
 from spike_kit.models import TrainedRecommender, find_model
 from spike_kit.profiles.encode import DEFAULT_ENCODER, ensure_vectors
 from spike_kit.profiles.template import SOURCE, ensure_profiles
@@ -78,7 +78,8 @@ def run_demo(
                 changes = cap if trained else {}
                 finished.append(run(RunConfig(model=model, dataset=dataset, training=changes, seed=seed), device))
     with _stage("figures"):
-        figures = draw_all(study, finished)
+        drawn = export_all(study, finished)
+        figures = [file for artefact in drawn for file in artefact.files if file.suffix != ".csv"]
     executed = _execute_notebooks(study, dataset) if notebooks else []
     table = results_table(finished)
     run_folders = [done.path for done in finished]
@@ -91,6 +92,7 @@ def run_demo(
             as_markdown(table),
             "",
             *_artefacts(artefacts),
+            *(f"not run    {artefact.name}: {artefact.missing}" for artefact in drawn if artefact.missing),
             "",
             f"finished in {time.perf_counter() - started:.0f} s; open the notebooks in JupyterLab with: make lab",
         ]

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import os
+import resource
 import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from pathlib import Path
 from typing import Any
 
 import psutil
@@ -105,3 +107,32 @@ def memory() -> tuple[int, int]:
 def free_memory(device: torch.device) -> int:
     """Memory of a device that is free now, in bytes."""
     return torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else memory()[0]
+
+
+_PROC = Path("/proc/self")
+_RESET_PEAK = "5"
+"""What Linux wants to read in ``clear_refs`` (proc(5)) to count the largest resident memory from now on."""
+
+
+def peak_bytes(device: torch.device | None = None) -> int:
+    """Largest memory since `reset_peak`, or since the start: resident memory of this process, or tensors on CUDA.
+
+    The interpreter and its libraries are included. Linux keeps the number in /proc; what getrusage tells there may be
+    the peak of the process that started this one.
+    """
+    if device is not None and device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    status = _PROC / "status"
+    if status.is_file():
+        for line in status.read_text(encoding="utf-8").splitlines():
+            if line.startswith("VmHWM:"):
+                return int(line.split()[1]) * 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+
+
+def reset_peak(device: torch.device | None = None) -> None:
+    """Count `peak_bytes` from now on, where the system can (elsewhere it stays that of the whole process)."""
+    if device is not None and device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)
+    with suppress(OSError):
+        (_PROC / "clear_refs").write_text(_RESET_PEAK, encoding="ascii")

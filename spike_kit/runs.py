@@ -63,7 +63,10 @@ class Run:
 
     @cached_property
     def metrics(self) -> dict[str, Any]:
-        """``valid`` and ``test`` metrics, ``best_epoch``, ``epochs``, ``seconds``, users not ranked."""
+        """``valid`` and ``test`` metrics, ``best_epoch``, ``epochs``, ``seconds``, ``peak_gib``, users not ranked.
+
+        ``peak_gib`` is the largest memory while training: of the whole process, or of tensors on a CUDA device.
+        """
         return storage.read_json(self.path / METRICS)
 
     @cached_property

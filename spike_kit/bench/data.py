@@ -20,11 +20,12 @@ import numpy as np
 from tqdm.auto import tqdm
 
 from spike_kit import paths
-from spike_kit.bench.measure import alone, peak_bytes
+from spike_kit.bench.measure import alone
 from spike_kit.config import Config
 from spike_kit.data.build import build
 from spike_kit.data.sources.amazon import RELEASES, AmazonConfig
 from spike_kit.data.workspace import literal
+from spike_kit.devices import peak_bytes
 from spike_kit.seeds import numpy_generator
 
 Release = Literal["2018", "2023"]

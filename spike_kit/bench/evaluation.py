@@ -9,8 +9,9 @@ import torch
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from spike_kit.bench.measure import alone, peak_bytes
+from spike_kit.bench.measure import alone
 from spike_kit.config import Config
+from spike_kit.devices import peak_bytes
 from spike_kit.errors import ConfigError
 from spike_kit.evaluation import protocol
 from spike_kit.evaluation.protocol import RankingTask, evaluate

@@ -19,10 +19,11 @@ import pandas as pd
 from tqdm.auto import tqdm
 
 from spike_kit import paths
-from spike_kit.bench.measure import alone, peak_bytes
+from spike_kit.bench.measure import alone
 from spike_kit.config import Config
 from spike_kit.data.study import SUBJECTS, SourceFile, Study, create_study
 from spike_kit.data.tables import Tables
+from spike_kit.devices import peak_bytes
 from spike_kit.errors import require
 from spike_kit.profiles.generate import Generation, GenerationConfig
 from spike_kit.profiles.jobs import Progress

@@ -17,13 +17,13 @@ from pydantic import Field
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from spike_kit.bench.measure import alone, peak_bytes
+from spike_kit.bench.measure import alone
 from spike_kit.bench.synthetic import SyntheticSize, synthetic_graph, synthetic_vectors
 from spike_kit.config import Config
 from spike_kit.data.graph import Graph
 from spike_kit.data.study import Study
 from spike_kit.data.vectors import ProfileVectors
-from spike_kit.devices import deterministic
+from spike_kit.devices import deterministic, peak_bytes
 from spike_kit.errors import ConfigError
 from spike_kit.models import find_model, find_preset
 from spike_kit.models.recommender import Batch, TrainedRecommender

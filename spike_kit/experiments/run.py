@@ -17,7 +17,7 @@ from spike_kit import distributed, runs, storage
 from spike_kit.config import Config, TrainingConfig
 from spike_kit.data.graph import Graph
 from spike_kit.data.study import Study
-from spike_kit.devices import free_memory
+from spike_kit.devices import free_memory, peak_bytes, reset_peak
 from spike_kit.errors import ConfigError, DataError
 from spike_kit.evaluation.protocol import CUTOFFS, RankingTask, evaluate
 from spike_kit.models import find_model, find_preset
@@ -127,8 +127,10 @@ def _make(
 ) -> None:
     """Train, evaluate and write a run."""
     started = time.perf_counter()
+    reset_peak(device)
     model, history = train(config, study, device, progress, report, state=runs.run_path(described) / runs.STATE)
     seconds = history.earlier_seconds + time.perf_counter() - started
+    peak = peak_bytes(device) / 2**30
 
     def write() -> None:
         metrics: dict[str, Any] = {}
@@ -142,6 +144,7 @@ def _make(
             "best_epoch": history.best_epoch,
             "epochs": len(history.rows),
             "seconds": seconds,
+            "peak_gib": peak,
             "users_ranked": {split: task.users.numel() for split, task in tasks.items()},
             "users_without_train": tasks["test"].n_without_train,
         }

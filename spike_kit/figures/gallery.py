@@ -1,8 +1,9 @@
-"""Every figure that the runs at hand allow, drawn from them and written to figures/."""
+"""Every figure and table of a paper that the runs at hand allow, drawn from them and written to figures/."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Sequence, Sized
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -11,42 +12,193 @@ import pandas as pd
 import torch
 from tqdm.auto import tqdm
 
+from spike_kit import paths, storage
 from spike_kit.data.study import Study
+from spike_kit.errors import DataError
 from spike_kit.evaluation.maps import umap_coordinates
 from spike_kit.evaluation.tables import results_table
 from spike_kit.experiments.run import load_model
+from spike_kit.figures import comparisons, data
+from spike_kit.figures.latex import latex_table
 from spike_kit.figures.maps import embedding_maps
-from spike_kit.figures.results import result_bars
+from spike_kit.figures.results import result_bars, results_frame
 from spike_kit.figures.style import export
 from spike_kit.models.spike import Spike
+from spike_kit.profiles.prompts import prompt_texts
+from spike_kit.profiles.quality import measure_profiles
 from spike_kit.runs import Run
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-
-def draw_all(study: Study, finished: Sequence[Run], progress: bool = True) -> list[Path]:
-    """Draw the result bars of the runs and the map of the first SPiKE run with profiles; return the files written."""
-    figures: dict[str, Callable[[], Figure]] = {"results": lambda: result_bars(results_table(finished))}
-    spike = next((run for run in finished if run.config["model"] == "spike" and "profiles" in run.config), None)
-    if spike is not None:
-        figures["map"] = lambda: node_map(study, spike)
-    files: list[Path] = []
-    with tqdm(figures.items(), desc="figures", unit="figure", disable=not progress) as bar:
-        for name, draw in bar:
-            files += export(draw(), f"{name}-{study.name}")
-    return files
+Drawn = tuple["Figure", pd.DataFrame]
+"""A figure and the table it was drawn from."""
 
 
-def node_map(study: Study, run: Run) -> Figure:
-    """Draw all nodes of a SPiKE run with profiles: by their text vectors, and by their final embeddings."""
-    text, final = node_vectors(study, run)
-    kinds = pd.Series(["user"] * len(study.users) + study.entities["kind"].tolist())
+@dataclass(frozen=True)
+class Artefact:
+    """A figure or table of the gallery.
+
+    Attributes
+    ----------
+    name
+        Its name, without data set and ending.
+    files
+        What was written; nothing if it was not run.
+    missing
+        Why it was not drawn; empty if it was.
+    """
+
+    name: str
+    files: tuple[Path, ...] = ()
+    missing: str = ""
+
+
+def export_all(
+    study: Study,
+    runs: Sequence[Run],
+    folder: Path | None = None,
+    *,
+    split: str = "test",
+    names: Sequence[str] | None = None,
+    progress: bool = True,
+) -> list[Artefact]:
+    """Draw every figure that the runs allow and write it as PDF, SVG, PNG and CSV, and the results as LaTeX.
+
+    Nothing is trained and nothing invented: a figure whose runs do not exist is listed with what is missing. Equal runs
+    give equal files, byte for byte; files of a figure that was not drawn are left as they are.
+
+    Parameters
+    ----------
+    study
+        The study.
+    runs
+        Its finished runs, for example from `spike_kit.experiments.run.finished_runs`.
+    folder
+        Where to write; default: figures/.
+    split
+        Split of the results; sensitivity and learning curves are always of validation.
+    names
+        Names of the figures to draw; default: `FIGURES`, all of them.
+    progress
+        Show a bar.
+
+    Raises
+    ------
+    StorageError
+        If a file cannot be written.
+    """
+    folder = folder or paths.figures_root()
+    made = []
+    with tqdm(list(names or FIGURES), desc="figures", unit="figure", disable=not progress) as bar:
+        for name in bar:
+            try:
+                figure, table = FIGURES[name](study, runs, split)
+            except DataError as error:
+                made.append(Artefact(name, missing=error.message))
+                continue
+            made.append(Artefact(name, tuple(export(figure, f"{name}-{study.name}", folder, table))))
+    made.append(_results_latex(study, runs, folder, split))
+    return made
+
+
+def _results_latex(study: Study, runs: Sequence[Run], folder: Path, split: str) -> Artefact:
+    if not runs:
+        return Artefact("table", missing="no run is finished")
+    file = folder / f"results-{study.name}.tex"
+    with storage.atomic_file(file) as temporary:
+        temporary.write_text(latex_table(results_table(runs, split)), encoding="utf-8")
+    return Artefact("table", (file,))
+
+
+def _need(rows: Sized, missing: str) -> None:
+    if len(rows) == 0:
+        raise DataError(missing)
+
+
+def _results(study: Study, runs: Sequence[Run], split: str) -> Drawn:  # noqa: ARG001 (one signature for all figures)
+    main = comparisons.recommended_runs(runs)
+    _need(main, "no run of a recommended preset is finished")
+    frame = results_frame(main, split=split)
+    return result_bars(frame), frame
+
+
+def _ablation(study: Study, runs: Sequence[Run], split: str) -> Drawn:  # noqa: ARG001
+    full, others = comparisons.full_model(runs)
+    _need(others, "no ablation of SPiKE is finished (notebook 05 trains them)")
+    frame = comparisons.ablation_frame(full, others, split=split)
+    _need(frame, "no ablation of SPiKE has the seeds of the full model")
+    return comparisons.ablation_bars(frame), frame
+
+
+def _sensitivity(study: Study, runs: Sequence[Run], split: str) -> Drawn:  # noqa: ARG001
+    _need(runs, "no run is finished")
+    frame = comparisons.sensitivity_frame(runs)
+    _need(frame, "no two runs differ in one setting only")
+    return comparisons.sensitivity_lines(frame), frame
+
+
+def _sparsity(study: Study, runs: Sequence[Run], split: str) -> Drawn:
+    main = comparisons.recommended_runs(runs)
+    _need(main, "no run of a recommended preset is finished")
+    frame = comparisons.sparsity_frame(study, main, split=split)
+    return comparisons.sparsity_bars(frame), frame
+
+
+def _efficiency(study: Study, runs: Sequence[Run], split: str) -> Drawn:  # noqa: ARG001
+    main = [run for run in comparisons.recommended_runs(runs) if not run.history.empty]
+    _need(main, "no trained run of a recommended preset is finished")
+    frame = comparisons.efficiency_frame(main, split=split)
+    return comparisons.efficiency_points(frame), frame
+
+
+def _curves(study: Study, runs: Sequence[Run], split: str) -> Drawn:  # noqa: ARG001
+    frame = comparisons.curves_frame(comparisons.recommended_runs(runs))
+    _need(frame, "no trained run of a recommended preset is finished")
+    return comparisons.curve_lines(frame), frame
+
+
+def _graph(study: Study, runs: Sequence[Run], split: str) -> Drawn:  # noqa: ARG001
+    degrees, relations = data.degree_frame(study), data.relation_frame(study)
+    both = pd.concat([degrees, relations.rename(columns={"relation": "of", "triples": "nodes"})], ignore_index=True)
+    return data.graph_statistics(degrees, relations), both
+
+
+def _quality(study: Study, runs: Sequence[Run], split: str) -> Drawn:  # noqa: ARG001
+    sources = study.profile_sources()
+    _need(sources, f"{study.name} has no profiles")
+    prompts = {source: prompt_texts(study, source) for source in sources}
+    measured = measure_profiles({source: study.profiles(source) for source in sources}, prompts)
+    frame = data.quality_frame(measured)
+    return data.profile_quality(frame), frame
+
+
+def _map(study: Study, runs: Sequence[Run], split: str) -> Drawn:  # noqa: ARG001
+    spike = next((run for run in comparisons.recommended_runs(runs) if "profiles" in run.config), None)
+    if spike is None:
+        raise DataError("SPiKE with profiles was not run")
+    text, final = node_vectors(study, spike)
     panels = {
-        f"Profile text ({run.config['encoder']})": umap_coordinates(text),
+        f"Profile text ({spike.config['encoder']})": umap_coordinates(text),
         "Final embeddings (SPiKE)": umap_coordinates(final),
     }
-    return embedding_maps(panels, kinds)
+    kinds = pd.Series(["user"] * len(study.users) + study.entities["kind"].tolist())
+    parts = [frame.assign(panel=title, kind=kinds)[["panel", "kind", "x", "y"]] for title, frame in panels.items()]
+    return embedding_maps(panels, kinds), pd.concat(parts, ignore_index=True)
+
+
+FIGURES: dict[str, Callable[[Study, Sequence[Run], str], Drawn]] = {
+    "results": _results,
+    "ablation": _ablation,
+    "sensitivity": _sensitivity,
+    "sparsity": _sparsity,
+    "efficiency": _efficiency,
+    "curves": _curves,
+    "graph": _graph,
+    "quality": _quality,
+    "map": _map,
+}
+"""Every figure by its name."""
 
 
 def node_vectors(study: Study, run: Run) -> tuple[np.ndarray, np.ndarray]:

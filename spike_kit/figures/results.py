@@ -8,49 +8,85 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pandas as pd
 
-from spike_kit.figures.style import COLOURS, HATCHES, TWO_COLUMNS, figure_style, plain
+from spike_kit.evaluation.groups import grouped_by_seed
+from spike_kit.evaluation.significance import bootstrap_interval, per_user_metric
+from spike_kit.figures.style import COLOURS, HATCHES, TWO_COLUMNS, figure_style, legend_columns, metric_name, plain
+from spike_kit.runs import Run
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.container import BarContainer
     from matplotlib.figure import Figure
 
+CUTOFFS = ("@10", "@20", "@40")
+"""Cut-offs of the main results."""
 
-def result_bars(table: pd.DataFrame, metrics: Sequence[str] = ("recall", "ndcg"), split: str = "test") -> Figure:
+
+def results_frame(
+    runs: Sequence[Run], metrics: Sequence[str] = ("recall", "ndcg"), split: str = "test"
+) -> pd.DataFrame:
+    """Data of `result_bars`: the mean of every metric for every model.
+
+    Returns
+    -------
+    DataFrame
+        model, split, metric, seeds, mean, low, high, and what the interval is: mean -+ one standard deviation over
+        seeds, or, where there is one seed, a 95 % bootstrap interval over users.
+    """
+    rows = []
+    for label, group in grouped_by_seed(runs).items():
+        for metric in (f"{name}{cutoff}" for name in metrics for cutoff in CUTOFFS):
+            values = [run.metrics[split][metric] for run in group]
+            mean = float(np.mean(values))
+            if len(values) > 1:
+                spread = float(np.std(values, ddof=1))
+                low, high, what = mean - spread, mean + spread, "sd over seeds"
+            else:
+                low, high = bootstrap_interval(per_user_metric(group, metric, split).to_numpy())
+                what = "95 % over users"
+            row = {"model": label, "split": split, "metric": metric, "seeds": len(values)}
+            rows.append(row | {"mean": mean, "low": low, "high": high, "interval": what})
+    return pd.DataFrame(rows)
+
+
+def result_bars(frame: pd.DataFrame) -> Figure:
     """Draw grouped bars: one panel per metric, one group per cut-off, one bar per model.
 
     Parameters
     ----------
-    table
-        As `spike_kit.evaluation.tables.results_table` gives it; standard deviations become error bars.
-    metrics
-        Metrics by name without the cut-off; all cut-offs in the table are drawn.
-    split
-        Name of the split, for the axis label.
+    frame
+        As `results_frame` gives it; intervals become error bars, and the axis says what they are.
     """
     from matplotlib.figure import Figure
 
+    models = frame["model"].unique().tolist()
+    names = frame["metric"].str.split("@").str[0]
     with figure_style():
         figure = Figure(figsize=(TWO_COLUMNS, 2.3))
-        panels = figure.subplots(1, len(metrics), squeeze=False)[0]
-        bars = [_bars(panel, table, metric, split) for panel, metric in zip(panels, metrics, strict=True)]
-        labels = [plain(name) for name in table["model"]]
-        figure.legend([group[0] for group in bars[0]], labels, loc="outside upper center", ncols=min(len(labels), 5))
+        panels = figure.subplots(1, names.nunique(), squeeze=False)[0]
+        bars = [_bars(panel, frame[names == name], models) for panel, name in zip(panels, names.unique(), strict=True)]
+        labels = [plain(name) for name in models]
+        figure.legend(
+            [group[0] for group in bars[0]],
+            labels,
+            loc="outside upper center",
+            ncols=legend_columns(labels, TWO_COLUMNS),
+        )
+        figure.supxlabel(f"cut-off (error bars: {', '.join(frame['interval'].unique())})", fontsize=7)
     return figure
 
 
-def _bars(axes: Axes, table: pd.DataFrame, metric: str, split: str) -> list[BarContainer]:
-    columns = [name for name in table.columns if name.startswith(f"{metric}@") and not name.endswith(" sd")]
-    places = np.arange(len(columns))
-    width = 0.84 / len(table)
+def _bars(axes: Axes, frame: pd.DataFrame, models: list[str]) -> list[BarContainer]:
+    metrics = frame["metric"].unique().tolist()
+    places, width = np.arange(len(metrics)), 0.84 / len(models)
     drawn: list[BarContainer] = []
-    for index, (_, row) in enumerate(table.iterrows()):
-        spread = [row[f"{name} sd"] for name in columns]
+    for index, model in enumerate(models):
+        own = frame[frame["model"] == model].set_index("metric").loc[metrics]
         bars = axes.bar(
-            places + (index - (len(table) - 1) / 2) * width,
-            [row[name] for name in columns],
+            places + (index - (len(models) - 1) / 2) * width,
+            own["mean"],
             width,
-            yerr=None if np.isnan(spread).any() else spread,
+            yerr=np.vstack([own["mean"] - own["low"], own["high"] - own["mean"]]).clip(0),
             color=COLOURS[index % len(COLOURS)],
             hatch=HATCHES[index % len(HATCHES)],
             edgecolor="white",
@@ -58,7 +94,6 @@ def _bars(axes: Axes, table: pd.DataFrame, metric: str, split: str) -> list[BarC
             error_kw={"elinewidth": 0.7, "capsize": 1.5},
         )
         drawn.append(bars)
-    axes.set_xticks(places, [f"@{name.split('@')[1]}" for name in columns])
-    shown = {"ndcg": "NDCG", "mrr": "MRR"}.get(metric, metric.replace("_", " ").capitalize())
-    axes.set_ylabel(f"{shown} ({split})")
+    axes.set_xticks(places, [f"@{name.split('@')[1]}" for name in metrics])
+    axes.set_ylabel(f"{metric_name(metrics[0].split('@')[0])} ({plain(frame['split'].iloc[0])})")
     return drawn

@@ -3,16 +3,21 @@
 from __future__ import annotations
 
 import datetime
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
+
+import pandas as pd
 
 from spike_kit import paths, storage
 from spike_kit.errors import require
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
+
+ONE_COLUMN = 3.33
+"""Width of one ACM column in inches."""
 
 TWO_COLUMNS = 7.0
 """Width of both ACM columns in inches."""
@@ -22,6 +27,12 @@ COLOURS = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00", "#F
 
 HATCHES = ("", "////", "....", "xxxx", "\\\\\\\\", "++++")
 """Second coding of bars, for greyscale prints."""
+
+MARKERS = ("o", "s", "^", "D", "v", "P", "X", "*")
+"""Second coding of points and lines."""
+
+DASHES = ("-", "--", ":", "-.", (0, (5, 1)), (0, (3, 1, 1, 1)), (0, (1, 1)), (0, (6, 2, 1, 2)))
+"""Second coding of lines."""
 
 FORMATS = ("pdf", "svg", "png")
 """File types of every figure."""
@@ -59,8 +70,25 @@ def plain(text: str) -> str:
     return text.replace("$", r"\$")
 
 
-def export(figure: Figure, name: str, folder: Path | None = None) -> list[Path]:
-    """Write a figure as PDF, SVG and PNG.
+def metric_name(metric: str) -> str:
+    """Name of a metric as a paper writes it: ``ndcg@20`` is NDCG@20."""
+    name, *cutoff = metric.split("@")
+    written = {"ndcg": "NDCG", "mrr": "MRR"}.get(name, name.replace("_", " ").capitalize())
+    return "@".join([written, *cutoff])
+
+
+def legend_columns(labels: Sequence[str], inches: float) -> int:
+    """Columns of a legend above a figure of some width, so that the labels fit."""
+    widest = max((len(label) for label in labels), default=1) * _CHARACTER + _HANDLE
+    return max(1, min(len(labels), int(inches / widest)))
+
+
+_CHARACTER, _HANDLE = 0.062, 0.42
+"""Inches of a character of a legend on average, and of the mark before a label."""
+
+
+def export(figure: Figure, name: str, folder: Path | None = None, data: pd.DataFrame | None = None) -> list[Path]:
+    """Write a figure as PDF, SVG and PNG, and the table it was drawn from as CSV.
 
     Parameters
     ----------
@@ -70,11 +98,13 @@ def export(figure: Figure, name: str, folder: Path | None = None) -> list[Path]:
         File name without an ending.
     folder
         Where to write; default: figures/.
+    data
+        The table; none writes no CSV.
 
     Returns
     -------
     list of Path
-        The files, in the order of `FORMATS`.
+        The files, in the order of `FORMATS`, the CSV last.
     """
     folder = folder or paths.figures_root()
     date = datetime.datetime(2026, 1, 1, tzinfo=datetime.UTC)
@@ -86,4 +116,9 @@ def export(figure: Figure, name: str, folder: Path | None = None) -> list[Path]:
             with storage.atomic_file(file) as temporary:
                 figure.savefig(temporary, format=kind, metadata=metadata[kind])
             files.append(file)
+    if data is not None:
+        file = folder / f"{name}.csv"
+        with storage.atomic_file(file) as temporary:
+            data.to_csv(temporary, index=False, float_format="%.6g", lineterminator="\n")
+        files.append(file)
     return files

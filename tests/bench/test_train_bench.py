@@ -1,17 +1,19 @@
 from __future__ import annotations
 
 import json
+import sys
 
 import numpy as np
 import pytest
 import torch
 
 from spike_kit import paths
-from spike_kit.bench.measure import alone, peak_bytes
+from spike_kit.bench.measure import alone
 from spike_kit.bench.synthetic import AMAZON_BOOK, SMALLEST, parse_sizes, synthetic_graph, synthetic_vectors
 from spike_kit.cli import main
 from spike_kit.data.graph import Graph
 from spike_kit.data.study import Study
+from spike_kit.devices import peak_bytes, reset_peak
 from spike_kit.errors import ConfigError
 from spike_kit.sampling import NegativeSampler
 
@@ -180,6 +182,16 @@ def test_settings_of_the_model_can_be_measured(study: Study, capsys: pytest.Capt
     assert json.loads(capsys.readouterr().out)["precision"] == "bfloat16"
     assert main([*arguments, "--fix", "epochs=3"]) == 1
     assert "unknown setting 'epochs' for SpikeConfig" in capsys.readouterr().err
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="only Linux can count from anew")
+def test_the_peak_counts_from_the_last_reset() -> None:
+    ballast = np.ones(2**27, dtype=np.int8)
+    highest = peak_bytes()
+    assert highest > ballast.nbytes
+    del ballast
+    reset_peak()
+    assert peak_bytes() < highest - 2**26
 
 
 def test_the_peak_is_that_of_the_process_itself() -> None:

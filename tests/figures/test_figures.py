@@ -6,25 +6,28 @@ import matplotlib as mpl
 import numpy as np
 import pandas as pd
 import pytest
+from matplotlib.container import BarContainer
 
-from spike_kit.data.study import Study
-from spike_kit.experiments.run import RunConfig, run
-from spike_kit.figures.gallery import draw_all
 from spike_kit.figures.maps import embedding_maps
 from spike_kit.figures.results import result_bars
 from spike_kit.figures.style import FORMATS, TWO_COLUMNS, export
 
 
 def table() -> pd.DataFrame:
-    rows = {"model": ["a", "b <i>"], "seeds": [1, 1]}
-    for name in ("recall@10", "recall@20", "ndcg@10", "ndcg@20"):
-        rows |= {name: [0.1, 0.2], f"{name} sd": [np.nan, np.nan]}
-    return pd.DataFrame(rows)
+    rows = [
+        {"model": model, "split": "test", "metric": f"{name}@{k}", "seeds": 1, "mean": mean}
+        for model, mean in (("a", 0.1), ("b <i>", 0.2))
+        for name in ("recall", "ndcg")
+        for k in (10, 20)
+    ]
+    frame = pd.DataFrame(rows)
+    return frame.assign(low=frame["mean"] - 0.02, high=frame["mean"] + 0.01, interval="95 % over users")
 
 
 def test_bars_show_every_value(tmp_path: Path) -> None:
     figure = result_bars(table())
-    heights = [bar.get_height() for axes in figure.axes for group in axes.containers for bar in group]  # type: ignore[attr-defined]
+    groups = [group for axes in figure.axes for group in axes.containers if isinstance(group, BarContainer)]
+    heights = [bar.get_height() for group in groups for bar in group]
     assert heights == pytest.approx([0.1, 0.1, 0.2, 0.2] * 2)
     assert [axes.get_ylabel() for axes in figure.axes] == ["Recall (test)", "NDCG (test)"]
     assert figure.get_size_inches()[0] == TWO_COLUMNS
@@ -70,13 +73,3 @@ def test_rare_groups_are_drawn_together(tmp_path: Path) -> None:
     figure = embedding_maps({"one": points}, groups)
     labels = [text.get_text() for text in figure.legends[0].get_texts()]
     assert labels == [*(f"g{n}" for n in range(7)), "other"]
-
-
-def test_the_gallery_draws_what_the_runs_allow(study: Study, home: Path) -> None:
-    short = {"epochs": 1, "batch_size": 512}
-    bprmf = run(RunConfig(model="bprmf", dataset="world", training=short), progress=False)
-    assert [file.name for file in draw_all(study, [bprmf])] == [f"results-world.{kind}" for kind in FORMATS]
-    spike = run(RunConfig(model="spike", dataset="world", training=short), progress=False)
-    files = draw_all(study, [bprmf, spike])
-    assert all(file.is_file() and file.parent == home / "figures" for file in files)
-    assert {file.stem for file in files} == {"results-world", "map-world"}

@@ -12,7 +12,7 @@ import pytest
 MEASURE = """
 import json, sys
 import torch
-from spike_kit.bench.measure import peak_bytes
+from spike_kit.devices import peak_bytes
 from spike_kit.bench.synthetic import AMAZON_BOOK, synthetic_graph, synthetic_vectors
 from spike_kit.models import find_model, find_preset
 from spike_kit.models.footprint import footprint

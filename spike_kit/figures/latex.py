@@ -1,0 +1,66 @@
+"""Result tables as LaTeX with booktabs."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import pandas as pd
+
+from spike_kit.evaluation.tables import HEADLINE
+from spike_kit.figures.style import metric_name
+
+_ESCAPES = {
+    "\\": r"\textbackslash{}",
+    "&": r"\&",
+    "%": r"\%",
+    "$": r"\$",
+    "#": r"\#",
+    "_": r"\_",
+    "{": r"\{",
+    "}": r"\}",
+    "~": r"\textasciitilde{}",
+    "^": r"\textasciicircum{}",
+    "<": r"\textless{}",
+    ">": r"\textgreater{}",
+}
+
+
+def latex_text(text: str) -> str:
+    """Text as LaTeX prints it unchanged, on one line: every character with a meaning is escaped."""
+    return "".join(_ESCAPES.get(character, character) for character in " ".join(text.split()))
+
+
+def latex_table(table: pd.DataFrame, metrics: Sequence[str] = HEADLINE, digits: int = 4) -> str:
+    """Format a results table: mean +- sd, the best mean of each column bold, the second underlined.
+
+    Parameters
+    ----------
+    table
+        As `spike_kit.evaluation.tables.results_table` gives it.
+    metrics
+        Columns.
+    digits
+        Digits after the point; the best is chosen before rounding, and equal means share the mark.
+
+    Returns
+    -------
+    str
+        A ``tabular``; it needs the package booktabs.
+    """
+    ranks = {name: table[name].rank(method="min", ascending=False) for name in metrics}
+    lines = [
+        rf"\begin{{tabular}}{{l{'r' * len(metrics)}}}",
+        r"\toprule",
+        " & ".join(["Model", *(latex_text(metric_name(name)) for name in metrics)]) + r" \\",
+        r"\midrule",
+    ]
+    for place, row in table.reset_index(drop=True).iterrows():
+        cells = [latex_text(str(row["model"]))]
+        for name in metrics:
+            text = f"{row[name]:.{digits}f}"
+            rank = ranks[name].iloc[int(str(place))]
+            text = rf"\textbf{{{text}}}" if rank == 1 else rf"\underline{{{text}}}" if rank == 2 else text
+            spread = row.get(f"{name} sd", float("nan"))
+            cells.append(text if pd.isna(spread) else rf"{text} {{\scriptsize $\pm$ {spread:.{digits}f}}}")
+        lines.append(" & ".join(cells) + r" \\")
+    return "\n".join([*lines, r"\bottomrule", r"\end{tabular}", ""])

@@ -1,0 +1,184 @@
+from __future__ import annotations
+
+import dataclasses
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from spike_kit import paths
+from spike_kit.cli import main
+from spike_kit.data.study import Study
+from spike_kit.errors import DataError
+from spike_kit.evaluation.significance import paired_test, per_user_metric
+from spike_kit.experiments.ablation import ABLATIONS
+from spike_kit.experiments.run import RunConfig, run
+from spike_kit.figures import comparisons, data
+from spike_kit.figures.gallery import FIGURES, export_all
+from spike_kit.figures.latex import latex_table, latex_text
+from spike_kit.figures.results import results_frame
+from spike_kit.figures.style import FORMATS, legend_columns
+from spike_kit.runs import Run
+
+SHORT = {"epochs": 2, "eval_every": 1}
+
+
+def made(model: str = "spike", seed: int = 0, training: dict[str, Any] | None = None, **settings: Any) -> Run:
+    given = SHORT if training is None else training
+    given = {} if model == "popularity" else given
+    return run(RunConfig(model=model, dataset="world", training=given, settings=settings, seed=seed), progress=False)
+
+
+@pytest.fixture
+def runs(study: Study) -> list[Run]:
+    full = [made(seed=seed) for seed in (0, 1)]
+    off = [made(seed=seed, matching="off") for seed in (0, 1)]
+    return [made("popularity"), made("lightgcn"), *full, *off, made(rho=0.25), made(rho=1.0)]
+
+
+def test_every_figure_is_drawn_where_its_runs_exist(study: Study, runs: list[Run], home: Path) -> None:
+    artefacts = export_all(study, runs, progress=False)
+    assert [artefact.name for artefact in artefacts] == [*FIGURES, "table"]
+    assert [artefact.missing for artefact in artefacts] == [""] * len(artefacts)
+    for artefact in artefacts[:-1]:
+        assert [file.suffix[1:] for file in artefact.files] == [*FORMATS, "csv"]
+        assert all(file.is_file() and file.parent == home / "figures" for file in artefact.files)
+        assert len(pd.read_csv(artefact.files[-1])) > 0
+    assert (home / "figures" / "results-world.tex").read_text().count(r"\\") == 1 + 6
+
+
+def test_what_was_not_run_is_named_and_not_drawn(study: Study, home: Path) -> None:
+    artefacts = {artefact.name: artefact for artefact in export_all(study, [], progress=False)}
+    drawn = {name for name, artefact in artefacts.items() if artefact.files}
+    assert drawn == {"graph", "quality"}
+    assert artefacts["ablation"].missing.startswith("the full model of spike was not run")
+    assert {path.stem for path in (home / "figures").iterdir()} == {"graph-world", "quality-world"}
+
+
+def test_a_second_process_writes_the_same_bytes(study: Study, runs: list[Run], tmp_path: Path) -> None:
+    export_all(study, runs, tmp_path / "first", progress=False)
+    script = (
+        "import sys; from pathlib import Path; from spike_kit.data.study import Study; from spike_kit.runs import Run\n"
+        "from spike_kit.figures.gallery import export_all\n"
+        "export_all(Study.open('world'), [Run(Path(p)) for p in sys.argv[2:]], Path(sys.argv[1]), progress=False)\n"
+    )
+    folders = [str(one.path) for one in runs]
+    subprocess.run(
+        [sys.executable, "-c", script, str(tmp_path / "second"), *folders],
+        env=os.environ | {"PYTHONHASHSEED": "7"},
+        check=True,
+    )
+    first, second = (
+        {file.name: file.read_bytes() for file in (tmp_path / name).iterdir()} for name in ("first", "second")
+    )
+    assert first.keys() == second.keys()
+    assert [name for name in first if first[name] != second[name]] == []
+
+
+def test_results_have_intervals(study: Study, runs: list[Run]) -> None:
+    frame = results_frame(runs[:4], split="valid")
+    assert set(frame["interval"][frame["model"] == "Popularity"]) == {"95 % over users"}
+    spike = frame[frame["model"].str.startswith("SPiKE") & (frame["metric"] == "ndcg@20")].to_dict("records")[0]
+    values = [one.metrics["valid"]["ndcg@20"] for one in runs[2:4]]
+    assert spike["interval"] == "sd over seeds"
+    assert spike["high"] - spike["mean"] == pytest.approx(np.std(values, ddof=1))
+    assert ((frame["low"] <= frame["mean"]) & (frame["mean"] <= frame["high"])).all()
+
+
+def test_ablations_are_compared_with_the_full_model(study: Study, runs: list[Run]) -> None:
+    full, others = comparisons.full_model(runs)
+    assert full == runs[2:4]
+    assert others == runs[4:]
+    frame = comparisons.ablation_frame(full, others, split="valid")
+    assert frame["model"].tolist() == ["w/o matching"]
+    assert frame["model"][0] in ABLATIONS
+    test = paired_test(*(per_user_metric(group, "ndcg@20", "valid") for group in (runs[4:6], full)))
+    assert frame["difference"][0] == pytest.approx(test.difference)
+    assert frame["p"][0] == test.p_permutation
+    with pytest.raises(DataError, match="was not run"):
+        comparisons.full_model(runs[4:])
+
+
+def test_recommended_training_is_preferred(study: Study, runs: list[Run]) -> None:
+    usual = dataclasses.replace(runs[2])
+    preset = comparisons.find_preset("spike").training.model_dump(mode="json")
+    usual.__dict__["config"] = runs[2].config | {"training_settings": preset}
+    assert comparisons.recommended_runs([*runs, usual]) == [*runs[:2], usual]
+    assert comparisons.recommended_runs(runs) == runs[:4]
+
+
+def test_sensitivity_holds_everything_else_equal(study: Study, runs: list[Run]) -> None:
+    frame = comparisons.sensitivity_frame(runs)
+    assert set(frame["setting"]) == {"rho", "matching"}
+    rho = frame[frame["setting"] == "rho"]
+    assert rho["value"].tolist() == [0.25, 0.5, 1.0]
+    assert rho["seeds"].tolist() == [1, 2, 1]
+    assert rho["mean"].iloc[1] == pytest.approx(np.mean([one.metrics["valid"]["ndcg@20"] for one in runs[2:4]]))
+    assert comparisons.sensitivity_frame(runs[:2]).empty
+
+
+def test_efficiency_shows_memory_where_it_is_known(study: Study, runs: list[Run]) -> None:
+    frame = comparisons.efficiency_frame(runs[1:4])
+    assert (frame["seconds"] > 0).all()
+    assert (frame["peak_gib"] > 0.05).all()
+    assert len(comparisons.efficiency_points(frame).axes) == 2
+    assert len(comparisons.efficiency_points(frame.assign(peak_gib=np.nan)).axes) == 1
+
+
+def test_degrees_are_those_of_the_graph(study: Study) -> None:
+    rows = {row["of"]: row for row in data.degree_frame(study).to_dict("records")}
+    users = {"of": "users, interactions", "degree": 10, "nodes": len(study.users), "share": 1.0}
+    assert rows["users, interactions"] == users
+    assert rows["items, triples"]["degree"] == 2
+    assert data.relation_frame(study)["triples"].tolist() == [48, 48]
+
+
+def hostile(frame: pd.DataFrame, *columns: str) -> pd.DataFrame:
+    return frame.assign(**{column: [f"$\\frac{{x^_{n}$ <script>%" for n in range(len(frame))] for column in columns})
+
+
+@pytest.mark.parametrize(
+    "draw",
+    [
+        lambda runs: comparisons.ablation_bars(hostile(comparisons.ablation_frame(runs[2:4], runs[4:6]), "model")),
+        lambda runs: comparisons.sensitivity_lines(hostile(comparisons.sensitivity_frame(runs), "value")),
+        lambda runs: comparisons.efficiency_points(hostile(comparisons.efficiency_frame(runs), "model")),
+        lambda runs: comparisons.curve_lines(hostile(comparisons.curves_frame(runs[1:2]), "model")),
+    ],
+)
+def test_hostile_names_are_drawn(study: Study, runs: list[Run], draw: Callable[[list[Run]], Any]) -> None:
+    figure = draw(runs)
+    figure.canvas.draw()
+
+
+def test_latex_prints_what_stands_there() -> None:
+    assert latex_text("a_b & 50% $x$ {y} \\input{z}\n~^") == (
+        r"a\_b \& 50\% \$x\$ \{y\} \textbackslash{}input\{z\} \textasciitilde{}\textasciicircum{}"
+    )
+    table = pd.DataFrame({"model": ["a", "b_c", "d"], "ndcg@20": [0.1, 0.3, 0.2], "ndcg@20 sd": [0.01, np.nan, np.nan]})
+    text = latex_table(table, ["ndcg@20"])
+    assert r"a & 0.1000 {\scriptsize $\pm$ 0.0100} \\" in text
+    assert r"b\_c & \textbf{0.3000} \\" in text
+    assert r"d & \underline{0.2000} \\" in text
+    assert text.count(r"\toprule") == text.count(r"\bottomrule") == 1
+
+
+def test_legends_fit() -> None:
+    assert legend_columns(["a", "b", "c"], 7.0) == 3
+    assert legend_columns(["a long name of a model with settings"] * 4, 3.33) == 1
+    assert legend_columns([], 3.0) == 1
+
+
+def test_the_command_lists_what_it_wrote(study: Study, runs: list[Run], capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["figures", "world", "--only", "results", "map", "--folder", str(paths.home() / "paper")]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert "results-world.pdf" in lines[0]
+    assert "map-world.pdf" in lines[1]
+    assert "results-world.tex" in lines[2]
+    assert main(["figures", "world", "--only", "nope"]) == 1
