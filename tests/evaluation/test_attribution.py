@@ -1,0 +1,136 @@
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from spike_kit.data.graph import Graph
+from spike_kit.errors import DataError
+from spike_kit.evaluation.attribution import Removal, SpikeExplainer, what_if
+from spike_kit.models.spike import Spike, SpikeConfig
+from spike_kit.seeds import torch_generator
+from tests.world import World
+
+FORMS: list[dict[str, Any]] = [
+    {},
+    {"layers": 1, "loss": "cosine_softmax"},
+    {"attention": "mean", "user_to_item": "add"},
+    {"user_to_item": "instead", "heads": 4},
+    {"user_profiles": False, "remove": False},
+    {"item_profiles": False, "auxiliary_profiles": False, "inject": False},
+    {"inject": False, "remove": False, "matching": "off"},
+]
+
+
+def made(world: World, **settings: Any) -> Spike:
+    config = SpikeConfig(dim=8, rho=0.7).replace(**settings)
+    return Spike(config, world.graph, world.vectors, torch_generator(3, "init"))
+
+
+def copy_of(model: Spike, graph: Graph, world: World) -> Spike:
+    """The model's parameters on another graph."""
+    other = Spike(model.config, graph, world.vectors, torch_generator(0, "init"))
+    other.load_state_dict(model.state_dict())
+    return other
+
+
+@pytest.mark.parametrize("settings", FORMS, ids=str)
+def test_parts_add_up_to_what_the_model_computes(world: World, settings: dict[str, Any]) -> None:
+    model = made(world, **settings)
+    explainer = SpikeExplainer(model)
+    with torch.no_grad():
+        nodes = torch.cat(model.node_embeddings())
+        scores = model.score(torch.tensor([5]))[0]
+    torch.testing.assert_close(explainer.rows.final, nodes, rtol=0, atol=1e-5)
+    torch.testing.assert_close(explainer.scores(5), scores, rtol=0, atol=1e-5)
+    parts = explainer.contributions(5, [3, 1])
+    n_layers = model.config.layers + 1
+    assert parts.shape == (2, n_layers, 2, n_layers, 2)
+    torch.testing.assert_close(parts.sum(dim=(1, 2, 3, 4)), scores[[3, 1]], rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize("settings", FORMS, ids=str)
+def test_attention_sums_to_one_over_the_edges_of_an_entity(world: World, settings: dict[str, Any]) -> None:
+    explainer = SpikeExplainer(made(world, **settings))
+    graph = world.graph
+    for weights in explainer.rows.attention:
+        total = torch.zeros(graph.n_entities).index_add(0, graph.head, weights)
+        torch.testing.assert_close(total[graph.head.unique()], torch.ones(len(graph.head.unique())))
+
+
+def test_without_profiles_everything_is_structure(world: World) -> None:
+    rows = SpikeExplainer(made(world, inject=False, remove=False, matching="off")).rows
+    assert rows.parts[:, 1].abs().max() == 0
+    injected = SpikeExplainer(made(world)).rows
+    assert injected.parts[0, 1].abs().max() < 1e-6
+    assert injected.parts[1, 1].abs().max() > 0.01
+    kept = SpikeExplainer(made(world, remove=False)).rows
+    assert kept.parts[0, 1].abs().max() > 0.01
+
+
+def test_a_profile_that_is_taken_out_has_no_effect_any_more(world: World) -> None:
+    model = made(world)
+    node = world.graph.n_users + 7
+    explainer = SpikeExplainer(model).without(Removal("profile", (node,)))
+    assert explainer.profiles[node].abs().max() == 0
+    zeroed = world.vectors.entity.clone()
+    zeroed[7] = 0
+    with torch.no_grad():
+        other = Spike(model.config, world.graph, replace(world.vectors, entity=zeroed), torch_generator(0, "init"))
+        other.load_state_dict(model.state_dict())
+        assert not torch.allclose(explainer.rows.final, torch.cat(model.node_embeddings()))
+        bias = other.entity_projection(zeroed[7:8], None)[0]
+        shifted = SpikeExplainer(other)
+        shifted.__dict__["profiles"] = shifted.profiles.clone()
+        shifted.profiles[node] -= bias[0]
+    torch.testing.assert_close(explainer.rows.final, shifted.rows.final, rtol=0, atol=1e-5)
+
+
+def test_an_edge_that_is_taken_out_leaves_the_graph_without_it(world: World) -> None:
+    model, graph = made(world, user_to_item="add"), world.graph
+    triple = (int(graph.head[0]), int(graph.relation[0]), int(graph.tail[0]))
+    pair = (int(graph.train_user[3]), int(graph.train_item[3]))
+    explainer = SpikeExplainer(model).without(Removal("triple", triple), Removal("interaction", pair))
+    assert explainer.graph.n_edges == graph.n_edges - 2
+    assert explainer.graph.n_interactions == graph.n_interactions - 1
+    with torch.no_grad():
+        expected = torch.cat(copy_of(model, explainer.graph, world).node_embeddings())
+    torch.testing.assert_close(explainer.rows.final, expected, rtol=0, atol=1e-5)
+    assert not torch.allclose(explainer.rows.final, SpikeExplainer(model).rows.final)
+
+
+@pytest.mark.parametrize(
+    "removal",
+    [Removal("triple", (0, 0, 0)), Removal("interaction", (0, 9999)), Removal("profile", (10**6,))],
+)
+def test_what_is_not_there_cannot_be_taken_out(world: World, removal: Removal) -> None:
+    with pytest.raises(DataError, match=r"no (triple|interaction|node)"):
+        SpikeExplainer(made(world)).without(removal)
+
+
+def test_ids_are_checked(world: World) -> None:
+    explainer = SpikeExplainer(made(world))
+    with pytest.raises(DataError, match="no user 999"):
+        explainer.contributions(999, [0])
+    with pytest.raises(DataError, match="not every item"):
+        explainer.contributions(0, [10**6])
+
+
+def test_ranks_with_and_without(world: World) -> None:
+    model, graph = made(world, layers=1), world.graph
+    seen = graph.train_item[graph.train_user == 0].tolist()
+    before = SpikeExplainer(model)
+    removal = Removal("interaction", (0, seen[0]))
+    table = what_if(before, 0, seen, [removal], k=5)
+    assert not set(table["item"]) & set(seen)
+    assert table["rank"].is_monotonic_increasing
+    assert table.loc[table["rank"] <= 5, "item"].tolist() == before.top(0, seen, 5)
+    after = table[table["new rank"] <= 5].sort_values("new rank")["item"].tolist()
+    assert after == before.without(removal).top(0, seen, 5)
+    assert np.allclose(table["change"], table["new score"] - table["score"])
+    nothing = what_if(before, 0, seen, [], k=5)
+    assert (nothing["change"] == 0).all()
+    assert nothing["rank"].tolist() == nothing["new rank"].tolist() == [1, 2, 3, 4, 5]
