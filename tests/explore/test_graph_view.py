@@ -1,0 +1,147 @@
+from __future__ import annotations
+
+import dataclasses
+import math
+from itertools import pairwise
+
+import numpy as np
+import pytest
+
+from spike_kit import paths
+from spike_kit.data.study import Study, create_study
+from spike_kit.errors import DataError
+from spike_kit.evaluation.attribution import SpikeExplainer
+from spike_kit.explore.graph_view import GraphView
+from spike_kit.explore.graph_view_panel import graph_panel
+from spike_kit.models.spike import Spike, SpikeConfig
+from spike_kit.seeds import torch_generator
+from tests.world import ITEMS_PER_GROUP, World
+
+
+@pytest.fixture
+def explainer(world: World) -> SpikeExplainer:
+    return SpikeExplainer(Spike(SpikeConfig(dim=8), world.graph, world.vectors, torch_generator(0, "init")))
+
+
+def test_a_neighbourhood_grows_by_expanding(study: Study, explainer: SpikeExplainer) -> None:
+    view = GraphView(study, explainer, most=5)
+    item = view.nodes.node("item", 0)
+    view.show(item)
+    assert set(view.table["relation"]) == {"genre", "director"}
+    assert len(view.positions) == 3
+    genre = next(node for node in view.positions if view.nodes.kinds[node] == "genre")
+    before = dict(view.positions)
+    assert view.expand(genre) == 5
+    assert all(view.positions[node] == pytest.approx(place) for node, place in before.items())
+    assert f"6 of {ITEMS_PER_GROUP} neighbours shown" in view.shown
+    assert view.expand(genre) == 5
+    view.show(item)
+    assert len(view.positions) == 3
+    with pytest.raises(DataError, match="is not shown"):
+        view.expand(view.nodes.node("item", 40))
+    with pytest.raises(DataError, match="no node"):
+        view.show(10**6)
+
+
+def test_edges_carry_attention_both_ways(study: Study, explainer: SpikeExplainer) -> None:
+    view = GraphView(study, explainer)
+    view.show(view.nodes.node("item", 3))
+    row = view.table[view.table["relation"] == "genre"].iloc[0]
+    graph, n_users = explainer.graph, view.nodes.n_users
+    genre = int(study.entities["entity"][study.entities["label"] == row["tail"]].iloc[0])
+    to_head = (graph.head == 3) & (graph.tail == genre)
+    to_tail = (graph.head == genre) & (graph.tail == 3)
+    weights = explainer.attention()
+    assert row["head"] == view.nodes.labels[n_users + 3]
+    assert row["to head"] == pytest.approx(float(weights[to_head][0]))
+    assert row["to tail"] == pytest.approx(float(weights[to_tail][0]))
+    assert str(row["head"]) in str(row["sentence"])
+
+
+def test_without_a_model_edges_count_by_degree(study: Study) -> None:
+    view = GraphView(study)
+    view.show(view.nodes.node("item", 0))
+    assert view.table["to head"].tolist() == pytest.approx([0.5, 0.5])
+
+
+def test_the_figure_draws_every_edge_and_node_once(study: Study, explainer: SpikeExplainer) -> None:
+    view = GraphView(study, explainer, users=True)
+    view.show(view.nodes.node("item", 0))
+    data = view.figure.data
+    nodes = [node for trace in data if trace.customdata is not None for node in trace.customdata]
+    assert sorted(nodes) == sorted(view.positions)
+    drawn = sum(list(trace.x).count(None) for trace in data if trace.mode == "lines")
+    assert drawn == len(view.table)
+    assert {trace.name for trace in data if trace.mode == "lines"} == {"interaction", "genre", "director"}
+    again = GraphView(study, explainer, users=True)
+    again.show(view.nodes.node("item", 0))
+    assert again.positions == view.positions
+
+
+def test_paths_go_from_a_user_to_an_item(study: Study, explainer: SpikeExplainer) -> None:
+    view = GraphView(study, explainer, users=True)
+    train = study.split("train")
+    own = train.loc[train["user"] == 0, "item"].tolist()
+    target = next(item for item in range(ITEMS_PER_GROUP) if item not in own)
+    strongest, shortest = view.paths(0, target, 6), view.paths(0, target, 6, strongest=False)
+    assert strongest["strength"].is_monotonic_decreasing
+    assert shortest["edges"].is_monotonic_increasing
+    assert shortest["edges"][0] == 3
+    names = strongest["path"][0].split(" → ")
+    assert names[0] == study.users["label"][0]
+    assert names[-1] == study.items["label"][target]
+    edges = view.edges.set_index(["source", "target"])["weight"]
+    lookup = {label: node for node, label in enumerate(view.nodes.labels)}
+    steps = [edges.loc[(lookup[a], lookup[b])].max() for a, b in pairwise(names)]
+    assert strongest["strength"][0] == pytest.approx(math.prod(steps))
+    assert "in train" in strongest["sentences"][0]
+    with pytest.raises(DataError, match="has no users"):
+        GraphView(study, explainer).paths(0, target)
+
+
+def test_an_item_without_an_edge_has_no_path(study: Study) -> None:
+    train = study.interactions[study.interactions["item"] != 0]
+    triples = study.triples[study.triples["head"] != 0]
+    tables = dataclasses.replace(study.tables, triples=triples, interactions=train)
+    alone = create_study(paths.data_root() / "alone", "alone", tables, sources=(), build={}, funnel=())
+    view = GraphView(alone, users=True)
+    assert view.paths(0, 0).empty
+    view.show(view.nodes.node("item", 0))
+    assert view.table.empty
+    assert len(view.figure.data) == 1
+
+
+def test_hostile_names_are_text(study: Study) -> None:
+    hostile = "<img src=x onerror=alert(1)> $x$ </script>"
+    entities, items = study.entities.copy(), study.items.copy()
+    entities["label"], items["label"] = hostile, hostile
+    relations = study.relations.assign(label=hostile)
+    tables = dataclasses.replace(study.tables, entities=entities, items=items, relations=relations)
+    named = create_study(paths.data_root() / "named", "named", tables, sources=(), build={}, funnel=())
+    panel = graph_panel(GraphView(named, users=True)).panel
+    panel.search.text.value = "onerror"
+    panel.item.text.value = "onerror"
+    panel.find.click()
+    for html in (str(panel.chart.to_json()), panel.table.value, panel.status.value, panel.paths.value):
+        assert "<img" not in html
+        assert "</script" not in html
+    assert len(panel.view.positions) > 1
+
+
+def test_the_panel_searches_expands_and_finds_paths(study: Study, explainer: SpikeExplainer) -> None:
+    panel = graph_panel(GraphView(study, explainer, users=True)).panel
+    panel.search.text.value = "comedy film 0"
+    assert panel.search.results.label.startswith("Comedy film 0")
+    assert len(panel.view.positions) > 3
+    before = len(panel.view.positions)
+    panel.names.value = next(node for node in panel.view.positions if panel.view.nodes.kinds[node] == "genre")
+    panel.expand.click()
+    assert len(panel.view.positions) > before
+    traces = [trace for trace in panel.chart.data if trace.customdata is not None]
+    assert sum(len(trace.customdata) for trace in traces) == len(panel.view.positions)
+    panel.find.click()
+    assert "choose an item" in panel.paths.value
+    panel.item.text.value = "western film 20"
+    panel.find.click()
+    assert "→" in panel.paths.value
+    assert np.isfinite(panel.view.table[["to head", "to tail"]].to_numpy(float)).any()
