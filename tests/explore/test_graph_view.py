@@ -141,7 +141,7 @@ def test_the_panel_searches_expands_and_finds_paths(study: Study, explainer: Spi
     assert sum(len(trace.customdata) for trace in traces) == len(panel.view.positions)
     panel.find.click()
     assert "choose an item" in panel.paths.value
-    panel.item.text.value = "western film 20"
+    panel.item.text.value = "comedy film 1"
     panel.find.click()
     assert "→" in panel.paths.value
     assert np.isfinite(panel.view.table[["to head", "to tail"]].to_numpy(float)).any()

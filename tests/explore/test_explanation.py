@@ -1,0 +1,140 @@
+from __future__ import annotations
+
+import dataclasses
+
+import numpy as np
+import pytest
+import torch
+
+from spike_kit import paths
+from spike_kit.data.study import Study, create_study
+from spike_kit.errors import DataError
+from spike_kit.evaluation.attribution import Removal, SpikeExplainer
+from spike_kit.evaluation.protocol import top_items
+from spike_kit.explore import explanation as module
+from spike_kit.explore.explanation import Explanation, marked
+from spike_kit.explore.explanation_panel import explanation_panel
+from spike_kit.models.spike import Spike, SpikeConfig
+from spike_kit.profiles.template import SOURCE, template_profiles
+from spike_kit.seeds import torch_generator
+from tests.world import World
+
+HOSTILE = '<img src=x onerror="alert(1)"> </script> $x$'
+
+
+@pytest.fixture
+def model(world: World) -> Spike:
+    config = SpikeConfig(dim=8, layers=1, loss="cosine_softmax", user_to_item="add")
+    return Spike(config, world.graph, world.vectors, torch_generator(0, "init"))
+
+
+@pytest.fixture
+def view(study: Study, model: Spike) -> Explanation:
+    return Explanation(study, SpikeExplainer(model), 3, k=5)
+
+
+def test_the_list_is_that_of_the_evaluation(study: Study, model: Spike, view: Explanation) -> None:
+    train = study.split("train")
+    expected = top_items(model, 3, train.loc[train["user"] == 3, "item"].tolist(), 5)
+    assert view.items == [item for item, _ in expected]
+    assert view.table["score"].tolist() == pytest.approx([score for _, score in expected], abs=1e-5)
+    assert view.table["item"].tolist() == study.items["label"].iloc[view.items].tolist()
+    valid = study.split("valid")
+    assert view.table["in valid"].tolist() == [
+        item in set(valid.loc[valid["user"] == 3, "item"]) for item in view.items
+    ]
+    test = Explanation(study, view.explainer, 3, k=60, split="test")
+    assert not set(test.items) & set(valid.loc[valid["user"] == 3, "item"])
+    with pytest.raises(DataError, match=r"no (node|user)"):
+        view.choose(10**6)
+
+
+@pytest.mark.parametrize("by", ["origin", "layer"])
+def test_parts_sum_to_the_scores_and_are_drawn(view: Explanation, by: str) -> None:
+    parts = view.parts(by)  # pyright: ignore[reportArgumentType]
+    assert parts.sum(axis=1).tolist() == pytest.approx(view.table["score"].tolist())
+    assert parts.shape == (5, 4)
+    drawn = view.figure_of(by).data  # pyright: ignore[reportArgumentType]
+    assert [list(trace.x) for trace in drawn] == parts.T.to_numpy().tolist()
+
+
+def test_shared_passages_share_telling_words(study: Study, view: Explanation, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert view.passages(view.train[0]).empty
+    assert "share no telling word" in view.passages_html(view.train[0])
+    monkeypatch.setattr(module, "COMMON_SHARE", 0.5)
+    view.__dict__.pop("_common")
+    own = next(item for item in view.train)
+    found = view.passages(own)
+    profiles = study.profiles().set_index(["subject", "id"])["text"]
+    for row in found.to_dict("records"):
+        assert row["user"] in str(profiles["user"][3])
+        assert row["item"] in str(profiles["item"][own])
+        for word in row["words"].split(", "):
+            assert word in row["user"].lower()
+            assert word in row["item"].lower()
+    assert len(found) > 0
+    assert "<mark>" in view.passages_html(own)
+
+
+def test_marks_are_safe() -> None:
+    assert marked("A <b>Noir</b> film", {"noir"}) == "A &lt;b&gt;<mark>Noir</mark>&lt;/b&gt; film"
+
+
+def test_what_if_is_recomputed(view: Explanation) -> None:
+    item = view.items[0]
+    known = view.removals(item)
+    kinds = {removal.kind for removal in known.values()}
+    assert kinds == {"profile", "triple", "interaction"}
+    name = next(name for name, removal in known.items() if removal.kind == "interaction")
+    table = view.what_if(known[name])
+    after = view.explainer.without(known[name])
+    label = view.study.items["label"][item]
+    row = table[table["item"] == label].to_dict("records")[0]
+    assert row["new score"] == pytest.approx(float(after.scores(3)[item]), abs=1e-6)
+    assert row["rank"] == 1
+    influence = view.influence(item, [name, "profile of the item"]).set_index("taken out")
+    assert influence["change"][name] == pytest.approx(row["change"], abs=1e-6)
+    assert influence["new rank"][name] == row["new rank"]
+    assert len(view.influence(item)) == len(known)
+    with pytest.raises(DataError, match="taken out"):
+        view.influence(item, ["nothing"])
+
+
+def test_a_node_without_a_profile_any_more_changes_only_scores(view: Explanation) -> None:
+    table = view.what_if(Removal("profile", (view.nodes.node("item", view.train[0]),)))
+    assert np.isfinite(table["change"]).all()
+    assert table["change"].abs().max() > 0
+
+
+def test_hostile_text_shows_as_text(study: Study, world: World, model: Spike) -> None:
+    items = study.items.assign(label=HOSTILE)
+    entities = study.entities.assign(label=HOSTILE)
+    users = study.users.assign(label=HOSTILE)
+    tables = dataclasses.replace(study.tables, items=items, entities=entities, users=users)
+    named = create_study(paths.data_root() / "named", "named", tables, sources=(), build={}, funnel=())
+    named.write_profiles(SOURCE, template_profiles(named, progress=False).assign(text=f"{HOSTILE} Peculiar onerror."))
+    panel = explanation_panel(Explanation(named, SpikeExplainer(model), 0, k=3)).panel
+    panel.out.value = panel.out.options[:1]
+    panel.compute.click()
+    shown = [panel.table, panel.train, panel.paths, panel.passages, panel.answer]
+    for html in (*(widget.value for widget in shown), str(panel.chart.to_json())):
+        assert "<img" not in html
+        assert "</script" not in html
+    assert "&lt;img" in panel.table.value
+
+
+def test_the_panel_explains_another_user(view: Explanation) -> None:
+    panel = explanation_panel(view).panel
+    before = panel.table.value
+    panel.user.value = 40
+    assert view.user == 40
+    assert panel.table.value != before
+    assert [value for _, value in panel.items.options] == view.items
+    panel.by.value = "layer"
+    assert panel.chart.data[0].name == "0 × 0"
+    panel.compute.click()
+    assert "choose what is taken out" in panel.answer.value
+    panel.out.value = panel.out.options[:2]
+    panel.compute.click()
+    assert "new rank" in panel.answer.value
+    assert torch.is_tensor(view.explainer.attention())
