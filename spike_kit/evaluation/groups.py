@@ -45,12 +45,17 @@ def _quantile_groups(counts: pd.Series, n: int) -> pd.Series:
     values, sizes = np.unique(counts.to_numpy(), return_counts=True)
     middle = (np.cumsum(sizes) - sizes / 2) / len(counts)
     group = np.minimum((middle * n).astype(int), n - 1)
-    names, index = [], np.searchsorted(values, counts.to_numpy())
+    names: list[str] = []
+    index = np.searchsorted(values, counts.to_numpy())
     for number in np.unique(group):
         inside = values[group == number]
         names.append(f"{inside[0]}" if inside[0] == inside[-1] else f"{inside[0]}-{inside[-1]}")
     codes = np.searchsorted(np.unique(group), group)[index]
-    return pd.Series(pd.Categorical.from_codes(codes, names, ordered=True), index=counts.index, name=counts.name)
+    return pd.Series(
+        pd.Categorical.from_codes(codes, dtype=pd.CategoricalDtype(names, ordered=True)),
+        index=counts.index,
+        name=counts.name,
+    )
 
 
 def grouped_by_seed(runs: Sequence[Run]) -> dict[str, list[Run]]:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
 import warnings
+from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
@@ -29,7 +31,7 @@ def umap_coordinates(
     Returns
     -------
     DataFrame
-        Columns x and y, one row per vector.
+        Columns x and y, one row per vector; ``attrs`` holds the settings, which the cached file keeps too.
 
     Raises
     ------
@@ -40,9 +42,11 @@ def umap_coordinates(
     """
     if len(vectors) <= neighbours:
         raise DataError(f"a map of {neighbours} neighbours needs more than {len(vectors)} vectors")
-    settings = {"neighbours": neighbours, "min_dist": min_dist, "seed": seed, "shape": list(vectors.shape)}
-    content = np.ascontiguousarray(vectors, dtype="<f4").tobytes().hex()
-    key = storage.sha256_text(storage.canonical_json(settings) + content)
+    content = np.ascontiguousarray(vectors, dtype="<f4")
+    digest = hashlib.sha256(content.tobytes()).hexdigest()
+    settings = {"neighbours": neighbours, "min_dist": min_dist, "seed": seed, "metric": "cosine"}
+    settings |= {"vectors_sha256": digest, "shape": list(vectors.shape)}
+    key = storage.sha256_text(storage.canonical_json(settings))
     file = paths.cache_root() / f"umap--{key[:16]}.parquet"
     if (known := _cached(file, len(vectors))) is not None:
         return known
@@ -52,6 +56,7 @@ def umap_coordinates(
         layout = umap.UMAP(n_neighbors=neighbours, min_dist=min_dist, metric="cosine", random_state=seed)
         points = layout.fit_transform(vectors)
     frame = pd.DataFrame(np.asarray(points, dtype=np.float32), columns=["x", "y"])
+    frame.attrs.update(settings)
     storage.write_parquet(file, frame)
     return frame
 
@@ -65,3 +70,23 @@ def _cached(file: Path, n_rows: int) -> pd.DataFrame | None:
     except DataError:
         return None
     return frame if list(frame.columns) == ["x", "y"] and len(frame) == n_rows else None
+
+
+def aligned(maps: Mapping[str, pd.DataFrame]) -> dict[str, pd.DataFrame]:
+    """Maps of the same things laid over the first one: moved, turned, mirrored and scaled (orthogonal Procrustes).
+
+    UMAP's axes mean nothing, so nothing is lost, and the eye can follow a point from one map to the next.
+    """
+    found: dict[str, pd.DataFrame] = {}
+    goal: np.ndarray | None = None
+    for name, frame in maps.items():
+        points = frame[["x", "y"]].to_numpy(dtype=np.float64)
+        points = points - points.mean(axis=0)
+        points /= max(float(np.sqrt((points**2).sum(axis=1).mean())), 1e-12)
+        if goal is None:
+            goal = points
+        else:
+            u, _, v = np.linalg.svd(points.T @ goal)
+            points = points @ (u @ v)
+        found[name] = pd.DataFrame(points.astype(np.float32), columns=["x", "y"])
+    return found

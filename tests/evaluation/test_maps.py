@@ -1,0 +1,39 @@
+from __future__ import annotations
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from spike_kit import paths, storage
+from spike_kit.errors import DataError
+from spike_kit.evaluation.maps import aligned, umap_coordinates
+from spike_kit.seeds import numpy_generator
+
+
+def test_coordinates_are_cached_with_their_parameters() -> None:
+    vectors = numpy_generator(0, "vectors").normal(size=(40, 6)).astype(np.float32)
+    first = umap_coordinates(vectors, neighbours=5)
+    (file,) = paths.cache_root().glob("umap--*.parquet")
+    stored = storage.read_parquet(file)
+    assert stored.attrs["neighbours"] == 5
+    assert stored.attrs["shape"] == [40, 6]
+    marked = stored.assign(x=7.0).astype(np.float32)
+    marked.attrs = stored.attrs
+    storage.write_parquet(file, marked)
+    assert (umap_coordinates(vectors, neighbours=5)["x"] == 7).all()
+    file.write_bytes(b"damaged")
+    pd.testing.assert_frame_equal(umap_coordinates(vectors, neighbours=5), first)
+    umap_coordinates(vectors, neighbours=6)
+    assert len(list(paths.cache_root().glob("umap--*.parquet"))) == 2
+    with pytest.raises(DataError, match="more than 5 vectors"):
+        umap_coordinates(vectors[:5], neighbours=5)
+
+
+def test_alignment_undoes_turns_and_mirrors() -> None:
+    points = numpy_generator(0, "points").normal(size=(30, 2))
+    turn = np.array([[0.6, -0.8], [0.8, 0.6]]) @ np.diag([1.0, -1.0])
+    moved = points @ turn * 5 + 3
+    maps = aligned({"a": pd.DataFrame(points, columns=["x", "y"]), "b": pd.DataFrame(moved, columns=["x", "y"])})
+    np.testing.assert_allclose(maps["a"], maps["b"], atol=1e-5)
+    constant = aligned({"a": pd.DataFrame(np.ones((3, 2)), columns=["x", "y"])})
+    assert np.isfinite(constant["a"]).all(axis=None)
