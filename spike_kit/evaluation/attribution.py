@@ -3,12 +3,13 @@
 Given the attention weights and the lengths by which rows are normalised, every row is linear in the id embeddings and
 the injected profiles (docs/method.md, section 3). So each layer's row splits exactly into a part that began as id
 embeddings and a part that began as profiles, and a score into products of such parts that add up to it. What a score
-would be *without* a profile or an edge is not read off such parts: the rows are computed again without it. Parameters
-stay as they were trained in either case.
+would be *without* a profile or an edge is not read off such parts: the model itself computes its rows again, without
+it. Parameters stay as they were trained in either case, so this is not what a model trained without it would do.
 """
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -22,7 +23,7 @@ from spike_kit.data.graph import Graph
 from spike_kit.errors import DataError
 from spike_kit.models.edges import RelationalEdges
 from spike_kit.models.propagation import SparsePattern, count, product, segment_softmax
-from spike_kit.models.spike import Spike
+from spike_kit.models.spike import Spike, SpikeDraws
 
 PARTS = ("structure", "profile")
 """Where a part of a row began: as an id embedding, or as an injected profile."""
@@ -55,7 +56,7 @@ class LayerRows:
         subtracted, so the sum over layers and parts is the final row.
     attention
         Weight of every edge in the graph's order, mean over attention heads, ``[L, 2 m]``; over the edges of a head
-        entity they sum to 1.
+        entity they sum to 1. Under ``user_to_item="instead"`` those of items are computed, but their messages dropped.
     """
 
     parts: Tensor
@@ -81,6 +82,7 @@ class SpikeExplainer:
     def __init__(self, model: Spike, removals: Sequence[Removal] = ()) -> None:
         self.model, self.removals = model, tuple(removals)
         self.graph = _without_edges(model.graph, self.removals)
+        self._on_graph = _moved(model, self.graph)
 
     def without(self, *removals: Removal) -> SpikeExplainer:
         """The same with more taken out.
@@ -90,28 +92,36 @@ class SpikeExplainer:
         DataError
             If the graph has no such triple, interaction or node.
         """
-        return SpikeExplainer(self.model, (*self.removals, *removals))
+        other = SpikeExplainer(self.model, (*self.removals, *removals))
+        other.__dict__["_projected"] = self._projected
+        return other
+
+    @cached_property
+    def _projected(self) -> Tensor:
+        """Projected profiles of all nodes before anything is taken out, ``[U + E, d]``."""
+        model = self.model
+        if not model.config.uses_text:
+            return model.user_embedding.new_zeros(self.graph.n_nodes, model.config.dim)
+        with torch.no_grad():
+            (users,) = model.user_projection(model.text.user, None)
+            (entities,) = model.entity_projection(model.text.entity, None)
+            return torch.cat([users, entities]) * model.profiled.unsqueeze(1)
 
     @cached_property
     def profiles(self) -> Tensor:
         """Projected profiles z of all nodes ``[U + E, d]``, zero where there is none or it is taken out."""
-        model = self.model
-        if not model.config.uses_text:
-            return torch.zeros(
-                self.graph.n_nodes, model.config.dim, device=model.device, dtype=model.user_embedding.dtype
-            )
-        with torch.no_grad():
-            users, entities = (
-                model.user_projection(model.text.user, None),
-                model.entity_projection(model.text.entity, None),
-            )
-            rows = torch.cat([users[0], entities[0]]) * model.profiled.unsqueeze(1)
         gone = [removal.what[0] for removal in self.removals if removal.kind == "profile"]
-        return rows.index_fill(0, torch.tensor(gone, dtype=torch.long, device=rows.device), 0.0)
+        return self._projected.index_fill(0, torch.tensor(gone, dtype=torch.long, device=self.model.device), 0.0)
+
+    @cached_property
+    def final(self) -> Tensor:
+        """Final rows of all nodes ``[U + E, d]`` by the model's own forward pass, with what is taken out gone."""
+        with torch.no_grad():
+            return self._on_graph._final(self.profiles, self.profiles, SpikeDraws())
 
     @cached_property
     def rows(self) -> LayerRows:
-        """Rows of every layer; their sum is what the model itself computes when nothing is taken out."""
+        """Rows of every layer, nothing sampled or dropped; their sum is `final`."""
         model, config = self.model, self.model.config
         with torch.no_grad():
             ids = torch.cat([model.user_embedding, model.entity_embedding])
@@ -119,7 +129,7 @@ class SpikeExplainer:
             nothing = torch.zeros_like(ids)
             parts = torch.stack([ids, profiles if config.inject else nothing])
             layers, attention = [parts - torch.stack([nothing, profiles if config.remove else nothing])], []
-            propagation = _Propagation(model, self.graph)
+            propagation = _Propagation(self._on_graph)
             for _ in range(config.layers):
                 parts, weights = propagation.step(parts)
                 layers.append(parts)
@@ -127,8 +137,26 @@ class SpikeExplainer:
             return LayerRows(torch.stack(layers), torch.stack(attention))
 
     def scores(self, user: int) -> Tensor:
-        """Scores of all items for a user ``[I]``, as evaluation ranks them."""
-        return self.contributions(user, range(self.graph.n_items)).sum(dim=(1, 2, 3, 4))
+        """Scores of all items for a user ``[I]``, as evaluation ranks them.
+
+        Raises
+        ------
+        DataError
+            If there is no such user.
+        """
+        graph = self.graph
+        self._check(user, ())
+        users, items = self.final[user : user + 1], self.final[graph.n_users : graph.n_users + graph.n_items]
+        users, items = self.model.comparable(users, items)
+        return (users @ items.T)[0]
+
+    def _check(self, user: int, items: Sequence[int]) -> None:
+        graph = self.graph
+        if not 0 <= user < graph.n_users:
+            raise DataError(f"there is no user {user}", f"users are 0 to {graph.n_users - 1}")
+        missing = [item for item in items if not 0 <= item < graph.n_items]
+        if missing:
+            raise DataError(f"there is no item {missing[0]}", f"items are 0 to {graph.n_items - 1}")
 
     def contributions(self, user: int, items: Sequence[int]) -> Tensor:
         """Exact parts of a user's scores; their sum over everything but the items is the score.
@@ -144,8 +172,7 @@ class SpikeExplainer:
             If there is no such user or item.
         """
         graph, rows = self.graph, self.rows
-        if not 0 <= user < graph.n_users or any(not 0 <= item < graph.n_items for item in items):
-            raise DataError(f"there is no user {user}, or not every item is one of {graph.n_items}")
+        self._check(user, items)
         nodes = graph.n_users + torch.tensor(list(items), dtype=torch.long, device=rows.parts.device)
         ours, theirs = rows.parts[:, :, user], rows.parts.index_select(2, nodes)
         found = torch.einsum("apd,bqnd->napbq", ours, theirs)
@@ -171,13 +198,8 @@ class SpikeExplainer:
 class _Propagation:
     """One layer of SPiKE for parts of the rows, with weights and lengths of the whole rows."""
 
-    def __init__(self, model: Spike, graph: Graph) -> None:
-        self.model, self.graph, config = model, graph, model.config
-        unchanged = graph is model.graph
-        budget = config.budget_mib * 2**20
-        self.edges = model.edges if unchanged else RelationalEdges.of(graph, config.dim, config.heads, budget)
-        pairs = graph.train_user, graph.train_item, graph.n_users, graph.n_entities
-        self.to_users = model.interactions if unchanged else SparsePattern(*pairs)
+    def __init__(self, model: Spike) -> None:
+        self.model, self.graph, self.edges, self.to_users = model, model.graph, model.edges, model.interactions
 
     def step(self, parts: Tensor) -> tuple[Tensor, Tensor]:
         """Next layer's parts ``[2, U + E, d]`` and the attention ``[2 m]`` that led there."""
@@ -222,6 +244,19 @@ def _mean(pattern: SparsePattern, rows: Tensor) -> Tensor:
     return total / pattern.row_degree.clamp_min(1).to(total.dtype).unsqueeze(1)
 
 
+def _moved(model: Spike, graph: Graph) -> Spike:
+    """The same parameters on another graph; the model itself is not changed."""
+    if graph is model.graph:
+        return model
+    other, config = copy.copy(model), model.config
+    other.graph = graph
+    if graph.train_user is not model.graph.train_user:
+        other.interactions = SparsePattern(graph.train_user, graph.train_item, graph.n_users, graph.n_entities)
+    if graph.head is not model.graph.head:
+        other.edges = RelationalEdges.of(graph, config.dim, config.heads, config.budget_mib * 2**20)
+    return other
+
+
 def _without_edges(graph: Graph, removals: Sequence[Removal]) -> Graph:
     """The graph without the triples (and their inverses) and train interactions among the removals."""
     for removal in removals:
@@ -251,7 +286,9 @@ def _check_found(kept: Tensor, removal: Removal) -> None:
 def what_if(
     before: SpikeExplainer, user: int, seen: Sequence[int], removals: Sequence[Removal], k: int = 10
 ) -> pd.DataFrame:
-    """Scores and ranks of a user's items with and without something, computed by the whole model in either case.
+    """Scores and ranks of a user's items with and without something, computed by the model's forward pass either time.
+
+    Parameters of the model stay as they were trained, and an item of a removed interaction stays among the seen ones.
 
     Parameters
     ----------

@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import re
-from collections import Counter
 from collections.abc import Sequence
 from functools import cached_property
-from html import escape
 from typing import TYPE_CHECKING, Literal
 
 import numpy as np
@@ -17,24 +14,18 @@ from spike_kit.errors import DataError, require
 from spike_kit.evaluation.attribution import PARTS, Removal, SpikeExplainer, what_if
 from spike_kit.evaluation.protocol import SEEN
 from spike_kit.explore.graph_view import GraphView
+from spike_kit.explore.passages import Passages, marked
 from spike_kit.explore.safe import html_text, shown
-from spike_kit.explore.search import Nodes, fold
+from spike_kit.explore.search import Nodes
 from spike_kit.figures.style import COLOURS
-from spike_kit.profiles.duplicates import words_of
 
 if TYPE_CHECKING:
     from plotly.graph_objects import Figure
 
 Split = Literal["valid", "test"]
 
-COMMON_SHARE = 0.1
-"""A word in more than this share of all profiles says nothing about one of them."""
-
-PATTERNS = ("", "/", ".", "x", "\\", "+", "-", "|", "")
-"""Second coding of the stacked bars."""
-
-_SENTENCE = re.compile(r"(?<=[.!?])\s+")
-_SHORTEST_WORD = 4
+PATTERNS = ("", "/", ".", "x", "\\", "+", "-", "|")
+"""Second coding of the stacked bars; with as many colours, 64 parts look different."""
 
 
 class Explanation:
@@ -136,7 +127,7 @@ class Explanation:
         return frame.join(parts.reset_index(drop=True))
 
     def figure_of(self, by: Literal["origin", "layer"]) -> Figure:
-        """Stacked bars of `parts`, one bar per item, the best on top."""
+        """Stacked bars of `parts`, one bar per item, the best on top; a mark where they add up: the score."""
         objects = require("plotly.graph_objects", "lab")
         parts = self.parts(by)
         names = [
@@ -151,19 +142,22 @@ class Explanation:
                 orientation="h",
                 marker={
                     "color": COLOURS[number % len(COLOURS)],
-                    "pattern": {"shape": PATTERNS[number % len(PATTERNS)], "solidity": 0.25},
+                    "pattern": {"shape": PATTERNS[(number + number // len(COLOURS)) % len(PATTERNS)], "solidity": 0.25},
                 },
                 hovertemplate="%{y}<br>%{x:+.4f}<extra>%{fullData.name}</extra>",
             )
-        what = {"origin": "user's side × item's side, by origin", "layer": "user's layer × item's layer"}[by]
+        marker = {"symbol": "diamond", "size": 9, "color": "white", "line": {"color": "black", "width": 1.5}}
+        scores = parts.sum(axis=1).tolist()
+        hover = "%{y}<br>%{x:.4f}<extra>score</extra>"
+        chart.add_scatter(x=scores, y=names, mode="markers", name="score", marker=marker, hovertemplate=hover)
         return chart.update_layout(
             template="plotly_white",
             barmode="relative",
-            height=110 + 28 * len(names),
-            margin={"l": 10, "r": 10, "t": 10, "b": 40},
+            height=140 + 28 * len(names),
+            margin={"l": 10, "r": 10, "t": 40, "b": 40},
             xaxis_title="part of the score",
             yaxis={"autorange": "reversed", "automargin": True},
-            legend_title=what,
+            legend_title={"origin": "user's × item's origin", "layer": "user's × item's layer"}[by],
         )
 
     @property
@@ -172,81 +166,69 @@ class Explanation:
         return self.figure_of("origin")
 
     def paths(self, item: int, k: int = 5) -> pd.DataFrame:
-        """Strongest paths from the user through the graph to an item (see `GraphView.paths`)."""
+        """Strongest paths from the user's train items through the triples to an item, see `GraphView.paths`."""
         return self.graph.paths(self.user, item, k)
 
     @cached_property
-    def _profiles(self) -> dict[tuple[str, int], str]:
-        table = self.study.profiles(self.source)
-        return dict(zip(zip(table["subject"], table["id"], strict=True), table["text"], strict=True))
-
-    @cached_property
-    def _common(self) -> frozenset[str]:
-        """Words of many profiles."""
-        seen = Counter(word for text in self._profiles.values() for word in set(map(fold, words_of(text))))
-        return frozenset(word for word, n in seen.items() if n > COMMON_SHARE * len(self._profiles))
-
-    def _telling(self, text: str) -> set[str]:
-        words = set(map(fold, words_of(text)))
-        return {word for word in words if len(word) >= _SHORTEST_WORD and word not in self._common}
+    def _passages(self) -> Passages:
+        return Passages(self.study, self.source)
 
     def passages(self, item: int) -> pd.DataFrame:
-        """Sentences of the user's profile and of the item's that share telling words.
-
-        A word tells something if it has four letters and stands in at most a tenth of all profiles. Profiles are made
-        from train interactions and facts only.
+        """Sentences and clauses of the user's profile and of the item's that share names or telling words.
 
         Returns
         -------
         DataFrame
-            words (that are shared), user (sentence), item (sentence); those that share the most first.
+            shared (the phrases, the rarest first), telling, user and item (the passages); see `Passages.shared`.
         """
-        texts = [self._profiles.get(key, "") for key in (("user", self.user), ("item", item))]
-        ours, theirs = (_SENTENCE.split(text) for text in texts)
-        rows = []
-        for sentence in ours:
-            telling = self._telling(sentence)
-            for other in theirs:
-                if words := telling & self._telling(other):
-                    rows.append({"words": ", ".join(sorted(words)), "user": sentence, "item": other, "n": len(words)})
-        frame = pd.DataFrame(rows, columns=["words", "user", "item", "n"])
-        return frame.sort_values("n", ascending=False, kind="stable").drop(columns="n").reset_index(drop=True)
+        found = self._passages.shared(("user", self.user), ("item", item))
+        return found.rename(columns={"one": "user", "other": "item"})
 
     def passages_html(self, item: int, most: int = 5) -> str:
-        """`passages` for an HTML widget, shared words marked; everything from outside is escaped."""
-        rows = []
-        for row in self.passages(item).head(most).to_dict("records"):
-            words = set(row["words"].split(", "))
-            rows.append(f"<tr><td>{marked(row['user'], words)}</td><td>{marked(row['item'], words)}</td></tr>")
+        """`passages` for an HTML widget, what is shared marked; everything from outside is escaped."""
+        rows = [
+            f"<tr><td>{marked(row['user'], row['shared'])}</td><td>{marked(row['item'], row['shared'])}</td></tr>"
+            for row in self.passages(item).head(most).to_dict("records")
+        ]
         if not rows:
-            return html_text("the two profiles share no telling word")
+            return html_text("the two profiles share no name and no telling word")
         head = "<thead><tr><th>profile of the user</th><th>profile of the item</th></tr></thead>"
         table = f'<table style="text-align: left">{head}<tbody>{"".join(rows)}</tbody></table>'
         return f'<div class="jp-RenderedHTMLCommon jp-RenderedHTML">{table}</div>'
 
     def removals(self, item: int) -> dict[str, Removal]:
-        """What may be taken out to see what happens to an item: the two profiles, its triples, train interactions."""
-        user_node, item_node = self.nodes.node("user", self.user), self.nodes.node("item", item)
-        found = {
-            "profile of the user": Removal("profile", (user_node,)),
-            "profile of the item": Removal("profile", (item_node,)),
-        }
+        """What may be taken out to see what happens to an item, by a name (from outside: escape it).
+
+        These are the profiles of the user, of the item and of what its triples link it to, these triples, and the
+        user's train interactions. `what_if` takes any other `Removal` as well.
+        """
+        n_users, labels = self.nodes.n_users, self.nodes.labels
+        found = [
+            ("profile of the user", Removal("profile", (self.user,))),
+            ("profile of the item", Removal("profile", (n_users + item,))),
+        ]
         triples = self.study.triples
-        for row in triples[(triples["head"] == item) | (triples["tail"] == item)].to_dict("records"):
-            head, relation, tail = int(row["head"]), int(row["relation"]), int(row["tail"])
-            sentence = self.graph.sentence(self.nodes.n_users + head, relation, self.nodes.n_users + tail)
-            found[f"triple: {sentence}"] = Removal("triple", (head, relation, tail))
+        own = triples[(triples["head"] == item) | (triples["tail"] == item)]
+        linked = []
+        for head, relation, tail in own[["head", "relation", "tail"]].to_numpy().tolist():
+            sentence = self.graph.sentence(n_users + head, relation, n_users + tail)
+            linked.append(tail if head == item else head)
+            found.append((f"triple: {sentence}", Removal("triple", (head, relation, tail))))
+        for other in dict.fromkeys(linked):
+            found.append((f"profile of {labels[n_users + other]}", Removal("profile", (n_users + other,))))
         for other in self.train:
-            found[f"interaction: {self.study.items['label'].iloc[other]}"] = Removal("interaction", (self.user, other))
-        return found
+            found.append((f"interaction: {labels[n_users + other]}", Removal("interaction", (self.user, other))))
+        return _by_name(found)
 
     def what_if(self, *removals: Removal) -> pd.DataFrame:
         """The list with and without something, recomputed by the whole model; its parameters stay as trained.
 
+        So this says what the trained model makes of other inputs, not what it would have learned from them.
+
         Returns
         -------
         DataFrame
-            item (name), rank, new rank, score, new score, change.
+            item (name), rank, new rank, score, new score, change; every item of the old or the new list.
         """
         table = what_if(self.explainer, self.user, self.seen, removals, self.k)
         table["item"] = self.study.items["label"].to_numpy()[table["item"]]
@@ -284,7 +266,12 @@ class Explanation:
         return float(scores[item]), int((scores > scores[item]).sum()) + 1
 
 
-def marked(text: str, words: set[str]) -> str:
-    """HTML of a text in which some words (folded, see `fold`) are marked."""
-    pieces = re.split(r"(\w+)", text)
-    return "".join(f"<mark>{escape(piece)}</mark>" if fold(piece) in words else html_text(piece) for piece in pieces)
+def _by_name(found: Sequence[tuple[str, Removal]]) -> dict[str, Removal]:
+    """Removals by name; names that occur again get a number."""
+    named: dict[str, Removal] = {}
+    for name, removal in found:
+        number, free = 2, name
+        while free in named:
+            number, free = number + 1, f"{name} ({number})"
+        named[free] = removal
+    return named

@@ -9,6 +9,7 @@ from spike_kit.explore.explanation import Explanation
 from spike_kit.explore.safe import html_table, html_text
 from spike_kit.explore.widgets import live_figure, redraw
 
+_NOTE = "The model computes the list again without what is chosen; its parameters stay as they were trained."
 _SHOWN = 15
 """Train items that are named."""
 
@@ -28,7 +29,9 @@ class ExplanationPanel:
         self.user = widgets.BoundedIntText(
             value=view.user, min=0, max=view.nodes.n_users - 1, description="user", continuous_update=False
         )
-        self.by = widgets.ToggleButtons(options=["origin", "layer"], description="parts by", tooltips=["", ""])
+        self.by = widgets.ToggleButtons(
+            options=["origin", "layer"], description="parts by", tooltips=["structure or profile", "layer 0 to L"]
+        )
         self.items = widgets.Dropdown(description="item", tooltip="an item of the list")
         self.out = widgets.SelectMultiple(description="take out", rows=6, tooltip="what is taken out")
         self.compute = widgets.Button(description="What if", tooltip="Compute the list again without what is chosen")
@@ -42,9 +45,11 @@ class ExplanationPanel:
         self.answer.add_class("spike-answer")
         self.user.observe(lambda change: self._user(change["new"]), names="value")
         self.by.observe(lambda _: redraw(self.chart, self.view.figure_of(self.by.value)), names="value")
-        self.items.observe(lambda change: self._item(change["new"]), names="value")
+        self.items.observe(self._item_changed, names="value")
         self.compute.on_click(lambda _: self._what_if())
-        details = widgets.Tab([self.paths, self.passages, widgets.VBox([self.out, self.compute, self.answer])])
+        note = widgets.HTML(html_text(_NOTE))
+        what_if = widgets.VBox([note, self.out, self.compute, self.answer])
+        details = widgets.Tab([self.paths, self.passages, what_if])
         details.titles = ("paths", "shared passages", "what if")
         self.widget = widgets.VBox([self.user, self.train, self.table, self.by, chart, self.items, details])
         self.widget.view, self.widget.panel = view, self
@@ -61,13 +66,21 @@ class ExplanationPanel:
         rest = f" and {len(view.train) - _SHOWN} more" if len(view.train) > _SHOWN else ""
         self.train.value = f"in train: {html_text(first)}{rest}"
         redraw(self.chart, view.figure_of(self.by.value))
+        self.items.unobserve(self._item_changed, names="value")
         self.items.options = [
             (f"{rank}. {str(labels.iloc[item])[:60]}", item) for rank, item in enumerate(view.items, 1)
         ]
         self.items.index = 0 if view.items else None
+        self.items.observe(self._item_changed, names="value")
+        self._item(self.items.value)
+
+    def _item_changed(self, change: dict[str, Any]) -> None:
+        self._item(change["new"])
 
     def _item(self, item: int | None) -> None:
         if item is None:
+            self.paths.value = self.passages.value = self.answer.value = ""
+            self.out.options = []
             return
         found = self.view.paths(item)
         self.paths.value = html_table(found) if len(found) else html_text("no path leads from the user to this item")
@@ -76,10 +89,10 @@ class ExplanationPanel:
         self.answer.value = ""
 
     def _what_if(self) -> None:
-        known = self.view.removals(self.items.value)
         if not self.out.value:
             self.answer.value = html_text("choose what is taken out first")
             return
+        known = self.view.removals(self.items.value)
         try:
             self.answer.value = html_table(self.view.what_if(*(known[name] for name in self.out.value)))
         except SpikeKitError as error:

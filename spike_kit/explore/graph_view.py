@@ -5,8 +5,8 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Sequence
 from functools import cached_property
-from itertools import islice, pairwise
-from typing import TYPE_CHECKING, Any
+from itertools import pairwise
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import pandas as pd
@@ -15,25 +15,21 @@ from spike_kit.data.graph import Graph
 from spike_kit.data.study import Study
 from spike_kit.errors import DataError, require
 from spike_kit.evaluation.attribution import SpikeExplainer
-from spike_kit.explore.safe import shown
+from spike_kit.explore.graph_figure import Link, neighbourhood_figure
+from spike_kit.explore.graph_paths import PathFinder
 from spike_kit.explore.search import Nodes
-from spike_kit.figures.style import COLOURS
 from spike_kit.profiles.wording import fill
 
 if TYPE_CHECKING:
     from plotly.graph_objects import Figure
-
-DASHES = ("solid", "dash", "dot", "dashdot", "longdash", "longdashdot")
-"""Second coding of relations."""
-
-WIDTHS = ((0.0, 0.8), (0.05, 1.6), (0.15, 2.8), (0.35, 4.5))
-"""Least attention, and the width in pixels of an edge that has it: plotly draws one width per trace."""
 
 INTERACTION = "interaction"
 """Name of the edges between users and their train items."""
 
 _STEPS = 60
 """Iterations of the layout."""
+_APART = 0.9
+"""Distance that the layout aims at between neighbours."""
 
 
 class GraphView:
@@ -46,7 +42,9 @@ class GraphView:
     explainer
         A trained SPiKE, whose attention weighs the edges; none: an edge counts 1 / degree of its head.
     most
-        Most neighbours that one expansion adds, those with the most attention first.
+        Most neighbours that one expansion adds.
+    by
+        Which these are: those with the most ``attention``, or those with the highest ``degree``.
     users
         Whether users, and their train interactions, are part of the graph.
     seed
@@ -59,11 +57,12 @@ class GraphView:
         explainer: SpikeExplainer | None = None,
         *,
         most: int = 25,
+        by: Literal["attention", "degree"] = "attention",
         users: bool = False,
         seed: int = 0,
     ) -> None:
         self.study, self.nodes, self.most, self.users, self.seed = study, Nodes(study), most, users, seed
-        self.explainer = explainer
+        self.explainer, self.by = explainer, by
         self.positions: dict[int, tuple[float, float]] = {}
         self.expanded: list[int] = []
 
@@ -75,7 +74,9 @@ class GraphView:
         -------
         DataFrame
             source, target (nodes), relation (0..R-1, -1 for an interaction), inverse (whether the triple reads from
-            target to source), weight.
+            target to source), weight of the source in the target's message. What a user gives to an item counts 1 /
+            (the user's train items) instead: it is the item's weight in the user's mean, and by default items take no
+            message from users at all.
         """
         graph = Graph.from_tables(self.study.tables) if self.explainer is None else self.explainer.graph.to("cpu")
         n_users, n_relations = graph.n_users, graph.n_relations
@@ -97,19 +98,23 @@ class GraphView:
         ]
         if self.users:
             user, item = graph.train_user.numpy(), graph.train_item.numpy() + n_users
-            of_user, of_item = 1 / np.bincount(user)[user], 1 / np.bincount(item)[item]
+            of_user = 1 / np.bincount(user)[user]
             common = {"relation": -1, "inverse": False}
             parts.append(pd.DataFrame({"source": item, "target": user, "weight": of_user, **common}))
-            parts.append(pd.DataFrame({"source": user, "target": item, "weight": of_item, **common}))
+            parts.append(pd.DataFrame({"source": user, "target": item, "weight": of_user, **common}))
         return pd.concat(parts, ignore_index=True)
 
     @cached_property
     def _by_target(self) -> dict[int, np.ndarray]:
-        """Rows of `edges` by target, those with the most weight first."""
-        order = np.lexsort([-self.edges["weight"].to_numpy(), self.edges["target"].to_numpy()])
+        """Rows of `edges` by target, those that an expansion prefers first."""
+        preference = self.edges["weight"].to_numpy()
+        if self.by == "degree":
+            source = self.edges["source"].to_numpy()
+            preference = np.bincount(source, minlength=self.nodes.n_nodes)[source]
+        order = np.lexsort([-preference, self.edges["target"].to_numpy()])
         targets = self.edges["target"].to_numpy()[order]
-        starts = np.flatnonzero(np.r_[True, targets[1:] != targets[:-1]])
-        return {int(targets[start]): rows for start, rows in zip(starts, np.split(order, starts[1:]), strict=True)}
+        found, starts = np.unique(targets, return_index=True)
+        return dict(zip(found.tolist(), np.split(order, starts[1:]), strict=False))
 
     def show(self, node: int) -> None:
         """Begin anew with a node and its neighbours.
@@ -146,6 +151,8 @@ class GraphView:
             return
         x, y = self.positions[node]
         fixed = list(self.positions)
+        out = np.array([x, y]) - np.mean(list(self.positions.values()), axis=0)
+        x, y = np.array([x, y]) + 1.5 * out / (float(np.hypot(*out)) or 1.0)
         circle = np.linspace(0, 2 * math.pi, len(fresh), endpoint=False)
         begin = {new: (x + math.cos(a), y + math.sin(a)) for new, a in zip(fresh, circle, strict=True)}
         graph = networkx.Graph()
@@ -153,7 +160,7 @@ class GraphView:
         inside = self._inside({*fixed, *fresh})
         graph.add_edges_from(zip(inside["source"].tolist(), inside["target"].tolist(), strict=True))
         placed = networkx.spring_layout(
-            graph, pos={**self.positions, **begin}, fixed=fixed, iterations=_STEPS, seed=self.seed, k=0.6
+            graph, pos={**self.positions, **begin}, fixed=fixed, iterations=_STEPS, seed=self.seed, k=_APART
         )
         self.positions = {one: (float(p[0]), float(p[1])) for one, p in placed.items()}
 
@@ -174,32 +181,28 @@ class GraphView:
         return "; ".join(missing)
 
     @property
-    def table(self) -> pd.DataFrame:
-        """Edges that are shown, one row per triple or interaction: head, relation, tail, sentence, attention both ways.
-
-        ``to head`` is the weight of the tail in the head's message, ``to tail`` that of the head in the tail's.
-        """
+    def _links(self) -> list[Link]:
+        """Triples and interactions among the shown nodes, by relation, head and tail."""
         inside = self._inside(set(self.positions))
-        rows: dict[tuple[int, int, int], dict[str, Any]] = {}
+        found: dict[tuple[int, int, int], list[float]] = {}
         for source, target, relation, inverse, weight in _plain(inside):
             to_head = inverse if relation >= 0 else target < self.nodes.n_users
             head, tail = (target, source) if to_head else (source, target)
-            row = rows.setdefault((head, relation, tail), self._named(head, relation, tail))
-            row["to head" if to_head else "to tail"] = weight
-        columns = ["head", "relation", "tail", "sentence", "to head", "to tail"]
-        frame = pd.DataFrame(list(rows.values()), columns=columns)
-        return frame.sort_values(["relation", "head", "tail"], kind="stable").reset_index(drop=True)
+            found.setdefault((relation, head, tail), [math.nan, math.nan])[0 if to_head else 1] = weight
+        return [Link(head, relation, tail, *weights) for (relation, head, tail), weights in sorted(found.items())]
 
-    def _named(self, head: int, relation: int, tail: int) -> dict[str, Any]:
+    @property
+    def table(self) -> pd.DataFrame:
+        """Edges that are shown, one row per triple or interaction: head, relation, tail, sentence, weight both ways.
+
+        ``to head`` is the weight of the tail in the head's message, ``to tail`` that of the head in the tail's.
+        """
         labels = self.nodes.labels
-        return {
-            "head": labels[head],
-            "relation": self.relation_name(relation),
-            "tail": labels[tail],
-            "sentence": self.sentence(head, relation, tail),
-            "to head": np.nan,
-            "to tail": np.nan,
-        }
+        rows = []
+        for link in self._links:
+            name, sentence = self._words(link)
+            rows.append((labels[link.head], name, labels[link.tail], sentence, link.to_head, link.to_tail))
+        return pd.DataFrame(rows, columns=["head", "relation", "tail", "sentence", "to head", "to tail"])
 
     def relation_name(self, relation: int) -> str:
         """Name of a relation, -1 for interactions."""
@@ -214,107 +217,32 @@ class GraphView:
 
     @property
     def figure(self) -> Figure:
-        """Nodes and edges: colour and dash by relation, width by attention, names on hover."""
-        objects = require("plotly.graph_objects", "lab")
-        chart = objects.Figure()
-        inside = self._inside(set(self.positions))
-        for number, relation in enumerate(sorted(set(inside["relation"].tolist()))):
-            self._draw_edges(chart, relation, inside[inside["relation"] == relation], number)
-        chart.add_traces(self._node_traces(objects))
-        axis = {"visible": False, "showgrid": False}
-        return chart.update_layout(
-            template="plotly_white",
-            height=560,
-            xaxis=axis,
-            yaxis={**axis, "scaleanchor": "x"},
-            margin={"l": 10, "r": 10, "t": 10, "b": 10},
-            hovermode="closest",
-            legend={"title": "relation"},
-        )
+        """Nodes and edges: colour and dash by relation, width by attention, names and sentences on hover."""
+        return neighbourhood_figure(self._links, self.positions, self.nodes, self.expanded, self._words)
 
-    def _draw_edges(self, chart: Any, relation: int, part: pd.DataFrame, number: int) -> None:
-        """One trace per width class, and one of invisible points in the middle that carry the hover."""
-        strongest: dict[tuple[int, int], float] = {}
-        for source, target, _, _, weight in _plain(part):
-            pair = (min(source, target), max(source, target))
-            strongest[pair] = max(strongest.get(pair, 0.0), weight)
-        classes = np.searchsorted([low for low, _ in WIDTHS], list(strongest.values()), side="right") - 1
-        line = {"color": COLOURS[number % len(COLOURS)], "dash": DASHES[number % len(DASHES)]}
-        name, first = shown(self.relation_name(relation), 40), True
-        for index in sorted(set(classes.tolist())):
-            xs: list[float | None] = []
-            ys: list[float | None] = []
-            for pair, own in zip(strongest, classes, strict=True):
-                if own == index:
-                    (x0, y0), (x1, y1) = (self.positions[node] for node in pair)
-                    xs += [x0, x1, None]
-                    ys += [y0, y1, None]
-            width = WIDTHS[index][1]
-            options = {"name": name, "legendgroup": name, "showlegend": first, "hoverinfo": "skip"}
-            chart.add_scatter(x=xs, y=ys, mode="lines", line={**line, "width": width}, opacity=0.7, **options)
-            first = False
-        middle = [np.mean([self.positions[node] for node in pair], axis=0) for pair in strongest]
-        hover = [f"{name}, attention {weight:.3f}<br>{self._pair(pair)}" for pair, weight in strongest.items()]
-        chart.add_scatter(
-            x=[float(x) for x, _ in middle],
-            y=[float(y) for _, y in middle],
-            mode="markers",
-            marker={"size": 9, "color": line["color"], "opacity": 0},
-            text=hover,
-            hovertemplate="%{text}<extra></extra>",
-            showlegend=False,
-        )
-
-    def _pair(self, pair: tuple[int, int]) -> str:
-        return " and ".join(shown(self.nodes.labels[node], 50) for node in pair)
-
-    def _node_traces(self, objects: Any) -> list[Any]:
-        """One trace per kind; ``customdata`` holds the node."""
-        symbols = {"user": "triangle-up", "item": "circle", "auxiliary": "square"}
-        traces = []
-        for subject, symbol in symbols.items():
-            own = [node for node in self.positions if self.nodes.subject(node)[0] == subject]
-            if not own:
-                continue
-            names = [shown(self.nodes.labels[node], 28) for node in own]
-            hover = [
-                f"{shown(self.nodes.labels[node], 80)}<br>{shown(self.nodes.kinds[node])}, click to expand"
-                for node in own
-            ]
-            traces.append(
-                objects.Scatter(
-                    x=[self.positions[node][0] for node in own],
-                    y=[self.positions[node][1] for node in own],
-                    mode="markers+text" if len(self.positions) <= 60 else "markers",
-                    text=names,
-                    textposition="top center",
-                    textfont={"size": 10},
-                    marker={
-                        "size": [15 if node in self.expanded else 10 for node in own],
-                        "symbol": symbol,
-                        "color": "white",
-                        "line": {"color": "black", "width": 1.5},
-                    },
-                    customdata=own,
-                    hovertext=hover,
-                    hovertemplate="%{hovertext}<extra></extra>",
-                    name=subject,
-                    legendgroup="nodes",
-                )
-            )
-        return traces
+    def _words(self, link: Link) -> tuple[str, str]:
+        return self.relation_name(link.relation), self.sentence(link.head, link.relation, link.tail)
 
     @cached_property
-    def _network(self) -> Any:
-        """Directed graph of networkx; of several edges between two nodes the strongest."""
-        networkx = require("networkx", "lab")
-        network = networkx.DiGraph()
-        for source, target, relation, inverse, weight in _plain(self.edges.sort_values("weight", kind="stable")):
-            network.add_edge(source, target, cost=-math.log(max(weight, 1e-12)), relation=relation, inverse=inverse)
-        return network
+    def _finder(self) -> PathFinder:
+        source, target, weight = (self.edges[name].to_numpy() for name in ("source", "target", "weight"))
+        return PathFinder(source, target, weight, self.nodes.n_nodes)
 
-    def paths(self, user: int, item: int, k: int = 5, *, strongest: bool = True) -> pd.DataFrame:
-        """Simple paths along which messages go from a user's train items, through the graph, to an item.
+    def paths(
+        self,
+        user: int,
+        item: int,
+        k: int = 5,
+        *,
+        strongest: bool = True,
+        longest: int = 4,
+        through_users: bool = False,
+    ) -> pd.DataFrame:
+        """Paths from a user over a train item and the graph to an item.
+
+        An edge of the graph counts the weight with which its second node takes the message of the first; the first
+        edge counts the weight of the train item in the user's mean. Of several triples between two nodes the one with
+        the most weight is taken.
 
         Parameters
         ----------
@@ -324,7 +252,12 @@ class GraphView:
         k
             Most paths.
         strongest
-            By the product of the weights of their edges, the largest first; otherwise by their number of edges.
+            By the product of the weights of their edges, the largest first; otherwise by the number of edges, then by
+            that product.
+        longest
+            Most edges of a path.
+        through_users
+            Whether paths may pass other users who share train items.
 
         Returns
         -------
@@ -335,34 +268,27 @@ class GraphView:
         ------
         DataError
             If the view has no users, or there is no such user or item.
+        ConfigError
+            If ``k`` or ``longest`` is not positive.
         """
-        networkx = require("networkx", "lab")
         if not self.users:
             raise DataError("this view has no users", "make it with users=True")
-        source, target = self.nodes.node("user", user), self.nodes.node("item", item)
-        columns = ["path", "edges", "strength", "sentences"]
-        if source not in self._network or target not in self._network:
-            return pd.DataFrame(columns=columns)
-        found = networkx.shortest_simple_paths(self._network, source, target, weight="cost" if strongest else None)
-        rows = []
-        try:
-            for path in islice(found, k):
-                rows.append(self._path(path))
-        except networkx.NetworkXNoPath:
-            return pd.DataFrame(columns=columns)
-        return pd.DataFrame(rows, columns=columns)
+        start, end = self.nodes.node("user", user), self.nodes.node("item", item)
+        closed = None if through_users else np.arange(self.nodes.n_nodes) < self.nodes.n_users
+        found = self._finder.find(start, end, k, longest=longest, strongest=strongest, closed=closed)
+        return pd.DataFrame([self._path(path) for path in found], columns=["path", "edges", "strength", "sentences"])
 
     def _path(self, path: Sequence[int]) -> dict[str, Any]:
-        steps = [self._network.edges[pair] for pair in pairwise(path)]
-        sentences = []
-        for (before, after), step in zip(pairwise(path), steps, strict=True):
-            relation = step["relation"]
-            swapped = step["inverse"] if relation >= 0 else after < self.nodes.n_users
+        strength, sentences = 1.0, []
+        for before, after in pairwise(path):
+            _, _, relation, inverse, weight = next(_plain(self.edges.iloc[[self._finder.edge(before, after)]]))
+            swapped = inverse if relation >= 0 else after < self.nodes.n_users
             sentences.append(self.sentence(*((after, relation, before) if swapped else (before, relation, after))))
+            strength *= weight
         return {
             "path": " → ".join(self.nodes.labels[node] for node in path),
-            "edges": len(steps),
-            "strength": math.exp(-sum(step["cost"] for step in steps)),
+            "edges": len(path) - 1,
+            "strength": strength,
             "sentences": " ".join(sentences),
         }
 

@@ -30,6 +30,10 @@ class GraphPanel:
         self.user = widgets.BoundedIntText(value=0, min=0, max=view.nodes.n_users - 1, description="user")
         self.item = SearchBox(view.nodes, "item", lambda _: None, kinds=("item",))
         self.strongest = widgets.Checkbox(value=True, description="strongest first (else shortest)")
+        self.others = widgets.Checkbox(value=False, description="through other users")
+        self.longest = widgets.BoundedIntText(
+            value=4, min=1, max=6, description="edges", tooltip="most edges of a path", continuous_update=False
+        )
         self.find = widgets.Button(description="Find paths", tooltip="Paths from the user's train items to the item")
         self.paths = widgets.HTML()
         self.expand.on_click(lambda _: self._expand(self.names.value))
@@ -47,7 +51,9 @@ class GraphPanel:
         parts = [self.search.widget, widgets.HBox([self.names, self.expand]), self.status, chart]
         if view.users:
             finder = widgets.HBox([self.user, self.item.widget], layout=widgets.Layout(flex_flow="row wrap"))
-            parts += [finder, widgets.HBox([self.strongest, self.find]), self.paths]
+            options = [self.longest, self.strongest, self.others, self.find]
+            search = widgets.HBox(options, layout=widgets.Layout(flex_flow="row wrap"))
+            parts += [finder, search, self.paths]
         edges = widgets.Accordion([self.table], titles=("edges that are shown",))
         self.widget = widgets.VBox([*parts, edges])
         self.widget.view, self.widget.panel = view, self
@@ -69,7 +75,13 @@ class GraphPanel:
             return
         try:
             _, item = self.view.nodes.subject(node)
-            found = self.view.paths(self.user.value, item, strongest=self.strongest.value)
+            found = self.view.paths(
+                self.user.value,
+                item,
+                strongest=self.strongest.value,
+                longest=self.longest.value,
+                through_users=self.others.value,
+            )
         except SpikeKitError as error:
             self.paths.value = html_text(error)
             return

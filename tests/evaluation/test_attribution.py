@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from spike_kit.data.graph import Graph
+from spike_kit.data.vectors import ProfileVectors
 from spike_kit.errors import DataError
 from spike_kit.evaluation.attribution import Removal, SpikeExplainer, what_if
 from spike_kit.models.spike import Spike, SpikeConfig
@@ -50,6 +51,45 @@ def test_parts_add_up_to_what_the_model_computes(world: World, settings: dict[st
     n_layers = model.config.layers + 1
     assert parts.shape == (2, n_layers, 2, n_layers, 2)
     torch.testing.assert_close(parts.sum(dim=(1, 2, 3, 4)), scores[[3, 1]], rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize("settings", [*FORMS, *({"layers": 1, **form} for form in FORMS)], ids=str)
+def test_parts_add_up_in_float64(world: World, settings: dict[str, Any]) -> None:
+    model = made(world, **settings).double()
+    if model.config.uses_text:
+        model.text = ProfileVectors(world.vectors.user.double(), world.vectors.entity.double())
+    explainer = SpikeExplainer(model)
+    with torch.no_grad():
+        nodes, scores = torch.cat(model.node_embeddings()), model.score(torch.tensor([5]))[0]
+    assert nodes.dtype == torch.float64
+    torch.testing.assert_close(explainer.rows.final, nodes, rtol=0, atol=1e-12)
+    items = range(world.graph.n_items)
+    torch.testing.assert_close(explainer.contributions(5, items).sum((1, 2, 3, 4)), scores, rtol=0, atol=1e-12)
+
+
+def test_the_parts_of_a_layer_can_be_computed_by_hand(world: World) -> None:
+    model = made(world, layers=1, attention="mean")
+    explainer, graph = SpikeExplainer(model), world.graph
+    structure, profile = explainer.rows.parts[1]
+    with torch.no_grad():
+        ids, z = model.entity_embedding, 0.7 * explainer.profiles[graph.n_users :]
+        own = graph.train_item[graph.train_user == 5]
+        length = (ids + z)[own].mean(0).norm()
+        torch.testing.assert_close(structure[5], ids[own].mean(0) / length)
+        torch.testing.assert_close(profile[5], z[own].mean(0) / length)
+        edges = graph.head == 3
+        tails, relations = graph.tail[edges], model.relation_embedding[graph.relation[edges]]
+        length = ((ids + z)[tails] * relations).mean(0).norm()
+        torch.testing.assert_close(structure[graph.n_users + 3], (ids[tails] * relations).mean(0) / length)
+        torch.testing.assert_close(profile[graph.n_users + 3], (z[tails] * relations).mean(0) / length)
+
+
+def test_a_user_profile_that_reaches_nobody_changes_nothing(world: World) -> None:
+    removal = Removal("profile", (5,))
+    for form, changes in (("off", False), ("add", True)):
+        before = SpikeExplainer(made(world, user_to_item=form))
+        moved = (before.without(removal).scores(5) - before.scores(5)).abs().max()
+        assert (float(moved) > 1e-5) is changes
 
 
 @pytest.mark.parametrize("settings", FORMS, ids=str)
@@ -115,7 +155,7 @@ def test_ids_are_checked(world: World) -> None:
     explainer = SpikeExplainer(made(world))
     with pytest.raises(DataError, match="no user 999"):
         explainer.contributions(999, [0])
-    with pytest.raises(DataError, match="not every item"):
+    with pytest.raises(DataError, match="no item 1000000"):
         explainer.contributions(0, [10**6])
 
 

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import dataclasses
+from typing import Any
 
 import numpy as np
 import pytest
@@ -11,8 +12,7 @@ from spike_kit.data.study import Study, create_study
 from spike_kit.errors import DataError
 from spike_kit.evaluation.attribution import Removal, SpikeExplainer
 from spike_kit.evaluation.protocol import top_items
-from spike_kit.explore import explanation as module
-from spike_kit.explore.explanation import Explanation, marked
+from spike_kit.explore.explanation import Explanation
 from spike_kit.explore.explanation_panel import explanation_panel
 from spike_kit.models.spike import Spike, SpikeConfig
 from spike_kit.profiles.template import SOURCE, template_profiles
@@ -54,30 +54,25 @@ def test_parts_sum_to_the_scores_and_are_drawn(view: Explanation, by: str) -> No
     parts = view.parts(by)  # pyright: ignore[reportArgumentType]
     assert parts.sum(axis=1).tolist() == pytest.approx(view.table["score"].tolist())
     assert parts.shape == (5, 4)
-    drawn = view.figure_of(by).data  # pyright: ignore[reportArgumentType]
-    assert [list(trace.x) for trace in drawn] == parts.T.to_numpy().tolist()
+    figure: Any = view.figure_of(by)  # pyright: ignore[reportArgumentType]
+    drawn = figure.data
+    assert [list(trace.x) for trace in drawn[:-1]] == parts.T.to_numpy().tolist()
+    assert list(drawn[-1].x) == pytest.approx(view.table["score"].tolist())
+    assert len({(trace.marker.color, trace.marker.pattern.shape) for trace in drawn[:-1]}) == parts.shape[1]
 
 
-def test_shared_passages_share_telling_words(study: Study, view: Explanation, monkeypatch: pytest.MonkeyPatch) -> None:
-    assert view.passages(view.train[0]).empty
-    assert "share no telling word" in view.passages_html(view.train[0])
-    monkeypatch.setattr(module, "COMMON_SHARE", 0.5)
-    view.__dict__.pop("_common")
-    own = next(item for item in view.train)
-    found = view.passages(own)
+def test_shared_passages_stand_in_both_profiles(study: Study, view: Explanation) -> None:
     profiles = study.profiles().set_index(["subject", "id"])["text"]
+    own = view.train[0]
+    found = view.passages(own)
+    assert len(found) > 0
     for row in found.to_dict("records"):
         assert row["user"] in str(profiles["user"][3])
         assert row["item"] in str(profiles["item"][own])
-        for word in row["words"].split(", "):
-            assert word in row["user"].lower()
-            assert word in row["item"].lower()
-    assert len(found) > 0
+        assert all(phrase in row["user"].lower() and phrase in row["item"].lower() for phrase in row["shared"])
     assert "<mark>" in view.passages_html(own)
-
-
-def test_marks_are_safe() -> None:
-    assert marked("A <b>Noir</b> film", {"noir"}) == "A &lt;b&gt;<mark>Noir</mark>&lt;/b&gt; film"
+    other = next(item for item in range(len(study.items)) if view.passages(item).empty)
+    assert "share no name" in view.passages_html(other)
 
 
 def test_what_if_is_recomputed(view: Explanation) -> None:
@@ -98,6 +93,27 @@ def test_what_if_is_recomputed(view: Explanation) -> None:
     assert len(view.influence(item)) == len(known)
     with pytest.raises(DataError, match="taken out"):
         view.influence(item, ["nothing"])
+
+
+def test_parts_of_many_layers_look_different(study: Study, world: World) -> None:
+    deep = Spike(SpikeConfig(dim=8, layers=3), world.graph, world.vectors, torch_generator(0, "init"))
+    figure: Any = Explanation(study, SpikeExplainer(deep), 0, k=2).figure_of("layer")
+    bars = figure.data[:-1]
+    assert len(bars) == len({(bar.marker.color, bar.marker.pattern.shape) for bar in bars}) == 16
+
+
+def test_what_can_be_taken_out_is_named_apart(study: Study, world: World, model: Spike) -> None:
+    entities, items = study.entities.assign(label="Same"), study.items.assign(label="Same")
+    tables = dataclasses.replace(study.tables, entities=entities, items=items)
+    named = create_study(paths.data_root() / "same", "same", tables, sources=(), build={}, funnel=())
+    view = Explanation(named, SpikeExplainer(model), 0, k=2)
+    found = view.removals(0)
+    assert len(found) == len(set(found.values())) == 2 + 2 * 2 + len(view.train)
+
+
+def test_a_profile_at_the_other_end_of_a_triple_matters(view: Explanation) -> None:
+    name = next(name for name in view.removals(view.items[0]) if name.startswith("profile of Director"))
+    assert view.influence(view.items[0], [name])["change"][0] != 0
 
 
 def test_a_node_without_a_profile_any_more_changes_only_scores(view: Explanation) -> None:
@@ -123,13 +139,19 @@ def test_hostile_text_shows_as_text(study: Study, world: World, model: Spike) ->
     assert "&lt;img" in panel.table.value
 
 
-def test_the_panel_explains_another_user(view: Explanation) -> None:
+def test_the_panel_explains_another_user(view: Explanation, monkeypatch: pytest.MonkeyPatch) -> None:
     panel = explanation_panel(view).panel
     before = panel.table.value
     panel.user.value = 40
     assert view.user == 40
     assert panel.table.value != before
     assert [value for _, value in panel.items.options] == view.items
+    same = view.items[0]
+    monkeypatch.setattr(view, "choose", lambda user: setattr(view, "user", user))
+    monkeypatch.setattr(view, "passages_html", lambda item: f"passages of {view.user} and {item}")
+    panel.user.value = 41
+    assert panel.items.value == same
+    assert panel.passages.value == f"passages of 41 and {same}"
     panel.by.value = "layer"
     assert panel.chart.data[0].name == "0 × 0"
     panel.compute.click()

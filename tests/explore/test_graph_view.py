@@ -3,8 +3,10 @@ from __future__ import annotations
 import dataclasses
 import math
 from itertools import pairwise
+from typing import Any
 
 import numpy as np
+import pandas as pd
 import pytest
 
 from spike_kit import paths
@@ -21,6 +23,11 @@ from tests.world import ITEMS_PER_GROUP, World
 @pytest.fixture
 def explainer(world: World) -> SpikeExplainer:
     return SpikeExplainer(Spike(SpikeConfig(dim=8), world.graph, world.vectors, torch_generator(0, "init")))
+
+
+def traces(view: GraphView) -> list[Any]:
+    figure: Any = view.figure
+    return list(figure.data)
 
 
 def test_a_neighbourhood_grows_by_expanding(study: Study, explainer: SpikeExplainer) -> None:
@@ -67,7 +74,7 @@ def test_without_a_model_edges_count_by_degree(study: Study) -> None:
 def test_the_figure_draws_every_edge_and_node_once(study: Study, explainer: SpikeExplainer) -> None:
     view = GraphView(study, explainer, users=True)
     view.show(view.nodes.node("item", 0))
-    data = view.figure.data
+    data = traces(view)
     nodes = [node for trace in data if trace.customdata is not None for node in trace.customdata]
     assert sorted(nodes) == sorted(view.positions)
     drawn = sum(list(trace.x).count(None) for trace in data if trace.mode == "lines")
@@ -92,11 +99,58 @@ def test_paths_go_from_a_user_to_an_item(study: Study, explainer: SpikeExplainer
     assert names[-1] == study.items["label"][target]
     edges = view.edges.set_index(["source", "target"])["weight"]
     lookup = {label: node for node, label in enumerate(view.nodes.labels)}
+    assert not any("User" in name for name in names[1:])
+    assert edges.loc[(lookup[names[0]], lookup[names[1]])].max() == pytest.approx(1 / len(own))
     steps = [edges.loc[(lookup[a], lookup[b])].max() for a, b in pairwise(names)]
     assert strongest["strength"][0] == pytest.approx(math.prod(steps))
     assert "in train" in strongest["sentences"][0]
+    assert view.paths(0, target, longest=2).empty
+    others = view.paths(0, target, 50, through_users=True)
+    assert others["path"].str.contains("User [1-9]", regex=True).any()
     with pytest.raises(DataError, match="has no users"):
         GraphView(study, explainer).paths(0, target)
+
+
+def test_expansions_prefer_degree_on_demand(study: Study) -> None:
+    view = GraphView(study, by="degree", most=1)
+    view.show(view.nodes.node("item", 0))
+    (neighbour,) = set(view.positions) - {view.nodes.node("item", 0)}
+    assert view.nodes.kinds[neighbour] == "genre"
+
+
+def test_relations_keep_their_look_when_others_appear(study: Study) -> None:
+    view = GraphView(study, most=1, by="degree", users=True)
+    genre = study.entities.index[study.entities["label"] == "comedy"][0]
+    view.show(view.nodes.node("auxiliary", int(genre)))
+    before = {trace.name: trace.line for trace in traces(view) if trace.mode == "lines"}
+    view.expand(next(node for node in view.positions if view.nodes.subject(node)[0] == "item"))
+    after = {trace.name: trace.line for trace in traces(view) if trace.mode == "lines"}
+    assert len(after) > len(before) == 1
+    assert all((after[name].color, after[name].dash) == (line.color, line.dash) for name, line in before.items())
+
+
+def test_lines_between_the_same_nodes_do_not_hide_each_other(study: Study) -> None:
+    twice = study.triples[study.triples["relation"] == 1].head(1).assign(relation=0)
+    tables = dataclasses.replace(study.tables, triples=pd.concat([study.triples, twice], ignore_index=True))
+    doubled = create_study(paths.data_root() / "doubled", "doubled", tables, sources=(), build={}, funnel=())
+    view = GraphView(doubled)
+    view.show(view.nodes.node("item", int(twice["head"].iloc[0])))
+    assert len(view.table) == 3
+    lines = [
+        tuple(trace.x[i : i + 2]) for trace in traces(view) if trace.mode == "lines" for i in range(0, len(trace.x), 3)
+    ]
+    assert len(set(lines)) == 3
+
+
+def test_hovers_say_relation_direction_and_both_weights(study: Study) -> None:
+    view = GraphView(study)
+    view.show(view.nodes.node("item", 0))
+    hovers = [text for trace in traces(view) if trace.mode == "markers" for text in trace.text or ()]
+    assert (
+        "<b>director</b><br>Comedy film 0 was directed by Director 0.<br>weight of the second in the first: 0.500"
+        in "".join(hovers)
+    )
+    assert "weight of the first in the second: 0.333" in "".join(hovers)
 
 
 def test_an_item_without_an_edge_has_no_path(study: Study) -> None:
@@ -108,7 +162,7 @@ def test_an_item_without_an_edge_has_no_path(study: Study) -> None:
     assert view.paths(0, 0).empty
     view.show(view.nodes.node("item", 0))
     assert view.table.empty
-    assert len(view.figure.data) == 1
+    assert len(traces(view)) == 1
 
 
 def test_hostile_names_are_text(study: Study) -> None:
