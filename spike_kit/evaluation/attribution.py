@@ -117,7 +117,7 @@ class SpikeExplainer:
     def final(self) -> Tensor:
         """Final rows of all nodes ``[U + E, d]`` by the model's own forward pass, with what is taken out gone."""
         with torch.no_grad():
-            return self._on_graph._final(self.profiles, self.profiles, SpikeDraws())
+            return self._on_graph.final_rows(self.profiles, self.profiles, SpikeDraws())
 
     @cached_property
     def rows(self) -> LayerRows:

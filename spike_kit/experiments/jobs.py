@@ -15,7 +15,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
@@ -54,16 +54,19 @@ class TrainingJob:
         Where, for example ``"cpu"`` or ``"cuda:0"``.
     threads
         Threads of torch on the CPU; none: one per core.
+    known
+        `described`, where it is known already: working it out reads the study's vectors.
     """
 
     config: RunConfig
     device: str = "cpu"
     threads: int | None = None
+    known: dict[str, Any] | None = field(default=None, compare=False, repr=False)
 
     @cached_property
     def described(self) -> dict[str, Any]:
         """Everything that decides the result (see `spike_kit.experiments.run.describe`)."""
-        return describe(self.config, Study.open(self.config.dataset))
+        return self.known or describe(self.config, Study.open(self.config.dataset))
 
     @cached_property
     def folder(self) -> Path:

@@ -279,8 +279,16 @@ def data_version(study: Study) -> str:
     return storage.sha256_text(storage.canonical_json(study.manifest.model_dump(mode="json")))
 
 
-def describe(config: RunConfig, study: Study) -> dict[str, Any]:
-    """Everything that decides the result of a run, as JSON values; `spike_kit.runs.identity` hashes it."""
+def describe(config: RunConfig, study: Study, text: dict[str, Any] | None = None) -> dict[str, Any]:
+    """Everything that decides the result of a run, as JSON values; `spike_kit.runs.identity` hashes it.
+
+    Parameters
+    ----------
+    config, study
+        The run, and its study.
+    text
+        What `describe_text` says about the run's vectors, if it was asked before; it reads them whole.
+    """
     settings, training = config.resolved()
     described: dict[str, Any] = {
         "model": config.model,
@@ -293,18 +301,24 @@ def describe(config: RunConfig, study: Study) -> dict[str, Any]:
         "code_sha256": runs.code_version(),
     }
     if _wants_text(find_model(config.model), settings):
-        file = study.embeddings_path(config.profiles, config.encoder)
-        study.vectors(config.profiles, config.encoder)
-        check_fresh(study, config.profiles, config.encoder)
-        described |= {
-            "profiles": config.profiles,
-            "encoder": config.encoder,
-            "vectors_sha256": storage.sha256_file(file),
-        }
-        leaky = study.provenance(config.profiles).get("possibly_leaky") or given.possibly_leaky(config.encoder)
-        if leaky:
-            described["possibly_leaky"] = leaky
+        described |= describe_text(study, config.profiles, config.encoder) if text is None else text
     return described
+
+
+def describe_text(study: Study, source: str, encoder: str) -> dict[str, Any]:
+    """What identifies the vectors of a profile source by an encoder, as part of `describe`.
+
+    Raises
+    ------
+    DataError
+        If there are none, or they are older than the profiles.
+    """
+    study.vectors(source, encoder)
+    check_fresh(study, source, encoder)
+    sha256 = storage.sha256_file(study.embeddings_path(source, encoder))
+    described: dict[str, Any] = {"profiles": source, "encoder": encoder, "vectors_sha256": sha256}
+    leaky = study.provenance(source).get("possibly_leaky") or given.possibly_leaky(encoder)
+    return described | ({"possibly_leaky": leaky} if leaky else {})
 
 
 def _wants_text(cls: type[Recommender], settings: ModelConfig) -> bool:

@@ -16,7 +16,7 @@ from spike_kit.evaluation.groups import sparsity_groups
 from spike_kit.evaluation.significance import PairedTest, holm, mark, paired_test, per_user_metric
 from spike_kit.experiments import ablation
 from spike_kit.experiments.jobs import JobState, TrainingJob
-from spike_kit.experiments.run import RunConfig
+from spike_kit.experiments.run import RunConfig, describe, describe_text
 from spike_kit.explore.safe import shown
 from spike_kit.figures.style import COLOURS
 from spike_kit.models import find_preset
@@ -105,6 +105,7 @@ class AblationStudy:
         self._jobs: dict[Combination, list[TrainingJob]] = {}
         self._tests: dict[tuple[str, ...], PairedTest] = {}
         self._wanted: list[Combination] = []
+        self._texts: dict[tuple[str, str, int], dict[str, Any]] = {}
 
     @cached_property
     def settings(self) -> SpikeConfig:
@@ -150,9 +151,24 @@ class AblationStudy:
                 profiles=combination.profiles,
                 encoder=combination.encoder,
             )
-            jobs = [TrainingJob(config.replace(seed=seed), self.device, self.threads) for seed in self.seeds]
-            self._jobs[combination] = jobs
+            described = describe(config, self.study, self._text(combination))
+            self._jobs[combination] = [
+                TrainingJob(config.replace(seed=seed), self.device, self.threads, described | {"seed": seed})
+                for seed in self.seeds
+            ]
         return self._jobs[combination]
+
+    def _text(self, combination: Combination) -> dict[str, Any] | None:
+        """What identifies the vectors of a combination; read once as long as their file stays the same."""
+        settings = self.settings.replace(**dict(combination.changed))
+        if not settings.uses_text:
+            return None
+        file = self.study.embeddings_path(combination.profiles, combination.encoder)
+        stamp = file.stat().st_mtime_ns if file.is_file() else 0
+        key = (combination.profiles, combination.encoder, stamp)
+        if key not in self._texts:
+            self._texts[key] = describe_text(self.study, combination.profiles, combination.encoder)
+        return self._texts[key]
 
     def runs(self, combination: Combination) -> list[Run]:
         """Finished runs of a combination, in the order of the seeds."""
@@ -183,10 +199,12 @@ class AblationStudy:
             return f"interrupted; Train goes on from the last state{seeds}"
         return f"{state}{seeds}"
 
-    @property
-    def busy(self) -> bool:
-        """Whether anything that was asked for is being trained."""
-        return any(job.state == "training" for combination in self._wanted for job in self.jobs(combination))
+    def busy(self, *combinations: Combination) -> bool:
+        """Whether anything that was asked for here, or one of some combinations, is being trained.
+
+        A training that another kernel started counts as well where it belongs to ``combinations``.
+        """
+        return any(job.state == "training" for one in (*self._wanted, *combinations) for job in self.jobs(one))
 
     def progress(self, combination: Combination) -> float:
         """Share of the epochs that are done at most, over all seeds, in [0, 1]."""
@@ -199,10 +217,13 @@ class AblationStudy:
             self._wanted.append(combination)
         self.advance()
 
-    def stop(self) -> None:
-        """Stop what is being trained; its state is kept, and nothing more is started."""
+    def stop(self, *combinations: Combination) -> None:
+        """Stop what is being trained: what was asked for here, and ``combinations``, whoever started them.
+
+        Their state is kept, and nothing more is started.
+        """
         wanted, self._wanted = self._wanted, []
-        for combination in wanted:
+        for combination in (*wanted, *combinations):
             for job in self.jobs(combination):
                 job.stop()
 
@@ -304,35 +325,48 @@ class AblationStudy:
 
     @property
     def figure(self) -> Figure:
-        """Bars of the differences to the full model, with intervals and marks; what is not trained is named so."""
+        """Bars of the differences to the full model, with intervals and marks; where there is none, why."""
         objects = require("plotly.graph_objects", "lab")
-        table = self.table.iloc[1:]
+        table = self.table.iloc[1:].reset_index(drop=True)
         trained = table[table["difference"].notna()]
-        names = [shown(f"{row.model} {row.mark}".strip(), 60) for row in trained.itertuples()]
+        names = [
+            shown(f"{model} {mark}".strip(), 60) for model, mark in zip(table["model"], table["mark"], strict=True)
+        ]
         chart = objects.Figure()
         chart.add_bar(
-            y=names,
+            y=trained.index.tolist(),
+            customdata=[names[row] for row in trained.index],
             x=trained["difference"].tolist(),
             orientation="h",
             marker_color=[COLOURS[0] if x >= 0 else COLOURS[5] for x in trained["difference"]],
             error_x=_interval(trained),
-            hovertemplate="%{y}: %{x:+.4f}<extra></extra>",
+            hovertemplate="%{customdata}: %{x:+.4f}<extra></extra>",
         )
-        missing = [shown(row.model, 60) for row in table[table["difference"].isna()].itertuples()]
-        if missing:
-            chart.add_scatter(
-                y=missing, x=[0] * len(missing), mode="text", text=["not trained"] * len(missing), hoverinfo="skip"
-            )
+        missing = table[table["difference"].isna()]
+        if len(missing):
+            why = [self._why_missing(row) for row in missing[["state", "seeds"]].to_dict("records")]
+            places = {"y": missing.index.tolist(), "x": [0] * len(missing)}
+            chart.add_scatter(**places, mode="text", text=why, hoverinfo="skip")
         chart.add_vline(x=0, line_color="black", line_width=1)
-        order = [shown(f"{row.model} {row.mark}".strip(), 60) for row in table.itertuples()]
         return chart.update_layout(
             template="plotly_white",
             showlegend=False,
             height=120 + 34 * max(len(table), 2),
             margin={"l": 10, "r": 10, "t": 30, "b": 40},
             xaxis_title=f"{shown(self.metric)} minus full model ({shown(self.split)})",
-            yaxis={"categoryorder": "array", "categoryarray": order[::-1], "automargin": True},
+            yaxis={
+                "tickvals": list(range(len(names))),
+                "ticktext": names,
+                "range": [len(names) - 0.5, -0.5],
+                "automargin": True,
+            },
         )
+
+    def _why_missing(self, row: dict[str, Any]) -> str:
+        """Why a row of the table has no difference to the full model."""
+        if row["state"] != "finished":
+            return row["state"] + (f" ({row['seeds']} of {len(self.seeds)} seeds finished)" if row["seeds"] else "")
+        return "the full model is not trained"
 
     @property
     def group_figure(self) -> Figure:

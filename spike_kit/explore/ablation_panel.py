@@ -183,12 +183,9 @@ class AblationPanel:
             self.status.value = html_text(str(error))
             return
         self.refresh(charts=True)
-        if self._watcher is None or not self._watcher.is_alive():
-            self._watcher = threading.Thread(target=self._watch, name="spike_kit ablation", daemon=True)
-            self._watcher.start()
 
     def _end(self) -> None:
-        self.view.stop()
+        self.view.stop(self.controls.combination(self.view))
         self.refresh()
 
     def _toggle(self) -> None:
@@ -202,7 +199,7 @@ class AblationPanel:
     def _watch(self) -> None:
         """Look at the running training until nothing more is trained."""
         pause = threading.Event()
-        while self.view.advance():
+        while self.view.advance() or self.view.busy(self.controls.combination(self.view)):
             self.refresh(charts=False)
             redraw(self.curves, self.view.curves())
             pause.wait(REFRESH_SECONDS)
@@ -215,7 +212,10 @@ class AblationPanel:
             state = self.view.state(combination)
             self.status.value = f"<b>{html_text(combination.label)}</b>: {html_text(self.view.status(combination))}"
             self.train.disabled = state in ("finished", "training")
-            self.stop.disabled = not self.view.busy
+            self.stop.disabled = not self.view.busy(combination)
+            if not self.stop.disabled and (self._watcher is None or not self._watcher.is_alive()):
+                self._watcher = threading.Thread(target=self._watch, name="spike_kit ablation", daemon=True)
+                self._watcher.start()
             chosen = combination in self.view.chosen
             self.compare.description = "Take out" if chosen else "Compare"
             self.compare.disabled = combination == self.view.full

@@ -78,7 +78,7 @@ class SearchBox:
         )
         self.results = widgets.Dropdown(options=[], tooltip="what was found")
         self.text.observe(lambda change: self._find(change["new"]), names="value")
-        self.results.observe(lambda change: self._choose(change["new"]), names="value")
+        self.results.observe(self._chosen, names="value")
         self.widget = widgets.HBox([self.text, self.results])
         self.text.add_class("spike-search")
         self.results.add_class("spike-results")
@@ -86,8 +86,14 @@ class SearchBox:
     def _find(self, text: str) -> None:
         found = self.nodes.search(text, self.most, self.kinds)
         kinds, labels = self.nodes.kinds, self.nodes.labels
+        self.results.unobserve(self._chosen, names="value")
         self.results.options = [(f"{labels[node][:60]} ({kinds[node]})", node) for node in found]
         self.results.index = 0 if found else None
+        self.results.observe(self._chosen, names="value")
+        self._choose(self.results.value)
+
+    def _chosen(self, change: dict[str, Any]) -> None:
+        self._choose(change["new"])
 
     def _choose(self, node: int | None) -> None:
         if node is not None:

@@ -212,7 +212,7 @@ class Spike(TrainedRecommender[SpikeConfig]):
         injected = removed = text = None
         if config.uses_text:
             injected, removed, text = self._projected(draws.generator, 3 if config.separate_masks else 1)
-        final = self._final(injected, removed, draws)
+        final = self.final_rows(injected, removed, draws)
         n_users, n_items = self.graph.n_users, self.graph.n_items
         users, items, _ = final.split([n_users, n_items, self.graph.n_entities - n_items])
         terms = self.ranking_losses(users, items, batch)
@@ -228,7 +228,7 @@ class Spike(TrainedRecommender[SpikeConfig]):
     def node_embeddings(self) -> tuple[Tensor, Tensor]:
         """Final rows of users ``[U, d]`` and all entities ``[E, d]`` after removal; nothing is sampled or dropped."""
         profiles = self._projected(None, 1)[0] if self.config.uses_text else None
-        final = self._final(profiles, profiles, SpikeDraws())
+        final = self.final_rows(profiles, profiles, SpikeDraws())
         return final[: self.graph.n_users], final[self.graph.n_users :]
 
     def rationale_scores(self, edges: Tensor | None = None) -> Tensor:
@@ -294,8 +294,17 @@ class Spike(TrainedRecommender[SpikeConfig]):
             nodes = [rows * self.profiled.unsqueeze(1) for rows in nodes]
         return nodes[0], nodes[masks // 2], nodes[-1]
 
-    def _final(self, injected: Tensor | None, removed: Tensor | None, draws: SpikeDraws) -> Tensor:
-        """Final rows of all nodes ``[U + E, d]``."""
+    def final_rows(self, injected: Tensor | None, removed: Tensor | None, draws: SpikeDraws) -> Tensor:
+        """Final rows of all nodes ``[U + E, d]``, by the equations of docs/method.md, section 3.
+
+        Parameters
+        ----------
+        injected, removed
+            Projected profiles ``[U + E, d]`` as they go in and as they are taken out (their dropout may differ); none
+            without text.
+        draws
+            What is dropped in this pass; an empty one drops nothing.
+        """
         config = self.config
         nodes = torch.cat([self.user_embedding, self.entity_embedding])
         if injected is not None and config.inject:

@@ -81,8 +81,12 @@ def test_figures_show_what_the_tables_hold(view: AblationStudy) -> None:
     view.add(mean)
     bars, missing = view.figure.data
     assert list(bars.x) == [view.table["difference"][1]]
-    assert missing.y == ("mean instead of attention",)
+    assert missing.y == (1,)
     assert missing.text == ("not trained",)
+    assert [name.split()[:2] for name in view.figure.layout.yaxis.ticktext] == [
+        ["w/o", "matching"],
+        ["mean", "instead"],
+    ]
     assert len(view.group_figure.data) == 1
     lines = view.curves().data
     assert len(lines) == 2 * 2 * 2
@@ -99,6 +103,35 @@ def test_runs_of_other_seeds_are_not_compared(study: Study) -> None:
     assert np.isnan(view.table["difference"][1])
     assert view.state(off) == "not trained"
     assert view.status(off) == "not trained (1 of 2 seeds finished)"
+    assert view.figure.data[1].text == ("not trained (1 of 2 seeds finished)",)
+
+
+def test_a_finished_run_without_a_full_model_says_so(study: Study) -> None:
+    view = AblationStudy(study, training=SHORT)
+    trained(view, matching="off")
+    view.add(view.combination(matching="off"))
+    assert view.figure.data[1].text == ("the full model is not trained",)
+
+
+def test_long_names_that_begin_alike_stay_apart(study: Study) -> None:
+    view = AblationStudy(study, training=SHORT)
+    trained(view)
+    long = {"matching_weight": 0.5, "temperature": 0.25, "rho": 0.75, "layers": 2, "user_to_item": "add"}
+    for heads in (2, 4):
+        trained(view, **long, heads=heads)
+        view.add(view.combination(**long, heads=heads))
+    assert len(set(view.figure.data[0].y)) == 2
+    assert len(view.figure.layout.yaxis.ticktext) == 2
+    assert len(view.group_figure.data) == 2
+
+
+def test_the_text_is_read_once_for_all_combinations(study: Study, monkeypatch: pytest.MonkeyPatch) -> None:
+    reads: list[str] = []
+    monkeypatch.setattr(Study, "vectors", lambda *_: reads.append("vectors"))
+    view = AblationStudy(study, seeds=range(5), training=SHORT)
+    names = [job.folder.name for rho in (0.25, 0.5) for job in view.jobs(view.combination(rho=rho))]
+    assert len(set(names)) == 10
+    assert reads == ["vectors"]
 
 
 def test_labels_from_outside_show_as_text(study: Study) -> None:
@@ -116,13 +149,13 @@ def test_missing_seeds_are_trained_one_after_the_other(study: Study) -> None:
     combination = view.combination(layers=2)
     view.train(combination)
     view.train(combination)
-    assert view.busy
+    assert view.busy()
     assert [job.state for job in view.jobs(combination)][1] == "not trained"
     assert view.status(combination).startswith("training seed 0: epoch ")
     until(lambda: not view.advance())
     assert view.state(combination) == "finished"
     assert view.progress(combination) == 1.0
-    assert not view.busy
+    assert not view.busy()
 
 
 def test_the_panel_trains_and_compares(study: Study) -> None:
@@ -161,6 +194,19 @@ def test_the_panel_stops_and_goes_on(study: Study) -> None:
     panel.refresh()
     assert "goes on from the last state" in panel.status.value
     assert not panel.train.disabled
+
+
+def test_a_training_that_another_kernel_started_is_watched_and_stopped(study: Study) -> None:
+    settings = {"epochs": 100_000, "patience": 0}
+    other = AblationStudy(study, training=settings, threads=1)
+    other.train(other.full)
+    view = AblationStudy(study, training=settings, threads=1)
+    panel = ablation_panel(view).panel
+    assert "training seed 0" in panel.status.value
+    assert not panel.stop.disabled
+    until(lambda: len(view.jobs(view.full)[0].history) > 0)
+    panel.stop.click()
+    until(lambda: not panel._watcher.is_alive() and view.state(view.full) == "interrupted")
 
 
 def test_the_panel_says_why_training_failed(study: Study) -> None:
