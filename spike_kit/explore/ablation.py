@@ -344,7 +344,7 @@ class AblationStudy:
         )
         missing = table[table["difference"].isna()]
         if len(missing):
-            why = [self._why_missing(row) for row in missing[["state", "seeds"]].to_dict("records")]
+            why = [self._why_missing(*row) for row in zip(missing["state"], missing["seeds"], strict=True)]
             places = {"y": missing.index.tolist(), "x": [0] * len(missing)}
             chart.add_scatter(**places, mode="text", text=why, hoverinfo="skip")
         chart.add_vline(x=0, line_color="black", line_width=1)
@@ -362,10 +362,10 @@ class AblationStudy:
             },
         )
 
-    def _why_missing(self, row: dict[str, Any]) -> str:
+    def _why_missing(self, state: str, seeds: int) -> str:
         """Why a row of the table has no difference to the full model."""
-        if row["state"] != "finished":
-            return row["state"] + (f" ({row['seeds']} of {len(self.seeds)} seeds finished)" if row["seeds"] else "")
+        if state != "finished":
+            return state + (f" ({seeds} of {len(self.seeds)} seeds finished)" if seeds else "")
         return "the full model is not trained"
 
     @property

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Collection, Iterator, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -274,7 +275,7 @@ class PromptWriter:
         return kept
 
 
-_EVERYTHING = PromptConfig(
+EVERYTHING = PromptConfig(
     names_per_fact=1000,
     second_hop=1000,
     description_words=10_000,
@@ -285,6 +286,7 @@ _EVERYTHING = PromptConfig(
     reviews=100,
     review_tokens=100_000,
 )
+"""A prompt that leaves nothing out: what profiles that no model wrote can be held to."""
 
 
 def prompt_writer_of(study: Study, source: str, usual: PromptConfig) -> tuple[PromptWriter, dict[int, str]]:
@@ -305,7 +307,7 @@ def prompt_texts(study: Study, source: str) -> dict[tuple[str, int], str]:
     For profiles of a language model these are the data of its prompts as they were asked, with the items' profiles of
     the same source. For other sources they are everything that a prompt could hold, with the template profiles.
     """
-    writer, known = prompt_writer_of(study, source, _EVERYTHING)
+    writer, known = prompt_writer_of(study, source, EVERYTHING)
     texts = dict.fromkeys(((subject, number) for subject in SUBJECTS for number in study.expected_ids(subject)), "")
     for subject in SUBJECTS:
         texts |= {(subject, prompt.id): prompt.data for prompt in writer.prompts(subject, lambda _: known)}
@@ -325,6 +327,24 @@ def _first_tokens(line: str, tokens: int) -> str:
     room = int(tokens * BYTES_PER_TOKEN) - 3
     head = line.encode()[: max(room, 0)].decode(errors="ignore")
     return cut(line, len(head) + 3) if len(head) >= _SHORTEST_REVIEW else ""
+
+
+def statements(data: str) -> list[tuple[str, str]]:
+    """Statements of a prompt's data, each with the section it stands in; the opposite of writing them.
+
+    Lines that are no statement are left out.
+    """
+    found: list[tuple[str, str]] = []
+    section = ""
+    for line in data.splitlines():
+        if line.startswith("- "):
+            name, text = section, line[2:]
+        else:
+            name, _, text = line.partition(": ")
+            section = line.removesuffix(":")
+        with suppress(json.JSONDecodeError):
+            found.append((name, str(json.loads(text))))
+    return found
 
 
 def _quoted(text: str) -> str:

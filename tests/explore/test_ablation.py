@@ -26,6 +26,10 @@ def until(happened: Callable[[], bool]) -> None:
         time.sleep(0.02)
 
 
+def axis_of(view: AblationStudy) -> dict[str, Any]:
+    return view.figure.to_plotly_json()["layout"]["yaxis"]
+
+
 def trained(view: AblationStudy, **settings: Any) -> None:
     for job in view.jobs(view.combination(**settings)):
         run(job.config, progress=False)
@@ -83,7 +87,7 @@ def test_figures_show_what_the_tables_hold(view: AblationStudy) -> None:
     assert list(bars.x) == [view.table["difference"][1]]
     assert missing.y == (1,)
     assert missing.text == ("not trained",)
-    assert [name.split()[:2] for name in view.figure.layout.yaxis.ticktext] == [
+    assert [name.split()[:2] for name in axis_of(view)["ticktext"]] == [
         ["w/o", "matching"],
         ["mean", "instead"],
     ]
@@ -121,7 +125,7 @@ def test_long_names_that_begin_alike_stay_apart(study: Study) -> None:
         trained(view, **long, heads=heads)
         view.add(view.combination(**long, heads=heads))
     assert len(set(view.figure.data[0].y)) == 2
-    assert len(view.figure.layout.yaxis.ticktext) == 2
+    assert len(axis_of(view)["ticktext"]) == 2
     assert len(view.group_figure.data) == 2
 
 
