@@ -17,6 +17,7 @@ from spike_kit.evaluation.significance import PairedTest, holm, mark, paired_tes
 from spike_kit.experiments import ablation
 from spike_kit.experiments.jobs import JobState, TrainingJob
 from spike_kit.experiments.run import RunConfig, describe, describe_text
+from spike_kit.explore.charts import DASHES
 from spike_kit.explore.safe import shown
 from spike_kit.figures.style import COLOURS
 from spike_kit.models import find_preset
@@ -28,9 +29,6 @@ from spike_kit.training_state import MONITOR
 
 if TYPE_CHECKING:
     from plotly.graph_objects import Figure
-
-DASHES = ("solid", "dash", "dot", "dashdot", "longdash", "longdashdot")
-"""Second coding of lines, for those who see no colours."""
 
 COLUMNS = ("model", "state", "seeds", "mean", "sd", "difference", "low", "high", "p (Holm)", "mark")
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from html import escape
 from typing import TYPE_CHECKING
 
 import pandas as pd
@@ -11,10 +10,15 @@ import pandas as pd
 from spike_kit.data.study import Study
 from spike_kit.errors import require
 from spike_kit.evaluation.tables import run_label
+from spike_kit.explore.safe import shown
 from spike_kit.runs import Run
 
 if TYPE_CHECKING:
     from plotly.graph_objects import Figure
+
+DASHES = ("solid", "dash", "dot", "dashdot", "longdash", "longdashdot")
+PATTERNS = ("", "/", ".", "x", "\\", "+", "-", "|")
+"""Second codings of lines and bars, for those who see no colours."""
 
 
 def funnel_chart(study: Study) -> Figure:
@@ -24,7 +28,7 @@ def funnel_chart(study: Study) -> Figure:
     counts = frame.set_index("step")
     shares = (counts / counts.max()).reset_index().melt("step", var_name="what", value_name="share left")
     shares["rows"] = counts.reset_index().melt("step")["value"]
-    shares["step"] = shares["step"].map(escape)
+    shares["step"] = shares["step"].map(shown)
     chart = express.line(shares, x="step", y="share left", color="what", markers=True, hover_data=["rows"])
     return chart.update_layout(yaxis_range=[0, 1.05], yaxis_tickformat=".0%", xaxis_title=None, height=420)
 
@@ -62,7 +66,7 @@ def learning_curves(finished: Sequence[Run], metric: str = "ndcg@20") -> Figure:
         if f"valid_{metric}" not in history:
             continue
         rows = history.dropna(subset=[f"valid_{metric}"])[["epoch", "seconds", f"valid_{metric}"]]
-        parts.append(rows.assign(run=escape(f"{run_label(run)} s{run.config['seed']}")))
+        parts.append(rows.assign(run=shown(f"{run_label(run)} s{run.config['seed']}")))
     frame = pd.concat(parts) if parts else pd.DataFrame(columns=["epoch", "seconds", f"valid_{metric}", "run"])
     chart = express.line(frame, x="seconds", y=f"valid_{metric}", color="run", hover_data=["epoch"])
     return chart.update_layout(height=420)

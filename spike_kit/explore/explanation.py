@@ -13,6 +13,7 @@ from spike_kit.data.study import Study
 from spike_kit.errors import DataError, require
 from spike_kit.evaluation.attribution import PARTS, Removal, SpikeExplainer, what_if
 from spike_kit.evaluation.protocol import SEEN
+from spike_kit.explore.charts import PATTERNS
 from spike_kit.explore.graph_view import GraphView
 from spike_kit.explore.passages import Passages, marked
 from spike_kit.explore.safe import html_text, shown
@@ -23,9 +24,6 @@ if TYPE_CHECKING:
     from plotly.graph_objects import Figure
 
 Split = Literal["valid", "test"]
-
-PATTERNS = ("", "/", ".", "x", "\\", "+", "-", "|")
-"""Second coding of the stacked bars; with as many colours, 64 parts look different."""
 
 
 class Explanation:

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable
-from html import escape
 from typing import Any
 
 import pandas as pd
 
 from spike_kit.errors import SpikeKitError, require
+from spike_kit.explore.safe import html_table, html_text
 from spike_kit.profiles.cost import prices
 from spike_kit.profiles.generate import Estimate, Generation, Outcome
 from spike_kit.profiles.jobs import Progress
@@ -122,12 +122,12 @@ def generation_panel(generation: Generation) -> Any:
     start = widgets.Button(description="Start", button_style="primary", tooltip="Ask what has no answer yet")
     stop = widgets.Button(description="Stop", disabled=True, tooltip="Finish the calls in flight and keep everything")
     bar = widgets.FloatProgress(min=0.0, max=1.0, value=session.share, layout=widgets.Layout(width="60%"))
-    status = widgets.HTML(escape(session.status))
+    status = widgets.HTML(html_text(session.status))
 
     def refresh() -> None:
         bar.value = session.share
         bar.bar_style = "danger" if session.error else "success" if session.outcome and session.outcome.path else ""
-        status.value = escape(session.status)
+        status.value = html_text(session.status)
         start.disabled, stop.disabled = session.running, not session.running
 
     def begin(_: object) -> None:
@@ -138,16 +138,20 @@ def generation_panel(generation: Generation) -> Any:
     start.on_click(begin)
     stop.on_click(lambda _: session.stop())
     prompts = widgets.Accordion(
-        [widgets.HTML(f"<pre style='white-space: pre-wrap'>{escape(text)}</pre>") for text in session.samples.values()],
+        [
+            widgets.HTML(f"<pre style='white-space: pre-wrap'>{html_text(text)}</pre>")
+            for text in session.samples.values()
+        ],
         titles=tuple(session.samples),
     )
     listed = prices()
-    costs = session.estimate.costs.round(2).to_html(index=False, escape=True, na_rep="?")
+    known = session.estimate.costs
+    costs = html_table(known.round(2).astype(object).where(known.notna(), "?"))
     panel = widgets.VBox(
         [
-            widgets.HTML(session.table.to_html(index=False, escape=True)),
+            widgets.HTML(html_table(session.table)),
             widgets.HTML(
-                f"{costs}<p>prices of {listed.as_of}, from {escape(listed.path.name)}; tokens are estimated</p>"
+                f"{costs}<p>prices of {listed.as_of}, from {html_text(listed.path.name)}; tokens are estimated</p>"
             ),
             prompts,
             widgets.HBox([start, stop, bar]),

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from spike_kit.errors import require
+from spike_kit.explore.charts import DASHES
 from spike_kit.explore.safe import shown, wrapped
 from spike_kit.explore.search import Nodes
 from spike_kit.figures.style import COLOURS
@@ -19,9 +20,6 @@ if TYPE_CHECKING:
 
 LINE_COLOURS = tuple(colour for colour in COLOURS if colour != "#F0E442")
 """Colours of relations; yellow lines are too faint on white."""
-
-DASHES = ("solid", "dash", "dot", "dashdot", "longdash", "longdashdot")
-"""Second coding of relations: with seven colours, 42 relations look different."""
 
 WIDTHS = ((0.0, 0.8), (0.05, 1.6), (0.15, 2.8), (0.35, 4.5))
 """Least attention, and the width in pixels of an edge that has it: plotly draws one width per trace."""

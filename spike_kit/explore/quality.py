@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from html import escape
 from typing import TYPE_CHECKING
 
 import pandas as pd
 
 from spike_kit.errors import ConfigError, require, some
 from spike_kit.evaluation.signal import REFERENCE
+from spike_kit.explore.safe import shown
 from spike_kit.figures.style import COLOURS
 
 if TYPE_CHECKING:
@@ -35,12 +35,12 @@ def words_chart(measured: pd.DataFrame, limits: Mapping[str, int] | None = None)
         words = part.groupby("subject", sort=False)["words"]
         marks = {name: words.quantile(share).tolist() for name, share in _BOX.items()}
         subjects = part["subject"].unique().tolist()
-        chart.add_box(x=subjects, name=escape(str(source)), marker_color=colour, **marks)
-    shown = [subject for subject in measured["subject"].unique() if subject in (limits or {})]
-    if limits and shown:
+        chart.add_box(x=subjects, name=shown(source), marker_color=colour, **marks)
+    limited = [subject for subject in measured["subject"].unique() if subject in (limits or {})]
+    if limits and limited:
         chart.add_scatter(
-            x=shown,
-            y=[limits[subject] for subject in shown],
+            x=limited,
+            y=[limits[subject] for subject in limited],
             name="limit",
             mode="markers",
             marker={"symbol": "line-ew", "size": 90, "color": "black", "line": {"width": 2, "color": "black"}},
@@ -67,7 +67,7 @@ def faithfulness_chart(measured: pd.DataFrame) -> Figure:
     groups = measured.groupby(["subject", "source"], sort=False)["faithfulness"]
     table = groups.agg(faithfulness="mean", profiles="count").reset_index()
     chart = express.bar(
-        table.assign(source=table["source"].map(escape)),
+        table.assign(source=table["source"].map(shown)),
         x="subject",
         y="faithfulness",
         color="source",
@@ -102,7 +102,7 @@ def signal_chart(table: pd.DataFrame, metric: str = "recall@20") -> Figure:
     is_reference = table["source"] == REFERENCE
     bars = table[~is_reference]
     chart = express.bar(
-        bars.assign(source=bars["source"].map(escape)),
+        bars.assign(source=bars["source"].map(shown)),
         x="source",
         y=metric,
         color="scorer",
@@ -112,11 +112,11 @@ def signal_chart(table: pd.DataFrame, metric: str = "recall@20") -> Figure:
         color_discrete_sequence=COLOURS,
     )
     for dash, (_, line) in zip(_DASHES, table[is_reference].iterrows(), strict=False):
-        label = f"{escape(str(line['scorer']))} {line[metric]:.3f}"
+        label = f"{shown(line['scorer'])} {line[metric]:.3f}"
         chart.add_hline(y=line[metric], line_dash=dash, line_color="black", annotation_text=label)
     return chart.update_layout(
         xaxis_title="source of the profiles",
-        yaxis_title=f"{escape(metric)} on validation items",
+        yaxis_title=f"{shown(metric)} on validation items",
         yaxis_rangemode="tozero",
         height=420,
     )

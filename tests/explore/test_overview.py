@@ -1,0 +1,127 @@
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+import numpy as np
+import pytest
+
+from spike_kit.data.study import Study
+from spike_kit.errors import ConfigError, DataError
+from spike_kit.evaluation.significance import per_user_metric
+from spike_kit.experiments.run import RunConfig, run
+from spike_kit.explore.overview import Overview
+from spike_kit.explore.overview_panel import overview_panel
+from spike_kit.runs import Run
+
+HOSTILE = '<img src=x onerror="alert(1)"> $x$'
+SHORT = {"epochs": 2, "eval_every": 1}
+
+
+def made(model: str = "spike", seed: int = 0, **settings: Any) -> Run:
+    training = {} if model == "popularity" else SHORT
+    config = RunConfig(model=model, dataset="world", seed=seed, settings=settings, training=training)
+    return run(config, progress=False)
+
+
+@pytest.fixture
+def runs(study: Study) -> list[Run]:
+    return [made("popularity"), made("lightgcn"), *(made(seed=seed) for seed in (0, 1)), made(rho=0.25), made(rho=1.0)]
+
+
+def drawn(chart: Any) -> Any:
+    return chart.data
+
+
+def test_the_leaderboard_is_sorted_and_averages_seeds(study: Study, runs: list[Run]) -> None:
+    view = Overview(study)
+    table = view.table
+    assert table["rank"].tolist() == [1, 2, 3, 4, 5]
+    assert table["ndcg@20"].is_monotonic_decreasing
+    twice = table[table["seeds"] == 2].iloc[0]
+    values = [one.metrics["valid"]["ndcg@20"] for one in runs[2:4]]
+    assert twice["ndcg@20"] == pytest.approx(np.mean(values))
+    assert twice["sd"] == pytest.approx(np.std(values, ddof=1))
+    assert twice["epochs"] == 2
+    assert twice["seconds"] > 0
+    assert set(table["data"]) == {"present"}
+    assert view.summary == "5 of 5 configurations (6 of 6 runs) of world, by ndcg@20 on valid"
+    assert list(drawn(view.figure)[0].x) == table["ndcg@20"].tolist()
+
+
+def test_filters_combine(study: Study, runs: list[Run]) -> None:
+    view = Overview(study, runs)
+    view.models = ("spike",)
+    assert len(view.table) == 3
+    view.text = "RHO=1"
+    assert [one.config["model_settings"]["rho"] for one in view.runs] == [1.0]
+    view.text = ""
+    view.at_least = 2
+    assert [one.config["seed"] for one in view.runs] == [0, 1]
+    view.models, view.at_least, view.presets = (), 1, ("released_code",)
+    assert view.runs == []
+    assert view.table.empty
+    assert view.group_table.empty
+    for chart in (view.figure, view.curves(), view.group_figure()):
+        assert not any(len(trace.x) for trace in drawn(chart) if trace.x is not None)
+    with pytest.raises(DataError, match="no two of these runs"):
+        view.sensitivity_figure()
+
+
+def test_runs_on_older_data_are_kept_apart(study: Study, runs: list[Run]) -> None:
+    older = dataclasses.replace(runs[0])
+    older.__dict__["config"] = runs[0].config | {"data_sha256": "another"}
+    view = Overview(study, [*runs, older])
+    assert len(view.table) == 5
+    view.older = True
+    assert view.table["data"].tolist().count("older") == 1
+
+
+def test_charts_show_what_the_runs_hold(study: Study, runs: list[Run]) -> None:
+    view = Overview(study, runs)
+    curves = drawn(view.curves("seconds"))
+    assert sum(bool(line.showlegend) for line in curves) == len({line.name for line in curves}) == 4
+    by_name = {(line.name, tuple(line.y)) for line in curves}
+    history = runs[1].history
+    assert any(list(y) == pytest.approx(history["valid_ndcg@20"].tolist()) for _, y in by_name)
+    panel = drawn(view.sensitivity_figure())[0]
+    assert list(panel.x) == [0.25, 0.5, 1.0]
+    assert list(panel.customdata) == [1, 2, 1]
+    best = next(iter(view.kept()))
+    groups = view.group_table
+    values = per_user_metric(view.kept()[best], "ndcg@20", "valid")
+    assert np.average(groups[best], weights=groups["users"]) == pytest.approx(values.mean())
+    assert list(drawn(view.group_figure())[0].y) == groups[best].tolist()
+
+
+def test_an_unknown_metric_is_an_error(study: Study, runs: list[Run]) -> None:
+    with pytest.raises(ConfigError, match=r"(?s)no metric named 'ndcg@3'.*ndcg@20"):
+        Overview(study, runs, metric="ndcg@3")
+
+
+def test_the_panel_filters_and_reloads(study: Study) -> None:
+    panel = overview_panel(Overview(study)).panel
+    assert panel.status.value.startswith("0 of 0 configurations")
+    made("popularity")
+    made("lightgcn")
+    panel.reload.click()
+    assert panel.status.value.startswith("2 of 2 configurations")
+    assert "Popularity" in panel.table.value
+    panel.text.value = "light"
+    assert "Popularity" not in panel.table.value
+    panel.metric.value = "recall@20"
+    assert "recall@20" in panel.table.value
+    panel.x.value = "seconds"
+    assert panel.curves.layout.xaxis.title.text == "training, s"
+    assert "no two of these runs" in panel.note.value
+
+
+def test_labels_from_outside_show_as_text(study: Study, runs: list[Run]) -> None:
+    changed = dataclasses.replace(runs[2])
+    changed.__dict__["config"] = runs[2].config | {"profiles": HOSTILE, "seed": 7}
+    view = Overview(study, [*runs, changed])
+    panel = overview_panel(view).panel
+    for html in (panel.table.value, *(str(chart.to_json()) for chart in (panel.board, panel.curves, panel.groups))):
+        assert "<img" not in html
+        assert "$x$" not in html or html == panel.table.value
+    assert "&lt;img" in panel.table.value
