@@ -1,6 +1,7 @@
 # make setup   environment in .venv (idempotent)       make demo   whole pipeline on MovieLens-100K x Wikidata
 # make test    every check, the notebooks included      make lab    JupyterLab on notebooks/
 # make bench   speed and memory, beside a floor
+# make browser the notebooks in a real JupyterLab in Chromium (installed where it can be)
 # make llm     profiles by a real, small language model on this machine (compiles its server: a few minutes)
 PYTHON ?= python3
 # Tested versions; `make setup CONSTRAINTS=` takes the newest ones instead.
@@ -8,7 +9,7 @@ CONSTRAINTS ?= .ci/constraints.txt
 BIN := .venv/bin
 SMALL := ml-100k-small
 
-.PHONY: setup demo lab bench llm test lint types notebooks-clean pipeline unit notebooks format clean
+.PHONY: setup demo lab bench llm test lint types notebooks-clean pipeline unit notebooks browser format clean
 
 setup:
 	@PYTHON=$(PYTHON) .ci/setup "$(CONSTRAINTS)"
@@ -17,7 +18,7 @@ demo: setup
 	$(BIN)/spike-kit demo
 
 lab: setup
-	$(BIN)/jupyter lab notebooks
+	JUPYTER_CONFIG_PATH=$(CURDIR)/.jupyter $(BIN)/jupyter lab notebooks
 
 bench: setup
 	$(BIN)/spike-kit bench data
@@ -42,7 +43,7 @@ notebooks-clean: setup
 	$(BIN)/nbstripout --verify notebooks/*.ipynb
 
 unit: setup
-	$(BIN)/pytest
+	$(BIN)/pytest -m 'not browser'
 
 pipeline: setup
 	$(BIN)/spike-kit fetch ml-100k
@@ -51,6 +52,10 @@ pipeline: setup
 
 notebooks: pipeline
 	SPIKE_KIT_DATASET=$(SMALL) $(BIN)/pytest --nbmake --nbmake-timeout=900 notebooks
+
+browser: pipeline
+	@.ci/browser
+	SPIKE_KIT_DATASET=$(SMALL) $(BIN)/pytest -m browser tests/browser
 
 format: setup
 	$(BIN)/ruff check --fix .

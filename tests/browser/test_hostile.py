@@ -1,0 +1,117 @@
+"""Titles that try to run something, in every view, in a real browser."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+
+import nbformat
+import pytest
+from nbformat.v4 import new_code_cell, new_notebook
+from playwright.sync_api import BrowserContext
+
+from spike_kit import paths
+from spike_kit.data.study import Study, create_study
+from spike_kit.experiments.run import RunConfig, run
+from spike_kit.profiles.encode import DEFAULT_ENCODER, vectors_metadata
+from spike_kit.profiles.template import SOURCE, template_profiles
+from tests.browser.lab import Lab, Notebook
+from tests.world import World
+
+pytestmark = pytest.mark.browser
+
+TAGS = '<img src=x onerror="window.hacked=1"><script>window.hacked=1</script></td></pre><b>bold</b>'
+HOSTILE = f'{TAGS} [link](javascript:window.hacked=1) <a href="javascript:window.hacked=1">a</a> $\\alpha$'
+
+CELLS = (
+    """
+from spike_kit.data.study import Study
+from spike_kit.evaluation.attribution import SpikeExplainer
+from spike_kit.experiments.run import RunConfig, load_model, run
+from spike_kit.explore import tables
+study = Study.open("named")
+done = run(RunConfig(dataset="named", training={"epochs": 2, "eval_every": 1}))
+model = load_model(done, study)
+explainer = SpikeExplainer(model)
+""",
+    """
+from spike_kit.explore.embedding_map import map_of_run, node_spaces
+from spike_kit.explore.embedding_map_panel import map_panel
+map_panel(map_of_run(study, done, k=3))
+""",
+    """
+from spike_kit.explore.profile_browser import ProfileBrowser
+from spike_kit.explore.profile_browser_panel import profile_panel
+profile_panel(ProfileBrowser(study, spaces=node_spaces(study, done, ("text",))))
+""",
+    """
+from spike_kit.explore.graph_view import GraphView
+from spike_kit.explore.graph_view_panel import graph_panel
+graph = GraphView(study, explainer, users=True)
+graph.show(len(study.users))
+graph_panel(graph)
+""",
+    """
+from spike_kit.explore.explanation import Explanation
+from spike_kit.explore.explanation_panel import explanation_panel
+explanation_panel(Explanation(study, explainer, 0))
+""",
+    """
+from spike_kit.explore.ablation import AblationStudy
+from spike_kit.explore.ablation_panel import ablation_panel
+ablation_panel(AblationStudy(study))
+""",
+    """
+from spike_kit.explore.overview import Overview
+from spike_kit.explore.overview_panel import overview_panel
+overview_panel(Overview(study))
+""",
+    "tables.named_triples(study, 5)",
+    "tables.recommendations(study, model, 0)",
+    "tables.neighbours(study, tables.final_entity_vectors(model), 0)",
+    "map_of_run(study, done, k=3).morph()",
+)
+
+
+@pytest.fixture
+def hostile(study: Study, world: World) -> Study:
+    """The tiny world, with names that no browser should believe."""
+    named = {
+        name: frame.assign(label=[f"{HOSTILE} {number}" for number in range(len(frame))])
+        for name, frame in (("users", study.users), ("items", study.items), ("entities", study.entities))
+    }
+    # Items are the first entities; both tables name them alike.
+    tables = dataclasses.replace(study.tables, **named)
+    made = create_study(paths.data_root() / "named", "named", tables, sources=(), build={}, funnel=())
+    profiles = template_profiles(made, progress=False)
+    made.write_profiles(SOURCE, profiles.assign(text=[f"{HOSTILE} {text}" for text in profiles["text"]]))
+    metadata = vectors_metadata(made.profiles(), DEFAULT_ENCODER)
+    world.vectors.save(made.embeddings_path(SOURCE, DEFAULT_ENCODER), metadata)
+    run(RunConfig(dataset="named", training={"epochs": 2, "eval_every": 1}), progress=False)
+    return made
+
+
+def test_hostile_names_show_as_text_in_every_view(window: BrowserContext, lab: Lab, hostile: Study, home: Path) -> None:
+    first = f"import os\nos.environ[{paths.HOME_VARIABLE!r}] = {str(home)!r}"
+    cells = [new_code_cell(source.strip()) for source in (first, *CELLS)]
+    nbformat.write(new_notebook(cells=cells), lab.folder / "hostile.ipynb")
+    notebook = Notebook(window.new_page(), lab, "hostile.ipynb")
+    page = notebook.page
+    notebook.run_all()
+    chart = notebook.find("map")
+    page.mouse.move(*notebook.point(chart, 0, 3))
+    page.wait_for_selector(".hoverlayer .hovertext")
+    assert "<img src=x" in page.locator(".hoverlayer .hovertext").first.inner_text()
+    page.mouse.click(*notebook.point(chart, 0, 3))
+    notebook.until(lambda: notebook.find("results").locator("tbody tr").count() == 1)
+    for name in ("results", "profile", "facts", "prompt", "paths"):
+        assert name == "paths" or "<img src=x" in notebook.find(name).inner_text(), name
+    notebook.choose(notebook.find("profile-search"), "alpha")
+    page.wait_for_timeout(1000)
+    notebook.shot("hostile")
+    outputs = page.locator(".jp-OutputArea-output")
+    assert outputs.locator('img[src="x"]').count() == 0
+    assert outputs.locator('a[href^="javascript"]').count() == 0
+    assert page.locator(".hoverlayer a, .js-plotly-plot svg a").count() == 0
+    assert outputs.locator(".MathJax, mjx-container").count() == 0
+    assert [frame.evaluate("window.hacked") for frame in page.frames] == [None] * len(page.frames)
