@@ -167,7 +167,11 @@ class Notebook:
             texts = [text.strip() for text in prompts.all_inner_texts()]
             return all(text.strip("[]:").isdigit() for text in texts)
 
-        until(self.page, done, SECONDS)
+        try:
+            until(self.page, done, SECONDS)
+        except AssertionError:
+            self.shot(f"{self.name.removesuffix('.ipynb')}_unfinished")
+            raise
         assert errors.count() == 0
 
     def shot(self, name: str) -> None:

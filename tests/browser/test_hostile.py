@@ -94,7 +94,8 @@ def hostile(study: Study, world: World) -> Study:
 def test_hostile_names_show_as_text_in_every_view(window: BrowserContext, lab: Lab, hostile: Study, home: Path) -> None:
     first = f"import os\nos.environ[{paths.HOME_VARIABLE!r}] = {str(home)!r}"
     cells = [new_code_cell(source.strip()) for source in (first, *CELLS)]
-    nbformat.write(new_notebook(cells=cells), lab.folder / "hostile.ipynb")
+    kernel = {"kernelspec": {"name": "python3", "display_name": "Python 3", "language": "python"}}
+    nbformat.write(new_notebook(cells=cells, metadata=kernel), lab.folder / "hostile.ipynb")
     notebook = Notebook(window.new_page(), lab, "hostile.ipynb")
     page = notebook.page
     notebook.run_all()
