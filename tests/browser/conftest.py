@@ -9,7 +9,7 @@ from collections.abc import Iterator
 import pytest
 from playwright.sync_api import Browser, BrowserContext, sync_playwright
 
-from tests.browser.lab import ROOT, Lab, running_lab, watched
+from tests.browser.lab import ROOT, SHOTS, Lab, running_lab, watched
 
 NAMES = ("chromium", "chromium-browser", "google-chrome")
 
@@ -38,6 +38,9 @@ def lab(browser: Browser, tmp_path_factory: pytest.TempPathFactory) -> Iterator[
 
 
 @pytest.fixture
-def window(browser: Browser) -> Iterator[BrowserContext]:
+def window(browser: Browser, request: pytest.FixtureRequest) -> Iterator[BrowserContext]:
     with watched(browser) as context:
         yield context
+        SHOTS.mkdir(exist_ok=True)
+        for page in context.pages:
+            page.screenshot(path=SHOTS / f"last-{request.node.name}.png")

@@ -28,6 +28,14 @@ SHOTS = ROOT / ".browser"
 """Screenshots, for people to look at; not in git."""
 
 DATASET = os.environ.get("SPIKE_KIT_DATASET", "ml-100k-small")
+_READY = """() => {
+    const panel = window.jupyterapp.shell.currentWidget;
+    return panel && panel.context && panel.context.isReady && panel.sessionContext.isReady
+        && panel.sessionContext.session?.kernel?.status === "idle"
+        && window.jupyterapp.commands.isEnabled("notebook:run-all-cells");
+}"""
+"""Whether the notebook in front has a kernel that waits for work."""
+
 SECONDS = 300
 """Longest wait for a notebook."""
 
@@ -147,13 +155,11 @@ class Notebook:
         self.page, self.name = page, name
         page.goto(f"{lab.url}/lab/tree/{name}?reset&token={lab.token}")
         page.wait_for_selector(".jp-Notebook .jp-Cell", timeout=60_000)
-        until(page, lambda: self._state("idle"), 60)
-
-    def _state(self, status: str) -> bool:
-        return self.page.locator(f'.jp-Notebook-ExecutionIndicator[data-status="{status}"]').count() > 0
+        until(page, lambda: bool(page.evaluate(_READY)), 60)
 
     def command(self, name: str, **arguments: Any) -> None:
-        """Start a command of JupyterLab."""
+        """Start a command of JupyterLab; it fails where JupyterLab would ignore it."""
+        assert self.page.evaluate("name => window.jupyterapp.commands.isEnabled(name)", name), name
         self.page.evaluate("([name, args]) => { window.jupyterapp.commands.execute(name, args); }", [name, arguments])
 
     def run_all(self) -> None:
@@ -167,11 +173,7 @@ class Notebook:
             texts = [text.strip() for text in prompts.all_inner_texts()]
             return all(text.strip("[]:").isdigit() for text in texts)
 
-        try:
-            until(self.page, done, SECONDS)
-        except AssertionError:
-            self.shot(f"{self.name.removesuffix('.ipynb')}_unfinished")
-            raise
+        until(self.page, done, SECONDS)
         assert errors.count() == 0
 
     def shot(self, name: str) -> None:
@@ -198,9 +200,11 @@ class Notebook:
     def point(self, chart: Locator, trace: int, number: int) -> tuple[float, float]:
         """Where on the page a point of a chart is drawn, after scrolling there."""
         chart.scroll_into_view_if_needed()
-        self.page.wait_for_timeout(300)
+        plot = chart.locator(".js-plotly-plot").first
+        self.until(lambda: plot.evaluate("(plot, trace) => (plot._fullData || []).length > trace", trace))
+        self.page.wait_for_timeout(500)
         return tuple(
-            chart.locator(".js-plotly-plot").first.evaluate(
+            plot.evaluate(
                 """(plot, [trace, number]) => {
                     const data = plot._fullData[trace], layout = plot._fullLayout;
                     const axis = name => layout[name.replace(/^([xy])/, '$1axis')];

@@ -102,7 +102,7 @@ def test_hostile_names_show_as_text_in_every_view(window: BrowserContext, lab: L
     chart = notebook.find("map")
     page.mouse.move(*notebook.point(chart, 0, 3))
     page.wait_for_selector(".hoverlayer .hovertext")
-    assert "<img src=x" in page.locator(".hoverlayer .hovertext").first.inner_text()
+    assert "<img src=x" in (page.locator(".hoverlayer .hovertext").first.text_content() or "")
     page.mouse.click(*notebook.point(chart, 0, 3))
     notebook.until(lambda: notebook.find("results").locator("tbody tr").count() == 1)
     for name in ("results", "profile", "facts", "prompt", "paths"):

@@ -96,7 +96,7 @@ def test_the_map_the_profiles_the_graph_and_the_reasons(window: BrowserContext, 
     assert "star" in found.inner_text().lower()
     page.mouse.move(*notebook.point(chart, 0, 3))
     page.wait_for_selector(".hoverlayer .hovertext")
-    assert len(page.locator(".hoverlayer .hovertext").first.inner_text()) > 3
+    assert len((page.locator(".hoverlayer .hovertext").first.text_content() or "")) > 3
     notebook.find("colour").locator("select").select_option(index=1)
     page.mouse.click(*notebook.point(chart, 0, 5))
     notebook.until(lambda: found.locator("tbody tr").count() == 1)
