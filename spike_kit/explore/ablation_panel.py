@@ -9,7 +9,7 @@ from spike_kit.data.study import Study
 from spike_kit.errors import SpikeKitError, require
 from spike_kit.explore.ablation import AblationStudy, Combination
 from spike_kit.explore.safe import html_table, html_text
-from spike_kit.explore.widgets import live_figure, redraw
+from spike_kit.explore.widgets import chart_box, live_figure, redraw
 
 REFRESH_SECONDS = 0.7
 """Time between two looks at a running training."""
@@ -147,11 +147,8 @@ class AblationPanel:
     def _layout(self, widgets: Any) -> Any:
         controls = self.controls
         line = widgets.Layout(flex_flow="row wrap")
-        chart = widgets.VBox([self.chart])
-        chart.add_class("spike-chart")
-        curves = widgets.VBox([self.curves])
-        curves.add_class("spike-curves")
-        tabs = widgets.Tab([chart, widgets.VBox([self.group_chart]), curves])
+        charts = (self.chart, "chart"), (self.group_chart, "groups"), (self.curves, "curves")
+        tabs = widgets.Tab([chart_box(chart, name=name) for chart, name in charts])
         tabs.titles = ("difference", "by sparsity", "learning curves")
         return widgets.VBox(
             [

@@ -7,7 +7,7 @@ from typing import Any
 from spike_kit.errors import require
 from spike_kit.explore.embedding_map import EmbeddingMap
 from spike_kit.explore.safe import html_table, html_text
-from spike_kit.explore.widgets import live_figure
+from spike_kit.explore.widgets import chart_box, live_figure
 
 MOST_ROWS = 30
 """Rows of the table that are shown."""
@@ -35,8 +35,7 @@ class MapPanel:
         self.clear = widgets.Button(description="Clear", tooltip="Forget what was found and selected")
         self.table = widgets.HTML(html_text("click a point, or draw a lasso around some"))
         self.chart = live_figure(view.figure)
-        box = widgets.VBox([self.chart])
-        for widget, name in ((self.colour, "colour"), (self.text, "search"), (box, "map"), (self.table, "results")):
+        for widget, name in ((self.colour, "colour"), (self.text, "search"), (self.table, "results")):
             widget.add_class(f"spike-{name}")
         self.colour.observe(lambda change: self._recolour(change["new"]), names="value")
         self.text.observe(lambda change: self._search(change["new"]), names="value")
@@ -47,7 +46,7 @@ class MapPanel:
             trace.on_click(self._clicked)
             trace.on_selection(self._clicked)
         line = widgets.HBox([self.colour, self.text, self.clear], layout=widgets.Layout(flex_flow="row wrap"))
-        self.widget = widgets.VBox([line, box, self.table])
+        self.widget = widgets.VBox([line, chart_box(self.chart, name="map"), self.table])
         self.widget.view, self.widget.panel = view, self
 
     def _recolour(self, name: str) -> None:

@@ -16,7 +16,7 @@ from spike_kit.evaluation.protocol import SEEN
 from spike_kit.explore.charts import PATTERNS
 from spike_kit.explore.graph_view import GraphView
 from spike_kit.explore.passages import Passages, marked
-from spike_kit.explore.safe import html_text, shown
+from spike_kit.explore.safe import html_rows, html_text, shown
 from spike_kit.explore.search import Nodes
 from spike_kit.figures.style import COLOURS
 
@@ -185,14 +185,12 @@ class Explanation:
     def passages_html(self, item: int, most: int = 5) -> str:
         """`passages` for an HTML widget, what is shared marked; everything from outside is escaped."""
         rows = [
-            f"<tr><td>{marked(row['user'], row['shared'])}</td><td>{marked(row['item'], row['shared'])}</td></tr>"
+            (marked(row["user"], row["shared"]), marked(row["item"], row["shared"]))
             for row in self.passages(item).head(most).to_dict("records")
         ]
         if not rows:
             return html_text("the two profiles share no name and no telling word")
-        head = "<thead><tr><th>profile of the user</th><th>profile of the item</th></tr></thead>"
-        table = f'<table style="text-align: left">{head}<tbody>{"".join(rows)}</tbody></table>'
-        return f'<div class="jp-RenderedHTMLCommon jp-RenderedHTML">{table}</div>'
+        return html_rows(("profile of the user", "profile of the item"), rows)
 
     def removals(self, item: int) -> dict[str, Removal]:
         """What may be taken out to see what happens to an item, by a name (from outside: escape it).

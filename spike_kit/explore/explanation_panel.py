@@ -7,7 +7,7 @@ from typing import Any
 from spike_kit.errors import SpikeKitError, require
 from spike_kit.explore.explanation import Explanation
 from spike_kit.explore.safe import html_table, html_text
-from spike_kit.explore.widgets import live_figure, redraw
+from spike_kit.explore.widgets import chart_box, live_figure, redraw
 
 _NOTE = "The model computes the list again without what is chosen; its parameters stay as they were trained."
 _SHOWN = 15
@@ -39,8 +39,7 @@ class ExplanationPanel:
         names = ("table", "train", "paths", "passages", "answer")
         self.table, self.train, self.paths, self.passages, self.answer = (widgets.HTML() for _ in names)
         self.chart = live_figure(view.figure)
-        chart = widgets.VBox([self.chart])
-        for widget, name in ((chart, "why"), (self.user, "user"), (self.items, "item"), (self.compute, "whatif")):
+        for widget, name in ((self.user, "user"), (self.items, "item"), (self.compute, "whatif")):
             widget.add_class(f"spike-{name}")
         self.answer.add_class("spike-answer")
         self.user.observe(lambda change: self._user(change["new"]), names="value")
@@ -51,6 +50,7 @@ class ExplanationPanel:
         what_if = widgets.VBox([note, self.out, self.compute, self.answer])
         details = widgets.Tab([self.paths, self.passages, what_if])
         details.titles = ("paths", "shared passages", "what if")
+        chart = chart_box(self.chart, name="why")
         self.widget = widgets.VBox([self.user, self.train, self.table, self.by, chart, self.items, details])
         self.widget.view, self.widget.panel = view, self
         self._refresh()

@@ -180,6 +180,7 @@ def _node_traces(
                 mode="markers+text" if len(positions) <= NAMED else "markers",
                 text=[shown(nodes.labels[node], 28) for node in own],
                 textposition="top center",
+                cliponaxis=False,
                 textfont={"size": 10, "color": "#222222"},
                 marker={
                     "size": [16 if node in expanded else 10 for node in own],

@@ -7,7 +7,7 @@ from typing import Any
 from spike_kit.errors import SpikeKitError, require
 from spike_kit.explore.graph_view import GraphView
 from spike_kit.explore.safe import html_table, html_text
-from spike_kit.explore.widgets import SearchBox, clickable, live_figure, redraw
+from spike_kit.explore.widgets import SearchBox, chart_box, clickable, live_figure, redraw
 
 
 class GraphPanel:
@@ -46,8 +46,7 @@ class GraphPanel:
         ):
             widget.add_class(f"spike-{name}")
         self.search.widget.add_class("spike-graph-search")
-        chart = widgets.VBox([self.chart])
-        chart.add_class("spike-graph")
+        chart = chart_box(self.chart, name="graph")
         parts = [self.search.widget, widgets.HBox([self.names, self.expand]), self.status, chart]
         if view.users:
             finder = widgets.HBox([self.user, self.item.widget], layout=widgets.Layout(flex_flow="row wrap"))

@@ -7,7 +7,7 @@ from typing import Any
 from spike_kit.errors import SpikeKitError, require
 from spike_kit.explore.overview import Overview
 from spike_kit.explore.safe import html_table, html_text
-from spike_kit.explore.widgets import live_figure, redraw
+from spike_kit.explore.widgets import chart_box, live_figure, redraw
 
 MOST_ROWS = 50
 """Rows of the leaderboard that are shown."""
@@ -47,10 +47,10 @@ class OverviewPanel:
         line = widgets.Layout(flex_flow="row wrap")
         tabs = widgets.Tab(
             [
-                widgets.VBox([self.board]),
-                widgets.VBox([self.x, self.curves]),
-                widgets.VBox([self.note, self.sensitivity]),
-                widgets.VBox([self.groups]),
+                chart_box(self.board),
+                chart_box(self.x, self.curves),
+                chart_box(self.note, self.sensitivity),
+                chart_box(self.groups),
             ]
         )
         tabs.titles = ("leaderboard", "learning curves", "sensitivity", "by sparsity")

@@ -7,7 +7,7 @@ from typing import Any
 
 from spike_kit.errors import require
 from spike_kit.explore.profile_browser import Origin, ProfileBrowser
-from spike_kit.explore.safe import html_table, html_text
+from spike_kit.explore.safe import html_rows, html_table, html_text
 from spike_kit.explore.widgets import SearchBox
 
 _SAID: dict[Origin, str] = {
@@ -86,12 +86,11 @@ class ProfilePanel:
         for section, statement, mentioned in sorted(shown, key=facts.index):
             title = "" if section == before else f"<b>{html_text(section)}</b>"
             sign = "✓" if mentioned else ""
-            rows.append(f'<tr><td style="text-align: left">{title}</td><td>{sign}</td><td>{statement}</td></tr>')
+            rows.append((title, sign, statement))
             before = section
-        table = f'<table style="text-align: left"><tbody>{"".join(rows)}</tbody></table>'
         number = "" if len(shown) == len(facts) else f"; {len(shown)} of {len(facts)} statements shown"
         note = html_text(f"marked: what the profile mentions by name{number}")
-        self.facts.value = f'{note}<div class="jp-RenderedHTMLCommon jp-RenderedHTML">{table}</div>'
+        self.facts.value = note + html_rows((), rows)
         asked = self.view.prompt(source)
         self.prompt.value = (
             f"<i>{html_text(_SAID[asked.origin])}</i><div style='{_PROMPT}'>{html_text(asked.text)}</div>"

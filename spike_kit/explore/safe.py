@@ -6,11 +6,14 @@ Titles, reviews and profiles come from strangers. Plotly reads ``<b>`` and ``<a 
 
 from __future__ import annotations
 
+import math
 import re
 import textwrap
+from collections.abc import Sequence
 from html import escape
 
 import pandas as pd
+from pandas.api.types import is_bool_dtype, is_float_dtype, is_numeric_dtype
 
 _INVISIBLE = re.compile(r"[\x00-\x1f\x7f-\x9f\u200b-\u200f\u2028-\u202e\u2060-\u2069\ufeff]+")
 """Control characters, and those that hide text or turn its direction around."""
@@ -18,7 +21,7 @@ _INVISIBLE = re.compile(r"[\x00-\x1f\x7f-\x9f\u200b-\u200f\u2028-\u202e\u2060-\u
 
 def shown(text: object, length: int | None = None) -> str:
     """Text on one line as plotly shows it unchanged: no tag, no entity, no formula; cut to ``length`` characters."""
-    return escape(_line(text, length)).replace("$", "&#36;")
+    return escape(_line(text, length), quote=False).replace("$", "&#36;")
 
 
 def wrapped(text: object, width: int = 60, lines: int = 6) -> str:
@@ -33,10 +36,49 @@ def html_text(text: object, length: int | None = None) -> str:
     return escape(plain if length is None else _cut(plain, length))
 
 
-def html_table(frame: pd.DataFrame, digits: int = 4, index: bool = False) -> str:
-    """Table for an HTML widget, in the colours of JupyterLab's theme; every cell and column name is escaped."""
-    table = frame.to_html(index=index, escape=True, border=0, float_format=lambda x: f"{x:.{digits}f}", na_rep="")
+def html_table(frame: pd.DataFrame, digits: int = 4) -> str:
+    """Table for an HTML widget; every cell and column name is escaped, text stands left and numbers right.
+
+    Numbers get ``digits`` digits after the point, from 10 on one, in a column of whole numbers none.
+    """
+    columns = [(frame.iloc[:, number], is_numeric_dtype(frame.iloc[:, number])) for number in range(frame.shape[1])]
+    left = [not numeric or is_bool_dtype(column) for column, numeric in columns]
+    cells = [[html_text(text) for text in _cells(column, digits)] for column, _ in columns]
+    return html_rows([html_text(name) for name in frame.columns], list(zip(*cells, strict=True)), left)
+
+
+def html_rows(header: Sequence[str], rows: Sequence[Sequence[str]], left: Sequence[bool] | None = None) -> str:
+    """Table for an HTML widget, in the colours of JupyterLab's theme, of cells that are HTML already.
+
+    Parameters
+    ----------
+    header
+        Names of the columns; may be empty.
+    rows
+        The cells.
+    left
+        Which columns stand left, the others right; default: all.
+    """
+
+    def line(cells: Sequence[str], tag: str) -> str:
+        sides = ["left" if left is None or left[number] else "right" for number in range(len(cells))]
+        return "".join(
+            f'<{tag} style="text-align: {side}">{cell}</{tag}>' for side, cell in zip(sides, cells, strict=True)
+        )
+
+    head = f"<thead><tr>{line(header, 'th')}</tr></thead>" if header else ""
+    body = "".join(f"<tr>{line(row, 'td')}</tr>" for row in rows)
+    table = f"<table>{head}<tbody>{body}</tbody></table>"
     return f'<div class="jp-RenderedHTMLCommon jp-RenderedHTML" style="overflow-x: auto">{table}</div>'
+
+
+def _cells(column: pd.Series, digits: int) -> list[str]:
+    if is_bool_dtype(column):
+        return ["yes" if value else "no" for value in column]
+    if not is_float_dtype(column):
+        return ["" if missing else str(value) for value, missing in zip(column, column.isna(), strict=True)]
+    whole = bool((column.dropna() % 1 == 0).all())
+    return ["" if math.isnan(x) else f"{x:.{0 if whole else digits if abs(x) < 10 else 1}f}" for x in column]
 
 
 def _line(text: object, length: int | None) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Collection
+from functools import cache
 from typing import TYPE_CHECKING, Any
 
 from spike_kit.errors import require
@@ -12,9 +13,53 @@ if TYPE_CHECKING:
     from plotly.graph_objects import Figure
 
 
+_FITTING = """
+function render({ el }) {
+    const fit = () => window.dispatchEvent(new Event("resize"));
+    const watcher = new ResizeObserver(fit);
+    el.style.width = "100%";
+    watcher.observe(el);
+    document.addEventListener("plotlywidget-after-render", fit);
+    return () => {
+        watcher.disconnect();
+        document.removeEventListener("plotlywidget-after-render", fit);
+    };
+}
+export default { render };
+"""
+"""Tells the charts of a page to take the width that they have, when it changes and when one is drawn.
+
+A FigureWidget is drawn before it is part of the page and stays at plotly's 700 pixels; once it is drawn, it listens to
+the window only (seen with plotly 7.1 and JupyterLab 4).
+"""
+
+
 def live_figure(figure: Figure) -> Any:
-    """Plotly figure as a widget that Python can change afterwards."""
-    return require("plotly.graph_objects", "lab").FigureWidget(figure)
+    """Plotly figure as a widget that Python can change afterwards; `chart_box` gives it its width."""
+    widget = require("plotly.graph_objects", "lab").FigureWidget(figure)
+    widget._config = {**widget._config, "responsive": True}
+    return widget
+
+
+def chart_box(*parts: Any, name: str = "") -> Any:
+    """Box around a live figure, and what belongs to it, in which the figure is as wide as the page.
+
+    Parameters
+    ----------
+    parts
+        Widgets, one of them made by `live_figure`.
+    name
+        Name of the box's CSS class, without ``spike-``.
+    """
+    box = require("ipywidgets", "lab").VBox([*parts, _fitter()()])
+    if name:
+        box.add_class(f"spike-{name}")
+    return box
+
+
+@cache
+def _fitter() -> type:
+    return type("Fitter", (require("anywidget", "lab").AnyWidget,), {"_esm": _FITTING})
 
 
 def redraw(widget: Any, figure: Figure) -> None:

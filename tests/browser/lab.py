@@ -183,7 +183,8 @@ class Notebook:
             "Math.max(...[...document.querySelectorAll('.jp-WindowedPanel-outer')].map(e => e.scrollHeight))"
         )
         self.page.set_viewport_size({"width": 1400, "height": min(int(height) + 120, 14_000)})
-        self.page.wait_for_timeout(800)
+        self.page.evaluate("document.querySelectorAll('.jp-WindowedPanel-outer').forEach(e => { e.scrollTop = 0; })")
+        self.page.wait_for_timeout(1500)
         self.page.screenshot(path=SHOTS / f"{name}.png")
         self.page.set_viewport_size({"width": 1400, "height": 1000})
 

@@ -65,9 +65,9 @@ def test_ablations_are_toggled_trained_and_drawn(window: BrowserContext, lab: La
     notebook.run_all()
     status, train, chart = notebook.find("status"), notebook.find("train"), notebook.find("chart")
     assert "full model" in status.inner_text()
-    page.get_by_role("button", name="inject", exact=True).click()
+    page.locator("button.jupyter-widget-toggle-button", has_text="inject").click()
     notebook.until(lambda: "inject=False" in status.inner_text())
-    page.get_by_role("button", name="remove", exact=True).click()
+    page.locator("button.jupyter-widget-toggle-button", has_text="remove").click()
     notebook.until(lambda: "w/o injection" in status.inner_text())
     names = chart.locator(".ytick")
     before = names.count()
@@ -96,7 +96,7 @@ def test_the_map_the_profiles_the_graph_and_the_reasons(window: BrowserContext, 
     assert "star" in found.inner_text().lower()
     page.mouse.move(*notebook.point(chart, 0, 3))
     page.wait_for_selector(".hoverlayer .hovertext")
-    assert len((page.locator(".hoverlayer .hovertext").first.text_content() or "")) > 3
+    assert len(page.locator(".hoverlayer .hovertext").first.text_content() or "") > 3
     notebook.find("colour").locator("select").select_option(index=1)
     page.mouse.click(*notebook.point(chart, 0, 5))
     notebook.until(lambda: found.locator("tbody tr").count() == 1)
@@ -118,7 +118,7 @@ def test_the_map_the_profiles_the_graph_and_the_reasons(window: BrowserContext, 
     assert " of " in shown.inner_text()
 
     answer = notebook.find("answer")
-    page.get_by_text("what if", exact=True).first.click()
+    page.locator(".lm-TabBar-tab", has_text="what if").click()
     takes = page.locator("select[multiple]").last
     takes.select_option(index=0)
     notebook.find("whatif").click()
