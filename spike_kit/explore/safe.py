@@ -78,7 +78,7 @@ def _cells(column: pd.Series, digits: int) -> list[str]:
     if not is_float_dtype(column):
         return ["" if missing else str(value) for value, missing in zip(column, column.isna(), strict=True)]
     whole = bool((column.dropna() % 1 == 0).all())
-    return ["" if math.isnan(x) else f"{x:.{0 if whole else digits if abs(x) < 10 else 1}f}" for x in column]
+    return ["" if math.isnan(x) else f"{x:z.{0 if whole else digits if abs(x) < 10 else 1}f}" for x in column]
 
 
 def _line(text: object, length: int | None) -> str:
