@@ -1,7 +1,7 @@
 # make setup   environment in .venv (idempotent)       make demo   whole pipeline on MovieLens-100K x Wikidata
 # make test    every check, the notebooks included      make lab    JupyterLab on notebooks/
 # make bench   speed and memory, beside a floor
-# make browser the notebooks in a real JupyterLab in Chromium (installed where it can be)
+# make browser the notebooks in a real JupyterLab in Chromium (installed where it can be; part of make test)
 # make llm     profiles by a real, small language model on this machine (compiles its server: a few minutes)
 PYTHON ?= python3
 # Tested versions; `make setup CONSTRAINTS=` takes the newest ones instead.
@@ -30,7 +30,7 @@ llm: setup
 	@PYTHON=$(PYTHON) .ci/setup-llm
 	SPIKE_KIT_LLM_PYTHON=$(CURDIR)/.venv-llm/bin/python $(BIN)/pytest tests/profiles/test_local_llm.py
 
-test: lint types notebooks-clean unit pipeline notebooks
+test: lint types notebooks-clean unit pipeline notebooks browser
 
 lint: setup
 	$(BIN)/ruff check .

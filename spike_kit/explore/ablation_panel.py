@@ -21,6 +21,7 @@ _TITLES = {
     "inject": "inject",
     "remove": "remove",
 }
+_ICONS = {True: "check", False: "times"}
 _CHOICES = {
     "matching": ("exact", "sampled", "off"),
     "attention": ("attention", "mean"),
@@ -36,10 +37,15 @@ class _Controls:
         full, wide = view.settings, {"description_width": "initial"}
         self.toggles = {
             name: widgets.ToggleButton(
-                value=bool(getattr(full, name)), description=title, icon="check", tooltip=f"{name} on or off"
+                value=bool(getattr(full, name)),
+                description=title,
+                icon=_ICONS[bool(getattr(full, name))],
+                tooltip=f"{name} on or off",
             )
             for name, title in _TITLES.items()
         }
+        for toggle in self.toggles.values():
+            toggle.observe(lambda change: setattr(change["owner"], "icon", _ICONS[change["new"]]), names="value")
         self.choices = {
             name: widgets.Dropdown(
                 options=options, value=getattr(full, name), description=name, tooltip=name, style=wide
@@ -129,7 +135,8 @@ class AblationPanel:
         self.status = widgets.HTML()
         self.bar = widgets.FloatProgress(min=0.0, max=1.0, layout=widgets.Layout(width="40%"))
         self.table = widgets.HTML()
-        self.chart, self.group_chart, self.curves = (live_figure(view.curves()) for _ in range(3))
+        empty = require("plotly.graph_objects", "lab").Figure()
+        self.chart, self.group_chart, self.curves = (live_figure(empty) for _ in range(3))
         for control, name in (
             (self.train, "train"),
             (self.stop, "stop"),

@@ -304,14 +304,32 @@ class EmbeddingMap:
             ],
             "currentvalue": {"prefix": ""},
         }
-        span = 1.05 * float(np.abs(np.concatenate(clouds)).max())
-        axis = {"visible": False, "range": [-span, span]}
+        play = {"frame": {"duration": 80, "redraw": True}, "fromcurrent": True, "transition": {"duration": 0}}
+        buttons = {
+            "type": "buttons",
+            "direction": "left",
+            "buttons": [
+                {"label": "Play", "method": "animate", "args": [None, play]},
+                {"label": "Pause", "method": "animate", "args": [[None], moves]},
+            ],
+            "x": 0.0,
+            "y": 1.0,
+            "xanchor": "left",
+            "yanchor": "top",
+        }
+        low, high = np.concatenate(clouds).min(axis=0), np.concatenate(clouds).max(axis=0)
+        edge = 0.03 * (high - low)
+        x_axis, y_axis = (
+            {"visible": False, "range": [start - room, end + room]}
+            for start, end, room in zip(low.tolist(), high.tolist(), edge.tolist(), strict=True)
+        )
         return chart.update_layout(
             template="plotly_white",
             height=620,
-            xaxis=axis,
-            yaxis={**axis, "scaleanchor": "x"},
+            xaxis=x_axis,
+            yaxis={**y_axis, "scaleanchor": "x"},
             sliders=[slider],
+            updatemenus=[buttons],
             margin={"l": 10, "r": 10, "t": 10, "b": 10},
         )
 

@@ -67,6 +67,9 @@ def redraw(widget: Any, figure: Figure) -> None:
     with widget.batch_update():
         widget.data = ()
         widget.layout = figure.layout
+        # What a layout does not have is not taken away by itself.
+        widget.layout.annotations = figure.layout["annotations"] or ()
+        widget.layout.shapes = figure.layout["shapes"] or ()
         widget.add_traces(figure.data)
 
 

@@ -78,6 +78,7 @@ def test_ablations_are_toggled_trained_and_drawn(window: BrowserContext, lab: La
         notebook.find("compare").click()
     notebook.until(lambda: "finished" in status.inner_text(), 240)
     notebook.until(lambda: names.count() == before + 1)
+    assert "loss" not in (chart.text_content() or "").lower()
     notebook.until(lambda: "w/o injection" in notebook.find("table").inner_text())
     notebook.shot("05_ablation")
     notebook.find("compare").click()

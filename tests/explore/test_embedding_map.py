@@ -84,6 +84,12 @@ def test_the_morph_ends_in_every_space(view: EmbeddingMap) -> None:
     np.testing.assert_allclose(chart.frames[-1].data[0].x, view.spaces["final"]["x"], atol=1e-6)
     middle = (view.spaces["text"]["x"] + view.spaces["final"]["x"]) / 2
     np.testing.assert_allclose(chart.frames[2].data[0].x, middle, atol=1e-6)
+    layout = chart.to_plotly_json()["layout"]
+    for name in ("x", "y"):
+        places = np.concatenate([frame.data[0][name] for frame in chart.frames])
+        low, high = layout[f"{name}axis"]["range"]
+        assert low < places.min() < places.max() < high
+    assert [button["label"] for button in layout["updatemenus"][0]["buttons"]] == ["Play", "Pause"]
 
 
 def test_spaces_are_those_of_the_run(study: Study) -> None:

@@ -14,6 +14,7 @@ from spike_kit.evaluation.attribution import Removal, SpikeExplainer
 from spike_kit.evaluation.protocol import top_items
 from spike_kit.explore.explanation import Explanation
 from spike_kit.explore.explanation_panel import explanation_panel
+from spike_kit.explore.passages import MARK
 from spike_kit.models.spike import Spike, SpikeConfig
 from spike_kit.profiles.template import SOURCE, template_profiles
 from spike_kit.seeds import torch_generator
@@ -70,7 +71,7 @@ def test_shared_passages_stand_in_both_profiles(study: Study, view: Explanation)
         assert row["user"] in str(profiles["user"][3])
         assert row["item"] in str(profiles["item"][own])
         assert all(phrase in row["user"].lower() and phrase in row["item"].lower() for phrase in row["shared"])
-    assert "<mark>" in view.passages_html(own)
+    assert MARK in view.passages_html(own)
     other = next(item for item in range(len(study.items)) if view.passages(item).empty)
     assert "share no name" in view.passages_html(other)
 

@@ -6,7 +6,7 @@ import pandas as pd
 import pytest
 
 from spike_kit.data.study import Study
-from spike_kit.explore.passages import Passages, marked
+from spike_kit.explore.passages import MARK, Passages, marked
 
 USER = "Likes films by Hal Ashby and melancholy trains. Prefers: genre Romance, Drama; cast Peter Barnes."
 ITEM = "It was directed by Hal Ashby. It is a Drama. It stars Peter Mullan. A melancholy film of 1996."
@@ -54,9 +54,9 @@ def test_an_initial_ends_no_passage(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_marks_are_safe() -> None:
-    assert marked("A <b>Noir</b> film", ["noir"]) == "A &lt;b&gt;<mark>Noir</mark>&lt;/b&gt; film"
-    assert marked("By Hal Ashby, not Hal.", ["hal ashby"]) == "By <mark>Hal Ashby</mark>, not Hal."
-    assert marked("Amélie <script>", ["amelie", "script"]) == "<mark>Amélie</mark> &lt;<mark>script</mark>&gt;"
+    assert marked("A <b>Noir</b> film", ["noir"]) == f"A &lt;b&gt;{MARK}Noir</mark>&lt;/b&gt; film"
+    assert marked("By Hal Ashby, not Hal.", ["hal ashby"]) == f"By {MARK}Hal Ashby</mark>, not Hal."
+    assert marked("Amélie <script>", ["amelie", "script"]) == f"{MARK}Amélie</mark> &lt;{MARK}script</mark>&gt;"
     assert marked("", ["x"]) == ""
 
 

@@ -8,6 +8,7 @@ import pytest
 
 from spike_kit.data.study import Study
 from spike_kit.errors import DataError
+from spike_kit.explore.passages import MARK
 from spike_kit.explore.profile_browser import ProfileBrowser
 from spike_kit.explore.profile_browser_panel import MOST_FACTS, profile_panel
 from spike_kit.profiles import prompts
@@ -102,7 +103,7 @@ def test_facts_that_the_profile_mentions_are_marked(study: Study) -> None:
     assert all(phrase != own for phrases in facts["mentions"] for phrase in phrases)
     html = view.profile_html(SOURCE)
     for phrase in told["mentions"].iloc[1]:
-        assert f"<mark>{phrase}</mark>" in html.casefold()
+        assert f"{MARK}{phrase}</mark>" in html.casefold()
 
 
 def test_a_user_is_told_by_train_items_alone(study: Study) -> None:
