@@ -255,16 +255,17 @@ class EmbeddingMap:
         }
 
     def legend(self) -> list[Any]:
-        """One empty trace per category, for the legend."""
+        """Empty traces for the legend, always as many: one per category, the rest invisible."""
         objects, colouring = require("plotly.graph_objects", "lab"), self.colouring
-        colours = [*COLOURS[: max(len(colouring.names) - 1, 0)], _GREY]
-        has_other = bool((colouring.codes == len(colouring.names) - 1).any()) if colouring.names else False
-        names = colouring.names if has_other else colouring.names[:-1]
+        names = colouring.names[:-1]
+        entries = [(shown(name, 30), colour, True) for name, colour in zip(names, COLOURS, strict=False)]
+        entries.append((OTHER, _GREY, bool(colouring.names) and bool((colouring.codes == len(names)).any())))
+        entries += [("", _GREY, False)] * (len(COLOURS) - len(entries))
         return [
             objects.Scatter(
-                x=[None], y=[None], mode="markers", name=shown(name, 30), marker={"color": colour, "size": 9}
+                x=[None], y=[None], mode="markers", name=name, marker={"color": colour, "size": 9}, visible=visible
             )
-            for name, colour in zip(names, colours, strict=False)
+            for name, colour, visible in entries
         ]
 
     def morph(self, steps: int = 12) -> Figure:

@@ -6,7 +6,7 @@ from typing import Any
 
 from spike_kit.errors import require
 from spike_kit.explore.embedding_map import EmbeddingMap
-from spike_kit.explore.safe import html_table, html_text
+from spike_kit.explore.safe import html_table, html_text, shown
 from spike_kit.explore.widgets import chart_box, live_figure
 
 MOST_ROWS = 30
@@ -42,6 +42,7 @@ class MapPanel:
         self.clear.on_click(lambda _: self._clear())
         self._points = list(self.chart.data[: len(view.spaces)])
         self._rings = list(self.chart.data[len(view.spaces) : 2 * len(view.spaces)])
+        self._legend = list(self.chart.data[2 * len(view.spaces) :])
         for trace in self._points:
             trace.on_click(self._clicked)
             trace.on_selection(self._clicked)
@@ -54,9 +55,9 @@ class MapPanel:
         with self.chart.batch_update():
             for number, trace in enumerate(self._points):
                 trace.marker.update({**marker, "showscale": marker["showscale"] and number == 0})
-            self.chart.data = (*self._points, *self._rings)
-            self.chart.layout.legend.title = name[:40]
-        self.chart.add_traces(self.view.legend())
+            for trace, entry in zip(self._legend, self.view.legend(), strict=True):
+                trace.update(name=entry.name, visible=entry.visible, marker={"color": entry.marker.color})
+            self.chart.layout.legend.title = shown(name, 40)
         self._tell()
 
     def _search(self, text: str) -> None:
