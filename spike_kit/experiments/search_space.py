@@ -51,9 +51,28 @@ _SHARED: Space = {
     "temperature": Range(0.05, 0.5, log=True),
     "l2": (0.0, 1e-6, 1e-5, 1e-4, 1e-3),
 }
+_PROPAGATED: Space = {**_SHARED, "layers": (1, 2, 3, 4)}
+_CONTRAST: Space = {
+    "contrast_weight": Range(1e-3, 1.0, log=True),
+    "contrast_temperature": Range(0.05, 1.0, log=True),
+}
+_TEXT: Space = {
+    "text_weight": Range(1e-3, 1.0, log=True),
+    "text_temperature": Range(0.05, 1.0, log=True),
+}
 QUALITY_SPACE: dict[str, Space] = {
     "bprmf": _SHARED,
-    "lightgcn": {**_SHARED, "layers": (1, 2, 3, 4)},
+    "lightgcn": _PROPAGATED,
+    "sgl": {**_PROPAGATED, **_CONTRAST, "view_keep": Range(0.5, 0.95)},
+    "lightgcl": {**_PROPAGATED, **_CONTRAST, "rank": (5, 10, 20)},
+    "rlmrec_con": {**_PROPAGATED, **_TEXT},
+    "rlmrec_gen": {**_PROPAGATED, **_TEXT, "mask_share": Range(0.05, 0.3)},
+    "colakg": {
+        **_PROPAGATED,
+        "neighbours": (5, 10, 20, 30),
+        "text_dropout": (0.0, 0.2, 0.4, 0.6),
+        "neighbour_dropout": (0.0, 0.2, 0.4, 0.6),
+    },
     "spike": {
         **_SHARED,
         "layers": (1, 2, 3),

@@ -4,16 +4,29 @@ from __future__ import annotations
 
 from spike_kit.errors import lookup
 from spike_kit.models.bprmf import BprMf
+from spike_kit.models.colakg import CoLaKg
+from spike_kit.models.ease import Ease
+from spike_kit.models.itemknn import ItemKnn
+from spike_kit.models.lightgcl import LightGcl
 from spike_kit.models.lightgcn import LightGcn
 from spike_kit.models.popularity import Popularity
 from spike_kit.models.recommender import Preset, Recommender, TrainedRecommender
+from spike_kit.models.rlmrec import RlmRecCon, RlmRecGen
+from spike_kit.models.sgl import Sgl
 from spike_kit.models.spike import Spike
 
 MODELS: dict[str, type[Recommender]] = {
     "spike": Spike,
     "bprmf": BprMf,
     "lightgcn": LightGcn,
+    "sgl": Sgl,
+    "lightgcl": LightGcl,
+    "rlmrec_con": RlmRecCon,
+    "rlmrec_gen": RlmRecGen,
+    "colakg": CoLaKg,
     "popularity": Popularity,
+    "itemknn": ItemKnn,
+    "ease": Ease,
 }
 """Every model by its name."""
 

@@ -105,6 +105,18 @@ def _random_words(n: int, generator: torch.Generator, device: torch.device) -> T
     return words.random_(torch.iinfo(torch.int64).min, None, generator=generator).to(device)
 
 
+def random_nodes(n_nodes: int, size: int, generator: torch.Generator, device: torch.device) -> Tensor:
+    """Distinct numbers ``[size]`` out of ``0..n_nodes-1``, int64.
+
+    Raises
+    ------
+    DeviceError
+        If the generator belongs to another device.
+    """
+    check_generator(generator, device)
+    return torch.randperm(n_nodes, generator=generator, device=generator.device)[:size].to(device)
+
+
 def check_generator(generator: torch.Generator, device: torch.device) -> None:
     """Check that random numbers are drawn where they are needed (the meta device has no generator of its own).
 

@@ -126,6 +126,18 @@ class _SparseProduct(torch.autograd.Function):
         return None, None, transposed_product(ctx.pattern, values, gradients[0])
 
 
+def dense_rows(pattern: SparsePattern, ids: Tensor) -> Tensor:
+    """Some rows of a matrix of ones at the entries of a pattern, ``[n, n_columns]`` float32."""
+    starts = pattern.row_pointer.index_select(0, ids)
+    counts = pattern.row_pointer.index_select(0, ids + 1) - starts
+    row = torch.arange(ids.shape[0], device=ids.device).repeat_interleave(counts)
+    before = counts.cumsum(0) - counts
+    place = torch.arange(row.shape[0], device=ids.device) + (starts - before).index_select(0, row)
+    dense = torch.zeros(ids.shape[0] * pattern.n_columns, device=ids.device)
+    dense.index_fill_(0, row * pattern.n_columns + pattern.columns.index_select(0, place), 1.0)
+    return dense.view(ids.shape[0], pattern.n_columns)
+
+
 def product(pattern: SparsePattern, values: Tensor | None, dense: Tensor) -> Tensor:
     """Same as `spmm`, outside autograd; without values every entry is 1."""
     dense = dense.contiguous()

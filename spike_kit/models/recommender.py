@@ -14,6 +14,7 @@ from torch.nn import functional
 from spike_kit.config import Config, TrainingConfig
 from spike_kit.data.graph import Graph
 from spike_kit.data.vectors import ProfileVectors
+from spike_kit.errors import ConfigError
 from spike_kit.models import losses
 from spike_kit.models.layers import normalized, xavier_table
 from spike_kit.models.losses import RecommendationLoss
@@ -114,6 +115,19 @@ class Recommender(ABC):
         return self
 
 
+def user_item_text(vectors: ProfileVectors | None, graph: Graph, title: str) -> tuple[Tensor, Tensor]:
+    """Profile vectors of users ``[U, d_t]`` and items ``[I, d_t]`` on the graph's device, for models that need both.
+
+    Raises
+    ------
+    ConfigError
+        If there are none.
+    """
+    if vectors is None:
+        raise ConfigError(f"{title} uses profiles, but no profile vectors were given", "encode them: spike-kit encode")
+    return vectors.user.to(graph.device), vectors.entity[: graph.n_items].to(graph.device)
+
+
 class FixedEmbeddings(Recommender):
     """Scores from embeddings that no longer change: ``users [U, d]`` and ``items [I, d]``, inner product."""
 
@@ -187,25 +201,32 @@ class TrainedRecommender(nn.Module, Recommender, Generic[TrainedConfigT]):
         """Scores ``[n, I]`` of the current parameters."""
         return self.fixed().score(users)
 
+    def recommendation_losses(self, users: Tensor, items: Tensor, batch: Batch) -> dict[str, Tensor]:
+        """Recommendation term of a batch from final rows ``users [U, d]`` and ``items [I, d]``, without L2."""
+        return self._ranking_losses(users, items, batch, l2=0.0)
+
     def ranking_losses(self, users: Tensor, items: Tensor, batch: Batch) -> dict[str, Tensor]:
         """Recommendation and L2 terms of a batch from final rows ``users [U, d]`` and ``items [I, d]``.
 
         The L2 term covers the batch's users and positives, and its negatives where the loss looks at them.
         """
+        return self._ranking_losses(users, items, batch, self.config.l2)
+
+    def _ranking_losses(self, users: Tensor, items: Tensor, batch: Batch, l2: float) -> dict[str, Tensor]:
         config = self.config
         if config.loss == "bpr":
             chosen = users.index_select(0, batch.users)
             positives, negatives = (items.index_select(0, ids) for ids in (batch.positives, batch.negatives))
             terms = {"bpr": losses.bpr((chosen * positives).sum(1), (chosen * negatives).sum(1))}
-            penalty = losses.l2(chosen, positives, negatives) if config.l2 else None
+            penalty = losses.l2(chosen, positives, negatives) if l2 else None
         else:
             tables = (users, items)
             if config.loss == "cosine_softmax":
                 tables = normalized(users) / config.temperature, normalized(items)
             terms = {config.loss: losses.softmax(*tables, batch.users, batch.positives)}
-            penalty = losses.counted_l2((users, batch.users), (items, batch.positives)) if config.l2 else None
+            penalty = losses.counted_l2((users, batch.users), (items, batch.positives)) if l2 else None
         if penalty is not None:
-            terms["l2"] = config.l2 * penalty
+            terms["l2"] = l2 * penalty
         return terms
 
     def comparable(self, users: Tensor, items: Tensor) -> tuple[Tensor, Tensor]:

@@ -20,7 +20,7 @@ from spike_kit.data.vectors import ProfileVectors
 from spike_kit.errors import ConfigError
 from spike_kit.models import losses
 from spike_kit.models.edges import RelationalEdges
-from spike_kit.models.layers import check_generator, keep_mask, normalized, xavier_table
+from spike_kit.models.layers import check_generator, keep_mask, normalized, random_nodes, xavier_table
 from spike_kit.models.projection import Precision, ProfileProjection
 from spike_kit.models.propagation import SparsePattern, segment_softmax, spmm
 from spike_kit.models.recommender import Batch, Preset, TrainedConfig, TrainedRecommender
@@ -272,14 +272,10 @@ class Spike(TrainedRecommender[SpikeConfig]):
         return ~mask if places is None else mask.index_fill(0, places, True)
 
     def _sample_nodes(self, generator: torch.Generator) -> Tensor:
-        check_generator(generator, self.graph.device)
         n_nodes = self.profiled_nodes.numel()
         size = max(1, int(self.config.gamma * n_nodes))
-        draws = [
-            torch.randperm(n_nodes, generator=generator, device=generator.device)[:size]
-            for _ in range(self.config.repeats)
-        ]
-        chosen = torch.stack(draws).to(self.graph.device)
+        draws = [random_nodes(n_nodes, size, generator, self.graph.device) for _ in range(self.config.repeats)]
+        chosen = torch.stack(draws)
         return self.profiled_nodes.index_select(0, chosen.flatten()).view_as(chosen)
 
     def _projected(self, generator: torch.Generator | None, masks: int) -> tuple[Tensor, Tensor, Tensor]:

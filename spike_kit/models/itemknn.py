@@ -1,0 +1,89 @@
+"""Item-kNN: items like those that the user chose (Deshpande, Karypis, TOIS 2004)."""
+
+from __future__ import annotations
+
+from functools import cached_property
+from typing import ClassVar
+
+import torch
+from pydantic import Field
+from torch import Tensor
+
+from spike_kit.config import TrainingConfig
+from spike_kit.data.graph import Graph
+from spike_kit.data.vectors import ProfileVectors
+from spike_kit.models.propagation import SparsePattern, dense_rows, spmm
+from spike_kit.models.recommender import ModelConfig, Preset, Recommender
+
+_CHUNK = 2**24
+"""Similarities held at once."""
+
+
+class ItemKnnConfig(ModelConfig):
+    """Settings of item-kNN."""
+
+    neighbours: int = Field(default=100, ge=1)
+    """Most similar items k that count for an item (RecBole: 100)."""
+    shrinkage: float = Field(default=10.0, ge=0)
+    """Added to the denominator of the cosine, so that a few common users do not make two items alike."""
+
+
+class ItemKnn(Recommender):
+    """Score: sum of the similarities between an item and those of its nearest items that the user has in train.
+
+    Similarity of items i and j is ``n_ij / (sqrt(n_i n_j) + shrinkage)``: users of both, and of each.
+    """
+
+    title: ClassVar = "Item-kNN"
+    config_class: ClassVar = ItemKnnConfig
+    presets: ClassVar = {"recommended": Preset(ItemKnnConfig(), TrainingConfig())}
+
+    def __init__(
+        self,
+        config: ItemKnnConfig,
+        graph: Graph,
+        vectors: ProfileVectors | None = None,  # noqa: ARG002 (one signature for all models)
+        generator: torch.Generator | None = None,  # noqa: ARG002
+    ) -> None:
+        self.config = config
+        self.pattern = SparsePattern(graph.train_user, graph.train_item, graph.n_users, graph.n_items)
+
+    @cached_property
+    def nearest(self) -> tuple[Tensor, Tensor]:
+        """Nearest items of every item and their similarities, ``[I, k]`` each; similarity 0 where there are fewer."""
+        transpose, n_items = self.pattern.transpose, self.pattern.n_columns
+        ones = torch.ones(transpose.rows.shape, device=self.device)
+        norms = transpose.row_degree.float().sqrt()
+        size = max(1, _CHUNK // max(n_items, self.pattern.n_rows))
+        found = []
+        for start in range(0, n_items, size):
+            own = torch.arange(start, min(start + size, n_items), device=self.device)
+            together = spmm(transpose, ones, dense_rows(transpose, own).T)
+            alike = together / (norms.unsqueeze(1) * norms.index_select(0, own) + self.config.shrinkage).clamp_min(
+                1e-12
+            )
+            alike.scatter_(0, own.unsqueeze(0), 0.0)
+            found.append(alike.T.topk(min(self.config.neighbours, n_items), dim=1))
+        return torch.cat([part.indices for part in found]), torch.cat([part.values for part in found])
+
+    @property
+    def device(self) -> torch.device:
+        """Device of the train interactions."""
+        return self.pattern.rows.device
+
+    def tensors(self) -> dict[str, Tensor]:
+        """Nearest items and their similarities."""
+        items, similarities = self.nearest
+        return {"items": items, "similarities": similarities}
+
+    def load_tensors(self, tensors: dict[str, Tensor]) -> None:
+        """Replace nearest items and similarities."""
+        vars(self)["nearest"] = tensors["items"].to(self.device), tensors["similarities"].to(self.device)
+
+    def score(self, users: Tensor) -> Tensor:
+        """Sums of similarities ``[n, I]``."""
+        items, similarities = self.nearest
+        n_items, k = items.shape
+        rows = torch.arange(n_items, device=self.device).repeat_interleave(k)
+        pattern = SparsePattern(rows, items.flatten(), n_items, n_items)
+        return spmm(pattern, similarities.flatten(), dense_rows(self.pattern, users).T).T

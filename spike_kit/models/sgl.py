@@ -1,0 +1,76 @@
+"""SGL: LightGCN with a contrast between two randomly thinned graphs (Wu et al., SIGIR 2021)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from pydantic import Field
+from torch import Tensor
+
+from spike_kit.config import TrainingConfig
+from spike_kit.models.bipartite import EdgeWeights, PropagatedConfig, PropagatedRecommender, contrast
+from spike_kit.models.recommender import Batch, Preset
+
+
+class SglConfig(PropagatedConfig):
+    """Settings of SGL."""
+
+    view_keep: float = Field(default=0.9, gt=0, le=1)
+    """Share of directed edges in each view (the authors drop a tenth; SSLRec keeps half)."""
+    contrast_weight: float = Field(default=0.1, ge=0)
+    """Weight of the contrast (the authors: 0.1; SSLRec: 1)."""
+    contrast_temperature: float = Field(default=0.2, gt=0)
+    """Temperature of the contrast (the authors and SSLRec: 0.2)."""
+    contrast_negatives: bool = False
+    """Contrast the views of sampled negative items too, as SSLRec's code does."""
+
+
+@dataclass(frozen=True)
+class SglDraws:
+    """Edges of the two views; none is the whole graph."""
+
+    first: EdgeWeights | None = None
+    second: EdgeWeights | None = None
+
+
+class Sgl(PropagatedRecommender[SglConfig]):
+    """BPR on the whole graph, and InfoNCE between two views whose edges are drawn anew each step."""
+
+    title: ClassVar = "SGL"
+    config_class: ClassVar = SglConfig
+    presets: ClassVar = {
+        "recommended": Preset(SglConfig(), TrainingConfig(learning_rate=5e-3)),
+        "reference": Preset(
+            SglConfig(
+                layers=2,
+                combine="sum",
+                view_keep=0.5,
+                contrast_weight=1.0,
+                contrast_negatives=True,
+                l2=1e-5,
+                l2_on="all",
+            ),
+            TrainingConfig(),
+        ),
+    }
+
+    def draw(self, generator: torch.Generator) -> SglDraws:
+        """Edges of both views."""
+        if self.config.view_keep == 1:
+            return SglDraws()
+        return SglDraws(*(self.bipartite.dropped(self.config.view_keep, generator) for _ in range(2)))
+
+    def training_losses(self, batch: Batch, draws: SglDraws) -> dict[str, Tensor]:
+        """Recommendation loss on the whole graph, contrast of the views, and L2."""
+        config = self.config
+        terms = self.recommendation_losses(*self.propagated(), batch) | self.penalties(batch)
+        if config.contrast_weight:
+            first, second = self.propagated(draws.first), self.propagated(draws.second)
+            parts = [(0, batch.users), (1, batch.positives)]
+            if config.contrast_negatives:
+                parts.append((1, batch.negatives))
+            contrasts = [contrast(first[side], second[side], ids, config.contrast_temperature) for side, ids in parts]
+            terms["contrast"] = config.contrast_weight * torch.stack(contrasts).sum()
+        return terms
