@@ -38,3 +38,9 @@ def assert_close(found: torch.Tensor, expected: np.ndarray, name: str) -> None:
     difference = float((found.detach() - target).abs().max())
     scale = float(target.abs().max())
     assert difference <= TOLERANCE * scale, f"{name}: off by {difference:.3g}, allowed {TOLERANCE * scale:.3g}"
+
+
+def positions(columns: tuple[torch.Tensor, ...], rows: np.ndarray) -> torch.Tensor:
+    """Where the rows stand in a table given by its columns."""
+    known = {key: place for place, key in enumerate(zip(*(column.tolist() for column in columns), strict=True))}
+    return torch.tensor([known[tuple(row)] for row in rows.tolist()])

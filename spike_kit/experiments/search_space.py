@@ -65,6 +65,14 @@ QUALITY_SPACE: dict[str, Space] = {
     "lightgcn": _PROPAGATED,
     "sgl": {**_PROPAGATED, **_CONTRAST, "view_keep": Range(0.5, 0.95)},
     "lightgcl": {**_PROPAGATED, **_CONTRAST, "rank": (5, 10, 20)},
+    "kgrec": {
+        **_SHARED,
+        "layers": (1, 2, 3),
+        "edge_keep": Range(0.3, 1.0),
+        "reconstruction_weight": Range(1e-3, 1.0, log=True),
+        "contrast_weight": Range(1e-4, 0.1, log=True),
+        "contrast_temperature": Range(0.05, 1.0, log=True),
+    },
     "rlmrec_con": {**_PROPAGATED, **_TEXT},
     "rlmrec_gen": {**_PROPAGATED, **_TEXT, "mask_share": Range(0.05, 0.3)},
     "colakg": {

@@ -7,6 +7,7 @@ from spike_kit.models.bprmf import BprMf
 from spike_kit.models.colakg import CoLaKg
 from spike_kit.models.ease import Ease
 from spike_kit.models.itemknn import ItemKnn
+from spike_kit.models.kgrec import KgRec
 from spike_kit.models.lightgcl import LightGcl
 from spike_kit.models.lightgcn import LightGcn
 from spike_kit.models.popularity import Popularity
@@ -21,6 +22,7 @@ MODELS: dict[str, type[Recommender]] = {
     "lightgcn": LightGcn,
     "sgl": Sgl,
     "lightgcl": LightGcl,
+    "kgrec": KgRec,
     "rlmrec_con": RlmRecCon,
     "rlmrec_gen": RlmRecGen,
     "colakg": CoLaKg,

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import numpy as np
 import pytest
 import torch
 
@@ -10,7 +9,7 @@ from spike_kit.data.graph import Graph
 from spike_kit.data.vectors import ProfileVectors
 from spike_kit.models.recommender import Batch
 from spike_kit.models.spike import RELEASED_CODE, Spike, SpikeDraws
-from tests.fixture_files import Fixture, assert_close
+from tests.fixture_files import Fixture, assert_close, positions
 
 PARAMETERS = {
     "user_embedding": "user_embedding",
@@ -68,12 +67,6 @@ def batch_of(fixture: Fixture) -> Batch:
     return Batch(fixture.tensor("batch.users"), fixture.tensor("batch.pos"), fixture.tensor("batch.neg"))
 
 
-def positions(columns: tuple[torch.Tensor, ...], rows: np.ndarray) -> torch.Tensor:
-    """Where the rows stand in a table given by its columns."""
-    known = {key: place for place, key in enumerate(zip(*(column.tolist() for column in columns), strict=True))}
-    return torch.tensor([known[tuple(row)] for row in rows.tolist()])
-
-
 def draws_of(fixture: Fixture, model: Spike, variant: str) -> SpikeDraws:
     nodes = fixture.tensor(f"given.{variant}.anchors")
     if variant == "off":
@@ -82,7 +75,7 @@ def draws_of(fixture: Fixture, model: Spike, variant: str) -> SpikeDraws:
     edges = positions((graph.head, graph.relation, graph.tail), fixture.arrays["given.sampled.kg_used_by_encoder"])
     kept = positions((graph.train_user, graph.train_item), fixture.arrays["given.sampled.interaction_edges"])
     interactions = torch.zeros(graph.n_interactions, dtype=torch.bool).index_fill(0, kept, True)
-    return SpikeDraws(edges.sort().values, interactions, nodes)
+    return SpikeDraws(edges.sort().values, interactions, nodes=nodes)
 
 
 def test_parity_forward(fixture: Fixture) -> None:

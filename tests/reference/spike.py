@@ -59,7 +59,7 @@ class PlainSpike:
             size = max(1, int(config.gamma * len(profiled)))
             samples = [torch.randperm(len(profiled), generator=generator)[:size] for _ in range(config.repeats)]
             nodes = profiled[torch.stack(samples)]
-        return SpikeDraws(edges, interactions, nodes, generator)
+        return SpikeDraws(edges, interactions, generator, nodes)
 
     def training_losses(self, batch: Batch, draws: SpikeDraws) -> dict[str, Tensor]:
         """Loss terms of `Spike.training_losses`."""
