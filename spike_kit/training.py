@@ -22,7 +22,7 @@ from spike_kit import distributed
 from spike_kit.config import TrainingConfig
 from spike_kit.data.graph import Graph
 from spike_kit.devices import deterministic
-from spike_kit.errors import SpikeKitError, TrainingError
+from spike_kit.errors import ConfigError, SpikeKitError, TrainingError
 from spike_kit.evaluation.protocol import RankingTask, evaluate
 from spike_kit.models.recommender import Batch, TrainedRecommender
 from spike_kit.sampling import NegativeSampler, epoch_batches, shard
@@ -107,7 +107,8 @@ def fit(
         while now.epoch <= config.epochs and not _is_enough(now, config):
             model.train()
             batches = epoch_batches(graph, sampler, config.batch_size, now.batches)
-            _epoch(now, replica, islice(batches, now.step, None), config, n_steps, state, stop)
+            left = islice(batches, now.step, None)
+            _epoch(now, replica, left, config, n_steps, graph.n_interactions, state, stop)
             row = _means(now, graph.n_interactions, state)
             bar.update()
             if not now.epoch % config.eval_every or now.epoch == config.epochs:
@@ -205,10 +206,13 @@ def _epoch(
     batches: Iterator[Batch],
     config: TrainingConfig,
     n_steps: int,
+    n_interactions: int,
     state: Path | None,
     stop: threading.Event,
 ) -> None:
-    """Take the remaining steps of the epoch."""
+    """Take the remaining steps of the epoch; the model's own phase comes first, if it has one."""
+    if now.step == 0:
+        _auxiliary(now, config, n_steps, n_interactions)
     for batch in batches:
         done = (now.epoch - 1) * n_steps + now.step
         for group in now.optimizer.param_groups:
@@ -222,6 +226,30 @@ def _epoch(
             stopped, due = distributed.any_of(stop.is_set(), now.unsaved_seconds > SAVE_SECONDS)
             if stopped or due:
                 _save(now, state, stopped)
+
+
+def _auxiliary(now: TrainingState, config: TrainingConfig, n_steps: int, n_interactions: int) -> None:
+    """Take the steps of the model's own phase, with the learning rate of the epoch's first step."""
+    n_phase = now.model.auxiliary_steps
+    if not n_phase:
+        return
+    if distributed.size() > 1:
+        raise ConfigError(
+            "this model has a training phase of its own, which runs in one process only", "use one process"
+        )
+    rate = learning_rate(config, (now.epoch - 1) * n_steps, config.epochs * n_steps)
+    for group in now.optimizer.param_groups:
+        group["lr"] = rate
+    for step in range(n_phase):
+        terms = now.model.auxiliary_losses(step, now.draws)
+        now.optimizer.zero_grad(set_to_none=True)
+        torch.stack(list(terms.values())).sum().backward()
+        now.optimizer.step()
+        for name, term in terms.items():
+            # `_means` divides by the number of interactions; this is a mean over steps.
+            share = term.detach().double() * (n_interactions / n_phase)
+            now.totals[name] = now.totals.get(name, torch.zeros_like(share)) + share
+    now.model.after_auxiliary()
 
 
 def _means(now: TrainingState, n_interactions: int, state: Path | None) -> EpochRow:

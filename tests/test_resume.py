@@ -25,8 +25,10 @@ from spike_kit.cli import main
 from spike_kit.data.study import Study
 from spike_kit.errors import DataError, StorageError, TrainingError
 from spike_kit.evaluation.protocol import RankingTask, evaluate
-from spike_kit.experiments.run import RunConfig, run, train
+from spike_kit.experiments.run import RunConfig, load_model, run, train
+from spike_kit.models import MODELS, find_model
 from spike_kit.models.bprmf import BprMf, BprMfConfig
+from spike_kit.models.recommender import TrainedRecommender
 from spike_kit.seeds import torch_generator
 from spike_kit.storage import exclusive
 from spike_kit.training import MONITOR
@@ -190,7 +192,7 @@ class Interrupt(KeyboardInterrupt):
     """Ctrl-C."""
 
 
-def interrupted(monkeypatch: pytest.MonkeyPatch, after: int = 20) -> Path:
+def interrupted(monkeypatch: pytest.MonkeyPatch, after: int = 20, config: RunConfig = QUICK) -> Path:
     """Train until Ctrl-C after some steps; returns the folder of the state."""
     step, count = training.training_step, iter(range(1, after + 1))
 
@@ -202,7 +204,7 @@ def interrupted(monkeypatch: pytest.MonkeyPatch, after: int = 20) -> Path:
     with monkeypatch.context() as patch:
         patch.setattr(training, "training_step", training_step)
         with pytest.raises(KeyboardInterrupt):
-            run(QUICK, progress=False)
+            run(config, progress=False)
     (folder,) = paths.runs_root().glob("*/state")
     return folder
 
@@ -325,6 +327,26 @@ def test_a_long_epoch_is_saved_within(study: Study, monkeypatch: pytest.MonkeyPa
     assert (header(folder / LAST)["epoch"], header(folder / LAST)["step"]) == (4, 2)
     (place,) = run(QUICK, progress=False).environment["resumed"]
     assert (place["epoch"], place["step"]) == (4, 2)
+
+
+@pytest.mark.parametrize("name", [name for name, cls in MODELS.items() if issubclass(cls, TrainedRecommender)])
+def test_every_model_goes_on_within_an_epoch_to_the_same_bits(
+    study: Study, world: World, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    monkeypatch.setattr(training, "SAVE_SECONDS", -1)
+    limits = {**SETTINGS, "epochs": 3, "batch_size": 100}
+    config = RunConfig(model=name, dataset="world", training=limits)
+    folder = interrupted(monkeypatch, 9, config)
+    assert (header(folder / LAST)["epoch"], header(folder / LAST)["step"]) == (2, 3)
+    finished = load_model(run(config, progress=False), study)
+    settings, limits_of = config.resolved()
+    other = find_model(name)(settings, world.graph, world.vectors, torch_generator(config.seed, "init"))
+    assert isinstance(other, TrainedRecommender)
+    valid = RankingTask.from_tables(world.tables, "valid")
+    training.fit(other, world.graph, valid, limits_of, config.seed, progress=False)
+    assert {key: torch.equal(tensor, finished.tensors()[key]) for key, tensor in other.tensors().items()} == (
+        dict.fromkeys(other.tensors(), True)
+    )
 
 
 def test_short_epochs_are_not_all_saved(study: Study, monkeypatch: pytest.MonkeyPatch) -> None:

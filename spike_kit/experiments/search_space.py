@@ -73,6 +73,14 @@ QUALITY_SPACE: dict[str, Space] = {
         "contrast_weight": Range(1e-4, 0.1, log=True),
         "contrast_temperature": Range(0.05, 1.0, log=True),
     },
+    "diffkg": {
+        **_PROPAGATED,
+        **_CONTRAST,
+        "kg_layers": (1, 2),
+        "residual": Range(0.1, 1.0),
+        "edge_keep": Range(0.1, 1.0),
+        "predict_on": ("original", "denoised"),
+    },
     "rlmrec_con": {**_PROPAGATED, **_TEXT},
     "rlmrec_gen": {**_PROPAGATED, **_TEXT, "mask_share": Range(0.05, 0.3)},
     "colakg": {

@@ -5,6 +5,7 @@ from __future__ import annotations
 from spike_kit.errors import lookup
 from spike_kit.models.bprmf import BprMf
 from spike_kit.models.colakg import CoLaKg
+from spike_kit.models.diffkg import DiffKg
 from spike_kit.models.ease import Ease
 from spike_kit.models.itemknn import ItemKnn
 from spike_kit.models.kgrec import KgRec
@@ -23,6 +24,7 @@ MODELS: dict[str, type[Recommender]] = {
     "sgl": Sgl,
     "lightgcl": LightGcl,
     "kgrec": KgRec,
+    "diffkg": DiffKg,
     "rlmrec_con": RlmRecCon,
     "rlmrec_gen": RlmRecGen,
     "colakg": CoLaKg,

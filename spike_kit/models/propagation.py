@@ -126,6 +126,26 @@ class _SparseProduct(torch.autograd.Function):
         return None, None, transposed_product(ctx.pattern, values, gradients[0])
 
 
+def weighted_spmm(pattern: SparsePattern, values: Tensor, dense: Tensor) -> Tensor:
+    """Same as `spmm`, with gradients to the values too (attention); no ``[nnz, d]`` tensor is made."""
+    return _WeightedProduct.apply(pattern, values, dense)  # type: ignore[no-any-return]
+
+
+class _WeightedProduct(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, pattern: SparsePattern, values: Tensor, dense: Tensor) -> Tensor:
+        ctx.pattern = pattern
+        ctx.save_for_backward(values, dense)
+        return product(pattern, values, dense)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[None, Tensor, Tensor]:
+        values, dense = ctx.saved_tensors
+        gradient = gradients[0].contiguous()
+        to_values = sampled_product(ctx.pattern, gradient, dense)
+        return None, to_values, transposed_product(ctx.pattern, values, gradient)
+
+
 def dense_rows(pattern: SparsePattern, ids: Tensor) -> Tensor:
     """Some rows of a matrix of ones at the entries of a pattern, ``[n, n_columns]`` float32."""
     starts = pattern.row_pointer.index_select(0, ids)

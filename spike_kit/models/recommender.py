@@ -171,6 +171,18 @@ class TrainedRecommender(nn.Module, Recommender, Generic[TrainedConfigT]):
         """Draw everything random of one training step (edges kept, nodes sampled, dropout); here: nothing."""
         return None
 
+    @property
+    def auxiliary_steps(self) -> int:
+        """Steps of a phase of its own that begins every epoch (DiffKG's diffusion, KGAT's TransR); here: none."""
+        return 0
+
+    def auxiliary_losses(self, step: int, generator: torch.Generator) -> dict[str, Tensor]:
+        """Loss terms by name of one step of that phase, its randomness included."""
+        raise NotImplementedError
+
+    def after_auxiliary(self) -> None:
+        """Do what follows that phase once; what it leaves must be buffers, so that a resumed epoch finds it."""
+
     @abstractmethod
     def training_losses(self, batch: Batch, draws: Any) -> dict[str, Tensor]:
         """Weighted loss terms by name, scalars; the optimised loss is exactly their sum."""

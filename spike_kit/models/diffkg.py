@@ -1,0 +1,334 @@
+"""DiffKG: a knowledge graph denoised by diffusion, contrasted with the original (Jiang et al., WSDM 2024)."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import ClassVar, Literal
+
+import numpy as np
+import torch
+from pydantic import Field
+from torch import Tensor, nn
+from torch.nn import functional
+
+from spike_kit.config import TrainingConfig
+from spike_kit.data.graph import Graph
+from spike_kit.data.vectors import ProfileVectors
+from spike_kit.models import losses
+from spike_kit.models.bipartite import Bipartite, contrast
+from spike_kit.models.layers import check_generator, keep_mask, linear, normalized, random_nodes, xavier_table
+from spike_kit.models.propagation import SparsePattern, dense_rows, segment_softmax, spmm, weighted_spmm
+from spike_kit.models.recommender import Batch, Preset, TrainedConfig, TrainedRecommender
+
+_SLOPE = 0.2
+
+
+class DiffKgConfig(TrainedConfig):
+    """Settings of DiffKG."""
+
+    layers: int = Field(default=2, ge=1)
+    """Propagation layers over the user-item graph (SSLRec: 2)."""
+    kg_layers: int = Field(default=2, ge=1)
+    """Attention layers over the knowledge graph (SSLRec: 2, the authors: 1)."""
+    per_head: int = Field(default=10, ge=1)
+    """Most edges per head entity, drawn once (SSLRec: 10)."""
+    residual: float = Field(default=0.5, ge=0)
+    """Weight of what the layers before gave, res_lambda (SSLRec: 0.5)."""
+    message_dropout: float = Field(default=0.0, ge=0, le=0.99)
+    """Dropout of entities between attention layers."""
+    edge_keep: float = Field(default=0.5, gt=0, le=1)
+    """Share of the denoised graph's edges kept in a step (SSLRec: 0.5, the authors: 0.1)."""
+    predict_on: Literal["original", "denoised"] = "original"
+    """Graph of the recommendation loss and of scores; the other one is the view it is contrasted with (the authors'
+    cl_pattern 1 and 0)."""
+    contrast_weight: float = Field(default=0.1, ge=0)
+    """Weight of the contrast (SSLRec: 0.1)."""
+    contrast_temperature: float = Field(default=0.1, gt=0)
+    """Temperature of the contrast (SSLRec: 0.1)."""
+    steps: int = Field(default=5, ge=1)
+    """Diffusion steps T (SSLRec: 5)."""
+    noise_scale: float = Field(default=0.1, gt=0)
+    """Scale of the noise (SSLRec: 0.1)."""
+    noise_min: float = Field(default=1e-4, gt=0)
+    """Variance of the first step, before scaling (SSLRec: 1e-4)."""
+    noise_max: float = Field(default=0.02, gt=0)
+    """Variance of the last step, before scaling (SSLRec: 0.02)."""
+    denoiser_dim: int = Field(default=1000, ge=1)
+    """Hidden units of the denoiser (SSLRec: 1000)."""
+    time_dim: int = Field(default=10, ge=2)
+    """Dimensions of the time embedding (SSLRec: 10)."""
+    collaborative_share: float = Field(default=0.5, ge=0, le=1)
+    """Share of the collaborative term in the diffusion loss, e_loss (SSLRec: 0.5)."""
+    rebuild_k: int = Field(default=1, ge=1)
+    """Tails kept per head in the denoised graph (SSLRec: 1)."""
+    denoiser_batch: int = Field(default=1024, ge=1)
+    """Entities per step of the diffusion phase."""
+    l2_on: Literal["batch", "all"] = "batch"
+    """L2 of the batch's id embeddings (half the squares, divided by the batch size), or squares of all parameters but
+    the denoiser's (SSLRec)."""
+
+
+@dataclass(frozen=True)
+class DiffKgDraws:
+    """Randomness of a step: edges of the denoised view, positions ``[k]`` (none: all); source of dropout masks."""
+
+    denoised: Tensor | None = None
+    generator: torch.Generator | None = None
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """Constants of the diffusion, ``[T]`` float64 each; computed once, on the CPU."""
+
+    betas: np.ndarray
+    kept: np.ndarray
+    """Cumulative products of 1 - beta."""
+    toward_prediction: np.ndarray
+    """Weight of the predicted clean row in the mean of the posterior."""
+    toward_current: np.ndarray
+    """Weight of the current row in the mean of the posterior."""
+    row_weights: np.ndarray
+    """Weight of the squared error by step: fall of the signal-to-noise ratio, 1 at the first step."""
+
+    @classmethod
+    def of(cls, config: DiffKgConfig) -> Schedule:
+        """Variances linear between the scaled ends, as the authors' code has them; the first beta is 1e-4."""
+        ends = config.noise_scale * config.noise_min, config.noise_scale * config.noise_max
+        variance = np.linspace(*ends, config.steps)
+        signal = 1 - variance
+        betas = np.concatenate([variance[:1], np.minimum(1 - signal[1:] / signal[:-1], 0.999)])
+        betas[0] = 1e-4
+        kept = np.cumprod(1 - betas)
+        before = np.concatenate([[1.0], kept[:-1]])
+        ratio = kept / (1 - kept)
+        return cls(
+            betas=betas,
+            kept=kept,
+            toward_prediction=betas * np.sqrt(before) / (1 - kept),
+            toward_current=(1 - before) * np.sqrt(1 - betas) / (1 - kept),
+            row_weights=np.concatenate([[1.0], ratio[:-1] - ratio[1:]]),
+        )
+
+
+class Denoiser(nn.Module):
+    """Predicts a clean row of the adjacency matrix from a noisy one: Linear, tanh, Linear, with a time embedding."""
+
+    def __init__(self, size: int, config: DiffKgConfig, generator: torch.Generator, device: torch.device) -> None:
+        super().__init__()
+        self.time_dim = config.time_dim
+        self.time = linear(config.time_dim, config.time_dim, generator, device)
+        self.first = linear(size + config.time_dim, config.denoiser_dim, generator, device)
+        self.second = linear(config.denoiser_dim, size, generator, device)
+
+    def forward(self, rows: Tensor, steps: Tensor) -> Tensor:
+        """Map rows ``[n, E]`` at diffusion steps ``[n]`` to rows ``[n, E]``."""
+        half = self.time_dim // 2
+        rates = torch.exp(-math.log(10_000) * torch.arange(half, device=rows.device) / half)
+        angles = steps.to(rows.dtype).unsqueeze(1) * rates
+        waves = torch.cat([angles.cos(), angles.sin()], dim=1)
+        waves = functional.pad(waves, (0, self.time_dim - 2 * half))
+        hidden = self.first(torch.cat([functional.normalize(rows), self.time(waves)], dim=1)).tanh()
+        predicted: Tensor = self.second(hidden)
+        return predicted
+
+
+class DiffKg(TrainedRecommender[DiffKgConfig]):
+    """Attention over the knowledge graph, LightGCN on top, and a second view on a denoised knowledge graph.
+
+    Every epoch begins with a phase of its own: the denoiser learns to restore rows of the entity-entity matrix, then
+    each row is restored, and of the graph's edges those to the likeliest tails of a row, and back, form the denoised
+    graph. Rows are made dense in batches; no entity-entity matrix exists.
+    """
+
+    title: ClassVar = "DiffKG"
+    config_class: ClassVar = DiffKgConfig
+    global_terms: ClassVar = frozenset({"l2_all"})
+    presets: ClassVar = {
+        "recommended": Preset(DiffKgConfig(), TrainingConfig(learning_rate=5e-3)),
+        "reference": Preset(DiffKgConfig(l2_on="all"), TrainingConfig(epochs=50, batch_size=1024)),
+    }
+
+    kept_edges: Tensor
+
+    def __init__(
+        self,
+        config: DiffKgConfig,
+        graph: Graph,
+        vectors: ProfileVectors | None,  # noqa: ARG002 (one signature for all models)
+        generator: torch.Generator,
+    ) -> None:
+        super().__init__()
+        self.config = config
+        self.n_items = graph.n_items
+        options = config.dim, generator, graph.device
+        self.user_embedding = xavier_table(graph.n_users, *options)
+        self.entity_embedding = xavier_table(graph.n_entities, *options)
+        self.relation_embedding = xavier_table(2 * graph.n_relations, *options)
+        self.attention_weight = xavier_table(2 * config.dim, *options)
+        self.denoiser = Denoiser(graph.n_entities, config, generator, graph.device)
+        self.bipartite = Bipartite(graph)
+        self.schedule = Schedule.of(config)
+        # The first relation of each pair of entities; edges are sorted by head, then tail.
+        order = torch.argsort(graph.head * graph.n_entities + graph.tail, stable=True)
+        keys = (graph.head * graph.n_entities + graph.tail).index_select(0, order)
+        first = torch.cat([torch.ones_like(keys[:1], dtype=torch.bool), keys[1:] != keys[:-1]])
+        self.places, self.n_edges = order.index_select(0, first.nonzero().flatten()), graph.n_edges
+        columns = graph.head, graph.relation, graph.tail
+        self.head, self.relation, self.tail = (x.index_select(0, self.places) for x in columns)
+        self.pattern = SparsePattern(self.head, self.tail, graph.n_entities, graph.n_entities)
+        self.original = self._some_per_head(generator)
+        kept = torch.ones(self.head.shape, dtype=torch.bool, device=graph.device)
+        self.register_buffer("kept_edges", kept)
+        self._order = torch.arange(graph.n_entities, device=graph.device)
+
+    def _some_per_head(self, generator: torch.Generator) -> Tensor:
+        """At most ``per_head`` edges of each head at random, ascending positions."""
+        noise = torch.rand(self.n_edges, generator=generator, dtype=torch.float64).to(self.head.device)
+        order = torch.argsort(self.head.double() + noise.index_select(0, self.places))
+        heads = self.head.index_select(0, order)
+        rank = torch.ones_like(heads).cumsum(0) - 1 - self.pattern.row_pointer.index_select(0, heads)
+        return order.index_select(0, (rank < self.config.per_head).nonzero().flatten()).sort().values
+
+    @property
+    def auxiliary_steps(self) -> int:
+        """Steps of the diffusion phase."""
+        return math.ceil(self.entity_embedding.shape[0] / self.config.denoiser_batch)
+
+    def auxiliary_losses(self, step: int, generator: torch.Generator) -> dict[str, Tensor]:
+        """Diffusion loss of a batch of entities; the first step shuffles them."""
+        check_generator(generator, self.device)
+        n_entities, size = self.entity_embedding.shape[0], self.config.denoiser_batch
+        if step == 0:
+            self._order = random_nodes(n_entities, n_entities, generator, self.device)
+        rows = self._order[step * size : (step + 1) * size]
+        drawn = torch.randint(self.config.steps, rows.shape, generator=generator, device=generator.device)
+        noise = torch.randn(rows.shape[0], n_entities, generator=generator, device=generator.device)
+        squared, collaborative = self.diffusion_terms(rows, drawn.to(self.device), noise.to(self.device))
+        share = self.config.collaborative_share
+        return {"diffusion": (1 - share) * squared.mean() + share * collaborative.mean()}
+
+    def after_auxiliary(self) -> None:
+        """Restore every row and rebuild the denoised graph."""
+        with torch.no_grad():
+            self.kept_edges = self.rebuilt(self.likeliest())
+
+    def draw(self, generator: torch.Generator) -> DiffKgDraws:
+        """Edges of the denoised view."""
+        kept = keep_mask((self.n_edges,), self.config.edge_keep, generator, self.device)
+        return DiffKgDraws((kept.index_select(0, self.places) & self.kept_edges).nonzero().flatten(), generator)
+
+    def training_losses(self, batch: Batch, draws: DiffKgDraws) -> dict[str, Tensor]:
+        """Recommendation loss on one view, contrast with the other, and L2."""
+        config = self.config
+        denoised = self._denoised() if draws.denoised is None else draws.denoised
+        views = [self.view(edges, draws.generator) for edges in (self.original, denoised)]
+        if config.predict_on == "denoised":
+            views.reverse()
+        terms = self.recommendation_losses(*views[0], batch) | self._penalties(batch)
+        if config.contrast_weight:
+            sides = zip(*views, (batch.users, batch.positives), strict=True)
+            parts = [contrast(one, other, ids, config.contrast_temperature) for one, other, ids in sides]
+            terms["contrast"] = config.contrast_weight * torch.stack(parts).sum()
+        return terms
+
+    def embeddings(self) -> tuple[Tensor, Tensor]:
+        """Final rows of users ``[U, d]`` and items ``[I, d]`` on the graph of `predict_on`."""
+        edges = self._denoised() if self.config.predict_on == "denoised" else self.original
+        return self.comparable(*self.view(edges))
+
+    def view(self, edges: Tensor, generator: torch.Generator | None = None) -> tuple[Tensor, Tensor]:
+        """Users ``[U, d]`` and items ``[I, d]`` with the edges at ascending positions ``[k]``."""
+        items = self.entities(edges, generator)[: self.n_items]
+        return self.bipartite.propagate(self.user_embedding, items, self.config.layers)
+
+    def entities(self, edges: Tensor, generator: torch.Generator | None = None) -> Tensor:
+        """Entities ``[E, d]`` after the attention layers over some edges."""
+        entities: Tensor = self.entity_embedding
+        total = entities
+        for _ in range(self.config.kg_layers):
+            entities = self.aggregate(entities, edges)
+            mask = None
+            if generator is not None and self.config.message_dropout:
+                keep = 1 - self.config.message_dropout
+                mask = keep_mask(entities.shape, keep, generator, self.device, entities.dtype)
+            entities = normalized(entities, mask)
+            total = self.config.residual * total + entities
+        return total
+
+    def aggregate(self, entities: Tensor, edges: Tensor) -> Tensor:
+        """Attention-weighted tails plus the entity itself, ``[E, d]``, before normalisation."""
+        heads, tails = self.head.index_select(0, edges), self.tail.index_select(0, edges)
+        pattern = SparsePattern(heads, tails, entities.shape[0], entities.shape[0])
+        return weighted_spmm(pattern, self.attention(entities, edges), entities) + entities
+
+    def attention(self, entities: Tensor, edges: Tensor) -> Tensor:
+        """Attention of edges ``[k]``: softmax over those of a head of ``LeakyReLU <[e_h; e_t] W, r>``."""
+        n_rows = self.relation_embedding.shape[0]
+        relation, scores = self.relation.index_select(0, edges), []
+        for ends, part in zip((self.head, self.tail), self.attention_weight.chunk(2), strict=True):
+            by_relation = (entities @ part) @ self.relation_embedding.T
+            scores.append(by_relation.flatten().index_select(0, ends.index_select(0, edges) * n_rows + relation))
+        logits = functional.leaky_relu(scores[0] + scores[1], _SLOPE)
+        return segment_softmax(logits, self.head.index_select(0, edges), entities.shape[0])
+
+    def noised(self, rows: Tensor, steps: Tensor, noise: Tensor) -> Tensor:
+        """Clean rows ``[n, E]`` after ``steps [n]`` of diffusion with Gaussian ``noise [n, E]``."""
+        kept = self._constant(self.schedule.kept, steps)
+        return kept.sqrt() * rows + (1 - kept).sqrt() * noise
+
+    def diffusion_terms(self, entities: Tensor, steps: Tensor, noise: Tensor) -> tuple[Tensor, Tensor]:
+        """Weighted squared error and collaborative error of the rows of some entities, ``[n]`` each.
+
+        The second compares the entity's embedding with the embeddings of the users of the items that are predicted as
+        its tails; both embeddings are taken as they are.
+        """
+        clean = dense_rows(self.pattern, entities)
+        predicted = self.denoiser(self.noised(clean, steps, noise), steps)
+        weights = self._constant(self.schedule.row_weights, steps).squeeze(1)
+        squared = weights * (clean - predicted).square().mean(1)
+        users, own = self.user_embedding.detach(), self.entity_embedding.detach().index_select(0, entities)
+        ones = torch.ones_like(self.bipartite.weights[1])
+        of_items = spmm(self.bipartite.pattern.transpose, ones, users)
+        return squared, (predicted[:, : self.n_items] @ of_items - own).square().mean(1)
+
+    def denoised_rows(self, entities: Tensor) -> Tensor:
+        """Result ``[n, E]`` of the reverse process for the clean rows of some entities, without noise."""
+        rows = dense_rows(self.pattern, entities)
+        for step in reversed(range(self.config.steps)):
+            steps = torch.full_like(entities, step)
+            predicted = self.denoiser(rows, steps)
+            rows = self.schedule.toward_prediction[step] * predicted + self.schedule.toward_current[step] * rows
+        return rows
+
+    def likeliest(self) -> Tensor:
+        """The ``rebuild_k`` likeliest tails of every entity after denoising, ``[E, k]``."""
+        n_entities, size = self.entity_embedding.shape[0], self.config.denoiser_batch
+        places = torch.arange(n_entities, device=self.device).split(size)
+        k = min(self.config.rebuild_k, n_entities)
+        return torch.cat([self.denoised_rows(part).topk(k, dim=1).indices for part in places])
+
+    def rebuilt(self, likeliest: Tensor) -> Tensor:
+        """Which edges go from an entity to one of its likeliest tails, or back: a mask in the edges' order."""
+        forth = likeliest.index_select(0, self.head) == self.tail.unsqueeze(1)
+        back = likeliest.index_select(0, self.tail) == self.head.unsqueeze(1)
+        return forth.any(1) | back.any(1)
+
+    def _denoised(self) -> Tensor:
+        return self.kept_edges.nonzero().flatten()
+
+    def _constant(self, values: np.ndarray, steps: Tensor) -> Tensor:
+        """Constants of the schedule at steps ``[n]``, ``[n, 1]`` float32."""
+        return torch.from_numpy(values).float().to(self.device).index_select(0, steps).unsqueeze(1)
+
+    def _penalties(self, batch: Batch) -> dict[str, Tensor]:
+        config = self.config
+        if not config.l2:
+            return {}
+        tables = self.user_embedding, self.entity_embedding, self.relation_embedding, self.attention_weight
+        if config.l2_on == "all":
+            return {"l2_all": config.l2 * torch.stack([table.square().sum() for table in tables]).sum()}
+        rows = [tables[0].index_select(0, batch.users), tables[1].index_select(0, batch.positives)]
+        if config.loss == "bpr":
+            rows.append(tables[1].index_select(0, batch.negatives))
+        return {"l2": config.l2 * losses.l2(*rows)}
