@@ -8,6 +8,8 @@ from spike_kit.models.colakg import CoLaKg
 from spike_kit.models.diffkg import DiffKg
 from spike_kit.models.ease import Ease
 from spike_kit.models.itemknn import ItemKnn
+from spike_kit.models.kgat import Kgat
+from spike_kit.models.kgin import Kgin
 from spike_kit.models.kgrec import KgRec
 from spike_kit.models.lightgcl import LightGcl
 from spike_kit.models.lightgcn import LightGcn
@@ -28,6 +30,8 @@ MODELS: dict[str, type[Recommender]] = {
     "rlmrec_con": RlmRecCon,
     "rlmrec_gen": RlmRecGen,
     "colakg": CoLaKg,
+    "kgat": Kgat,
+    "kgin": Kgin,
     "popularity": Popularity,
     "itemknn": ItemKnn,
     "ease": Ease,

@@ -82,7 +82,8 @@ class KgEncoder(TrainedRecommender[ConfigT]):
         self.user_embedding = xavier_table(graph.n_users, *options)
         self.entity_embedding = xavier_table(graph.n_entities, *options)
         self.relation_embedding = xavier_table(2 * graph.n_relations, *options)
-        self.attention_weight = xavier_table(config.dim, *options)
+        if config.attention == "attention":
+            self.attention_weight = xavier_table(config.dim, *options)
         self.interactions = SparsePattern(graph.train_user, graph.train_item, graph.n_users, graph.n_entities)
         self.edges = RelationalEdges.of(graph, config.dim, config.heads, self._budget)
         last = 2 * graph.n_relations - 1 if config.skip_last_relation and graph.n_relations else None
@@ -141,11 +142,15 @@ class KgEncoder(TrainedRecommender[ConfigT]):
         total = nodes
         for _ in range(self.config.layers):
             users, entities = nodes.split(sizes)
-            user_message = spmm(self.interactions, to_users, entities)
+            user_message = self.user_message(users, entities, to_users)
             messages = torch.cat([user_message, self._entity_message(users, entities, edges, to_items)])
             nodes = normalized(messages, self._message_mask(messages, draws.generator))
             total = total + nodes
         return total
+
+    def user_message(self, users: Tensor, entities: Tensor, weights: Tensor) -> Tensor:  # noqa: ARG002
+        """What users ``[U, d]`` receive from entities ``[E, d]`` over interactions with weights ``[n]``."""
+        return spmm(self.interactions, weights, entities)
 
     def _message_mask(self, messages: Tensor, generator: torch.Generator | None) -> Tensor | None:
         rate = self.config.message_dropout

@@ -1,0 +1,172 @@
+"""KGAT: attention over users, items and entities in one graph (Wang et al., KDD 2019)."""
+
+from __future__ import annotations
+
+import math
+from typing import ClassVar
+
+import torch
+from pydantic import Field
+from torch import Tensor, nn
+from torch.nn import functional
+
+from spike_kit.config import TrainingConfig
+from spike_kit.data.graph import Graph
+from spike_kit.data.vectors import ProfileVectors
+from spike_kit.models import losses
+from spike_kit.models.layers import check_generator, keep_mask, kept_share, linear, xavier_table
+from spike_kit.models.propagation import SparsePattern, segment_softmax, spmm
+from spike_kit.models.recommender import Batch, Preset, TrainedConfig, TrainedRecommender
+
+
+class KgatConfig(TrainedConfig):
+    """Settings of KGAT."""
+
+    layers: int = Field(default=3, ge=1)
+    """Propagation layers; each has half the dimensions of the one before (the authors: 64, 32, 16)."""
+    message_dropout: float = Field(default=0.1, ge=0, le=0.99)
+    """Dropout of messages (the authors: 0.1)."""
+    relation_dim: int = Field(default=64, ge=1)
+    """Dimension of the relations' space (the authors: 64)."""
+    triple_batch: int = Field(default=2048, ge=1)
+    """Edges per step of the TransR phase (the authors: 2048)."""
+    triple_l2: float = Field(default=1e-5, ge=0)
+    """Coefficient of the L2 term of the TransR phase (the authors: 1e-5)."""
+
+
+class BiInteraction(nn.Module):
+    """``LeakyReLU((e + m) W1) + LeakyReLU((e * m) W2)`` of rows e and what they receive, m (paper, eq. 8)."""
+
+    def __init__(self, n_in: int, n_out: int, generator: torch.Generator, device: torch.device) -> None:
+        super().__init__()
+        self.sum = linear(n_in, n_out, generator, device)
+        self.product = linear(n_in, n_out, generator, device)
+
+    def forward(self, rows: Tensor, received: Tensor) -> Tensor:
+        """Map ``[n, n_in]`` to ``[n, n_out]``."""
+        return functional.leaky_relu(self.sum(rows + received)) + functional.leaky_relu(self.product(rows * received))
+
+
+class Kgat(TrainedRecommender[KgatConfig]):
+    """Final embeddings: id embeddings and normalised layers side by side, over one graph of all nodes.
+
+    An interaction is an edge of a relation of its own, and so is its inverse. Every epoch begins with a TransR phase
+    over all edges, after which the attention weights are computed once for the whole epoch.
+    """
+
+    title: ClassVar = "KGAT"
+    config_class: ClassVar = KgatConfig
+    presets: ClassVar = {
+        "recommended": Preset(KgatConfig(), TrainingConfig(learning_rate=5e-3)),
+        "reference": Preset(KgatConfig(), TrainingConfig(epochs=1000, batch_size=1024, learning_rate=1e-4)),
+    }
+
+    attention: Tensor
+
+    def __init__(
+        self,
+        config: KgatConfig,
+        graph: Graph,
+        vectors: ProfileVectors | None,  # noqa: ARG002 (one signature for all models)
+        generator: torch.Generator,
+    ) -> None:
+        super().__init__()
+        self.config, self.n_users, self.n_items = config, graph.n_users, graph.n_items
+        options = generator, graph.device
+        n_relations = 2 * graph.n_relations + 2
+        self.user_embedding = xavier_table(graph.n_users, config.dim, *options)
+        self.entity_embedding = xavier_table(graph.n_entities, config.dim, *options)
+        self.relation_embedding = xavier_table(n_relations, config.relation_dim, *options)
+        maps = xavier_table(n_relations * config.dim, config.relation_dim, *options)
+        self.relation_map = nn.Parameter(maps.detach().view(n_relations, config.dim, config.relation_dim))
+        sizes = [max(config.dim // 2**layer, 1) for layer in range(config.layers)]
+        ends = zip([config.dim, *sizes], sizes, strict=False)
+        self.aggregators = nn.ModuleList(BiInteraction(n_in, n_out, *options) for n_in, n_out in ends)
+        users, items = graph.train_user, graph.train_item + graph.n_users
+        head = torch.cat([graph.head + graph.n_users, users, items])
+        tail = torch.cat([graph.tail + graph.n_users, items, users])
+        of_interactions = torch.full_like(users, n_relations - 2)
+        relation = torch.cat([graph.relation, of_interactions, of_interactions + 1])
+        order = torch.argsort(tail, stable=True)
+        order = order.index_select(0, torch.argsort(head.index_select(0, order), stable=True))
+        self.relation = relation.index_select(0, order)
+        self.pattern = SparsePattern(
+            head.index_select(0, order), tail.index_select(0, order), graph.n_nodes, graph.n_nodes
+        )
+        degree = self.pattern.row_degree.index_select(0, self.pattern.rows)
+        self.register_buffer("attention", degree.float().reciprocal())
+        self._order = torch.arange(head.shape[0], device=graph.device)
+
+    @property
+    def auxiliary_steps(self) -> int:
+        """Steps of the TransR phase."""
+        return math.ceil(self.relation.shape[0] / self.config.triple_batch)
+
+    def auxiliary_losses(self, step: int, generator: torch.Generator) -> dict[str, Tensor]:
+        """TransR loss of a batch of edges (paper, eq. 2), each beside one with a random tail of its kind."""
+        check_generator(generator, self.device)
+        n_edges, size = self.relation.shape[0], self.config.triple_batch
+        if step == 0:
+            drawn = torch.randperm(n_edges, generator=generator, device=generator.device)
+            self._order = drawn.to(self.device)
+        edges = self._order[step * size : (step + 1) * size]
+        relation = self.relation.index_select(0, edges)
+        heads, tails = (ends.index_select(0, edges) for ends in (self.pattern.rows, self.pattern.columns))
+        draws = torch.rand(edges.shape, generator=generator, device=generator.device, dtype=torch.float64)
+        n_entities = self.entity_embedding.shape[0]
+        is_user = tails < self.n_users
+        others = (draws.to(self.device) * torch.where(is_user, self.n_users, n_entities)).long()
+        others = torch.where(is_user, others, others + self.n_users)
+        nodes = torch.cat([self.user_embedding, self.entity_embedding])
+        maps = self.relation_map.index_select(0, relation)
+        rows = [torch.bmm(nodes.index_select(0, ids).unsqueeze(1), maps).squeeze(1) for ids in (heads, tails, others)]
+        of_relation = self.relation_embedding.index_select(0, relation)
+        right, wrong = ((rows[0] + of_relation - end).square().sum(1) for end in rows[1:])
+        terms = {"transr": functional.softplus(right - wrong).mean()}
+        if self.config.triple_l2:
+            terms["transr_l2"] = self.config.triple_l2 * losses.l2(*rows, of_relation)
+        return terms
+
+    def after_auxiliary(self) -> None:
+        """Compute the attention of all edges anew."""
+        with torch.no_grad():
+            self.attention = self.edge_attention()
+
+    def edge_attention(self) -> Tensor:
+        """Attention of every edge ``[m]``: softmax by head of ``(W_r e_t)' tanh(W_r e_h + e_r)`` (paper, eq. 4)."""
+        nodes = torch.cat([self.user_embedding, self.entity_embedding])
+        scores = torch.zeros_like(self.attention)
+        for number in range(self.relation_embedding.shape[0]):
+            mapped = nodes @ self.relation_map[number]
+            own = (self.relation == number).nonzero().flatten()
+            heads, tails = (ends.index_select(0, own) for ends in (self.pattern.rows, self.pattern.columns))
+            keys = (mapped.index_select(0, heads) + self.relation_embedding[number]).tanh()
+            scores = scores.index_copy(0, own, (mapped.index_select(0, tails) * keys).sum(1))
+        return segment_softmax(scores, self.pattern.rows, self.pattern.n_rows)
+
+    def draw(self, generator: torch.Generator) -> torch.Generator:
+        """Source of the dropout masks."""
+        return generator
+
+    def training_losses(self, batch: Batch, draws: torch.Generator | None) -> dict[str, Tensor]:
+        """Recommendation loss and L2 of the batch's final rows."""
+        users, items = self.propagated(draws)
+        return self.ranking_losses(users, items, batch)
+
+    def embeddings(self) -> tuple[Tensor, Tensor]:
+        """Final rows of users and items, ``[U, d + d + d/2 + ...]`` and ``[I, ...]``."""
+        return self.comparable(*self.propagated())
+
+    def propagated(self, generator: torch.Generator | None = None) -> tuple[Tensor, Tensor]:
+        """Id embeddings and normalised layers, side by side, of users and items."""
+        nodes = torch.cat([self.user_embedding, self.entity_embedding])
+        layers = [nodes]
+        for aggregator in self.aggregators:
+            nodes = aggregator(nodes, spmm(self.pattern, self.attention, nodes))
+            if generator is not None and self.config.message_dropout:
+                keep = 1 - self.config.message_dropout
+                mask = keep_mask(nodes.shape, keep, generator, self.device, nodes.dtype)
+                nodes = nodes * mask / kept_share(keep)
+            layers.append(functional.normalize(nodes))
+        final = torch.cat(layers, dim=1)
+        return final[: self.n_users], final[self.n_users : self.n_users + self.n_items]
