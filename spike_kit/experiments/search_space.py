@@ -85,6 +85,12 @@ QUALITY_SPACE: dict[str, Space] = {
     "rlmrec_gen": {**_PROPAGATED, **_TEXT, "mask_share": Range(0.05, 0.3)},
     "kgat": {**_SHARED, "layers": (1, 2, 3), "message_dropout": (0.0, 0.1, 0.3)},
     "kgin": {**_SHARED, "layers": (1, 2, 3), "edge_keep": Range(0.3, 1.0), "intents": (2, 4, 8)},
+    "kgcl": {
+        **_PROPAGATED,
+        **_CONTRAST,
+        "view_keep": Range(0.3, 0.9),
+        "interaction_keep": Range(0.4, 0.9),
+    },
     "colakg": {
         **_PROPAGATED,
         "neighbours": (5, 10, 20, 30),

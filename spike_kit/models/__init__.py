@@ -9,6 +9,7 @@ from spike_kit.models.diffkg import DiffKg
 from spike_kit.models.ease import Ease
 from spike_kit.models.itemknn import ItemKnn
 from spike_kit.models.kgat import Kgat
+from spike_kit.models.kgcl import Kgcl
 from spike_kit.models.kgin import Kgin
 from spike_kit.models.kgrec import KgRec
 from spike_kit.models.lightgcl import LightGcl
@@ -32,6 +33,7 @@ MODELS: dict[str, type[Recommender]] = {
     "colakg": CoLaKg,
     "kgat": Kgat,
     "kgin": Kgin,
+    "kgcl": Kgcl,
     "popularity": Popularity,
     "itemknn": ItemKnn,
     "ease": Ease,

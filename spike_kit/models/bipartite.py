@@ -58,6 +58,16 @@ class Bipartite:
         kept = keep_mask((2, *to_users.shape), keep, generator, to_users.device, to_users.dtype)
         return to_users * kept[0], to_items * kept[1]
 
+    def thinned(self, kept: Tensor) -> EdgeWeights:
+        """Weights of the graph of the interactions where ``kept [n]`` is true, with the degrees of that graph."""
+        pattern, present = self.pattern, kept.to(self.weights[0].dtype)
+        degrees = [
+            present.new_zeros(size).index_add(0, ends, present).index_select(0, ends)
+            for ends, size in ((pattern.rows, pattern.n_rows), (pattern.columns, pattern.n_columns))
+        ]
+        weight = present * (degrees[0] * degrees[1]).clamp_min(1).rsqrt()
+        return weight, weight.index_select(0, pattern.transpose_order)
+
 
 class PropagatedConfig(TrainedConfig):
     """Settings that models on the user-item graph share."""

@@ -15,28 +15,16 @@ from torch.nn import functional
 from spike_kit.config import TrainingConfig
 from spike_kit.data.graph import Graph
 from spike_kit.data.vectors import ProfileVectors
-from spike_kit.models import losses
-from spike_kit.models.bipartite import Bipartite, contrast
-from spike_kit.models.layers import check_generator, keep_mask, linear, normalized, random_nodes, xavier_table
-from spike_kit.models.propagation import SparsePattern, dense_rows, segment_softmax, spmm, weighted_spmm
-from spike_kit.models.recommender import Batch, Preset, TrainedConfig, TrainedRecommender
-
-_SLOPE = 0.2
+from spike_kit.models.bipartite import contrast
+from spike_kit.models.layers import check_generator, keep_mask, linear, random_nodes
+from spike_kit.models.propagation import dense_rows, spmm
+from spike_kit.models.recommender import Batch, Preset
+from spike_kit.models.relational_gat import RelationalGat, RelationalGatConfig
 
 
-class DiffKgConfig(TrainedConfig):
+class DiffKgConfig(RelationalGatConfig):
     """Settings of DiffKG."""
 
-    layers: int = Field(default=2, ge=1)
-    """Propagation layers over the user-item graph (SSLRec: 2)."""
-    kg_layers: int = Field(default=2, ge=1)
-    """Attention layers over the knowledge graph (SSLRec: 2, the authors: 1)."""
-    per_head: int = Field(default=10, ge=1)
-    """Most edges per head entity, drawn once (SSLRec: 10)."""
-    residual: float = Field(default=0.5, ge=0)
-    """Weight of what the layers before gave, res_lambda (SSLRec: 0.5)."""
-    message_dropout: float = Field(default=0.0, ge=0, le=0.99)
-    """Dropout of entities between attention layers."""
     edge_keep: float = Field(default=0.5, gt=0, le=1)
     """Share of the denoised graph's edges kept in a step (SSLRec: 0.5, the authors: 0.1)."""
     predict_on: Literal["original", "denoised"] = "original"
@@ -64,9 +52,6 @@ class DiffKgConfig(TrainedConfig):
     """Tails kept per head in the denoised graph (SSLRec: 1)."""
     denoiser_batch: int = Field(default=1024, ge=1)
     """Entities per step of the diffusion phase."""
-    l2_on: Literal["batch", "all"] = "batch"
-    """L2 of the batch's id embeddings (half the squares, divided by the batch size), or squares of all parameters but
-    the denoiser's (SSLRec)."""
 
 
 @dataclass(frozen=True)
@@ -133,7 +118,7 @@ class Denoiser(nn.Module):
         return predicted
 
 
-class DiffKg(TrainedRecommender[DiffKgConfig]):
+class DiffKg(RelationalGat[DiffKgConfig]):
     """Attention over the knowledge graph, LightGCN on top, and a second view on a denoised knowledge graph.
 
     Every epoch begins with a phase of its own: the denoiser learns to restore rows of the entity-entity matrix, then
@@ -143,7 +128,6 @@ class DiffKg(TrainedRecommender[DiffKgConfig]):
 
     title: ClassVar = "DiffKG"
     config_class: ClassVar = DiffKgConfig
-    global_terms: ClassVar = frozenset({"l2_all"})
     presets: ClassVar = {
         "recommended": Preset(DiffKgConfig(), TrainingConfig(learning_rate=5e-3)),
         "reference": Preset(DiffKgConfig(l2_on="all"), TrainingConfig(epochs=50, batch_size=1024)),
@@ -158,37 +142,12 @@ class DiffKg(TrainedRecommender[DiffKgConfig]):
         vectors: ProfileVectors | None,  # noqa: ARG002 (one signature for all models)
         generator: torch.Generator,
     ) -> None:
-        super().__init__()
-        self.config = config
-        self.n_items = graph.n_items
-        options = config.dim, generator, graph.device
-        self.user_embedding = xavier_table(graph.n_users, *options)
-        self.entity_embedding = xavier_table(graph.n_entities, *options)
-        self.relation_embedding = xavier_table(2 * graph.n_relations, *options)
-        self.attention_weight = xavier_table(2 * config.dim, *options)
+        super().__init__(config, graph, generator)
         self.denoiser = Denoiser(graph.n_entities, config, generator, graph.device)
-        self.bipartite = Bipartite(graph)
         self.schedule = Schedule.of(config)
-        # The first relation of each pair of entities; edges are sorted by head, then tail.
-        order = torch.argsort(graph.head * graph.n_entities + graph.tail, stable=True)
-        keys = (graph.head * graph.n_entities + graph.tail).index_select(0, order)
-        first = torch.cat([torch.ones_like(keys[:1], dtype=torch.bool), keys[1:] != keys[:-1]])
-        self.places, self.n_edges = order.index_select(0, first.nonzero().flatten()), graph.n_edges
-        columns = graph.head, graph.relation, graph.tail
-        self.head, self.relation, self.tail = (x.index_select(0, self.places) for x in columns)
-        self.pattern = SparsePattern(self.head, self.tail, graph.n_entities, graph.n_entities)
-        self.original = self._some_per_head(generator)
         kept = torch.ones(self.head.shape, dtype=torch.bool, device=graph.device)
         self.register_buffer("kept_edges", kept)
         self._order = torch.arange(graph.n_entities, device=graph.device)
-
-    def _some_per_head(self, generator: torch.Generator) -> Tensor:
-        """At most ``per_head`` edges of each head at random, ascending positions."""
-        noise = torch.rand(self.n_edges, generator=generator, dtype=torch.float64).to(self.head.device)
-        order = torch.argsort(self.head.double() + noise.index_select(0, self.places))
-        heads = self.head.index_select(0, order)
-        rank = torch.ones_like(heads).cumsum(0) - 1 - self.pattern.row_pointer.index_select(0, heads)
-        return order.index_select(0, (rank < self.config.per_head).nonzero().flatten()).sort().values
 
     @property
     def auxiliary_steps(self) -> int:
@@ -225,7 +184,7 @@ class DiffKg(TrainedRecommender[DiffKgConfig]):
         views = [self.view(edges, draws.generator) for edges in (self.original, denoised)]
         if config.predict_on == "denoised":
             views.reverse()
-        terms = self.recommendation_losses(*views[0], batch) | self._penalties(batch)
+        terms = self.recommendation_losses(*views[0], batch) | self.penalties(batch)
         if config.contrast_weight:
             sides = zip(*views, (batch.users, batch.positives), strict=True)
             parts = [contrast(one, other, ids, config.contrast_temperature) for one, other, ids in sides]
@@ -236,41 +195,6 @@ class DiffKg(TrainedRecommender[DiffKgConfig]):
         """Final rows of users ``[U, d]`` and items ``[I, d]`` on the graph of `predict_on`."""
         edges = self._denoised() if self.config.predict_on == "denoised" else self.original
         return self.comparable(*self.view(edges))
-
-    def view(self, edges: Tensor, generator: torch.Generator | None = None) -> tuple[Tensor, Tensor]:
-        """Users ``[U, d]`` and items ``[I, d]`` with the edges at ascending positions ``[k]``."""
-        items = self.entities(edges, generator)[: self.n_items]
-        return self.bipartite.propagate(self.user_embedding, items, self.config.layers)
-
-    def entities(self, edges: Tensor, generator: torch.Generator | None = None) -> Tensor:
-        """Entities ``[E, d]`` after the attention layers over some edges."""
-        entities: Tensor = self.entity_embedding
-        total = entities
-        for _ in range(self.config.kg_layers):
-            entities = self.aggregate(entities, edges)
-            mask = None
-            if generator is not None and self.config.message_dropout:
-                keep = 1 - self.config.message_dropout
-                mask = keep_mask(entities.shape, keep, generator, self.device, entities.dtype)
-            entities = normalized(entities, mask)
-            total = self.config.residual * total + entities
-        return total
-
-    def aggregate(self, entities: Tensor, edges: Tensor) -> Tensor:
-        """Attention-weighted tails plus the entity itself, ``[E, d]``, before normalisation."""
-        heads, tails = self.head.index_select(0, edges), self.tail.index_select(0, edges)
-        pattern = SparsePattern(heads, tails, entities.shape[0], entities.shape[0])
-        return weighted_spmm(pattern, self.attention(entities, edges), entities) + entities
-
-    def attention(self, entities: Tensor, edges: Tensor) -> Tensor:
-        """Attention of edges ``[k]``: softmax over those of a head of ``LeakyReLU <[e_h; e_t] W, r>``."""
-        n_rows = self.relation_embedding.shape[0]
-        relation, scores = self.relation.index_select(0, edges), []
-        for ends, part in zip((self.head, self.tail), self.attention_weight.chunk(2), strict=True):
-            by_relation = (entities @ part) @ self.relation_embedding.T
-            scores.append(by_relation.flatten().index_select(0, ends.index_select(0, edges) * n_rows + relation))
-        logits = functional.leaky_relu(scores[0] + scores[1], _SLOPE)
-        return segment_softmax(logits, self.head.index_select(0, edges), entities.shape[0])
 
     def noised(self, rows: Tensor, steps: Tensor, noise: Tensor) -> Tensor:
         """Clean rows ``[n, E]`` after ``steps [n]`` of diffusion with Gaussian ``noise [n, E]``."""
@@ -320,15 +244,3 @@ class DiffKg(TrainedRecommender[DiffKgConfig]):
     def _constant(self, values: np.ndarray, steps: Tensor) -> Tensor:
         """Constants of the schedule at steps ``[n]``, ``[n, 1]`` float32."""
         return torch.from_numpy(values).float().to(self.device).index_select(0, steps).unsqueeze(1)
-
-    def _penalties(self, batch: Batch) -> dict[str, Tensor]:
-        config = self.config
-        if not config.l2:
-            return {}
-        tables = self.user_embedding, self.entity_embedding, self.relation_embedding, self.attention_weight
-        if config.l2_on == "all":
-            return {"l2_all": config.l2 * torch.stack([table.square().sum() for table in tables]).sum()}
-        rows = [tables[0].index_select(0, batch.users), tables[1].index_select(0, batch.positives)]
-        if config.loss == "bpr":
-            rows.append(tables[1].index_select(0, batch.negatives))
-        return {"l2": config.l2 * losses.l2(*rows)}

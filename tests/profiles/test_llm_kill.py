@@ -25,7 +25,7 @@ from tests.profiles.llm_server import Gate, ScriptedServer, distinct_world, gene
 SUBJECTS = 124
 CONCURRENCY = 8
 KILLS = 20
-SETTLED = 0.8
+SETTLED = 2.0
 """Seconds after which an answer that was sent must be on the client's disk."""
 
 CLIENT = """
