@@ -17,6 +17,7 @@ from tyro.conf import OmitArgPrefixes, Positional
 
 from spike_kit import distributed, doctor, paths
 from spike_kit.cli_bench import Bench
+from spike_kit.cli_compare import Compare
 from spike_kit.cli_figures import Figures
 from spike_kit.cli_options import OnDevice
 from spike_kit.cli_profiles import ImportProfiles, ImportVectors, JudgeProfiles, Profile, Quality
@@ -275,6 +276,7 @@ COMMANDS: dict[str, Any] = {
     "train": Train,
     "search": Search,
     "evaluate": Evaluate,
+    "compare": Compare,
     "figures": Figures,
     "demo": Demo,
     "bench": Bench,

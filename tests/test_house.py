@@ -31,6 +31,7 @@ FLOORS = (
         "cli_options",
         "cli_profiles",
         "cli_bench",
+        "cli_compare",
         "cli_figures",
         "cli_search",
         "cli",

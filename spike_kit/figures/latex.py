@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import pandas as pd
 
@@ -30,7 +30,12 @@ def latex_text(text: str) -> str:
     return "".join(_ESCAPES.get(character, character) for character in " ".join(text.split()))
 
 
-def latex_table(table: pd.DataFrame, metrics: Sequence[str] = HEADLINE, digits: int = 4) -> str:
+def latex_table(
+    table: pd.DataFrame,
+    metrics: Sequence[str] = HEADLINE,
+    digits: int = 4,
+    marks: Mapping[str, Mapping[str, str]] | None = None,
+) -> str:
     """Format a results table: mean +- sd, the best mean of each column bold, the second underlined.
 
     Parameters
@@ -41,6 +46,8 @@ def latex_table(table: pd.DataFrame, metrics: Sequence[str] = HEADLINE, digits: 
         Columns.
     digits
         Digits after the point; the best is chosen before rounding, and equal means share the mark.
+    marks
+        Significance marks by metric, then by model.
 
     Returns
     -------
@@ -60,6 +67,8 @@ def latex_table(table: pd.DataFrame, metrics: Sequence[str] = HEADLINE, digits: 
             text = f"{row[name]:.{digits}f}"
             rank = ranks[name].iloc[int(str(place))]
             text = rf"\textbf{{{text}}}" if rank == 1 else rf"\underline{{{text}}}" if rank == 2 else text
+            sign = (marks or {}).get(name, {}).get(str(row["model"]), "")
+            text += rf"\textsuperscript{{{latex_text(sign)}}}" if sign else ""
             spread = row.get(f"{name} sd", float("nan"))
             cells.append(text if pd.isna(spread) else rf"{text} {{\scriptsize $\pm$ {spread:.{digits}f}}}")
         lines.append(" & ".join(cells) + r" \\")

@@ -1,0 +1,70 @@
+"""The command that says which model is better, by how much, and whether chance explains it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from tyro.conf import Positional
+
+from spike_kit import paths, runs, storage
+from spike_kit.data.study import Study
+from spike_kit.errors import DataError
+from spike_kit.evaluation.comparison import HYPOTHESES, comparison_markdown, comparison_table
+from spike_kit.evaluation.tables import HEADLINE, results_table
+from spike_kit.experiments.run import finished_runs
+from spike_kit.figures.latex import latex_table
+from spike_kit.runs import Run
+
+
+@dataclass(frozen=True, kw_only=True)
+class Compare:
+    """Compare finished runs with one of them: paired tests, effect sizes, intervals; as text, CSV, Markdown, LaTeX.
+
+    Nothing is trained. Runs that differ in the seed only count as one model.
+    """
+
+    runs: Positional[tuple[str, ...]] = ("ml-100k",)
+    """Run folders, by name or path; or one data set, for all of its finished runs."""
+    metric: str = "ndcg@20"
+    """Metric of the tests."""
+    split: Literal["test", "valid"] = "test"
+    """Split of the results."""
+    reference: str = ""
+    """Label of the model to compare with, as the table shows it; default: the best on validation."""
+    folder: Path | None = None
+    """Where the files are written; default: figures/."""
+
+    def __call__(self) -> None:
+        """Print the table and the null hypotheses, and write the files."""
+        found = self._found()
+        table = comparison_table(found, self.metric, self.split, self.reference)
+        text = comparison_markdown(table, self.metric)
+        reference, dataset = table.attrs["reference"], found[0].config["dataset"]
+        said = f"{dataset}, {self.split} split; compared with {reference}"
+        print(f"{said}\n\n{text}\n\n{HYPOTHESES}\n")
+        marks = dict(zip(table["model"], table["mark"], strict=True))
+        contents = {
+            "csv": table.to_csv(index=False),
+            "md": f"{said}\n\n{text}\n\n{HYPOTHESES}\n",
+            "tex": latex_table(results_table(found, self.split), HEADLINE, marks={self.metric: marks}),
+        }
+        for ending, content in contents.items():
+            file = (self.folder or paths.figures_root()) / f"comparison-{dataset}-{self.split}.{ending}"
+            with storage.atomic_file(file) as temporary:
+                temporary.write_text(content, encoding="utf-8")
+            print(f"written    {paths.shown(file)}")
+
+    def _found(self) -> list[Run]:
+        folders = [self._folder(name) for name in self.runs]
+        if None not in folders:
+            return [Run(folder) for folder in folders if folder is not None]
+        if len(self.runs) == 1:
+            return finished_runs(Study.open(self.runs[0]))
+        missing = next(name for name, folder in zip(self.runs, folders, strict=True) if folder is None)
+        raise DataError(f"there is no finished run {missing!r}", f"run folders are in {paths.shown(paths.runs_root())}")
+
+    def _folder(self, name: str) -> Path | None:
+        candidates = paths.runs_root() / name, Path(name)
+        return next((folder for folder in candidates if (folder / runs.METRICS).is_file()), None)
