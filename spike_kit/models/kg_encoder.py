@@ -82,8 +82,7 @@ class KgEncoder(TrainedRecommender[ConfigT]):
         self.user_embedding = xavier_table(graph.n_users, *options)
         self.entity_embedding = xavier_table(graph.n_entities, *options)
         self.relation_embedding = xavier_table(2 * graph.n_relations, *options)
-        if config.attention == "attention":
-            self.attention_weight = xavier_table(config.dim, *options)
+        self.attention_weight = xavier_table(config.dim, *options)
         self.interactions = SparsePattern(graph.train_user, graph.train_item, graph.n_users, graph.n_entities)
         self.edges = RelationalEdges.of(graph, config.dim, config.heads, self._budget)
         last = 2 * graph.n_relations - 1 if config.skip_last_relation and graph.n_relations else None

@@ -49,6 +49,8 @@ class Kgin(KgEncoder[KginConfig]):
         generator: torch.Generator,
     ) -> None:
         super().__init__(config, graph, generator)
+        if config.attention == "mean":
+            del self.attention_weight  # no loss of this model would reach it
         self.intent_embedding = xavier_table(config.intents, config.dim, generator, graph.device)
         self.intent_relations = xavier_table(config.intents, 2 * graph.n_relations, generator, graph.device)
 
