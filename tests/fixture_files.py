@@ -8,6 +8,9 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from spike_kit.data.graph import Graph
+from spike_kit.models.recommender import Batch
+
 TOLERANCE = 2e-5
 """Largest difference allowed, relative to the largest absolute value of the array."""
 
@@ -44,3 +47,20 @@ def positions(columns: tuple[torch.Tensor, ...], rows: np.ndarray) -> torch.Tens
     """Where the rows stand in a table given by its columns."""
     known = {key: place for place, key in enumerate(zip(*(column.tolist() for column in columns), strict=True))}
     return torch.tensor([known[tuple(row)] for row in rows.tolist()])
+
+
+def batch_of(fixture: Fixture) -> Batch:
+    """The batch of a file."""
+    return Batch(fixture.tensor("batch.users"), fixture.tensor("batch.pos"), fixture.tensor("batch.neg"))
+
+
+def graph_of(fixture: Fixture) -> Graph:
+    """Interactions and knowledge graph of a file that has one."""
+    return Graph.from_arrays(
+        n_users=fixture.integer("input.n_users"),
+        n_items=fixture.integer("input.n_items"),
+        n_entities=fixture.integer("input.n_entities"),
+        n_relations=fixture.integer("input.n_relations"),
+        interactions=fixture.arrays["input.train"],
+        triples=fixture.arrays["input.kg"],
+    )

@@ -16,10 +16,10 @@ from spike_kit.models.bprmf import BprMf, BprMfConfig
 from spike_kit.models.colakg import CoLaKg, CoLaKgConfig, CoLaKgDraws
 from spike_kit.models.lightgcl import LightGcl, LightGclConfig
 from spike_kit.models.lightgcn import LightGcn
-from spike_kit.models.recommender import Batch, TrainedRecommender
+from spike_kit.models.recommender import TrainedRecommender
 from spike_kit.models.rlmrec import RlmRecCon, RlmRecConConfig, RlmRecGen, RlmRecGenConfig, RlmRecGenDraws
 from spike_kit.models.sgl import Sgl, SglConfig, SglDraws
-from tests.fixture_files import Fixture, assert_close
+from tests.fixture_files import Fixture, assert_close, batch_of
 
 VARIANTS = ("off", "sampled")
 TABLES = ("user_embedding", "item_embedding")
@@ -50,10 +50,6 @@ def graph_of(fixture: Fixture) -> Graph:
         interactions=fixture.arrays["input.train"],
         triples=np.empty((0, 3), dtype=np.int64),
     )
-
-
-def batch_of(fixture: Fixture) -> Batch:
-    return Batch(fixture.tensor("batch.users"), fixture.tensor("batch.pos"), fixture.tensor("batch.neg"))
 
 
 def built(

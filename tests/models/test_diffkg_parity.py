@@ -8,10 +8,8 @@ import numpy as np
 import pytest
 import torch
 
-from spike_kit.data.graph import Graph
 from spike_kit.models.diffkg import DiffKg, DiffKgConfig, DiffKgDraws
-from spike_kit.models.recommender import Batch
-from tests.fixture_files import Fixture, assert_close, positions
+from tests.fixture_files import Fixture, assert_close, batch_of, graph_of, positions
 
 PARAMETERS = {
     "user_embedding": "user_embedding",
@@ -35,14 +33,7 @@ def fixture() -> Fixture:
 
 
 def build(fixture: Fixture, predict_on: Literal["original", "denoised"] = "original") -> DiffKg:
-    graph = Graph.from_arrays(
-        n_users=fixture.integer("input.n_users"),
-        n_items=fixture.integer("input.n_items"),
-        n_entities=fixture.integer("input.n_entities"),
-        n_relations=fixture.integer("input.n_relations"),
-        interactions=fixture.arrays["input.train"],
-        triples=fixture.arrays["input.kg"],
-    )
+    graph = graph_of(fixture)
     config = DiffKgConfig(
         dim=fixture.integer("hp.embedding_size"),
         layers=fixture.integer("hp.layer_num"),
@@ -78,10 +69,6 @@ def build(fixture: Fixture, predict_on: Literal["original", "denoised"] = "origi
 def places(fixture: Fixture, model: DiffKg, rows: str) -> torch.Tensor:
     """Where edges of the file stand among the model's."""
     return positions((model.head, model.relation, model.tail), fixture.arrays[rows])
-
-
-def batch_of(fixture: Fixture) -> Batch:
-    return Batch(fixture.tensor("batch.users"), fixture.tensor("batch.pos"), fixture.tensor("batch.neg"))
 
 
 def compare_gradients(model: DiffKg, fixture: Fixture, names: dict[str, str], prefix: str) -> None:

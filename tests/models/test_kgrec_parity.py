@@ -6,10 +6,8 @@ import numpy as np
 import pytest
 import torch
 
-from spike_kit.data.graph import Graph
 from spike_kit.models.kgrec import KgRec, KgRecConfig, KgRecDraws, most
-from spike_kit.models.recommender import Batch
-from tests.fixture_files import Fixture, assert_close, positions
+from tests.fixture_files import Fixture, assert_close, batch_of, graph_of, positions
 
 VARIANTS = ("off", "sampled")
 PARAMETERS = {
@@ -35,14 +33,7 @@ def fixture() -> Fixture:
 
 
 def build(fixture: Fixture) -> KgRec:
-    graph = Graph.from_arrays(
-        n_users=fixture.integer("input.n_users"),
-        n_items=fixture.integer("input.n_items"),
-        n_entities=fixture.integer("input.n_entities"),
-        n_relations=fixture.integer("input.n_relations"),
-        interactions=fixture.arrays["input.train"],
-        triples=fixture.arrays["input.kg"],
-    )
+    graph = graph_of(fixture)
     config = KgRecConfig(
         skip_last_relation=True,
         dim=fixture.integer("hp.embedding_size"),
@@ -86,10 +77,6 @@ def draws_of(fixture: Fixture, model: KgRec, variant: str) -> KgRecDraws:
         view_interactions=positions(trained, fixture.arrays[f"given.{variant}.cl_ui_edges"]),
         permutation=fixture.tensor(f"given.{variant}.cl_permutation"),
     )
-
-
-def batch_of(fixture: Fixture) -> Batch:
-    return Batch(fixture.tensor("batch.users"), fixture.tensor("batch.pos"), fixture.tensor("batch.neg"))
 
 
 def test_kgrec_parity_forward(fixture: Fixture) -> None:

@@ -5,11 +5,9 @@ from __future__ import annotations
 import pytest
 import torch
 
-from spike_kit.data.graph import Graph
 from spike_kit.data.vectors import ProfileVectors
-from spike_kit.models.recommender import Batch
 from spike_kit.models.spike import RELEASED_CODE, Spike, SpikeDraws
-from tests.fixture_files import Fixture, assert_close, positions
+from tests.fixture_files import Fixture, assert_close, batch_of, graph_of, positions
 
 PARAMETERS = {
     "user_embedding": "user_embedding",
@@ -33,14 +31,7 @@ def fixture() -> Fixture:
 
 
 def build(fixture: Fixture, l2: bool = False) -> Spike:
-    graph = Graph.from_arrays(
-        n_users=fixture.integer("input.n_users"),
-        n_items=fixture.integer("input.n_items"),
-        n_entities=fixture.integer("input.n_entities"),
-        n_relations=fixture.integer("input.n_relations"),
-        interactions=fixture.arrays["input.train"],
-        triples=fixture.arrays["input.kg"],
-    )
+    graph = graph_of(fixture)
     entity_text = torch.cat([fixture.tensor("input.text_item"), fixture.tensor("input.text_aux_entity")])
     config = RELEASED_CODE.replace(
         dim=fixture.integer("hp.embedding_size"),
@@ -61,10 +52,6 @@ def build(fixture: Fixture, l2: bool = False) -> Spike:
     state = {name: fixture.tensor(f"weight.{key}") for key, name in PARAMETERS.items()}
     model.load_state_dict(state, strict=True)
     return model
-
-
-def batch_of(fixture: Fixture) -> Batch:
-    return Batch(fixture.tensor("batch.users"), fixture.tensor("batch.pos"), fixture.tensor("batch.neg"))
 
 
 def draws_of(fixture: Fixture, model: Spike, variant: str) -> SpikeDraws:
