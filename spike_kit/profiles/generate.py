@@ -258,11 +258,15 @@ class Generation:
     def _flaws(self, store: Store) -> tuple[int, int]:
         """Profiles that are filled in, and that are longer than they should be."""
         filled = sum(self._missing(subject) for subject in SUBJECTS)
-        rows = [row for subject in SUBJECTS for row in self._rows[subject].tolist() if row]
-        return filled, store.with_problem("too_long", rows)
+        return filled, store.with_problem("too_long", self._used())
+
+    def _used(self) -> list[int]:
+        """Rows of the answers that the table is written from."""
+        return [row for subject in SUBJECTS for row in self._rows[subject].tolist() if row]
 
     def _batches(self, store: Store) -> Iterator[pd.DataFrame]:
-        """Rows of the profiles table."""
+        """Rows of the profiles table. A stand-in is as old as the newest answer: the same answers give the same table."""
+        created = store.newest(self._used()) or now()
         for subject in SUBJECTS:
             ids = self.study.expected_ids(subject)
             for start in range(0, len(ids), _CHUNK):
@@ -273,18 +277,18 @@ class Generation:
                     name: [] for name in ("text", "prompt_sha256", "model", "usage", "created")
                 }
                 for number, row in zip(numbers, rows, strict=True):
-                    values = details[row] if row else self._stand_in(subject, number)
+                    values = details[row] if row else self._stand_in(subject, number, created)
                     for name, value in zip(columns, values, strict=True):
                         columns[name].append(value)
                 subjects = [subject] * len(numbers)
                 yield pd.DataFrame({"subject": subjects, "id": numbers, **columns})
 
-    def _stand_in(self, subject: str, number: int) -> list[str]:
+    def _stand_in(self, subject: str, number: int, created: str) -> list[str]:
         """Row of a profile that the model did not write: the template's, or a fixed text where nothing is known."""
         if not self.writer.has_material(subject, number):
-            return [UNKNOWN_TASTE, sha256_text(UNKNOWN_TASTE), _NOT_ASKED, "{}", now()]
+            return [UNKNOWN_TASTE, sha256_text(UNKNOWN_TASTE), _NOT_ASKED, "{}", created]
         text = self._template[subject, number]
-        return [text, sha256_text(text), REPRODUCIBLE_SOURCE, FILLED, now()]
+        return [text, sha256_text(text), REPRODUCIBLE_SOURCE, FILLED, created]
 
     def _provenance(self, filled: int, too_long: int) -> dict[str, Any]:
         return {

@@ -165,6 +165,10 @@ class Store:
         """Row, text, prompt_sha256, model, usage and creation time of answers."""
         return self._by_row("row, text, prompt_sha256, model, usage, created", rows)
 
+    def newest(self, rows: Sequence[int]) -> str | None:
+        """Creation time of the answer among these that was stored last."""
+        return next((created for (created,) in self._by_row("created", [max(rows)])), None) if rows else None
+
     def _by_row(self, columns: str, rows: Sequence[int]) -> Iterator[tuple[Any, ...]]:
         for start in range(0, len(rows), _ROWS_AT_A_TIME):
             part = rows[start : start + _ROWS_AT_A_TIME]

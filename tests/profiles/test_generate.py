@@ -180,6 +180,17 @@ def test_it_works_inside_a_running_event_loop() -> None:
         assert asyncio.run(notebook())
 
 
+class Clock:
+    """A time that is a second later at every look."""
+
+    def __init__(self) -> None:
+        self.seconds = 0
+
+    def __call__(self) -> str:
+        self.seconds += 1
+        return f"2026-01-01T{self.seconds // 3600:02}:{self.seconds // 60 % 60:02}:{self.seconds % 60:02}+00:00"
+
+
 def run_again(study: Study, base_url: str, **settings: Any) -> Progress:
     progress = Progress()
     outcome = generation(study, base_url, **settings).run(progress)
@@ -187,7 +198,10 @@ def run_again(study: Study, base_url: str, **settings: Any) -> Progress:
     return progress
 
 
-def test_nothing_is_asked_twice_and_nothing_is_forgotten() -> None:
+def test_nothing_is_asked_twice_and_nothing_is_forgotten(monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = Clock()
+    for module in ("generate", "store"):
+        monkeypatch.setattr(f"spike_kit.profiles.{module}.now", clock)
     study = tiny_study()
     with served() as server:
         assert run_again(study, server.base_url).calls == 15
