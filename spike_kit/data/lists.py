@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Container, Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -78,3 +79,89 @@ def read_given_lists(files: Mapping[str, Path], work: Workspace) -> pd.DataFrame
             "split": pd.Series(np.repeat(np.array(splits, dtype=object), sizes), dtype="str"),
         }
     )
+
+
+@dataclass(frozen=True)
+class MappedSplit:
+    """A split in mapped ids, as CoLaKG writes it, brought back to raw ids.
+
+    Attributes
+    ----------
+    rows
+        user, item, split (train or test), raw ids.
+    users, items
+        Raw ids in the order of the mapped ones.
+    """
+
+    rows: pd.DataFrame
+    users: list[str]
+    items: list[str]
+
+
+def read_mapped_split(folder: Path, work: Workspace, licence: str, origin: str) -> MappedSplit:
+    """Read ``train.txt`` and ``test.txt`` with ``user_map.txt`` and ``item_map.txt``, and register them as sources.
+
+    Raises
+    ------
+    DataError
+        If a file is not readable, or a line is bad (unless bad rows are skipped).
+    """
+    names = ("user_map.txt", "item_map.txt", "train.txt", "test.txt")
+    for name in names:
+        check_readable(folder / name)
+        work.register(folder / name, licence, origin)
+    users, items = _read_map(folder / names[0], work), _read_map(folder / names[1], work)
+    train = _read_split(folder / names[2], users, items, "user_map.txt", "item_map.txt", work)
+    known_users, known_items = ({row[place] for row in train} for place in (0, 1))
+    test = _read_split(folder / names[3], known_users, known_items, "train.txt", "train.txt", work)
+    rows = [(users[user], items[item], "train") for user, item in train]
+    rows += [(users[user], items[item], "test") for user, item in test]
+    return MappedSplit(
+        pd.DataFrame(rows, columns=["user", "item", "split"], dtype="str"),
+        [users[mapped] for mapped in sorted(users)],
+        [items[mapped] for mapped in sorted(items)],
+    )
+
+
+def _read_map(path: Path, work: Workspace) -> dict[int, str]:
+    """Read lines of a raw id and the id it is mapped to: raw ids by mapped ids."""
+    found: dict[int, str] = {}
+    raw_ids: set[int] = set()
+    for number, ids in read_lists(path, work):
+        problem = ""
+        if len(ids) != 2:
+            problem = f"it holds {len(ids)} numbers, expected a raw and a mapped id"
+        elif ids[0] in raw_ids or ids[1] in found:
+            problem = f"the id {ids[0] if ids[0] in raw_ids else ids[1]} stands in an earlier line, too"
+        if problem:
+            work.bad(f"{path} line {number}", problem, "correct the line")
+            continue
+        raw_ids.add(ids[0])
+        found[ids[1]] = str(ids[0])
+    return found
+
+
+def _read_split(
+    path: Path,
+    users: Container[int],
+    items: Container[int],
+    users_from: str,
+    items_from: str,
+    work: Workspace,
+) -> list[tuple[int, int]]:
+    """Read lines ``user item item ...``; those whose user or item is unknown are bad."""
+    rows: list[tuple[int, int]] = []
+    seen: set[int] = set()
+    for number, (user, *held) in read_lists(path, work):
+        where = f"{path} line {number}"
+        if user in seen:
+            work.bad(where, f"user {user} has a line already", "join the lines")
+            continue
+        seen.add(user)
+        if user not in users:
+            work.bad(where, f"user {user} is not in {users_from}", "correct the line")
+            continue
+        if unknown := [item for item in held if item not in items]:
+            work.bad(where, f"item {unknown[0]} is not in {items_from}", "correct the line", len(unknown))
+        rows += [(user, item) for item in held if item in items]
+    return rows

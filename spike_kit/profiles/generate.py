@@ -265,7 +265,7 @@ class Generation:
         return [row for subject in SUBJECTS for row in self._rows[subject].tolist() if row]
 
     def _batches(self, store: Store) -> Iterator[pd.DataFrame]:
-        """Rows of the profiles table. A stand-in is as old as the newest answer: the same answers give the same table."""
+        """Rows of the profiles table; a stand-in is as old as the newest answer, so equal answers give equal tables."""
         created = store.newest(self._used()) or now()
         for subject in SUBJECTS:
             ids = self.study.expected_ids(subject)

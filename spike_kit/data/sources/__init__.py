@@ -3,7 +3,18 @@
 from __future__ import annotations
 
 from spike_kit.data.recipes import Recipe, Source
-from spike_kit.data.sources import amazon, kgat, lastfm, ml_100k, movielens, recbole, spike_release, tables, yelp
+from spike_kit.data.sources import (
+    amazon,
+    colakg,
+    kgat,
+    lastfm,
+    ml_100k,
+    movielens,
+    recbole,
+    spike_release,
+    tables,
+    yelp,
+)
 from spike_kit.errors import lookup
 
 SOURCES: dict[str, Source] = {
@@ -15,6 +26,7 @@ SOURCES: dict[str, Source] = {
     "recbole": recbole.SOURCE,
     "movielens": movielens.SOURCE,
     "lastfm": lastfm.SOURCE,
+    "ml-1m-colakg": colakg.SOURCE,
     "tables": tables.SOURCE,
 }
 """Every source by its name."""

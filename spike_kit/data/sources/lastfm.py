@@ -6,13 +6,12 @@ The split of CoLaKG (Cui et al., SIGIR 2025), ``train.txt`` and ``test.txt`` wit
 
 from __future__ import annotations
 
-from collections.abc import Container
 from pathlib import Path
 
 import pandas as pd
 from pydantic import Field as Setting
 
-from spike_kit.data.lists import read_lists
+from spike_kit.data.lists import read_mapped_split
 from spike_kit.data.recipes import Published, Recipe, Source
 from spike_kit.data.reorganize import BuildConfig
 from spike_kit.data.workspace import Delimited, Field, Workspace, check_readable
@@ -88,76 +87,22 @@ def _read_tags(folder: Path, min_taggers: int, work: Workspace) -> None:
 
 def _read_given(folder: Path, work: Workspace) -> None:
     """Read the split of CoLaKG; users and items are put in the order of its ids."""
-    names = ("user_map.txt", "item_map.txt", "train.txt", "test.txt")
-    for name in names:
-        check_readable(folder / name)
-        work.register(folder / name, SPLIT_LICENCE, SPLIT_ORIGIN)
-    users, items = _read_map(folder / names[0], work), _read_map(folder / names[1], work)
-    train = _read_split(folder / names[2], users, items, "user_map.txt", "item_map.txt", work)
-    known_users, known_items = ({row[place] for row in train} for place in (0, 1))
-    test = _read_split(folder / names[3], known_users, known_items, "train.txt", "train.txt", work)
-    rows = [(users[user], items[item], "train") for user, item in train]
-    rows += [(users[user], items[item], "test") for user, item in test]
-    given = pd.DataFrame(rows, columns=["user", "item", "split"], dtype="str")
-    work.db.register("given", given)
+    given = read_mapped_split(folder, work, SPLIT_LICENCE, SPLIT_ORIGIN)
+    work.db.register("given", given.rows)
     work.db.execute(
         """INSERT INTO interactions ("user", item, split, rating) SELECT "user", item, split, rating FROM given
            LEFT JOIN (SELECT "user", item, max(rating) AS rating FROM raw_listens GROUP BY ALL) USING ("user", item)"""
     )
     work.db.unregister("given")
-    in_order = pd.DataFrame({"user": [users[mapped] for mapped in sorted(users)]}, dtype="str")
+    in_order = pd.DataFrame({"user": given.users}, dtype="str")
     work.put("users", in_order.assign(label="User " + in_order["user"]))
-    wanted = pd.DataFrame({"item": [items[mapped] for mapped in sorted(items)]}, dtype="str")
+    wanted = pd.DataFrame({"item": given.items}, dtype="str")
     wanted["place"] = range(len(wanted))
     work.db.register("wanted", wanted)
     query = """SELECT item, coalesce(label, item) AS label, '' AS description FROM wanted
                LEFT JOIN raw_artists USING (item) ORDER BY place, raw_artists.rowid"""
     work.put("items", work.frame(query))
     work.db.unregister("wanted")
-
-
-def _read_map(path: Path, work: Workspace) -> dict[int, str]:
-    """Read lines of a raw id and the id it is mapped to: raw ids by mapped ids."""
-    found: dict[int, str] = {}
-    raw_ids: set[int] = set()
-    for number, ids in read_lists(path, work):
-        problem = ""
-        if len(ids) != 2:
-            problem = f"it holds {len(ids)} numbers, expected a raw and a mapped id"
-        elif ids[0] in raw_ids or ids[1] in found:
-            problem = f"the id {ids[0] if ids[0] in raw_ids else ids[1]} stands in an earlier line, too"
-        if problem:
-            work.bad(f"{path} line {number}", problem, "correct the line")
-            continue
-        raw_ids.add(ids[0])
-        found[ids[1]] = str(ids[0])
-    return found
-
-
-def _read_split(
-    path: Path,
-    users: Container[int],
-    items: Container[int],
-    users_from: str,
-    items_from: str,
-    work: Workspace,
-) -> list[tuple[int, int]]:
-    """Read lines ``user item item ...``; those whose user or item is unknown are bad."""
-    rows: list[tuple[int, int]] = []
-    seen: set[int] = set()
-    for number, (user, *held) in read_lists(path, work):
-        where = f"{path} line {number}"
-        if user in seen:
-            work.bad(where, f"user {user} has a line already", "join the lines")
-            continue
-        seen.add(user)
-        if user not in users:
-            work.bad(where, f"user {user} is not in {users_from}", "correct the line")
-            continue
-        if unknown := [item for item in held if item not in items]:
-            work.bad(where, f"item {unknown[0]} is not in {items_from}", "correct the line", len(unknown))
-        rows += [(user, item) for item in held if item in items]
-    return rows
 
 
 _SETTINGS = LastfmConfig(min_rating=None, behavioural=True)
