@@ -7,9 +7,10 @@ from dataclasses import dataclass
 
 from tyro.conf import UseAppendAction
 
+from spike_kit import paths
 from spike_kit.cli_options import OnDevice
 from spike_kit.experiments.run import RunConfig
-from spike_kit.experiments.search import search
+from spike_kit.experiments.search import save_tuned, search
 from spike_kit.experiments.search_space import parse_fixed, with_settings
 from spike_kit.profiles.encode import DEFAULT_ENCODER
 from spike_kit.profiles.template import SOURCE
@@ -36,10 +37,14 @@ class Search(OnDevice):
     """Trials in all, those of earlier sittings included."""
     timeout: float | None = None
     """Seconds after which no further trial starts."""
+    trial_seconds: float | None = None
+    """Seconds after which a trial ends with what it reached."""
     target: float | None = None
     """Validation NDCG@20 to reach in the least time; default: search for the highest."""
     fix: UseAppendAction[tuple[str, ...]] = ()
     """A setting that is held fixed, as name=value; may be repeated, for example: --fix loss=bpr --fix epochs=50."""
+    save: bool = False
+    """Keep the best settings as the preset `tuned` of this model and data set."""
     seed: int = 0
     """Seed of the trials: initialisation, batches, negatives, draws, and what is tried."""
     profiles: str = SOURCE
@@ -59,12 +64,21 @@ class Search(OnDevice):
             encoder=self.encoder,
         )
         fixed = with_settings(config, parse_fixed(config, self.fix))
-        result = search(fixed, self.trials, device=device, target=self.target, timeout=self.timeout)
+        result = search(
+            fixed,
+            self.trials,
+            device=device,
+            target=self.target,
+            timeout=self.timeout,
+            trial_seconds=self.trial_seconds,
+        )
         shown = result.trials.head(SHOWN)
         print(shown.to_string(index=False, float_format=lambda number: f"{number:.4g}"))
         if len(result.trials) > len(shown):
             print(f"({len(shown)} best of {len(result.trials)} trials)")
         print(f"\n{train_command(result.config)}")
+        if self.save:
+            print(f"written    {paths.shown(save_tuned(fixed, result, self.trial_seconds))}")
 
 
 def train_command(config: RunConfig) -> str:

@@ -195,11 +195,11 @@ def environment(device: torch.device) -> dict[str, Any]:
         "device": describe_device(device),
         "threads": torch.get_num_threads(),
         "world_size": distributed.size(),
-        "commit": _commit(),
+        "commit": commit(),
     }
 
 
-def _commit() -> str | None:
+def commit() -> str | None:
     """Commit of the checkout this package runs from, with ``+`` if files differ from it; none outside a checkout."""
     root = Path(__file__).resolve().parent.parent
     if not (root / ".git").exists():

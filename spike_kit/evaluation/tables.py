@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import pandas as pd
 
@@ -20,19 +21,26 @@ HEADLINE = ("recall@10", "recall@20", "recall@40", "ndcg@10", "ndcg@20", "ndcg@4
 def run_label(run: Run) -> str:
     """Short name of a run: model, preset unless it is the recommended one, and whatever differs from the usual."""
     config = run.config
-    preset = find_preset(config["model"], config["preset"])
+    usual = config.get("base") or _preset_settings(config["model"], config["preset"])
     title = find_model(config["model"]).title
     name = title if config["preset"] == "recommended" else f"{title} ({config['preset']})"
     changes = []
-    for part, usual in (("model_settings", preset.model), ("training_settings", preset.training)):
-        expected = usual.model_dump(mode="json")
+    for part, expected in usual.items():
         changes += [f"{key}={value}" for key, value in config[part].items() if expected.get(key) != value]
-    for key, usual in (("profiles", SOURCE), ("encoder", DEFAULT_ENCODER)):
-        if config.get(key, usual) != usual:
+    for key, default in (("profiles", SOURCE), ("encoder", DEFAULT_ENCODER)):
+        if config.get(key, default) != default:
             changes.append(f"{key}={config[key]}")
     if config.get("possibly_leaky"):
         changes.append("possibly leaky profiles")
     return f"{name} {', '.join(changes)}" if changes else name
+
+
+def _preset_settings(model: str, preset: str) -> dict[str, dict[str, Any]]:
+    found = find_preset(model, preset)
+    return {
+        "model_settings": found.model.model_dump(mode="json"),
+        "training_settings": found.training.model_dump(mode="json"),
+    }
 
 
 def results_table(

@@ -20,9 +20,10 @@ from spike_kit.data.study import Study
 from spike_kit.devices import free_memory, peak_bytes, reset_peak
 from spike_kit.errors import ConfigError, DataError
 from spike_kit.evaluation.protocol import CUTOFFS, RankingTask, evaluate
+from spike_kit.experiments.tuned import TUNED, read_tuned
 from spike_kit.models import find_model, find_preset
 from spike_kit.models.footprint import Footprint, footprint, gib, leaner_settings
-from spike_kit.models.recommender import ModelConfig, Recommender, TrainedConfig, TrainedRecommender
+from spike_kit.models.recommender import ModelConfig, Preset, Recommender, TrainedConfig, TrainedRecommender
 from spike_kit.profiles import given
 from spike_kit.profiles.encode import DEFAULT_ENCODER, check_fresh
 from spike_kit.profiles.template import SOURCE
@@ -54,6 +55,20 @@ class RunConfig(Config):
     encoder: str = DEFAULT_ENCODER
     """Text encoder of these vectors."""
 
+    def base(self) -> Preset:
+        """Settings before the changes: those of the preset, or of the files that ``tuned`` stands for.
+
+        Raises
+        ------
+        ConfigError
+            If a name is unknown, or nothing was tuned for the data set.
+        """
+        if self.preset != TUNED:
+            return find_preset(self.model, self.preset)
+        found = read_tuned(Path(self.dataset).name, self.model)
+        usual = find_preset(self.model, found.preset)
+        return Preset(usual.model.replace(**found.settings), usual.training.replace(**found.training))
+
     def resolved(self) -> tuple[ModelConfig, TrainingConfig]:
         """Settings of the model and of its training, preset and changes combined.
 
@@ -62,7 +77,7 @@ class RunConfig(Config):
         ConfigError
             If a name or a setting is unknown.
         """
-        preset = find_preset(self.model, self.preset)
+        preset = self.base()
         return preset.model.replace(**self.settings), preset.training.replace(**self.training)
 
 
@@ -300,6 +315,12 @@ def describe(config: RunConfig, study: Study, text: dict[str, Any] | None = None
         "data_sha256": data_version(study),
         "code_sha256": runs.code_version(),
     }
+    if config.preset == TUNED:
+        base = config.base()
+        described["base"] = {
+            "model_settings": base.model.model_dump(mode="json"),
+            "training_settings": base.training.model_dump(mode="json"),
+        }
     if _wants_text(find_model(config.model), settings):
         described |= describe_text(study, config.profiles, config.encoder) if text is None else text
     return described

@@ -20,10 +20,12 @@ from spike_kit import paths, storage
 from spike_kit.data.graph import Graph
 from spike_kit.data.study import Study
 from spike_kit.errors import ConfigError, TrainingError, require
-from spike_kit.evaluation.protocol import RankingTask
-from spike_kit.experiments.run import RunConfig, build_model, check_memory, describe, text_dim
-from spike_kit.experiments.search_space import Space, as_json, chosen, space_of, suggest, with_settings
-from spike_kit.models.recommender import TrainedConfig, TrainedRecommender
+from spike_kit.evaluation.protocol import RankingTask, evaluate
+from spike_kit.experiments.run import RunConfig, build_model, check_memory, data_version, describe, text_dim
+from spike_kit.experiments.search_space import Range, Space, as_json, chosen, space_of, suggest, with_settings
+from spike_kit.experiments.tuned import Tuned, stamp, write_tuned
+from spike_kit.models import find_model
+from spike_kit.models.recommender import ModelConfig, TrainedConfig, TrainedRecommender
 from spike_kit.seeds import stream_seed
 from spike_kit.training import MONITOR, fit
 from spike_kit.training_state import EpochRow
@@ -52,7 +54,7 @@ class SearchResult:
         Its training time; in a search for time, until it reached the target.
     trials
         One row per finished trial, best first: trial, state (complete or pruned), its choices, ``valid_ndcg@20`` (the
-        best it reached), epochs, seconds.
+        best it reached), epochs, seconds, capped (whether the time limit ended it).
     """
 
     config: RunConfig
@@ -78,6 +80,7 @@ def search(
     device: torch.device | str = "cpu",
     target: float | None = None,
     timeout: float | None = None,
+    trial_seconds: float | None = None,
 ) -> SearchResult:
     """Try settings with Optuna's TPE sampler until ``trials`` are done; earlier trials count.
 
@@ -103,6 +106,9 @@ def search(
         the search.
     timeout
         Seconds after which no further trial starts.
+    trial_seconds
+        Seconds after which a trial ends at its next epoch, with the best it reached; it belongs to the identity of the
+        search. A trial that ends so before its first validation is pruned.
 
     Raises
     ------
@@ -115,6 +121,8 @@ def search(
         raise ConfigError(f"{trials} trials were asked for, expected at least 1")
     if timeout is not None and not timeout > 0:
         raise ConfigError(f"the timeout is {timeout} seconds, expected more than 0")
+    if trial_seconds is not None and not trial_seconds > 0:
+        raise ConfigError(f"a trial may take {trial_seconds} seconds, expected more than 0")
     if target is not None and not 0 < target < 1:
         raise ConfigError(f"the target is {target}, expected a validation {MONITOR} between 0 and 1")
     optuna = require("optuna", "search")
@@ -123,6 +131,8 @@ def search(
     key: list[Any] = [describe(config, study), as_json(space)]
     if target is not None:
         key.append({"target": target, "device": str(device), "threads": torch.get_num_threads()})
+    if trial_seconds is not None:
+        key.append({"trial_seconds": trial_seconds})
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     found = optuna.create_study(
         storage=f"sqlite:///{search_path(config, study)}",
@@ -132,19 +142,47 @@ def search(
     )
     done = len(_finished(found))
     seed = stream_seed(config.seed, f"search after {done} trials") % 2**32
-    found.sampler = optuna.samplers.TPESampler(seed=seed, n_startup_trials=max(3, trials // 3), constant_liar=False)
+    trained = issubclass(find_model(config.model), TrainedRecommender)
+    if trained:
+        found.sampler = optuna.samplers.TPESampler(seed=seed, n_startup_trials=max(3, trials // 3), constant_liar=False)
+    else:
+        choices = {name: list(values) for name, values in space.items() if not isinstance(values, Range)}
+        found.sampler, trials = optuna.samplers.GridSampler(choices, seed=0), math.prod(map(len, choices.values()))
     found.pruner = (
         optuna.pruners.MedianPruner(n_startup_trials=3, n_warmup_steps=WARMUP_EPOCHS)
         if target is None
         else optuna.pruners.NopPruner()
     )
-    for start in _starts(config, space):
+    for start in _starts(config, space) if trained else ():
         if not any(_is_of(trial, start) for trial in found.trials):
             found.enqueue_trial(start)
-    objective = _Objective(config, study, space, torch.device(device), target)
+    objective = _Objective(config, study, space, torch.device(device), target, trial_seconds)
     if done < trials:
         found.optimize(objective, n_trials=trials - done, timeout=timeout, callbacks=[_log])
     return _result(config, space, _finished(found), target)
+
+
+def save_tuned(config: RunConfig, result: SearchResult, trial_seconds: float | None) -> Path:
+    """Keep what a search found as the tuned settings of its model and data set; returns the file."""
+    study, trials = Study.open(config.dataset), result.trials
+    return write_tuned(
+        Tuned(
+            model=config.model,
+            dataset=study.name,
+            preset=config.preset,
+            settings=result.settings,
+            training=result.training,
+            valid=round(result.valid, 6),
+            trials=len(trials),
+            pruned=int((trials["state"] == "pruned").sum()),
+            capped=int(trials["capped"].sum()),
+            trial_seconds=trial_seconds,
+            seconds=round(float(trials["seconds"].sum()), 1),
+            seed=config.seed,
+            data_sha256=data_version(study),
+            **stamp(),
+        )
+    )
 
 
 def search_path(config: RunConfig, study: Study) -> Path:
@@ -163,9 +201,16 @@ class _Objective:
     """Trains with what a trial chooses; gives validation NDCG@20 or, with a target, the seconds until it is reached."""
 
     def __init__(
-        self, config: RunConfig, study: Study, space: Space, device: torch.device, target: float | None
+        self,
+        config: RunConfig,
+        study: Study,
+        space: Space,
+        device: torch.device,
+        target: float | None,
+        trial_seconds: float | None,
     ) -> None:
-        self.config, self.study, self.space, self.target = config, study, space, target
+        self.config, self.study, self.space = config, study, space
+        self.target, self.trial_seconds = target, trial_seconds
         self.graph = Graph.from_tables(study.tables).to(device)
         self.validation = RankingTask.from_tables(study.tables, "valid", device)
         self.validation.check()
@@ -174,17 +219,22 @@ class _Objective:
         pruned = require("optuna", "search").TrialPruned
         candidate = with_settings(self.config, suggest(trial, self.space))
         settings, training = candidate.resolved()
-        assert isinstance(settings, TrainedConfig)
+        if not isinstance(settings, TrainedConfig):
+            return self._without_training(trial, candidate, settings)
         dim = text_dim(candidate, self.study, settings)
         check_memory(settings, self.graph, dim, training.batch_size, self.graph.device)
         model = build_model(candidate, self.study, settings, self.graph)
         assert isinstance(model, TrainedRecommender)
         complete = [other for other in _finished(trial.study) if other.state.name == "COMPLETE"]
         fastest = min((other.user_attrs[_REACHED]["seconds"] for other in complete), default=math.inf)
-        reached = {VALID: 0.0, "best_epoch": 0, "epochs": 0, "seconds": 0.0}
+        reached = {VALID: 0.0, "best_epoch": 0, "epochs": 0, "seconds": 0.0, "capped": False}
         started = time.perf_counter()
 
         def report(row: EpochRow) -> None:
+            capped = self.trial_seconds is not None and time.perf_counter() - started > self.trial_seconds
+            if capped and VALID not in row:
+                reached["capped"] = True
+                raise _StopTrial
             if VALID not in row:
                 return
             epoch, value = int(row["epoch"]), row[VALID]
@@ -195,6 +245,9 @@ class _Objective:
                 trial.report(value, epoch)
                 if trial.should_prune():
                     raise pruned
+                if capped:
+                    reached["capped"] = True
+                    raise _StopTrial
             elif value >= self.target or reached["seconds"] > fastest:
                 raise _StopTrial
 
@@ -208,11 +261,22 @@ class _Objective:
         finally:
             trial.set_user_attr(_REACHED, reached)
         if self.target is None:
+            if reached[VALID] == 0 and reached["capped"]:
+                raise pruned
             return reached[VALID]
         if reached[VALID] >= self.target:
             return reached["seconds"]
         trial.report(self.target - reached[VALID], 0)
         raise pruned
+
+    def _without_training(self, trial: Any, candidate: RunConfig, settings: ModelConfig) -> float:
+        """Validation NDCG@20 of a model that has nothing to train."""
+        started = time.perf_counter()
+        model = build_model(candidate, self.study, settings, self.graph)
+        value = evaluate(model, self.validation, (20,))[0][MONITOR]
+        seconds = time.perf_counter() - started
+        trial.set_user_attr(_REACHED, {VALID: value, "best_epoch": 0, "epochs": 0, "seconds": seconds, "capped": False})
+        return value
 
 
 def _finished(found: Any) -> list[Any]:

@@ -50,6 +50,7 @@ _SHARED: Space = {
     "loss": ("bpr", "softmax", "cosine_softmax"),
     "temperature": Range(0.05, 0.5, log=True),
     "l2": (0.0, 1e-6, 1e-5, 1e-4, 1e-3),
+    "batch_size": (2048, 4096, 16_384, 65_536),
 }
 _PROPAGATED: Space = {**_SHARED, "layers": (1, 2, 3, 4)}
 _CONTRAST: Space = {
@@ -104,6 +105,8 @@ QUALITY_SPACE: dict[str, Space] = {
         "matching_weight": Range(0.05, 50.0, log=True),
         "edge_keep": Range(0.3, 1.0),
     },
+    "itemknn": {"neighbours": (20, 50, 100, 200, 500), "shrinkage": (0.0, 10.0, 100.0)},
+    "ease": {"regularisation": (1.0, 10.0, 30.0, 100.0, 300.0, 1000.0, 3000.0)},
 }
 """Space of a search for quality by model; what models share is offered to all of them alike."""
 TIME_SPACE: Space = {
@@ -131,14 +134,18 @@ def space_of(config: RunConfig, timed: bool, given: Space | None = None) -> dict
     Raises
     ------
     ConfigError
-        If the model is not trained, a name or a value is unknown, or nothing is left to search.
+        If the model has nothing to search (for time: is not trained), a name or a value is unknown, nothing is left, or
+        a model without training is given a range.
     """
-    if not issubclass(find_model(config.model), TrainedRecommender):
+    trained = issubclass(find_model(config.model), TrainedRecommender)
+    if not trained and (timed or config.model not in QUALITY_SPACE):
         raise ConfigError(f"model {config.model} has no settings to search", "choose a model that is trained")
     space = given if given is not None else TIME_SPACE if timed else QUALITY_SPACE[config.model]
     left = {name: values for name, values in space.items() if name not in {**config.settings, **config.training}}
     for name, values in left.items():
         options = (values.low, values.high) if isinstance(values, Range) else values
+        if isinstance(values, Range) and not trained:
+            raise ConfigError(f"setting {name!r} of {config.model} is searched by a grid", "give choices, not a range")
         if not options:
             raise ConfigError(f"setting {name!r} has no value to choose from", "give at least one")
         for value in options:

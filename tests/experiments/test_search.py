@@ -277,7 +277,7 @@ def test_every_trained_model_has_a_space_with_the_same_shared_settings() -> None
             start = RunConfig(model=name)
             spaces.append(space_of(start, timed=False))
             assert space_of(start, timed=True) == TIME_SPACE
-    assert len(spaces) == len(QUALITY_SPACE)
+    assert len(spaces) == len(QUALITY_SPACE) - len({"itemknn", "ease"})
     assert all(space[setting] == spaces[0][setting] for space in spaces for setting in shared)
 
 

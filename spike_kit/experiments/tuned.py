@@ -1,0 +1,95 @@
+"""Settings that a search chose, kept beside the code: one small JSON file per data set and model."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from pydantic import Field
+
+from spike_kit import runs, storage
+from spike_kit.config import Config
+from spike_kit.errors import ConfigError
+
+TUNED = "tuned"
+"""Name of the preset that takes the settings of these files."""
+
+ROOT = Path(__file__).parent / "tuned"
+
+
+class Tuned(Config):
+    """Settings of a model for a data set, and the search that chose them (on validation alone)."""
+
+    model: str
+    """Name of the model."""
+    dataset: str
+    """Name of the data set."""
+    preset: str
+    """Named setting that the search started from."""
+    settings: dict[str, Any]
+    """Model settings that differ from it."""
+    training: dict[str, Any]
+    """Training settings that differ from it."""
+    valid: float
+    """Validation NDCG@20 of the best trial."""
+    trials: int = Field(ge=1)
+    """Trials that came to an end."""
+    pruned: int = Field(ge=0)
+    """Those of them that were given up early."""
+    capped: int = Field(ge=0)
+    """Those of them that the time limit ended."""
+    trial_seconds: float | None
+    """Time limit of a trial in seconds."""
+    seconds: float
+    """Seconds of all trials together."""
+    seed: int
+    """Seed of the search."""
+    data_sha256: str
+    """Version of the data set that was searched on."""
+    code_sha256: str
+    """Version of the code that was searched with."""
+    commit: str | None
+    """Its commit; with ``+`` if files differed from it."""
+    date: str
+    """Day of the search."""
+
+
+def tuned_path(dataset: str, model: str) -> Path:
+    """File with the tuned settings of a model for a data set."""
+    return ROOT / dataset / f"{model}.json"
+
+
+def read_tuned(dataset: str, model: str) -> Tuned:
+    """Tuned settings of a model for a data set.
+
+    Raises
+    ------
+    ConfigError
+        If there are none, or the file does not hold what it must.
+    """
+    file = tuned_path(dataset, model)
+    if not file.is_file():
+        raise ConfigError(
+            f"model {model} has no tuned settings for data set {dataset}",
+            f"search for them: spike-kit search --model {model} --dataset {dataset} --save",
+        )
+    values = storage.read_json(file)
+    if not isinstance(values, dict):
+        raise ConfigError(f"{file} holds no settings", "search again with --save")
+    return Tuned.parse(values)
+
+
+def write_tuned(found: Tuned) -> Path:
+    """Write tuned settings, all or nothing; earlier ones are replaced."""
+    file = tuned_path(found.dataset, found.model)
+    with storage.storage_errors(file):
+        file.parent.mkdir(parents=True, exist_ok=True)
+    storage.write_json(file, found.model_dump(mode="json"))
+    return file
+
+
+def stamp() -> dict[str, Any]:
+    """Code version, commit and day, as `Tuned` holds them."""
+    today = datetime.now(UTC).date().isoformat()
+    return {"code_sha256": runs.code_version(), "commit": runs.commit(), "date": today}
