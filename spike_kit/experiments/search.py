@@ -8,7 +8,7 @@ from __future__ import annotations
 import logging
 import math
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -34,6 +34,11 @@ logger = logging.getLogger(__name__)
 
 WARMUP_EPOCHS = 20
 """A trial is not pruned before this epoch; after it, it is when it is below the median of the trials so far."""
+
+SHARES = 18
+"""Where a trial has a time limit, trials are compared after equal time, at each of so many shares of the limit."""
+WARMUP_SHARES = 4
+"""Shares of the limit before which such a trial is not pruned."""
 
 VALID = f"valid_{MONITOR}"
 
@@ -149,7 +154,9 @@ def search(
         choices = {name: list(values) for name, values in space.items() if not isinstance(values, Range)}
         found.sampler, trials = optuna.samplers.GridSampler(choices, seed=0), math.prod(map(len, choices.values()))
     found.pruner = (
-        optuna.pruners.MedianPruner(n_startup_trials=3, n_warmup_steps=WARMUP_EPOCHS)
+        optuna.pruners.MedianPruner(
+            n_startup_trials=3, n_warmup_steps=WARMUP_EPOCHS if trial_seconds is None else WARMUP_SHARES
+        )
         if target is None
         else optuna.pruners.NopPruner()
     )
@@ -210,7 +217,7 @@ class _Objective:
         trial_seconds: float | None,
     ) -> None:
         self.config, self.study, self.space = config, study, space
-        self.target, self.trial_seconds = target, trial_seconds
+        self.target, self.trial_seconds, self._told = target, trial_seconds, 0
         self.graph = Graph.from_tables(study.tables).to(device)
         self.validation = RankingTask.from_tables(study.tables, "valid", device)
         self.validation.check()
@@ -228,7 +235,7 @@ class _Objective:
         complete = [other for other in _finished(trial.study) if other.state.name == "COMPLETE"]
         fastest = min((other.user_attrs[_REACHED]["seconds"] for other in complete), default=math.inf)
         reached = {VALID: 0.0, "best_epoch": 0, "epochs": 0, "seconds": 0.0, "capped": False}
-        started = time.perf_counter()
+        started, self._told = time.perf_counter(), 0
 
         def report(row: EpochRow) -> None:
             capped = self.trial_seconds is not None and time.perf_counter() - started > self.trial_seconds
@@ -242,8 +249,7 @@ class _Objective:
             if value > reached[VALID]:
                 reached.update({VALID: value, "best_epoch": epoch})
             if self.target is None:
-                trial.report(value, epoch)
-                if trial.should_prune():
+                if self._is_worse(trial, epoch, value, reached):
                     raise pruned
                 if capped:
                     reached["capped"] = True
@@ -268,6 +274,21 @@ class _Objective:
             return reached["seconds"]
         trial.report(self.target - reached[VALID], 0)
         raise pruned
+
+    def _is_worse(self, trial: Any, epoch: int, value: float, reached: Mapping[str, float]) -> bool:
+        """Tell Optuna how far a trial is; whether it is to be given up.
+
+        Without a limit trials are compared after equally many epochs. With one, they are after equal time: epochs of
+        large batches are cheap, and would lose every comparison by number.
+        """
+        if self.trial_seconds is None:
+            trial.report(value, epoch)
+            return trial.should_prune()
+        share = int(reached["seconds"] / self.trial_seconds * SHARES)
+        for step in range(self._told, share + 1):
+            trial.report(reached[VALID], step)
+        self._told = max(self._told, share + 1)
+        return trial.should_prune()
 
     def _without_training(self, trial: Any, candidate: RunConfig, settings: ModelConfig) -> float:
         """Validation NDCG@20 of a model that has nothing to train."""

@@ -1,0 +1,374 @@
+"""A grid of experiments: models x data sets x seeds x variants, declared in one small file, done once, resumable.
+
+Every cell is a search or a run. A finished one is found by the hash of everything that went into it and not done again;
+one that was interrupted goes on from its state. Cells are independent processes: on this machine, or on a Ray cluster.
+"""
+
+from __future__ import annotations
+
+import logging
+import tomllib
+from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from contextlib import contextmanager
+from dataclasses import dataclass
+from multiprocessing import get_context
+from pathlib import Path
+from typing import Any, Literal
+
+import pandas as pd
+import torch
+from pydantic import Field
+
+from spike_kit import paths
+from spike_kit.config import Config
+from spike_kit.data.study import Study
+from spike_kit.devices import resolve_device
+from spike_kit.errors import ConfigError, SpikeKitError, require
+from spike_kit.experiments.run import RunConfig, describe, run
+from spike_kit.experiments.search import save_tuned, search
+from spike_kit.experiments.search_space import with_settings
+from spike_kit.experiments.tuned import TUNED, read_tuned, tuned_path
+from spike_kit.runs import find_run
+from spike_kit.training import MONITOR
+
+logger = logging.getLogger(__name__)
+
+State = Literal["waiting", "running", "finished", "failed", "blocked"]
+"""Where a cell stands; a blocked one needs a search that failed."""
+
+Submit = Callable[["Cell"], "Future[Outcome]"]
+"""Begins a cell somewhere else."""
+
+
+class SearchBudget(Config):
+    """What every search of a grid may spend; the same for every model."""
+
+    trials: int = Field(default=8, ge=1)
+    """Trials of a model on a data set; one without training tries its whole small grid instead."""
+    trial_seconds: float | None = Field(default=90.0, gt=0)
+    """Seconds after which a trial ends with what it reached."""
+    seed: int = 0
+    """Seed of all trials."""
+
+
+class Block(Config):
+    """One part of a grid: every combination of what it lists."""
+
+    datasets: tuple[str, ...] = ("ml-100k",)
+    """Data sets."""
+    models: tuple[str, ...] = ("spike",)
+    """Models."""
+    seeds: tuple[int, ...] = (0,)
+    """Seeds."""
+    preset: str = "recommended"
+    """Named setting to start from; ``tuned`` searches first where nothing is tuned yet."""
+    variants: dict[str, dict[str, Any]] = Field(default_factory=lambda: {"": {}})
+    """Changes of settings by a name of one's own, an ablation for example; also ``profiles`` and ``encoder``."""
+
+
+class Grid(Config):
+    """A grid of experiments."""
+
+    name: str = "grid"
+    """What it is called."""
+    search: SearchBudget = SearchBudget()
+    """Budget of the searches that blocks with the preset ``tuned`` need."""
+    blocks: tuple[Block, ...] = (Block(),)
+    """Its parts; what two of them share is done once."""
+
+    @classmethod
+    def read(cls, file: Path) -> Grid:
+        """Read a grid from a TOML file.
+
+        Raises
+        ------
+        ConfigError
+            If the file cannot be read, is no TOML, or holds an unknown or impossible setting.
+        """
+        try:
+            values = tomllib.loads(file.read_text(encoding="utf-8"))
+        except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+            raise ConfigError(f"{file} is not a readable grid: {error}", "see docs/experiments.md for one") from error
+        return cls.parse(values)
+
+    def searches(self) -> list[Cell]:
+        """Searches the grid needs, each once."""
+        wanted = dict.fromkeys(
+            (dataset, model)
+            for block in self.blocks
+            if block.preset == TUNED
+            for dataset in block.datasets
+            for model in block.models
+        )
+        return [Cell("search", RunConfig(model=m, dataset=d, seed=self.search.seed), self.search) for d, m in wanted]
+
+    def runs(self) -> list[Cell]:
+        """Runs of the grid, each once, in the order of the blocks."""
+        found: dict[str, Cell] = {}
+        for block in self.blocks:
+            for dataset in block.datasets:
+                for model in block.models:
+                    for variant, changes in block.variants.items():
+                        for seed in block.seeds:
+                            config = _changed(
+                                RunConfig(model=model, dataset=dataset, preset=block.preset, seed=seed), changes
+                            )
+                            found.setdefault(config.model_dump_json(), Cell("run", config, variant=variant))
+        return list(found.values())
+
+
+def _changed(config: RunConfig, changes: Mapping[str, Any]) -> RunConfig:
+    """A configuration with a variant's changes; settings are checked when the cell's turn comes, names at once."""
+    text = {name: str(changes[name]) for name in ("profiles", "encoder") if name in changes}
+    settings = {name: value for name, value in changes.items() if name not in text}
+    return with_settings(config, settings).replace(**text)
+
+
+_BUDGET = SearchBudget()
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One search or run of a grid.
+
+    Attributes
+    ----------
+    kind
+        Whether it searches or trains.
+    config
+        What is searched, or run.
+    budget
+        Budget of a search.
+    variant
+        Name of the block's variant.
+    """
+
+    kind: Literal["search", "run"]
+    config: RunConfig
+    budget: SearchBudget = _BUDGET
+    variant: str = ""
+
+    @property
+    def needs(self) -> tuple[str, str] | None:
+        """Data set and model whose settings must be tuned first."""
+        tuned = self.kind == "run" and self.config.preset == TUNED
+        return (self.config.dataset, self.config.model) if tuned else None
+
+    @property
+    def name(self) -> str:
+        """Short name for a table or a log."""
+        config = self.config
+        words = [self.kind, config.dataset, config.model, self.variant]
+        return " ".join([*filter(None, words), *([f"seed {config.seed}"] if self.kind == "run" else [])])
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What became of a cell: its validation NDCG@20 and seconds, or its error."""
+
+    valid: float = float("nan")
+    seconds: float = float("nan")
+    error: str = ""
+
+
+def perform(cell: Cell, device: str = "cpu", threads: int | None = 1) -> Outcome:
+    """Do one cell in this process; an error is part of the outcome, so that other cells go on.
+
+    Parameters
+    ----------
+    cell
+        The search or run.
+    device
+        Where it trains.
+    threads
+        Threads of torch on the CPU; two processes with two threads each slow each other down many times on two cores.
+    """
+    if threads is not None:
+        torch.set_num_threads(threads)
+    config, where = cell.config, resolve_device(device)
+    try:
+        if cell.kind == "search":
+            budget = cell.budget
+            result = search(config, budget.trials, device=where, trial_seconds=budget.trial_seconds)
+            save_tuned(config, result, budget.trial_seconds)
+            return Outcome(result.valid, float(result.trials["seconds"].sum()))
+        metrics = run(config, where, progress=False).metrics
+        return Outcome(metrics["valid"][MONITOR], metrics["seconds"])
+    except (SpikeKitError, RuntimeError, MemoryError, OSError) as error:
+        return Outcome(error=str(error) or type(error).__name__)
+
+
+class GridRun:
+    """A grid being carried out, and how far it is.
+
+    Parameters
+    ----------
+    grid
+        What is to be done.
+    """
+
+    def __init__(self, grid: Grid) -> None:
+        self.grid = grid
+        self.cells = [*grid.searches(), *grid.runs()]
+        self.states: dict[Cell, State] = dict.fromkeys(self.cells, "waiting")
+        self.outcomes: dict[Cell, Outcome] = {}
+
+    @property
+    def table(self) -> pd.DataFrame:
+        """Progress: kind, dataset, model, variant, seed, state, valid (NDCG@20), seconds, error; one row per cell."""
+        rows = []
+        for cell in self.cells:
+            outcome = self.outcomes.get(cell, Outcome())
+            rows.append(
+                {
+                    "kind": cell.kind,
+                    "dataset": cell.config.dataset,
+                    "model": cell.config.model,
+                    "variant": cell.variant,
+                    "seed": cell.config.seed,
+                    "state": self.states[cell],
+                    "valid": outcome.valid,
+                    "seconds": outcome.seconds,
+                    "error": outcome.error,
+                }
+            )
+        return pd.DataFrame(rows)
+
+    def look(self) -> None:
+        """Find out which cells are finished, without doing any."""
+        for cell in self.cells:
+            outcome = _found(cell)
+            if not outcome.error and outcome is not _NOTHING:
+                self._note(cell, outcome)
+
+    def do(self, submit: Submit, jobs: int, report: Callable[[Cell, Outcome], None] | None = None) -> None:
+        """Do all cells that are not finished, at most ``jobs`` at a time; a failure does not stop the others.
+
+        Parameters
+        ----------
+        submit
+            Begins a cell in another process: see `on_this_machine` and `on_cluster`.
+        jobs
+            Cells at a time.
+        report
+            Told of every cell when it has ended.
+        """
+        waiting, running = list(self.cells), dict[Future[Outcome], Cell]()
+        while waiting or running:
+            for cell in [cell for cell in waiting if self._is_ready(cell)]:
+                if len(running) >= jobs:
+                    break
+                waiting.remove(cell)
+                if self.states[cell] == "blocked":
+                    outcome = Outcome(error=f"no tuned settings of {cell.config.model} for {cell.config.dataset}")
+                    self.outcomes[cell] = outcome
+                elif (outcome := _found(cell)) is _NOTHING:
+                    running[submit(cell)] = cell
+                    self.states[cell] = "running"
+                    continue
+                else:
+                    self._note(cell, outcome)
+                if report is not None:
+                    report(cell, outcome)
+            if running:
+                for future in wait(running, return_when=FIRST_COMPLETED).done:
+                    cell = running.pop(future)
+                    self._note(cell, _outcome(future))
+                    if report is not None:
+                        report(cell, self.outcomes[cell])
+
+    def _is_ready(self, cell: Cell) -> bool:
+        """Whether nothing is missing that the cell needs; one whose search failed is marked as blocked."""
+        if cell.needs is None:
+            return True
+        dataset, model = cell.needs
+        of_search = next(
+            (
+                self.states[other]
+                for other in self.cells
+                if other.kind == "search" and (other.config.dataset, other.config.model) == (dataset, model)
+            ),
+            "finished",
+        )
+        if of_search == "failed":
+            self.states[cell] = "blocked"
+        return of_search in ("finished", "failed")
+
+    def _note(self, cell: Cell, outcome: Outcome) -> None:
+        self.outcomes[cell] = outcome
+        self.states[cell] = "failed" if outcome.error else "finished"
+        logger.info("%s: %s", cell.name, outcome.error or f"{MONITOR} {outcome.valid:.4f}, {outcome.seconds:.0f} s")
+
+
+_NOTHING = Outcome()
+"""Stands for a cell that was not done."""
+
+
+def _found(cell: Cell) -> Outcome:
+    """Outcome of a cell that is finished, or that cannot begin; `_NOTHING` where it is still to be done."""
+    config = cell.config
+    try:
+        if cell.kind == "search":
+            if not tuned_path(config.dataset, config.model).is_file():
+                return _NOTHING
+            tuned = read_tuned(config.dataset, config.model)
+            return Outcome(tuned.valid, tuned.seconds)
+        if cell.needs and not tuned_path(*cell.needs).is_file():
+            return _NOTHING
+        found = find_run(describe(config, Study.open(config.dataset)))
+        return _NOTHING if found is None else Outcome(found.metrics["valid"][MONITOR], found.metrics["seconds"])
+    except SpikeKitError as error:
+        return Outcome(error=str(error))
+
+
+def _outcome(future: Future[Outcome]) -> Outcome:
+    """What a process gave; its death is an error like others."""
+    try:
+        return future.result()
+    except Exception as error:  # a worker that was killed raises what its pool or Ray has for it
+        return Outcome(error=f"its process ended: {str(error).strip().splitlines()[-1] if str(error) else error!r}")
+
+
+@contextmanager
+def on_this_machine(device: str = "cpu", threads: int | None = 1) -> Iterator[Submit]:
+    """Cells in processes of their own on this machine: the end of one, however violent, leaves the others alone."""
+    pools: list[ProcessPoolExecutor] = []
+
+    def submit(cell: Cell) -> Future[Outcome]:
+        pool = ProcessPoolExecutor(1, mp_context=get_context("spawn"))
+        pools.append(pool)
+        future = pool.submit(perform, cell, device, threads)
+        pool.shutdown(wait=False)
+        return future
+
+    try:
+        yield submit
+    finally:
+        for pool in pools:
+            pool.shutdown(wait=False, cancel_futures=True)
+
+
+@contextmanager
+def on_cluster(address: str = "", jobs: int = 2, device: str = "cpu", threads: int = 1) -> Iterator[Submit]:
+    """The same cells as tasks of Ray; all machines must see the same data folder (``SPIKE_KIT_HOME``) and this package.
+
+    Parameters
+    ----------
+    address
+        Of a running cluster, ``"auto"`` for the one this machine belongs to; empty starts Ray here, with ``jobs`` CPUs.
+    jobs
+        CPUs of a Ray that is started here.
+    device, threads
+        As in `perform`; a task asks the cluster for as many CPUs as it has threads, and for a GPU if the device is one.
+    """
+    ray = require("ray", "cluster")
+    where: dict[str, Any] = {"address": address} if address else {"num_cpus": jobs, "include_dashboard": False}
+    environment = {paths.HOME_VARIABLE: str(paths.home())}
+    ray.init(**where, log_to_driver=False, logging_level="warning", runtime_env={"env_vars": environment})
+    try:
+        gpus = 1 if device.startswith("cuda") else 0
+        task = ray.remote(num_cpus=threads, num_gpus=gpus, max_retries=0)(perform)
+        yield lambda cell: task.remote(cell, device, threads).future()
+    finally:
+        ray.shutdown()
