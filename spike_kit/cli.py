@@ -19,6 +19,7 @@ from spike_kit import distributed, doctor, paths
 from spike_kit.cli_bench import Bench
 from spike_kit.cli_compare import Compare
 from spike_kit.cli_figures import Figures
+from spike_kit.cli_grid import RunGrid
 from spike_kit.cli_options import OnDevice
 from spike_kit.cli_profiles import ImportProfiles, ImportVectors, JudgeProfiles, Profile, Quality
 from spike_kit.cli_search import Search
@@ -33,7 +34,7 @@ from spike_kit.errors import ConfigError, SpikeKitError, lookup
 from spike_kit.evaluation.protocol import CUTOFFS, RankingTask, evaluate
 from spike_kit.evaluation.tables import HEADLINE, as_markdown, results_table
 from spike_kit.experiments.run import RunConfig, finished_runs, load_model, run
-from spike_kit.models import MODELS, find_model, find_preset
+from spike_kit.models import MODELS, find_model
 from spike_kit.models.recommender import ModelConfig
 from spike_kit.profiles.encode import DEFAULT_ENCODER, encode_profiles
 from spike_kit.profiles.template import SOURCE
@@ -276,6 +277,7 @@ COMMANDS: dict[str, Any] = {
     "train": Train,
     "search": Search,
     "evaluate": Evaluate,
+    "grid": RunGrid,
     "compare": Compare,
     "figures": Figures,
     "demo": Demo,
@@ -326,8 +328,9 @@ def _parse(name: str, arguments: list[str]) -> Any:
         early = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
         early.add_argument("--model", default="spike")
         early.add_argument("--preset", default="recommended")
+        early.add_argument("--dataset", default=RunConfig().dataset)
         known, _ = early.parse_known_args(arguments)
-        preset = find_preset(known.model, known.preset)
+        preset = RunConfig(model=known.model, dataset=known.dataset, preset=known.preset).base()
         command = Train[find_model(known.model).config_class]
         default = Train(settings=preset.model, training=preset.training, model=known.model, preset=known.preset)
     elif command is Build:

@@ -32,6 +32,7 @@ FLOORS = (
         "cli_profiles",
         "cli_bench",
         "cli_compare",
+        "cli_grid",
         "cli_figures",
         "cli_search",
         "cli",

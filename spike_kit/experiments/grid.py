@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import logging
 import tomllib
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -128,7 +128,7 @@ def _changed(config: RunConfig, changes: Mapping[str, Any]) -> RunConfig:
 _BUDGET = SearchBudget()
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Cell:
     """One search or run of a grid.
 
@@ -206,11 +206,14 @@ class GridRun:
     ----------
     grid
         What is to be done.
+    only
+        Words that the name of a cell must hold; a run of tuned settings needs its search among the cells, or done.
     """
 
-    def __init__(self, grid: Grid) -> None:
+    def __init__(self, grid: Grid, only: Sequence[str] = ()) -> None:
         self.grid = grid
-        self.cells = [*grid.searches(), *grid.runs()]
+        cells = [*grid.searches(), *grid.runs()]
+        self.cells = [cell for cell in cells if all(word in cell.name.split() for word in only)]
         self.states: dict[Cell, State] = dict.fromkeys(self.cells, "waiting")
         self.outcomes: dict[Cell, Outcome] = {}
 

@@ -22,6 +22,7 @@ from spike_kit.data.study import Study
 from spike_kit.errors import ConfigError, TrainingError
 from spike_kit.evaluation.protocol import RankingTask
 from spike_kit.experiments import search as module
+from spike_kit.experiments import tuned
 from spike_kit.experiments.run import RunConfig
 from spike_kit.experiments.search import VALID, search
 from spike_kit.experiments.search_space import (
@@ -403,3 +404,59 @@ def test_a_long_table_is_cut(study: Study, capsys: pytest.CaptureFixture[str]) -
     text = capsys.readouterr().out
     assert "(10 best of 12 trials)" in text
     assert len(text.splitlines()) == 1 + 10 + 1 + 2
+
+
+def test_a_time_limit_ends_a_trial_with_what_it_reached(
+    study: Study, monkeypatch: pytest.MonkeyPatch, clock: None
+) -> None:
+    script(monkeypatch, [0.1, 0.3, 0.2, *[0.9] * 50], [0.5])
+    trials = search(config(), 2, {"dim": (8, 16)}, trial_seconds=6.5).trials.set_index("trial")
+    assert trials["capped"].to_dict() == {0: True, 1: False}
+    assert trials["state"].to_dict() == {0: "complete", 1: "complete"}
+    assert trials.loc[1, VALID] == 0.5
+    assert 0.3 <= trials.loc[0, VALID] < 0.9 or trials.loc[0, "epochs"] < 10
+
+
+def test_trials_with_a_limit_are_compared_after_equal_time(
+    study: Study, monkeypatch: pytest.MonkeyPatch, clock: None
+) -> None:
+    good, bad = [0.1 * n for n in range(1, 9)], [0.01] * 60
+    script(monkeypatch, good, good, good, bad)
+    trials = search(config(), 4, {"dim": (8, 16)}, trial_seconds=60).trials.set_index("trial")
+    assert trials["state"].tolist().count("pruned") == 1
+    assert trials.loc[3, "state"] == "pruned"
+    assert trials.loc[3, "epochs"] < 60
+
+
+@pytest.mark.parametrize("seconds", [0.0, -1.0, math.nan])
+def test_an_impossible_limit_is_an_error(study: Study, trained: list[TrainingConfig], seconds: float) -> None:
+    with pytest.raises(ConfigError, match="a trial may take"):
+        search(config(), 1, SPACE, trial_seconds=seconds)
+    assert trained == []
+
+
+def test_a_model_without_training_tries_its_whole_grid(study: Study) -> None:
+    result = search(RunConfig(model="ease", dataset="world"), 1)
+    assert sorted(result.trials["regularisation"]) == sorted(QUALITY_SPACE["ease"]["regularisation"])  # pyright: ignore[reportArgumentType]
+    assert result.valid == result.trials[VALID].max() > 0.5
+    with pytest.raises(ConfigError, match="give choices, not a range"):
+        search(RunConfig(model="ease", dataset="world"), 1, {"regularisation": Range(1, 2)})
+    with pytest.raises(ConfigError, match="ease has no settings to search"):
+        search(RunConfig(model="ease", dataset="world"), 1, target=0.5)
+
+
+def test_the_command_keeps_what_it_found_as_the_preset_tuned(
+    study: Study, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(tuned, "ROOT", tmp_path / "tuned")
+    words = "search --model bprmf --dataset world --trials 2 --fix epochs=2 --trial-seconds 30 --device cpu --save"
+    assert main(words.split()) == 0
+    assert "bprmf.json" in capsys.readouterr().out
+    found = tuned.read_tuned("world", "bprmf")
+    assert (found.trials, found.trial_seconds, found.training["epochs"]) == (2, 30.0, 2)
+    settings, training = RunConfig(model="bprmf", dataset="world", preset="tuned").resolved()
+    assert {**dict(settings), **dict(training)}.items() >= {**found.settings, **found.training}.items()
+    words = "train --model bprmf --dataset world --preset tuned --epochs 1 --device cpu"
+    assert main(words.split()) == 0
+    (run,) = runs.list_runs("world")
+    assert run.config["training_settings"] == training.replace(epochs=1).model_dump(mode="json")

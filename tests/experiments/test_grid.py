@@ -1,0 +1,235 @@
+from __future__ import annotations
+
+import os
+import re
+import signal
+from concurrent.futures import Future
+from pathlib import Path
+
+import pytest
+
+from spike_kit import paths
+from spike_kit.cli import main
+from spike_kit.cli_grid import STUDY
+from spike_kit.data.study import Study
+from spike_kit.errors import ConfigError
+from spike_kit.evaluation.tables import run_label
+from spike_kit.experiments import grid as module
+from spike_kit.experiments import tuned
+from spike_kit.experiments.ablation import ABLATIONS
+from spike_kit.experiments.grid import (
+    Block,
+    Cell,
+    Grid,
+    GridRun,
+    Outcome,
+    SearchBudget,
+    on_cluster,
+    on_this_machine,
+    perform,
+)
+from spike_kit.experiments.run import RunConfig, finished_runs
+from spike_kit.models import MODELS
+from spike_kit.runs import Run
+
+SHORT = {"epochs": 2, "batch_size": 512}
+BUDGET = SearchBudget(trials=1, trial_seconds=30)
+
+
+@pytest.fixture(autouse=True)
+def own_settings(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Tuned settings of tests stay out of the package."""
+    monkeypatch.setattr(tuned, "ROOT", tmp_path / "tuned")
+
+
+def small(**changes: object) -> Grid:
+    block = Block(
+        datasets=("world",),
+        models=("bprmf", "lightgcn"),
+        seeds=(0, 1),
+        variants={"short": SHORT, "low": SHORT | {"dim": 8}},
+    )
+    return Grid(search=BUDGET, blocks=(block.replace(**changes),))
+
+
+def here(cell: Cell) -> Future[Outcome]:
+    """Do a cell in this process."""
+    future: Future[Outcome] = Future()
+    future.set_result(perform(cell, threads=None))
+    return future
+
+
+def test_every_combination_is_one_cell_and_is_done_once(study: Study) -> None:
+    first = GridRun(small())
+    ended: list[str] = []
+    first.do(here, 2, lambda cell, _: ended.append(cell.name))
+    assert len(first.cells) == len(set(ended)) == 2 * 2 * 2
+    assert set(first.table["state"]) == {"finished"}
+    assert first.table["valid"].between(0, 1).all()
+    assert len(finished_runs(study)) == 8
+
+    def refuse(cell: Cell) -> Future[Outcome]:
+        raise AssertionError(cell.name)
+
+    again = GridRun(small())
+    again.do(refuse, 2)
+    assert again.table.equals(first.table)
+    only_looked = GridRun(small())
+    only_looked.look()
+    assert only_looked.table.equals(first.table)
+
+
+def test_what_two_blocks_share_is_one_cell() -> None:
+    block = Block(datasets=("world",), models=("bprmf",), seeds=(0, 1))
+    assert len(Grid(blocks=(block, block.replace(seeds=(1, 2)))).runs()) == 3
+
+
+def test_tuned_settings_are_searched_first_and_used(study: Study) -> None:
+    grid = small(preset="tuned", models=("bprmf",), seeds=(0,), variants={"": {}, "small": {"dim": 8}})
+    done = GridRun(grid)
+    done.do(here, 2)
+    assert list(done.table["kind"]) == ["search", "run", "run"]
+    assert set(done.table["state"]) == {"finished"}, done.table["error"].tolist()
+    found = tuned.read_tuned("world", "bprmf")
+    assert (found.trials, found.trial_seconds, found.data_sha256 != "") == (1, 30.0, True)
+    first, second = (Run(run.path) for run in finished_runs(study))
+    settings, training = RunConfig(model="bprmf", dataset="world", preset="tuned").resolved()
+    assert first.config["model_settings"] == settings.model_dump(mode="json")
+    assert first.config["training_settings"] == training.model_dump(mode="json")
+    assert all(dict(settings)[name] == value for name, value in found.settings.items())
+    assert second.config["model_settings"]["dim"] == 8
+    assert [run_label(run) for run in (first, second)] == ["BPR-MF (tuned)", "BPR-MF (tuned) dim=8"]
+
+
+def test_a_model_without_training_is_tuned_by_its_grid(study: Study) -> None:
+    done = GridRun(small(preset="tuned", models=("itemknn",), seeds=(0,), variants={"": {}}))
+    done.do(here, 1)
+    assert set(done.table["state"]) == {"finished"}, done.table["error"].tolist()
+    assert tuned.read_tuned("world", "itemknn").trials == 15
+
+
+def test_a_cell_that_fails_leaves_the_others_alone(study: Study) -> None:
+    grid = Grid(
+        search=BUDGET,
+        blocks=(
+            Block(datasets=("world", "nowhere"), models=("bprmf",), variants={"": SHORT}),
+            Block(datasets=("nowhere",), models=("bprmf",), preset="tuned"),
+        ),
+    )
+    done = GridRun(grid)
+    done.do(here, 2)
+    table = done.table
+    states = [(row["kind"], row["dataset"], row["state"]) for row in table.to_dict("records")]
+    assert states == [
+        ("search", "nowhere", "failed"),
+        ("run", "world", "finished"),
+        ("run", "nowhere", "failed"),
+        ("run", "nowhere", "blocked"),
+    ]
+    assert "nowhere" in " ".join(table["error"])
+
+
+def test_the_death_of_a_process_is_the_error_of_its_cell_alone(study: Study) -> None:
+    done = GridRun(small(models=("bprmf",), variants={"short": SHORT}))
+    with on_this_machine() as submit:
+
+        def killed_first(cell: Cell) -> Future[Outcome]:
+            if cell.config.seed == 1:
+                return submit(cell)
+            with pytest.MonkeyPatch.context() as patch:
+                patch.setattr(module, "perform", _die)
+                return submit(cell)
+
+        done.do(killed_first, 2)
+    table = done.table.set_index("seed")
+    assert table["state"].to_dict() == {0: "failed", 1: "finished"}
+    assert "its process ended" in str(table.loc[0, "error"])
+    with on_this_machine() as submit:
+        again = GridRun(done.grid)
+        again.do(submit, 2)
+    assert set(again.table["state"]) == {"finished"}
+
+
+def _die(*_: object) -> Outcome:
+    os.kill(os.getpid(), signal.SIGKILL)
+    return Outcome()
+
+
+def test_ray_gives_the_same_runs(study: Study) -> None:
+    grid = small(models=("bprmf",), variants={"short": SHORT})
+    here_done, on_ray = GridRun(grid), GridRun(grid)
+    here_done.do(here, 1)
+    names = sorted(run.path.name for run in finished_runs(study))
+    for run in finished_runs(study):
+        run.path.rename(run.path.with_name(f".kept-{run.path.name}"))
+    with on_cluster(jobs=2) as submit:
+        on_ray.do(submit, 2)
+    assert set(on_ray.table["state"]) == {"finished"}, on_ray.table["error"].tolist()
+    assert sorted(run.path.name for run in finished_runs(study)) == names
+    assert on_ray.table["valid"].tolist() == here_done.table["valid"].tolist()
+    for run in finished_runs(study):
+        kept = Run(run.path.with_name(f".kept-{run.path.name}"))
+        assert run.per_user.equals(kept.per_user)
+        assert all((run.tensors()[name] == tensor).all() for name, tensor in kept.tensors().items())
+
+
+def test_the_command_reads_a_file_and_prints_every_cell(
+    study: Study, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = tmp_path / "grid.toml"
+    file.write_text('[[blocks]]\ndatasets = ["world"]\nmodels = ["popularity", "bprmf"]\n', encoding="utf-8")
+    assert main(["grid", str(file), "--only", "popularity", "--jobs", "1", "--device", "cpu"]) == 0
+    shown = capsys.readouterr().out
+    assert re.search(r"run +world +popularity +0 +finished", shown)
+    assert "bprmf" not in shown
+    assert main(["grid", str(file), "--look"]) == 0
+    shown = capsys.readouterr().out
+    assert re.search(r"popularity +0 +finished", shown)
+    assert re.search(r"bprmf +0 +waiting", shown)
+    file.write_text('[[blocks]]\ndatasets = ["nowhere"]\n', encoding="utf-8")
+    assert main(["grid", str(file), "--jobs", "1", "--device", "cpu"]) != 0
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["", "blocks = 3", "[[blocks]]\nmodel = ['spike']", "[[blocks", "[[blocks]]\nseeds = ['x']", "\x00", "jobs = 2"],
+)
+def test_a_file_that_is_no_grid_is_refused(tmp_path: Path, text: str) -> None:
+    file = tmp_path / "grid.toml"
+    file.write_text(text, encoding="utf-8")
+    if not text:
+        assert Grid.read(file) == Grid()
+        return
+    with pytest.raises(ConfigError):
+        Grid.read(file)
+
+
+def test_a_setting_no_model_has_is_refused_before_anything_is_done() -> None:
+    with pytest.raises(ConfigError, match="gama"):
+        GridRun(small(variants={"x": {"gama": 1}}))
+
+
+def test_no_tuned_settings_is_an_error_that_says_what_to_do(study: Study) -> None:
+    with pytest.raises(ConfigError, match=r"(?s)no tuned settings.*--save"):
+        RunConfig(model="bprmf", dataset="world", preset="tuned").resolved()
+    assert not paths.runs_root().exists()
+
+
+@pytest.mark.parametrize("content", ["", "[]", "{}", '{"model": 1}'])
+def test_a_damaged_file_of_settings_is_an_error(content: str) -> None:
+    file = tuned.tuned_path("world", "bprmf")
+    file.parent.mkdir(parents=True)
+    file.write_text(content, encoding="utf-8")
+    with pytest.raises(Exception, match=re.escape(str(file)) + "|Tuned"):
+        tuned.read_tuned("world", "bprmf")
+
+
+def test_the_study_is_what_it_says() -> None:
+    grid = Grid.read(STUDY)
+    runs = grid.runs()
+    assert {cell.config.model for cell in runs} == set(MODELS)
+    assert {cell.config.dataset for cell in runs} == {"ml-100k", "lastfm-colakg", "ml-1m-colakg"}
+    rows = {cell.variant: {**cell.config.settings} for cell in runs if cell.variant}
+    assert len(rows) == 8
+    assert all(ABLATIONS[name] == row for name, row in rows.items())
+    assert len(grid.searches()) == 3 * 12
