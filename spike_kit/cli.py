@@ -31,8 +31,9 @@ from spike_kit.data.sources import RECIPES, SOURCES, find_recipe
 from spike_kit.data.study import Study
 from spike_kit.demo import run_demo
 from spike_kit.errors import ConfigError, SpikeKitError, lookup
+from spike_kit.evaluation.beyond import measure_lists
 from spike_kit.evaluation.protocol import CUTOFFS, RankingTask, evaluate
-from spike_kit.evaluation.tables import HEADLINE, as_markdown, results_table
+from spike_kit.evaluation.tables import HEADLINE, as_markdown, results_table, run_label
 from spike_kit.experiments.run import RunConfig, finished_runs, load_model, run
 from spike_kit.models import MODELS, find_model
 from spike_kit.models.recommender import ModelConfig
@@ -221,9 +222,11 @@ class Evaluate(OnDevice):
     """Metrics: recall, ndcg, precision, mrr, hit_rate."""
     cutoffs: tuple[int, ...] = CUTOFFS
     """Ranks k at which to measure."""
+    beyond: int | None = None
+    """Length of lists whose coverage, novelty, diversity, calibration, popularity and item groups are shown instead."""
 
     def __call__(self) -> None:
-        """Print one table."""
+        """Print one table, or those of the lists."""
         study = Study.open(self.dataset)
         finished = finished_runs(study)
         if not finished:
@@ -231,10 +234,21 @@ class Evaluate(OnDevice):
                 f"there is no finished run of {study.name} as it is built now",
                 f"train one: spike-kit train --dataset {self.dataset}",
             )
+        if self.beyond is not None:
+            self._print_lists(study, finished, self.beyond)
+            return
         names = [f"{metric}@{k}" for metric in self.metrics for k in self.cutoffs]
         stored = all(name in done.metrics[self.split] for done in finished for name in names)
         values = None if stored else self._rank_again(study, finished)
         print(as_markdown(results_table(finished, self.split, names, values), names))
+
+    def _print_lists(self, study: Study, finished: Sequence[Run], k: int) -> None:
+        device = self.chosen_device()
+        models = ((run_label(done), load_model(done, study, device)) for done in finished)
+        tables = measure_lists(study, models, self.split, k)
+        for title, table in tables.items():
+            shown = table.to_string(index=False, float_format=lambda number: f"{number:.4f}", na_rep="")
+            print(f"{title}, lists of {k}, {self.split} split\n{shown}\n")
 
     def _rank_again(self, study: Study, finished: Sequence[Run]) -> list[dict[str, float]]:
         device = self.chosen_device()

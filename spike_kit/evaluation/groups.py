@@ -39,6 +39,15 @@ def popularity_groups(study: Study, n: int = 4) -> pd.Series:
     return _quantile_groups(study.split("train")["item"].value_counts().sort_index().rename("group"), n)
 
 
+def degree_groups(study: Study, n: int = 4) -> pd.Series:
+    """Group of every item by the number of its triples, as `sparsity_groups`: those with the fewest facts first."""
+    triples, items = study.triples, len(study.items)
+    degree = pd.Series(0, index=range(items), name="group")
+    for end in ("head", "tail"):
+        degree = degree.add(triples[end].value_counts(), fill_value=0)
+    return _quantile_groups(degree.loc[: items - 1].astype(int).rename("group"), n)
+
+
 def _quantile_groups(counts: pd.Series, n: int) -> pd.Series:
     if n < 1:
         raise ConfigError(f"there cannot be {n} groups", "ask for at least one")

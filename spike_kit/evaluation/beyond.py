@@ -1,0 +1,325 @@
+"""What ranking metrics do not see: whom and what a model's lists serve, how varied, popular and fitting they are.
+
+Everything is computed from top-k lists. Definitions and their sources:
+
+- coverage: share of all items that stand in some list (Herlocker et al., TOIS 2004).
+- novelty: mean self-information -log2 p(i) of the listed items, p(i) the share of users with a train interaction with
+  i; an item without any counts as one with one (Zhou et al., PNAS 2010; Castells et al., 2015).
+- diversity: mean distance of two items of a list (intra-list diversity; Ziegler et al., WWW 2005). By knowledge graph:
+  1 - Jaccard similarity of their facts (relation and entity); by text: 1 - cosine of their profile vectors.
+- miscalibration: Kullback-Leibler divergence of the genres of a list from those of the user's train items, the list's
+  smoothed with a hundredth of the user's (Steck, RecSys 2018); 0 is a perfect match.
+- ARP: mean number of train interactions of the listed items (average recommendation popularity; Yin et al.,
+  PVLDB 2012).
+- Gini: inequality of how often items are listed, over all items; 0 is equal, near 1 is few items for all.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from functools import cached_property
+from itertools import combinations
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import torch
+
+from spike_kit.data.study import REPRODUCIBLE_SOURCE, Study
+from spike_kit.data.vectors import ProfileVectors
+from spike_kit.errors import ConfigError, DataError
+from spike_kit.evaluation.groups import degree_groups
+from spike_kit.evaluation.protocol import CHUNK_ENTRIES, RankingTask
+from spike_kit.models.recommender import Recommender
+from spike_kit.profiles.encode import DEFAULT_ENCODER
+
+GENRES = ("genre", "genres", "category", "categories", "tag")
+"""Relations that say what kind of item one is; the first of them that a study has is used for calibration."""
+
+SMOOTHING = 0.01
+"""Share of the user's own distribution in that of a list, so that the divergence stays finite (Steck 2018, alpha)."""
+
+MEASURES = ("coverage", "novelty", "diversity by kg", "diversity by text", "miscalibration", "arp", "gini")
+"""Names of the measures of `BeyondAccuracy.measure`."""
+
+
+@torch.no_grad()
+def recommended(recommender: Recommender, task: RankingTask, k: int) -> np.ndarray:
+    """Best ``k`` unseen items of every user of a task, best first, ``[n, k]``; -1 where there are not so many.
+
+    Raises
+    ------
+    ConfigError
+        If ``k`` is not positive.
+    """
+    if k < 1:
+        raise ConfigError(f"a list must have at least 1 item, not {k}")
+    fixed, users = recommender.fixed(), task.users
+    size, k_here = max(1, CHUNK_ENTRIES // task.n_items), min(k, task.n_items)
+    parts = []
+    for start in range(0, users.numel(), size):
+        scores = fixed.score(users[start : start + size]).clone()
+        inside = (task.seen_row >= start) & (task.seen_row < start + size)
+        scores[task.seen_row[inside] - start, task.seen_item[inside]] = float("-inf")
+        best, items = scores.topk(k_here)
+        parts.append(items.masked_fill(best == float("-inf"), -1).cpu())
+    found = torch.cat(parts).numpy()
+    return np.pad(found, ((0, 0), (0, k - k_here)), constant_values=-1)
+
+
+class BeyondAccuracy:
+    """Measures of the lists of one study's users.
+
+    Parameters
+    ----------
+    study
+        The study.
+    split
+        Split the lists are for; its users are measured.
+    vectors
+        Vectors of the profiles, for the diversity by text; none leaves it out (NaN).
+    """
+
+    def __init__(self, study: Study, split: str = "test", vectors: ProfileVectors | None = None) -> None:
+        self.study, self.split, self.vectors = study, split, vectors
+        self.task = RankingTask.from_tables(study.tables, split)
+        self.task.check()
+        self.users = self.task.users.numpy()
+
+    @cached_property
+    def popularity(self) -> np.ndarray:
+        """Train interactions of every item ``[I]``."""
+        return np.bincount(self.study.split("train")["item"], minlength=len(self.study.items))
+
+    @cached_property
+    def relevant(self) -> np.ndarray:
+        """Relevant entries ``[m, 2]``: place of the user among the ranked ones, and item."""
+        keys = self.task.relevant_key.numpy()
+        return np.stack([keys // self.task.n_items, keys % self.task.n_items], axis=1)
+
+    @cached_property
+    def facts(self) -> list[frozenset[tuple[int, int]]]:
+        """Facts of every item: relation (its inverse as -1 - relation) and the entity at the other end."""
+        facts: list[set[tuple[int, int]]] = [set() for _ in range(len(self.study.items))]
+        triples = self.study.triples
+        for head, relation, tail in zip(triples["head"], triples["relation"], triples["tail"], strict=True):
+            if head < len(facts):
+                facts[head].add((relation, tail))
+            if tail < len(facts):
+                facts[tail].add((-1 - relation, head))
+        return [frozenset(found) for found in facts]
+
+    @cached_property
+    def genres(self) -> np.ndarray | None:
+        """Genres of every item as shares ``[I, g]``, all 0 for an item without one; none without such a relation."""
+        relations = dict(zip(self.study.relations["label"].str.lower(), self.study.relations["relation"], strict=True))
+        relation = next((relations[name] for name in GENRES if name in relations), None)
+        if relation is None:
+            return None
+        triples = self.study.triples
+        rows = triples[(triples["relation"] == relation) & (triples["head"] < len(self.study.items))]
+        codes, _ = pd.factorize(rows["tail"], sort=True)
+        shares = np.zeros((len(self.study.items), int(codes.max(initial=-1)) + 1))
+        shares[rows["head"], codes] = 1.0
+        return shares / shares.sum(1, keepdims=True).clip(min=1)
+
+    def measure(self, lists: np.ndarray) -> dict[str, float]:
+        """Every measure (`MEASURES`) of lists ``[n, k]`` (see `recommended`), means over users where there is one each.
+
+        Raises
+        ------
+        DataError
+            If the lists are not those of the ranked users.
+        """
+        if lists.shape[0] != len(self.users):
+            raise DataError(f"there are lists of {lists.shape[0]} users, expected {len(self.users)}")
+        given = lists >= 0
+        listed = np.bincount(lists[given], minlength=len(self.popularity))
+        n_users = max(1, self.study.split("train")["user"].nunique())
+        information = -np.log2(self.popularity.clip(min=1) / n_users)
+        return {
+            "coverage": float((listed > 0).mean()),
+            "novelty": _mean_of_lists(information, lists),
+            "diversity by kg": _mean(np.array([self._distance_by_facts(row[row >= 0]) for row in lists])),
+            "diversity by text": self._diversity_by_text(lists),
+            "miscalibration": self._miscalibration(lists),
+            "arp": _mean_of_lists(self.popularity, lists),
+            "gini": gini(listed),
+        }
+
+    def _distance_by_facts(self, items: np.ndarray) -> float:
+        distances = []
+        for one, other in combinations((self.facts[item] for item in items), 2):
+            union = len(one | other)
+            distances.append(1 - len(one & other) / union if union else 1.0)
+        return float(np.mean(distances)) if distances else float("nan")
+
+    def _diversity_by_text(self, lists: np.ndarray) -> float:
+        if self.vectors is None:
+            return float("nan")
+        rows = torch.nn.functional.normalize(self.vectors.entity[: len(self.popularity)].double(), dim=1).numpy()
+        values = []
+        for row in lists:
+            items = row[row >= 0]
+            n = len(items)
+            if n > 1:
+                # The sum of all pairs is the square of the sum, less the lengths.
+                together = rows[items].sum(0)
+                same = (rows[items] ** 2).sum()
+                values.append(1 - (together @ together - same) / (n * (n - 1)))
+        return _mean(np.array(values))
+
+    def _miscalibration(self, lists: np.ndarray) -> float:
+        if self.genres is None or self.genres.shape[1] == 0:
+            return float("nan")
+        train = self.study.split("train")
+        history = np.zeros((len(self.study.users), self.genres.shape[1]))
+        np.add.at(history, train["user"].to_numpy(), self.genres[train["item"]])
+        values = []
+        for user, row in zip(self.users, lists, strict=True):
+            wanted, found = history[user], self.genres[row[row >= 0]].sum(0)
+            if wanted.sum() and found.sum():
+                wanted, found = wanted / wanted.sum(), found / found.sum()
+                mixed = (1 - SMOOTHING) * found + SMOOTHING * wanted
+                inside = wanted > 0
+                values.append(float((wanted[inside] * np.log(wanted[inside] / mixed[inside])).sum()))
+        return _mean(np.array(values))
+
+    def by_items(self, lists: np.ndarray, groups: pd.Series) -> pd.DataFrame:
+        """How well, and how often, each group of items is recommended.
+
+        Parameters
+        ----------
+        lists
+            ``[n, k]``.
+        groups
+            Group of every item, indexed by item, from `item_groups` or `degree_groups` for example.
+
+        Returns
+        -------
+        DataFrame
+            One row per group: group, items, relevant (held-out interactions with its items), recall (share of a user's
+            relevant items of the group that are in the list, mean over users who have any; NaN if nobody has), share
+            (of all places in the lists).
+        """
+        n_items = len(self.popularity)
+        names = groups.cat.categories if isinstance(groups.dtype, pd.CategoricalDtype) else sorted(groups.unique())
+        given = lists >= 0
+        keys = np.repeat(np.arange(len(lists)), given.sum(1)) * n_items + lists[given]
+        hit = np.isin(self.relevant[:, 0] * n_items + self.relevant[:, 1], keys)
+        rows = []
+        for name in names:
+            member = np.zeros(n_items, dtype=bool)
+            member[groups.index[groups == name]] = True
+            inside = member[self.relevant[:, 1]]
+            users = self.relevant[inside, 0]
+            wanted = np.bincount(users, minlength=len(lists))
+            found = np.bincount(users, weights=hit[inside], minlength=len(lists))
+            rows.append(
+                {
+                    "group": name,
+                    "items": int(member.sum()),
+                    "relevant": int(inside.sum()),
+                    "recall": _mean(found[wanted > 0] / wanted[wanted > 0]),
+                    "share": float(member[lists[given]].mean()) if given.any() else float("nan"),
+                }
+            )
+        return pd.DataFrame(rows, columns=["group", "items", "relevant", "recall", "share"])
+
+
+def gini(counts: np.ndarray) -> float:
+    """Gini coefficient of non-negative counts: 0 where all are equal, (n - 1) / n where one has everything."""
+    values, n = np.sort(counts.astype(np.float64)), len(counts)
+    total = values.sum()
+    return float(((2 * np.arange(1, n + 1) - n - 1) * values).sum() / (n * total)) if total else float("nan")
+
+
+def item_groups(study: Study, tail: float = 0.2, few: int = 5) -> pd.Series:
+    """Cold, long-tail and popular items.
+
+    Parameters
+    ----------
+    study
+        The study.
+    tail
+        The least popular items that together hold at most this share of the train interactions are the long tail.
+    few
+        Items with fewer train interactions than this are cold; those with none can be recommended by their facts or
+        texts alone, and are a group of their own.
+
+    Returns
+    -------
+    Series
+        Ordered categories: unseen, cold, long tail, popular; indexed by item (all items).
+
+    Raises
+    ------
+    ConfigError
+        If ``tail`` is no share.
+    """
+    if not 0 <= tail <= 1:
+        raise ConfigError(f"the long tail holds {tail} of the interactions, expected a share between 0 and 1")
+    counts = np.bincount(study.split("train")["item"], minlength=len(study.items))
+    order = np.argsort(counts, kind="stable")
+    held = np.empty(len(counts))
+    held[order] = np.cumsum(counts[order])
+    names = ["unseen", "cold", "long tail", "popular"]
+    codes = np.where(counts == 0, 0, np.where(counts < few, 1, np.where(held <= tail * counts.sum(), 2, 3)))
+    kind = pd.CategoricalDtype(names, ordered=True)
+    return pd.Series(pd.Categorical.from_codes(codes, dtype=kind), name="group")
+
+
+def measure_lists(
+    study: Study, models: Iterable[tuple[str, Recommender]], split: str = "test", k: int = 20
+) -> dict[str, pd.DataFrame]:
+    """Every measure of the lists of several trained models, averaged over those of one label.
+
+    Parameters
+    ----------
+    study
+        The study.
+    models
+        Label and model; an iterator is asked for one at a time.
+    split
+        Split the lists are for.
+    k
+        Length of the lists.
+
+    Returns
+    -------
+    dict
+        "whole lists" (model and a column per measure), and "items by popularity" and "items by facts" (group, items,
+        relevant, and for every model its recall and its share of all places).
+    """
+    vectors = study.vectors() if (REPRODUCIBLE_SOURCE, DEFAULT_ENCODER) in study.encoded() else None
+    measured = BeyondAccuracy(study, split, vectors)
+    kinds = {"items by popularity": item_groups(study), "items by facts": degree_groups(study)}
+    whole: list[dict[str, Any]] = []
+    parts: dict[str, list[pd.DataFrame]] = {name: [] for name in kinds}
+    for label, model in models:
+        lists = recommended(model, measured.task, k)
+        whole.append({"model": label, **measured.measure(lists)})
+        for name, groups in kinds.items():
+            parts[name].append(measured.by_items(lists, groups).assign(model=label))
+    tables = {"whole lists": pd.DataFrame(whole).groupby("model", sort=False).mean().reset_index()}
+    for name, found in parts.items():
+        mean = pd.concat(found).groupby(["model", "group"], sort=False, observed=True)[["recall", "share"]].mean()
+        wide = found[0][["group", "items", "relevant"]]
+        for label in dict.fromkeys(row["model"] for row in whole):
+            own = mean.loc[label].add_prefix(f"{label}: ").reset_index()
+            wide = wide.merge(own, on="group", how="left")
+        tables[name] = wide
+    return tables
+
+
+def _mean_of_lists(values: np.ndarray, lists: np.ndarray) -> float:
+    """Mean over users of the mean of a value over the items of their list."""
+    given = lists >= 0
+    sums = np.where(given, values[lists.clip(min=0)], 0.0).sum(1)
+    sizes = given.sum(1)
+    return _mean(sums[sizes > 0] / sizes[sizes > 0])
+
+
+def _mean(values: np.ndarray) -> float:
+    known = values[~np.isnan(values)]
+    return float(known.mean()) if known.size else float("nan")
