@@ -57,8 +57,13 @@ def parse(folder: Path, config: BuildConfig, work: Workspace) -> None:  # noqa: 
     fields = {"item": Field("MovieID"), "title": Field("Title", "text"), "overview": Field("overview", "text")}
     work.read(table, "raw_films", fields | {f"raw_{name}": Field(name, "text") for name in sorted(columns)})
     work.located["items"] = (table, "MovieID")
-    rows = work.frame("SELECT * FROM raw_films ORDER BY rowid").drop_duplicates("item").set_index("item").fillna("")
-    films_in = rows.reindex(given.items, fill_value="")
+    rows = work.frame("SELECT * FROM raw_films ORDER BY rowid").astype(object)
+    rows = rows.where(rows.notna(), "")
+    for item, named in rows.groupby("item")["title"]:
+        if len(titles := named.unique()) > 1:
+            problem = f"it has different labels: {titles[0][:60]!r} and {titles[1][:60]!r}"
+            work.bad(f"{films}: film {item!r}", problem, "keep one of the rows", len(titles) - 1)
+    films_in = rows.drop_duplicates("item").set_index("item").reindex(given.items, fill_value="")
     work.put(
         "items",
         pd.DataFrame(
