@@ -13,7 +13,7 @@ from spike_kit.data.study import Study
 from spike_kit.errors import DataError
 from spike_kit.evaluation.comparison import HYPOTHESES, comparison_markdown, comparison_table
 from spike_kit.evaluation.tables import HEADLINE, results_table
-from spike_kit.experiments.run import finished_runs
+from spike_kit.experiments.archive import known_runs
 from spike_kit.figures.latex import latex_table
 from spike_kit.runs import Run
 
@@ -61,7 +61,7 @@ class Compare:
         if None not in folders:
             return [Run(folder) for folder in folders if folder is not None]
         if len(self.runs) == 1:
-            return finished_runs(Study.open(self.runs[0]))
+            return known_runs(Study.open(self.runs[0]))
         missing = next(name for name, folder in zip(self.runs, folders, strict=True) if folder is None)
         raise DataError(f"there is no finished run {missing!r}", f"run folders are in {paths.shown(paths.runs_root())}")
 

@@ -11,7 +11,7 @@ from tyro.conf import Positional
 from spike_kit import paths
 from spike_kit.data.study import Study
 from spike_kit.errors import lookup
-from spike_kit.experiments.run import finished_runs
+from spike_kit.experiments.archive import known_runs
 from spike_kit.figures.gallery import FIGURES, export_all
 
 
@@ -36,6 +36,6 @@ class Figures:
         study = Study.open(self.dataset)
         for name in self.only:
             lookup(FIGURES, name, "figure")
-        for artefact in export_all(study, finished_runs(study), self.folder, split=self.split, names=self.only or None):
+        for artefact in export_all(study, known_runs(study), self.folder, split=self.split, names=self.only or None):
             written = ", ".join(paths.shown(file) for file in artefact.files)
             print(f"{artefact.name:12} {written or f'not run: {artefact.missing}'}")

@@ -122,10 +122,10 @@ def test_the_conda_environment_installs_this_package_with_extras_that_exist() ->
     assert set(extras[1].split(",")) <= set(pyproject()["project"]["optional-dependencies"])
 
 
-def test_the_all_extra_holds_every_extra_but_dev() -> None:
+def test_the_all_extra_holds_every_extra_but_dev_and_cluster() -> None:
     extras = pyproject()["project"]["optional-dependencies"]
     (entry,) = extras["all"]
-    assert set(entry.removeprefix("spike_kit[").removesuffix("]").split(",")) == set(extras) - {"all", "dev"}
+    assert set(entry.removeprefix("spike_kit[").removesuffix("]").split(",")) == set(extras) - {"all", "dev", "cluster"}
 
 
 def test_constraints_pin_plain_versions_and_name_no_index() -> None:

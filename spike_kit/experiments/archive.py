@@ -1,0 +1,151 @@
+"""Results that live in the repository: what is left of finished runs when their folders are not there.
+
+``docs/study/<data set>/`` holds ``runs.parquet`` (one row per run: configuration, metrics, environment, as JSON) and
+``per_user.parquet`` (users x runs: NDCG@20 on test, no raw ids). Weights and learning curves stay behind.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from torch import Tensor
+
+from spike_kit import storage
+from spike_kit.data.study import Study
+from spike_kit.errors import DataError
+from spike_kit.experiments.run import data_version, finished_runs
+from spike_kit.runs import Run
+from spike_kit.training import MONITOR
+
+ROOT = Path(__file__).resolve().parent.parent.parent / "docs" / "study"
+"""Where the tables live."""
+
+RUNS, PER_USER = "runs.parquet", "per_user.parquet"
+
+_PARTS = ("config", "metrics", "environment")
+
+
+@dataclass(frozen=True)
+class ArchivedRun(Run):
+    """A run of which only the tables are left; it reads like any other, but has no weights and no learning curve."""
+
+    parts: dict[str, Any] = field(default_factory=dict, compare=False)
+    values: pd.DataFrame = field(default_factory=pd.DataFrame, compare=False)
+
+    @cached_property
+    def config(self) -> dict[str, Any]:
+        """What was run."""
+        return self.parts["config"]
+
+    @cached_property
+    def metrics(self) -> dict[str, Any]:
+        """Metrics of both splits, epochs, seconds, memory."""
+        return self.parts["metrics"]
+
+    @cached_property
+    def environment(self) -> dict[str, Any]:
+        """Versions, device and commit."""
+        return self.parts["environment"]
+
+    @cached_property
+    def history(self) -> pd.DataFrame:
+        """Empty: learning curves are not kept."""
+        return pd.DataFrame()
+
+    @cached_property
+    def per_user(self) -> pd.DataFrame:
+        """Split (test alone), user, NDCG@20."""
+        return self.values
+
+    def tensors(self) -> dict[str, Tensor]:
+        """Refuse: weights are not kept.
+
+        Raises
+        ------
+        DataError
+            Always.
+        """
+        raise DataError(f"the weights of {self.path.name} are not kept in {self.path.parent}", "train it again")
+
+
+def write_archive(runs: Sequence[Run], folder: Path | None = None) -> Path:
+    """Write the tables of finished runs of one data set; those of an earlier archive are replaced.
+
+    Parameters
+    ----------
+    runs
+        The runs.
+    folder
+        Where; default: that of their data set in `ROOT`.
+
+    Raises
+    ------
+    DataError
+        If there are no runs, or not all of one build of one data set.
+    """
+    builds = {(run.config["dataset"], run.config["data_sha256"]) for run in runs}
+    if len(builds) != 1:
+        raise DataError(f"the runs are of {len(builds)} data sets", "give those of one study as it was built once")
+    target = folder or ROOT / runs[0].config["dataset"]
+    rows = [{"run": run.path.name, **{part: json.dumps(getattr(run, part)) for part in _PARTS}} for run in runs]
+    columns = {}
+    for run in runs:
+        table = run.per_user[run.per_user["split"] == "test"]
+        columns[run.path.name] = pd.Series(table[MONITOR].to_numpy(np.float32), index=table["user"])
+    with storage.storage_errors(target):
+        target.mkdir(parents=True, exist_ok=True)
+    per_user = pd.DataFrame(columns).rename_axis("user").reset_index()
+    for name, table in ((RUNS, pd.DataFrame(rows)), (PER_USER, per_user)):
+        with storage.atomic_file(target / name) as temporary:
+            table.to_parquet(temporary, index=False, compression="zstd", compression_level=19)
+    return target
+
+
+def read_archive(dataset: str, folder: Path | None = None) -> list[Run]:
+    """Runs of a data set in the archive, in its order; none if it has none.
+
+    Raises
+    ------
+    DataError
+        If the files are damaged.
+    """
+    folder = folder or ROOT / dataset
+    if not (folder / RUNS).is_file():
+        return []
+    table, values = storage.read_parquet(folder / RUNS), storage.read_parquet(folder / PER_USER)
+    found: list[Run] = []
+    try:
+        for row in table.to_dict("records"):
+            parts = {part: json.loads(row[part]) for part in _PARTS}
+            own = values[["user", row["run"]]].dropna().rename(columns={row["run"]: MONITOR})
+            own.insert(0, "split", "test")
+            found.append(ArchivedRun(folder / str(row["run"]), parts, own.reset_index(drop=True)))
+    except (KeyError, TypeError, json.JSONDecodeError) as error:
+        raise DataError(f"{folder} is damaged: {error!r}", "take the files of the repository again") from error
+    return found
+
+
+def known_runs(study: Study) -> list[Run]:
+    """Finished runs of a study; what was not run here is taken from the archive, if it is of the same build.
+
+    Two runs are the same one here if they differ in nothing but the version of the code, and of the vectors' last bits.
+    """
+    here = finished_runs(study)
+    known = {_question(run) for run in here}
+    version = data_version(study)
+    archived = [run for run in read_archive(study.name) if run.config["data_sha256"] == version]
+    return here + [run for run in archived if _question(run) not in known]
+
+
+def _question(run: Run) -> str:
+    """What a run answers, whatever the version of the code."""
+    return storage.canonical_json(
+        {name: value for name, value in run.config.items() if name not in ("code_sha256", "vectors_sha256")}
+    )

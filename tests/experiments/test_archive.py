@@ -1,0 +1,94 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import pandas as pd
+import pytest
+
+from spike_kit import storage
+from spike_kit.data.study import Study
+from spike_kit.errors import DataError
+from spike_kit.evaluation.comparison import comparison_table
+from spike_kit.evaluation.tables import results_table
+from spike_kit.experiments import archive
+from spike_kit.experiments.archive import PER_USER, RUNS, known_runs, read_archive, write_archive
+from spike_kit.experiments.run import RunConfig, finished_runs, load_model, run
+from spike_kit.runs import Run
+from spike_kit.training import MONITOR
+
+
+@pytest.fixture(autouse=True)
+def own_archive(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """An archive of one's own."""
+    monkeypatch.setattr(archive, "ROOT", tmp_path / "study")
+    return tmp_path / "study"
+
+
+@pytest.fixture
+def done(study: Study) -> list[Run]:
+    """Two models, two seeds each."""
+    short = {"epochs": 2, "batch_size": 512}
+    for model in ("bprmf", "popularity"):
+        for seed in (0, 1):
+            run(RunConfig(model=model, dataset="world", seed=seed, training=short), progress=False)
+    return finished_runs(study)
+
+
+def test_archived_runs_give_the_same_tables_and_tests(done: list[Run]) -> None:
+    write_archive(done)
+    found = read_archive("world")
+    assert results_table(found).equals(results_table(done))
+    there, here = comparison_table(found), comparison_table(done)
+    assert there["model"].equals(here["model"])
+    pd.testing.assert_frame_equal(there, here, rtol=1e-5, atol=1e-7)
+    for one, other in zip(found, done, strict=True):
+        assert (one.config, one.metrics, one.environment) == (other.config, other.metrics, other.environment)
+        values = other.per_user[other.per_user["split"] == "test"]
+        assert one.per_user["user"].tolist() == values["user"].tolist()
+        assert one.per_user[MONITOR].to_numpy() == pytest.approx(values[MONITOR].to_numpy(), abs=1e-6)
+        assert one.history.empty
+        with pytest.raises(DataError, match="are not kept"):
+            load_model(one)
+
+
+def test_runs_of_here_come_first_and_the_archive_adds_what_is_missing(study: Study, done: list[Run]) -> None:
+    write_archive(done)
+    assert [known.path for known in known_runs(study)] == [known.path for known in done]
+    gone = done[0]
+    gone.path.rename(gone.path.with_name(f".{gone.path.name}"))
+    known = known_runs(study)
+    assert len(known) == len(done)
+    assert [one.config for one in known if one.path.parent.name == "world"] == [gone.config]
+
+
+def test_an_archive_of_another_build_is_not_shown(study: Study, done: list[Run], own_archive: Path) -> None:
+    write_archive(done)
+    table = storage.read_parquet(own_archive / "world" / RUNS)
+    table["config"] = [text.replace(done[0].config["data_sha256"], "0" * 64) for text in table["config"]]
+    table.to_parquet(own_archive / "world" / RUNS, index=False)
+    for one in done:
+        one.path.rename(one.path.with_name(f".{one.path.name}"))
+    assert known_runs(study) == []
+    assert len(read_archive("world")) == len(done)
+
+
+def test_without_an_archive_there_is_nothing(study: Study) -> None:
+    assert read_archive("world") == []
+    assert known_runs(study) == []
+    with pytest.raises(DataError, match="0 data sets"):
+        write_archive([])
+
+
+@pytest.mark.parametrize("damage", ["missing", "column", "json", "bytes"])
+def test_damage_is_an_error(done: list[Run], own_archive: Path, damage: str) -> None:
+    folder = write_archive(done)
+    if damage == "missing":
+        (folder / PER_USER).unlink()
+    elif damage == "column":
+        storage.read_parquet(folder / PER_USER)[["user"]].to_parquet(folder / PER_USER, index=False)
+    elif damage == "json":
+        storage.read_parquet(folder / RUNS).assign(config="{").to_parquet(folder / RUNS, index=False)
+    else:
+        (folder / RUNS).write_bytes(b"PAR1")
+    with pytest.raises(DataError):
+        read_archive("world")
