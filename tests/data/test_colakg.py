@@ -9,7 +9,7 @@ from spike_kit.data.build import build
 from spike_kit.data.sources import find_recipe
 from spike_kit.data.study import Study
 from spike_kit.errors import DataError
-from tests.data.amazon_files import write_lines
+from tests.data.mapped_files import write_mapped_split
 
 HEADER = (
     *("MovieID", "Title", "Genres", "Year", "imdb_id", "id", "production_countries", "genres", "original_language"),
@@ -38,10 +38,7 @@ def folder(tmp_path: Path) -> Path:
     """Six users with four of six films each, and a film that is not in the table."""
     write_films(tmp_path, [film(number) for number in range(6)])
     held = {user: [(user + step) % 7 for step in range(5)] for user in range(6)}
-    write_lines(tmp_path / "train.txt", [" ".join(map(str, [user, *items[1:]])) for user, items in held.items()])
-    write_lines(tmp_path / "test.txt", [f"{user} {items[0]}" for user, items in held.items()])
-    write_lines(tmp_path / "user_map.txt", [f"{2 + n} {n}" for n in range(6)])
-    write_lines(tmp_path / "item_map.txt", [f"{100 + n} {n}" for n in range(7)])
+    write_mapped_split(tmp_path, held, first_user=2, first_item=100, n_items=7)
     return tmp_path
 
 

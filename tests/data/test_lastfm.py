@@ -13,6 +13,7 @@ from spike_kit.data.study import Study
 from spike_kit.data.workspace import workspace
 from spike_kit.errors import DataError
 from tests.data.amazon_files import write_lines
+from tests.data.mapped_files import write_mapped_split
 from tests.data.test_amazon import explained
 
 LISTENS = [(2 + user, 51 + (user + step) % 8, 100 * user + step + 1) for user in range(8) for step in range(6)]
@@ -31,10 +32,7 @@ def folder(tmp_path: Path) -> Path:
     rows = [f"{user}\t{artist}\t{tag}\t1\t4\t2009" for user, artist, tag in tagged]
     write_lines(tmp_path / "user_taggedartists.dat", ["userID\tartistID\ttagID\tday\tmonth\tyear", *rows])
     held = {user: [(user + step) % 8 for step in range(6)] for user in range(8)}
-    write_lines(tmp_path / "train.txt", [" ".join(map(str, [user, *items[1:]])) for user, items in held.items()])
-    write_lines(tmp_path / "test.txt", [f"{user} {items[0]}" for user, items in held.items()])
-    write_lines(tmp_path / "user_map.txt", [f"{2 + n} {n}" for n in range(8)])
-    write_lines(tmp_path / "item_map.txt", [f"{51 + n} {n}" for n in range(8)])
+    write_mapped_split(tmp_path, held, first_user=2, first_item=51, n_items=8)
     return tmp_path
 
 
