@@ -5,11 +5,11 @@ from __future__ import annotations
 import json
 import os
 import random
+import shutil
 import signal
 import subprocess
 import sys
 import time
-from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import TracebackType
@@ -25,8 +25,8 @@ from tests.profiles.llm_server import Gate, ScriptedServer, distinct_world, gene
 SUBJECTS = 124
 CONCURRENCY = 8
 KILLS = 20
-SETTLED = 2.0
-"""Seconds after which an answer that was sent must be on the client's disk."""
+PATIENCE = 60.0
+"""Seconds that anything may take before a test gives up; none of them is part of what is tested."""
 
 CLIENT = """
 import asyncio, json, os, sys
@@ -166,7 +166,7 @@ def clients(parent: Clients, films: Study, server: ScriptedServer, home: Path) -
     parent.kill_all()
 
 
-def until(condition: Callable[[], bool], what: str, seconds: float = 20.0) -> None:
+def until(condition: Callable[[], bool], what: str, seconds: float = PATIENCE) -> None:
     """Wait until something holds."""
     end = time.monotonic() + seconds
     while not condition():
@@ -177,6 +177,19 @@ def until(condition: Callable[[], bool], what: str, seconds: float = 20.0) -> No
 def sent(server: ScriptedServer) -> int:
     """Answers that were sent completely."""
     return sum(asked.sent < float("inf") for asked in server.log)
+
+
+def kept(films: Study, server: ScriptedServer, folder: Path | None = None) -> list[str]:
+    """Prompts whose answer is on disk, one entry for each answer.
+
+    With a ``folder`` a copy made there is read: of a client that was killed the next one is the first to open the file.
+    """
+    made = generation(films, server.base_url)
+    if folder is not None:
+        shutil.copytree(made.answers.parent, folder)
+        made.answers = folder / made.answers.name
+    starts = {subject[:12]: subject for subject in server.counts}
+    return [starts[text.split()[1]] for (text,) in stored(made, "SELECT text FROM answers")]
 
 
 def check_complete(films: Study, server: ScriptedServer) -> None:
@@ -201,11 +214,14 @@ def check_complete(films: Study, server: ScriptedServer) -> None:
     assert not list(films.path.rglob(".spike-kit-tmp-*"))
 
 
-def test_twenty_kills_at_random_moments_lose_nothing(films: Study, server: ScriptedServer, clients: Clients) -> None:
+def test_twenty_kills_at_random_moments_lose_nothing(
+    films: Study, server: ScriptedServer, clients: Clients, tmp_path: Path
+) -> None:
     draw = random.Random(11)
     gate = Gate(0, lambda: draw.uniform(0, 0.03))
     server.script = gate
-    kills: list[float] = []
+    on_disk: set[str] = set()
+    lost = 0
     for number in range(KILLS):
         before, answered_before = len(server.log), sent(server)
         budget = draw.randint(1, 6)
@@ -213,13 +229,24 @@ def test_twenty_kills_at_random_moments_lose_nothing(films: Study, server: Scrip
         process = clients.start()
         until(lambda before=before: len(server.log) > before, "the first request of a client")
         if number % 2:
-            until(lambda n=answered_before + budget: sent(server) >= n, "the answers of a round")
-            time.sleep(draw.uniform(SETTLED + 0.02, SETTLED + 0.1))
+            expected = len(on_disk) + budget
+            until(lambda n=expected: len(kept(films, server)) >= n, "the answers of a round on disk")
         else:
             time.sleep(draw.uniform(0, 0.06))
         gate.left = 0
-        kills.append(clients.kill(process))
+        clients.kill(process)
         gate.dead = time.monotonic()
+        of_round = server.log[before:]
+        assert not on_disk & {asked.subject for asked in of_round}, "an answer on disk was asked for again"
+        answers = kept(films, server, tmp_path / str(number))
+        assert len(answers) == len(set(answers))
+        assert on_disk <= set(answers), "an answer is gone"
+        on_disk = set(answers)
+        lost_now = len({asked.subject for asked in of_round} - on_disk)
+        assert lost_now <= CONCURRENCY, "more than the calls in flight was lost"
+        if number % 2:
+            assert sent(server) - answered_before == budget
+        lost += lost_now
     killed_requests = len(server.log)
     gate.left = SUBJECTS
     code, result = clients.wait(clients.start())
@@ -229,24 +256,12 @@ def test_twenty_kills_at_random_moments_lose_nothing(films: Study, server: Scrip
     made = generation(films, server.base_url)
     kinds = dict(stored(made, "SELECT kind, count(*) FROM events GROUP BY kind"))
     ambiguous = sum(count for kind, count in kinds.items() if kind in AMBIGUOUS)
-    repeated = len(server.log) - SUBJECTS
     assert killed_requests > KILLS
-    assert KILLS / 2 <= repeated <= KILLS * CONCURRENCY + ambiguous
     assert (server.peak, ambiguous) == (CONCURRENCY, 0)
-
-    lost = Counter[str]()
-    for moment in kills:
-        lost.update({asked.subject for asked in server.log if asked.arrived < moment and asked.sent > moment - SETTLED})
-    for subject, times in server.counts.items():
-        assert times - 1 <= lost[subject], f"{subject} was asked {times} times, in flight at {lost[subject]} kills"
-    settled = 0
-    for asked in server.log:
-        following = min((moment for moment in kills if moment >= asked.sent), default=float("inf"))
-        if asked.sent < following - SETTLED:
-            settled += following < float("inf")
-            again = [other for other in server.log if other.subject == asked.subject and other.arrived > asked.sent]
-            assert again == [], "an answer that had arrived was asked for again"
-    assert settled >= KILLS / 2, "the check above had nothing to look at"
+    assert not on_disk & {asked.subject for asked in server.log[killed_requests:]}
+    assert len(server.log) - SUBJECTS == lost
+    assert lost >= KILLS / 2
+    assert len(on_disk) >= KILLS / 2, "the checks of what is on disk had nothing to look at"
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
@@ -258,7 +273,7 @@ def test_a_polite_signal_awaits_the_calls_in_flight(
     process = clients.start()
     until(lambda: len(server.log) == 30 + CONCURRENCY, "calls in flight")
     os.kill(process, number)
-    time.sleep(0.3)
+    time.sleep(1.0)
     assert len(server.log) == 30 + CONCURRENCY
     gate.left = SUBJECTS
     code, result = clients.wait(process)
@@ -277,9 +292,9 @@ def test_a_second_polite_signal_ends_at_once_and_keeps_what_arrived(
     server.script = gate
     process = clients.start()
     until(lambda: len(server.log) == 30 + CONCURRENCY, "calls in flight")
-    time.sleep(SETTLED)
+    until(lambda: len(kept(films, server)) == 30, "the answers on disk")
     os.kill(process, signal.SIGTERM)
-    time.sleep(0.3)
+    time.sleep(1.0)
     os.kill(process, signal.SIGTERM)
     assert clients.wait(process)[0] == -signal.SIGTERM
     gate.dead = time.monotonic()
@@ -298,7 +313,7 @@ def test_an_interrupted_cell_of_a_notebook_ends_the_run_too(
     process = clients.start(notebook=True)
     until(lambda: len(server.log) == 30 + CONCURRENCY, "calls in flight")
     os.kill(process, signal.SIGINT)
-    time.sleep(0.3)
+    time.sleep(1.0)
     gate.left = SUBJECTS
     clients.wait(process)
     assert len(server.log) == 30 + CONCURRENCY, "the run went on after the interrupt"
