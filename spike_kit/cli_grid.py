@@ -34,6 +34,8 @@ class RunGrid(OnDevice):
     """Address of a Ray cluster (extra: cluster), "auto" for this machine's, "local" to start Ray here."""
     only: UseAppendAction[tuple[str, ...]] = ()
     """Only cells with this word in their name, a data set or a model for example; if repeated, with all of them."""
+    keep: bool = False
+    """Keep the tables of finished runs in docs/study, and take what is found there for done."""
     look: bool = False
     """Only look how far it is."""
 
@@ -41,7 +43,7 @@ class RunGrid(OnDevice):
         """Do the cells and print the table."""
         if self.jobs < 1:
             raise ConfigError(f"{self.jobs} cells at a time were asked for", "give at least 1")
-        progress = GridRun(Grid.read(self.file), self.only)
+        progress = GridRun(Grid.read(self.file), self.only, self.keep)
         if not progress.cells:
             raise ConfigError("no cell has such a name", "see all with --look")
         if self.look:

@@ -7,7 +7,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -102,7 +102,7 @@ def write_archive(runs: Sequence[Run], folder: Path | None = None) -> Path:
     with storage.storage_errors(target):
         target.mkdir(parents=True, exist_ok=True)
     per_user = pd.DataFrame(columns).rename_axis("user").reset_index()
-    for name, table in ((RUNS, pd.DataFrame(rows)), (PER_USER, per_user)):
+    for name, table in ((PER_USER, per_user), (RUNS, pd.DataFrame(rows))):
         with storage.atomic_file(target / name) as temporary:
             table.to_parquet(temporary, index=False, compression="zstd", compression_level=19)
     return target
@@ -132,20 +132,46 @@ def read_archive(dataset: str, folder: Path | None = None) -> list[Run]:
     return found
 
 
+def keep_run(run: Run, folder: Path | None = None) -> None:
+    """Add a finished run to the archive, in the place of one with the same question if there is one.
+
+    Raises
+    ------
+    DataError
+        If the archive holds another build of the data set, or is damaged.
+    """
+    kept = read_archive(run.config["dataset"], folder)
+    question = _question(run.config)
+    write_archive([*(other for other in kept if _question(other.config) != question), run], folder)
+
+
+def find_kept(config: Mapping[str, Any], folder: Path | None = None) -> Run | None:
+    """The archive's run of a configuration, whatever the version of the code it was made with.
+
+    Raises
+    ------
+    DataError
+        If the archive is damaged.
+    """
+    question = _question(config)
+    kept = read_archive(config["dataset"], folder)
+    return next((run for run in kept if _question(run.config) == question), None)
+
+
 def known_runs(study: Study) -> list[Run]:
     """Finished runs of a study; what was not run here is taken from the archive, if it is of the same build.
 
     Two runs are the same one here if they differ in nothing but the version of the code, and of the vectors' last bits.
     """
     here = finished_runs(study)
-    known = {_question(run) for run in here}
+    known = {_question(run.config) for run in here}
     version = data_version(study)
     archived = [run for run in read_archive(study.name) if run.config["data_sha256"] == version]
-    return here + [run for run in archived if _question(run) not in known]
+    return here + [run for run in archived if _question(run.config) not in known]
 
 
-def _question(run: Run) -> str:
+def _question(config: Mapping[str, Any]) -> str:
     """What a run answers, whatever the version of the code."""
     return storage.canonical_json(
-        {name: value for name, value in run.config.items() if name not in ("code_sha256", "vectors_sha256")}
+        {name: value for name, value in config.items() if name not in ("code_sha256", "vectors_sha256")}
     )

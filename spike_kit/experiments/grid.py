@@ -25,6 +25,7 @@ from spike_kit.config import Config
 from spike_kit.data.study import Study
 from spike_kit.devices import resolve_device
 from spike_kit.errors import ConfigError, SpikeKitError, require
+from spike_kit.experiments.archive import find_kept, keep_run
 from spike_kit.experiments.run import RunConfig, describe, run
 from spike_kit.experiments.search import save_tuned, search
 from spike_kit.experiments.search_space import with_settings
@@ -70,8 +71,6 @@ class Block(Config):
 class Grid(Config):
     """A grid of experiments."""
 
-    name: str = "grid"
-    """What it is called."""
     search: SearchBudget = SearchBudget()
     """Budget of the searches that blocks with the preset ``tuned`` need."""
     blocks: tuple[Block, ...] = (Block(),)
@@ -208,10 +207,13 @@ class GridRun:
         What is to be done.
     only
         Words that the name of a cell must hold; a run of tuned settings needs its search among the cells, or done.
+    keep
+        Whether the tables of finished runs are kept in the repository, and those found there taken for done: a long
+        study goes on where data/ was left behind (`spike_kit.experiments.archive`).
     """
 
-    def __init__(self, grid: Grid, only: Sequence[str] = ()) -> None:
-        self.grid = grid
+    def __init__(self, grid: Grid, only: Sequence[str] = (), keep: bool = False) -> None:
+        self.grid, self.keep = grid, keep
         cells = [*grid.searches(), *grid.runs()]
         self.cells = [cell for cell in cells if all(word in cell.name.split() for word in only)]
         self.states: dict[Cell, State] = dict.fromkeys(self.cells, "waiting")
@@ -241,7 +243,7 @@ class GridRun:
     def look(self) -> None:
         """Find out which cells are finished, without doing any."""
         for cell in self.cells:
-            outcome = _found(cell)
+            outcome = self._found(cell)
             if not outcome.error and outcome is not _NOTHING:
                 self._note(cell, outcome)
 
@@ -259,44 +261,64 @@ class GridRun:
         """
         waiting, running = list(self.cells), dict[Future[Outcome], Cell]()
         while waiting or running:
-            for cell in [cell for cell in waiting if self._is_ready(cell)]:
+            for cell in list(waiting):
                 if len(running) >= jobs:
                     break
+                of_search = self._state_of_search(cell)
+                if of_search not in ("finished", "failed"):
+                    continue
                 waiting.remove(cell)
-                if self.states[cell] == "blocked":
+                if of_search == "failed":
                     outcome = Outcome(error=f"no tuned settings of {cell.config.model} for {cell.config.dataset}")
-                    self.outcomes[cell] = outcome
-                elif (outcome := _found(cell)) is _NOTHING:
+                    self.states[cell], self.outcomes[cell] = "blocked", outcome
+                elif (outcome := self._found(cell)) is _NOTHING:
                     running[submit(cell)] = cell
                     self.states[cell] = "running"
                     continue
                 else:
-                    self._note(cell, outcome)
+                    self._end(cell, outcome)
                 if report is not None:
                     report(cell, outcome)
             if running:
                 for future in wait(running, return_when=FIRST_COMPLETED).done:
                     cell = running.pop(future)
-                    self._note(cell, _outcome(future))
+                    self._end(cell, _outcome(future))
                     if report is not None:
                         report(cell, self.outcomes[cell])
 
-    def _is_ready(self, cell: Cell) -> bool:
-        """Whether nothing is missing that the cell needs; one whose search failed is marked as blocked."""
-        if cell.needs is None:
-            return True
-        dataset, model = cell.needs
-        of_search = next(
-            (
-                self.states[other]
-                for other in self.cells
-                if other.kind == "search" and (other.config.dataset, other.config.model) == (dataset, model)
-            ),
-            "finished",
+    def _state_of_search(self, cell: Cell) -> State:
+        """State of the search that a cell needs; finished if it needs none of this grid."""
+        of_search = (
+            self.states[other]
+            for other in self.cells
+            if other.kind == "search" and (other.config.dataset, other.config.model) == cell.needs
         )
-        if of_search == "failed":
-            self.states[cell] = "blocked"
-        return of_search in ("finished", "failed")
+        return next(of_search, "finished")
+
+    def _found(self, cell: Cell) -> Outcome:
+        """Outcome of a cell that is finished, or that cannot begin; `_NOTHING` where it is still to be done."""
+        config = cell.config
+        try:
+            if cell.kind == "search":
+                if not tuned_path(config.dataset, config.model).is_file():
+                    return _NOTHING
+                tuned = read_tuned(config.dataset, config.model)
+                return Outcome(tuned.valid, tuned.seconds)
+            if cell.needs and not tuned_path(*cell.needs).is_file():
+                return _NOTHING
+            described = describe(config, Study.open(config.dataset))
+            found = find_run(described) or (find_kept(described) if self.keep else None)
+            return _NOTHING if found is None else Outcome(found.metrics["valid"][MONITOR], found.metrics["seconds"])
+        except SpikeKitError as error:
+            return Outcome(error=str(error))
+
+    def _end(self, cell: Cell, outcome: Outcome) -> None:
+        """Note the outcome of a cell that is done, and keep what it left here."""
+        if self.keep and cell.kind == "run" and not outcome.error:
+            found = find_run(describe(cell.config, Study.open(cell.config.dataset)))
+            if found is not None:
+                keep_run(found)
+        self._note(cell, outcome)
 
     def _note(self, cell: Cell, outcome: Outcome) -> None:
         self.outcomes[cell] = outcome
@@ -306,23 +328,6 @@ class GridRun:
 
 _NOTHING = Outcome()
 """Stands for a cell that was not done."""
-
-
-def _found(cell: Cell) -> Outcome:
-    """Outcome of a cell that is finished, or that cannot begin; `_NOTHING` where it is still to be done."""
-    config = cell.config
-    try:
-        if cell.kind == "search":
-            if not tuned_path(config.dataset, config.model).is_file():
-                return _NOTHING
-            tuned = read_tuned(config.dataset, config.model)
-            return Outcome(tuned.valid, tuned.seconds)
-        if cell.needs and not tuned_path(*cell.needs).is_file():
-            return _NOTHING
-        found = find_run(describe(config, Study.open(config.dataset)))
-        return _NOTHING if found is None else Outcome(found.metrics["valid"][MONITOR], found.metrics["seconds"])
-    except SpikeKitError as error:
-        return Outcome(error=str(error))
 
 
 def _outcome(future: Future[Outcome]) -> Outcome:

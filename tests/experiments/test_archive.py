@@ -11,7 +11,7 @@ from spike_kit.errors import DataError
 from spike_kit.evaluation.comparison import comparison_table
 from spike_kit.evaluation.tables import results_table
 from spike_kit.experiments import archive
-from spike_kit.experiments.archive import PER_USER, RUNS, known_runs, read_archive, write_archive
+from spike_kit.experiments.archive import PER_USER, RUNS, find_kept, keep_run, known_runs, read_archive, write_archive
 from spike_kit.experiments.run import RunConfig, finished_runs, load_model, run
 from spike_kit.runs import Run
 from spike_kit.training import MONITOR
@@ -70,6 +70,22 @@ def test_an_archive_of_another_build_is_not_shown(study: Study, done: list[Run],
         one.path.rename(one.path.with_name(f".{one.path.name}"))
     assert known_runs(study) == []
     assert len(read_archive("world")) == len(done)
+
+
+def test_a_kept_run_takes_the_place_of_the_one_with_the_same_question(done: list[Run]) -> None:
+    write_archive(done[:3])
+    table = storage.read_parquet(archive.ROOT / "world" / RUNS)
+    table["config"] = [text.replace(done[0].config["code_sha256"], "0" * 64) for text in table["config"]]
+    table.to_parquet(archive.ROOT / "world" / RUNS, index=False)
+    for one in (done[0], done[3], done[3]):
+        keep_run(one)
+    found = read_archive("world")
+    assert [one.path.name for one in found] == [done[place].path.name for place in (1, 2, 0, 3)]
+    for one in done:
+        kept = find_kept(one.config)
+        assert kept is not None
+        assert kept.metrics == one.metrics
+    assert find_kept(done[0].config | {"seed": 7}) is None
 
 
 def test_without_an_archive_there_is_nothing(study: Study) -> None:

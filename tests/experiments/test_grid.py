@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import os
 import re
+import shutil
 import signal
 from concurrent.futures import Future
 from pathlib import Path
@@ -14,8 +15,8 @@ from spike_kit.cli_grid import STUDY
 from spike_kit.data.study import Study
 from spike_kit.errors import ConfigError
 from spike_kit.evaluation.tables import run_label
+from spike_kit.experiments import archive, tuned
 from spike_kit.experiments import grid as module
-from spike_kit.experiments import tuned
 from spike_kit.experiments.ablation import ABLATIONS
 from spike_kit.experiments.grid import (
     Block,
@@ -77,6 +78,32 @@ def test_every_combination_is_one_cell_and_is_done_once(study: Study) -> None:
     only_looked = GridRun(small())
     only_looked.look()
     assert only_looked.table.equals(first.table)
+
+
+def test_kept_tables_stand_for_runs_whose_folders_are_gone(
+    study: Study, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(archive, "ROOT", tmp_path / "study")
+    GridRun(small(seeds=(0,), variants={"short": SHORT})).do(here, 2)
+    assert archive.read_archive("world") == []
+    done = GridRun(small(), keep=True)
+    done.do(here, 2)
+    assert len(archive.read_archive("world")) == len(done.cells)
+    shutil.rmtree(paths.data_root() / "runs")
+    asked: list[str] = []
+
+    def note(cell: Cell) -> Future[Outcome]:
+        asked.append(cell.name)
+        return here(cell)
+
+    again = GridRun(small(seeds=(0, 1, 2)), keep=True)
+    again.do(note, 2)
+    assert len(asked) == 4
+    assert all(name.endswith("seed 2") for name in asked)
+    assert len(archive.read_archive("world")) == len(again.cells)
+    forgetful = GridRun(small())
+    forgetful.look()
+    assert set(forgetful.table["state"]) == {"waiting"}
 
 
 def test_what_two_blocks_share_is_one_cell() -> None:
