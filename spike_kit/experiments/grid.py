@@ -288,12 +288,10 @@ class GridRun:
 
     def _state_of_search(self, cell: Cell) -> State:
         """State of the search that a cell needs; finished if it needs none of this grid."""
-        of_search = (
-            self.states[other]
-            for other in self.cells
-            if other.kind == "search" and (other.config.dataset, other.config.model) == cell.needs
-        )
-        return next(of_search, "finished")
+        for other in self.cells:
+            if other.kind == "search" and (other.config.dataset, other.config.model) == cell.needs:
+                return self.states[other]
+        return "finished"
 
     def _found(self, cell: Cell) -> Outcome:
         """Outcome of a cell that is finished, or that cannot begin; `_NOTHING` where it is still to be done."""
