@@ -79,6 +79,11 @@ class Run:
         """Metrics of every ranked user: split, user, and one column per metric."""
         return storage.read_parquet(self.path / PER_USER)
 
+    @property
+    def has_weights(self) -> bool:
+        """Whether the weights are there to be loaded."""
+        return (self.path / MODEL).is_file()
+
     def tensors(self) -> dict[str, Tensor]:
         """Stored tensors of the model.
 

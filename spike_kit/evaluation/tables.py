@@ -21,7 +21,7 @@ HEADLINE = ("recall@10", "recall@20", "recall@40", "ndcg@10", "ndcg@20", "ndcg@4
 def run_label(run: Run) -> str:
     """Short name of a run: model, preset unless it is the recommended one, and whatever differs from the usual."""
     config = run.config
-    usual = config.get("base") or _preset_settings(config["model"], config["preset"])
+    usual = usual_settings(run)
     title = find_model(config["model"]).title
     name = title if config["preset"] == "recommended" else f"{title} ({config['preset']})"
     changes = []
@@ -35,8 +35,12 @@ def run_label(run: Run) -> str:
     return f"{name} {', '.join(changes)}" if changes else name
 
 
-def _preset_settings(model: str, preset: str) -> dict[str, dict[str, Any]]:
-    found = find_preset(model, preset)
+def usual_settings(run: Run) -> dict[str, dict[str, Any]]:
+    """What a run started from, ``model_settings`` and ``training_settings``: its preset, or what had been tuned."""
+    config = run.config
+    if "base" in config:
+        return config["base"]
+    found = find_preset(config["model"], config["preset"])
     return {
         "model_settings": found.model.model_dump(mode="json"),
         "training_settings": found.training.model_dump(mode="json"),

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from spike_kit.models import find_preset
-from spike_kit.models.spike import SpikeConfig
+from spike_kit.models.spike import RECOMMENDED, SpikeConfig
 
 SWITCHES = (
     "user_profiles",
@@ -37,14 +36,12 @@ ABLATIONS: dict[str, dict[str, Any]] = {
 """Rows of an ablation table: a name, and the settings that differ from the preset."""
 
 
-def normalised(settings: SpikeConfig, preset: str = "recommended") -> SpikeConfig:
-    """Settings that give the same model, with everything that has no effect set to what the preset says.
+def normalised(settings: SpikeConfig, usual: SpikeConfig = RECOMMENDED) -> SpikeConfig:
+    """Settings that give the same model, with everything that has no effect set to what the full model has.
 
     Whoever flips a switch that changes nothing (the sample size of a matching that does not sample, say) gets the run
     that exists already.
     """
-    usual = find_preset("spike", preset).model
-    assert isinstance(usual, SpikeConfig)
     idle: set[str] = set()
     if settings.matching_weight == 0:
         settings = settings.replace(matching="off")
@@ -66,10 +63,9 @@ def normalised(settings: SpikeConfig, preset: str = "recommended") -> SpikeConfi
     return settings.replace(**{name: getattr(usual, name) for name in idle})
 
 
-def changes(settings: SpikeConfig, preset: str = "recommended") -> dict[str, Any]:
-    """Settings that differ from the preset, those without effect left out."""
-    usual = find_preset("spike", preset).model
-    return {name: value for name, value in normalised(settings, preset) if value != getattr(usual, name)}
+def changes(settings: SpikeConfig, usual: SpikeConfig = RECOMMENDED) -> dict[str, Any]:
+    """Settings that differ from the full model, those without effect left out."""
+    return {name: value for name, value in normalised(settings, usual) if value != getattr(usual, name)}
 
 
 def label(changed: dict[str, Any]) -> str:

@@ -1,7 +1,8 @@
 """Results that live in the repository: what is left of finished runs when their folders are not there.
 
 ``docs/study/<data set>/`` holds ``runs.parquet`` (one row per run: configuration, metrics, environment, as JSON) and
-``per_user.parquet`` (users x runs: NDCG@20 on test, no raw ids). Weights and learning curves stay behind.
+``per_user.parquet`` (split, user, and NDCG@20 of every run in steps of 1/65535; no raw ids). Weights and learning
+curves stay behind.
 """
 
 from __future__ import annotations
@@ -9,7 +10,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import cached_property
+from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +29,9 @@ ROOT = Path(__file__).resolve().parent.parent.parent / "docs" / "study"
 """Where the tables live."""
 
 RUNS, PER_USER = "runs.parquet", "per_user.parquet"
+
+_STEPS = 65_535
+"""NDCG is kept as a whole number of so many parts."""
 
 _PARTS = ("config", "metrics", "environment")
 
@@ -61,7 +65,7 @@ class ArchivedRun(Run):
 
     @cached_property
     def per_user(self) -> pd.DataFrame:
-        """Split (test alone), user, NDCG@20."""
+        """Split, user, NDCG@20."""
         return self.values
 
     def tensors(self) -> dict[str, Tensor]:
@@ -97,11 +101,11 @@ def write_archive(runs: Sequence[Run], folder: Path | None = None) -> Path:
     rows = [{"run": run.path.name, **{part: json.dumps(getattr(run, part)) for part in _PARTS}} for run in runs]
     columns = {}
     for run in runs:
-        table = run.per_user[run.per_user["split"] == "test"]
-        columns[run.path.name] = pd.Series(table[MONITOR].to_numpy(np.float32), index=table["user"])
+        values = run.per_user.set_index(["split", "user"])[MONITOR]
+        columns[run.path.name] = (values * _STEPS).round().astype("UInt16")
     with storage.storage_errors(target):
         target.mkdir(parents=True, exist_ok=True)
-    per_user = pd.DataFrame(columns).rename_axis("user").reset_index()
+    per_user = pd.DataFrame(columns).reset_index()
     for name, table in ((PER_USER, per_user), (RUNS, pd.DataFrame(rows))):
         with storage.atomic_file(target / name) as temporary:
             table.to_parquet(temporary, index=False, compression="zstd", compression_level=19)
@@ -124,8 +128,8 @@ def read_archive(dataset: str, folder: Path | None = None) -> list[Run]:
     try:
         for row in table.to_dict("records"):
             parts = {part: json.loads(row[part]) for part in _PARTS}
-            own = values[["user", row["run"]]].dropna().rename(columns={row["run"]: MONITOR})
-            own.insert(0, "split", "test")
+            own = values[["split", "user", row["run"]]].dropna().rename(columns={row["run"]: MONITOR})
+            own[MONITOR] = own[MONITOR].astype(np.float64) / _STEPS
             found.append(ArchivedRun(folder / str(row["run"]), parts, own.reset_index(drop=True)))
     except (KeyError, TypeError, json.JSONDecodeError) as error:
         raise DataError(f"{folder} is damaged: {error!r}", "take the files of the repository again") from error
@@ -153,9 +157,15 @@ def find_kept(config: Mapping[str, Any], folder: Path | None = None) -> Run | No
     DataError
         If the archive is damaged.
     """
-    question = _question(config)
-    kept = read_archive(config["dataset"], folder)
-    return next((run for run in kept if _question(run.config) == question), None)
+    where = folder or ROOT / config["dataset"]
+    stamps = tuple(file.stat().st_mtime_ns for name in (RUNS, PER_USER) if (file := where / name).is_file())
+    return _by_question(where, stamps).get(_question(config))
+
+
+@lru_cache(maxsize=8)
+def _by_question(folder: Path, stamps: tuple[int, ...]) -> dict[str, Run]:  # noqa: ARG001 (read again when they change)
+    """Kept runs of a folder by their question."""
+    return {_question(run.config): run for run in read_archive(folder.name, folder)}
 
 
 def known_runs(study: Study) -> list[Run]:

@@ -27,6 +27,7 @@ from spike_kit import paths, runs, storage
 from spike_kit.data.study import Study
 from spike_kit.devices import resolve_device
 from spike_kit.errors import DataError, SpikeKitError
+from spike_kit.experiments.archive import find_kept
 from spike_kit.experiments.run import RunConfig, describe, run
 from spike_kit.runs import Run
 from spike_kit.training import TrainingStoppedError
@@ -75,8 +76,8 @@ class TrainingJob:
 
     @property
     def run(self) -> Run | None:
-        """The finished run, if there is one."""
-        return runs.find_run(self.described)
+        """The finished run, if there is one: its folder, or what the archive kept of it."""
+        return runs.find_run(self.described) or find_kept(self.described)
 
     @property
     def state(self) -> JobState:

@@ -20,7 +20,6 @@ from spike_kit.experiments.run import RunConfig, describe, describe_text
 from spike_kit.explore.charts import DASHES
 from spike_kit.explore.safe import shown
 from spike_kit.figures.style import COLOURS
-from spike_kit.models import find_preset
 from spike_kit.models.spike import SpikeConfig
 from spike_kit.profiles.encode import DEFAULT_ENCODER
 from spike_kit.profiles.template import SOURCE
@@ -70,7 +69,7 @@ class AblationStudy:
     training
         Training settings that differ from the preset (fewer epochs for a quick look, say).
     preset
-        Preset of the full model.
+        Preset of the full model; ``tuned`` stands for the settings that a search kept.
     split
         ``valid``, by which one may choose, or ``test``.
     metric
@@ -108,7 +107,7 @@ class AblationStudy:
     @cached_property
     def settings(self) -> SpikeConfig:
         """Settings of the full model."""
-        return SpikeConfig.parse(dict(find_preset("spike", self.preset).model))
+        return SpikeConfig.parse(dict(RunConfig(dataset=self.study.name, preset=self.preset).base().model))
 
     @property
     def full(self) -> Combination:
@@ -129,7 +128,7 @@ class AblationStudy:
             If a setting is unknown or its value not allowed.
         """
         combined = self.settings.replace(**settings)
-        changed = tuple(sorted(ablation.changes(combined, self.preset).items()))
+        changed = tuple(sorted(ablation.changes(combined, self.settings).items()))
         if not combined.uses_text:
             profiles, encoder = SOURCE, DEFAULT_ENCODER
         return Combination(changed, profiles, encoder)

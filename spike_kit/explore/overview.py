@@ -12,6 +12,7 @@ import pandas as pd
 from spike_kit.data.study import Study
 from spike_kit.errors import ConfigError, DataError, require, some
 from spike_kit.evaluation.groups import group_means, grouped_by_seed, sparsity_groups
+from spike_kit.experiments.archive import ArchivedRun, known_runs
 from spike_kit.experiments.run import data_version
 from spike_kit.explore.charts import DASHES, PATTERNS
 from spike_kit.explore.safe import shown
@@ -31,6 +32,12 @@ MOST_CURVES = 40
 _LABEL = 60
 
 
+def _all_runs(study: Study) -> list[Run]:
+    """Runs of a study's name, on whatever version of the data, then those that only the archive has."""
+    here = list_runs(study.name)
+    return here + [run for run in known_runs(study) if isinstance(run, ArchivedRun)]
+
+
 class Overview:
     """All finished runs of a study, filtered.
 
@@ -39,7 +46,8 @@ class Overview:
     study
         The study.
     runs
-        Finished runs; default: all of the study's name, oldest first.
+        Finished runs; default: all of the study's name, oldest first, then what only the archive has
+        (`spike_kit.experiments.archive`).
     split
         ``valid``, by which one may choose, or ``test``.
     metric
@@ -60,7 +68,7 @@ class Overview:
     def __init__(
         self, study: Study, runs: Sequence[Run] | None = None, *, split: Split = "valid", metric: str = MONITOR
     ) -> None:
-        self.study, self.all = study, list(list_runs(study.name) if runs is None else runs)
+        self.study, self.all = study, list(_all_runs(study) if runs is None else runs)
         self.split: Split = split
         self.metric = metric
         self.models: Collection[str] = ()
@@ -71,7 +79,7 @@ class Overview:
 
     def reload(self) -> None:
         """Look for runs again: those that were finished meanwhile."""
-        self.all = list_runs(self.study.name)
+        self.all = _all_runs(self.study)
         self.__dict__.pop("labelled", None)
 
     @property

@@ -14,8 +14,9 @@ from spike_kit.data.study import Study
 from spike_kit.errors import DataError
 from spike_kit.evaluation.groups import grouped_by_seed, sparsity_groups
 from spike_kit.evaluation.significance import bootstrap_interval, holm, mark, paired_test, per_user_metric
-from spike_kit.evaluation.tables import run_label
+from spike_kit.evaluation.tables import run_label, usual_settings
 from spike_kit.experiments import ablation
+from spike_kit.experiments.tuned import TUNED
 from spike_kit.figures.style import (
     COLOURS,
     DASHES,
@@ -28,7 +29,6 @@ from spike_kit.figures.style import (
     metric_name,
     plain,
 )
-from spike_kit.models import find_preset
 from spike_kit.models.spike import SpikeConfig
 from spike_kit.profiles.encode import DEFAULT_ENCODER
 from spike_kit.profiles.template import SOURCE
@@ -73,12 +73,13 @@ def ablation_frame(
 
 
 def _ablation_label(run: Run) -> str:
-    """What differs from the recommended SPiKE, by the name of the ablation where it has one."""
+    """What differs from the full SPiKE, by the name of the ablation where it has one."""
     if run.config["model"] != "spike":
         return run_label(run)
-    changed = ablation.changes(SpikeConfig.parse(run.config["model_settings"]))
-    usual = {"profiles": SOURCE, "encoder": DEFAULT_ENCODER}
-    text = [f"{key}={run.config[key]}" for key in usual if run.config.get(key, usual[key]) != usual[key]]
+    usual = SpikeConfig.parse(usual_settings(run)["model_settings"])
+    changed = ablation.changes(SpikeConfig.parse(run.config["model_settings"]), usual)
+    usual_text = {"profiles": SOURCE, "encoder": DEFAULT_ENCODER}
+    text = [f"{key}={run.config[key]}" for key, name in usual_text.items() if run.config.get(key, name) != name]
     return ", ".join(([ablation.label(changed)] if changed or not text else []) + text)
 
 
@@ -317,37 +318,40 @@ def curve_lines(frame: pd.DataFrame) -> Figure:
     return figure
 
 
-def recommended_runs(runs: Sequence[Run]) -> list[Run]:
-    """Runs of every model as it is recommended, trained as its preset says; where there is none, trained otherwise."""
+def main_runs(runs: Sequence[Run]) -> list[Run]:
+    """Runs of every model at its best: tuned where it was, else as it is recommended, else trained otherwise."""
     chosen: list[Run] = []
     for model in dict.fromkeys(run.config["model"] for run in runs):
         try:
             full, _ = full_model(runs, model)
         except DataError:
             continue
-        training = find_preset(model).training.model_dump(mode="json")
-        usual = [run for run in _unchanged(runs, model) if run.config["training_settings"] == training]
-        latest = [run for run in usual if run.config["code_sha256"] == usual[-1].config["code_sha256"]]
+        unchanged = _unchanged(runs, model, full[0].config["preset"])
+        as_usual = [run for run in unchanged if _same_as_usual(run, "training_settings")]
+        latest = [run for run in as_usual if run.config["code_sha256"] == as_usual[-1].config["code_sha256"]]
         chosen += latest or full
     return chosen
 
 
-def _unchanged(runs: Sequence[Run], model: str) -> list[Run]:
-    """Runs of a model with the settings of its recommended preset and the usual text, however trained."""
-    usual = find_preset(model).model.model_dump(mode="json")
+def _same_as_usual(run: Run, part: str) -> bool:
+    return run.config[part] == usual_settings(run)[part]
+
+
+def _unchanged(runs: Sequence[Run], model: str, preset: str) -> list[Run]:
+    """Runs of a model with the settings of a preset and the usual text, however trained."""
     text = {"profiles": SOURCE, "encoder": DEFAULT_ENCODER}
     return [
         run
         for run in runs
         if run.config["model"] == model
-        and run.config["preset"] == "recommended"
-        and run.config["model_settings"] == usual
+        and run.config["preset"] == preset
+        and _same_as_usual(run, "model_settings")
         and all(run.config.get(key, value) == value for key, value in text.items())
     ]
 
 
 def full_model(runs: Sequence[Run], model: str = "spike") -> tuple[list[Run], list[Run]]:
-    """Part the runs of a model into those of its recommended preset, unchanged, and its ablations.
+    """Part the runs of a model into those of its tuned form, or else its recommended preset, and its ablations.
 
     Ablations share preset and training settings with the full model; where there are several such settings, those with
     the most ablations are taken.
@@ -357,15 +361,16 @@ def full_model(runs: Sequence[Run], model: str = "spike") -> tuple[list[Run], li
     DataError
         If the full model was not run.
     """
-    unchanged = _unchanged(runs, model)
-    groups: dict[str, tuple[list[Run], list[Run]]] = {}
-    for run in runs:
-        config = run.config
-        if config["model"] == model and config["preset"] == "recommended":
-            same = [config[key] for key in ("training_settings", "data_sha256", "code_sha256")]
-            full, others = groups.setdefault(storage.canonical_json(same), ([], []))
-            (full if run in unchanged else others).append(run)
-    found = [group for group in groups.values() if group[0]]
-    if not found:
-        raise DataError(f"the full model of {model} was not run", f"train it: spike-kit train --model {model}")
-    return max(found, key=lambda group: len(grouped_by_seed(group[1])))
+    for preset in (TUNED, "recommended"):
+        unchanged = _unchanged(runs, model, preset)
+        groups: dict[str, tuple[list[Run], list[Run]]] = {}
+        for run in runs:
+            config = run.config
+            if config["model"] == model and config["preset"] == preset:
+                same = [config[key] for key in ("training_settings", "data_sha256", "code_sha256")]
+                full, others = groups.setdefault(storage.canonical_json(same), ([], []))
+                (full if run in unchanged else others).append(run)
+        found = [group for group in groups.values() if group[0]]
+        if found:
+            return max(found, key=lambda group: len(grouped_by_seed(group[1])))
+    raise DataError(f"the full model of {model} was not run", f"train it: spike-kit train --model {model}")

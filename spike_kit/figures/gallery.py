@@ -117,8 +117,8 @@ def _need(rows: Sized, missing: str) -> None:
 
 
 def _results(study: Study, runs: Sequence[Run], split: str) -> Drawn:  # noqa: ARG001 (one signature for all figures)
-    main = comparisons.recommended_runs(runs)
-    _need(main, "no run of a recommended preset is finished")
+    main = comparisons.main_runs(runs)
+    _need(main, "no run of a tuned or recommended preset is finished")
     frame = results_frame(main, split=split)
     return result_bars(frame), frame
 
@@ -139,22 +139,22 @@ def _sensitivity(study: Study, runs: Sequence[Run], split: str) -> Drawn:  # noq
 
 
 def _sparsity(study: Study, runs: Sequence[Run], split: str) -> Drawn:
-    main = comparisons.recommended_runs(runs)
-    _need(main, "no run of a recommended preset is finished")
+    main = comparisons.main_runs(runs)
+    _need(main, "no run of a tuned or recommended preset is finished")
     frame = comparisons.sparsity_frame(study, main, split=split)
     return comparisons.sparsity_bars(frame), frame
 
 
 def _efficiency(study: Study, runs: Sequence[Run], split: str) -> Drawn:  # noqa: ARG001
-    main = [run for run in comparisons.recommended_runs(runs) if not run.history.empty]
-    _need(main, "no trained run of a recommended preset is finished")
+    main = [run for run in comparisons.main_runs(runs) if run.metrics["epochs"]]
+    _need(main, "no trained run of a tuned or recommended preset is finished")
     frame = comparisons.efficiency_frame(main, split=split)
     return comparisons.efficiency_points(frame), frame
 
 
 def _curves(study: Study, runs: Sequence[Run], split: str) -> Drawn:  # noqa: ARG001
-    frame = comparisons.curves_frame(comparisons.recommended_runs(runs))
-    _need(frame, "no trained run of a recommended preset is finished")
+    frame = comparisons.curves_frame(comparisons.main_runs([run for run in runs if not run.history.empty]))
+    _need(frame, "no trained run of a tuned or recommended preset has its learning curve here")
     return comparisons.curve_lines(frame), frame
 
 
@@ -174,9 +174,10 @@ def _quality(study: Study, runs: Sequence[Run], split: str) -> Drawn:  # noqa: A
 
 
 def _map(study: Study, runs: Sequence[Run], split: str) -> Drawn:  # noqa: ARG001
-    spike = next((run for run in comparisons.recommended_runs(runs) if "profiles" in run.config), None)
+    here = [run for run in runs if run.has_weights and "profiles" in run.config and run.config["model"] == "spike"]
+    spike = next(iter(comparisons.main_runs(here)), None)
     if spike is None:
-        raise DataError("SPiKE with profiles was not run")
+        raise DataError("no run of SPiKE with profiles has its weights here")
     text, final = node_vectors(study, spike)
     panels = {
         f"Profile text ({spike.config['encoder']})": umap_coordinates(text),

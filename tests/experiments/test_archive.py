@@ -40,12 +40,13 @@ def test_archived_runs_give_the_same_tables_and_tests(done: list[Run]) -> None:
     assert results_table(found).equals(results_table(done))
     there, here = comparison_table(found), comparison_table(done)
     assert there["model"].equals(here["model"])
-    pd.testing.assert_frame_equal(there, here, rtol=1e-5, atol=1e-7)
+    pd.testing.assert_frame_equal(there, here, rtol=1e-3, atol=1e-5)
     for one, other in zip(found, done, strict=True):
         assert (one.config, one.metrics, one.environment) == (other.config, other.metrics, other.environment)
-        values = other.per_user[other.per_user["split"] == "test"]
-        assert one.per_user["user"].tolist() == values["user"].tolist()
-        assert one.per_user[MONITOR].to_numpy() == pytest.approx(values[MONITOR].to_numpy(), abs=1e-6)
+        keys = ["split", "user"]
+        mine, theirs = (run.per_user.sort_values(keys, ignore_index=True) for run in (one, other))
+        assert mine[keys].equals(theirs[keys])
+        assert mine[MONITOR].to_numpy() == pytest.approx(theirs[MONITOR].to_numpy(), abs=0.51 / 65_535)
         assert one.history.empty
         with pytest.raises(DataError, match="are not kept"):
             load_model(one)

@@ -1,17 +1,22 @@
 from __future__ import annotations
 
+import shutil
 import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import pytest
 
+from spike_kit import paths
 from spike_kit.data.study import Study
 from spike_kit.errors import ConfigError
 from spike_kit.evaluation.significance import paired_test, per_user_metric
-from spike_kit.experiments.run import run
+from spike_kit.experiments import archive, tuned
+from spike_kit.experiments.run import RunConfig, run
+from spike_kit.experiments.search import save_tuned, search
 from spike_kit.explore.ablation import AblationStudy
 from spike_kit.explore.ablation_panel import ablation_panel
 
@@ -53,6 +58,38 @@ def test_a_combination_without_effect_is_the_full_model(study: Study) -> None:
     assert [one.label for one in view.named()][:2] == ["full model", "w/o user profiles"]
     with pytest.raises(ConfigError, match="layers"):
         view.combination(layers=0)
+
+
+def test_runs_of_the_archive_are_finished_ones(
+    study: Study, view: AblationStudy, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(archive, "ROOT", tmp_path / "study")
+    off = view.combination(matching="off")
+    view.add(off)
+    table = view.table
+    archive.write_archive([run for one in (view.full, off) for run in view.runs(one)])
+    shutil.rmtree(paths.runs_root())
+    again = AblationStudy(study, seeds=(0, 1), training=SHORT)
+    again.add(off)
+    pd.testing.assert_frame_equal(again.table, table, atol=1e-4)
+    again.train(off)
+    assert not again.busy(off)
+    assert again.progress(off) == 1
+    assert not again.curves().to_plotly_json()["data"]
+
+
+def test_ablations_of_tuned_settings(study: Study, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tuned, "ROOT", tmp_path / "tuned")
+    config = RunConfig(dataset="world", settings={"loss": "cosine_softmax"})
+    found = search(config, 1, {"rho": (0.75,), "epochs": (2,)})
+    save_tuned(config, found, None)
+    view = AblationStudy(study, preset="tuned")
+    assert view.settings.rho == 0.75
+    off = view.combination(matching="off")
+    assert (view.combination(rho=0.75), off.label) == (view.full, "w/o matching")
+    (job,) = view.jobs(off)
+    assert job.described["model_settings"]["rho"] == 0.75
+    assert job.described["training_settings"]["epochs"] == 2
 
 
 def test_the_table_compares_with_the_full_model(view: AblationStudy) -> None:

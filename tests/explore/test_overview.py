@@ -1,14 +1,18 @@
 from __future__ import annotations
 
 import dataclasses
+import shutil
+from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import pytest
 
 from spike_kit.data.study import Study
 from spike_kit.errors import ConfigError, DataError
 from spike_kit.evaluation.significance import per_user_metric
+from spike_kit.experiments import archive
 from spike_kit.experiments.run import RunConfig, run
 from spike_kit.explore.overview import Overview
 from spike_kit.explore.overview_panel import overview_panel
@@ -22,6 +26,12 @@ def made(model: str = "spike", seed: int = 0, **settings: Any) -> Run:
     training = {} if model == "popularity" else SHORT
     config = RunConfig(model=model, dataset="world", seed=seed, settings=settings, training=training)
     return run(config, progress=False)
+
+
+@pytest.fixture(autouse=True)
+def own_archive(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """An archive of one's own."""
+    monkeypatch.setattr(archive, "ROOT", tmp_path / "study")
 
 
 @pytest.fixture
@@ -75,6 +85,20 @@ def test_runs_on_older_data_are_kept_apart(study: Study, runs: list[Run]) -> Non
     assert len(view.table) == 5
     view.older = True
     assert view.table["data"].tolist().count("older") == 1
+
+
+def test_runs_of_the_archive_are_shown_where_their_folders_are_gone(study: Study, runs: list[Run]) -> None:
+    before = Overview(study)
+    table, groups = before.table, before.group_table
+    archive.write_archive(runs)
+    assert len(Overview(study).all) == len(runs)
+    shutil.rmtree(runs[0].path.parent)
+    after = Overview(study)
+    pd.testing.assert_frame_equal(after.table, table)
+    pd.testing.assert_frame_equal(after.group_table, groups, atol=1e-4)
+    assert not any(len(trace.x) for trace in drawn(after.curves()))
+    after.reload()
+    assert len(after.all) == len(runs)
 
 
 def test_charts_show_what_the_runs_hold(study: Study, runs: list[Run]) -> None:

@@ -24,6 +24,7 @@ from spike_kit.figures.gallery import FIGURES, export_all
 from spike_kit.figures.latex import latex_table, latex_text
 from spike_kit.figures.results import results_frame
 from spike_kit.figures.style import FORMATS, legend_columns
+from spike_kit.models import find_preset
 from spike_kit.runs import Run
 
 SHORT = {"epochs": 2, "eval_every": 1}
@@ -107,10 +108,29 @@ def test_ablations_are_compared_with_the_full_model(study: Study, runs: list[Run
 
 def test_recommended_training_is_preferred(study: Study, runs: list[Run]) -> None:
     usual = dataclasses.replace(runs[2])
-    preset = comparisons.find_preset("spike").training.model_dump(mode="json")
+    preset = find_preset("spike").training.model_dump(mode="json")
     usual.__dict__["config"] = runs[2].config | {"training_settings": preset}
-    assert comparisons.recommended_runs([*runs, usual]) == [*runs[:2], usual]
-    assert comparisons.recommended_runs(runs) == runs[:4]
+    assert comparisons.main_runs([*runs, usual]) == [*runs[:2], usual]
+    assert comparisons.main_runs(runs) == runs[:4]
+
+
+def test_tuned_runs_are_preferred_and_their_ablations_have_names(runs: list[Run]) -> None:
+    config = runs[2].config
+    base = {
+        "model_settings": config["model_settings"] | {"rho": 0.7},
+        "training_settings": config["training_settings"],
+    }
+    tuned, without = (dataclasses.replace(runs[2], path=runs[2].path.with_name(name)) for name in ("tuned", "without"))
+    tuned.__dict__["per_user"] = without.__dict__["per_user"] = runs[2].per_user
+    tuned.__dict__["metrics"] = without.__dict__["metrics"] = runs[2].metrics
+    tuned.__dict__["config"] = config | {"preset": "tuned", "base": base, **base}
+    settings = base["model_settings"] | {"matching": "off"}
+    without.__dict__["config"] = tuned.config | {"model_settings": settings}
+    known = [*runs, tuned, without]
+    assert comparisons.main_runs(known) == [*runs[:2], tuned]
+    full, others = comparisons.full_model(known)
+    assert (full, others) == ([tuned], [without])
+    assert comparisons.ablation_frame(full, others)["model"].tolist() == ["w/o matching"]
 
 
 def test_sensitivity_holds_everything_else_equal(study: Study, runs: list[Run]) -> None:
