@@ -18,7 +18,7 @@ from tyro.conf import OmitArgPrefixes, Positional
 from spike_kit import distributed, doctor, paths
 from spike_kit.cli_bench import Bench
 from spike_kit.cli_compare import Compare
-from spike_kit.cli_figures import Figures
+from spike_kit.cli_figures import Figures, Results
 from spike_kit.cli_grid import RunGrid
 from spike_kit.cli_options import OnDevice
 from spike_kit.cli_profiles import ImportProfiles, ImportVectors, JudgeProfiles, Profile, Quality
@@ -293,6 +293,7 @@ COMMANDS: dict[str, Any] = {
     "evaluate": Evaluate,
     "grid": RunGrid,
     "compare": Compare,
+    "results": Results,
     "figures": Figures,
     "demo": Demo,
     "bench": Bench,

@@ -6,12 +6,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+import pandas as pd
 from tyro.conf import Positional
 
 from spike_kit import paths, runs, storage
 from spike_kit.data.study import Study
-from spike_kit.errors import DataError
+from spike_kit.errors import ConfigError, DataError
 from spike_kit.evaluation.comparison import HYPOTHESES, comparison_markdown, comparison_table
+from spike_kit.evaluation.groups import sparsity_groups
 from spike_kit.evaluation.tables import HEADLINE, results_table
 from spike_kit.experiments.archive import known_runs
 from spike_kit.figures.latex import latex_table
@@ -31,6 +33,8 @@ class Compare:
     """Metric of the tests."""
     split: Literal["test", "valid"] = "test"
     """Split of the results."""
+    quarter: Literal[1, 2, 3, 4] | None = None
+    """Only this quarter of the users by their train interactions; 1 are those with the fewest. Default: all users."""
     reference: str = ""
     """Label of the model to compare with, as the table shows it; default: the best on validation."""
     folder: Path | None = None
@@ -39,22 +43,37 @@ class Compare:
     def __call__(self) -> None:
         """Print the table and the null hypotheses, and write the files."""
         found = self._found()
-        table = comparison_table(found, self.metric, self.split, self.reference)
+        dataset = found[0].config["dataset"]
+        users, who = self._users(dataset)
+        table = comparison_table(found, self.metric, self.split, self.reference, users)
         text = comparison_markdown(table, self.metric)
-        reference, dataset = table.attrs["reference"], found[0].config["dataset"]
-        said = f"{dataset}, {self.split} split; compared with {reference}"
+        said = f"{dataset}, {self.split} split{who}; compared with {table.attrs['reference']}"
         print(f"{said}\n\n{text}\n\n{HYPOTHESES}\n")
         marks = dict(zip(table["model"], table["mark"], strict=True))
         contents = {
             "csv": table.to_csv(index=False),
             "md": f"{said}\n\n{text}\n\n{HYPOTHESES}\n",
-            "tex": latex_table(results_table(found, self.split), HEADLINE, marks={self.metric: marks}),
         }
+        if users is None:
+            contents["tex"] = latex_table(results_table(found, self.split), HEADLINE, marks={self.metric: marks})
         for ending, content in contents.items():
-            file = (self.folder or paths.figures_root()) / f"comparison-{dataset}-{self.split}.{ending}"
+            part = f"-quarter{self.quarter}" if self.quarter else ""
+            file = (self.folder or paths.figures_root()) / f"comparison-{dataset}-{self.split}{part}.{ending}"
             with storage.atomic_file(file) as temporary:
                 temporary.write_text(content, encoding="utf-8")
             print(f"written    {paths.shown(file)}")
+
+    def _users(self, dataset: str) -> tuple[pd.Index | None, str]:
+        """Users of the quarter, and words for them; none for all users."""
+        if self.quarter is None:
+            return None, ""
+        groups = sparsity_groups(Study.open(dataset))
+        if self.quarter > len(groups.cat.categories):
+            raise ConfigError(
+                f"the users of {dataset} are in {len(groups.cat.categories)} groups", "ties stay together"
+            )
+        name = groups.cat.categories[self.quarter - 1]
+        return groups.index[groups == name], f", users with {name} train interactions"
 
     def _found(self) -> list[Run]:
         folders = [self._folder(name) for name in self.runs]

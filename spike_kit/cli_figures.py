@@ -1,4 +1,4 @@
-"""The command that draws the figures and tables of a paper."""
+"""The commands that draw the figures of a paper and print its tables."""
 
 from __future__ import annotations
 
@@ -10,9 +10,36 @@ from tyro.conf import Positional
 
 from spike_kit import paths
 from spike_kit.data.study import Study
-from spike_kit.errors import lookup
-from spike_kit.experiments.archive import known_runs
+from spike_kit.errors import DataError, lookup
+from spike_kit.evaluation.groups import train_interactions
+from spike_kit.experiments.archive import archived_activity, known_runs, read_archive
 from spike_kit.figures.gallery import FIGURES, export_all
+from spike_kit.figures.report import report
+
+
+@dataclass(frozen=True, kw_only=True)
+class Results:
+    """Print the tables of data sets in Markdown: models, groups of users, ablations, searches, what each cost.
+
+    Runs of this machine come first; what was not run here is taken from docs/study, without the data set if need be.
+    """
+
+    datasets: Positional[tuple[str, ...]] = ("ml-100k", "lastfm-colakg", "ml-1m-colakg")
+    """Data sets."""
+    reference: str = "spike"
+    """Model that all others are compared with."""
+
+    def __call__(self) -> None:
+        """Print the tables."""
+        for name in self.datasets:
+            if paths.study_exists(name):
+                study = Study.open(name)
+                runs, activity = known_runs(study), train_interactions(study)
+            elif runs := read_archive(name):
+                activity = archived_activity(name)
+            else:
+                raise DataError(f"{name} is neither built here nor in docs/study", f"build it: spike-kit build {name}")
+            print(report(name, runs, activity, self.reference) + "\n")
 
 
 @dataclass(frozen=True, kw_only=True)

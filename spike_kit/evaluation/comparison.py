@@ -29,7 +29,12 @@ Users: each user's values are averaged over seeds first. All tests are two-sided
 
 
 def comparison_table(
-    runs: Sequence[Run], metric: str = "ndcg@20", split: str = "test", reference: str = "", seed: int = 0
+    runs: Sequence[Run],
+    metric: str = "ndcg@20",
+    split: str = "test",
+    reference: str = "",
+    users: pd.Index | None = None,
+    seed: int = 0,
 ) -> pd.DataFrame:
     """Compare every model with a reference, user by user and seed by seed.
 
@@ -44,6 +49,8 @@ def comparison_table(
     reference
         Label of the model that all are compared with; empty takes the best mean on validation, so that the choice
         does not look at the test split.
+    users
+        Only these users, a group for example; default: all.
     seed
         Seed of bootstrap and permutations.
 
@@ -59,7 +66,7 @@ def comparison_table(
     ConfigError
         If there are no runs, they belong to several data sets, or there is no such model or metric.
     DataError
-        If the models do not rank the same users.
+        If the models do not rank the same users, or none of ``users``.
     """
     if not runs:
         raise ConfigError("there is no run to compare", "train some first")
@@ -73,14 +80,14 @@ def comparison_table(
     name = reference or max(models, key=lambda label: _mean(models[label], metric, "valid"))
     if name not in models:
         raise ConfigError(f"there is no model {name!r}", f"there are {some(models, limit=20)}")
-    values = {label: per_user_metric(group, metric, split) for label, group in models.items()}
+    values = {label: _among(per_user_metric(group, metric, split), users) for label, group in models.items()}
     rows = []
     for label, group in models.items():
-        means = _by_seed(group, metric, split)
+        means = _by_seed(group, metric, split, users)
         row = {"model": label, "seeds": len(means), metric: means.mean(), "sd": means.std()}
         if label != name:
             row |= _against(values[label], values[name], seed) | _over_seeds(
-                means, _by_seed(models[name], metric, split)
+                means, _by_seed(models[name], metric, split, users)
             )
         rows.append(row)
     columns = ["model", "seeds", metric, *_COLUMNS]
@@ -112,8 +119,22 @@ def _over_seeds(means: pd.Series, reference: pd.Series) -> dict[str, float]:
     return row
 
 
-def _by_seed(group: Sequence[Run], metric: str, split: str) -> pd.Series:
+def _among(values: pd.Series, users: pd.Index | None) -> pd.Series:
+    """Values of some users."""
+    if users is None:
+        return values
+    kept = values.loc[values.index.intersection(users)]
+    if kept.empty:
+        raise DataError("none of these users is ranked")
+    return kept
+
+
+def _by_seed(group: Sequence[Run], metric: str, split: str, users: pd.Index | None = None) -> pd.Series:
     """Mean metric of each seed, indexed by it."""
+    if users is not None:
+        return pd.Series(
+            {run.config["seed"]: _among(per_user_metric([run], metric, split), users).mean() for run in group}
+        )
     means = {}
     for run in group:
         if metric not in run.metrics[split]:
@@ -125,6 +146,11 @@ def _by_seed(group: Sequence[Run], metric: str, split: str) -> pd.Series:
 
 def _mean(group: Sequence[Run], metric: str, split: str) -> float:
     return float(_by_seed(group, metric, split).mean())
+
+
+def shown_mark(mark: str) -> str:
+    """A mark of significance with asterisks that mean nothing in Markdown."""
+    return mark.replace("*", "\N{ASTERISK OPERATOR}")
 
 
 def comparison_markdown(table: pd.DataFrame, metric: str, digits: int = 4) -> str:
@@ -144,7 +170,7 @@ def comparison_markdown(table: pd.DataFrame, metric: str, digits: int = 4) -> st
         rank, text = ranks.iloc[place], f"{row[metric]:.{digits}f}"
         text = f"**{text}**" if rank == 1 else f"<u>{text}</u>" if rank == 2 else text
         spread = "" if pd.isna(row["sd"]) else f" ± {row['sd']:.{digits}f}"
-        cells = [str(row["model"]).replace("|", "\\|"), str(row["seeds"]), f"{text}{spread}{row['mark']}"]
+        cells = [str(row["model"]).replace("|", "\\|"), str(row["seeds"]), f"{text}{spread}{shown_mark(row['mark'])}"]
         if pd.isna(row["difference"]):
             cells += ["reference", *[""] * 5]
         else:

@@ -15,8 +15,15 @@ from spike_kit.evaluation.tables import run_label
 from spike_kit.runs import Run
 
 
-def sparsity_groups(study: Study, n: int = 4) -> pd.Series:
+def train_interactions(study: Study) -> pd.Series:
+    """Number of train interactions of every user with any, indexed by user."""
+    return study.split("train")["user"].value_counts().sort_index().rename("group")
+
+
+def sparsity_groups(study: Study | pd.Series, n: int = 4) -> pd.Series:
     """Group of every user with train interactions: quantiles of their number, the sparsest first.
+
+    ``study`` may also be its `train_interactions`.
 
     Users with equally many interactions stay together, so groups are as equal in size as ties allow, and there may be
     fewer than ``n``.
@@ -31,7 +38,8 @@ def sparsity_groups(study: Study, n: int = 4) -> pd.Series:
     ConfigError
         If ``n`` is not positive.
     """
-    return _quantile_groups(study.split("train")["user"].value_counts().sort_index().rename("group"), n)
+    counts = train_interactions(study) if isinstance(study, Study) else study
+    return _quantile_groups(counts.rename("group"), n)
 
 
 def popularity_groups(study: Study, n: int = 4) -> pd.Series:

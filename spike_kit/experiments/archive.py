@@ -1,8 +1,8 @@
 """Results that live in the repository: what is left of finished runs when their folders are not there.
 
 ``docs/study/<data set>/`` holds ``runs.parquet`` (one row per run: configuration, metrics, environment, as JSON) and
-``per_user.parquet`` (split, user, and NDCG@20 of every run in steps of 1/65535; no raw ids). Weights and learning
-curves stay behind.
+``per_user.parquet`` (split, user, number of train interactions, and NDCG@20 of every run in steps of 1/65535; no raw
+ids). Weights and learning curves stay behind.
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ from torch import Tensor
 from spike_kit import storage
 from spike_kit.data.study import Study
 from spike_kit.errors import DataError
+from spike_kit.evaluation.groups import train_interactions
 from spike_kit.experiments.run import data_version, finished_runs
 from spike_kit.runs import Run
 from spike_kit.training import MONITOR
@@ -32,6 +33,9 @@ RUNS, PER_USER = "runs.parquet", "per_user.parquet"
 
 _STEPS = 65_535
 """NDCG is kept as a whole number of so many parts."""
+
+_TRAIN = "train"
+"""Column of the numbers of train interactions."""
 
 _PARTS = ("config", "metrics", "environment")
 
@@ -79,24 +83,26 @@ class ArchivedRun(Run):
         raise DataError(f"the weights of {self.path.name} are not kept in {self.path.parent}", "train it again")
 
 
-def write_archive(runs: Sequence[Run], folder: Path | None = None) -> Path:
+def write_archive(runs: Sequence[Run], study: Study, folder: Path | None = None) -> Path:
     """Write the tables of finished runs of one data set; those of an earlier archive are replaced.
 
     Parameters
     ----------
     runs
         The runs.
+    study
+        Their data set.
     folder
         Where; default: that of their data set in `ROOT`.
 
     Raises
     ------
     DataError
-        If there are no runs, or not all of one build of one data set.
+        If there are no runs, or not all of the study as it is.
     """
     builds = {(run.config["dataset"], run.config["data_sha256"]) for run in runs}
-    if len(builds) != 1:
-        raise DataError(f"the runs are of {len(builds)} data sets", "give those of one study as it was built once")
+    if builds != {(study.name, data_version(study))}:
+        raise DataError(f"not all runs are of {study.name} as it is built now", "give those of one build of one study")
     target = folder or ROOT / runs[0].config["dataset"]
     rows = [{"run": run.path.name, **{part: json.dumps(getattr(run, part)) for part in _PARTS}} for run in runs]
     columns = {}
@@ -106,6 +112,7 @@ def write_archive(runs: Sequence[Run], folder: Path | None = None) -> Path:
     with storage.storage_errors(target):
         target.mkdir(parents=True, exist_ok=True)
     per_user = pd.DataFrame(columns).reset_index()
+    per_user.insert(2, _TRAIN, train_interactions(study).reindex(per_user["user"], fill_value=0).to_numpy())
     for name, table in ((PER_USER, per_user), (RUNS, pd.DataFrame(rows))):
         with storage.atomic_file(target / name) as temporary:
             table.to_parquet(temporary, index=False, compression="zstd", compression_level=19)
@@ -136,7 +143,23 @@ def read_archive(dataset: str, folder: Path | None = None) -> list[Run]:
     return found
 
 
-def keep_run(run: Run, folder: Path | None = None) -> None:
+def archived_activity(dataset: str, folder: Path | None = None) -> pd.Series:
+    """Train interactions of every user that the archive of a data set knows, as `train_interactions` of the study.
+
+    Raises
+    ------
+    DataError
+        If there is no archive, or it is damaged.
+    """
+    folder = folder or ROOT / dataset
+    table = storage.read_parquet(folder / PER_USER)
+    if not {"user", _TRAIN} <= set(table):
+        raise DataError(f"{folder} is damaged", "take the files of the repository again")
+    counts = table.drop_duplicates("user").set_index("user")[_TRAIN].sort_index()
+    return counts[counts > 0]
+
+
+def keep_run(run: Run, study: Study, folder: Path | None = None) -> None:
     """Add a finished run to the archive, in the place of one with the same question if there is one.
 
     Raises
@@ -144,9 +167,9 @@ def keep_run(run: Run, folder: Path | None = None) -> None:
     DataError
         If the archive holds another build of the data set, or is damaged.
     """
-    kept = read_archive(run.config["dataset"], folder)
+    kept = read_archive(study.name, folder)
     question = _question(run.config)
-    write_archive([*(other for other in kept if _question(other.config) != question), run], folder)
+    write_archive([*(other for other in kept if _question(other.config) != question), run], study, folder)
 
 
 def find_kept(config: Mapping[str, Any], folder: Path | None = None) -> Run | None:

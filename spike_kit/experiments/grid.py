@@ -313,9 +313,10 @@ class GridRun:
     def _end(self, cell: Cell, outcome: Outcome) -> None:
         """Note the outcome of a cell that is done, and keep what it left here."""
         if self.keep and cell.kind == "run" and not outcome.error:
-            found = find_run(describe(cell.config, Study.open(cell.config.dataset)))
+            study = Study.open(cell.config.dataset)
+            found = find_run(describe(cell.config, study))
             if found is not None:
-                keep_run(found)
+                keep_run(found, study)
         self._note(cell, outcome)
 
     def _note(self, cell: Cell, outcome: Outcome) -> None:

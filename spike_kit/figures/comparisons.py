@@ -63,7 +63,7 @@ def ablation_frame(
         if sorted(run.config["seed"] for run in group) != seeds:
             continue
         test = paired_test(per_user_metric(group, metric, split), per_user_metric(full, metric, split))
-        row = {"model": _ablation_label(group[0]), "metric": metric, "split": split, "seeds": len(seeds)}
+        row = {"model": ablation_label(group[0]), "metric": metric, "split": split, "seeds": len(seeds)}
         found = {"difference": test.difference, "low": test.low, "high": test.high}
         rows.append({**row, **found, "p": test.p_permutation})
     frame = pd.DataFrame(rows, columns=["model", "metric", "split", "seeds", "difference", "low", "high", "p"])
@@ -72,7 +72,7 @@ def ablation_frame(
     return frame
 
 
-def _ablation_label(run: Run) -> str:
+def ablation_label(run: Run) -> str:
     """What differs from the full SPiKE, by the name of the ablation where it has one."""
     if run.config["model"] != "spike":
         return run_label(run)

@@ -101,6 +101,27 @@ def test_what_cannot_be_compared_is_said(finished: list[Run]) -> None:
         comparison_table([*finished, other])
 
 
+def test_a_group_of_users_is_compared_alone(
+    study: Study, finished: list[Run], home: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    users = pd.Index(range(0, len(study.users), 3))
+    table = comparison_table(finished, reference="Popularity", users=users)
+    assert set(table["users"].dropna()) == {len(users)}
+    models = {"LightGCN": "lightgcn", "BPR-MF": "bprmf", "SGL": "sgl", "Popularity": "popularity"}
+    for row in table.to_dict("records"):
+        model = models[row["model"].split()[0]]
+        own = per_user_metric([one for one in finished if one.config["model"] == model]).loc[users]
+        assert row["ndcg@20"] == pytest.approx(own.mean())
+    assert main(["compare", "world", "--quarter", "1"]) == 0
+    text = (home / "figures" / "comparison-world-test-quarter1.md").read_text()
+    assert text.startswith("world, test split, users with 10 train interactions; compared with ")
+    assert not (home / "figures" / "comparison-world-test-quarter1.tex").exists()
+    assert main(["compare", "world", "--quarter", "2"]) == 1
+    assert "the users of world are in 1 groups" in capsys.readouterr().err
+    with pytest.raises(DataError, match="none of these users"):
+        comparison_table(finished, users=pd.Index([10_000]))
+
+
 def test_the_command_prints_and_writes(finished: list[Run], home: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["compare", "world"]) == 0
     said = capsys.readouterr().out

@@ -34,8 +34,8 @@ def done(study: Study) -> list[Run]:
     return finished_runs(study)
 
 
-def test_archived_runs_give_the_same_tables_and_tests(done: list[Run]) -> None:
-    write_archive(done)
+def test_archived_runs_give_the_same_tables_and_tests(study: Study, done: list[Run]) -> None:
+    write_archive(done, study)
     found = read_archive("world")
     assert results_table(found).equals(results_table(done))
     there, here = comparison_table(found), comparison_table(done)
@@ -53,7 +53,7 @@ def test_archived_runs_give_the_same_tables_and_tests(done: list[Run]) -> None:
 
 
 def test_runs_of_here_come_first_and_the_archive_adds_what_is_missing(study: Study, done: list[Run]) -> None:
-    write_archive(done)
+    write_archive(done, study)
     assert [known.path for known in known_runs(study)] == [known.path for known in done]
     gone = done[0]
     gone.path.rename(gone.path.with_name(f".{gone.path.name}"))
@@ -63,7 +63,7 @@ def test_runs_of_here_come_first_and_the_archive_adds_what_is_missing(study: Stu
 
 
 def test_an_archive_of_another_build_is_not_shown(study: Study, done: list[Run], own_archive: Path) -> None:
-    write_archive(done)
+    write_archive(done, study)
     table = storage.read_parquet(own_archive / "world" / RUNS)
     table["config"] = [text.replace(done[0].config["data_sha256"], "0" * 64) for text in table["config"]]
     table.to_parquet(own_archive / "world" / RUNS, index=False)
@@ -73,13 +73,13 @@ def test_an_archive_of_another_build_is_not_shown(study: Study, done: list[Run],
     assert len(read_archive("world")) == len(done)
 
 
-def test_a_kept_run_takes_the_place_of_the_one_with_the_same_question(done: list[Run]) -> None:
-    write_archive(done[:3])
+def test_a_kept_run_takes_the_place_of_the_one_with_the_same_question(study: Study, done: list[Run]) -> None:
+    write_archive(done[:3], study)
     table = storage.read_parquet(archive.ROOT / "world" / RUNS)
     table["config"] = [text.replace(done[0].config["code_sha256"], "0" * 64) for text in table["config"]]
     table.to_parquet(archive.ROOT / "world" / RUNS, index=False)
     for one in (done[0], done[3], done[3]):
-        keep_run(one)
+        keep_run(one, study)
     found = read_archive("world")
     assert [one.path.name for one in found] == [done[place].path.name for place in (1, 2, 0, 3)]
     for one in done:
@@ -92,13 +92,13 @@ def test_a_kept_run_takes_the_place_of_the_one_with_the_same_question(done: list
 def test_without_an_archive_there_is_nothing(study: Study) -> None:
     assert read_archive("world") == []
     assert known_runs(study) == []
-    with pytest.raises(DataError, match="0 data sets"):
-        write_archive([])
+    with pytest.raises(DataError, match="not all runs are of world"):
+        write_archive([], study)
 
 
 @pytest.mark.parametrize("damage", ["missing", "column", "json", "bytes"])
-def test_damage_is_an_error(done: list[Run], own_archive: Path, damage: str) -> None:
-    folder = write_archive(done)
+def test_damage_is_an_error(study: Study, done: list[Run], own_archive: Path, damage: str) -> None:
+    folder = write_archive(done, study)
     if damage == "missing":
         (folder / PER_USER).unlink()
     elif damage == "column":

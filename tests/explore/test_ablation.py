@@ -67,7 +67,7 @@ def test_runs_of_the_archive_are_finished_ones(
     off = view.combination(matching="off")
     view.add(off)
     table = view.table
-    archive.write_archive([run for one in (view.full, off) for run in view.runs(one)])
+    archive.write_archive([run for one in (view.full, off) for run in view.runs(one)], study)
     shutil.rmtree(paths.runs_root())
     again = AblationStudy(study, seeds=(0, 1), training=SHORT)
     again.add(off)

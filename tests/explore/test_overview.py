@@ -90,7 +90,7 @@ def test_runs_on_older_data_are_kept_apart(study: Study, runs: list[Run]) -> Non
 def test_runs_of_the_archive_are_shown_where_their_folders_are_gone(study: Study, runs: list[Run]) -> None:
     before = Overview(study)
     table, groups = before.table, before.group_table
-    archive.write_archive(runs)
+    archive.write_archive(runs, study)
     assert len(Overview(study).all) == len(runs)
     shutil.rmtree(runs[0].path.parent)
     after = Overview(study)

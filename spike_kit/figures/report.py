@@ -1,0 +1,145 @@
+"""The results of a study in Markdown: models, groups of users, ablations, what searches chose, what it cost."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from spike_kit.errors import DataError
+from spike_kit.evaluation.comparison import comparison_table, shown_mark
+from spike_kit.evaluation.groups import group_means, grouped_by_seed, sparsity_groups
+from spike_kit.experiments.tuned import read_tuned, tuned_path
+from spike_kit.figures.comparisons import ablation_label, full_model, main_runs
+from spike_kit.models import MODELS, find_model
+from spike_kit.runs import Run
+from spike_kit.training_state import MONITOR
+
+_RECALL = "recall@20"
+
+
+def report(dataset: str, runs: Sequence[Run], activity: pd.Series, reference: str = "spike") -> str:
+    """All tables of a data set, each under its heading.
+
+    Parameters
+    ----------
+    dataset
+        Name of the data set.
+    runs
+        Its finished runs (`spike_kit.experiments.archive`).
+    activity
+        Train interactions of every user.
+    reference
+        Model that all others are compared with.
+
+    Raises
+    ------
+    DataError
+        If the reference was not run.
+    """
+    main = main_runs(runs)
+    labels = {label: group[0].config["model"] for label, group in grouped_by_seed(main).items()}
+    label = next((label for label, model in labels.items() if model == reference), "")
+    if not label:
+        raise DataError(f"{reference} was not run on {dataset}", f"train it: spike-kit train --dataset {dataset}")
+    groups = sparsity_groups(activity)
+    parts = {
+        f"Test split; differences to {label}": _models(main, groups, label),
+        "NDCG@20 by train interactions of the user": _groups(main, groups),
+        "Ablations": _ablations(runs, reference),
+        "Searches": _searches(dataset),
+    }
+    return "\n\n".join(f"### {dataset}: {title}\n\n{table}" for title, table in parts.items() if table)
+
+
+def _models(main: Sequence[Run], groups: pd.Series, reference: str) -> str:
+    """Every model: quality over all users and over the sparsest, differences to the reference, cost."""
+    everyone = comparison_table(main, reference=reference)
+    first = groups.cat.categories[0]
+    sparsest = comparison_table(main, reference=reference, users=groups.index[groups == first]).set_index("model")
+    found = grouped_by_seed(main)
+    best = {MONITOR: everyone[MONITOR].max(), "sparsest": sparsest[MONITOR].max()}
+    header = ["model", "seeds", "Recall@20", "NDCG@20", "difference", f"NDCG@20, users with {first}", "difference"]
+    lines = [[*header, "training, s", "peak, GiB"]]
+    for row in everyone.to_dict("records"):
+        group = found[row["model"]]
+        few = sparsest.loc[row["model"]].to_dict()
+        cells = [str(row["model"]), str(row["seeds"]), f"{_mean(group, _RECALL):.4f}"]
+        cells += [_bold(row[MONITOR], best[MONITOR]) + _spread(row["sd"]), _difference(row)]
+        cells += [_bold(few[MONITOR], best["sparsest"]), _difference(few)]
+        seconds = np.mean([run.metrics["seconds"] for run in group])
+        peaks = [peak for run in group if (peak := run.metrics.get("peak_gib")) is not None]
+        lines.append([*cells, f"{seconds:.0f}", f"{np.mean(peaks):.2f}" if peaks else ""])
+    return _markdown(lines)
+
+
+def _groups(main: Sequence[Run], groups: pd.Series) -> str:
+    table = group_means(main, groups)
+    models = list(table.columns[2:])
+    lines = [["model", *(f"{row['group']} ({row['users']} users)" for row in table.to_dict("records"))]]
+    order = sorted(models, key=lambda name: -float(table[name].mean()))
+    best = table[models].max(axis=1).tolist()
+    for name in order:
+        lines.append([name, *(_bold(value, top) for value, top in zip(table[name].tolist(), best, strict=True))])
+    return _markdown(lines)
+
+
+def _ablations(runs: Sequence[Run], reference: str) -> str:
+    """Ablations with the seeds that they share with the full model, each against it."""
+    full, others = full_model(runs, reference)
+    found = grouped_by_seed(others)
+    by_seeds: dict[tuple[int, ...], list[Run]] = {}
+    for group in found.values():
+        by_seeds.setdefault(tuple(sorted(run.config["seed"] for run in group)), []).extend(group)
+    lines = [["SPiKE", "seeds", "NDCG@20", "difference [95 %]", "p (Holm)"]]
+    for seeds, group in by_seeds.items():
+        whole = [run for run in full if run.config["seed"] in seeds]
+        if len(whole) != len(seeds):
+            continue
+        reference_label = next(iter(grouped_by_seed(whole)))
+        table = comparison_table([*whole, *group], reference=reference_label)
+        names = {label: ablation_label(runs[0]) for label, runs in grouped_by_seed([*whole, *group]).items()}
+        for row in table.to_dict("records"):
+            p = "" if pd.isna(row["difference"]) else f"{row['p permutation']:.2g}"
+            cells = [names[row["model"]], str(row["seeds"]), f"{row[MONITOR]:.4f}{_spread(row['sd'])}"]
+            lines.append([*cells, _difference(row, interval=True), p])
+    return _markdown(lines) if len(lines) > 1 else ""
+
+
+def _searches(dataset: str) -> str:
+    """What the searches chose for a data set, by validation alone."""
+    lines = [["model", "NDCG@20 on validation", "trials", "given up", "ended by the limit", "seconds", "chosen"]]
+    for model in MODELS:
+        if tuned_path(dataset, model).is_file():
+            found = read_tuned(dataset, model)
+            chosen = ", ".join(f"{name} {value}" for name, value in {**found.settings, **found.training}.items())
+            numbers = (found.trials, found.pruned, found.capped, round(found.seconds))
+            lines.append([find_model(model).title, f"{found.valid:.4f}", *map(str, numbers), chosen or "the preset"])
+    return _markdown(lines) if len(lines) > 1 else ""
+
+
+def _mean(group: Sequence[Run], metric: str) -> float:
+    return float(np.mean([run.metrics["test"][metric] for run in group]))
+
+
+def _bold(value: float, best: float) -> str:
+    return f"**{value:.4f}**" if value == best else f"{value:.4f}"
+
+
+def _spread(sd: float) -> str:
+    return "" if pd.isna(sd) else f" ± {sd:.4f}"
+
+
+def _difference(row: dict[Any, Any], interval: bool = False) -> str:
+    """Difference to the reference with its mark, and its interval if asked for."""
+    if pd.isna(row["difference"]):
+        return ""
+    between = f" [{row['low']:+.4f}, {row['high']:+.4f}]" if interval else ""
+    return f"{row['difference']:+.4f}{between}{shown_mark(row['mark'])}"
+
+
+def _markdown(lines: Sequence[Iterable[str]]) -> str:
+    header, *rows = ([cell.replace("|", "\\|") for cell in line] for line in lines)
+    return "\n".join("| " + " | ".join(line) + " |" for line in [header, ["---"] * len(header), *rows])

@@ -1,0 +1,109 @@
+"""Tables of a study in Markdown, from run folders or from the archive alone."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import pandas as pd
+import pytest
+
+from spike_kit import paths
+from spike_kit.cli import main
+from spike_kit.data.study import Study
+from spike_kit.errors import DataError
+from spike_kit.evaluation.groups import group_means, grouped_by_seed, sparsity_groups, train_interactions
+from spike_kit.evaluation.significance import paired_test, per_user_metric
+from spike_kit.experiments import archive, tuned
+from spike_kit.experiments.run import RunConfig, run
+from spike_kit.experiments.search import save_tuned, search
+from spike_kit.figures.report import report
+from spike_kit.runs import Run
+
+SHORT = {"epochs": 2, "eval_every": 1}
+
+
+@pytest.fixture(autouse=True)
+def own_folders(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Archive and tuned settings of one's own."""
+    monkeypatch.setattr(archive, "ROOT", tmp_path / "study")
+    monkeypatch.setattr(tuned, "ROOT", tmp_path / "tuned")
+
+
+@pytest.fixture
+def runs(study: Study) -> list[Run]:
+    """Popularity, tuned item-kNN, and SPiKE with two seeds, one ablation with both and one with the first."""
+    knn = RunConfig(model="itemknn", dataset=study.name)
+    save_tuned(knn, search(knn, 1), None)
+    configs = [RunConfig(model="popularity", dataset="world"), knn.replace(preset="tuned")]
+    for seed, settings in (
+        (0, {}),
+        (1, {}),
+        (0, {"matching": "off"}),
+        (1, {"matching": "off"}),
+        (0, {"remove": False}),
+    ):
+        configs.append(RunConfig(dataset="world", training=SHORT, seed=seed, settings=settings))
+    return [run(config, progress=False) for config in configs]
+
+
+def rows_of(text: str, title: str) -> list[list[str]]:
+    """Cells of the table under a heading."""
+    part = next(part for part in text.split("### ")[1:] if title in part.splitlines()[0])
+    lines = [line for line in part.splitlines() if line.startswith("| ")][2:]
+    return [[cell.strip() for cell in line.strip("|").split("|")] for line in lines]
+
+
+def test_the_tables_hold_what_the_runs_hold(study: Study, runs: list[Run]) -> None:
+    activity = pd.Series(range(10, 10 + len(study.users)))
+    text = report("world", runs, activity)
+    spike = per_user_metric(runs[2:4])
+    models = {row[0]: row for row in rows_of(text, "Test split")}
+    (label,) = (name for name in models if name.startswith("SPiKE"))
+    assert set(models) == {label, "Popularity", "Item-kNN (tuned)"}
+    assert models[label][1] == "2"
+    assert f"{spike.mean():.4f}" in models[label][3]
+    assert models[label][4] == ""
+    difference = (per_user_metric(runs[:1]) - spike).mean()
+    assert models["Popularity"][4].startswith(f"{difference:+.4f}")
+    groups = sparsity_groups(activity)
+    assert len(groups.cat.categories) == 4
+    few = spike[spike.index.isin(groups.index[groups == groups.cat.categories[0]])].mean()
+    assert models[label][5].strip("*") == f"{few:.4f}"
+
+    by_group = {row[0]: row[1:] for row in rows_of(text, "train interactions")}
+    means = group_means(runs[:1], groups)["Popularity"]
+    assert [cell.strip("*") for cell in by_group["Popularity"]] == [f"{value:.4f}" for value in means]
+    assert text.count("**") == 2 * (2 + len(groups.cat.categories))
+
+    ablations = rows_of(text, "Ablations")
+    assert [sorted(row[0] for row in ablations[:2]), sorted(row[0] for row in ablations[2:])] == [
+        ["full model", "w/o matching"],
+        ["full model", "w/o removal"],
+    ]
+    test = paired_test(per_user_metric(runs[4:6]), spike)
+    (off,) = (row for row in ablations if row[0] == "w/o matching")
+    assert off[1] == "2"
+    assert off[3].startswith(f"{test.difference:+.4f} [{test.low:+.4f}, {test.high:+.4f}]")
+    (searched,) = rows_of(text, "Searches")
+    assert (searched[0], searched[2]) == ("Item-kNN", "15")
+
+
+def test_the_command_needs_nothing_but_the_archive(
+    study: Study, runs: list[Run], capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["results", "world"]) == 0
+    here = capsys.readouterr().out
+    assert len(grouped_by_seed(runs)) == 5
+    archive.write_archive(runs, study)
+    shutil.rmtree(paths.data_root())
+    assert main(["results", "world"]) == 0
+    there = capsys.readouterr().out
+    assert [line.split("|")[:4] for line in there.splitlines()] == [line.split("|")[:4] for line in here.splitlines()]
+    assert main(["results", "nowhere"]) == 1
+    assert "neither built here nor in docs/study" in capsys.readouterr().err
+
+
+def test_without_the_reference_there_is_no_table(study: Study, runs: list[Run]) -> None:
+    with pytest.raises(DataError, match="spike was not run on world"):
+        report("world", runs[:2], train_interactions(study))
