@@ -19,7 +19,7 @@ STUDY = Path(__file__).parent / "experiments" / "study.toml"
 
 @dataclass(frozen=True, kw_only=True)
 class RunGrid(OnDevice):
-    """Carry out a grid of searches and runs from a TOML file; what is finished is not done again, the rest goes on.
+    """Carry out a grid of profiles, searches and runs from a TOML file; what is finished stays, the rest goes on.
 
     Prints one row per cell at the end. A cell that fails does not stop the others, but the command then fails.
     """
@@ -52,7 +52,7 @@ class RunGrid(OnDevice):
             with self._submit() as submit, tqdm(total=len(progress.cells), unit="cell") as bar:
 
                 def report(cell: Cell, outcome: Outcome) -> None:
-                    bar.set_postfix_str(f"{cell.name}: {outcome.error[:60] or f'{outcome.valid:.4f}'}")
+                    bar.set_postfix_str(f"{cell.name}: {outcome.summary[:60]}")
                     bar.update()
 
                 progress.do(submit, self.jobs, report)

@@ -1,12 +1,15 @@
 """A grid of experiments: models x data sets x seeds x variants, declared in one small file, done once, resumable.
 
-Every cell is a search or a run. A finished one is found by the hash of everything that went into it and not done again;
-one that was interrupted goes on from its state. Cells are independent processes: on this machine, or on a Ray cluster.
+Every cell makes profiles and their vectors, is a search, or a run. What is finished is found again by the hash of
+everything that went into it and not done again; what was interrupted goes on from its state. Cells are processes of
+their own: on this machine, or on a Ray cluster.
 """
 
 from __future__ import annotations
 
 import logging
+import math
+import time
 import tomllib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
@@ -24,19 +27,23 @@ from spike_kit import paths
 from spike_kit.config import Config
 from spike_kit.data.study import Study
 from spike_kit.devices import resolve_device
-from spike_kit.errors import ConfigError, SpikeKitError, require
+from spike_kit.errors import ConfigError, DataError, SpikeKitError, require
 from spike_kit.experiments.archive import find_kept, keep_run
-from spike_kit.experiments.run import RunConfig, describe, run
+from spike_kit.experiments.run import RunConfig, describe, describe_text, run
 from spike_kit.experiments.search import save_tuned, search
 from spike_kit.experiments.search_space import with_settings
 from spike_kit.experiments.tuned import TUNED, read_tuned, tuned_path
+from spike_kit.models import find_model
+from spike_kit.profiles.encode import ensure_vectors
+from spike_kit.profiles.generate import Generation, GenerationConfig
+from spike_kit.profiles.template import SOURCE, ensure_profiles
 from spike_kit.runs import find_run
 from spike_kit.training import MONITOR
 
 logger = logging.getLogger(__name__)
 
 State = Literal["waiting", "running", "finished", "failed", "blocked"]
-"""Where a cell stands; a blocked one needs a search that failed."""
+"""Where a cell stands; a blocked one needs another that failed."""
 
 Submit = Callable[["Cell"], "Future[Outcome]"]
 """Begins a cell somewhere else."""
@@ -75,6 +82,8 @@ class Grid(Config):
     """Budget of the searches that blocks with the preset ``tuned`` need."""
     blocks: tuple[Block, ...] = (Block(),)
     """Its parts; what two of them share is done once."""
+    sources: dict[str, GenerationConfig] = Field(default_factory=dict)
+    """Profile sources written by a language model where a data set does not have them yet; template needs no entry."""
 
     @classmethod
     def read(cls, file: Path) -> Grid:
@@ -90,6 +99,22 @@ class Grid(Config):
         except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
             raise ConfigError(f"{file} is not a readable grid: {error}", "see docs/experiments.md for one") from error
         return cls.parse(values)
+
+    def texts(self) -> list[Cell]:
+        """Profiles and vectors that models of the grid read, each once."""
+        wanted = dict.fromkeys(
+            (cell.config.dataset, cell.config.profiles, cell.config.encoder)
+            for cell in (*self.searches(), *self.runs())
+            if find_model(cell.config.model).uses_text
+        )
+        return [
+            Cell(
+                "text",
+                RunConfig(dataset=dataset, profiles=source, encoder=encoder),
+                generation=self.sources.get(source),
+            )
+            for dataset, source, encoder in wanted
+        ]
 
     def searches(self) -> list[Cell]:
         """Searches the grid needs, each once."""
@@ -129,35 +154,49 @@ _BUDGET = SearchBudget()
 
 @dataclass(frozen=True, eq=False)
 class Cell:
-    """One search or run of a grid.
+    """Profiles with their vectors, a search, or a run.
 
     Attributes
     ----------
     kind
-        Whether it searches or trains.
+        Whether it writes and encodes profiles, searches, or trains.
     config
-        What is searched, or run.
+        What is searched, or run; of a text its data set, profiles and encoder.
     budget
         Budget of a search.
     variant
         Name of the block's variant.
+    generation
+        How a language model writes the profiles of a text that a data set does not have.
     """
 
-    kind: Literal["search", "run"]
+    kind: Literal["text", "search", "run"]
     config: RunConfig
     budget: SearchBudget = _BUDGET
     variant: str = ""
+    generation: GenerationConfig | None = None
 
     @property
-    def needs(self) -> tuple[str, str] | None:
-        """Data set and model whose settings must be tuned first."""
-        tuned = self.kind == "run" and self.config.preset == TUNED
-        return (self.config.dataset, self.config.model) if tuned else None
+    def needs_search(self) -> bool:
+        """Whether the settings must be tuned first."""
+        return self.kind == "run" and self.config.preset == TUNED
+
+    def needs(self, other: Cell) -> bool:
+        """Whether another cell must be finished first."""
+        mine, its = self.config, other.config
+        if self.kind == "text" or mine.dataset != its.dataset:
+            return False
+        if other.kind == "search":
+            return self.needs_search and mine.model == its.model
+        same = (mine.profiles, mine.encoder) == (its.profiles, its.encoder)
+        return other.kind == "text" and same and find_model(mine.model).uses_text
 
     @property
     def name(self) -> str:
         """Short name for a table or a log."""
         config = self.config
+        if self.kind == "text":
+            return f"text {config.dataset} {config.profiles} {config.encoder}"
         words = [self.kind, config.dataset, config.model, self.variant]
         return " ".join([*filter(None, words), *([f"seed {config.seed}"] if self.kind == "run" else [])])
 
@@ -169,6 +208,12 @@ class Outcome:
     valid: float = float("nan")
     seconds: float = float("nan")
     error: str = ""
+
+    @property
+    def summary(self) -> str:
+        """The error, or the quality if there is one and the seconds."""
+        quality = "" if math.isnan(self.valid) else f"{MONITOR} {self.valid:.4f}, "
+        return self.error or f"{quality}{self.seconds:.0f} s"
 
 
 def perform(cell: Cell, device: str = "cpu", threads: int | None = 1) -> Outcome:
@@ -192,10 +237,28 @@ def perform(cell: Cell, device: str = "cpu", threads: int | None = 1) -> Outcome
             result = search(config, budget.trials, device=where, trial_seconds=budget.trial_seconds)
             save_tuned(config, result, budget.trial_seconds)
             return Outcome(result.valid, float(result.trials["seconds"].sum()))
+        if cell.kind == "text":
+            return _write_text(cell, device=device)
         metrics = run(config, where, progress=False).metrics
         return Outcome(metrics["valid"][MONITOR], metrics["seconds"])
     except (SpikeKitError, RuntimeError, MemoryError, OSError) as error:
         return Outcome(error=str(error) or type(error).__name__)
+
+
+def _write_text(cell: Cell, device: str) -> Outcome:
+    """Write the profiles of a cell where they are missing, and encode them."""
+    started, config = time.perf_counter(), cell.config
+    study, source = Study.open(config.dataset), config.profiles
+    if source == SOURCE:
+        ensure_profiles(study, progress=False)
+    elif source not in study.profile_sources() and cell.generation is not None:
+        written = Generation(study, cell.generation, source).run()
+        if written.path is None:
+            raise DataError(
+                f"the model left {sum(written.missing.values())} profiles of {source} unwritten", "run again"
+            )
+    ensure_vectors(study, source, config.encoder, resolve_device(device), progress=False)
+    return Outcome(seconds=time.perf_counter() - started)
 
 
 class GridRun:
@@ -214,7 +277,7 @@ class GridRun:
 
     def __init__(self, grid: Grid, only: Sequence[str] = (), keep: bool = False) -> None:
         self.grid, self.keep = grid, keep
-        cells = [*grid.searches(), *grid.runs()]
+        cells = [*grid.texts(), *grid.searches(), *grid.runs()]
         self.cells = [cell for cell in cells if all(word in cell.name.split() for word in only)]
         self.states: dict[Cell, State] = dict.fromkeys(self.cells, "waiting")
         self.outcomes: dict[Cell, Outcome] = {}
@@ -225,12 +288,13 @@ class GridRun:
         rows = []
         for cell in self.cells:
             outcome = self.outcomes.get(cell, Outcome())
+            of_text = cell.kind == "text"
             rows.append(
                 {
                     "kind": cell.kind,
                     "dataset": cell.config.dataset,
-                    "model": cell.config.model,
-                    "variant": cell.variant,
+                    "model": "" if of_text else cell.config.model,
+                    "variant": f"{cell.config.profiles} by {cell.config.encoder}" if of_text else cell.variant,
                     "seed": cell.config.seed,
                     "state": self.states[cell],
                     "valid": outcome.valid,
@@ -260,16 +324,17 @@ class GridRun:
             Told of every cell when it has ended.
         """
         waiting, running = list(self.cells), dict[Future[Outcome], Cell]()
+        needed = {cell: [other for other in self.cells if cell.needs(other)] for cell in self.cells}
         while waiting or running:
             for cell in list(waiting):
                 if len(running) >= jobs:
                     break
-                of_search = self._state_of_search(cell)
-                if of_search not in ("finished", "failed"):
+                failed = [other for other in needed[cell] if self.states[other] in ("failed", "blocked")]
+                if not failed and any(self.states[other] != "finished" for other in needed[cell]):
                     continue
                 waiting.remove(cell)
-                if of_search == "failed":
-                    outcome = Outcome(error=f"no tuned settings of {cell.config.model} for {cell.config.dataset}")
+                if failed:
+                    outcome = Outcome(error=f"needs what failed: {failed[0].name}")
                     self.states[cell], self.outcomes[cell] = "blocked", outcome
                 elif (outcome := self._found(cell)) is _NOTHING:
                     running[submit(cell)] = cell
@@ -286,13 +351,6 @@ class GridRun:
                     if report is not None:
                         report(cell, self.outcomes[cell])
 
-    def _state_of_search(self, cell: Cell) -> State:
-        """State of the search that a cell needs; finished if it needs none of this grid."""
-        for other in self.cells:
-            if other.kind == "search" and (other.config.dataset, other.config.model) == cell.needs:
-                return self.states[other]
-        return "finished"
-
     def _found(self, cell: Cell) -> Outcome:
         """Outcome of a cell that is finished, or that cannot begin; `_NOTHING` where it is still to be done."""
         config = cell.config
@@ -302,9 +360,12 @@ class GridRun:
                     return _NOTHING
                 tuned = read_tuned(config.dataset, config.model)
                 return Outcome(tuned.valid, tuned.seconds)
-            if cell.needs and not tuned_path(*cell.needs).is_file():
+            if cell.needs_search and not tuned_path(config.dataset, config.model).is_file():
                 return _NOTHING
-            described = describe(config, Study.open(config.dataset))
+            study = Study.open(config.dataset)
+            if cell.kind == "text":
+                return Outcome(seconds=0.0) if _has_text(study, config) else _NOTHING
+            described = describe(config, study)
             found = find_run(described) or (find_kept(described) if self.keep else None)
             return _NOTHING if found is None else Outcome(found.metrics["valid"][MONITOR], found.metrics["seconds"])
         except SpikeKitError as error:
@@ -322,11 +383,20 @@ class GridRun:
     def _note(self, cell: Cell, outcome: Outcome) -> None:
         self.outcomes[cell] = outcome
         self.states[cell] = "failed" if outcome.error else "finished"
-        logger.info("%s: %s", cell.name, outcome.error or f"{MONITOR} {outcome.valid:.4f}, {outcome.seconds:.0f} s")
+        logger.info("%s: %s", cell.name, outcome.summary)
 
 
 _NOTHING = Outcome()
 """Stands for a cell that was not done."""
+
+
+def _has_text(study: Study, config: RunConfig) -> bool:
+    """Whether profiles and their vectors are there, and belong together."""
+    try:
+        describe_text(study, config.profiles, config.encoder)
+    except DataError:
+        return False
+    return True
 
 
 def _outcome(future: Future[Outcome]) -> Outcome:

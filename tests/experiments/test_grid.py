@@ -31,7 +31,9 @@ from spike_kit.experiments.grid import (
 )
 from spike_kit.experiments.run import RunConfig, finished_runs
 from spike_kit.models import MODELS
+from spike_kit.profiles.generate import GenerationConfig
 from spike_kit.runs import Run
+from tests.profiles.llm_server import ScriptedServer, distinct_world
 
 SHORT = {"epochs": 2, "batch_size": 512}
 BUDGET = SearchBudget(trials=1, trial_seconds=30)
@@ -154,6 +156,47 @@ def test_a_cell_that_fails_leaves_the_others_alone(study: Study) -> None:
         ("run", "nowhere", "blocked"),
     ]
     assert "nowhere" in " ".join(table["error"])
+
+
+def test_profiles_and_vectors_that_are_missing_come_first(home: Path) -> None:
+    study = distinct_world(paths.data_root() / "world")
+    block = Block(
+        datasets=("world",), models=("spike", "bprmf"), variants={"": SHORT, "told": SHORT | {"profiles": "told"}}
+    )
+    with ScriptedServer() as server:
+        told = GenerationConfig.parse({"llm": {"model": "told", "base_url": server.base_url}})
+        done = GridRun(Grid(blocks=(block,), sources={"told": told}))
+        done.do(here, 1)
+        assert set(done.table["state"]) == {"finished"}, done.table["error"].tolist()
+        assert len(server.log) == 124
+        again = GridRun(done.grid)
+        again.do(here, 1)
+        assert len(server.log) == 124
+    texts = done.table[done.table["kind"] == "text"]
+    assert texts["variant"].tolist() == ["template by all-MiniLM-L6-v2", "told by all-MiniLM-L6-v2"]
+    assert (again.table.loc[again.table["kind"] == "text", "seconds"] == 0).all()
+    assert study.profile_sources() == ["template", "told"]
+    used = {run.config.get("profiles") for run in finished_runs(study)}
+    assert used == {"template", "told", None}
+
+
+def test_what_needs_profiles_that_nobody_writes_is_blocked(home: Path) -> None:
+    distinct_world(paths.data_root() / "world")
+    block = Block(datasets=("world",), models=("spike", "bprmf"), variants={"": SHORT | {"profiles": "nobody"}})
+    done = GridRun(Grid(blocks=(block,)))
+    done.do(here, 1)
+    states = done.table.set_index(["kind", "model"])["state"].to_dict()
+    assert states == {("text", ""): "failed", ("run", "spike"): "blocked", ("run", "bprmf"): "finished"}
+    assert "nobody" in str(done.table["error"][0])
+
+
+def test_ray_writes_profiles_too(home: Path) -> None:
+    study = distinct_world(paths.data_root() / "world")
+    done = GridRun(Grid(blocks=(Block(datasets=("world",), variants={"": SHORT}),)))
+    with on_cluster(jobs=2) as submit:
+        done.do(submit, 2)
+    assert done.table["state"].tolist() == ["finished", "finished"], done.table["error"].tolist()
+    assert study.profile_sources() == ["template"]
 
 
 def test_the_death_of_a_process_is_the_error_of_its_cell_alone(study: Study) -> None:
