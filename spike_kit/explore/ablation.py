@@ -262,9 +262,10 @@ class AblationStudy:
         Returns
         -------
         DataFrame
-            model, state, seeds (finished ones), mean and sd over seeds; for a combination with the seeds of the full
-            model the mean difference to it over users, its 95 % bootstrap interval, and the permutation test's p
-            (paired by user, Holm's correction over the rows) with its mark. What is not trained is blank.
+            model, state, seeds (finished ones), mean and sd over seeds; for a combination the mean difference to the
+            full model over users (both with the seeds that both have finished), its 95 % bootstrap interval, and the
+            permutation test's p (paired by user, Holm's correction over the rows) with its mark. What is not trained is
+            blank.
         """
         rows = [self._row(combination) for combination in (self.full, *self.chosen)]
         frame = pd.DataFrame(rows, columns=list(COLUMNS))
@@ -288,15 +289,21 @@ class AblationStudy:
         return row
 
     def _test(self, combination: Combination) -> PairedTest | None:
-        """Test against the full model, remembered; none where their finished seeds differ, or there is none."""
-        ours, full = self.runs(combination), self.runs(self.full)
-        if not ours or [run.config["seed"] for run in ours] != [run.config["seed"] for run in full]:
+        """Test against the full model over the seeds that both have finished, remembered; none if there are none."""
+        ours, full = self._paired(combination)
+        if not ours:
             return None
         key = (self.split, self.metric, *(run.path.name for run in (*ours, *full)))
         if key not in self._tests:
             sides = [per_user_metric(runs, self.metric, self.split) for runs in (ours, full)]
             self._tests[key] = paired_test(*sides)
         return self._tests[key]
+
+    def _paired(self, combination: Combination) -> tuple[list[Run], list[Run]]:
+        """Runs of a combination and of the full model with the seeds that both have finished."""
+        ours, full = ({run.config["seed"]: run for run in self.runs(one)} for one in (combination, self.full))
+        shared = [seed for seed in ours if seed in full]
+        return [ours[seed] for seed in shared], [full[seed] for seed in shared]
 
     @property
     def group_table(self) -> pd.DataFrame:
@@ -311,7 +318,7 @@ class AblationStudy:
         for combination in self.chosen:
             if self._test(combination) is None:
                 continue
-            ours, full = (per_user_metric(self.runs(x), self.metric, self.split) for x in (combination, self.full))
+            ours, full = (per_user_metric(side, self.metric, self.split) for side in self._paired(combination))
             for name in self.groups.cat.categories:
                 users = self.groups.index[self.groups == name].intersection(ours.index)
                 if len(users):

@@ -135,16 +135,22 @@ def test_figures_show_what_the_tables_hold(view: AblationStudy) -> None:
     assert len({line.line.dash for line in lines}) == 2
 
 
-def test_runs_of_other_seeds_are_not_compared(study: Study) -> None:
+def test_only_the_seeds_that_both_have_are_compared(study: Study) -> None:
     view = AblationStudy(study, seeds=(0, 1), training=SHORT)
-    trained(view)
     off = view.combination(matching="off")
     run(view.jobs(off)[1].config, progress=False)
+    run(view.jobs(view.full)[0].config, progress=False)
     view.add(off)
     assert np.isnan(view.table["difference"][1])
+    assert view.group_table.empty
+    trained(view)
+    sides = [per_user_metric(view.runs(one)[-1:], "ndcg@20", "valid") for one in (off, view.full)]
+    assert view.table["difference"][1] == pytest.approx((sides[0] - sides[1]).mean())
+    groups = view.group_table
+    assert np.average(groups["difference"], weights=groups["users"]) == pytest.approx((sides[0] - sides[1]).mean())
     assert view.state(off) == "not trained"
     assert view.status(off) == "not trained (1 of 2 seeds finished)"
-    assert view.figure.data[1].text == ("not trained (1 of 2 seeds finished)",)
+    assert list(view.figure.data[0].x) == [view.table["difference"][1]]
 
 
 def test_a_finished_run_without_a_full_model_says_so(study: Study) -> None:
