@@ -42,8 +42,9 @@ types: setup
 notebooks-clean: setup
 	$(BIN)/nbstripout --verify notebooks/*.ipynb
 
+# One process per core, each with one thread: torch processes with several threads on the same cores stall each other.
 unit: setup
-	$(BIN)/pytest -m 'not browser'
+	OMP_NUM_THREADS=1 $(BIN)/pytest -n auto --maxprocesses 4 --dist worksteal -m 'not browser'
 
 pipeline: setup
 	$(BIN)/spike-kit fetch ml-100k

@@ -10,13 +10,12 @@ from pydantic import Field
 from torch import Tensor
 
 from spike_kit.config import TrainingConfig
-from spike_kit.data.graph import Graph
-from spike_kit.data.vectors import ProfileVectors
 from spike_kit.devices import free_memory
 from spike_kit.errors import ConfigError
 from spike_kit.models.footprint import gib
-from spike_kit.models.propagation import SparsePattern, dense_rows, spmm
-from spike_kit.models.recommender import ModelConfig, Preset, Recommender
+from spike_kit.models.item_model import ItemModel
+from spike_kit.models.propagation import dense_rows, spmm
+from spike_kit.models.recommender import ModelConfig, Preset
 
 _COPIES = 4
 """Matrices of items by items in float64 that the solution holds at once."""
@@ -30,22 +29,12 @@ class EaseConfig(ModelConfig):
     """Added to the diagonal of the item-item matrix (RecBole: 250; the paper: 200 to 1000)."""
 
 
-class Ease(Recommender):
+class Ease(ItemModel[EaseConfig]):
     """Scores ``X B``: B predicts each item from the others by ridge regression, with a zero diagonal (paper, eq. 8)."""
 
     title: ClassVar = "EASE^R"
     config_class: ClassVar = EaseConfig
     presets: ClassVar = {"recommended": Preset(EaseConfig(), TrainingConfig())}
-
-    def __init__(
-        self,
-        config: EaseConfig,
-        graph: Graph,
-        vectors: ProfileVectors | None = None,  # noqa: ARG002 (one signature for all models)
-        generator: torch.Generator | None = None,  # noqa: ARG002
-    ) -> None:
-        self.config = config
-        self.pattern = SparsePattern(graph.train_user, graph.train_item, graph.n_users, graph.n_items)
 
     @cached_property
     def weights(self) -> Tensor:
@@ -73,11 +62,6 @@ class Ease(Recommender):
         weights = (inverse / -inverse.diagonal()).float()
         weights.fill_diagonal_(0)
         return weights
-
-    @property
-    def device(self) -> torch.device:
-        """Device of the train interactions."""
-        return self.pattern.rows.device
 
     def tensors(self) -> dict[str, Tensor]:
         """The matrix B."""

@@ -10,10 +10,9 @@ from pydantic import Field
 from torch import Tensor
 
 from spike_kit.config import TrainingConfig
-from spike_kit.data.graph import Graph
-from spike_kit.data.vectors import ProfileVectors
+from spike_kit.models.item_model import ItemModel
 from spike_kit.models.propagation import SparsePattern, dense_rows, spmm
-from spike_kit.models.recommender import ModelConfig, Preset, Recommender
+from spike_kit.models.recommender import ModelConfig, Preset
 
 _CHUNK = 2**24
 """Similarities held at once."""
@@ -28,7 +27,7 @@ class ItemKnnConfig(ModelConfig):
     """Added to the denominator of the cosine, so that a few common users do not make two items alike."""
 
 
-class ItemKnn(Recommender):
+class ItemKnn(ItemModel[ItemKnnConfig]):
     """Score: sum of the similarities between an item and those of its nearest items that the user has in train.
 
     Similarity of items i and j is ``n_ij / (sqrt(n_i n_j) + shrinkage)``: users of both, and of each.
@@ -37,16 +36,6 @@ class ItemKnn(Recommender):
     title: ClassVar = "Item-kNN"
     config_class: ClassVar = ItemKnnConfig
     presets: ClassVar = {"recommended": Preset(ItemKnnConfig(), TrainingConfig())}
-
-    def __init__(
-        self,
-        config: ItemKnnConfig,
-        graph: Graph,
-        vectors: ProfileVectors | None = None,  # noqa: ARG002 (one signature for all models)
-        generator: torch.Generator | None = None,  # noqa: ARG002
-    ) -> None:
-        self.config = config
-        self.pattern = SparsePattern(graph.train_user, graph.train_item, graph.n_users, graph.n_items)
 
     @cached_property
     def nearest(self) -> tuple[Tensor, Tensor]:
@@ -65,11 +54,6 @@ class ItemKnn(Recommender):
             alike.scatter_(0, own.unsqueeze(0), 0.0)
             found.append(alike.T.topk(min(self.config.neighbours, n_items), dim=1))
         return torch.cat([part.indices for part in found]), torch.cat([part.values for part in found])
-
-    @property
-    def device(self) -> torch.device:
-        """Device of the train interactions."""
-        return self.pattern.rows.device
 
     def tensors(self) -> dict[str, Tensor]:
         """Nearest items and their similarities."""
