@@ -29,7 +29,7 @@ from spike_kit.data.study import REPRODUCIBLE_SOURCE, Study
 from spike_kit.data.vectors import ProfileVectors
 from spike_kit.errors import ConfigError, DataError
 from spike_kit.evaluation.groups import degree_groups
-from spike_kit.evaluation.protocol import CHUNK_ENTRIES, RankingTask
+from spike_kit.evaluation.protocol import RankingTask, ranked
 from spike_kit.models.recommender import Recommender
 from spike_kit.profiles.encode import DEFAULT_ENCODER
 
@@ -54,16 +54,9 @@ def recommended(recommender: Recommender, task: RankingTask, k: int) -> np.ndarr
     """
     if k < 1:
         raise ConfigError(f"a list must have at least 1 item, not {k}")
-    fixed, users = recommender.fixed(), task.users
-    size, k_here = max(1, CHUNK_ENTRIES // task.n_items), min(k, task.n_items)
-    parts = []
-    for start in range(0, users.numel(), size):
-        scores = fixed.score(users[start : start + size]).clone()
-        inside = (task.seen_row >= start) & (task.seen_row < start + size)
-        scores[task.seen_row[inside] - start, task.seen_item[inside]] = float("-inf")
-        best, items = scores.topk(k_here)
-        parts.append(items.masked_fill(best == float("-inf"), -1).cpu())
-    found = torch.cat(parts).numpy()
+    k_here = min(k, task.n_items)
+    chunks = ranked(recommender.fixed(), task, k_here)
+    found = torch.cat([items.masked_fill(best == float("-inf"), -1).cpu() for best, items in chunks]).numpy()
     return np.pad(found, ((0, 0), (0, k - k_here)), constant_values=-1)
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 
@@ -159,17 +159,42 @@ def evaluate(
 @torch.no_grad()
 def _hits(recommender: Recommender, task: RankingTask, k: int) -> Tensor:
     """Whether the item at each rank is relevant, ``[n, k]`` bool on the CPU, best rank first."""
+    n_items, device, parts = task.n_items, task.users.device, []
+    starts = _chunk_starts(task)
+    bounds = torch.stack([starts, torch.searchsorted(task.relevant_key, starts * n_items)])
+    chunks = zip(pairwise(bounds.T.tolist()), ranked(recommender, task, k), strict=True)
+    for ((start, relevant_from), (stop, relevant_to)), (best, items) in chunks:
+        keys = items + torch.arange(start, stop, device=device).unsqueeze(1) * n_items
+        parts.append(contains(task.relevant_key[relevant_from:relevant_to], keys) & (best > float("-inf")))
+    return torch.cat(parts).cpu()
+
+
+def _chunk_starts(task: RankingTask) -> Tensor:
+    """Rows of the task at which its chunks of users begin, and its number of users."""
+    n_users = task.users.numel()
+    size = min(max(1, CHUNK_ENTRIES // task.n_items), n_users)
+    return torch.arange(0, n_users + size, size, device=task.users.device).clamp_max(n_users)
+
+
+@torch.no_grad()
+def ranked(recommender: Recommender, task: RankingTask, k: int) -> Iterator[tuple[Tensor, Tensor]]:
+    """Scores and items of the best ``k`` unseen items of every user, ``[c, k]`` each, in chunks of c users, best first.
+
+    A score of -inf stands where a user has not so many unseen items.
+
+    Raises
+    ------
+    TrainingError
+        After the last chunk, if a score is NaN.
+    """
     users, n_items, device = task.users, task.n_items, task.users.device
-    n_users = users.numel()
-    size = min(max(1, CHUNK_ENTRIES // n_items), n_users)
-    starts = torch.arange(0, n_users + size, size, device=device).clamp_max(n_users)
-    bounds = torch.stack(
-        [starts, torch.searchsorted(task.seen_row, starts), torch.searchsorted(task.relevant_key, starts * n_items)]
-    )
+    starts = _chunk_starts(task)
+    bounds = torch.stack([starts, torch.searchsorted(task.seen_row, starts)]).T.tolist()
     levels = _levels(n_items, k) if device.type == "cpu" else 0
     width = -(-n_items // BLOCK**levels) * BLOCK**levels
-    buffer, broken, parts = torch.empty(0), torch.zeros((), dtype=torch.bool, device=device), []
-    for (start, seen_from, relevant_from), (stop, seen_to, relevant_to) in pairwise(bounds.T.tolist()):
+    size = bounds[1][0]
+    buffer, broken = torch.empty(0), torch.zeros((), dtype=torch.bool, device=device)
+    for (start, seen_from), (stop, seen_to) in pairwise(bounds):
         buffer = _score(recommender, users[start:stop], buffer, size, width, n_items)
         scores = buffer[: stop - start]
         seen = task.seen_item[seen_from:seen_to] + (task.seen_row[seen_from:seen_to] - start) * width
@@ -178,11 +203,9 @@ def _hits(recommender: Recommender, task: RankingTask, k: int) -> Tensor:
         flat.index_fill_(0, seen, float("-inf"))
         best, items = _top(scores, n_items, levels, k) if levels else scores.topk(k)
         broken |= best.isnan().any()
-        keys = items + torch.arange(start, stop, device=device).unsqueeze(1) * n_items
-        parts.append(contains(task.relevant_key[relevant_from:relevant_to], keys) & (best > float("-inf")))
+        yield best, items
     if broken:
         raise TrainingError("the model gives NaN scores", "lower the learning rate or look at the loss terms")
-    return torch.cat(parts).cpu()
 
 
 def _score(recommender: Recommender, users: Tensor, buffer: Tensor, size: int, width: int, n_items: int) -> Tensor:

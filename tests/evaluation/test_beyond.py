@@ -45,7 +45,7 @@ def test_lists_are_those_that_evaluation_ranks(study: Study, monkeypatch: pytest
     for user, row, recall in zip(per_user["user"], found, per_user["recall@10"], strict=True):
         assert len(set(row) & test[user]) / len(test[user]) == recall
         assert not set(row) & seen[user]
-    monkeypatch.setattr("spike_kit.evaluation.beyond.CHUNK_ENTRIES", 3 * task.n_items)
+    monkeypatch.setattr("spike_kit.evaluation.protocol.CHUNK_ENTRIES", 3 * task.n_items)
     assert (recommended(model, task, 10) == found).all()
 
 
