@@ -18,6 +18,11 @@ from spike_kit.errors import DataError, some
 _CHECKED_ROWS = 8192
 """Rows that are checked at once: the check of a memory-mapped table must not copy all of it."""
 
+_VARIANCE = 1e-9
+"""Share of the largest variance below which a direction counts as constant."""
+_NOTHING = 1e-20
+"""Variance below which any direction does."""
+
 _FACTS = "spike_kit"
 """The one metadata key, with all facts as JSON: safetensors writes several keys in a random order."""
 
@@ -37,6 +42,38 @@ class ProfileVectors:
     def to(self, device: torch.device | str) -> ProfileVectors:
         """Copy on another device."""
         return ProfileVectors(self.user.to(device), self.entity.to(device))
+
+    def whitening(self, dim: int) -> tuple[Tensor, Tensor]:
+        """Return centre ``[d_t]`` and loadings ``[d_t, k]`` of the whitened principal components of all rows.
+
+        k is ``dim``, or what there can be at most (but 1). A direction in which the rows do not vary scores zero
+        everywhere; the largest absolute loading of each component is positive.
+        """
+        parts = [part for rows in (self.user, self.entity) for part in rows.split(_CHECKED_ROWS) if part.shape[0]]
+        n_rows = self.user.shape[0] + self.entity.shape[0]
+        centre = torch.stack([part.double().sum(0) for part in parts]).sum(0) / n_rows
+        covariance = torch.zeros(self.dim, self.dim, dtype=torch.float64, device=self.user.device)
+        for part in parts:
+            centred = part.double() - centre
+            covariance.addmm_(centred.T, centred)
+        variances, loadings = torch.linalg.eigh(covariance / max(n_rows - 1, 1))
+        k = max(1, min(dim, n_rows - 1, self.dim))
+        variances, loadings = variances.flip(0)[:k], loadings.flip(1)[:, :k]
+        largest = loadings.gather(0, loadings.abs().argmax(0, keepdim=True))
+        varies = variances > (_VARIANCE * variances[:1]).clamp_min(_NOTHING)
+        scale = largest.sign() * torch.where(varies, variances, torch.inf).rsqrt()
+        kind = torch.promote_types(self.user.dtype, torch.float32)
+        return centre.to(kind), (loadings * scale).to(kind)
+
+    def transformed(self, centre: Tensor, loadings: Tensor) -> ProfileVectors:
+        """Scores of all rows, float32 or finer: what `whitening` gave, taken off and multiplied, in chunks."""
+
+        def scores(rows: Tensor) -> Tensor:
+            kind = torch.promote_types(rows.dtype, torch.float32)
+            less, times = centre.to(kind), loadings.to(kind)
+            return torch.cat([(part.to(kind) - less) @ times for part in rows.split(_CHECKED_ROWS)])
+
+        return ProfileVectors(scores(self.user), scores(self.entity))
 
     def check(self, n_users: int, n_entities: int, where: str) -> None:
         """Check shapes and values.

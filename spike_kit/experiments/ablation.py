@@ -30,6 +30,7 @@ ABLATIONS: dict[str, dict[str, Any]] = {
     "w/o removal": {"remove": False},
     "w/o matching": {"matching": "off"},
     "w/o any text": {"inject": False, "remove": False, "matching": "off"},
+    "text as it is": {"text_components": 0},
     "mean instead of attention": {"attention": "mean"},
     "with users to items": {"user_to_item": "add"},
 }
@@ -59,7 +60,7 @@ def normalised(settings: SpikeConfig, usual: SpikeConfig = RECOMMENDED) -> Spike
         without = {"inject": False, "remove": False, "matching": "off"}
         settings = settings.replace(**without)
         idle |= {"user_profiles", "item_profiles", "auxiliary_profiles", "rho", "gamma", "repeats", "matching_weight"}
-        idle |= {"separate_masks", "text_dropout", "text_precision", "text_on"}
+        idle |= {"separate_masks", "text_components", "text_dropout", "text_precision", "text_on"}
     return settings.replace(**{name: getattr(usual, name) for name in idle})
 
 

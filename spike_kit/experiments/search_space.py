@@ -100,10 +100,8 @@ QUALITY_SPACE: dict[str, Space] = {
     },
     "spike": {
         **_SHARED,
-        "layers": (1, 2, 3),
         "rho": Range(0.1, 2.0, log=True),
         "matching_weight": Range(0.05, 50.0, log=True),
-        "edge_keep": Range(0.3, 1.0),
     },
     "itemknn": {"neighbours": (20, 50, 100, 200, 500), "shrinkage": (0.0, 10.0, 100.0)},
     "ease": {"regularisation": (1.0, 10.0, 30.0, 100.0, 300.0, 1000.0, 3000.0)},

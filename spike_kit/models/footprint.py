@@ -77,6 +77,7 @@ def footprint(config: TrainedConfig, graph: Graph, text_dim: int, batch_size: in
         return Footprint(5 * n_tables * rows, 0, 0, propagated * n_tables * rows, 0, edges, batch)
     budget = config.budget_mib * 2**20
     masks = 3 if config.separate_masks else 1
+    text_dim = min(text_dim, config.text_components or text_dim)
     text = n_nodes * text_dim * _FLOAT
     weights = 2 * (text_dim * text_dim + text_dim * config.dim)
     hidden = min(masks * text, 2 * budget) + min((masks + 2) * text, budget)

@@ -48,6 +48,10 @@ class SpikeConfig(KgEncoderConfig):
     """Share of the nodes in one sample, gamma (released code: 0.1); used by sampled matching."""
     repeats: int = Field(default=8, ge=1)
     """Samples per step (released code: 8); used by sampled matching."""
+    text_components: int = Field(default=0, ge=0)
+    """Whitened principal components to which the profile vectors are reduced, fewer where there are not so many; 0
+    takes the vectors as they are (released code). Sentences of one template are nearly parallel: without whitening a
+    few directions that all texts share outweigh what tells them apart."""
     text_dropout: float = Field(default=0.1, ge=0, le=0.99)
     """Dropout inside the projection of profiles (released code: 0.1)."""
     separate_masks: bool = False
@@ -69,8 +73,11 @@ class SpikeConfig(KgEncoderConfig):
         return profiled and (self.inject or self.remove or matched)
 
 
-RECOMMENDED = SpikeConfig(loss="cosine_softmax", temperature=0.25, layers=1, rho=0.5, matching_weight=0.5)
-"""Best on validation of the default data set (docs/log.md): one layer, a stronger profile, a softmax on cosines."""
+RECOMMENDED = SpikeConfig(
+    loss="cosine_softmax", temperature=0.25, layers=1, rho=0.5, matching_weight=0.5, text_components=64
+)
+"""Best on validation of the default data set (docs/log.md): one layer, a stronger profile, a softmax on cosines.
+Whitened text is as good there and better on the two other data sets of the study, in less than half the time."""
 
 RELEASED_CODE = SpikeConfig(matching="sampled", separate_masks=True, skip_last_relation=True, dropped_edges=256, l2=0.0)
 """What the authors' code computes (its L2 term never reaches the loss, hence 0)."""
@@ -111,6 +118,9 @@ class Spike(KgEncoder[SpikeConfig]):
     text: ProfileVectors
     profiled: Tensor
     profiled_nodes: Tensor
+    text_centre: Tensor
+    text_loadings: Tensor
+    _given: ProfileVectors
 
     def __init__(
         self, config: SpikeConfig, graph: Graph, vectors: ProfileVectors | None, generator: torch.Generator
@@ -123,6 +133,12 @@ class Spike(KgEncoder[SpikeConfig]):
         if vectors is None:
             raise ConfigError("this SPiKE uses profiles, but no profile vectors were given", "switch all profiles off")
         config, graph = self.config, self.graph
+        if config.text_components:
+            self._given = vectors
+            centre, loadings = self._of_profiled(vectors).whitening(config.text_components)
+            self.register_buffer("text_centre", centre.to(graph.device))
+            self.register_buffer("text_loadings", loadings.to(graph.device))
+            vectors = vectors.transformed(centre, loadings)
         options = (vectors.dim, config.dim, config.text_dropout, generator, graph.device)
         limits = (self._budget, config.text_precision)
         self.user_projection = ProfileProjection(*options, *limits)
@@ -135,6 +151,20 @@ class Spike(KgEncoder[SpikeConfig]):
         profiled = torch.zeros(graph.n_nodes, dtype=torch.bool, device=graph.device)
         self.register_buffer("profiled_nodes", profiled_nodes, persistent=False)
         self.register_buffer("profiled", profiled.index_fill(0, profiled_nodes, True), persistent=False)
+
+    def _of_profiled(self, vectors: ProfileVectors) -> ProfileVectors:
+        """Rows of the subjects that have profiles: others must not be seen, not even through the components."""
+        config, n_items = self.config, self.graph.n_items
+        start, end = 0 if config.item_profiles else n_items, None if config.auxiliary_profiles else n_items
+        return ProfileVectors(vectors.user if config.user_profiles else vectors.user[:0], vectors.entity[start:end])
+
+    def load_tensors(self, tensors: dict[str, Tensor]) -> None:
+        """Replace all parameters, and reduce the profile vectors as the stored components say."""
+        super().load_tensors(tensors)
+        if "text_loadings" in tensors:
+            where = self.text.user.device
+            basis = (tensors[name].to(self._given.user.device) for name in ("text_centre", "text_loadings"))
+            self.text = self._given.transformed(*basis).to(where)
 
     @property
     def _all_profiled(self) -> bool:

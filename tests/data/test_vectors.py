@@ -8,6 +8,7 @@ import torch
 from safetensors.torch import save_file
 
 from spike_kit.data.vectors import ProfileVectors, normalised
+from spike_kit.profiles.encoders import Reduction, principal_components
 
 FACTS = {f"fact {n}": f"value {n}, “quoted”" for n in range(8)}
 
@@ -55,3 +56,27 @@ def test_rows_get_unit_length_and_zero_rows_stay_zero() -> None:
     rows = normalised(np.array([[3.0, 4.0], [0.0, 0.0], [1e-12, 0.0]]))
     assert rows.dtype == np.float32
     np.testing.assert_allclose(rows, [[0.6, 0.8], [0, 0], [0, 0]])
+
+
+def test_whitened_components_are_those_of_the_encoder_names() -> None:
+    rng = np.random.default_rng(5)
+    rows = (rng.normal(size=(300, 12)) @ rng.normal(size=(12, 30)) + 3).astype(np.float32)
+    vectors = ProfileVectors(*torch.from_numpy(rows).split([100, 200]))
+    centre, loadings = vectors.whitening(10)
+    found = vectors.transformed(centre, loadings)
+    expected, _ = principal_components(rows, Reduction(10, whiten=True), "here")
+    assert torch.cat([found.user, found.entity]).numpy() == pytest.approx(expected, abs=1e-3)
+    assert (found.user.shape, found.entity.shape, found.user.dtype) == ((100, 10), (200, 10), torch.float32)
+
+
+def test_there_are_no_more_components_than_rows_and_constant_directions_score_zero() -> None:
+    rows = torch.eye(6, 9)
+    few = ProfileVectors(rows[:2], rows[2:])
+    assert few.whitening(64)[1].shape == (9, 5)
+    equal = ProfileVectors(torch.ones(3, 4), torch.ones(5, 4))
+    found = equal.transformed(*equal.whitening(2))
+    assert torch.equal(found.entity, torch.zeros(5, 2))
+    flat = ProfileVectors(torch.randn(20, 4) * torch.tensor([1.0, 2.0, 0.0, 0.0]), torch.zeros(20, 4))
+    scores = torch.cat([*vars(flat.transformed(*flat.whitening(4))).values()])
+    assert scores.std(0)[:2].tolist() == pytest.approx([1, 1], abs=1e-4)
+    assert scores[:, 2:].abs().max() < 1e-3

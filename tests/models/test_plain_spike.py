@@ -75,7 +75,20 @@ def build(place: tuple[Graph, ProfileVectors], config: SpikeConfig) -> tuple[Spi
     with torch.no_grad():
         for parameter in model.parameters():
             parameter.mul_(2)
-    return model, PlainSpike(model, vectors, np.random.default_rng(4)), draws
+    given = whitened(vectors, config.text_components) if config.text_components else vectors
+    return model, PlainSpike(model, given, np.random.default_rng(4)), draws
+
+
+def whitened(vectors: ProfileVectors, dim: int) -> ProfileVectors:
+    """Whitened principal components by a singular value decomposition."""
+    rows = torch.cat([vectors.user, vectors.entity]).numpy()
+    left, sizes, loadings = np.linalg.svd(rows - rows.mean(0), full_matrices=False)
+    k = min(dim, len(rows) - 1, rows.shape[1])
+    signs = np.sign([row[np.abs(row).argmax()] for row in loadings[:k]])
+    varies = sizes[:k] > 1e-4 * sizes[0]
+    scores = left[:, :k] * signs * varies * np.sqrt(len(rows) - 1)
+    user, entity = torch.from_numpy(scores).split([len(vectors.user), len(vectors.entity)])
+    return ProfileVectors(user, entity)
 
 
 def batch(graph: Graph) -> Batch:

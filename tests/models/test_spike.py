@@ -71,6 +71,31 @@ def test_a_subject_without_profiles_is_blind_to_its_text(world: World, subject: 
     assert not torch.equal(outputs(build(world)), outputs(seen))
 
 
+@pytest.mark.parametrize("subject", ["user", "item", "auxiliary"])
+def test_whitening_is_blind_to_the_text_of_a_subject_without_profiles(world: World, subject: str) -> None:
+    settings = {f"{subject}_profiles": False, "text_components": 5}
+    changed = noise(world.vectors, subject, world.graph.n_items)
+    first, second = build(world, **settings), build(world, vectors=changed, **settings)
+    everyone = (build(world, vectors=given, text_components=5) for given in (world.vectors, changed))
+    assert torch.equal(first.text_loadings, second.text_loadings)
+    assert torch.equal(outputs(first), outputs(second))
+    assert not torch.equal(
+        outputs(build(world, text_components=5)), outputs(build(world, vectors=changed, text_components=5))
+    )
+
+
+def test_stored_components_reduce_the_text_of_a_loaded_model(world: World) -> None:
+    trained, loaded = build(world, text_components=5), build(world, text_components=5)
+    assert trained.text.dim == 5
+    assert trained.user_projection.first.weight.shape == (5, 5)
+    turned = torch.linalg.qr(torch.randn(5, 5, generator=torch.Generator().manual_seed(1))).Q
+    stored = trained.tensors()
+    loaded.load_tensors(stored | {"text_loadings": stored["text_loadings"] @ turned})
+    torch.testing.assert_close(loaded.text.entity, trained.text.entity @ turned)
+    loaded.load_tensors(stored)
+    assert torch.equal(outputs(loaded), outputs(trained))
+
+
 def test_without_any_profile_no_text_is_needed_and_nothing_is_matched(world: World) -> None:
     config = PLAIN.replace(user_profiles=False, item_profiles=False, auxiliary_profiles=False)
     model = Spike(config, world.graph, None, torch.Generator().manual_seed(3))
