@@ -32,6 +32,7 @@ from spike_kit.experiments.grid import (
 from spike_kit.experiments.run import RunConfig, finished_runs
 from spike_kit.models import MODELS
 from spike_kit.profiles.generate import GenerationConfig
+from spike_kit.profiles.template import SOURCE
 from spike_kit.runs import Run
 from tests.profiles.llm_server import ScriptedServer, distinct_world
 
@@ -299,7 +300,8 @@ def test_the_study_is_what_it_says() -> None:
     runs = grid.runs()
     assert {cell.config.model for cell in runs} == set(MODELS)
     assert {cell.config.dataset for cell in runs} == {"ml-100k", "lastfm-colakg", "ml-1m-colakg"}
-    rows = {cell.variant: {**cell.config.settings} for cell in runs if cell.variant}
-    assert len(rows) == 8
+    rows = {cell.variant: {**cell.config.settings} for cell in runs if cell.variant and cell.config.profiles == SOURCE}
+    assert len(rows) == 10
+    assert {cell.variant for cell in runs} - {*rows, ""} == {"item texts by GPT"}
     assert all(ABLATIONS[name] == row for name, row in rows.items())
     assert len(grid.searches()) == 3 * 12
