@@ -109,6 +109,7 @@ def member(rank: int, port: int) -> None:
                     torch.testing.assert_close(found[key].to(value.dtype), value, atol=1e-5, rtol=1e-5, msg=key)
         _check_unused_parameters()
         _check_messages(rank)
+        _check_phases_of_their_own()
         _check_interruptions(rank)
 
 
@@ -139,6 +140,12 @@ def _check_messages(rank: int) -> None:
 
     with pytest.raises(ConfigError if rank == 0 else TrainingError, match="no such thing"):
         distributed.on_first(refuse)
+
+
+def _check_phases_of_their_own() -> None:
+    for model in ("diffkg", "kgat"):
+        with pytest.raises(ConfigError, match="phase of its own"):
+            run(RunConfig(model=model, dataset="world", training={"epochs": 1}), progress=False)
 
 
 SHARED = RunConfig(model="lightgcn", dataset="world", training={"epochs": 6, "batch_size": 100, "eval_every": 2})
