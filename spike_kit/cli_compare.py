@@ -56,8 +56,8 @@ class Compare:
         }
         if users is None:
             contents["tex"] = latex_table(results_table(found, self.split), HEADLINE, marks={self.metric: marks})
+        part = f"-quarter{self.quarter}" if self.quarter else ""
         for ending, content in contents.items():
-            part = f"-quarter{self.quarter}" if self.quarter else ""
             file = (self.folder or paths.figures_root()) / f"comparison-{dataset}-{self.split}{part}.{ending}"
             with storage.atomic_file(file) as temporary:
                 temporary.write_text(content, encoding="utf-8")

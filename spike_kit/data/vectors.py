@@ -49,19 +49,11 @@ class ProfileVectors:
         k is ``dim``, or what there can be at most (but 1). A direction in which the rows do not vary scores zero
         everywhere; the largest absolute loading of each component is positive.
         """
-        parts = [part for rows in (self.user, self.entity) for part in rows.split(_CHECKED_ROWS) if part.shape[0]]
-        n_rows = self.user.shape[0] + self.entity.shape[0]
-        centre = torch.stack([part.double().sum(0) for part in parts]).sum(0) / n_rows
-        covariance = torch.zeros(self.dim, self.dim, dtype=torch.float64, device=self.user.device)
-        for part in parts:
-            centred = part.double() - centre
-            covariance.addmm_(centred.T, centred)
-        variances, loadings = torch.linalg.eigh(covariance / max(n_rows - 1, 1))
-        k = max(1, min(dim, n_rows - 1, self.dim))
-        variances, loadings = variances.flip(0)[:k], loadings.flip(1)[:, :k]
-        largest = loadings.gather(0, loadings.abs().argmax(0, keepdim=True))
+        centre, variances, loadings = principal_axes(self.user, self.entity)
+        k = max(1, min(dim, self.user.shape[0] + self.entity.shape[0] - 1, self.dim))
+        variances, loadings = variances[:k], loadings[:, :k]
         varies = variances > (_VARIANCE * variances[:1]).clamp_min(_NOTHING)
-        scale = largest.sign() * torch.where(varies, variances, torch.inf).rsqrt()
+        scale = torch.where(varies, variances, torch.inf).rsqrt()
         kind = torch.promote_types(self.user.dtype, torch.float32)
         return centre.to(kind), (loadings * scale).to(kind)
 
@@ -144,6 +136,24 @@ class ProfileVectors:
             return {}
         is_flat = isinstance(facts, dict) and all(isinstance(value, str) for value in facts.values())
         return facts if is_flat else {}
+
+
+def principal_axes(*tables: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Return centre ``[d]``, variances ``[d]`` (largest first) and loadings ``[d, d]`` of all rows, in float64.
+
+    Column i of the loadings is the direction of variance i; its largest absolute loading is positive.
+    """
+    parts = [part for rows in tables for part in rows.split(_CHECKED_ROWS) if part.shape[0]]
+    n_rows = sum(rows.shape[0] for rows in tables)
+    centre = torch.stack([part.double().sum(0) for part in parts]).sum(0) / n_rows
+    covariance = torch.zeros(*centre.shape, *centre.shape, dtype=torch.float64, device=centre.device)
+    for part in parts:
+        centred = part.double() - centre
+        covariance.addmm_(centred.T, centred)
+    variances, loadings = torch.linalg.eigh(covariance / max(n_rows - 1, 1))
+    variances, loadings = variances.flip(0), loadings.flip(1)
+    largest = loadings.gather(0, loadings.abs().argmax(0, keepdim=True))
+    return centre, variances, loadings * largest.sign()
 
 
 def normalised(rows: np.ndarray) -> np.ndarray:

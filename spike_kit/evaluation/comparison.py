@@ -9,6 +9,7 @@ import pandas as pd
 from spike_kit.errors import ConfigError, DataError, require, some
 from spike_kit.evaluation.groups import grouped_by_seed
 from spike_kit.evaluation.significance import holm, mark, paired_test, per_user_metric
+from spike_kit.evaluation.tables import markdown_table
 from spike_kit.runs import Run
 
 TESTS = {"p t": "p_t", "p wilcoxon": "p_wilcoxon", "p permutation": "p_permutation"}
@@ -81,14 +82,12 @@ def comparison_table(
     if name not in models:
         raise ConfigError(f"there is no model {name!r}", f"there are {some(models, limit=20)}")
     values = {label: _among(per_user_metric(group, metric, split), users) for label, group in models.items()}
+    seeds = {label: _by_seed(group, metric, split, users) for label, group in models.items()}
     rows = []
-    for label, group in models.items():
-        means = _by_seed(group, metric, split, users)
+    for label, means in seeds.items():
         row = {"model": label, "seeds": len(means), metric: means.mean(), "sd": means.std()}
         if label != name:
-            row |= _against(values[label], values[name], seed) | _over_seeds(
-                means, _by_seed(models[name], metric, split, users)
-            )
+            row |= _against(values[label], values[name], seed) | _over_seeds(means, seeds[name])
         rows.append(row)
     columns = ["model", "seeds", metric, *_COLUMNS]
     table = pd.DataFrame(rows, columns=columns).sort_values(metric, ascending=False, ignore_index=True)
@@ -165,12 +164,12 @@ def comparison_markdown(table: pd.DataFrame, metric: str, digits: int = 4) -> st
         raise DataError("there is nothing to show")
     ranks = table[metric].rank(method="min", ascending=False)
     header = ["model", "seeds", metric, "difference [95 %]", "d_z", "p permutation", "p t", "p wilcoxon", "p seeds"]
-    lines = [header, ["---"] * len(header)]
+    lines = [header]
     for place, row in enumerate(table.to_dict("records")):
         rank, text = ranks.iloc[place], f"{row[metric]:.{digits}f}"
         text = f"**{text}**" if rank == 1 else f"<u>{text}</u>" if rank == 2 else text
         spread = "" if pd.isna(row["sd"]) else f" ± {row['sd']:.{digits}f}"
-        cells = [str(row["model"]).replace("|", "\\|"), str(row["seeds"]), f"{text}{spread}{shown_mark(row['mark'])}"]
+        cells = [str(row["model"]), str(row["seeds"]), f"{text}{spread}{shown_mark(row['mark'])}"]
         if pd.isna(row["difference"]):
             cells += ["reference", *[""] * 5]
         else:
@@ -179,4 +178,4 @@ def comparison_markdown(table: pd.DataFrame, metric: str, digits: int = 4) -> st
             ps = (row[column] for column in ("p permutation", "p t", "p wilcoxon", "p seeds"))
             cells += ["" if pd.isna(p) else f"{p:.3g}" for p in ps]
         lines.append(cells)
-    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
+    return markdown_table(lines)

@@ -17,7 +17,7 @@ from spike_kit.runs import Run
 
 def train_interactions(study: Study) -> pd.Series:
     """Number of train interactions of every user with any, indexed by user."""
-    return study.split("train")["user"].value_counts().sort_index().rename("group")
+    return study.split("train")["user"].value_counts().sort_index()
 
 
 def sparsity_groups(study: Study | pd.Series, n: int = 4) -> pd.Series:

@@ -93,6 +93,12 @@ def results_table(
     return table.join(spread).reset_index(drop=True)
 
 
+def markdown_table(lines: Sequence[Sequence[str]]) -> str:
+    """Markdown table of a header and rows."""
+    header, *rows = ([cell.replace("|", "\\|") for cell in line] for line in lines)
+    return "\n".join("| " + " | ".join(line) + " |" for line in [header, ["---"] * len(header), *rows])
+
+
 def as_markdown(table: pd.DataFrame, metrics: Sequence[str] = HEADLINE, digits: int = 4) -> str:
     """Format a results table for a terminal or a Markdown file; the best mean of each column is bold."""
     best = {name: table[name].max() for name in metrics}

@@ -167,6 +167,9 @@ def keep_run(run: Run, study: Study, folder: Path | None = None) -> None:
     DataError
         If the archive holds another build of the data set, or is damaged.
     """
+    same = find_kept(run.config, folder)
+    if same is not None and same.config == run.config:
+        return
     kept = read_archive(study.name, folder)
     question = _question(run.config)
     write_archive([*(other for other in kept if _question(other.config) != question), run], study, folder)
@@ -197,10 +200,15 @@ def known_runs(study: Study) -> list[Run]:
     Two runs are the same one here if they differ in nothing but the version of the code, and of the vectors' last bits.
     """
     here = finished_runs(study)
+    return here + only_archived(study, here)
+
+
+def only_archived(study: Study, here: Sequence[Run]) -> list[Run]:
+    """Runs of the archive, of the study's present build, that are not among those of this machine."""
     known = {_question(run.config) for run in here}
     version = data_version(study)
     archived = [run for run in read_archive(study.name) if run.config["data_sha256"] == version]
-    return here + [run for run in archived if _question(run.config) not in known]
+    return [run for run in archived if _question(run.config) not in known]
 
 
 def _question(config: Mapping[str, Any]) -> str:

@@ -238,14 +238,14 @@ def perform(cell: Cell, device: str = "cpu", threads: int | None = 1) -> Outcome
             save_tuned(config, result, budget.trial_seconds)
             return Outcome(result.valid, float(result.trials["seconds"].sum()))
         if cell.kind == "text":
-            return _write_text(cell, device=device)
+            return _write_text(cell, where)
         metrics = run(config, where, progress=False).metrics
         return Outcome(metrics["valid"][MONITOR], metrics["seconds"])
     except (SpikeKitError, RuntimeError, MemoryError, OSError) as error:
         return Outcome(error=str(error) or type(error).__name__)
 
 
-def _write_text(cell: Cell, device: str) -> Outcome:
+def _write_text(cell: Cell, device: torch.device) -> Outcome:
     """Write the profiles of a cell where they are missing, and encode them."""
     started, config = time.perf_counter(), cell.config
     study, source = Study.open(config.dataset), config.profiles
@@ -257,7 +257,7 @@ def _write_text(cell: Cell, device: str) -> Outcome:
             raise DataError(
                 f"the model left {sum(written.missing.values())} profiles of {source} unwritten", "run again"
             )
-    ensure_vectors(study, source, config.encoder, resolve_device(device), progress=False)
+    ensure_vectors(study, source, config.encoder, device, progress=False)
     return Outcome(seconds=time.perf_counter() - started)
 
 

@@ -12,7 +12,7 @@ import pandas as pd
 from spike_kit.data.study import Study
 from spike_kit.errors import ConfigError, DataError, require, some
 from spike_kit.evaluation.groups import group_means, grouped_by_seed, sparsity_groups
-from spike_kit.experiments.archive import ArchivedRun, known_runs
+from spike_kit.experiments.archive import only_archived
 from spike_kit.experiments.run import data_version
 from spike_kit.explore.charts import DASHES, PATTERNS
 from spike_kit.explore.safe import shown
@@ -35,7 +35,7 @@ _LABEL = 60
 def _all_runs(study: Study) -> list[Run]:
     """Runs of a study's name, on whatever version of the data, then those that only the archive has."""
     here = list_runs(study.name)
-    return here + [run for run in known_runs(study) if isinstance(run, ArchivedRun)]
+    return here + only_archived(study, here)
 
 
 class Overview:

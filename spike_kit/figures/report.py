@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -11,6 +11,7 @@ import pandas as pd
 from spike_kit.errors import DataError
 from spike_kit.evaluation.comparison import comparison_table, shown_mark
 from spike_kit.evaluation.groups import group_means, grouped_by_seed, sparsity_groups
+from spike_kit.evaluation.tables import markdown_table
 from spike_kit.experiments.tuned import read_tuned, tuned_path
 from spike_kit.figures.comparisons import ablation_label, full_model, main_runs
 from spike_kit.models import MODELS, find_model
@@ -72,7 +73,7 @@ def _models(main: Sequence[Run], groups: pd.Series, reference: str) -> str:
         seconds = np.mean([run.metrics["seconds"] for run in group])
         peaks = [peak for run in group if (peak := run.metrics.get("peak_gib")) is not None]
         lines.append([*cells, f"{seconds:.0f}", f"{np.mean(peaks):.2f}" if peaks else ""])
-    return _markdown(lines)
+    return markdown_table(lines)
 
 
 def _groups(main: Sequence[Run], groups: pd.Series) -> str:
@@ -83,7 +84,7 @@ def _groups(main: Sequence[Run], groups: pd.Series) -> str:
     best = table[models].max(axis=1).tolist()
     for name in order:
         lines.append([name, *(_bold(value, top) for value, top in zip(table[name].tolist(), best, strict=True))])
-    return _markdown(lines)
+    return markdown_table(lines)
 
 
 def _ablations(runs: Sequence[Run], reference: str) -> str:
@@ -105,7 +106,7 @@ def _ablations(runs: Sequence[Run], reference: str) -> str:
             p = "" if pd.isna(row["difference"]) else f"{row['p permutation']:.2g}"
             cells = [names[row["model"]], str(row["seeds"]), f"{row[MONITOR]:.4f}{_spread(row['sd'])}"]
             lines.append([*cells, _difference(row, interval=True), p])
-    return _markdown(lines) if len(lines) > 1 else ""
+    return markdown_table(lines) if len(lines) > 1 else ""
 
 
 def _searches(dataset: str) -> str:
@@ -117,7 +118,7 @@ def _searches(dataset: str) -> str:
             chosen = ", ".join(f"{name} {value}" for name, value in {**found.settings, **found.training}.items())
             numbers = (found.trials, found.pruned, found.capped, round(found.seconds))
             lines.append([find_model(model).title, f"{found.valid:.4f}", *map(str, numbers), chosen or "the preset"])
-    return _markdown(lines) if len(lines) > 1 else ""
+    return markdown_table(lines) if len(lines) > 1 else ""
 
 
 def _mean(group: Sequence[Run], metric: str) -> float:
@@ -138,8 +139,3 @@ def _difference(row: dict[Any, Any], interval: bool = False) -> str:
         return ""
     between = f" [{row['low']:+.4f}, {row['high']:+.4f}]" if interval else ""
     return f"{row['difference']:+.4f}{between}{shown_mark(row['mark'])}"
-
-
-def _markdown(lines: Sequence[Iterable[str]]) -> str:
-    header, *rows = ([cell.replace("|", "\\|") for cell in line] for line in lines)
-    return "\n".join("| " + " | ".join(line) + " |" for line in [header, ["---"] * len(header), *rows])

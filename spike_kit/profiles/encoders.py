@@ -19,7 +19,7 @@ import numpy as np
 import torch
 
 from spike_kit import storage
-from spike_kit.data.vectors import normalised
+from spike_kit.data.vectors import normalised, principal_axes
 from spike_kit.errors import ConfigError, DataError, require
 from spike_kit.profiles.openai_encoder import OpenAIEncoder
 
@@ -257,19 +257,15 @@ def principal_components(vectors: np.ndarray, reduction: Reduction, where: str) 
             f"{where}: {n} vectors of {width} dimensions have no {reduction.dim} principal components",
             f"the largest possible d is {possible}",
         )
-    centred = vectors.astype(np.float64)
-    centred -= centred.mean(axis=0)
-    variances, loadings = np.linalg.eigh(centred.T @ centred / (n - 1))
-    variances, loadings = variances[::-1].clip(min=0), loadings[:, ::-1]
+    centre, variances, loadings = (part.numpy() for part in principal_axes(torch.from_numpy(vectors)))
+    variances = variances.clip(min=0)
     present = int((variances > variances[0] * width * np.finfo(np.float64).eps).sum())
     if not present or (reduction.whiten and reduction.dim > present):
         raise DataError(
             f"{where}: the vectors vary in {present} directions only, fewer than {reduction.dim}",
             f"use {present} components at most" if present else "all vectors are equal: check the profiles",
         )
-    kept = loadings[:, : reduction.dim]
-    largest = kept[np.abs(kept).argmax(axis=0), np.arange(reduction.dim)]
-    scores = centred @ (kept * np.sign(largest))
+    scores = (vectors - centre) @ loadings[:, : reduction.dim]
     if reduction.whiten:
         scores /= np.sqrt(variances[: reduction.dim])
     return scores.astype(np.float32), float(variances[: reduction.dim].sum() / variances.sum())
