@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from hypothesis import settings
 
 from spike_kit import paths
 from spike_kit.data.study import Study
@@ -14,6 +15,10 @@ from spike_kit.data.workspace import Workspace, workspace
 from spike_kit.profiles.encode import DEFAULT_ENCODER, vectors_metadata
 from spike_kit.profiles.template import SOURCE, template_profiles
 from tests.world import World, make_world, write_world
+
+# How long an example takes says nothing: machines are busy.
+settings.register_profile("untimed", deadline=None)
+settings.load_profile("untimed")
 
 DEVICES = ["cpu", *(["cuda"] if torch.cuda.is_available() else [])]
 

@@ -24,7 +24,7 @@ def graph_of(pairs: set[tuple[int, int]], n_users: int, n_items: int) -> Graph:
 
 
 @given(st.sets(st.tuples(st.integers(0, 4), st.integers(0, 6)), min_size=1, max_size=30), st.integers(0, 2**31))
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 def test_a_negative_is_never_a_train_positive(pairs: set[tuple[int, int]], seed: int) -> None:
     graph = graph_of({pair for pair in pairs if pair[1] < 6} | {(0, 0)}, 5, 7)
     sampler = NegativeSampler(graph)

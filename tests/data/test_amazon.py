@@ -20,7 +20,7 @@ from spike_kit.data.workspace import workspace
 from spike_kit.errors import DataError, SpikeKitError
 from tests.data.amazon_files import products_2018, reviews_2018, write_lines, write_release
 
-FUZZ = settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+FUZZ = settings(max_examples=150, suppress_health_check=[HealthCheck.function_scoped_fixture])
 
 
 def built(folder: Path, **changes: Any) -> Study:

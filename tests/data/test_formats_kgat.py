@@ -28,7 +28,7 @@ from tests.data.amazon_files import write_lines
 from tests.data.random_tables import in_memory, same, tables
 
 UNCUT = KgatConfig(**AS_IT_IS).replace(valid=0.0)
-SLOW: dict[str, Any] = {"deadline": None, "suppress_health_check": [HealthCheck.function_scoped_fixture]}
+SLOW: dict[str, Any] = {"suppress_health_check": [HealthCheck.function_scoped_fixture]}
 
 
 def write_study(made: Tables, path: Path) -> Study:

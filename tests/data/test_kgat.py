@@ -21,7 +21,7 @@ from tests.data.random_tables import in_memory, same, tables
 from tests.data.test_amazon import explained
 
 CONFIG = KgatConfig(**AS_IT_IS)
-SLOW = {"deadline": None, "suppress_health_check": [HealthCheck.function_scoped_fixture]}
+SLOW: dict[str, Any] = {"suppress_health_check": [HealthCheck.function_scoped_fixture]}
 
 TRAIN = ["0 2 0 1", "1 1", "2 0 3 4 5 6 7 8 9 10 11"]
 TEST = ["0 3", "2 1 2"]

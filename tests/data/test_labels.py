@@ -44,7 +44,7 @@ PIECES = st.sampled_from(
 @given(st.one_of(st.text(max_size=20), st.lists(PIECES, max_size=8).map("".join)))
 @example("http://##")
 @example("http://")
-@settings(max_examples=400, deadline=None)
+@settings(max_examples=400)
 def test_any_identifier_gives_one_clean_line(identifier: str) -> None:
     label = readable(identifier)
     assert label == " ".join(label.split())

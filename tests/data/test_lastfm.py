@@ -97,7 +97,7 @@ FILES = [
     st.binary(max_size=60) | st.lists(st.text(alphabet="1290\t -x\n", max_size=12)).map("\n".join).map(str.encode),
     st.booleans(),
 )
-@settings(max_examples=100, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=100, suppress_health_check=[HealthCheck.function_scoped_fixture])
 def test_whatever_the_bytes_only_explained_errors_come_out(folder: Path, name: str, content: bytes, skip: bool) -> None:
     kept = (folder / name).read_bytes()
     (folder / name).write_bytes(content)

@@ -107,7 +107,7 @@ def test_a_folder_without_ratings_says_so(tmp_path: Path) -> None:
     st.binary(max_size=60) | st.lists(st.text(alphabet='12:|(9)a,"\n', max_size=12)).map("\n".join).map(str.encode),
     st.booleans(),
 )
-@settings(max_examples=100, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=100, suppress_health_check=[HealthCheck.function_scoped_fixture])
 def test_whatever_the_bytes_only_explained_errors_come_out(
     tmp_path: Path, name: str, content: bytes, skip: bool
 ) -> None:

@@ -298,7 +298,7 @@ MUTATION = st.tuples(st.integers(0, 2000), st.integers(0, 12), st.binary(max_siz
 )
 @example("inter", [(60, 0, b"\x00")], "skip")
 @example("kg", [(0, 4, b"\xff\xfe")], "stop")
-@settings(max_examples=300, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=300, suppress_health_check=[HealthCheck.function_scoped_fixture])
 def test_whatever_the_bytes_only_our_errors_escape(
     tmp_path: Path, suffix: str, change: bytes | list[tuple[int, int, bytes]], on_error: OnError
 ) -> None:
@@ -429,9 +429,7 @@ def holding(study: Study, tables: Tables) -> Study:
 
 
 @given(studies())
-@settings(
-    max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow]
-)
+@settings(max_examples=150, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow])
 def test_what_is_exported_is_read_back_exactly(study: Study, tables: Tables) -> None:
     tables.check()
     with tempfile.TemporaryDirectory(dir=study.path.parent) as place:

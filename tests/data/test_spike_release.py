@@ -193,7 +193,7 @@ def damaged(draw: st.DrawFn) -> bytes:
 
 
 @given(st.binary(max_size=100) | damaged())
-@settings(max_examples=300, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=300, suppress_health_check=[HealthCheck.function_scoped_fixture])
 def test_whatever_the_bytes_only_explained_errors_come_out(tmp_path: Path, data: bytes) -> None:
     path = tmp_path / "x.npz"
     path.write_bytes(data)

@@ -18,7 +18,7 @@ def frame(times: dict[tuple[int, int], int]) -> pd.DataFrame:
 
 
 @given(PAIRS, st.integers(0, 100))
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 def test_leave_one_out_holds_out_the_last_two(times: dict[tuple[int, int], int], seed: int) -> None:
     rows = frame(times)
     split = leave_one_out(rows, seed)
@@ -36,7 +36,7 @@ def test_leave_one_out_holds_out_the_last_two(times: dict[tuple[int, int], int],
 
 
 @given(PAIRS.filter(lambda times: len(set(times.values())) > 2), st.sampled_from([(0.1, 0.1), (0.0, 0.3), (0.2, 0.0)]))
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 def test_a_split_by_time_never_trains_on_the_future(
     times: dict[tuple[int, int], int], shares: tuple[float, float]
 ) -> None:
@@ -75,7 +75,7 @@ def test_a_given_split_without_validation_gets_one_from_train_only() -> None:
 
 
 @given(PAIRS, st.integers(0, 100))
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 def test_random_splits_follow_the_shares_and_ignore_the_order_of_rows(
     times: dict[tuple[int, int], int], seed: int
 ) -> None:

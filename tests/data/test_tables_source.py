@@ -225,7 +225,7 @@ LINES = st.lists(st.lists(CELL, max_size=5).map(",".join) | st.binary(max_size=2
 
 
 @given(LINES, LINES, st.sampled_from([".csv", ".tsv", ".json", ".jsonl", ".parquet"]), st.booleans())
-@settings(max_examples=200, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=200, suppress_health_check=[HealthCheck.function_scoped_fixture])
 def test_whatever_the_tables_hold_only_explained_errors_come_out(
     raw: Path, ratings: list[Any], films: list[Any], suffix: str, skip: bool
 ) -> None:

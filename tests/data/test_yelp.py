@@ -149,7 +149,7 @@ BUSINESS = st.fixed_dictionaries(
 
 
 @given(st.lists(BUSINESS, min_size=1, max_size=4), st.booleans())
-@settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=150, suppress_health_check=[HealthCheck.function_scoped_fixture])
 def test_whatever_a_business_holds_only_explained_errors_come_out(
     tmp_path: Path, rows: list[dict[str, Any]], skip: bool
 ) -> None:

@@ -152,7 +152,7 @@ PIECES = st.sampled_from([*MARKS, *WORDS])
 TEXTS = st.one_of(st.text(max_size=80), st.lists(PIECES, max_size=14).map("".join))
 
 
-@settings(max_examples=300, deadline=None, derandomize=True)
+@settings(max_examples=300, derandomize=True)
 @given(TEXTS, st.sampled_from(["stop", "length", "content_filter", ""]), st.integers(1, 200))
 @example('{"a":' * 100_000, "stop", 150)
 @example("<think>" * 2_000, "stop", 150)
@@ -172,7 +172,7 @@ def test_a_model_that_ends_in_blanks_holds_nothing_up(text: str) -> None:
     assert time.perf_counter() - started < 1
 
 
-@settings(max_examples=300, deadline=None, derandomize=True)
+@settings(max_examples=300, derandomize=True)
 @given(TEXTS)
 def test_a_tidy_text_stays_as_it_is(text: str) -> None:
     once = tidy(text)

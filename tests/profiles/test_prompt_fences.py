@@ -30,7 +30,7 @@ HOSTILE = st.one_of(
 )
 
 
-@settings(max_examples=60, deadline=None, derandomize=True)
+@settings(max_examples=60, derandomize=True)
 @given(st.lists(HOSTILE, min_size=19, max_size=19))
 def test_no_text_of_the_data_gets_out_of_its_line_or_its_fence(values: list[str]) -> None:
     labels = {number: value for number, value in enumerate(values[:12]) if value}

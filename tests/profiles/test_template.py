@@ -69,7 +69,7 @@ def rename(tables: Tables, label: str) -> Tables:
 
 
 @given(st.text(min_size=1, max_size=200))
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 def test_hostile_labels_cannot_break_a_profile(label: str) -> None:
     from tests.world import make_world
 
