@@ -77,6 +77,13 @@ def per_user_metric(runs: Sequence[Run], metric: str = "ndcg@20", split: str = "
     return pd.concat(columns, axis=1).mean(axis=1).rename(metric)
 
 
+def over_shared_seeds(a: Sequence[Run], b: Sequence[Run]) -> tuple[list[Run], list[Run]]:
+    """Runs of two models with the seeds that both have, so that a pairing compares like with like; may be empty."""
+    ours, theirs = ({run.config["seed"]: run for run in runs} for runs in (a, b))
+    shared = [seed for seed in ours if seed in theirs]
+    return [ours[seed] for seed in shared], [theirs[seed] for seed in shared]
+
+
 def _of_users(run: Run, metric: str, split: str) -> pd.Series:
     table = run.per_user
     if metric not in table:

@@ -13,7 +13,7 @@ import pandas as pd
 from spike_kit.data.study import Study
 from spike_kit.errors import require
 from spike_kit.evaluation.groups import sparsity_groups
-from spike_kit.evaluation.significance import PairedTest, holm, mark, paired_test, per_user_metric
+from spike_kit.evaluation.significance import PairedTest, holm, mark, over_shared_seeds, paired_test, per_user_metric
 from spike_kit.experiments import ablation
 from spike_kit.experiments.jobs import JobState, TrainingJob
 from spike_kit.experiments.run import RunConfig, describe, describe_text
@@ -301,9 +301,7 @@ class AblationStudy:
 
     def _paired(self, combination: Combination) -> tuple[list[Run], list[Run]]:
         """Runs of a combination and of the full model with the seeds that both have finished."""
-        ours, full = ({run.config["seed"]: run for run in self.runs(one)} for one in (combination, self.full))
-        shared = [seed for seed in ours if seed in full]
-        return [ours[seed] for seed in shared], [full[seed] for seed in shared]
+        return over_shared_seeds(self.runs(combination), self.runs(self.full))
 
     @property
     def group_table(self) -> pd.DataFrame:

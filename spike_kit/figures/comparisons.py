@@ -13,7 +13,14 @@ from spike_kit import storage
 from spike_kit.data.study import Study
 from spike_kit.errors import DataError
 from spike_kit.evaluation.groups import grouped_by_seed, sparsity_groups
-from spike_kit.evaluation.significance import bootstrap_interval, holm, mark, paired_test, per_user_metric
+from spike_kit.evaluation.significance import (
+    bootstrap_interval,
+    holm,
+    mark,
+    over_shared_seeds,
+    paired_test,
+    per_user_metric,
+)
 from spike_kit.evaluation.tables import run_label, usual_settings
 from spike_kit.experiments import ablation
 from spike_kit.experiments.tuned import TUNED
@@ -49,24 +56,27 @@ def ablation_frame(
     full
         Runs of the full model, one per seed.
     others
-        Runs of the ablations; those whose seeds are not those of the full model are left out.
+        Runs of the ablations, each compared over the seeds it shares with the full model; without any it is left out.
 
     Returns
     -------
     DataFrame
-        model, metric, split, seeds, difference to the full model, low, high (95 % bootstrap interval over users), p
-        (permutation test, Holm-corrected over the rows) and its mark.
+        model, metric, split, seeds (shared ones), mean and sd over these seeds (NaN for one), difference to the full
+        model, low, high (95 % bootstrap interval over users), p (permutation test, Holm-corrected over the rows) and
+        its mark.
     """
-    seeds = sorted(run.config["seed"] for run in full)
     rows = []
     for group in grouped_by_seed(others).values():
-        if sorted(run.config["seed"] for run in group) != seeds:
+        ours, whole = over_shared_seeds(group, full)
+        if not ours:
             continue
-        test = paired_test(per_user_metric(group, metric, split), per_user_metric(full, metric, split))
-        row = {"model": ablation_label(group[0]), "metric": metric, "split": split, "seeds": len(seeds)}
+        test = paired_test(per_user_metric(ours, metric, split), per_user_metric(whole, metric, split))
+        values = pd.Series([run.metrics[split][metric] for run in ours])
+        row = {"model": ablation_label(ours[0]), "metric": metric, "split": split, "seeds": len(ours)}
         found = {"difference": test.difference, "low": test.low, "high": test.high}
-        rows.append({**row, **found, "p": test.p_permutation})
-    frame = pd.DataFrame(rows, columns=["model", "metric", "split", "seeds", "difference", "low", "high", "p"])
+        rows.append({**row, "mean": values.mean(), "sd": values.std(), **found, "p": test.p_permutation})
+    columns = ["model", "metric", "split", "seeds", "mean", "sd", "difference", "low", "high", "p"]
+    frame = pd.DataFrame(rows, columns=columns)
     frame["p"] = holm(frame["p"].to_numpy(dtype=float))
     frame["mark"] = [mark(p) for p in frame["p"]]
     return frame
@@ -326,11 +336,14 @@ def main_runs(runs: Sequence[Run]) -> list[Run]:
             full, _ = full_model(runs, model)
         except DataError:
             continue
-        unchanged = _unchanged(runs, model, full[0].config["preset"])
-        as_usual = [run for run in unchanged if _same_as_usual(run, "training_settings")]
-        latest = [run for run in as_usual if run.config["code_sha256"] == as_usual[-1].config["code_sha256"]]
-        chosen += latest or full
+        chosen += preset_runs(runs, model, full[0].config["preset"]) or full
     return chosen
+
+
+def preset_runs(runs: Sequence[Run], model: str, preset: str = "recommended") -> list[Run]:
+    """Runs of a model as its preset says, with the usual text, by the code of the last of them."""
+    usual = [run for run in _unchanged(runs, model, preset) if _same_as_usual(run, "training_settings")]
+    return [run for run in usual if run.config["code_sha256"] == usual[-1].config["code_sha256"]]
 
 
 def _same_as_usual(run: Run, part: str) -> bool:

@@ -127,7 +127,7 @@ def _ablation(study: Study, runs: Sequence[Run], split: str) -> Drawn:  # noqa: 
     full, others = comparisons.full_model(runs)
     _need(others, "no ablation of SPiKE is finished (notebook 05 trains them)")
     frame = comparisons.ablation_frame(full, others, split=split)
-    _need(frame, "no ablation of SPiKE has the seeds of the full model")
+    _need(frame, "no ablation of SPiKE shares a seed with the full model")
     return comparisons.ablation_bars(frame), frame
 
 

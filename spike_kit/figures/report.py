@@ -13,7 +13,7 @@ from spike_kit.evaluation.comparison import comparison_table, shown_mark
 from spike_kit.evaluation.groups import group_means, grouped_by_seed, sparsity_groups
 from spike_kit.evaluation.tables import markdown_table
 from spike_kit.experiments.tuned import read_tuned, tuned_path
-from spike_kit.figures.comparisons import ablation_label, full_model, main_runs
+from spike_kit.figures.comparisons import ablation_frame, ablation_label, full_model, main_runs, preset_runs
 from spike_kit.models import MODELS, find_model
 from spike_kit.runs import Run
 from spike_kit.training_state import MONITOR
@@ -47,7 +47,7 @@ def report(dataset: str, runs: Sequence[Run], activity: pd.Series, reference: st
         raise DataError(f"{reference} was not run on {dataset}", f"train it: spike-kit train --dataset {dataset}")
     groups = sparsity_groups(activity)
     parts = {
-        f"Test split; differences to {label}": _models(main, groups, label),
+        f"Test split; differences to {label}": _models([*main, *_not_searched(runs, main, reference)], groups, label),
         "NDCG@20 by train interactions of the user": _groups(main, groups),
         "Ablations": _ablations(runs, reference),
         "Searches": _searches(dataset),
@@ -76,6 +76,12 @@ def _models(main: Sequence[Run], groups: pd.Series, reference: str) -> str:
     return markdown_table(lines)
 
 
+def _not_searched(runs: Sequence[Run], main: Sequence[Run], reference: str) -> list[Run]:
+    """Runs of the reference as its preset says, where ``main`` holds it tuned."""
+    found = preset_runs(runs, reference)
+    return [] if any(run in main for run in found) else found
+
+
 def _groups(main: Sequence[Run], groups: pd.Series) -> str:
     table = group_means(main, groups)
     models = list(table.columns[2:])
@@ -88,25 +94,18 @@ def _groups(main: Sequence[Run], groups: pd.Series) -> str:
 
 
 def _ablations(runs: Sequence[Run], reference: str) -> str:
-    """Ablations with the seeds that they share with the full model, each against it."""
+    """The full model, and every ablation against it over the seeds that both have."""
     full, others = full_model(runs, reference)
-    found = grouped_by_seed(others)
-    by_seeds: dict[tuple[int, ...], list[Run]] = {}
-    for group in found.values():
-        by_seeds.setdefault(tuple(sorted(run.config["seed"] for run in group)), []).extend(group)
+    frame = ablation_frame(full, others)
+    if frame.empty:
+        return ""
+    values = pd.Series([run.metrics["test"][MONITOR] for run in full])
     lines = [["SPiKE", "seeds", "NDCG@20", "difference [95 %]", "p (Holm)"]]
-    for seeds, group in by_seeds.items():
-        whole = [run for run in full if run.config["seed"] in seeds]
-        if len(whole) != len(seeds):
-            continue
-        reference_label = next(iter(grouped_by_seed(whole)))
-        table = comparison_table([*whole, *group], reference=reference_label)
-        names = {label: ablation_label(runs[0]) for label, runs in grouped_by_seed([*whole, *group]).items()}
-        for row in table.to_dict("records"):
-            p = "" if pd.isna(row["difference"]) else f"{row['p permutation']:.2g}"
-            cells = [names[row["model"]], str(row["seeds"]), f"{row[MONITOR]:.4f}{_spread(row['sd'])}"]
-            lines.append([*cells, _difference(row, interval=True), p])
-    return markdown_table(lines) if len(lines) > 1 else ""
+    lines.append([ablation_label(full[0]), str(len(full)), f"{values.mean():.4f}{_spread(values.std())}", "", ""])
+    for row in frame.sort_values("difference", ascending=False).to_dict("records"):
+        cells = [row["model"], str(row["seeds"]), f"{row['mean']:.4f}{_spread(row['sd'])}"]
+        lines.append([*cells, _difference(row, interval=True), f"{row['p']:.2g}"])
+    return markdown_table(lines)
 
 
 def _searches(dataset: str) -> str:

@@ -16,7 +16,7 @@ from spike_kit import paths
 from spike_kit.cli import main
 from spike_kit.data.study import Study
 from spike_kit.errors import DataError
-from spike_kit.evaluation.significance import paired_test, per_user_metric
+from spike_kit.evaluation.significance import holm, paired_test, per_user_metric
 from spike_kit.experiments.ablation import ABLATIONS
 from spike_kit.experiments.run import RunConfig, run
 from spike_kit.figures import comparisons, data
@@ -97,11 +97,16 @@ def test_ablations_are_compared_with_the_full_model(study: Study, runs: list[Run
     assert full == runs[2:4]
     assert others == runs[4:]
     frame = comparisons.ablation_frame(full, others, split="valid")
-    assert frame["model"].tolist() == ["w/o matching"]
+    assert frame[["model", "seeds"]].to_dict("list") == {
+        "model": ["w/o matching", "rho=0.25", "rho=1.0"],
+        "seeds": [2, 1, 1],
+    }
     assert frame["model"][0] in ABLATIONS
-    test = paired_test(*(per_user_metric(group, "ndcg@20", "valid") for group in (runs[4:6], full)))
-    assert frame["difference"][0] == pytest.approx(test.difference)
-    assert frame["p"][0] == test.p_permutation
+    pairs = ((runs[4:6], full), ([runs[6]], [runs[2]]), ([runs[7]], [runs[2]]))
+    tests = [paired_test(*(per_user_metric(group, "ndcg@20", "valid") for group in pair)) for pair in pairs]
+    assert frame["difference"].tolist() == pytest.approx([test.difference for test in tests])
+    assert frame["p"].tolist() == holm([test.p_permutation for test in tests]).tolist()
+    assert comparisons.ablation_frame(full[1:], runs[6:]).empty
     with pytest.raises(DataError, match="was not run"):
         comparisons.full_model(runs[4:])
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import shutil
 from pathlib import Path
 
@@ -13,11 +14,12 @@ from spike_kit.cli import main
 from spike_kit.data.study import Study
 from spike_kit.errors import DataError
 from spike_kit.evaluation.groups import group_means, grouped_by_seed, sparsity_groups, train_interactions
-from spike_kit.evaluation.significance import paired_test, per_user_metric
+from spike_kit.evaluation.significance import holm, paired_test, per_user_metric
 from spike_kit.experiments import archive, tuned
 from spike_kit.experiments.run import RunConfig, run
 from spike_kit.experiments.search import save_tuned, search
 from spike_kit.figures.report import report
+from spike_kit.models import find_preset
 from spike_kit.runs import Run
 
 SHORT = {"epochs": 2, "eval_every": 1}
@@ -76,17 +78,38 @@ def test_the_tables_hold_what_the_runs_hold(study: Study, runs: list[Run]) -> No
     assert [cell.strip("*") for cell in by_group["Popularity"]] == [f"{value:.4f}" for value in means]
     assert text.count("**") == 2 * (2 + len(groups.cat.categories))
 
-    ablations = rows_of(text, "Ablations")
-    assert [sorted(row[0] for row in ablations[:2]), sorted(row[0] for row in ablations[2:])] == [
-        ["full model", "w/o matching"],
-        ["full model", "w/o removal"],
-    ]
-    test = paired_test(per_user_metric(runs[4:6]), spike)
-    (off,) = (row for row in ablations if row[0] == "w/o matching")
-    assert off[1] == "2"
-    assert off[3].startswith(f"{test.difference:+.4f} [{test.low:+.4f}, {test.high:+.4f}]")
+    ablations = {row[0]: row[1:] for row in rows_of(text, "Ablations")}
+    assert next(iter(ablations)) == "full model"
+    assert {name: row[0] for name, row in ablations.items()} == {
+        "full model": "2",
+        "w/o matching": "2",
+        "w/o removal": "1",
+    }
+    tests = (paired_test(per_user_metric(runs[4:6]), spike), paired_test(*map(per_user_metric, ([runs[6]], [runs[2]]))))
+    adjusted = holm([test.p_permutation for test in tests])
+    for name, test, p in zip(("w/o matching", "w/o removal"), tests, adjusted, strict=True):
+        assert ablations[name][2].startswith(f"{test.difference:+.4f} [{test.low:+.4f}, {test.high:+.4f}]")
+        assert ablations[name][3] == f"{p:.2g}"
     (searched,) = rows_of(text, "Searches")
     assert (searched[0], searched[2]) == ("Item-kNN", "15")
+
+
+def test_beside_a_tuned_reference_stands_its_preset(runs: list[Run], study: Study) -> None:
+    activity = train_interactions(study)
+    full = [dataclasses.replace(one, path=one.path.with_name(f"tuned-{one.path.name}")) for one in runs[2:4]]
+    for one, source in zip(full, runs[2:4], strict=True):
+        base = {name: source.config[name] for name in ("model_settings", "training_settings")}
+        one.__dict__["config"] = source.config | {"preset": "tuned", "base": base}
+        one.__dict__["per_user"], one.__dict__["metrics"] = source.per_user, source.metrics
+    preset = find_preset("spike").training.model_dump(mode="json")
+    usual = dataclasses.replace(runs[2], path=runs[2].path.with_name("usual"))
+    usual.__dict__["config"] = runs[2].config | {"training_settings": preset}
+    usual.__dict__["per_user"], usual.__dict__["metrics"] = runs[2].per_user, runs[2].metrics
+    models = {row[0]: row for row in rows_of(report("world", [*runs[:2], *full, usual], activity), "Test split")}
+    assert set(models) == {"Popularity", "Item-kNN (tuned)", "SPiKE (tuned)", "SPiKE"}
+    assert models["SPiKE (tuned)"][4] == ""
+    groups = rows_of(report("world", [*runs[:2], *full, usual], activity), "train interactions")
+    assert {row[0] for row in groups} == {"Popularity", "Item-kNN (tuned)", "SPiKE (tuned)"}
 
 
 def test_the_command_needs_nothing_but_the_archive(
