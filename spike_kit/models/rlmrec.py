@@ -106,12 +106,31 @@ class RlmRecCon(_RlmRec[RlmRecConConfig]):
         terms = self.recommendation_losses(users, items, batch) | self.penalties(batch)
         if config.text_weight:
             parts = [contrast(users, self.text_mlp(self.user_text), batch.users, config.text_temperature)]
-            place = torch.arange(batch.users.shape[0], device=self.device)
             for ids in (batch.positives, batch.negatives) if config.text_negatives else (batch.positives,):
-                text = self.text_mlp(self.item_text.index_select(0, ids))
-                parts.append(contrast(items.index_select(0, ids), text, place, config.text_temperature))
+                parts.append(self._contrast_in_batch(items, ids))
             terms["text"] = config.text_weight * torch.stack(parts).sum()
         return terms
+
+    def _contrast_in_batch(self, items: Tensor, ids: Tensor) -> Tensor:
+        """InfoNCE of the items ``ids [B]`` with their mapped profiles, those of the whole batch as negatives.
+
+        An item that is c times in the batch counts c times on either side: one row each way, and ``log c`` added to its
+        column of scores, give what B rows would.
+        """
+        distinct, place, counts = _distinct(ids)
+        rows = normalized(items.index_select(0, distinct)) / self.config.text_temperature
+        text = normalized(self.text_mlp(self.item_text.index_select(0, distinct)))
+        shares = counts.to(rows.dtype).log().unsqueeze(1)
+        rows, text = torch.cat([rows, torch.ones_like(shares)], 1), torch.cat([text, shares], 1)
+        return losses.softmax(rows, text, place, place) + shares.index_select(0, place).mean()
+
+
+def _distinct(ids: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Distinct ids, the place of each given one among them ``[B]``, and how often they occur; on meta all as given."""
+    if ids.device.type == "meta":
+        return ids, torch.arange(ids.shape[0], device=ids.device), torch.ones_like(ids)
+    distinct, place, counts = ids.unique(return_inverse=True, return_counts=True)
+    return distinct, place, counts
 
 
 @dataclass(frozen=True)

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 from torch import Tensor
+from torch.nn import functional
 
 from spike_kit.data.graph import Graph
 from spike_kit.data.vectors import ProfileVectors
@@ -16,7 +17,7 @@ from spike_kit.models.bprmf import BprMf, BprMfConfig
 from spike_kit.models.colakg import CoLaKg, CoLaKgConfig, CoLaKgDraws
 from spike_kit.models.lightgcl import LightGcl, LightGclConfig
 from spike_kit.models.lightgcn import LightGcn
-from spike_kit.models.recommender import TrainedRecommender
+from spike_kit.models.recommender import Batch, TrainedRecommender
 from spike_kit.models.rlmrec import RlmRecCon, RlmRecConConfig, RlmRecGen, RlmRecGenConfig, RlmRecGenDraws
 from spike_kit.models.sgl import Sgl, SglConfig, SglDraws
 from tests.fixture_files import Fixture, assert_close, batch_of
@@ -251,6 +252,33 @@ def test_rlmrec_con_parity(variant: str) -> None:
     without = built(fixture, RlmRecCon, config.replace(text_negatives=False), TEXT_MLP)
     expected = weight * np.sum(sums) / fixture.arrays["batch.users"].size
     assert_close(without.training_losses(batch_of(fixture), draws)["text"], np.asarray(expected), "without negatives")
+
+
+def test_rlmrec_con_counts_an_item_as_often_as_it_is_in_the_batch() -> None:
+    fixture = Fixture("rlmrec_con")
+    config = RlmRecConConfig(dim=fixture.integer("hp.embedding_size"), text_weight=1.0, text_negatives=False)
+    model = built(fixture, RlmRecCon, config, TEXT_MLP)
+    assert isinstance(model, RlmRecCon)
+    given = batch_of(fixture)
+    repeated = Batch(given.users, given.positives % 5, given.negatives)
+    assert len(repeated.positives.unique()) == 5
+    parameters = [model.item_embedding, *model.text_mlp.parameters()]
+    text = model.training_losses(repeated)["text"]
+    gradients = torch.autograd.grad(text, parameters, retain_graph=True)
+
+    users, items = model.propagated()
+    plain = torch.zeros(())
+    for rows, texts, ids in (
+        (users, model.user_text, (repeated.users, torch.arange(len(users)))),
+        (items, model.item_text, (repeated.positives, repeated.positives)),
+    ):
+        mapped = model.text_mlp(texts)[ids[1]]
+        scores = functional.normalize(rows[ids[0]]) @ functional.normalize(mapped).T / config.text_temperature
+        own = repeated.users if rows is users else torch.arange(len(scores))
+        plain = plain + functional.cross_entropy(scores, own)
+    torch.testing.assert_close(text, plain, rtol=1e-5, atol=1e-6)
+    for found, expected in zip(gradients, torch.autograd.grad(plain, parameters), strict=True):
+        torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-6)
 
 
 @pytest.mark.parametrize("variant", VARIANTS)
