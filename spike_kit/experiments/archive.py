@@ -113,9 +113,16 @@ def write_archive(runs: Sequence[Run], study: Study, folder: Path | None = None)
         target.mkdir(parents=True, exist_ok=True)
     per_user = pd.DataFrame(columns).reset_index()
     per_user.insert(2, _TRAIN, train_interactions(study).reindex(per_user["user"], fill_value=0).to_numpy())
-    for name, table in ((PER_USER, per_user), (RUNS, pd.DataFrame(rows))):
+    for name, table, numbers in ((PER_USER, per_user, list(columns)), (RUNS, pd.DataFrame(rows), [])):
         with storage.atomic_file(target / name) as temporary:
-            table.to_parquet(temporary, index=False, compression="zstd", compression_level=19)
+            table.to_parquet(
+                temporary,
+                index=False,
+                compression="zstd",
+                compression_level=19,
+                use_dictionary=False,
+                use_byte_stream_split=numbers,
+            )
     return target
 
 

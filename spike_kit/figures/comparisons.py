@@ -33,6 +33,7 @@ from spike_kit.figures.style import (
     TWO_COLUMNS,
     figure_style,
     legend_columns,
+    legend_height,
     metric_name,
     plain,
 )
@@ -218,8 +219,9 @@ def sparsity_bars(frame: pd.DataFrame) -> Figure:
 
     models, groups = frame["model"].unique().tolist(), frame["group"].unique().tolist()
     places, width = np.arange(len(groups)), 0.84 / len(models)
+    labels, inches = [plain(model) for model in models], ONE_COLUMN if len(models) <= _FEW else TWO_COLUMNS
     with figure_style():
-        figure = Figure(figsize=(ONE_COLUMN, 2.2))
+        figure = Figure(figsize=(inches, 1.8 + legend_height(labels, inches)))
         axes = figure.subplots()
         for index, model in enumerate(models):
             own = frame[frame["model"] == model].set_index("group").reindex(groups)
@@ -228,7 +230,7 @@ def sparsity_bars(frame: pd.DataFrame) -> Figure:
                 own["mean"],
                 width,
                 yerr=np.vstack([own["mean"] - own["low"], own["high"] - own["mean"]]).clip(0),
-                label=plain(model),
+                label=labels[index],
                 color=COLOURS[index % len(COLOURS)],
                 hatch=HATCHES[index % len(HATCHES)],
                 edgecolor="white",
@@ -239,8 +241,12 @@ def sparsity_bars(frame: pd.DataFrame) -> Figure:
         axes.set_xticks(places, [f"{name}\n({counts[name]})" for name in groups])
         axes.set_xlabel("train interactions (users)")
         axes.set_ylabel(f"{metric_name(frame['metric'].iloc[0])} ({plain(frame['split'].iloc[0])})")
-        figure.legend(loc="outside upper center", ncols=legend_columns(models, ONE_COLUMN), handlelength=1.4)
+        figure.legend(loc="outside upper center", ncols=legend_columns(labels, inches), handlelength=1.4)
     return figure
+
+
+_FEW = 6
+"""Models whose bars are still told apart in one column of a page."""
 
 
 def efficiency_frame(runs: Sequence[Run], metric: str = MONITOR, split: str = "test") -> pd.DataFrame:
@@ -272,7 +278,8 @@ def efficiency_points(frame: pd.DataFrame) -> Figure:
     costs = {"seconds": "training, s", "peak_gib": "peak memory, GiB"}
     known = [name for name in costs if frame[name].notna().all()]
     with figure_style():
-        figure = Figure(figsize=(ONE_COLUMN if len(known) == 1 else TWO_COLUMNS * 0.75, 2.3))
+        inches = ONE_COLUMN if len(known) == 1 else TWO_COLUMNS * 0.75
+        figure = Figure(figsize=(inches, 2.0 + legend_height([plain(str(name)) for name in frame["model"]], inches)))
         panels = figure.subplots(1, len(known), sharey=True, squeeze=False)[0]
         for axes, name in zip(panels, known, strict=True):
             for index, row in enumerate(frame.itertuples()):
@@ -287,7 +294,7 @@ def efficiency_points(frame: pd.DataFrame) -> Figure:
             axes.grid(linewidth=0.3, color="#CCCCCC")
         panels[0].set_ylabel(f"{metric_name(frame['metric'].iloc[0])} ({plain(frame['split'].iloc[0])})")
         handles, labels = panels[0].get_legend_handles_labels()
-        figure.legend(handles, labels, loc="outside upper center", ncols=legend_columns(labels, figure.get_figwidth()))
+        figure.legend(handles, labels, loc="outside upper center", ncols=legend_columns(labels, inches))
     return figure
 
 
@@ -314,7 +321,7 @@ def curve_lines(frame: pd.DataFrame) -> Figure:
 
     models = frame["model"].unique().tolist()
     with figure_style():
-        figure = Figure(figsize=(ONE_COLUMN, 2.3))
+        figure = Figure(figsize=(ONE_COLUMN, 2.0 + legend_height([plain(str(name)) for name in models], ONE_COLUMN)))
         axes = figure.subplots()
         for (model, _), part in frame.groupby(["model", "seed"], sort=False):
             index = models.index(model)

@@ -10,7 +10,16 @@ import pandas as pd
 
 from spike_kit.evaluation.groups import grouped_by_seed
 from spike_kit.evaluation.significance import bootstrap_interval, per_user_metric
-from spike_kit.figures.style import COLOURS, HATCHES, TWO_COLUMNS, figure_style, legend_columns, metric_name, plain
+from spike_kit.figures.style import (
+    COLOURS,
+    HATCHES,
+    TWO_COLUMNS,
+    figure_style,
+    legend_columns,
+    legend_height,
+    metric_name,
+    plain,
+)
 from spike_kit.runs import Run
 
 if TYPE_CHECKING:
@@ -31,19 +40,23 @@ def results_frame(
     -------
     DataFrame
         model, split, metric, seeds, mean, low, high, and what the interval is: mean -+ one standard deviation over
-        seeds, or, where there is one seed, a 95 % bootstrap interval over users.
+        seeds, or, where there is one seed, a 95 % bootstrap interval over users; ``low`` and ``high`` are the mean, and
+        what they are is empty, where users' values of some metric are not known (an archive has NDCG@20 only).
     """
-    rows = []
+    rows, wanted = [], [f"{name}{cutoff}" for name in metrics for cutoff in CUTOFFS]
     for label, group in grouped_by_seed(runs).items():
-        for metric in (f"{name}{cutoff}" for name in metrics for cutoff in CUTOFFS):
+        known = all(metric in group[0].per_user for metric in wanted)
+        for metric in wanted:
             values = [run.metrics[split][metric] for run in group]
             mean = float(np.mean(values))
             if len(values) > 1:
                 spread = float(np.std(values, ddof=1))
                 low, high, what = mean - spread, mean + spread, "sd over seeds"
-            else:
+            elif known:
                 low, high = bootstrap_interval(per_user_metric(group, metric, split).to_numpy())
                 what = "95 % over users"
+            else:
+                low, high, what = mean, mean, ""
             row = {"model": label, "split": split, "metric": metric, "seeds": len(values)}
             rows.append(row | {"mean": mean, "low": low, "high": high, "interval": what})
     return pd.DataFrame(rows)
@@ -62,17 +75,18 @@ def result_bars(frame: pd.DataFrame) -> Figure:
     models = frame["model"].unique().tolist()
     names = frame["metric"].str.split("@").str[0]
     with figure_style():
-        figure = Figure(figsize=(TWO_COLUMNS, 2.3))
+        labels = [plain(name) for name in models]
+        figure = Figure(figsize=(TWO_COLUMNS, 2.0 + legend_height(labels, TWO_COLUMNS)))
         panels = figure.subplots(1, names.nunique(), squeeze=False)[0]
         bars = [_bars(panel, frame[names == name], models) for panel, name in zip(panels, names.unique(), strict=True)]
-        labels = [plain(name) for name in models]
         figure.legend(
             [group[0] for group in bars[0]],
             labels,
             loc="outside upper center",
             ncols=legend_columns(labels, TWO_COLUMNS),
         )
-        figure.supxlabel(f"cut-off (error bars: {', '.join(frame['interval'].unique())})", fontsize=7)
+        intervals = ", ".join(filter(None, frame["interval"].unique())) or "none"
+        figure.supxlabel(f"cut-off (error bars: {intervals})", fontsize=7)
     return figure
 
 

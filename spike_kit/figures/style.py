@@ -28,11 +28,11 @@ COLOURS = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00", "#F
 HATCHES = ("", "////", "....", "xxxx", "\\\\\\\\", "++++")
 """Second coding of bars, for greyscale prints."""
 
-MARKERS = ("o", "s", "^", "D", "v", "P", "X", "*")
-"""Second coding of points and lines."""
+MARKERS = ("o", "s", "^", "D", "v", "P", "X", "*", "h")
+"""Second coding of points and lines; one more than colours, so that no pair comes twice among 72."""
 
-DASHES = ("-", "--", ":", "-.", (0, (5, 1)), (0, (3, 1, 1, 1)), (0, (1, 1)), (0, (6, 2, 1, 2)))
-"""Second coding of lines."""
+DASHES = ("-", "--", ":", "-.", (0, (5, 1)), (0, (3, 1, 1, 1)), (0, (1, 1)), (0, (6, 2, 1, 2)), (0, (3, 1, 1, 1, 1, 1)))
+"""Second coding of lines; as many."""
 
 FORMATS = ("pdf", "svg", "png")
 """File types of every figure."""
@@ -83,8 +83,13 @@ def legend_columns(labels: Sequence[str], inches: float) -> int:
     return max(1, min(len(labels), int(inches / widest)))
 
 
-_CHARACTER, _HANDLE = 0.062, 0.42
-"""Inches of a character of a legend on average, and of the mark before a label."""
+def legend_height(labels: Sequence[str], inches: float) -> float:
+    """Inches that such a legend takes."""
+    return _LINE * -(-len(labels) // legend_columns(labels, inches))
+
+
+_CHARACTER, _HANDLE, _LINE = 0.062, 0.42, 0.145
+"""Inches of a character of a legend on average, of the mark before a label, and of a row."""
 
 
 def export(figure: Figure, name: str, folder: Path | None = None, data: pd.DataFrame | None = None) -> list[Path]:

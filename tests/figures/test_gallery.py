@@ -18,13 +18,14 @@ from spike_kit.data.study import Study
 from spike_kit.errors import DataError
 from spike_kit.evaluation.significance import holm, paired_test, per_user_metric
 from spike_kit.experiments.ablation import ABLATIONS
+from spike_kit.experiments.archive import read_archive, write_archive
 from spike_kit.experiments.run import RunConfig, run
 from spike_kit.figures import comparisons, data
 from spike_kit.figures.gallery import FIGURES, export_all
 from spike_kit.figures.latex import latex_table, latex_text
 from spike_kit.figures.results import results_frame
-from spike_kit.figures.style import FORMATS, legend_columns
-from spike_kit.models import find_preset
+from spike_kit.figures.style import COLOURS, DASHES, FORMATS, HATCHES, MARKERS, legend_columns
+from spike_kit.models import MODELS, find_preset
 from spike_kit.runs import Run
 
 SHORT = {"epochs": 2, "eval_every": 1}
@@ -90,6 +91,25 @@ def test_results_have_intervals(study: Study, runs: list[Run]) -> None:
     assert spike["interval"] == "sd over seeds"
     assert spike["high"] - spike["mean"] == pytest.approx(np.std(values, ddof=1))
     assert ((frame["low"] <= frame["mean"]) & (frame["mean"] <= frame["high"])).all()
+
+
+def test_every_figure_of_results_is_drawn_from_the_archive(study: Study, runs: list[Run], tmp_path: Path) -> None:
+    write_archive(runs, study, tmp_path / "archive")
+    archived = read_archive(study.name, tmp_path / "archive")
+    frame = results_frame(archived)
+    without = frame[frame["model"] == "Popularity"]
+    assert set(without["interval"]) == {""}
+    assert (without["low"] == without["mean"]).all()
+    assert (without["high"] == without["mean"]).all()
+    names = ("results", "ablation", "sensitivity", "sparsity", "efficiency")
+    assert not [
+        one.missing for one in export_all(study, archived, tmp_path, names=names, progress=False) if one.missing
+    ]
+
+
+def test_many_series_differ_in_colour_or_form() -> None:
+    for codes in (HATCHES, MARKERS, DASHES):
+        assert len({(number % len(COLOURS), number % len(codes)) for number in range(len(MODELS))}) == len(MODELS)
 
 
 def test_ablations_are_compared_with_the_full_model(study: Study, runs: list[Run]) -> None:
