@@ -8,13 +8,13 @@ from typing import Literal
 
 from tyro.conf import Positional
 
-from spike_kit import paths
+from spike_kit import paths, storage
 from spike_kit.data.study import Study
 from spike_kit.errors import DataError, lookup
 from spike_kit.evaluation.groups import train_interactions
 from spike_kit.experiments.archive import archived_activity, known_runs, read_archive
 from spike_kit.figures.gallery import FIGURES, export_all
-from spike_kit.figures.report import report
+from spike_kit.figures.report import insert_tables, report
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -28,18 +28,30 @@ class Results:
     """Data sets."""
     reference: str = "spike"
     """Model that all others are compared with."""
+    into: Path | None = None
+    """Markdown file that takes in the tables of docs/study, between <!-- NAME --> and <!-- end of NAME -->."""
 
     def __call__(self) -> None:
-        """Print the tables."""
-        for name in self.datasets:
-            if paths.study_exists(name):
-                study = Study.open(name)
-                runs, activity = known_runs(study), train_interactions(study)
-            elif runs := read_archive(name):
-                activity = archived_activity(name)
-            else:
-                raise DataError(f"{name} is neither built here nor in docs/study", f"build it: spike-kit build {name}")
-            print(report(name, runs, activity, self.reference) + "\n")
+        """Print the tables, or put them into the file."""
+        tables = {name: self._tables(name) for name in self.datasets}
+        if self.into is None:
+            print("\n\n".join(tables.values()))
+            return
+        try:
+            text = self.into.read_text(encoding="utf-8")
+        except (OSError, UnicodeDecodeError) as error:
+            raise DataError(f"{self.into} cannot be read: {error}", "give a Markdown file") from error
+        with storage.atomic_file(self.into) as temporary:
+            temporary.write_text(insert_tables(text, tables), encoding="utf-8")
+
+    def _tables(self, name: str) -> str:
+        """Tables of a data set."""
+        if paths.study_exists(name) and self.into is None:
+            study = Study.open(name)
+            return report(name, known_runs(study), train_interactions(study), self.reference)
+        if runs := read_archive(name):
+            return report(name, runs, archived_activity(name), self.reference)
+        raise DataError(f"{name} is neither built here nor in docs/study", f"build it: spike-kit build {name}")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -53,6 +53,24 @@ def report(dataset: str, runs: Sequence[Run], activity: pd.Series, reference: st
         "Searches": _searches(dataset),
     }
     return "\n\n".join(f"### {dataset}: {title}\n\n{table}" for title, table in parts.items() if table)
+
+
+def insert_tables(text: str, tables: Mapping[str, str]) -> str:
+    """Put tables into a Markdown text: those of a data set between ``<!-- NAME -->`` and ``<!-- end of NAME -->``.
+
+    Raises
+    ------
+    DataError
+        If a data set does not have this pair of marks in the text exactly once.
+    """
+    for name, table in tables.items():
+        start, end = f"<!-- {name} -->\n", f"<!-- end of {name} -->"
+        before, found, rest = text.partition(start)
+        _, ended, after = rest.partition(end)
+        if not (found and ended) or start in rest or end in before + after:
+            raise DataError(f"there is no place for {name}", f"one line {start.strip()} and, below it, one line {end}")
+        text = f"{before}{start}\n{table}\n\n{end}{after}"
+    return text
 
 
 def _models(main: Sequence[Run], groups: pd.Series, reference: str) -> str:

@@ -127,6 +127,30 @@ def test_the_command_needs_nothing_but_the_archive(
     assert "neither built here nor in docs/study" in capsys.readouterr().err
 
 
+def test_tables_go_to_their_place_in_a_file(
+    study: Study, runs: list[Run], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    archive.write_archive(runs, study)
+    file = tmp_path / "results.md"
+    file.write_text("before\n<!-- world -->\nold\n<!-- end of world -->\nafter\n")
+    text = ""
+    for _ in range(2):
+        assert main(["results", "world", "--into", str(file)]) == 0
+        text = file.read_text()
+        tables = report("world", archive.read_archive("world"), archive.archived_activity("world"))
+        assert text == f"before\n<!-- world -->\n\n{tables}\n\n<!-- end of world -->\nafter\n"
+    twice = text + "<!-- end of world -->"
+    for broken, said in (
+        ("nothing", "no place for world"),
+        (twice, "no place for world"),
+        ("\udcff", "cannot be read"),
+    ):
+        file.write_text(broken, errors="surrogateescape")
+        assert main(["results", "world", "--into", str(file)]) == 1
+        assert said in capsys.readouterr().err
+        assert file.read_text(errors="surrogateescape") == broken
+
+
 def test_without_the_reference_there_is_no_table(study: Study, runs: list[Run]) -> None:
     with pytest.raises(DataError, match="spike was not run on world"):
         report("world", runs[:2], train_interactions(study))
