@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import ClassVar
 
 import torch
@@ -118,14 +119,24 @@ class Kgat(TrainedRecommender[KgatConfig]):
         others = (draws.to(self.device) * torch.where(is_user, self.n_users, n_entities)).long()
         others = torch.where(is_user, others, others + self.n_users)
         nodes = torch.cat([self.user_embedding, self.entity_embedding])
-        maps = self.relation_map.index_select(0, relation)
-        rows = [torch.bmm(nodes.index_select(0, ids).unsqueeze(1), maps).squeeze(1) for ids in (heads, tails, others)]
+        rows = self._mapped([nodes.index_select(0, ids) for ids in (heads, tails, others)], relation)
         of_relation = self.relation_embedding.index_select(0, relation)
         right, wrong = ((rows[0] + of_relation - end).square().sum(1) for end in rows[1:])
         terms = {"transr": functional.softplus(right - wrong).mean()}
         if self.config.triple_l2:
             terms["transr_l2"] = self.config.triple_l2 * losses.l2(*rows, of_relation)
         return terms
+
+    def _mapped(self, parts: Sequence[Tensor], relation: Tensor) -> list[Tensor]:
+        """Rows ``[B, d]`` of each part by the map of their relation ``[B]``: one product per relation, not per row."""
+        if relation.device.type == "meta":
+            maps = self.relation_map.index_select(0, relation)
+            return [torch.bmm(rows.unsqueeze(1), maps).squeeze(1) for rows in parts]
+        order = relation.argsort(stable=True)
+        sizes = relation.bincount(minlength=self.relation_map.shape[0]).tolist()
+        groups = torch.stack(list(parts), 1).index_select(0, order).split(sizes)
+        mapped = torch.cat([group @ one for group, one in zip(groups, self.relation_map, strict=True)])
+        return list(mapped.index_select(0, order.argsort()).unbind(1))
 
     def after_auxiliary(self) -> None:
         """Compute the attention of all edges anew."""
