@@ -89,8 +89,10 @@ def ablation_label(run: Run) -> str:
         return run_label(run)
     usual = SpikeConfig.parse(usual_settings(run)["model_settings"])
     changed = ablation.changes(SpikeConfig.parse(run.config["model_settings"]), usual)
-    usual_text = {"profiles": SOURCE, "encoder": DEFAULT_ENCODER}
-    text = [f"{key}={run.config[key]}" for key, name in usual_text.items() if run.config.get(key, name) != name]
+    usual_text = {"profiles": (SOURCE, "profiles from"), "encoder": (DEFAULT_ENCODER, "encoded by")}
+    text = [
+        f"{words} {run.config[key]}" for key, (name, words) in usual_text.items() if run.config.get(key, name) != name
+    ]
     return ", ".join(([ablation.label(changed)] if changed or not text else []) + text)
 
 

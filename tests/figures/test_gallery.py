@@ -18,7 +18,7 @@ from spike_kit.data.study import Study
 from spike_kit.errors import DataError
 from spike_kit.evaluation.significance import holm, paired_test, per_user_metric
 from spike_kit.experiments.ablation import ABLATIONS
-from spike_kit.experiments.archive import read_archive, write_archive
+from spike_kit.experiments.archive import ArchivedRun, read_archive, write_archive
 from spike_kit.experiments.run import RunConfig, run
 from spike_kit.figures import comparisons, data
 from spike_kit.figures.gallery import FIGURES, export_all
@@ -122,6 +122,9 @@ def test_ablations_are_compared_with_the_full_model(study: Study, runs: list[Run
         "seeds": [2, 1, 1],
     }
     assert frame["model"][0] in ABLATIONS
+    config = full[0].config | {"profiles": "gpt", "encoder": "e5"}
+    elsewhere = ArchivedRun(full[0].path, {"config": config}, full[0].per_user)
+    assert comparisons.ablation_label(elsewhere) == "profiles from gpt, encoded by e5"
     pairs = ((runs[4:6], full), ([runs[6]], [runs[2]]), ([runs[7]], [runs[2]]))
     tests = [paired_test(*(per_user_metric(group, "ndcg@20", "valid") for group in pair)) for pair in pairs]
     assert frame["difference"].tolist() == pytest.approx([test.difference for test in tests])
