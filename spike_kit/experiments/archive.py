@@ -205,9 +205,18 @@ def known_runs(study: Study) -> list[Run]:
     """Finished runs of a study; what was not run here is taken from the archive, if it is of the same build.
 
     Two runs are the same one here if they differ in nothing but the version of the code, and of the vectors' last bits.
+    Seeds of different versions are not averaged: as soon as one seed was run here by another version, the archive's
+    other seeds are left out.
     """
     here = finished_runs(study)
-    return here + only_archived(study, here)
+    versions: dict[str, set[str]] = {}
+    for run in here:
+        versions.setdefault(_question(run.config, seed=False), set()).add(_version(run.config))
+    return here + [
+        run
+        for run in only_archived(study, here)
+        if _version(run.config) in versions.get(_question(run.config, seed=False), {_version(run.config)})
+    ]
 
 
 def only_archived(study: Study, here: Sequence[Run]) -> list[Run]:
@@ -218,8 +227,15 @@ def only_archived(study: Study, here: Sequence[Run]) -> list[Run]:
     return [run for run in archived if _question(run.config) not in known]
 
 
-def _question(config: Mapping[str, Any]) -> str:
-    """What a run answers, whatever the version of the code."""
-    return storage.canonical_json(
-        {name: value for name, value in config.items() if name not in ("code_sha256", "vectors_sha256")}
-    )
+_VERSIONS = ("code_sha256", "vectors_sha256")
+
+
+def _question(config: Mapping[str, Any], seed: bool = True) -> str:
+    """What a run answers, whatever the version of the code; that of all its seeds without ``seed``."""
+    left_out = _VERSIONS if seed else (*_VERSIONS, "seed")
+    return storage.canonical_json({name: value for name, value in config.items() if name not in left_out})
+
+
+def _version(config: Mapping[str, Any]) -> str:
+    """Versions of code and vectors."""
+    return storage.canonical_json({name: config.get(name, "") for name in _VERSIONS})

@@ -62,6 +62,22 @@ def test_runs_of_here_come_first_and_the_archive_adds_what_is_missing(study: Stu
     assert [one.config for one in known if one.path.parent.name == "world"] == [gone.config]
 
 
+def test_seeds_of_different_code_are_not_mixed(study: Study, done: list[Run], own_archive: Path) -> None:
+    write_archive(done, study)
+    first, second, *others = (one.config for one in done)
+    done[0].path.rename(done[0].path.with_name(f".{done[0].path.name}"))
+    assert [one.config for one in known_runs(study)] == [second, *others, first]
+    table = storage.read_parquet(own_archive / "world" / RUNS)
+    table["config"] = [text.replace(first["code_sha256"], "0" * 64) for text in table["config"]]
+    table.to_parquet(own_archive / "world" / RUNS, index=False)
+    assert [one.config for one in known_runs(study)] == [second, *others]
+    done[1].path.rename(done[1].path.with_name(f".{done[1].path.name}"))
+    assert [(one.config["model"], one.config["seed"]) for one in known_runs(study)] == [
+        *((one["model"], one["seed"]) for one in others),
+        *((one["model"], one["seed"]) for one in (first, second)),
+    ]
+
+
 def test_an_archive_of_another_build_is_not_shown(study: Study, done: list[Run], own_archive: Path) -> None:
     write_archive(done, study)
     table = storage.read_parquet(own_archive / "world" / RUNS)
