@@ -37,6 +37,7 @@ from spike_kit.figures.style import (
     metric_name,
     plain,
 )
+from spike_kit.models import MODELS, TrainedRecommender
 from spike_kit.models.spike import SpikeConfig
 from spike_kit.profiles.encode import DEFAULT_ENCODER
 from spike_kit.profiles.template import SOURCE
@@ -45,6 +46,9 @@ from spike_kit.training_state import MONITOR
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
+
+_TRAINED = {name for name, model in MODELS.items() if issubclass(model, TrainedRecommender)}
+"""Models with a training loop."""
 
 
 def ablation_frame(
@@ -338,9 +342,15 @@ def curve_lines(frame: pd.DataFrame) -> Figure:
 
 
 def main_runs(runs: Sequence[Run]) -> list[Run]:
-    """Runs of every model at its best: tuned where it was, else as it is recommended, else trained otherwise."""
+    """Runs of every model at its best: tuned where it was, else as it is recommended, else trained otherwise.
+
+    In the same order for every data set, so that a model keeps its colour: those without training, the trained ones,
+    SPiKE.
+    """
     chosen: list[Run] = []
-    for model in dict.fromkeys(run.config["model"] for run in runs):
+    names = list(MODELS)
+    known = {run.config["model"] for run in runs}
+    for model in sorted(known, key=lambda name: (name == "spike", name in _TRAINED, names.index(name))):
         try:
             full, _ = full_model(runs, model)
         except DataError:

@@ -112,6 +112,12 @@ def test_many_series_differ_in_colour_or_form() -> None:
         assert len({(number % len(COLOURS), number % len(codes)) for number in range(len(MODELS))}) == len(MODELS)
 
 
+def test_models_keep_their_order(runs: list[Run]) -> None:
+    for given in (runs, runs[::-1]):
+        models = dict.fromkeys(one.config["model"] for one in comparisons.main_runs(given))
+        assert list(models) == ["popularity", "lightgcn", "spike"]
+
+
 def test_ablations_are_compared_with_the_full_model(study: Study, runs: list[Run]) -> None:
     full, others = comparisons.full_model(runs)
     assert full == runs[2:4]
