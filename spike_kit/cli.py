@@ -33,7 +33,7 @@ from spike_kit.demo import run_demo
 from spike_kit.errors import ConfigError, SpikeKitError, lookup
 from spike_kit.evaluation.beyond import measure_lists
 from spike_kit.evaluation.protocol import CUTOFFS, RankingTask, evaluate
-from spike_kit.evaluation.tables import HEADLINE, as_markdown, results_table, run_label
+from spike_kit.evaluation.tables import HEADLINE, as_markdown, markdown_table, results_table, run_label
 from spike_kit.experiments.run import RunConfig, finished_runs, load_model, run
 from spike_kit.models import MODELS, find_model
 from spike_kit.models.recommender import ModelConfig
@@ -247,8 +247,10 @@ class Evaluate(OnDevice):
         models = ((run_label(done), load_model(done, study, device)) for done in finished)
         tables = measure_lists(study, models, self.split, k)
         for title, table in tables.items():
-            shown = table.to_string(index=False, float_format=lambda number: f"{number:.4f}", na_rep="")
-            print(f"{title}, lists of {k}, {self.split} split\n{shown}\n")
+            numbers = table.set_index("model").map("{:.4f}".format).replace("nan", "")
+            rows = [[str(model), *cells] for model, cells in zip(numbers.index, numbers.to_numpy(), strict=True)]
+            shown = markdown_table([[str(name) for name in table], *rows])
+            print(f"{title}, lists of {k}, {self.split} split\n\n{shown}\n")
 
     def _rank_again(self, study: Study, finished: Sequence[Run]) -> list[dict[str, float]]:
         device = self.chosen_device()

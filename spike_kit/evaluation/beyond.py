@@ -281,8 +281,9 @@ def measure_lists(
     Returns
     -------
     dict
-        "whole lists" (model and a column per measure), and "items by popularity" and "items by facts" (group, items,
-        relevant, and for every model its recall and its share of all places).
+        "whole lists" (model and a column per measure), and "items by popularity" and "items by facts" (model, and for
+        every group that has items, with their number in brackets, recall and share of all places as in
+        `BeyondAccuracy.by_items`).
     """
     vectors = study.vectors() if (REPRODUCIBLE_SOURCE, DEFAULT_ENCODER) in study.encoded() else None
     measured = BeyondAccuracy(study, split, vectors)
@@ -293,16 +294,22 @@ def measure_lists(
         lists = recommended(model, measured.task, k)
         whole.append({"model": label, **measured.measure(lists)})
         for name, groups in kinds.items():
-            parts[name].append(measured.by_items(lists, groups).assign(model=label))
-    tables = {"whole lists": pd.DataFrame(whole).groupby("model", sort=False).mean().reset_index()}
-    for name, found in parts.items():
-        mean = pd.concat(found).groupby(["model", "group"], sort=False, observed=True)[["recall", "share"]].mean()
-        wide = found[0][["group", "items", "relevant"]]
-        for label in dict.fromkeys(row["model"] for row in whole):
-            own = mean.loc[label].add_prefix(f"{label}: ").reset_index()
-            wide = wide.merge(own, on="group", how="left")
-        tables[name] = wide
-    return tables
+            parts[name].append(measured.by_items(lists, groups))
+    tables = {"whole lists": whole} | {
+        name: [_in_one_row(table) | {"model": row["model"]} for table, row in zip(found, whole, strict=True)]
+        for name, found in parts.items()
+    }
+    return {name: pd.DataFrame(rows).groupby("model", sort=False).mean().reset_index() for name, rows in tables.items()}
+
+
+def _in_one_row(groups: pd.DataFrame) -> dict[str, Any]:
+    """Recall and share of every group of `BeyondAccuracy.by_items` that has items."""
+    return {
+        f"{row['group']} ({row['items']}): {value}": row[value]
+        for row in groups.to_dict("records")
+        for value in ("recall", "share")
+        if row["items"]
+    }
 
 
 def _mean_of_lists(values: np.ndarray, lists: np.ndarray) -> float:

@@ -177,7 +177,13 @@ def test_models_are_averaged_over_their_runs(study: Study) -> None:
         values = [float(alone[name][measure].iloc[0]) for name in ("popular", "random")]
         assert whole.loc["b", measure] == pytest.approx(values[1])
         assert whole.loc["a", measure] == pytest.approx(sum(values) / 2)
-    assert {"group", "items", "relevant", "a: recall", "b: share"} <= set(tables["items by popularity"])
+    groups = item_groups(study)
+    sizes = {str(name): int((groups == name).sum()) for name in groups.cat.categories}
+    columns = [f"{name} ({n}): {value}" for name, n in sizes.items() if n for value in ("recall", "share")]
+    by_popularity = tables["items by popularity"].set_index("model")
+    assert list(by_popularity) == columns
+    assert by_popularity.filter(like="share").to_numpy().sum(1) == pytest.approx(1)
+    assert by_popularity.index.tolist() == ["a", "b"]
 
 
 def test_the_command_prints_the_tables(study: Study, capsys: pytest.CaptureFixture[str]) -> None:
