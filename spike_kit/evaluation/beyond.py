@@ -288,17 +288,12 @@ def measure_lists(
     vectors = study.vectors() if (REPRODUCIBLE_SOURCE, DEFAULT_ENCODER) in study.encoded() else None
     measured = BeyondAccuracy(study, split, vectors)
     kinds = {"items by popularity": item_groups(study), "items by facts": degree_groups(study)}
-    whole: list[dict[str, Any]] = []
-    parts: dict[str, list[pd.DataFrame]] = {name: [] for name in kinds}
+    tables: dict[str, list[dict[str, Any]]] = {name: [] for name in ("whole lists", *kinds)}
     for label, model in models:
         lists = recommended(model, measured.task, k)
-        whole.append({"model": label, **measured.measure(lists)})
+        tables["whole lists"].append({"model": label, **measured.measure(lists)})
         for name, groups in kinds.items():
-            parts[name].append(measured.by_items(lists, groups))
-    tables = {"whole lists": whole} | {
-        name: [_in_one_row(table) | {"model": row["model"]} for table, row in zip(found, whole, strict=True)]
-        for name, found in parts.items()
-    }
+            tables[name].append({"model": label, **_in_one_row(measured.by_items(lists, groups))})
     return {name: pd.DataFrame(rows).groupby("model", sort=False).mean().reset_index() for name, rows in tables.items()}
 
 
