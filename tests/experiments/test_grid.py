@@ -4,9 +4,13 @@ import os
 import re
 import shutil
 import signal
+import subprocess
+import sys
+import time
 from concurrent.futures import Future
 from pathlib import Path
 
+import psutil
 import pytest
 
 from spike_kit import paths
@@ -34,6 +38,7 @@ from spike_kit.models import MODELS
 from spike_kit.profiles.generate import GenerationConfig
 from spike_kit.profiles.template import SOURCE
 from spike_kit.runs import Run
+from spike_kit.training_state import LAST
 from tests.profiles.llm_server import ScriptedServer, distinct_world
 
 SHORT = {"epochs": 2, "batch_size": 512}
@@ -219,6 +224,31 @@ def test_the_death_of_a_process_is_the_error_of_its_cell_alone(study: Study) -> 
         again = GridRun(done.grid)
         again.do(submit, 2)
     assert set(again.table["state"]) == {"finished"}
+
+
+def test_the_processes_of_a_grid_end_with_it_and_keep_their_state(study: Study, home: Path) -> None:
+    file = home / "long.toml"
+    block = '[[blocks]]\ndatasets = ["world"]\nmodels = ["bprmf"]\nseeds = [0, 1]\n'
+    file.write_text(block + "[blocks.variants]\nlong = { epochs = 1_000_000, eval_every = 1_000_000 }\n")
+    environment = os.environ | {paths.HOME_VARIABLE: str(home), "OMP_NUM_THREADS": "1"}
+    grid = subprocess.Popen(
+        [sys.executable, "-m", "spike_kit", "grid", str(file), "--jobs", "2"],
+        env=environment,
+        stderr=subprocess.DEVNULL,
+    )
+    deadline = time.monotonic() + 120
+    while len(states := list(home.glob(f"data/runs/*/state/{LAST}"))) < 2 and time.monotonic() < deadline:
+        time.sleep(0.05)
+    first = {state: state.stat().st_mtime_ns for state in states}
+    workers = psutil.Process(grid.pid).children(recursive=True)
+    grid.kill()
+    grid.wait()
+    _, alive = psutil.wait_procs(workers, timeout=60)
+    for process in alive:
+        process.kill()
+    assert len(first) == 2
+    assert not alive
+    assert all(state.stat().st_mtime_ns > before for state, before in first.items())
 
 
 def _die(*_: object) -> Outcome:
