@@ -90,7 +90,7 @@ def comparison_table(
             row |= _against(values[label], values[name], seed) | _over_seeds(means, seeds[name])
         rows.append(row)
     columns = ["model", "seeds", metric, *_COLUMNS]
-    table = pd.DataFrame(rows, columns=columns).sort_values(metric, ascending=False, ignore_index=True)
+    table = pd.DataFrame(rows, columns=columns).sort_values(metric, ascending=False, ignore_index=True, kind="stable")
     for column in (*TESTS, "p seeds"):
         tested = table[column].notna()
         table.loc[tested, column] = holm(table.loc[tested, column].tolist())
