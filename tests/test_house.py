@@ -16,7 +16,7 @@ ROOT = Path(__file__).resolve().parent.parent
 PACKAGE = ROOT / "spike_kit"
 
 FLOORS = (
-    {"errors", "config", "paths", "storage", "seeds", "devices", "metrics", "runs", "distributed"},
+    {"errors", "config", "paths", "storage", "seeds", "devices", "metrics", "runs", "distributed", "processes"},
     {"data"},
     {"profiles"},
     {"models"},

@@ -9,17 +9,12 @@ from __future__ import annotations
 
 import logging
 import math
-import os
-import signal
-import threading
 import time
 import tomllib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from contextlib import contextmanager
 from dataclasses import dataclass
-from multiprocessing import get_context, parent_process
-from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any, Literal
 
@@ -38,6 +33,7 @@ from spike_kit.experiments.search import save_tuned, search
 from spike_kit.experiments.search_space import with_settings
 from spike_kit.experiments.tuned import TUNED, read_tuned, tuned_path
 from spike_kit.models import find_model
+from spike_kit.processes import fresh_process
 from spike_kit.profiles.encode import ensure_vectors
 from spike_kit.profiles.generate import Generation, GenerationConfig
 from spike_kit.profiles.template import SOURCE, ensure_profiles
@@ -51,9 +47,6 @@ State = Literal["waiting", "running", "finished", "failed", "blocked"]
 
 Submit = Callable[["Cell"], "Future[Outcome]"]
 """Begins a cell somewhere else."""
-
-_ASK_SECONDS = 1.0
-"""Time between two requests to end."""
 
 
 class SearchBudget(Config):
@@ -414,21 +407,6 @@ def _outcome(future: Future[Outcome]) -> Outcome:
         return Outcome(error=f"its process ended: {str(error).strip().splitlines()[-1] if str(error) else error!r}")
 
 
-def _end_with_parent() -> None:
-    """Let this process end when its parent has, which a worker that waits for work would never notice."""
-    parent = parent_process()
-    if parent is not None:
-        threading.Thread(target=_follow, args=(parent,), daemon=True).start()
-
-
-def _follow(parent: BaseProcess) -> None:
-    """Ask again and again: a training answers the first SIGTERM by writing its state, what comes after it by ending."""
-    parent.join()
-    while True:
-        os.kill(os.getpid(), signal.SIGTERM)
-        time.sleep(_ASK_SECONDS)
-
-
 @contextmanager
 def on_this_machine(device: str = "cpu", threads: int | None = 1) -> Iterator[Submit]:
     """Cells in processes of their own on this machine: the end of one, however violent, leaves the others alone.
@@ -438,7 +416,7 @@ def on_this_machine(device: str = "cpu", threads: int | None = 1) -> Iterator[Su
     pools: list[ProcessPoolExecutor] = []
 
     def submit(cell: Cell) -> Future[Outcome]:
-        pool = ProcessPoolExecutor(1, mp_context=get_context("spawn"), initializer=_end_with_parent)
+        pool = fresh_process()
         pools.append(pool)
         future = pool.submit(perform, cell, device, threads)
         pool.shutdown(wait=False)

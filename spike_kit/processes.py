@@ -1,0 +1,37 @@
+"""Processes for work that must not share this one's memory, threads or end."""
+
+from __future__ import annotations
+
+import os
+import signal
+import threading
+import time
+from concurrent.futures import ProcessPoolExecutor
+from multiprocessing import get_context, parent_process
+from multiprocessing.process import BaseProcess
+
+_ASK_SECONDS = 1.0
+"""Time between two requests to end."""
+
+
+def fresh_process() -> ProcessPoolExecutor:
+    """Return a pool of one process that shares nothing with this one, and ends soon after it, however it ended.
+
+    A training in it writes its state before.
+    """
+    return ProcessPoolExecutor(1, mp_context=get_context("spawn"), initializer=_end_with_parent)
+
+
+def _end_with_parent() -> None:
+    """Let this process end when its parent has, which a worker that waits for work would never notice."""
+    parent = parent_process()
+    if parent is not None:
+        threading.Thread(target=_follow, args=(parent,), daemon=True).start()
+
+
+def _follow(parent: BaseProcess) -> None:
+    """Ask again and again: a training answers the first SIGTERM by writing its state, what comes after it by ending."""
+    parent.join()
+    while True:
+        os.kill(os.getpid(), signal.SIGTERM)
+        time.sleep(_ASK_SECONDS)
