@@ -9,6 +9,7 @@ import subprocess
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from functools import cache, cached_property
 from importlib import metadata
 from pathlib import Path
@@ -191,7 +192,7 @@ def code_version() -> str:
 
 
 def environment(device: torch.device) -> dict[str, Any]:
-    """Versions, device, threads and commit of this process, and how many train together."""
+    """Versions, device, threads, commit and date (UTC) of this process, and how many train together."""
     packages = ("spike_kit", "torch", "numpy", "pandas", "pyarrow")
     return {
         "python": platform.python_version(),
@@ -201,17 +202,19 @@ def environment(device: torch.device) -> dict[str, Any]:
         "threads": torch.get_num_threads(),
         "world_size": distributed.size(),
         "commit": commit(),
+        "date": datetime.now(UTC).date().isoformat(),
     }
 
 
 def commit() -> str | None:
-    """Commit of the checkout this package runs from, with ``+`` if files differ from it; none outside a checkout."""
-    root = Path(__file__).resolve().parent.parent
+    """Commit of the checkout this package runs from, ``+`` if the package differs from it; none outside a checkout."""
+    package = Path(__file__).resolve().parent
+    root = package.parent
     if not (root / ".git").exists():
         return None
     try:
         commit = _git(root, "rev-parse", "HEAD")
-        return f"{commit}+" if _git(root, "status", "--porcelain", "--untracked-files=no") else commit
+        return f"{commit}+" if _git(root, "status", "--porcelain", "--", package.name) else commit
     except (OSError, subprocess.SubprocessError):
         return None
 

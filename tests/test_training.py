@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import dataclasses
 import re
+import subprocess
 from pathlib import Path
 from typing import Any
 
@@ -133,10 +134,30 @@ def test_a_run_folder_holds_everything_and_is_never_made_twice(study: Study) -> 
     assert (first.path / "metrics.json").stat().st_mtime_ns == stamp
     assert first.path.name.startswith("spike-world-")
     assert first.path.name.endswith("-s0")
-    assert {"python", "packages", "device", "threads", "commit"} <= set(first.environment)
+    assert {"python", "packages", "device", "threads", "commit", "date"} <= set(first.environment)
     per_user = first.per_user.query("split == 'test'")
     assert len(per_user) == len(study.users)
     assert per_user["ndcg@20"].mean() == pytest.approx(first.metrics["test"]["ndcg@20"])
+
+
+def test_the_commit_is_marked_if_the_package_differs_and_only_then(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    package = tmp_path / "spike_kit"
+    package.mkdir()
+    (package / "runs.py").write_text("pass\n")
+    monkeypatch.setattr(runs, "__file__", str(package / "runs.py"))
+    assert runs.commit() is None
+    who = ["-c", "user.name=a", "-c", "user.email=a@b", "-c", "commit.gpgsign=false"]
+    for words in (["init", "--quiet"], ["add", "."], [*who, "commit", "--quiet", "--message", "a"]):
+        subprocess.run(["git", *words], cwd=tmp_path, check=True)
+    clean = runs.commit()
+    assert clean is not None
+    assert re.fullmatch("[0-9a-f]{40}", clean)
+    (tmp_path / "results.md").write_text("a table\n")
+    assert runs.commit() == clean
+    (package / "new.py").write_text("pass\n")
+    assert runs.commit() == f"{clean}+"
 
 
 @pytest.mark.parametrize(

@@ -51,6 +51,7 @@ def report(dataset: str, runs: Sequence[Run], activity: pd.Series, reference: st
         "NDCG@20 by train interactions of the user": _groups(main, groups),
         "Ablations": _ablations(runs, reference),
         "Searches": _searches(dataset),
+        "Code": _code(runs),
     }
     return "\n\n".join(f"### {dataset}: {title}\n\n{table}" for title, table in parts.items() if table)
 
@@ -136,6 +137,22 @@ def _searches(dataset: str) -> str:
             numbers = (found.trials, found.pruned, found.capped, round(found.seconds))
             lines.append([find_model(model).title, f"{found.valid:.4f}", *map(str, numbers), chosen or "the preset"])
     return markdown_table(lines) if len(lines) > 1 else ""
+
+
+def _code(runs: Sequence[Run]) -> str:
+    """How many runs were made from which commit, by which version of what decides a run, and when if they say it."""
+    made: dict[tuple[str, str], list[str]] = {}
+    for run in runs:
+        version = run.environment.get("commit") or "none", run.config["code_sha256"]
+        made.setdefault(version, []).append(run.environment.get("date", ""))
+    lines = [["commit", "code, sha256", "runs", "dates"]]
+    for (commit, code), dates in sorted(made.items(), key=lambda item: -len(item[1])):
+        changed = " with changes" if commit.endswith("+") else ""
+        known = sorted({date for date in dates if date})
+        lines.append(
+            [commit[:12] + changed, code[:12], str(len(dates)), " to ".join(dict.fromkeys(known[:1] + known[-1:]))]
+        )
+    return markdown_table(lines)
 
 
 def _mean(group: Sequence[Run], metric: str) -> float:

@@ -94,17 +94,31 @@ def test_the_tables_hold_what_the_runs_hold(study: Study, runs: list[Run]) -> No
     assert (searched[0], searched[2]) == ("Item-kNN", "15")
 
 
+def test_the_tables_say_what_code_they_come_from(study: Study, runs: list[Run]) -> None:
+    old = runs[0]
+    old.__dict__["environment"] = runs[0].environment | {"commit": f"{'ab' * 20}+", "date": "2001-02-03"}
+    older = runs[1]
+    older.__dict__["environment"] = old.environment | {"date": "2001-01-01"}
+    for one in runs[2:]:
+        one.__dict__["environment"] = one.environment | {"commit": None, "date": ""}
+    code = old.config["code_sha256"][:12]
+    assert rows_of(report("world", runs, train_interactions(study)), "Code") == [
+        ["none", code, str(len(runs) - 2), ""],
+        ["abababababab with changes", code, "2", "2001-01-01 to 2001-02-03"],
+    ]
+
+
 def test_beside_a_tuned_reference_stands_its_preset(runs: list[Run], study: Study) -> None:
     activity = train_interactions(study)
     full = [dataclasses.replace(one, path=one.path.with_name(f"tuned-{one.path.name}")) for one in runs[2:4]]
     for one, source in zip(full, runs[2:4], strict=True):
         base = {name: source.config[name] for name in ("model_settings", "training_settings")}
         one.__dict__["config"] = source.config | {"preset": "tuned", "base": base}
-        one.__dict__["per_user"], one.__dict__["metrics"] = source.per_user, source.metrics
+        one.__dict__.update({part: getattr(source, part) for part in ("per_user", "metrics", "environment")})
     preset = find_preset("spike").training.model_dump(mode="json")
     usual = dataclasses.replace(runs[2], path=runs[2].path.with_name("usual"))
     usual.__dict__["config"] = runs[2].config | {"training_settings": preset}
-    usual.__dict__["per_user"], usual.__dict__["metrics"] = runs[2].per_user, runs[2].metrics
+    usual.__dict__.update({part: getattr(runs[2], part) for part in ("per_user", "metrics", "environment")})
     models = {row[0]: row for row in rows_of(report("world", [*runs[:2], *full, usual], activity), "Test split")}
     assert set(models) == {"Popularity", "Item-kNN (tuned)", "SPiKE (tuned)", "SPiKE"}
     assert models["SPiKE (tuned)"][4] == ""
