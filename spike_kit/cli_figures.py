@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+import pandas as pd
 from tyro.conf import Positional
 
 from spike_kit import paths, storage
@@ -14,12 +16,15 @@ from spike_kit.errors import DataError, lookup
 from spike_kit.evaluation.groups import train_interactions
 from spike_kit.experiments.archive import archived_activity, known_runs, read_archive
 from spike_kit.figures.gallery import FIGURES, export_all
-from spike_kit.figures.report import insert_tables, report
+from spike_kit.figures.report import OVERVIEW, insert_tables, overview, report
+from spike_kit.runs import Run
 
 
 @dataclass(frozen=True, kw_only=True)
 class Results:
     """Print the tables of data sets in Markdown: models, groups of users, ablations, searches, what each cost.
+
+    Of more than one data set an overview stands before them.
 
     Runs of this machine come first; what was not run here is taken from docs/study, without the data set if need be.
     """
@@ -33,7 +38,9 @@ class Results:
 
     def __call__(self) -> None:
         """Print the tables, or put them into the file."""
-        tables = {name: self._tables(name) for name in self.datasets}
+        found = {name: self._runs(name) for name in self.datasets}
+        tables = {OVERVIEW: overview(found, self.reference)} if len(found) > 1 else {}
+        tables |= {name: report(name, runs, activity, self.reference) for name, (runs, activity) in found.items()}
         if self.into is None:
             print("\n\n".join(tables.values()))
             return
@@ -44,13 +51,13 @@ class Results:
         with storage.atomic_file(self.into) as temporary:
             temporary.write_text(insert_tables(text, tables), encoding="utf-8")
 
-    def _tables(self, name: str) -> str:
-        """Tables of a data set."""
+    def _runs(self, name: str) -> tuple[Sequence[Run], pd.Series]:
+        """Finished runs of a data set, and the train interactions of its users."""
         if paths.study_exists(name) and self.into is None:
             study = Study.open(name)
-            return report(name, known_runs(study), train_interactions(study), self.reference)
+            return known_runs(study), train_interactions(study)
         if runs := read_archive(name):
-            return report(name, runs, archived_activity(name), self.reference)
+            return runs, archived_activity(name)
         raise DataError(f"{name} is neither built here nor in docs/study", f"build it: spike-kit build {name}")
 
 

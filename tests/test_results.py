@@ -8,11 +8,12 @@ from pathlib import Path
 import pytest
 
 from spike_kit.experiments.archive import archived_activity, read_archive
-from spike_kit.figures.report import insert_tables, report
+from spike_kit.figures.report import OVERVIEW, insert_tables, overview, report
 
 ROOT = Path(__file__).parents[1]
 TEXT = (ROOT / "docs" / "results.md").read_text(encoding="utf-8")
-DATASETS = re.findall(r"^<!-- end of (\S+) -->$", TEXT, re.MULTILINE)
+TOLD = re.findall(r"^<!-- end of (.+) -->$", TEXT, re.MULTILINE)
+DATASETS = [name for name in TOLD if name != OVERVIEW]
 
 
 def test_every_archived_data_set_is_told() -> None:
@@ -23,6 +24,11 @@ def test_every_archived_data_set_is_told() -> None:
 def test_the_tables_are_those_of_the_archive(dataset: str) -> None:
     tables = report(dataset, read_archive(dataset), archived_activity(dataset))
     assert insert_tables(TEXT, {dataset: tables}) == TEXT
+
+
+def test_the_overview_is_that_of_the_archive() -> None:
+    table = overview({name: (read_archive(name), archived_activity(name)) for name in DATASETS})
+    assert insert_tables(TEXT, {OVERVIEW: table}) == TEXT
 
 
 def test_the_archive_stays_small() -> None:

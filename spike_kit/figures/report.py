@@ -11,12 +11,16 @@ import pandas as pd
 from spike_kit.errors import DataError
 from spike_kit.evaluation.comparison import comparison_table, shown_mark
 from spike_kit.evaluation.groups import group_means, grouped_by_seed, sparsity_groups
+from spike_kit.evaluation.significance import per_user_metric
 from spike_kit.evaluation.tables import markdown_table
 from spike_kit.experiments.tuned import read_tuned, tuned_path
 from spike_kit.figures.comparisons import ablation_frame, ablation_label, full_model, main_runs, preset_runs
 from spike_kit.models import MODELS, find_model
 from spike_kit.runs import Run
 from spike_kit.training_state import MONITOR
+
+OVERVIEW = "all data sets"
+"""Where the tables of `overview` stand in a text, as those of a data set stand under its name."""
 
 _RECALL = "recall@20"
 
@@ -56,13 +60,55 @@ def report(dataset: str, runs: Sequence[Run], activity: pd.Series, reference: st
     return "\n\n".join(f"### {dataset}: {title}\n\n{table}" for title, table in parts.items() if table)
 
 
+def overview(studies: Mapping[str, tuple[Sequence[Run], pd.Series]], reference: str = "spike") -> str:
+    """NDCG@20 of every model on several data sets, over all users and over the quarter with the fewest interactions.
+
+    Parameters
+    ----------
+    studies
+        Finished runs and train interactions of every user (both as in `report`), by the name of the data set.
+    reference
+        Model of which the preset has a row beside its tuned form.
+
+    Returns
+    -------
+    str
+        A heading and a table in Markdown, the best mean over the data sets first; empty where a model was not run.
+    """
+    columns: dict[str, dict[str, float]] = {}
+    for name, (runs, activity) in studies.items():
+        main, groups = main_runs(runs), sparsity_groups(activity)
+        first = groups.cat.categories[0]
+        few = groups.index[groups == first]
+        found = grouped_by_seed([*main, *_not_searched(runs, main, reference)])
+        values = {label: per_user_metric(group) for label, group in found.items()}
+        columns[name] = {label: value.mean() for label, value in values.items()}
+        columns[f"{name}, users with {first}"] = {
+            label: value[value.index.isin(few)].mean() for label, value in values.items()
+        }
+    table = pd.DataFrame(columns)
+    order = table[list(studies)].mean(axis=1, skipna=False).sort_values(ascending=False).index
+    best = table.max().tolist()
+    lines = [["model", *table.columns]]
+    for label, row in zip(order, table.loc[order].to_numpy().tolist(), strict=True):
+        lines.append([label, *("" if pd.isna(cell) else _bold(cell, top) for cell, top in zip(row, best, strict=True))])
+    return f"### NDCG@20 on the test split\n\n{markdown_table(lines)}"
+
+
 def insert_tables(text: str, tables: Mapping[str, str]) -> str:
-    """Put tables into a Markdown text: those of a data set between ``<!-- NAME -->`` and ``<!-- end of NAME -->``.
+    """Put tables into a Markdown text, each between ``<!-- NAME -->`` and ``<!-- end of NAME -->``.
+
+    Parameters
+    ----------
+    text
+        The text.
+    tables
+        Tables by name: of a data set, or `OVERVIEW`.
 
     Raises
     ------
     DataError
-        If a data set does not have this pair of marks in the text exactly once.
+        If a name does not have this pair of marks in the text exactly once.
     """
     for name, table in tables.items():
         start, end = f"<!-- {name} -->\n", f"<!-- end of {name} -->"

@@ -18,7 +18,7 @@ from spike_kit.evaluation.significance import holm, paired_test, per_user_metric
 from spike_kit.experiments import archive, tuned
 from spike_kit.experiments.run import RunConfig, run
 from spike_kit.experiments.search import save_tuned, search
-from spike_kit.figures.report import report
+from spike_kit.figures.report import overview, report
 from spike_kit.models import find_preset
 from spike_kit.runs import Run
 
@@ -124,6 +124,24 @@ def test_beside_a_tuned_reference_stands_its_preset(runs: list[Run], study: Stud
     assert models["SPiKE (tuned)"][4] == ""
     groups = rows_of(report("world", [*runs[:2], *full, usual], activity), "train interactions")
     assert {row[0] for row in groups} == {"Popularity", "Item-kNN (tuned)", "SPiKE (tuned)"}
+
+
+def test_the_overview_sets_models_beside_each_other_over_data_sets(study: Study, runs: list[Run]) -> None:
+    activity = train_interactions(study)
+    text = overview({"one": (runs, activity), "two": (runs[1:], activity.iloc[::-1])})
+    rows = {row[0]: row[1:] for row in rows_of(text, "NDCG@20")}
+    assert list(rows)[-1] == "Popularity"
+    assert rows["Popularity"][2:] == ["", ""]
+    (label,) = (name for name in rows if name.startswith("SPiKE"))
+    assert rows[label][:2] == rows[label][2:]
+    tables = report("one", runs, activity)
+    for name, seeds in ((label, "2"), ("Item-kNN (tuned)", "1")):
+        (line,) = (row for row in rows_of(tables, "Test split") if row[0] == name)
+        assert line[1] == seeds
+        assert [cell.strip("*") for cell in rows[name][:2]] == [
+            line[3].strip("*").split("*")[0].split(" ")[0],
+            line[5].strip("*"),
+        ]
 
 
 def test_the_command_needs_nothing_but_the_archive(
