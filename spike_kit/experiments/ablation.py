@@ -33,6 +33,7 @@ ABLATIONS: dict[str, dict[str, Any]] = {
     "text as it is": {"text_components": 0},
     "mean instead of attention": {"attention": "mean"},
     "with users to items": {"user_to_item": "add"},
+    "BPR instead of softmax on cosines": {"loss": "bpr"},
 }
 """Rows of an ablation table: a name, and the settings that differ from the preset."""
 

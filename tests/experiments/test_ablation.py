@@ -23,7 +23,7 @@ def test_every_row_is_another_model() -> None:
 
 def test_switches_and_sliders_are_settings() -> None:
     assert set(SWITCHES) | set(SLIDERS) <= set(SpikeConfig.model_fields)
-    assert {name for row in ABLATIONS.values() for name in row} <= {*SWITCHES, "text_components"}
+    assert {name for row in ABLATIONS.values() for name in row} <= {*SWITCHES, "text_components", "loss"}
 
 
 @pytest.mark.parametrize(
