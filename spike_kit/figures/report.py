@@ -12,7 +12,7 @@ from spike_kit.errors import DataError
 from spike_kit.evaluation.comparison import comparison_table, shown_mark
 from spike_kit.evaluation.groups import group_means, grouped_by_seed, sparsity_groups
 from spike_kit.evaluation.significance import per_user_metric
-from spike_kit.evaluation.tables import markdown_table
+from spike_kit.evaluation.tables import markdown_table, run_label
 from spike_kit.experiments.tuned import read_tuned, tuned_path
 from spike_kit.figures.comparisons import ablation_frame, ablation_label, full_model, main_runs, preset_runs
 from spike_kit.models import MODELS, find_model
@@ -50,8 +50,10 @@ def report(dataset: str, runs: Sequence[Run], activity: pd.Series, reference: st
     if not label:
         raise DataError(f"{reference} was not run on {dataset}", f"train it: spike-kit train --dataset {dataset}")
     groups = sparsity_groups(activity)
+    usual = _not_searched(runs, main, reference)
     parts = {
-        f"Test split; differences to {label}": _models([*main, *_not_searched(runs, main, reference)], groups, label),
+        f"Test split; differences to {label}": _models([*main, *usual], groups, label),
+        f"Differences to {find_model(reference).title} as its preset says": _against(main, usual, groups),
         "NDCG@20 by train interactions of the user": _groups(main, groups),
         "Ablations": _ablations(runs, reference),
         "Searches": _searches(dataset),
@@ -145,6 +147,24 @@ def _not_searched(runs: Sequence[Run], main: Sequence[Run], reference: str) -> l
     """Runs of the reference as its preset says, where ``main`` holds it tuned."""
     found = preset_runs(runs, reference)
     return [] if any(run in main for run in found) else found
+
+
+def _against(main: Sequence[Run], usual: Sequence[Run], groups: pd.Series) -> str:
+    """Every other model against the reference as its preset says, over all users and over the sparsest."""
+    if not usual:
+        return ""
+    runs = [*(run for run in main if run.config["model"] != usual[0].config["model"]), *usual]
+    label = run_label(usual[0])
+    first = groups.cat.categories[0]
+    everyone = comparison_table(runs, reference=label)
+    sparsest = comparison_table(runs, reference=label, users=groups.index[groups == first]).set_index("model")
+    lines = [["model", "all users [95 %]", "p (Holm)", f"users with {first} [95 %]", "p (Holm)"]]
+    for row in everyone[everyone["model"] != label].to_dict("records"):
+        cells = [str(row["model"])]
+        for part in (row, sparsest.loc[row["model"]].to_dict()):
+            cells += [_difference(part, interval=True), f"{part['p permutation']:.2g}"]
+        lines.append(cells)
+    return markdown_table(lines)
 
 
 def _groups(main: Sequence[Run], groups: pd.Series) -> str:

@@ -15,6 +15,7 @@ from spike_kit.data.study import Study
 from spike_kit.errors import DataError
 from spike_kit.evaluation.groups import group_means, grouped_by_seed, sparsity_groups, train_interactions
 from spike_kit.evaluation.significance import holm, paired_test, per_user_metric
+from spike_kit.evaluation.tables import run_label
 from spike_kit.experiments import archive, tuned
 from spike_kit.experiments.run import RunConfig, run
 from spike_kit.experiments.search import save_tuned, search
@@ -122,6 +123,12 @@ def test_beside_a_tuned_reference_stands_its_preset(runs: list[Run], study: Stud
     models = {row[0]: row for row in rows_of(report("world", [*runs[:2], *full, usual], activity), "Test split")}
     assert set(models) == {"Popularity", "Item-kNN (tuned)", "SPiKE (tuned)", "SPiKE"}
     assert models["SPiKE (tuned)"][4] == ""
+    against = rows_of(report("world", [*runs[:2], *full, usual], activity), "Differences to SPiKE as its preset says")
+    assert {row[0] for row in against} == {"Popularity", "Item-kNN (tuned)"}
+    for row in against:
+        (other,) = (one for one in runs[:2] if run_label(one) == row[0])
+        test = paired_test(per_user_metric([other]), per_user_metric([usual]))
+        assert row[1].startswith(f"{test.difference:+.4f} [{test.low:+.4f}, {test.high:+.4f}]")
     groups = rows_of(report("world", [*runs[:2], *full, usual], activity), "train interactions")
     assert {row[0] for row in groups} == {"Popularity", "Item-kNN (tuned)", "SPiKE (tuned)"}
 
