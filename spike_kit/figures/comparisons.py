@@ -296,6 +296,7 @@ def efficiency_points(frame: pd.DataFrame) -> Figure:
                 axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
                 axes.xaxis.set_major_formatter(FuncFormatter(_number))
                 axes.xaxis.set_minor_formatter(NullFormatter())
+            axes.margins(0.08)
             axes.set_xlabel(costs[name])
             axes.grid(linewidth=0.3, color="#CCCCCC")
         panels[0].set_ylabel(f"{metric_name(frame['metric'].iloc[0])} ({plain(frame['split'].iloc[0])})")
