@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 import pandas as pd
@@ -75,27 +75,37 @@ def _quantile_groups(counts: pd.Series, n: int) -> pd.Series:
     )
 
 
-def grouped_by_seed(runs: Sequence[Run]) -> dict[str, list[Run]]:
-    """Runs that differ in the seed only, together, under their label; the order of first appearance is kept."""
+def grouped_by_seed(runs: Sequence[Run] | Mapping[str, list[Run]]) -> Mapping[str, list[Run]]:
+    """Runs that differ in the seed only, together, under their label; the order of first appearance is kept.
+
+    Equal labels of different configurations are numbered. Runs that are grouped already keep their labels.
+    """
+    if isinstance(runs, Mapping):
+        return runs
     same: dict[str, list[Run]] = {}
     for run in runs:
         key = storage.canonical_json({name: value for name, value in run.config.items() if name != "seed"})
         same.setdefault(key, []).append(run)
     labelled: dict[str, list[Run]] = {}
     for group in same.values():
-        label = run_label(group[0])
-        taken = sum(name == label or name.startswith(f"{label} (") for name in labelled)
-        labelled[f"{label} ({taken + 1})" if label in labelled else label] = group
+        label = name = run_label(group[0])
+        number = 1
+        while name in labelled:
+            number += 1
+            name = f"{label} ({number})"
+        labelled[name] = group
     return labelled
 
 
-def group_means(runs: Sequence[Run], groups: pd.Series, metric: str = "ndcg@20", split: str = "test") -> pd.DataFrame:
+def group_means(
+    runs: Sequence[Run] | Mapping[str, list[Run]], groups: pd.Series, metric: str = "ndcg@20", split: str = "test"
+) -> pd.DataFrame:
     """Mean of a metric over the users of each group, for every model (over its seeds).
 
     Parameters
     ----------
     runs
-        Finished runs of one data set.
+        Finished runs of one data set, or grouped ones (`grouped_by_seed`).
     groups
         Group of every user, from `sparsity_groups`; users that a run does not rank are left out.
 

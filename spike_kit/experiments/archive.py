@@ -202,29 +202,29 @@ def _by_question(folder: Path, stamps: tuple[int, ...]) -> dict[str, Run]:  # no
 
 
 def known_runs(study: Study) -> list[Run]:
-    """Finished runs of a study; what was not run here is taken from the archive, if it is of the same build.
+    """Finished runs of a study, with what only the archive has (`with_archived`)."""
+    return with_archived(study, finished_runs(study))
+
+
+def with_archived(study: Study, here: Sequence[Run]) -> list[Run]:
+    """Runs of this machine; what was not run here is taken from the archive, if it is of the study's present build.
 
     Two runs are the same one here if they differ in nothing but the version of the code, and of the vectors' last bits.
     Seeds of different versions are not averaged: as soon as one seed was run here by another version, the archive's
     other seeds are left out.
     """
-    here = finished_runs(study)
     versions: dict[str, set[str]] = {}
     for run in here:
         versions.setdefault(_question(run.config, seed=False), set()).add(_version(run.config))
-    return here + [
-        run
-        for run in only_archived(study, here)
-        if _version(run.config) in versions.get(_question(run.config, seed=False), {_version(run.config)})
-    ]
-
-
-def only_archived(study: Study, here: Sequence[Run]) -> list[Run]:
-    """Runs of the archive, of the study's present build, that are not among those of this machine."""
     known = {_question(run.config) for run in here}
-    version = data_version(study)
-    archived = [run for run in read_archive(study.name) if run.config["data_sha256"] == version]
-    return [run for run in archived if _question(run.config) not in known]
+    build = data_version(study)
+    return [*here] + [
+        run
+        for run in read_archive(study.name)
+        if run.config["data_sha256"] == build
+        and _question(run.config) not in known
+        and _version(run.config) in versions.get(_question(run.config, seed=False), {_version(run.config)})
+    ]
 
 
 _VERSIONS = ("code_sha256", "vectors_sha256")

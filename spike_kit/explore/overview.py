@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from functools import cached_property
 from typing import TYPE_CHECKING, Literal
 
@@ -12,7 +12,7 @@ import pandas as pd
 from spike_kit.data.study import Study
 from spike_kit.errors import ConfigError, DataError, require, some
 from spike_kit.evaluation.groups import group_means, grouped_by_seed, sparsity_groups
-from spike_kit.experiments.archive import only_archived
+from spike_kit.experiments.archive import with_archived
 from spike_kit.experiments.run import data_version
 from spike_kit.explore.charts import DASHES, PATTERNS
 from spike_kit.explore.safe import shown
@@ -34,8 +34,7 @@ _LABEL = 60
 
 def _all_runs(study: Study) -> list[Run]:
     """Runs of a study's name, on whatever version of the data, then those that only the archive has."""
-    here = list_runs(study.name)
-    return here + only_archived(study, here)
+    return with_archived(study, list_runs(study.name))
 
 
 class Overview:
@@ -91,7 +90,7 @@ class Overview:
         return [name for name in self.all[0].metrics[self.split] if name in shared]
 
     @cached_property
-    def labelled(self) -> dict[str, list[Run]]:
+    def labelled(self) -> Mapping[str, list[Run]]:
         """Runs that differ in the seed only, under their label."""
         return grouped_by_seed(self.all)
 
@@ -166,10 +165,10 @@ class Overview:
     @property
     def group_table(self) -> pd.DataFrame:
         """Mean of the metric in every sparsity group of users: group, users, and a column for every model."""
-        runs = self.runs
-        if not runs:
+        kept = self.kept()
+        if not kept:
             return pd.DataFrame(columns=["group", "users"])
-        return group_means(runs, self.groups, self.metric, self.split)
+        return group_means(kept, self.groups, self.metric, self.split)
 
     @property
     def figure(self) -> Figure:
@@ -198,7 +197,11 @@ class Overview:
         Of more than `MOST_CURVES` runs those of the best models are drawn.
         """
         objects = require("plotly.graph_objects", "lab")
-        frame = curves_frame(self.runs[:MOST_CURVES], self.metric)
+        drawn, left = dict[str, list[Run]](), MOST_CURVES
+        for label, group in self.kept().items():
+            drawn[label] = group[:left]
+            left -= len(drawn[label])
+        frame = curves_frame(drawn, self.metric)
         chart = objects.Figure()
         models = frame["model"].unique().tolist()
         for (model, seed), part in frame.groupby(["model", "seed"], sort=False):

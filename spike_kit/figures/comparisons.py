@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -309,8 +309,11 @@ def _number(value: float, _: int) -> str:
     return f"{value:g}"
 
 
-def curves_frame(runs: Sequence[Run], metric: str = MONITOR) -> pd.DataFrame:
-    """Data of `curve_lines`: validation metric of every validated epoch: model, seed, epoch, seconds, metric, value."""
+def curves_frame(runs: Sequence[Run] | Mapping[str, list[Run]], metric: str = MONITOR) -> pd.DataFrame:
+    """Data of `curve_lines`: validation metric of every validated epoch: model, seed, epoch, seconds, metric, value.
+
+    ``runs`` may be grouped already (`grouped_by_seed`).
+    """
     column, parts = f"valid_{metric}", []
     for label, group in grouped_by_seed(runs).items():
         for run in group:

@@ -9,6 +9,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
+from spike_kit import storage
 from spike_kit.data.study import Study
 from spike_kit.errors import ConfigError, DataError
 from spike_kit.evaluation.significance import per_user_metric
@@ -99,6 +100,25 @@ def test_runs_of_the_archive_are_shown_where_their_folders_are_gone(study: Study
     assert not any(len(trace.x) for trace in drawn(after.curves()))
     after.reload()
     assert len(after.all) == len(runs)
+
+
+def test_runs_of_other_code_are_told_apart_and_never_mixed(study: Study, runs: list[Run]) -> None:
+    archive.write_archive(runs, study)
+    file = archive.ROOT / "world" / archive.RUNS
+    table = storage.read_parquet(file)
+    table["config"] = [text.replace(runs[0].config["code_sha256"], "0" * 64) for text in table["config"]]
+    table.to_parquet(file, index=False)
+    shutil.rmtree(runs[2].path)
+    table = Overview(study).table
+    assert table["seeds"].tolist() == [1] * 5
+    assert not any(label.endswith(")") for label in table["model"])
+    old = archive.read_archive("world")
+    view = Overview(study, [*runs[3:], *old])
+    labels = view.table["model"].tolist()
+    assert sum(label.endswith(" (2)") for label in labels) == 3
+    assert {line.name for line in drawn(view.curves())} <= {*labels}
+    assert sorted(view.group_table.columns[2:]) == sorted(labels)
+    assert len(drawn(view.group_figure(most=20))) == len(labels)
 
 
 def test_charts_show_what_the_runs_hold(study: Study, runs: list[Run]) -> None:
