@@ -79,15 +79,11 @@ def overview(studies: Mapping[str, tuple[Sequence[Run], pd.Series]], reference: 
     """
     columns: dict[str, dict[str, float]] = {}
     for name, (runs, activity) in studies.items():
-        main, groups = main_runs(runs), sparsity_groups(activity)
-        first = groups.cat.categories[0]
-        few = groups.index[groups == first]
+        main = main_runs(runs)
         found = grouped_by_seed([*main, *_not_searched(runs, main, reference)])
-        values = {label: per_user_metric(group) for label, group in found.items()}
-        columns[name] = {label: value.mean() for label, value in values.items()}
-        columns[f"{name}, users with {first}"] = {
-            label: value[value.index.isin(few)].mean() for label, value in values.items()
-        }
+        sparsest = group_means(found, sparsity_groups(activity)).to_dict("records")[0]
+        columns[name] = {label: per_user_metric(group).mean() for label, group in found.items()}
+        columns[f"{name}, users with {sparsest['group']}"] = {label: sparsest[label] for label in found}
     table = pd.DataFrame(columns)
     order = table[list(studies)].mean(axis=1, skipna=False).sort_values(ascending=False).index
     best = table.max().tolist()
@@ -124,9 +120,7 @@ def insert_tables(text: str, tables: Mapping[str, str]) -> str:
 
 def _models(main: Sequence[Run], groups: pd.Series, reference: str) -> str:
     """Every model: quality over all users and over the sparsest, differences to the reference, cost."""
-    everyone = comparison_table(main, reference=reference)
-    first = groups.cat.categories[0]
-    sparsest = comparison_table(main, reference=reference, users=groups.index[groups == first]).set_index("model")
+    everyone, sparsest, first = _compared(main, groups, reference)
     found = grouped_by_seed(main)
     best = {MONITOR: everyone[MONITOR].max(), "sparsest": sparsest[MONITOR].max()}
     header = ["model", "seeds", "Recall@20", "NDCG@20", "difference", f"NDCG@20, users with {first}", "difference"]
@@ -143,6 +137,13 @@ def _models(main: Sequence[Run], groups: pd.Series, reference: str) -> str:
     return markdown_table(lines)
 
 
+def _compared(runs: Sequence[Run], groups: pd.Series, reference: str) -> tuple[pd.DataFrame, pd.DataFrame, str]:
+    """Comparisons with the reference over all users, and over the sparsest, by model; the name of their group."""
+    first = groups.cat.categories[0]
+    sparsest = comparison_table(runs, reference=reference, users=groups.index[groups == first])
+    return comparison_table(runs, reference=reference), sparsest.set_index("model"), first
+
+
 def _not_searched(runs: Sequence[Run], main: Sequence[Run], reference: str) -> list[Run]:
     """Runs of the reference as its preset says, where ``main`` holds it tuned."""
     found = preset_runs(runs, reference)
@@ -155,9 +156,7 @@ def _against(main: Sequence[Run], usual: Sequence[Run], groups: pd.Series) -> st
         return ""
     runs = [*(run for run in main if run.config["model"] != usual[0].config["model"]), *usual]
     label = run_label(usual[0])
-    first = groups.cat.categories[0]
-    everyone = comparison_table(runs, reference=label)
-    sparsest = comparison_table(runs, reference=label, users=groups.index[groups == first]).set_index("model")
+    everyone, sparsest, first = _compared(runs, groups, label)
     lines = [["model", "all users [95 %]", "p (Holm)", f"users with {first} [95 %]", "p (Holm)"]]
     for row in everyone[everyone["model"] != label].to_dict("records"):
         cells = [str(row["model"])]
