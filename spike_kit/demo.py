@@ -18,6 +18,7 @@ from spike_kit.data.build import open_or_build
 from spike_kit.data.study import Study
 from spike_kit.errors import DataError, NotebookError, require
 from spike_kit.evaluation.tables import as_markdown, results_table
+from spike_kit.experiments.archive import known_runs
 from spike_kit.experiments.run import RunConfig, data_version, run
 from spike_kit.figures.gallery import export_all
 from spike_kit.models import TrainedRecommender, find_model
@@ -78,7 +79,7 @@ def run_demo(
                 changes = cap if trained else {}
                 finished.append(run(RunConfig(model=model, dataset=dataset, training=changes, seed=seed), device))
     with _stage("figures"):
-        drawn = export_all(study, finished)
+        drawn = export_all(study, known_runs(study))
         figures = [file for artefact in drawn for file in artefact.files if file.suffix != ".csv"]
     executed = _execute_notebooks(study, dataset) if notebooks else []
     table = results_table(finished)

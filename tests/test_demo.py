@@ -1,8 +1,10 @@
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 
 import nbformat
+import pandas as pd
 import pytest
 import torch
 
@@ -11,6 +13,8 @@ from spike_kit.data.build import open_or_build
 from spike_kit.data.study import Study
 from spike_kit.demo import execute_notebook, run_demo
 from spike_kit.errors import ConfigError, NotebookError
+from spike_kit.experiments import archive
+from spike_kit.experiments.run import RunConfig, run
 
 
 def notebook(folder: Path, *cells: str) -> Path:
@@ -56,6 +60,20 @@ def test_a_second_demo_trains_nothing(study: Study, monkeypatch: pytest.MonkeyPa
         assert all(run.name in text for run in runs)
         assert "results-world.pdf" in text
     assert sorted(paths.runs_root().iterdir()) == runs
+
+
+def test_figures_show_what_the_archive_keeps(
+    study: Study, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, home: Path
+) -> None:
+    monkeypatch.setattr(archive, "ROOT", tmp_path / "study")
+    monkeypatch.setattr(demo, "MODELS", ("popularity",))
+    kept = run(RunConfig(model="itemknn", dataset="world"), progress=False)
+    archive.write_archive([kept], study)
+    shutil.rmtree(kept.path)
+    text = run_demo("world", None, 1, 1, torch.device("cpu"), notebooks=False)
+    assert "Item-kNN" not in text
+    models = pd.read_csv(home / "figures" / "results-world.csv")["model"]
+    assert set(models) == {"Popularity", "Item-kNN"}
 
 
 def test_an_existing_study_is_never_rebuilt(study: Study, caplog: pytest.LogCaptureFixture) -> None:

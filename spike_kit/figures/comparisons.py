@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import textwrap
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -49,6 +50,9 @@ if TYPE_CHECKING:
 
 _TRAINED = {name for name, model in MODELS.items() if issubclass(model, TrainedRecommender)}
 """Models with a training loop."""
+
+_LABEL = 28
+"""Letters of a line of an ablation's name."""
 
 
 def ablation_frame(
@@ -105,8 +109,10 @@ def ablation_bars(frame: pd.DataFrame) -> Figure:
     from matplotlib.figure import Figure
 
     places = np.arange(len(frame))[::-1]
+    labels = [plain(textwrap.fill(f"{row.model} {row.mark}", _LABEL)) for row in frame.itertuples()]
+    lines = max(label.count("\n") + 1 for label in labels)
     with figure_style():
-        figure = Figure(figsize=(ONE_COLUMN, 0.8 + 0.24 * len(frame)))
+        figure = Figure(figsize=(ONE_COLUMN, 0.8 + max(0.24, 0.12 * lines) * len(frame)))
         axes = figure.subplots()
         errors = np.vstack([frame["difference"] - frame["low"], frame["high"] - frame["difference"]]).clip(0)
         is_gain = frame["difference"] >= 0
@@ -122,8 +128,7 @@ def ablation_bars(frame: pd.DataFrame) -> Figure:
             error_kw={"elinewidth": 0.7, "capsize": 1.5},
         )
         axes.axvline(0, color="black", linewidth=0.6)
-        axes.locator_params(axis="x", nbins=5)
-        labels = [plain(f"{row.model} {row.mark}".strip()) for row in frame.itertuples()]
+        axes.locator_params(axis="x", nbins=3)
         axes.set_yticks(places, labels)
         first = frame.iloc[0]
         axes.set_xlabel(f"Δ {metric_name(first['metric'])} ({plain(first['split'])})")

@@ -73,7 +73,7 @@ def export_all(
     study
         The study.
     runs
-        Its finished runs, for example from `spike_kit.experiments.run.finished_runs`.
+        Its finished runs, for example from `spike_kit.experiments.archive.known_runs`.
     folder
         Where to write; default: figures/.
     split
