@@ -15,32 +15,31 @@ import pandas as pd
 import tyro
 from tyro.conf import OmitArgPrefixes, Positional
 
-from spike_kit import distributed, doctor, paths
-from spike_kit.cli_bench import Bench
+from spike_kit.base import distributed, doctor, paths
+from spike_kit.base.config import TrainingConfig
+from spike_kit.base.errors import ConfigError, SpikeKitError, lookup
 from spike_kit.cli_compare import Compare
 from spike_kit.cli_figures import Figures, Results
 from spike_kit.cli_grid import RunGrid
 from spike_kit.cli_options import OnDevice
 from spike_kit.cli_profiles import ImportProfiles, ImportVectors, JudgeProfiles, Profile, Quality
 from spike_kit.cli_search import Search
-from spike_kit.config import TrainingConfig
 from spike_kit.data.build import build, compared, fetch
+from spike_kit.data.dataset import Dataset
 from spike_kit.data.formats import export
-from spike_kit.data.reorganize import BuildConfig
+from spike_kit.data.pipeline import BuildConfig
 from spike_kit.data.sources import RECIPES, SOURCES, find_recipe
-from spike_kit.data.study import Study
 from spike_kit.demo import run_demo
-from spike_kit.errors import ConfigError, SpikeKitError, lookup
 from spike_kit.evaluation.beyond import measure_lists
-from spike_kit.evaluation.protocol import CUTOFFS, RankingTask, evaluate
-from spike_kit.evaluation.tables import HEADLINE, as_markdown, markdown_table, results_table, run_label
+from spike_kit.evaluation.ranking import CUTOFFS, RankingTask, evaluate
 from spike_kit.experiments.run import RunConfig, finished_runs, load_model, run
+from spike_kit.experiments.run_folder import Run
 from spike_kit.models import MODELS, find_model
 from spike_kit.models.recommender import ModelConfig
 from spike_kit.profiles.encode import DEFAULT_ENCODER, encode_profiles
 from spike_kit.profiles.template import SOURCE
-from spike_kit.runs import Run
-from spike_kit.training import TrainingStoppedError
+from spike_kit.results.tables import HEADLINE, as_markdown, markdown_table, results_table, run_label
+from spike_kit.training.loop import TrainingStoppedError
 
 Settings = TypeVar("Settings", bound=ModelConfig)
 Recipe = TypeVar("Recipe", bound=BuildConfig)
@@ -75,37 +74,37 @@ class Fetch:
 
 @dataclass(frozen=True, kw_only=True)
 class Build(Generic[Recipe]):
-    """Build a study folder from raw files; prints the funnel, and published counts beside ours where they are known."""
+    """Build a data set from raw files; prints the funnel, and published counts beside ours where they are known."""
 
     recipe: OmitArgPrefixes[Recipe]
     """Settings of the build."""
     source: Positional[str] = "ml-100k"
     """Source or data set to build from; the options below are those of this one, so give it first."""
     name: str = ""
-    """Name of the study folder under data/; default: the name of the source."""
+    """Name of the data-set folder under data/; default: the name of the source."""
     raw: Path | None = None
     """Folder of the raw files; default: data/raw/<source>."""
     overwrite: bool = False
-    """Replace a study folder even if that deletes profiles that were paid for."""
+    """Replace a data-set folder even if that deletes profiles that were paid for."""
 
     def __call__(self) -> None:
         """Build and print what is left after every step."""
-        study = build(self.source, self.recipe, name=self.name, raw=self.raw, overwrite=self.overwrite)
-        manifest = study.manifest
+        data = build(self.source, self.recipe, name=self.name, raw=self.raw, overwrite=self.overwrite)
+        manifest = data.manifest
         print(_aligned(list(manifest.funnel)))
         if manifest.published:
             print(f"\npublished in {manifest.published_in}:\n{compared(manifest).to_string(index=False)}\n")
         for note in manifest.notes:
             print(f"note: {note}")
-        print(f"{paths.shown(study.path)}: " + ", ".join(f"{n} {name}" for name, n in manifest.counts.items()))
+        print(f"{paths.shown(data.path)}: " + ", ".join(f"{n} {name}" for name, n in manifest.counts.items()))
 
 
 @dataclass(frozen=True, kw_only=True)
 class Export:
-    """Write a study folder in the format of another code: kgat (also SSLRec, KGRec), recbole, spike-release."""
+    """Write a data-set folder in the format of another code: kgat (also SSLRec, KGRec), recbole, spike-release."""
 
     dataset: Positional[str] = "ml-100k"
-    """Data set: a name under data/ or the path of a study folder."""
+    """Data set: a name under data/ or the path of a data-set folder."""
     format: Literal["kgat", "recbole", "spike-release"] = "kgat"
     """Format of the files."""
     to: Path | None = None
@@ -121,10 +120,10 @@ class Export:
 
     def __call__(self) -> None:
         """Write the folder, all or nothing."""
-        study = Study.open(self.dataset)
-        folder = self.to or paths.exports_root() / f"{study.name}-{self.format}"
+        data = Dataset.open(self.dataset)
+        folder = self.to or paths.exports_root() / f"{data.name}-{self.format}"
         written = export(
-            study,
+            data,
             self.format,
             folder,
             merge_valid=self.merge_valid,
@@ -139,7 +138,7 @@ class Encode(OnDevice):
     """Turn profiles into vectors with a frozen text encoder; texts encoded before are not encoded again."""
 
     dataset: Positional[str] = "ml-100k"
-    """Data set: a name under data/ or the path of a study folder."""
+    """Data set: a name under data/ or the path of a data-set folder."""
     source: str = SOURCE
     """Profile source to encode."""
     encoder: str = DEFAULT_ENCODER
@@ -151,8 +150,8 @@ class Encode(OnDevice):
     def __call__(self) -> None:
         """Write embeddings/<source>--<encoder>.safetensors."""
         device = self.chosen_device()
-        study = Study.open(self.dataset)
-        print(paths.shown(encode_profiles(study, self.source, self.encoder, device=device, batch_size=self.batch_size)))
+        data = Dataset.open(self.dataset)
+        print(paths.shown(encode_profiles(data, self.source, self.encoder, device=device, batch_size=self.batch_size)))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -168,7 +167,7 @@ class Train(OnDevice, Generic[Settings]):
     training: OmitArgPrefixes[TrainingConfig]
     """Settings of its training."""
     dataset: str = "ml-100k"
-    """Data set: a name under data/ or the path of a study folder."""
+    """Data set: a name under data/ or the path of a data-set folder."""
     model: str = "spike"
     """Model; the options below are those of this model, so give it first."""
     preset: str = "recommended"
@@ -215,7 +214,7 @@ class Evaluate(OnDevice):
     """Print the results of finished runs, averaged over seeds; other cut-offs are ranked anew from stored weights."""
 
     dataset: Positional[str] = "ml-100k"
-    """Data set: a name under data/ or the path of a study folder."""
+    """Data set: a name under data/ or the path of a data-set folder."""
     split: Literal["valid", "test"] = "test"
     """Split to report."""
     metrics: tuple[str, ...] = ("recall", "ndcg")
@@ -227,35 +226,35 @@ class Evaluate(OnDevice):
 
     def __call__(self) -> None:
         """Print one table, or those of the lists."""
-        study = Study.open(self.dataset)
-        finished = finished_runs(study)
+        data = Dataset.open(self.dataset)
+        finished = finished_runs(data)
         if not finished:
             raise ConfigError(
-                f"there is no finished run of {study.name} as it is built now",
+                f"there is no finished run of {data.name} as it is built now",
                 f"train one: spike-kit train --dataset {self.dataset}",
             )
         if self.beyond is not None:
-            self._print_lists(study, finished, self.beyond)
+            self._print_lists(data, finished, self.beyond)
             return
         names = [f"{metric}@{k}" for metric in self.metrics for k in self.cutoffs]
         stored = all(name in done.metrics[self.split] for done in finished for name in names)
-        values = None if stored else self._rank_again(study, finished)
+        values = None if stored else self._rank_again(data, finished)
         print(as_markdown(results_table(finished, self.split, names, values), names))
 
-    def _print_lists(self, study: Study, finished: Sequence[Run], k: int) -> None:
+    def _print_lists(self, data: Dataset, finished: Sequence[Run], k: int) -> None:
         device = self.chosen_device()
-        models = ((run_label(done), load_model(done, study, device)) for done in finished)
-        tables = measure_lists(study, models, self.split, k)
+        models = ((run_label(done), load_model(done, data, device)) for done in finished)
+        tables = measure_lists(data, models, self.split, k)
         for title, table in tables.items():
             numbers = table.set_index("model").map("{:.4f}".format).replace("nan", "")
             rows = [[str(model), *cells] for model, cells in zip(numbers.index, numbers.to_numpy(), strict=True)]
             shown = markdown_table([[str(name) for name in table], *rows])
             print(f"{title}, lists of {k}, {self.split} split\n\n{shown}\n")
 
-    def _rank_again(self, study: Study, finished: Sequence[Run]) -> list[dict[str, float]]:
+    def _rank_again(self, data: Dataset, finished: Sequence[Run]) -> list[dict[str, float]]:
         device = self.chosen_device()
-        task = RankingTask.from_tables(study.tables, self.split, device)
-        return [evaluate(load_model(done, study, device), task, self.cutoffs)[0] for done in finished]
+        task = RankingTask.from_tables(data.tables, self.split, device)
+        return [evaluate(load_model(done, data, device), task, self.cutoffs)[0] for done in finished]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -263,7 +262,7 @@ class Demo(OnDevice):
     """Run the whole pipeline: fetch, build, profile, encode, train, evaluate, figures, notebooks."""
 
     dataset: Positional[str] = "ml-100k"
-    """Name of the study folder to build or reuse."""
+    """Name of the data-set folder to build or reuse."""
     max_users: int | None = None
     """Build a small cut with this many users instead of the full data set."""
     seeds: int = 1
@@ -298,7 +297,6 @@ COMMANDS: dict[str, Any] = {
     "results": Results,
     "figures": Figures,
     "demo": Demo,
-    "bench": Bench,
 }
 """Every command by its name."""
 

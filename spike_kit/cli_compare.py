@@ -9,15 +9,16 @@ from typing import Literal
 import pandas as pd
 from tyro.conf import Positional
 
-from spike_kit import paths, runs, storage
-from spike_kit.data.study import Study
-from spike_kit.errors import ConfigError, DataError
-from spike_kit.evaluation.comparison import HYPOTHESES, comparison_markdown, comparison_table
+from spike_kit.base import paths, storage
+from spike_kit.base.errors import ConfigError, DataError
+from spike_kit.data.dataset import Dataset
 from spike_kit.evaluation.groups import sparsity_groups
-from spike_kit.evaluation.tables import HEADLINE, results_table
+from spike_kit.experiments import run_folder
 from spike_kit.experiments.archive import known_runs
+from spike_kit.experiments.run_folder import Run
 from spike_kit.figures.latex import latex_table
-from spike_kit.runs import Run
+from spike_kit.results.comparison import HYPOTHESES, comparison_markdown, comparison_table
+from spike_kit.results.tables import HEADLINE, results_table
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -67,7 +68,7 @@ class Compare:
         """Users of the quarter, and words for them; none for all users."""
         if self.quarter is None:
             return None, ""
-        groups = sparsity_groups(Study.open(dataset))
+        groups = sparsity_groups(Dataset.open(dataset))
         if self.quarter > len(groups.cat.categories):
             raise ConfigError(
                 f"the users of {dataset} are in {len(groups.cat.categories)} groups", "ties stay together"
@@ -80,10 +81,10 @@ class Compare:
         if None not in folders:
             return [Run(folder) for folder in folders if folder is not None]
         if len(self.runs) == 1:
-            return known_runs(Study.open(self.runs[0]))
+            return known_runs(Dataset.open(self.runs[0]))
         missing = next(name for name, folder in zip(self.runs, folders, strict=True) if folder is None)
         raise DataError(f"there is no finished run {missing!r}", f"run folders are in {paths.shown(paths.runs_root())}")
 
     def _folder(self, name: str) -> Path | None:
         candidates = paths.runs_root() / name, Path(name)
-        return next((folder for folder in candidates if (folder / runs.METRICS).is_file()), None)
+        return next((folder for folder in candidates if (folder / run_folder.METRICS).is_file()), None)

@@ -10,14 +10,14 @@ from typing import Literal
 import pandas as pd
 from tyro.conf import Positional
 
-from spike_kit import paths, storage
-from spike_kit.data.study import Study
-from spike_kit.errors import DataError, lookup
+from spike_kit.base import paths, storage
+from spike_kit.base.errors import DataError, lookup
+from spike_kit.data.dataset import Dataset
 from spike_kit.evaluation.groups import train_interactions
 from spike_kit.experiments.archive import archived_activity, known_runs, read_archive
+from spike_kit.experiments.run_folder import Run
 from spike_kit.figures.gallery import FIGURES, export_all
 from spike_kit.figures.report import OVERVIEW, insert_tables, overview, report
-from spike_kit.runs import Run
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -53,9 +53,9 @@ class Results:
 
     def _runs(self, name: str) -> tuple[Sequence[Run], pd.Series]:
         """Finished runs of a data set, and the train interactions of its users."""
-        if paths.study_exists(name) and self.into is None:
-            study = Study.open(name)
-            return known_runs(study), train_interactions(study)
+        if paths.dataset_exists(name) and self.into is None:
+            data = Dataset.open(name)
+            return known_runs(data), train_interactions(data)
         if runs := read_archive(name):
             return runs, archived_activity(name)
         raise DataError(f"{name} is neither built here nor in docs/study", f"build it: spike-kit build {name}")
@@ -69,7 +69,7 @@ class Figures:
     """
 
     dataset: Positional[str] = "ml-100k"
-    """Data set: a name under data/ or the path of a study folder."""
+    """Data set: a name under data/ or the path of a data-set folder."""
     folder: Path | None = None
     """Where to write; default: figures/."""
     split: Literal["test", "valid"] = "test"
@@ -79,9 +79,9 @@ class Figures:
 
     def __call__(self) -> None:
         """Draw, and print what was written and what was not run."""
-        study = Study.open(self.dataset)
+        data = Dataset.open(self.dataset)
         for name in self.only:
             lookup(FIGURES, name, "figure")
-        for artefact in export_all(study, known_runs(study), self.folder, split=self.split, names=self.only or None):
+        for artefact in export_all(data, known_runs(data), self.folder, split=self.split, names=self.only or None):
             written = ", ".join(paths.shown(file) for file in artefact.files)
             print(f"{artefact.name:12} {written or f'not run: {artefact.missing}'}")

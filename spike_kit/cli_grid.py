@@ -9,8 +9,8 @@ from pathlib import Path
 from tqdm.auto import tqdm
 from tyro.conf import Positional, UseAppendAction
 
+from spike_kit.base.errors import ConfigError, TrainingError
 from spike_kit.cli_options import OnDevice
-from spike_kit.errors import ConfigError, TrainingError
 from spike_kit.experiments.grid import Cell, Grid, GridRun, Outcome, Submit, on_cluster, on_this_machine
 
 STUDY = Path(__file__).parent / "experiments" / "study.toml"

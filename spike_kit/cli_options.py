@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import torch
 
-from spike_kit.devices import resolve_device
+from spike_kit.base.devices import resolve_device
 
 
 @dataclass(frozen=True, kw_only=True)

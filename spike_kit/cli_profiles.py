@@ -11,9 +11,9 @@ from typing import Literal
 from tqdm.auto import tqdm
 from tyro.conf import OmitArgPrefixes, Positional
 
-from spike_kit import paths
-from spike_kit.data.study import Study
-from spike_kit.errors import ConfigError, LLMError
+from spike_kit.base import paths
+from spike_kit.base.errors import ConfigError, LLMError
+from spike_kit.data.dataset import Dataset
 from spike_kit.evaluation.signal import signal_table
 from spike_kit.profiles.batch import Imported, export_batch, import_batch
 from spike_kit.profiles.cost import OWN_PRICES, prices
@@ -31,7 +31,7 @@ from spike_kit.profiles.template import SOURCE, WORD_LIMIT, template_profiles
 
 @dataclass(frozen=True, kw_only=True)
 class Profile:
-    """Write the profile of every item, auxiliary entity and user of a study, from templates or by a language model.
+    """Write the profile of every item, auxiliary entity and user of a data set, from templates or by a language model.
 
     Answers of a model are kept in data/llm/<data set>.sqlite as they arrive: whatever ends a run, the same command goes
     on from there. Look at --dry-run first.
@@ -42,7 +42,7 @@ class Profile:
     prompts: OmitArgPrefixes[PromptConfig] = field(default_factory=PromptConfig)
     """What the prompts are made of."""
     dataset: Positional[str] = "ml-100k"
-    """Data set: a name under data/ or the path of a study folder."""
+    """Data set: a name under data/ or the path of a data-set folder."""
     source: str = SOURCE
     """Name of the profiles; template: facts in sentences, no LLM. Any other name asks the model below."""
     fill: Literal["", "template"] = ""
@@ -56,14 +56,14 @@ class Profile:
 
     def __call__(self) -> None:
         """Write profiles/<source>.parquet, or say what is missing."""
-        study = Study.open(self.dataset)
+        data = Dataset.open(self.dataset)
         if self.source == SOURCE:
             asks = self.dry_run or self.batch_export or self.batch_import or self.llm != LLMConfig()
             if asks:
                 raise ConfigError(
                     "template profiles ask no model", f"name the profiles, for example: --source {self.llm.model}"
                 )
-            print(paths.shown(study.write_profiles(self.source, template_profiles(study))))
+            print(paths.shown(data.write_profiles(self.source, template_profiles(data))))
             return
         if self.source in prices().models and self.source != self.llm.model:
             raise ConfigError(
@@ -71,7 +71,7 @@ class Profile:
                 f"add --model {self.source}, or choose another name",
             )
         config = GenerationConfig(llm=self.llm, prompts=self.prompts, fill=self.fill)
-        generation = Generation(study, config, self.source)
+        generation = Generation(data, config, self.source)
         if self.batch_import:
             print(_imported(import_batch(generation, self.batch_import), self.llm.model))
         if self.batch_export:
@@ -89,7 +89,7 @@ class ImportProfiles:
     """Make a profile source from JSON files {id: text} that others wrote (CoLaKG's, for example)."""
 
     dataset: Positional[str] = "ml-100k"
-    """Data set: a name under data/ or the path of a study folder."""
+    """Data set: a name under data/ or the path of a data-set folder."""
     source: str = "imported"
     """Name of the new source."""
     items: Path | None = None
@@ -111,16 +111,16 @@ class ImportProfiles:
         """Write profiles/<source>.parquet."""
         given = {"item": self.items, "auxiliary": self.auxiliary, "user": self.users}
         maps = {"item": self.item_map, "auxiliary": self.auxiliary_map, "user": self.user_map}
-        study = Study.open(self.dataset)
+        data = Dataset.open(self.dataset)
         path = import_profiles(
-            study,
+            data,
             self.source,
             {subject: file for subject, file in given.items() if file},
             {subject: file for subject, file in maps.items() if file},
             self.fill,
         )
         print(paths.shown(path))
-        print("imported: " + ", ".join(f"{n} {name}" for name, n in study.provenance(self.source)["imported"].items()))
+        print("imported: " + ", ".join(f"{n} {name}" for name, n in data.provenance(self.source)["imported"].items()))
         if self.users:
             print("user profiles are flagged as possibly leaky: report no gain from them")
 
@@ -134,7 +134,7 @@ class ImportVectors:
     entities: Path
     """Vectors of all entities, items first."""
     dataset: Positional[str] = "ml-100k"
-    """Data set: a name under data/ or the path of a study folder."""
+    """Data set: a name under data/ or the path of a data-set folder."""
     source: str = SOURCE
     """Profile source they belong to."""
     name: str = "theirs"
@@ -142,8 +142,8 @@ class ImportVectors:
 
     def __call__(self) -> None:
         """Write embeddings/<source>--given:<name>.safetensors."""
-        study = Study.open(self.dataset)
-        print(paths.shown(import_vectors(study, self.source, self.name, self.users, self.entities)))
+        data = Dataset.open(self.dataset)
+        print(paths.shown(import_vectors(data, self.source, self.name, self.users, self.entities)))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -153,7 +153,7 @@ class JudgeProfiles:
     llm: OmitArgPrefixes[LLMConfig] = field(default_factory=LLMConfig)
     """Model that judges, and its server."""
     dataset: Positional[str] = "ml-100k"
-    """Data set: a name under data/ or the path of a study folder."""
+    """Data set: a name under data/ or the path of a data-set folder."""
     sources: tuple[str, ...] = (SOURCE,)
     """Profile sources to judge, on the same subjects."""
     mode: Literal["single", "pairwise"] = "single"
@@ -168,7 +168,7 @@ class JudgeProfiles:
     def __call__(self) -> None:
         """Print the table of scores or preferences."""
         config = JudgeConfig(llm=self.llm, mode=self.mode, sample=self.sample, seed=self.seed)
-        judge = Judge(Study.open(self.dataset), self.sources, config)
+        judge = Judge(Dataset.open(self.dataset), self.sources, config)
         if self.dry_run:
             calls, costs = judge.estimate()
             print(f"{calls} calls to make\n\n{costs.to_string(index=False, na_rep='')}\n\nprices of {prices().as_of}")
@@ -187,7 +187,7 @@ class Quality:
     """Compare profile sources without an LLM: faithfulness, length, diversity, near-duplicates, spread, signal."""
 
     dataset: Positional[str] = "ml-100k"
-    """Data set: a name under data/ or the path of a study folder."""
+    """Data set: a name under data/ or the path of a data-set folder."""
     sources: tuple[str, ...] = (SOURCE,)
     """Profile sources to compare."""
     encoder: str = DEFAULT_ENCODER
@@ -195,15 +195,15 @@ class Quality:
 
     def __call__(self) -> None:
         """Print two tables."""
-        study = Study.open(self.dataset)
-        texts = {source: study.profiles(source) for source in self.sources}
-        vectors = {source: ensure_vectors(study, source, self.encoder) for source in self.sources}
-        prompts = {source: prompt_texts(study, source) for source in self.sources}
+        data = Dataset.open(self.dataset)
+        texts = {source: data.profiles(source) for source in self.sources}
+        vectors = {source: ensure_vectors(data, source, self.encoder) for source in self.sources}
+        prompts = {source: prompt_texts(data, source) for source in self.sources}
         print(quality_table(texts, prompts, WORD_LIMIT, vectors).round(3).to_string(index=False))
         print("\nranking of the validation items by profile vectors alone:")
-        print(signal_table(study, vectors).round(4).to_string(index=False))
+        print(signal_table(data, vectors).round(4).to_string(index=False))
         for source in self.sources:
-            if leaky := study.provenance(source).get("possibly_leaky"):
+            if leaky := data.provenance(source).get("possibly_leaky"):
                 print(f"{source}: profiles of {', '.join(leaky)} may describe held-out interactions; report no gain")
 
 

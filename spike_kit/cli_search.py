@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from tyro.conf import UseAppendAction
 
-from spike_kit import paths
+from spike_kit.base import paths
 from spike_kit.cli_options import OnDevice
 from spike_kit.experiments.run import RunConfig
 from spike_kit.experiments.search import save_tuned, search
@@ -30,7 +30,7 @@ class Search(OnDevice):
     model: str = "spike"
     """Model to search for."""
     dataset: str = "ml-100k"
-    """Data set: a name under data/ or the path of a study folder."""
+    """Data set: a name under data/ or the path of a data-set folder."""
     preset: str = "recommended"
     """Named setting that gives what is not searched."""
     trials: int = 30

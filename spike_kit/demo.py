@@ -13,18 +13,19 @@ from pathlib import Path
 import torch
 from tqdm.auto import tqdm
 
-from spike_kit import paths, runs, storage
+from spike_kit import __version__
+from spike_kit.base import paths, storage
+from spike_kit.base.errors import DataError, NotebookError, require
 from spike_kit.data.build import open_or_build
-from spike_kit.data.study import Study
-from spike_kit.errors import DataError, NotebookError, require
-from spike_kit.evaluation.tables import as_markdown, results_table
+from spike_kit.data.dataset import Dataset
 from spike_kit.experiments.archive import known_runs
 from spike_kit.experiments.run import RunConfig, data_version, run
+from spike_kit.experiments.run_folder import Run
 from spike_kit.figures.gallery import export_all
 from spike_kit.models import TrainedRecommender, find_model
 from spike_kit.profiles.encode import DEFAULT_ENCODER, ensure_vectors
 from spike_kit.profiles.template import SOURCE, ensure_profiles
-from spike_kit.runs import Run
+from spike_kit.results.tables import as_markdown, results_table
 
 logger = logging.getLogger(__name__)
 
@@ -51,7 +52,7 @@ def run_demo(
     Parameters
     ----------
     dataset
-        Name of the study folder.
+        Name of the data-set folder.
     max_users
         Size of a small cut; none takes everyone.
     seeds
@@ -69,7 +70,7 @@ def run_demo(
         Results table, paths of all artefacts, and how to go on.
     """
     started = time.perf_counter()
-    study = prepare(dataset, max_users, device)
+    data = prepare(dataset, max_users, device)
     cap = {} if epochs is None else {"epochs": epochs}
     finished: list[Run] = []
     for model in MODELS:
@@ -79,16 +80,16 @@ def run_demo(
                 changes = cap if trained else {}
                 finished.append(run(RunConfig(model=model, dataset=dataset, training=changes, seed=seed), device))
     with _stage("figures"):
-        drawn = export_all(study, known_runs(study))
+        drawn = export_all(data, known_runs(data))
         figures = [file for artefact in drawn for file in artefact.files if file.suffix != ".csv"]
-    executed = _execute_notebooks(study, dataset) if notebooks else []
+    executed = _execute_notebooks(data, dataset) if notebooks else []
     table = results_table(finished)
     run_folders = [done.path for done in finished]
-    artefacts = {"study": [study.path], "run": run_folders, "figure": figures, "notebook": executed}
+    artefacts = {"study": [data.path], "run": run_folders, "figure": figures, "notebook": executed}
     return "\n".join(
         [
             "",
-            f"{study.name}: test split, weights chosen on validation",
+            f"{data.name}: test split, weights chosen on validation",
             "",
             as_markdown(table),
             "",
@@ -100,15 +101,15 @@ def run_demo(
     )
 
 
-def prepare(dataset: str, max_users: int | None, device: torch.device) -> Study:
-    """Fetch, build, profile and encode, as far as this is not done; an existing study folder is kept."""
+def prepare(dataset: str, max_users: int | None, device: torch.device) -> Dataset:
+    """Fetch, build, profile and encode, as far as this is not done; an existing data-set folder is kept."""
     with _stage("data"):
-        study = open_or_build(dataset, RAW, max_users=max_users)
+        data = open_or_build(dataset, RAW, max_users=max_users)
     with _stage("profiles"):
-        ensure_profiles(study)
+        ensure_profiles(data)
     with _stage("vectors"):
-        ensure_vectors(study, SOURCE, DEFAULT_ENCODER, device)
-    return study
+        ensure_vectors(data, SOURCE, DEFAULT_ENCODER, device)
+    return data
 
 
 def execute_notebook(source: Path, target: Path, dataset: str, version: str) -> None:
@@ -160,10 +161,10 @@ def _write_notebook(target: Path, text: str) -> None:
         temporary.write_text(text, encoding="utf-8")
 
 
-def _execute_notebooks(study: Study, dataset: str) -> list[Path]:
+def _execute_notebooks(data: Dataset, dataset: str) -> list[Path]:
     sources = sorted(NOTEBOOKS.glob("[0-9][0-9]_*.ipynb"))
-    folder = paths.data_root() / "notebooks" / study.name
-    version = data_version(study) + runs.code_version()
+    folder = paths.data_root() / "notebooks" / data.name
+    version = data_version(data) + __version__
     targets = [folder / source.name for source in sources]
     logging.getLogger("traitlets").setLevel(logging.WARNING)
     with _stage("notebooks"):

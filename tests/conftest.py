@@ -9,9 +9,9 @@ import pytest
 import torch
 from hypothesis import settings
 
-from spike_kit import paths
-from spike_kit.data.study import Study
-from spike_kit.data.workspace import Workspace, workspace
+from spike_kit.base import paths
+from spike_kit.data.dataset import Dataset
+from spike_kit.data.raw import Workspace, workspace
 from spike_kit.profiles.encode import DEFAULT_ENCODER, vectors_metadata
 from spike_kit.profiles.template import SOURCE, template_profiles
 from tests.world import World, make_world, write_world
@@ -49,8 +49,8 @@ def world() -> World:
 
 
 @pytest.fixture
-def study(home: Path, world: World) -> Study:
-    """The tiny world as a study folder with profiles and vectors, found under the name ``world``."""
+def data(home: Path, world: World) -> Dataset:
+    """The tiny world as a data-set folder with profiles and vectors, found under the name ``world``."""
     written = write_world(paths.data_root() / "world")
     written.write_profiles(SOURCE, template_profiles(written, progress=False))
     metadata = vectors_metadata(written.profiles(), DEFAULT_ENCODER)

@@ -1,6 +1,6 @@
 """The plain way to evaluate: one user after the other, metrics by Python loops, as many published codes do it.
 
-``python -m tests.reference_evaluation`` times it beside `spike_kit.evaluation.protocol.evaluate`.
+``python -m tests.reference_evaluation`` times it beside `spike_kit.evaluation.ranking.evaluate`.
 """
 
 from __future__ import annotations
@@ -17,8 +17,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from spike_kit.bench.evaluation import synthetic_task
-from spike_kit.evaluation.protocol import CUTOFFS, RankingTask, evaluate
+from benchmarks.evaluation import synthetic_task
+from spike_kit.evaluation.ranking import CUTOFFS, RankingTask, evaluate
 from spike_kit.models.recommender import Recommender
 
 Ranking = Literal["topk", "argsort", "heap"]

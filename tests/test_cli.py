@@ -15,10 +15,10 @@ import numpy as np
 import pytest
 import torch
 
-from spike_kit import paths
+from spike_kit.base import paths
 from spike_kit.cli import COMMANDS, main
+from spike_kit.data.dataset import Dataset
 from spike_kit.data.sources import RECIPES, SOURCES
-from spike_kit.data.study import Study
 from spike_kit.models import MODELS
 from spike_kit.profiles.loopback import MODEL, LoopbackProcess, completion
 
@@ -56,7 +56,7 @@ def test_the_overview_names_every_command_and_model(capsys: pytest.CaptureFixtur
     assert all(name in text for name in [*COMMANDS, *MODELS])
 
 
-def test_unknown_things_are_explained(study: Study, capsys: pytest.CaptureFixture[str]) -> None:
+def test_unknown_things_are_explained(data: Dataset, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["trian"]) == 1
     assert "no command named 'trian'" in output(capsys)
     assert main(["train", "--model", "spkie"]) == 1
@@ -64,7 +64,7 @@ def test_unknown_things_are_explained(study: Study, capsys: pytest.CaptureFixtur
     assert main(["train", "--preset", "best"]) == 1
     assert "known: recommended, released_code" in output(capsys)
     assert main(["train", "--dataset", "book", "--model", "spike"]) == 1
-    assert "no study folder for data set 'book'" in output(capsys)
+    assert "no data-set folder for data set 'book'" in output(capsys)
     with pytest.raises(SystemExit) as stopped:
         main(["train", "--dataset", "world", "--roh", "1"])
     assert stopped.value.code == 2
@@ -72,7 +72,7 @@ def test_unknown_things_are_explained(study: Study, capsys: pytest.CaptureFixtur
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="checks the error of a machine without CUDA")
 def test_the_words_of_the_authors_readme_work_up_to_the_missing_gpu(
-    study: Study, capsys: pytest.CaptureFixture[str]
+    data: Dataset, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert main(["train", "--dataset", "world", "--model", "spike", "--gpu", "0"]) == 1
     text = output(capsys)
@@ -81,7 +81,7 @@ def test_the_words_of_the_authors_readme_work_up_to_the_missing_gpu(
     assert not paths.runs_root().exists()
 
 
-def test_train_and_evaluate(study: Study, capsys: pytest.CaptureFixture[str]) -> None:
+def test_train_and_evaluate(data: Dataset, capsys: pytest.CaptureFixture[str]) -> None:
     for model in ("popularity", "bprmf", "lightgcn", "spike"):
         arguments = ["--device", "cpu"] if model == "popularity" else SHORT
         assert main(["train", "--dataset", "world", "--model", model, *arguments]) == 0
@@ -100,23 +100,23 @@ def test_train_and_evaluate(study: Study, capsys: pytest.CaptureFixture[str]) ->
 
 
 def test_a_study_can_be_given_as_a_path_and_settings_as_options(
-    study: Study, capsys: pytest.CaptureFixture[str]
+    data: Dataset, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    arguments = ["--dataset", str(study.path), "--no-inject", "--no-remove", "--matching", "off", "--rho", "0.3"]
+    arguments = ["--dataset", str(data.path), "--no-inject", "--no-remove", "--matching", "off", "--rho", "0.3"]
     assert main(["train", *arguments, *SHORT]) == 0
     capsys.readouterr()
-    assert main(["evaluate", str(study.path)]) == 0
+    assert main(["evaluate", str(data.path)]) == 0
     text = output(capsys)
     assert "rho=0.3" in text
     assert "inject=False" in text
 
 
-def test_evaluate_without_runs_says_what_to_do(study: Study, capsys: pytest.CaptureFixture[str]) -> None:
+def test_evaluate_without_runs_says_what_to_do(data: Dataset, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["evaluate", "world"]) == 1
     assert "spike-kit train --dataset world" in output(capsys)
 
 
-def test_profile_and_encode_say_where_they_wrote(study: Study, capsys: pytest.CaptureFixture[str]) -> None:
+def test_profile_and_encode_say_where_they_wrote(data: Dataset, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["profile", "world"]) == 0
     assert "template.parquet" in output(capsys)
     assert main(["encode", "world", "--encoder", "no/such-encoder", "--device", "cpu"]) == 1
@@ -124,7 +124,7 @@ def test_profile_and_encode_say_where_they_wrote(study: Study, capsys: pytest.Ca
 
 
 def test_doctor_says_present_or_absent_and_never_the_key(
-    study: Study, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+    data: Dataset, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("OPENAI_API_KEY", "sk-planted-secret")
     monkeypatch.delenv("HF_TOKEN", raising=False)
@@ -151,7 +151,7 @@ def test_building_without_fetched_files_says_so(capsys: pytest.CaptureFixture[st
     assert "known: ml-100k" in output(capsys)
 
 
-def test_ctrl_c_during_training_leaves_nothing_and_says_so(study: Study, home: Path) -> None:
+def test_ctrl_c_during_training_leaves_nothing_and_says_so(data: Dataset, home: Path) -> None:
     command = [
         sys.executable,
         "-m",
@@ -187,7 +187,7 @@ def test_help_of_build_names_every_source(capsys: pytest.CaptureFixture[str]) ->
         assert "--min-rating" in shown
 
 
-def test_an_export_is_written_and_not_over_something_else(study: Study, capsys: pytest.CaptureFixture[str]) -> None:
+def test_an_export_is_written_and_not_over_something_else(data: Dataset, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["export", "world", "--format", "recbole"]) == 0
     folder = paths.data_root() / "exports" / "world-recbole"
     assert (folder / "world.train.inter").is_file()
@@ -205,7 +205,7 @@ def answers_of(path: Path) -> list[str]:
     return answers
 
 
-def test_profiling_by_a_model_is_estimated_first(study: Study, capsys: pytest.CaptureFixture[str]) -> None:
+def test_profiling_by_a_model_is_estimated_first(data: Dataset, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["profile", "world", "--source", "llm", "--domain", "movies", "--dry-run"]) == 0
     text = capsys.readouterr().out
     assert "124 calls, about " in text
@@ -213,27 +213,27 @@ def test_profiling_by_a_model_is_estimated_first(study: Study, capsys: pytest.Ca
     shown = [f"--- prompt of {subject}" for subject in ("item 0", "auxiliary 48", "user 0")]
     assert all(heading in text for heading in shown)
     assert text.count("BEGIN DATA") == 2 * 3
-    assert study.profile_sources() == ["template"]
+    assert data.profile_sources() == ["template"]
     assert main(["profile", "world", "--dry-run"]) == 1
     assert "--source gpt-4o-mini" in output(capsys)
     assert main(["profile", "world", "--source", "llm", "--domain", "filmz", "--dry-run"]) == 1
     assert "no domain named 'filmz'" in output(capsys)
 
 
-def test_profiling_by_a_server_of_ones_own(study: Study, capsys: pytest.CaptureFixture[str]) -> None:
+def test_profiling_by_a_server_of_ones_own(data: Dataset, capsys: pytest.CaptureFixture[str]) -> None:
     with LoopbackProcess() as server:
         command = ["profile", "world", "--source", "llm", "--model", MODEL, "--base-url", server.base_url]
         assert main(command) == 0
         text = capsys.readouterr().out
         assert "0 answers from before, 124 new, 0 failed; 124 calls" in text
         assert text.splitlines()[-1].endswith("llm.parquet")
-        assert len(study.profiles("llm")) == 124
+        assert len(data.profiles("llm")) == 124
         assert main(command) == 0
         assert "124 answers from before, 0 new, 0 failed; 0 calls" in output(capsys)
 
 
 def test_a_missing_key_is_named(
-    study: Study, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+    data: Dataset, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.delenv("OPENAI_API_KEY", raising=False)
     assert main(["profile", "world", "--source", "llm"]) == 1
@@ -244,7 +244,7 @@ def test_a_missing_key_is_named(
     assert "MY_OWN_KEY holds no key" in output(capsys)
 
 
-def test_profiling_by_batches(study: Study, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+def test_profiling_by_batches(data: Dataset, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     results = tmp_path / "results.jsonl"
     for subject, count in (("item", 48), ("auxiliary", 20), ("user", 56)):
         path = tmp_path / f"{subject}.jsonl"
@@ -260,9 +260,9 @@ def test_profiling_by_batches(study: Study, capsys: pytest.CaptureFixture[str], 
 
 
 def test_profiles_of_others_are_imported_with_a_warning(
-    study: Study, capsys: pytest.CaptureFixture[str], tmp_path: Path
+    data: Dataset, capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
-    files = {"items": study.items, "users": study.users}
+    files = {"items": data.items, "users": data.users}
     for name, table in files.items():
         texts = {key: f"Theirs: {label}." for key, label in zip(table["source_id"], table["label"], strict=True)}
         (tmp_path / f"{name}.json").write_text(json.dumps(texts), encoding="utf-8")
@@ -276,7 +276,7 @@ def test_profiles_of_others_are_imported_with_a_warning(
     assert "possibly leaky" in text
 
 
-def test_judging_is_estimated_first(study: Study, capsys: pytest.CaptureFixture[str]) -> None:
+def test_judging_is_estimated_first(data: Dataset, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["judge", "world", "--sources", "template", "--sample", "2", "--dry-run"]) == 0
     text = capsys.readouterr().out
     assert "6 calls to make" in text
@@ -285,9 +285,9 @@ def test_judging_is_estimated_first(study: Study, capsys: pytest.CaptureFixture[
     assert "pairwise judging of the sources template is not possible" in output(capsys)
 
 
-def test_quality_compares_sources_without_a_model(study: Study, capsys: pytest.CaptureFixture[str]) -> None:
-    profiles = study.profiles()
-    study.write_profiles("dull", profiles.assign(text=profiles["text"].str.split().str[:6].str.join(" ")))
+def test_quality_compares_sources_without_a_model(data: Dataset, capsys: pytest.CaptureFixture[str]) -> None:
+    profiles = data.profiles()
+    data.write_profiles("dull", profiles.assign(text=profiles["text"].str.split().str[:6].str.join(" ")))
     assert main(["quality", "world", "--sources", "template", "dull", "--encoder", "tfidf-8"]) == 0
     text = capsys.readouterr().out
     assert "ranking of the validation items by profile vectors alone:" in text
@@ -296,13 +296,13 @@ def test_quality_compares_sources_without_a_model(study: Study, capsys: pytest.C
     assert "no profiles of source 'nowhere'" in output(capsys)
 
 
-def test_vectors_of_others_are_taken_in(study: Study, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    rows = {"users": len(study.users), "entities": len(study.entities)}
+def test_vectors_of_others_are_taken_in(data: Dataset, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    rows = {"users": len(data.users), "entities": len(data.entities)}
     for name, n in rows.items():
         np.save(tmp_path / f"{name}.npy", np.ones((n, 3), dtype=np.float32))
     files = [f"--{name}={tmp_path / name}.npy" for name in rows]
     assert main(["import-vectors", "world", *files, "--name", "ones"]) == 0
     assert "given" in capsys.readouterr().out
-    assert study.vectors("template", "given:ones").dim == 3
+    assert data.vectors("template", "given:ones").dim == 3
     assert main(["import-vectors", "world", files[0], f"--entities={tmp_path}/users.npy"]) == 1
     assert "error: " in capsys.readouterr().err

@@ -2,8 +2,8 @@ from __future__ import annotations
 
 import pytest
 
-from spike_kit.config import TrainingConfig
-from spike_kit.errors import ConfigError
+from spike_kit.base.config import TrainingConfig
+from spike_kit.base.errors import ConfigError
 from spike_kit.models.spike import SpikeConfig
 
 

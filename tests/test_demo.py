@@ -8,11 +8,12 @@ import pandas as pd
 import pytest
 import torch
 
-from spike_kit import demo, paths
+from spike_kit import demo
+from spike_kit.base import paths
+from spike_kit.base.errors import ConfigError, NotebookError
 from spike_kit.data.build import open_or_build
-from spike_kit.data.study import Study
+from spike_kit.data.dataset import Dataset
 from spike_kit.demo import execute_notebook, run_demo
-from spike_kit.errors import ConfigError, NotebookError
 from spike_kit.experiments import archive
 from spike_kit.experiments.run import RunConfig, run
 
@@ -45,7 +46,7 @@ def test_a_failing_cell_is_an_error_and_the_copy_so_far_is_kept(tmp_path: Path) 
     assert target.with_suffix(".failed.ipynb").is_file()
 
 
-def test_a_second_demo_trains_nothing(study: Study, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_second_demo_trains_nothing(data: Dataset, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(demo, "MODELS", ("popularity", "bprmf"))
     cpu = torch.device("cpu")
     first = run_demo("world", None, 2, 2, cpu, notebooks=False)
@@ -63,12 +64,12 @@ def test_a_second_demo_trains_nothing(study: Study, monkeypatch: pytest.MonkeyPa
 
 
 def test_figures_show_what_the_archive_keeps(
-    study: Study, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, home: Path
+    data: Dataset, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, home: Path
 ) -> None:
     monkeypatch.setattr(archive, "ROOT", tmp_path / "study")
     monkeypatch.setattr(demo, "MODELS", ("popularity",))
     kept = run(RunConfig(model="itemknn", dataset="world"), progress=False)
-    archive.write_archive([kept], study)
+    archive.write_archive([kept], data)
     shutil.rmtree(kept.path)
     text = run_demo("world", None, 1, 1, torch.device("cpu"), notebooks=False)
     assert "Item-kNN" not in text
@@ -76,8 +77,8 @@ def test_figures_show_what_the_archive_keeps(
     assert set(models) == {"Popularity", "Item-kNN"}
 
 
-def test_an_existing_study_is_never_rebuilt(study: Study, caplog: pytest.LogCaptureFixture) -> None:
-    assert open_or_build("world", "ml-100k", max_users=3).manifest == study.manifest
+def test_an_existing_study_is_never_rebuilt(data: Dataset, caplog: pytest.LogCaptureFixture) -> None:
+    assert open_or_build("world", "ml-100k", max_users=3).manifest == data.manifest
     assert "exists with other build settings and is kept as it is" in caplog.text
 
 

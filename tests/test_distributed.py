@@ -18,16 +18,18 @@ from torch import distributed as dist
 from torch import nn
 from torch.multiprocessing.spawn import start_processes
 
-from spike_kit import devices, distributed, paths, runs, training
+from spike_kit.base import devices, distributed, paths
+from spike_kit.base.errors import ConfigError, DeviceError, StorageError, TrainingError
+from spike_kit.base.seeds import torch_generator
 from spike_kit.cli import main
-from spike_kit.data.study import Study
-from spike_kit.errors import ConfigError, DeviceError, StorageError, TrainingError
+from spike_kit.data.dataset import Dataset
+from spike_kit.experiments import run_folder
 from spike_kit.experiments.run import RunConfig, run, train
 from spike_kit.models import find_model
 from spike_kit.models.recommender import Batch, TrainedRecommender
-from spike_kit.sampling import shard
-from spike_kit.seeds import torch_generator
-from spike_kit.training import TrainingStoppedError, replicated, training_step
+from spike_kit.training import loop
+from spike_kit.training.loop import TrainingStoppedError, replicated, training_step
+from spike_kit.training.sampling import shard
 from tests.test_storage import fill_the_disk
 from tests.world import make_world
 
@@ -153,7 +155,7 @@ SHARED = RunConfig(model="lightgcn", dataset="world", training={"epochs": 6, "ba
 
 def _check_interruptions(rank: int) -> None:
     """SIGTERM to one process stops both at the same step; a full disk of the first is told to both; then to the end."""
-    step, taken = training.training_step, []
+    step, taken = loop.training_step, []
 
     def training_step(*arguments: Any) -> dict[str, torch.Tensor]:
         taken.append(rank)
@@ -162,7 +164,7 @@ def _check_interruptions(rank: int) -> None:
         return step(*arguments)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(training, "training_step", training_step)
+        patch.setattr(loop, "training_step", training_step)
         with pytest.raises(TrainingStoppedError, match="from epoch 3, step 3"):
             run(SHARED, progress=False)
     assert len(taken) == 15
@@ -174,7 +176,7 @@ def _check_interruptions(rank: int) -> None:
     done = run(SHARED, progress=False)
     (place,) = done.environment["resumed"]
     assert (place["epoch"], place["step"], place["processes"]) == (3, 3, 2)
-    expected, _ = train(SHARED, Study.open("world"), progress=False)
+    expected, _ = train(SHARED, Dataset.open("world"), progress=False)
     assert all(torch.equal(tensor, expected.tensors()[name]) for name, tensor in done.tensors().items())
 
 
@@ -211,17 +213,17 @@ def torchrun(home: Path, *options: str) -> subprocess.CompletedProcess[str]:
     )
 
 
-def test_torchrun_trains_one_model_to_the_metrics_of_one_process(study: Study, home: Path) -> None:
+def test_torchrun_trains_one_model_to_the_metrics_of_one_process(data: Dataset, home: Path) -> None:
     settings = {"epochs": 8, "batch_size": 100, "learning_rate": 0.01}
     options = [f"--{name.replace('_', '-')}={value}" for name, value in settings.items()]
     ended = torchrun(home, "train", "--model=spike", "--dataset=world", "--device=cpu", *options)
     assert ended.returncode == 0, ended.stderr
-    (shared,) = runs.list_runs()
+    (shared,) = run_folder.list_runs()
     assert ended.stdout.count(shared.path.name) == 1
     assert ended.stderr.count("8/8") > 0
     assert shared.environment["world_size"] == 2
     shared.path.rename(home / "shared")
-    shared = runs.Run(home / "shared")
+    shared = run_folder.Run(home / "shared")
     alone = run(RunConfig(dataset="world", training=settings), progress=False)
     assert alone.environment["world_size"] == 1
     assert alone.path.name in ended.stdout

@@ -8,8 +8,8 @@ import pytest
 import torch
 from ir_measures import RR, P, R, Success, nDCG
 
-from spike_kit.evaluation.protocol import CUTOFFS, RankingTask, evaluate
-from spike_kit.metrics import METRICS, ranking_metrics
+from spike_kit.evaluation.metrics import METRICS, ranking_metrics
+from spike_kit.evaluation.ranking import CUTOFFS, RankingTask, evaluate
 from spike_kit.models.recommender import FixedEmbeddings
 from tests.fixture_files import Fixture
 

@@ -20,19 +20,21 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from spike_kit import paths, runs, training
+from spike_kit.base import paths
+from spike_kit.base.errors import DataError, StorageError, TrainingError
+from spike_kit.base.seeds import torch_generator
+from spike_kit.base.storage import exclusive
 from spike_kit.cli import main
-from spike_kit.data.study import Study
-from spike_kit.errors import DataError, StorageError, TrainingError
-from spike_kit.evaluation.protocol import RankingTask, evaluate
+from spike_kit.data.dataset import Dataset
+from spike_kit.evaluation.ranking import RankingTask, evaluate
+from spike_kit.experiments import run_folder
 from spike_kit.experiments.run import RunConfig, load_model, run, train
 from spike_kit.models import MODELS, find_model
 from spike_kit.models.bprmf import BprMf, BprMfConfig
 from spike_kit.models.recommender import TrainedRecommender
-from spike_kit.seeds import torch_generator
-from spike_kit.storage import exclusive
-from spike_kit.training import MONITOR
-from spike_kit.training_state import LAST
+from spike_kit.training import loop
+from spike_kit.training.checkpoint import LAST
+from spike_kit.training.loop import MONITOR
 from tests.test_storage import fill_the_disk
 from tests.world import World
 
@@ -45,11 +47,12 @@ import json, os, signal, sys
 import torch
 import torch._dynamo
 torch.set_num_threads(1)
-from spike_kit import paths, storage, training, training_state
+from spike_kit.base import paths, storage
+from spike_kit.training import checkpoint, loop
 from spike_kit.cli import main
 
-training.SAVE_PAUSE = 0
-step, write = training.training_step, training_state.save_file
+loop.SAVE_PAUSE = 0
+step, write = loop.training_step, checkpoint.save_file
 
 def done(optimizer):
     return max((int(moments["step"]) for moments in optimizer.state.values()), default=0)
@@ -65,9 +68,9 @@ def sitting(arguments, number, at, half_written):
         if half_written in str(tensors.keys()):
             os.truncate(file, 1000)
             os.kill(os.getpid(), number)
-    training.training_step = training_step
+    loop.training_step = training_step
     if half_written:
-        training_state.save_file = save_file
+        checkpoint.save_file = save_file
     os._exit(main(arguments))
 
 for home, *rest in json.load(sys.stdin):
@@ -83,7 +86,7 @@ once it has written half a state; prints how each ended."""
 
 @pytest.fixture(autouse=True)
 def every_epoch_is_saved(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(training, "SAVE_PAUSE", 0)
+    monkeypatch.setattr(loop, "SAVE_PAUSE", 0)
 
 
 def command(model: str, **changes: Any) -> list[str]:
@@ -99,20 +102,20 @@ def drive(sittings: list[tuple[Path, list[str], int, int, str]]) -> list[int]:
     return [int(line) for line in ended.stdout.split() if line.lstrip("-").isdigit()]
 
 
-def copied(study: Study, home: Path) -> Path:
+def copied(data: Dataset, home: Path) -> Path:
     """Another home with the same study."""
     target = home / "data" / "world"
     target.parent.mkdir(parents=True)
-    subprocess.run(["cp", "-r", study.path, target], check=True)
+    subprocess.run(["cp", "-r", data.path, target], check=True)
     return home
 
 
-def only_run(home: Path) -> runs.Run:
+def only_run(home: Path) -> run_folder.Run:
     (path,) = (home / "data" / "runs").iterdir()
-    return runs.Run(path)
+    return run_folder.Run(path)
 
 
-def assert_same(found: runs.Run, expected: runs.Run) -> None:
+def assert_same(found: run_folder.Run, expected: run_folder.Run) -> None:
     assert found.path.name == expected.path.name
     one, other = found.tensors(), expected.tensors()
     assert one.keys() == other.keys()
@@ -126,11 +129,11 @@ def assert_same(found: runs.Run, expected: runs.Run) -> None:
     assert "state" not in {path.name for path in found.path.iterdir()}
 
 
-def test_an_interrupted_training_ends_with_the_bits_of_an_uninterrupted_one(study: Study, tmp_path: Path) -> None:
+def test_an_interrupted_training_ends_with_the_bits_of_an_uninterrupted_one(data: Dataset, tmp_path: Path) -> None:
     """Ten kills after random steps and one while a state is written; SIGTERM, which loses no step."""
     chance = random.Random(0)
     names = ("spike", "spike-stopped", "spike-killed", "lightgcn", "lightgcn-killed")
-    homes = {name: copied(study, tmp_path / name) for name in names}
+    homes = {name: copied(data, tmp_path / name) for name in names}
     sittings, endings = [], []
 
     def sit(name: str, ending: int, number: int = 0, step: int = -1, half_written: str = "") -> None:
@@ -167,7 +170,7 @@ def header(file: Path) -> dict[str, Any]:
         return json.loads(opened.metadata()["state"])
 
 
-def test_the_real_command_stops_on_sigterm_and_says_where_it_goes_on(study: Study, home: Path) -> None:
+def test_the_real_command_stops_on_sigterm_and_says_where_it_goes_on(data: Dataset, home: Path) -> None:
     wanted = command("bprmf", epochs=1_000_000, eval_every=1_000_000, schedule="constant")
     environment = os.environ | {paths.HOME_VARIABLE: str(home), "OMP_NUM_THREADS": "1"}
     process = subprocess.Popen(
@@ -194,7 +197,7 @@ class Interrupt(KeyboardInterrupt):
 
 def interrupted(monkeypatch: pytest.MonkeyPatch, after: int = 20, config: RunConfig = QUICK) -> Path:
     """Train until Ctrl-C after some steps; returns the folder of the state."""
-    step, count = training.training_step, iter(range(1, after + 1))
+    step, count = loop.training_step, iter(range(1, after + 1))
 
     def training_step(*arguments: Any) -> dict[str, Tensor]:
         if next(count, None) is None:
@@ -202,7 +205,7 @@ def interrupted(monkeypatch: pytest.MonkeyPatch, after: int = 20, config: RunCon
         return step(*arguments)
 
     with monkeypatch.context() as patch:
-        patch.setattr(training, "training_step", training_step)
+        patch.setattr(loop, "training_step", training_step)
         with pytest.raises(KeyboardInterrupt):
             run(config, progress=False)
     (folder,) = paths.runs_root().glob("*/state")
@@ -214,7 +217,7 @@ def uninterrupted(world: World) -> dict[str, Tensor]:
     """Weights of the same training in one sitting (it reads no text)."""
     settings, config = BprMfConfig.parse(dict(QUICK.resolved()[0])), QUICK.resolved()[1]
     model = BprMf(settings, world.graph, None, torch_generator(QUICK.seed, "init"))
-    training.fit(model, world.graph, RankingTask.from_tables(world.tables, "valid"), config, QUICK.seed, False)
+    loop.fit(model, world.graph, RankingTask.from_tables(world.tables, "valid"), config, QUICK.seed, False)
     return model.tensors()
 
 
@@ -261,7 +264,7 @@ SPOILED: dict[str, Callable[[Path], object]] = {
 
 @pytest.mark.parametrize("how", SPOILED)
 def test_a_state_that_cannot_be_used_is_named_and_training_starts_over(
-    study: Study,
+    data: Dataset,
     monkeypatch: pytest.MonkeyPatch,
     caplog: pytest.LogCaptureFixture,
     uninterrupted: dict[str, Tensor],
@@ -278,7 +281,7 @@ def test_a_state_that_cannot_be_used_is_named_and_training_starts_over(
 
 
 def test_another_machine_is_warned_of_and_recorded(
-    study: Study, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    data: Dataset, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     folder = interrupted(monkeypatch)
 
@@ -297,14 +300,14 @@ def test_another_machine_is_warned_of_and_recorded(
 
 
 def test_the_same_machine_is_not_warned_of(
-    study: Study, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    data: Dataset, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     interrupted(monkeypatch)
     assert len(run(QUICK, progress=False).environment["resumed"]) == 1
     assert "differ" not in caplog.text
 
 
-def test_seconds_count_all_sittings(study: Study, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_seconds_count_all_sittings(data: Dataset, monkeypatch: pytest.MonkeyPatch) -> None:
     folder = interrupted(monkeypatch)
     rewritten(folder / LAST, lambda _, said: said.update(seconds=5000.0))
     done = run(QUICK, progress=False)
@@ -312,7 +315,7 @@ def test_seconds_count_all_sittings(study: Study, monkeypatch: pytest.MonkeyPatc
     assert done.history["seconds"].iloc[-1] > 5000 > done.history["seconds"].iloc[2]
 
 
-def test_values_that_are_not_finite_survive(study: Study, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_values_that_are_not_finite_survive(data: Dataset, monkeypatch: pytest.MonkeyPatch) -> None:
     folder = interrupted(monkeypatch)
     odd = [float("nan"), float("inf"), float("-inf")]
     rewritten(
@@ -321,8 +324,8 @@ def test_values_that_are_not_finite_survive(study: Study, monkeypatch: pytest.Mo
     assert run(QUICK, progress=False).history["loss"].head(3).map(str).tolist() == ["nan", "inf", "-inf"]
 
 
-def test_a_long_epoch_is_saved_within(study: Study, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(training, "SAVE_SECONDS", -1)
+def test_a_long_epoch_is_saved_within(data: Dataset, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(loop, "SAVE_SECONDS", -1)
     folder = interrupted(monkeypatch, after=20)
     assert (header(folder / LAST)["epoch"], header(folder / LAST)["step"]) == (4, 2)
     (place,) = run(QUICK, progress=False).environment["resumed"]
@@ -331,33 +334,33 @@ def test_a_long_epoch_is_saved_within(study: Study, monkeypatch: pytest.MonkeyPa
 
 @pytest.mark.parametrize("name", [name for name, cls in MODELS.items() if issubclass(cls, TrainedRecommender)])
 def test_every_model_goes_on_within_an_epoch_to_the_same_bits(
-    study: Study, world: World, monkeypatch: pytest.MonkeyPatch, name: str
+    data: Dataset, world: World, monkeypatch: pytest.MonkeyPatch, name: str
 ) -> None:
-    monkeypatch.setattr(training, "SAVE_SECONDS", -1)
+    monkeypatch.setattr(loop, "SAVE_SECONDS", -1)
     limits = {**SETTINGS, "epochs": 3, "batch_size": 100}
     config = RunConfig(model=name, dataset="world", training=limits)
     folder = interrupted(monkeypatch, 9, config)
     assert (header(folder / LAST)["epoch"], header(folder / LAST)["step"]) == (2, 3)
-    finished = load_model(run(config, progress=False), study)
+    finished = load_model(run(config, progress=False), data)
     settings, limits_of = config.resolved()
     other = find_model(name)(settings, world.graph, world.vectors, torch_generator(config.seed, "init"))
     assert isinstance(other, TrainedRecommender)
     valid = RankingTask.from_tables(world.tables, "valid")
-    training.fit(other, world.graph, valid, limits_of, config.seed, progress=False)
+    loop.fit(other, world.graph, valid, limits_of, config.seed, progress=False)
     assert {key: torch.equal(tensor, finished.tensors()[key]) for key, tensor in other.tensors().items()} == (
         dict.fromkeys(other.tensors(), True)
     )
 
 
-def test_short_epochs_are_not_all_saved(study: Study, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(training, "SAVE_PAUSE", 1e9)
+def test_short_epochs_are_not_all_saved(data: Dataset, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(loop, "SAVE_PAUSE", 1e9)
     written = []
-    monkeypatch.setattr(training.TrainingState, "save", lambda now, _: written.append((now.epoch, now.step)))
+    monkeypatch.setattr(loop.TrainingState, "save", lambda now, _: written.append((now.epoch, now.step)))
     run(RunConfig(model="bprmf", dataset="world", training=SETTINGS), progress=False)
     assert written == [(2, 0), (8, 0)]
 
 
-def test_a_full_disk_leaves_the_state_that_was_there(study: Study, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_full_disk_leaves_the_state_that_was_there(data: Dataset, monkeypatch: pytest.MonkeyPatch) -> None:
     folder = interrupted(monkeypatch)
     before = {file.name: file.read_bytes() for file in folder.iterdir()}
     assert len(before) == 2
@@ -370,16 +373,16 @@ def test_a_full_disk_leaves_the_state_that_was_there(study: Study, monkeypatch: 
 
 
 def test_a_loss_that_breaks_leaves_the_best_weights_and_names_their_file(
-    study: Study, monkeypatch: pytest.MonkeyPatch
+    data: Dataset, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    step, count, models = training.training_step, iter(range(1, 100)), []
+    step, count, models = loop.training_step, iter(range(1, 100)), []
 
     def training_step(model: Any, *arguments: Any) -> dict[str, Tensor]:
         models.append(model)
         terms = step(model, *arguments)
         return {name: term * float("nan") if next(count) > 30 else term for name, term in terms.items()}
 
-    monkeypatch.setattr(training, "training_step", training_step)
+    monkeypatch.setattr(loop, "training_step", training_step)
     with pytest.raises(TrainingError, match=r"loss term 'bpr' became nan in epoch \d.*best-\d\.safetensors") as raised:
         run(QUICK, progress=False)
     (file,) = paths.runs_root().glob("*/state/best-*")
@@ -388,11 +391,11 @@ def test_a_loss_that_breaks_leaves_the_best_weights_and_names_their_file(
     assert all(torch.equal(tensor, stored[name]) for name, tensor in models[0].tensors().items())
     epoch = int(file.stem.removeprefix("best-"))
     rows = {row["epoch"]: row for row in header(file.parent / LAST)["rows"]}
-    means, _ = evaluate(models[0], RankingTask.from_tables(study.tables, "valid"))
+    means, _ = evaluate(models[0], RankingTask.from_tables(data.tables, "valid"))
     assert means[MONITOR] == rows[epoch][f"valid_{MONITOR}"]
 
 
-def test_only_one_process_trains_a_run(study: Study, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_only_one_process_trains_a_run(data: Dataset, monkeypatch: pytest.MonkeyPatch) -> None:
     folder = interrupted(monkeypatch)
     name = folder.parent.name
     with (
@@ -404,17 +407,17 @@ def test_only_one_process_trains_a_run(study: Study, monkeypatch: pytest.MonkeyP
     assert [path.name for path in paths.runs_root().iterdir()] == [name]
 
 
-def test_sigterm_is_handled_only_while_a_state_is_kept(study: Study, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_sigterm_is_handled_only_while_a_state_is_kept(data: Dataset, monkeypatch: pytest.MonkeyPatch) -> None:
     before = signal.getsignal(signal.SIGTERM)
     handlers: list[Any] = []
-    step = training.training_step
+    step = loop.training_step
 
     def training_step(*arguments: Any) -> dict[str, Tensor]:
         handlers.append(signal.getsignal(signal.SIGTERM))
         return step(*arguments)
 
-    monkeypatch.setattr(training, "training_step", training_step)
-    train(QUICK, study, progress=False)
+    monkeypatch.setattr(loop, "training_step", training_step)
+    train(QUICK, data, progress=False)
     assert set(handlers) == {before}
     run(QUICK, progress=False)
     assert before not in handlers[STEPS:]
@@ -422,14 +425,14 @@ def test_sigterm_is_handled_only_while_a_state_is_kept(study: Study, monkeypatch
 
 
 def test_ctrl_c_says_what_is_true(
-    study: Study, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    data: Dataset, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     def interrupt(*_: object) -> None:
         raise Interrupt
 
     interrupted(monkeypatch)
     with monkeypatch.context() as patch:
-        patch.setattr(training, "training_step", interrupt)
+        patch.setattr(loop, "training_step", interrupt)
         assert main(command("bprmf")) == 130
     assert "the same command goes on from the last epoch" in capsys.readouterr().err
     (folder,) = paths.runs_root().glob("*/state")

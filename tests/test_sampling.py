@@ -6,9 +6,9 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from spike_kit.base.errors import DataError
 from spike_kit.data.graph import Graph
-from spike_kit.errors import DataError
-from spike_kit.sampling import NegativeSampler, epoch_batches
+from spike_kit.training.sampling import NegativeSampler, epoch_batches
 from tests.world import World
 
 

@@ -5,8 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from spike_kit import storage
-from spike_kit.errors import DataError, StorageError
+from spike_kit.base import storage
+from spike_kit.base.errors import DataError, StorageError
 
 
 def fill_the_disk(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -10,18 +10,20 @@ import pytest
 import torch
 from safetensors import SafetensorError
 
-from spike_kit import paths, runs, storage, training
-from spike_kit.config import TrainingConfig
-from spike_kit.data.study import Study, create_study
+from spike_kit.base import paths, storage
+from spike_kit.base.config import TrainingConfig
+from spike_kit.base.errors import ConfigError, DataError, StorageError, TrainingError
+from spike_kit.base.seeds import torch_generator
+from spike_kit.data.dataset import Dataset, create_dataset
 from spike_kit.data.vectors import ProfileVectors
-from spike_kit.errors import ConfigError, DataError, StorageError, TrainingError
-from spike_kit.evaluation.protocol import RankingTask, evaluate
+from spike_kit.evaluation.ranking import RankingTask, evaluate
+from spike_kit.experiments import run_folder
 from spike_kit.experiments.run import RunConfig, finished_runs, load_model, run
 from spike_kit.models.bprmf import BprMf, BprMfConfig
 from spike_kit.profiles.encode import DEFAULT_ENCODER
 from spike_kit.profiles.template import SOURCE
-from spike_kit.seeds import torch_generator
-from spike_kit.training import MONITOR, fit, learning_rate
+from spike_kit.training import loop
+from spike_kit.training.loop import MONITOR, fit, learning_rate
 from tests.test_storage import fill_the_disk
 from tests.world import World
 
@@ -87,13 +89,13 @@ def test_a_warm_up_longer_than_the_training_only_rises() -> None:
 def test_every_step_has_its_learning_rate(
     world: World, monkeypatch: pytest.MonkeyPatch, settings: dict[str, Any], highest: float
 ) -> None:
-    step, rates = training.training_step, []
+    step, rates = loop.training_step, []
 
     def training_step(model: Any, batch: Any, draws: Any, optimizer: torch.optim.Optimizer) -> Any:
         rates.append(optimizer.param_groups[0]["lr"])
         return step(model, batch, draws, optimizer)
 
-    monkeypatch.setattr(training, "training_step", training_step)
+    monkeypatch.setattr(loop, "training_step", training_step)
     config = TrainingConfig(epochs=3, batch_size=100, learning_rate=0.05, patience=0).replace(**settings)
     fit_bprmf(world, config)
     assert len(rates) == 3 * -(-world.graph.n_interactions // 100)
@@ -113,7 +115,7 @@ def test_every_epoch_stands_in_the_history(world: World) -> None:
     assert history.frame()["epoch"].tolist() == [1, 2, 3, 4, 5]
 
 
-def test_logged_terms_sum_to_the_logged_loss(study: Study) -> None:
+def test_logged_terms_sum_to_the_logged_loss(data: Dataset) -> None:
     history = run(quick(), progress=False).history
     terms = history[["cosine_softmax", "l2", "matching"]]
     assert (history["loss"] - terms.sum(axis=1)).abs().max() < 1e-12
@@ -125,9 +127,16 @@ def test_a_loss_that_becomes_nan_stops_with_its_name_and_epoch(world: World) -> 
         fit_bprmf(world, TrainingConfig(epochs=30, learning_rate=1e18, batch_size=64), l2=1e30)
 
 
-def test_a_run_folder_holds_everything_and_is_never_made_twice(study: Study) -> None:
+def test_a_run_folder_holds_everything_and_is_never_made_twice(data: Dataset) -> None:
     first = run(quick(), progress=False)
-    names = (runs.CONFIG, runs.ENVIRONMENT, runs.HISTORY, runs.METRICS, runs.PER_USER, runs.MODEL)
+    names = (
+        run_folder.CONFIG,
+        run_folder.ENVIRONMENT,
+        run_folder.HISTORY,
+        run_folder.METRICS,
+        run_folder.PER_USER,
+        run_folder.MODEL,
+    )
     assert {file.name for file in first.path.iterdir()} == set(names)
     stamp = (first.path / "metrics.json").stat().st_mtime_ns
     assert run(quick(), progress=False).path == first.path
@@ -136,7 +145,7 @@ def test_a_run_folder_holds_everything_and_is_never_made_twice(study: Study) -> 
     assert first.path.name.endswith("-s0")
     assert {"python", "packages", "device", "threads", "commit", "date"} <= set(first.environment)
     per_user = first.per_user.query("split == 'test'")
-    assert len(per_user) == len(study.users)
+    assert len(per_user) == len(data.users)
     assert per_user["ndcg@20"].mean() == pytest.approx(first.metrics["test"]["ndcg@20"])
 
 
@@ -145,63 +154,77 @@ def test_the_commit_is_marked_if_the_package_differs_and_only_then(
 ) -> None:
     package = tmp_path / "spike_kit"
     package.mkdir()
-    (package / "runs.py").write_text("pass\n")
-    monkeypatch.setattr(runs, "__file__", str(package / "runs.py"))
-    assert runs.commit() is None
+    (package / "experiments").mkdir()
+    (package / "experiments" / "run_folder.py").write_text("pass\n")
+    monkeypatch.setattr(run_folder, "__file__", str(package / "experiments" / "run_folder.py"))
+    assert run_folder.commit() is None
     who = ["-c", "user.name=a", "-c", "user.email=a@b", "-c", "commit.gpgsign=false"]
     for words in (["init", "--quiet"], ["add", "."], [*who, "commit", "--quiet", "--message", "a"]):
         subprocess.run(["git", *words], cwd=tmp_path, check=True)
-    clean = runs.commit()
+    clean = run_folder.commit()
     assert clean is not None
     assert re.fullmatch("[0-9a-f]{40}", clean)
     (tmp_path / "results.md").write_text("a table\n")
-    assert runs.commit() == clean
+    assert run_folder.commit() == clean
     (package / "new.py").write_text("pass\n")
-    assert runs.commit() == f"{clean}+"
+    assert run_folder.commit() == f"{clean}+"
 
 
 @pytest.mark.parametrize(
     "change",
     [{"seed": 1}, {"settings": {"rho": 0.3}}, {"training": {**QUICK, "learning_rate": 0.1}}, {"model": "bprmf"}],
 )
-def test_another_configuration_is_another_run(study: Study, change: dict[str, Any]) -> None:
+def test_another_configuration_is_another_run(data: Dataset, change: dict[str, Any]) -> None:
     assert run(quick(), progress=False).path != run(quick(**change), progress=False).path
 
 
-def test_other_vectors_are_another_run_for_models_that_read_them(study: Study, world: World) -> None:
+def test_other_vectors_are_another_run_for_models_that_read_them(data: Dataset, world: World) -> None:
     before = {name: run(quick(name), progress=False).path for name in ("spike", "bprmf")}
-    file = study.embeddings_path(SOURCE, DEFAULT_ENCODER)
+    file = data.embeddings_path(SOURCE, DEFAULT_ENCODER)
     ProfileVectors(world.vectors.user + 1, world.vectors.entity).save(file, {})
     assert run(quick("spike"), progress=False).path != before["spike"]
     assert run(quick("bprmf"), progress=False).path == before["bprmf"]
 
 
-def test_other_code_is_another_run(study: Study, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_another_version_is_another_run(data: Dataset, monkeypatch: pytest.MonkeyPatch) -> None:
     before = run(quick("bprmf"), progress=False)
-    monkeypatch.setattr(runs, "code_version", lambda: "next")
+    assert before.config["versions"] == {"model": 1, "graph": 1, "training": 1, "protocol": 1}
+    monkeypatch.setattr(BprMf, "version", 2)
     after = run(quick("bprmf"), progress=False)
     assert after.path != before.path
-    assert [done.path for done in finished_runs(study)] == [after.path]
+    assert [done.path for done in finished_runs(data)] == [after.path]
 
 
-def test_equal_seeds_give_equal_metrics(study: Study, tmp_path: Path) -> None:
+def test_a_run_from_before_versions_is_found_as_version_1(data: Dataset, monkeypatch: pytest.MonkeyPatch) -> None:
+    made = run(quick("bprmf"), progress=False)
+    old = {name: value for name, value in made.config.items() if name != "versions"} | {"code_sha256": "ab" * 32}
+    path = made.path.rename(run_folder.run_path(old))
+    storage.write_json(path / run_folder.CONFIG, old)
+    assert run(quick("bprmf"), progress=False).path == path
+    assert [done.path for done in finished_runs(data)] == [path]
+    monkeypatch.setattr("spike_kit.experiments.run.PROTOCOL_VERSION", 2)
+    assert finished_runs(data) == []
+    assert run(quick("bprmf"), progress=False).path != path
+
+
+def test_equal_seeds_give_equal_metrics(data: Dataset, tmp_path: Path) -> None:
     first = run(quick(), progress=False)
     first.path.rename(tmp_path / "aside")
     second = run(quick(), progress=False)
-    assert storage.read_json(tmp_path / "aside" / runs.METRICS)["test"] == second.metrics["test"]
+    assert storage.read_json(tmp_path / "aside" / run_folder.METRICS)["test"] == second.metrics["test"]
 
 
 @pytest.mark.parametrize("model", ["spike", "lightgcn", "bprmf", "popularity"])
-def test_a_stored_model_gives_the_stored_metrics(study: Study, model: str) -> None:
+def test_a_stored_model_gives_the_stored_metrics(data: Dataset, model: str) -> None:
     done = run(quick(model), progress=False)
-    means, _ = evaluate(load_model(done), RankingTask.from_tables(study.tables, "test"))
+    means, _ = evaluate(load_model(done), RankingTask.from_tables(data.tables, "test"))
     assert means == pytest.approx(done.metrics["test"], abs=1e-12)
 
 
-def test_a_rebuilt_data_set_is_refused(study: Study, world: World) -> None:
+def test_a_rebuilt_data_set_is_refused(data: Dataset, world: World) -> None:
     done = run(quick("bprmf"), progress=False)
-    manifest = storage.read_json(study.path / paths.MANIFEST)
-    storage.write_json(study.path / paths.MANIFEST, manifest | {"notes": ["another build"]})
+    manifest = storage.read_json(data.path / paths.MANIFEST)
+    storage.write_json(data.path / paths.MANIFEST, manifest | {"notes": ["another build"]})
     with pytest.raises(DataError, match="trained on another build of data set world"):
         load_model(done)
 
@@ -220,11 +243,14 @@ def left() -> set[str]:
 @pytest.mark.parametrize(
     ("at", "stays"),
     [
-        ("spike_kit.training.training_step", set()),
-        ("spike_kit.runs.save_file", {"", "state", "state/last.safetensors", "state/best-N.safetensors"}),
+        ("spike_kit.training.loop.training_step", set()),
+        (
+            "spike_kit.experiments.run_folder.save_file",
+            {"", "state", "state/last.safetensors", "state/best-N.safetensors"},
+        ),
     ],
 )
-def test_ctrl_c_leaves_no_run_folder(study: Study, monkeypatch: pytest.MonkeyPatch, at: str, stays: set[str]) -> None:
+def test_ctrl_c_leaves_no_run_folder(data: Dataset, monkeypatch: pytest.MonkeyPatch, at: str, stays: set[str]) -> None:
     def interrupt(*_: object, **__: object) -> None:
         raise Interrupt
 
@@ -232,56 +258,56 @@ def test_ctrl_c_leaves_no_run_folder(study: Study, monkeypatch: pytest.MonkeyPat
     with pytest.raises(KeyboardInterrupt):
         run(quick(), progress=False)
     assert {re.sub(r"best-\d+", "best-N", name) for name in left()} == stays
-    assert runs.list_runs() == []
+    assert run_folder.list_runs() == []
 
 
-def test_a_full_disk_leaves_no_run_folder(study: Study, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_full_disk_leaves_no_run_folder(data: Dataset, monkeypatch: pytest.MonkeyPatch) -> None:
     fill_the_disk(monkeypatch)
     with pytest.raises(StorageError, match="disk is full"):
         run(quick("bprmf"), progress=False)
     assert left() == set()
 
 
-def test_a_model_is_not_loaded_onto_other_vectors(study: Study, world: World) -> None:
+def test_a_model_is_not_loaded_onto_other_vectors(data: Dataset, world: World) -> None:
     done = run(quick(), progress=False)
-    file = study.embeddings_path(SOURCE, DEFAULT_ENCODER)
+    file = data.embeddings_path(SOURCE, DEFAULT_ENCODER)
     ProfileVectors(world.vectors.user + 1, world.vectors.entity).save(file, {})
     with pytest.raises(DataError, match="was trained with other vectors of template by all-MiniLM-L6-v2"):
         load_model(done)
-    assert finished_runs(study) == []
+    assert finished_runs(data) == []
 
 
-def test_vectors_of_older_texts_are_refused(study: Study) -> None:
-    profiles = study.profiles()
+def test_vectors_of_older_texts_are_refused(data: Dataset) -> None:
+    profiles = data.profiles()
     profiles.loc[0, "text"] = "rewritten"
-    study.write_profiles(SOURCE, profiles)
+    data.write_profiles(SOURCE, profiles)
     with pytest.raises(DataError, match=r"(?s)belong to older texts.*spike-kit encode world"):
         run(quick(), progress=False)
     assert run(quick("bprmf"), progress=False).path.is_dir()
 
 
 @pytest.mark.parametrize("split", ["valid", "test"])
-def test_an_empty_split_is_an_error_before_training(study: Study, world: World, split: str) -> None:
+def test_an_empty_split_is_an_error_before_training(data: Dataset, world: World, split: str) -> None:
     rows = world.tables.interactions
     tables = dataclasses.replace(world.tables, interactions=rows[rows["split"] != split].reset_index(drop=True))
-    create_study(paths.data_root() / "cut", "cut", tables, sources=(), build={}, funnel=())
+    create_dataset(paths.data_root() / "cut", "cut", tables, sources=(), build={}, funnel=())
     with pytest.raises(DataError, match="nothing to rank"):
         run(quick("bprmf", dataset="cut"), progress=False)
     assert not paths.runs_root().exists()
 
 
-def test_a_full_disk_inside_the_tensor_writer_is_explained(study: Study, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_full_disk_inside_the_tensor_writer_is_explained(data: Dataset, monkeypatch: pytest.MonkeyPatch) -> None:
     def no_space(*_: object, **__: object) -> None:
         raise SafetensorError("Error while serializing: I/O error: No space left on device (os error 28)")
 
-    monkeypatch.setattr(runs, "save_file", no_space)
+    monkeypatch.setattr(run_folder, "save_file", no_space)
     with pytest.raises(StorageError, match="disk is full"):
         run(quick("bprmf"), progress=False)
-    assert runs.list_runs() == []
+    assert run_folder.list_runs() == []
     assert {name.partition("/")[0] for name in left()} == {"", "state"}
 
 
-def test_unknown_names_and_settings_are_errors(study: Study) -> None:
+def test_unknown_names_and_settings_are_errors(data: Dataset) -> None:
     with pytest.raises(ConfigError, match=r"(?s)no model named 'spkie'.*known: spike"):
         run(quick("spkie"))
     with pytest.raises(ConfigError, match=r"(?s)no preset of model spike named 'best'.*released_code"):
@@ -290,7 +316,7 @@ def test_unknown_names_and_settings_are_errors(study: Study) -> None:
         run(quick(settings={"ro": 1}))
 
 
-def test_the_test_split_does_not_touch_training(study: Study, world: World) -> None:
+def test_the_test_split_does_not_touch_training(data: Dataset, world: World) -> None:
     """Moving test items elsewhere changes no weight."""
     first = run(quick(), progress=False).tensors()
     rows = world.tables.interactions.copy()
@@ -298,9 +324,9 @@ def test_the_test_split_does_not_touch_training(study: Study, world: World) -> N
     rows.loc[is_test, "item"] = (rows.loc[is_test, "item"] + 12) % len(world.tables.items)
 
     moved = dataclasses.replace(world.tables, interactions=rows)
-    create_study(paths.data_root() / "moved", "moved", moved, sources=(), build={}, funnel=())
-    target = Study.open("moved")
-    target.write_profiles(SOURCE, study.profiles())
+    create_dataset(paths.data_root() / "moved", "moved", moved, sources=(), build={}, funnel=())
+    target = Dataset.open("moved")
+    target.write_profiles(SOURCE, data.profiles())
     world.vectors.save(target.embeddings_path(SOURCE, DEFAULT_ENCODER), {})
     second = run(quick(dataset="moved"), progress=False).tensors()
     assert all(torch.equal(first[name], second[name]) for name in first)

@@ -15,8 +15,8 @@ import numpy as np
 import pandas as pd
 import torch
 
+from spike_kit.data.dataset import Dataset, SourceFile, create_dataset
 from spike_kit.data.graph import Graph
-from spike_kit.data.study import SourceFile, Study, create_study
 from spike_kit.data.tables import Tables
 from spike_kit.data.vectors import ProfileVectors
 
@@ -106,10 +106,10 @@ def _vectors(tables: Tables, user_group: np.ndarray, item_group: np.ndarray, see
     return ProfileVectors(rows(user_group), rows(entity_group))
 
 
-def write_world(path: Path, seed: int = 0) -> Study:
-    """Write the world as a study folder at ``path`` (without profiles)."""
+def write_world(path: Path, seed: int = 0) -> Dataset:
+    """Write the world as a data-set folder at ``path`` (without profiles)."""
     source = SourceFile(name="world.py", sha256="0" * 64, licence="MIT", origin="made by tests/world.py")
-    return create_study(
+    return create_dataset(
         path, path.name, make_world(seed).tables, sources=(source,), build={"groups": len(GROUPS)}, funnel=()
     )
 

@@ -1,1 +1,1 @@
-"""From raw files to study folders: sources, reorganisation, splits, graphs."""
+"""From raw files to data-set folders: sources, reorganisation, splits, graphs."""

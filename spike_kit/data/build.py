@@ -1,4 +1,4 @@
-"""Building a study folder: a recipe's raw files through the pipeline, all or nothing."""
+"""Building a data-set folder: a recipe's raw files through the pipeline, all or nothing."""
 
 from __future__ import annotations
 
@@ -10,15 +10,15 @@ from typing import Any
 import pandas as pd
 import torch
 
-from spike_kit import paths
+from spike_kit.base import paths
+from spike_kit.base.errors import DataError, some
+from spike_kit.data.dataset import Dataset, Manifest, check_replaceable, create_dataset
 from spike_kit.data.fetch import fetch_wheel
+from spike_kit.data.pipeline import BuildConfig, cleaned_reviews, reorganize
+from spike_kit.data.raw import Workspace, workspace
 from spike_kit.data.recipes import Recipe
-from spike_kit.data.reorganize import BuildConfig, cleaned_reviews, reorganize
 from spike_kit.data.sources import SOURCES, find_recipe, spike_release
-from spike_kit.data.study import Manifest, Study, check_replaceable, create_study
 from spike_kit.data.vectors import ProfileVectors
-from spike_kit.data.workspace import Workspace, workspace
-from spike_kit.errors import DataError, some
 
 logger = logging.getLogger(__name__)
 
@@ -30,8 +30,8 @@ def build(
     name: str = "",
     raw: Path | None = None,
     overwrite: bool = False,
-) -> Study:
-    """Build the study folder ``data/<name>`` from raw files.
+) -> Dataset:
+    """Build the data-set folder ``data/<name>`` from raw files.
 
     Parameters
     ----------
@@ -40,12 +40,12 @@ def build(
     settings
         Settings of the build; default: those of the recipe.
     name
-        Name of the study folder; default: that of the recipe.
+        Name of the data-set folder; default: that of the recipe.
     raw
         Folder of the raw files; default: ``data/raw/<recipe>``, or there under another name the recipe knows. One
         that the authors of SPiKE release is loaded as such.
     overwrite
-        Replace a study folder even if that deletes profiles that cost something.
+        Replace a data-set folder even if that deletes profiles that cost something.
 
     Raises
     ------
@@ -54,7 +54,7 @@ def build(
     DataError
         If a file is missing, damaged or holds a bad row, the filters leave nothing, or the folder may not be replaced.
     StorageError
-        If the disk is full. Whatever the error: nothing is half-written, an existing study folder is untouched.
+        If the disk is full. Whatever the error: nothing is half-written, an existing data-set folder is untouched.
     """
     recipe = find_recipe(recipe_name)
     folder = raw or find_raw(recipe_name, recipe)
@@ -65,13 +65,13 @@ def build(
         recipe = find_recipe(spike_release.NAME)
         kept = {name: getattr(settings, name) for name in ("valid", "seed", "max_users", "on_error")}
         settings = recipe.settings.replace(**kept)
-    target = paths.new_study_path(name or recipe_name)
+    target = paths.new_dataset_path(name or recipe_name)
     check_replaceable(target, overwrite)
     with workspace(settings.on_error) as work:
         SOURCES[recipe.source].parse(folder, settings, work)
         tables = reorganize(work, settings)
         published = recipe.published
-        study = create_study(
+        data = create_dataset(
             target,
             target.name,
             tables,
@@ -85,8 +85,8 @@ def build(
             embeddings=_remaining_vectors(work),
             overwrite=overwrite,
         )
-    _warn_where_different(study.manifest)
-    return study
+    _warn_where_different(data.manifest)
+    return data
 
 
 def is_release(folder: Path) -> bool:
@@ -153,13 +153,13 @@ def _remaining_vectors(work: Workspace) -> dict[tuple[str, str], ProfileVectors]
     }
 
 
-def open_or_build(dataset: str, source: str | None = None, **changes: Any) -> Study:
-    """Open a study folder, or fetch and build it if it does not exist; an existing one is never rebuilt.
+def open_or_build(dataset: str, source: str | None = None, **changes: Any) -> Dataset:
+    """Open a data-set folder, or fetch and build it if it does not exist; an existing one is never rebuilt.
 
     Parameters
     ----------
     dataset
-        Name of the study folder under data/, or a path of an existing one.
+        Name of the data-set folder under data/, or a path of an existing one.
     source
         Recipe to build from; default: the recipe of this name.
     changes
@@ -174,18 +174,18 @@ def open_or_build(dataset: str, source: str | None = None, **changes: Any) -> St
     FetchError
         If a file has to be fetched and cannot be.
     """
-    if paths.study_exists(dataset):
-        study = Study.open(dataset)
-        _warn_if_changed(study, changes)
-        return study
+    if paths.dataset_exists(dataset):
+        data = Dataset.open(dataset)
+        _warn_if_changed(data, changes)
+        return data
     recipe_name = source or dataset
     fetch(recipe_name)
     return build(recipe_name, find_recipe(recipe_name).settings.replace(**changes), name=dataset)
 
 
-def _warn_if_changed(study: Study, changes: Mapping[str, Any]) -> None:
-    if any(study.manifest.build.get(name) != value for name, value in changes.items()):
-        logger.warning("%s exists with other build settings and is kept as it is", paths.shown(study.path))
+def _warn_if_changed(data: Dataset, changes: Mapping[str, Any]) -> None:
+    if any(data.manifest.build.get(name) != value for name, value in changes.items()):
+        logger.warning("%s exists with other build settings and is kept as it is", paths.shown(data.path))
 
 
 def fetch(recipe_name: str) -> list[Path]:

@@ -11,8 +11,8 @@ import zipfile
 from dataclasses import dataclass
 from pathlib import Path
 
-from spike_kit import paths, storage
-from spike_kit.errors import DataError, FetchError
+from spike_kit.base import paths, storage
+from spike_kit.base.errors import DataError, FetchError
 
 logger = logging.getLogger(__name__)
 

@@ -11,6 +11,9 @@ from torch import Tensor
 
 from spike_kit.data.tables import Tables
 
+GRAPH_VERSION = 1
+"""Version of the graph that tables give: raised by whoever changes its edges or their order."""
+
 
 @dataclass(frozen=True)
 class Graph:
@@ -70,7 +73,7 @@ class Graph:
 
     @classmethod
     def from_tables(cls, tables: Tables) -> Graph:
-        """Build on the CPU from the tables of a study folder; only train interactions enter."""
+        """Build on the CPU from the tables of a data-set folder; only train interactions enter."""
         train = tables.interactions[tables.interactions["split"] == "train"]
         return cls.from_arrays(
             n_users=len(tables.users),

@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from spike_kit.data.fetch import Wheel
-from spike_kit.data.reorganize import BuildConfig
-from spike_kit.data.workspace import Workspace
+from spike_kit.data.pipeline import BuildConfig
+from spike_kit.data.raw import Workspace
 
 UNFILTERED: dict[str, Any] = {
     "min_rating": None,

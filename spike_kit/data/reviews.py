@@ -7,15 +7,15 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Literal
 
-from spike_kit import paths
-from spike_kit.data.study import Study
+from spike_kit.base import paths
+from spike_kit.data.dataset import Dataset
+from spike_kit.data.raw import database, literal
 from spike_kit.data.tables import SPLITS
-from spike_kit.data.workspace import database, literal
 
 _ROWS = 1000
 
 
-def longest_train_reviews(study: Study, by: Literal["user", "item"], limit: int) -> Iterator[tuple[int, list[str]]]:
+def longest_train_reviews(data: Dataset, by: Literal["user", "item"], limit: int) -> Iterator[tuple[int, list[str]]]:
     """Give the longest train reviews by each user or of each item, ids ascending; those without any are left out.
 
     Reviews of equal length are ordered by the id at their other end. Reviews of valid and test are never read out of
@@ -36,7 +36,7 @@ def longest_train_reviews(study: Study, by: Literal["user", "item"], limit: int)
         result = db.execute(
             f"""
             SELECT {by}, list(text ORDER BY {order}) FROM (
-                SELECT user, item, text FROM read_parquet({literal(str(study.reviews_file))})
+                SELECT user, item, text FROM read_parquet({literal(str(data.reviews_file))})
                 WHERE split = '{SPLITS[0]}'
                 QUALIFY row_number() OVER (PARTITION BY {by} ORDER BY {order}) <= {int(limit)}
             ) GROUP BY {by} ORDER BY {by}

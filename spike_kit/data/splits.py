@@ -5,9 +5,9 @@ from __future__ import annotations
 import numpy as np
 import pandas as pd
 
+from spike_kit.base.errors import ConfigError, DataError
+from spike_kit.base.seeds import numpy_generator
 from spike_kit.data.tables import SPLITS
-from spike_kit.errors import ConfigError, DataError
-from spike_kit.seeds import numpy_generator
 
 _TRAIN, _VALID, _TEST = range(len(SPLITS))
 

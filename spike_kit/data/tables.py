@@ -1,4 +1,4 @@
-"""The tables of a study folder: one schema each, and the rules that hold between them."""
+"""The tables of a data-set folder: one schema each, and the rules that hold between them."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ import pandera.pandas as pa
 import pyarrow
 import pyarrow.compute
 
+from spike_kit.base.errors import DataError, some
 from spike_kit.data.text import CONTROL
-from spike_kit.errors import DataError, some
 
 SPLITS = ("train", "valid", "test")
 """Names of the three splits of the interactions."""
@@ -101,10 +101,10 @@ SCHEMAS: dict[str, pa.DataFrameSchema] = {
         },
     ),
 }
-"""Schema of every table of a study folder, by table name."""
+"""Schema of every table of a data-set folder, by table name."""
 
 OPTIONAL = frozenset({"reviews"})
-"""Tables a study folder may do without."""
+"""Tables a data-set folder may do without."""
 
 
 def check_table(name: str, frame: pd.DataFrame, where: str = "") -> pd.DataFrame:
@@ -164,7 +164,7 @@ def _explain(cases: pd.DataFrame) -> str:
 
 @dataclass(frozen=True)
 class Tables:
-    """The tables of a study folder (columns: `SCHEMAS`) but for the reviews; item ids equal their entity ids."""
+    """The tables of a data-set folder (columns: `SCHEMAS`) but for the reviews; item ids equal their entity ids."""
 
     users: pd.DataFrame
     items: pd.DataFrame
@@ -233,7 +233,7 @@ def _codes(splits: pd.Series) -> np.ndarray:
 
 
 class ReviewCheck:
-    """Checks the reviews of a study batch by batch: schema, order, and that each belongs to an interaction.
+    """Checks the reviews of a data set batch by batch: schema, order, and that each belongs to an interaction.
 
     Parameters
     ----------

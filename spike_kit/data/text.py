@@ -10,7 +10,7 @@ MAX_REVIEW_CHARACTERS = 2000
 """Characters kept of a review; what is longer ends in ``...``."""
 
 CONTROL = r"[\x{00}-\x{1f}\x{7f}-\x{9f}\x{2028}\x{2029}]"
-"""Characters that no text of a study folder may hold, as a regular expression of RE2 (pyarrow, duckdb)."""
+"""Characters that no text of a data-set folder may hold, as a regular expression of RE2 (pyarrow, duckdb)."""
 
 _JOINERS = "\u200c\u200d"
 _TAG = re.compile(r"</?(?:a|b|br|div|em|font|h[1-6]|hr|i|img|li|ol|p|span|strong|sub|sup|u|ul)(?:[\s/][^<>]*)?>", re.I)

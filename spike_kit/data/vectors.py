@@ -1,4 +1,4 @@
-"""Profile vectors: the text side of a study, one row per user and per entity."""
+"""Profile vectors: the text side of a data set, one row per user and per entity."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from spike_kit import storage
-from spike_kit.errors import DataError, some
+from spike_kit.base import storage
+from spike_kit.base.errors import DataError, some
 
 _CHECKED_ROWS = 8192
 """Rows that are checked at once: the check of a memory-mapped table must not copy all of it."""

@@ -25,16 +25,16 @@ import numpy as np
 import pandas as pd
 import torch
 
-from spike_kit.data.study import REPRODUCIBLE_SOURCE, Study
+from spike_kit.base.errors import ConfigError, DataError
+from spike_kit.data.dataset import REPRODUCIBLE_SOURCE, Dataset
 from spike_kit.data.vectors import ProfileVectors
-from spike_kit.errors import ConfigError, DataError
 from spike_kit.evaluation.groups import degree_groups
-from spike_kit.evaluation.protocol import RankingTask, ranked
+from spike_kit.evaluation.ranking import RankingTask, ranked
 from spike_kit.models.recommender import Recommender
 from spike_kit.profiles.encode import DEFAULT_ENCODER
 
 GENRES = ("genre", "genres", "category", "categories", "tag")
-"""Relations that say what kind of item one is; the first of them that a study has is used for calibration."""
+"""Relations that say what kind of item one is; the first of them that a data set has is used for calibration."""
 
 SMOOTHING = 0.01
 """Share of the user's own distribution in that of a list, so that the divergence stays finite (Steck 2018, alpha)."""
@@ -65,7 +65,7 @@ class BeyondAccuracy:
 
     Parameters
     ----------
-    study
+    data
         The study.
     split
         Split the lists are for; its users are measured.
@@ -73,16 +73,16 @@ class BeyondAccuracy:
         Vectors of the profiles, for the diversity by text; none leaves it out (NaN).
     """
 
-    def __init__(self, study: Study, split: str = "test", vectors: ProfileVectors | None = None) -> None:
-        self.study, self.split, self.vectors = study, split, vectors
-        self.task = RankingTask.from_tables(study.tables, split)
+    def __init__(self, data: Dataset, split: str = "test", vectors: ProfileVectors | None = None) -> None:
+        self.data, self.split, self.vectors = data, split, vectors
+        self.task = RankingTask.from_tables(data.tables, split)
         self.task.check()
         self.users = self.task.users.numpy()
 
     @cached_property
     def popularity(self) -> np.ndarray:
         """Train interactions of every item ``[I]``."""
-        return np.bincount(self.study.split("train")["item"], minlength=len(self.study.items))
+        return np.bincount(self.data.split("train")["item"], minlength=len(self.data.items))
 
     @cached_property
     def relevant(self) -> np.ndarray:
@@ -93,8 +93,8 @@ class BeyondAccuracy:
     @cached_property
     def facts(self) -> list[frozenset[tuple[int, int]]]:
         """Facts of every item: relation (its inverse as -1 - relation) and the entity at the other end."""
-        facts: list[set[tuple[int, int]]] = [set() for _ in range(len(self.study.items))]
-        triples = self.study.triples
+        facts: list[set[tuple[int, int]]] = [set() for _ in range(len(self.data.items))]
+        triples = self.data.triples
         for head, relation, tail in zip(triples["head"], triples["relation"], triples["tail"], strict=True):
             if head < len(facts):
                 facts[head].add((relation, tail))
@@ -105,14 +105,14 @@ class BeyondAccuracy:
     @cached_property
     def genres(self) -> np.ndarray | None:
         """Genres of every item as shares ``[I, g]``, all 0 for an item without one; none without such a relation."""
-        relations = dict(zip(self.study.relations["label"].str.lower(), self.study.relations["relation"], strict=True))
+        relations = dict(zip(self.data.relations["label"].str.lower(), self.data.relations["relation"], strict=True))
         relation = next((relations[name] for name in GENRES if name in relations), None)
         if relation is None:
             return None
-        triples = self.study.triples
-        rows = triples[(triples["relation"] == relation) & (triples["head"] < len(self.study.items))]
+        triples = self.data.triples
+        rows = triples[(triples["relation"] == relation) & (triples["head"] < len(self.data.items))]
         codes, _ = pd.factorize(rows["tail"], sort=True)
-        shares = np.zeros((len(self.study.items), int(codes.max(initial=-1)) + 1))
+        shares = np.zeros((len(self.data.items), int(codes.max(initial=-1)) + 1))
         shares[rows["head"], codes] = 1.0
         return shares / shares.sum(1, keepdims=True).clip(min=1)
 
@@ -128,7 +128,7 @@ class BeyondAccuracy:
             raise DataError(f"there are lists of {lists.shape[0]} users, expected {len(self.users)}")
         given = lists >= 0
         listed = np.bincount(lists[given], minlength=len(self.popularity))
-        n_users = max(1, self.study.split("train")["user"].nunique())
+        n_users = max(1, self.data.split("train")["user"].nunique())
         information = -np.log2(self.popularity.clip(min=1) / n_users)
         return {
             "coverage": float((listed > 0).mean()),
@@ -165,8 +165,8 @@ class BeyondAccuracy:
     def _miscalibration(self, lists: np.ndarray) -> float:
         if self.genres is None or self.genres.shape[1] == 0:
             return float("nan")
-        train = self.study.split("train")
-        history = np.zeros((len(self.study.users), self.genres.shape[1]))
+        train = self.data.split("train")
+        history = np.zeros((len(self.data.users), self.genres.shape[1]))
         np.add.at(history, train["user"].to_numpy(), self.genres[train["item"]])
         values = []
         for user, row in zip(self.users, lists, strict=True):
@@ -227,12 +227,12 @@ def gini(counts: np.ndarray) -> float:
     return float(((2 * np.arange(1, n + 1) - n - 1) * values).sum() / (n * total)) if total else float("nan")
 
 
-def item_groups(study: Study, tail: float = 0.2, few: int = 5) -> pd.Series:
+def item_groups(data: Dataset, tail: float = 0.2, few: int = 5) -> pd.Series:
     """Cold, long-tail and popular items.
 
     Parameters
     ----------
-    study
+    data
         The study.
     tail
         The least popular items that together hold at most this share of the train interactions are the long tail.
@@ -252,7 +252,7 @@ def item_groups(study: Study, tail: float = 0.2, few: int = 5) -> pd.Series:
     """
     if not 0 <= tail <= 1:
         raise ConfigError(f"the long tail holds {tail} of the interactions, expected a share between 0 and 1")
-    counts = np.bincount(study.split("train")["item"], minlength=len(study.items))
+    counts = np.bincount(data.split("train")["item"], minlength=len(data.items))
     order = np.argsort(counts, kind="stable")
     held = np.empty(len(counts))
     held[order] = np.cumsum(counts[order])
@@ -263,13 +263,13 @@ def item_groups(study: Study, tail: float = 0.2, few: int = 5) -> pd.Series:
 
 
 def measure_lists(
-    study: Study, models: Iterable[tuple[str, Recommender]], split: str = "test", k: int = 20
+    data: Dataset, models: Iterable[tuple[str, Recommender]], split: str = "test", k: int = 20
 ) -> dict[str, pd.DataFrame]:
     """Every measure of the lists of several trained models, averaged over those of one label.
 
     Parameters
     ----------
-    study
+    data
         The study.
     models
         Label and model; an iterator is asked for one at a time.
@@ -285,9 +285,9 @@ def measure_lists(
         every group that has items, with their number in brackets, recall and share of all places as in
         `BeyondAccuracy.by_items`).
     """
-    vectors = study.vectors() if (REPRODUCIBLE_SOURCE, DEFAULT_ENCODER) in study.encoded() else None
-    measured = BeyondAccuracy(study, split, vectors)
-    kinds = {"items by popularity": item_groups(study), "items by facts": degree_groups(study)}
+    vectors = data.vectors() if (REPRODUCIBLE_SOURCE, DEFAULT_ENCODER) in data.encoded() else None
+    measured = BeyondAccuracy(data, split, vectors)
+    kinds = {"items by popularity": item_groups(data), "items by facts": degree_groups(data)}
     tables: dict[str, list[dict[str, Any]]] = {name: [] for name in ("whole lists", *kinds)}
     for label, model in models:
         lists = recommended(model, measured.task, k)

@@ -2,28 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-
 import numpy as np
 import pandas as pd
 
-from spike_kit import storage
-from spike_kit.data.study import Study
-from spike_kit.errors import ConfigError
-from spike_kit.evaluation.significance import per_user_metric
-from spike_kit.evaluation.tables import run_label
-from spike_kit.runs import Run
+from spike_kit.base.errors import ConfigError
+from spike_kit.data.dataset import Dataset
 
 
-def train_interactions(study: Study) -> pd.Series:
+def train_interactions(data: Dataset) -> pd.Series:
     """Number of train interactions of every user with any, indexed by user."""
-    return study.split("train")["user"].value_counts().sort_index()
+    return data.split("train")["user"].value_counts().sort_index()
 
 
-def sparsity_groups(study: Study | pd.Series, n: int = 4) -> pd.Series:
+def sparsity_groups(data: Dataset | pd.Series, n: int = 4) -> pd.Series:
     """Group of every user with train interactions: quantiles of their number, the sparsest first.
 
-    ``study`` may also be its `train_interactions`.
+    ``data`` may also be its `train_interactions`.
 
     Users with equally many interactions stay together, so groups are as equal in size as ties allow, and there may be
     fewer than ``n``.
@@ -38,18 +32,18 @@ def sparsity_groups(study: Study | pd.Series, n: int = 4) -> pd.Series:
     ConfigError
         If ``n`` is not positive.
     """
-    counts = train_interactions(study) if isinstance(study, Study) else study
+    counts = train_interactions(data) if isinstance(data, Dataset) else data
     return _quantile_groups(counts.rename("group"), n)
 
 
-def popularity_groups(study: Study, n: int = 4) -> pd.Series:
+def popularity_groups(data: Dataset, n: int = 4) -> pd.Series:
     """Group of every item with train interactions, as `sparsity_groups`: the least popular first, indexed by item."""
-    return _quantile_groups(study.split("train")["item"].value_counts().sort_index().rename("group"), n)
+    return _quantile_groups(data.split("train")["item"].value_counts().sort_index().rename("group"), n)
 
 
-def degree_groups(study: Study, n: int = 4) -> pd.Series:
+def degree_groups(data: Dataset, n: int = 4) -> pd.Series:
     """Group of every item by the number of its triples, as `sparsity_groups`: those with the fewest facts first."""
-    triples, items = study.triples, len(study.items)
+    triples, items = data.triples, len(data.items)
     degree = pd.Series(0, index=range(items), name="group")
     for end in ("head", "tail"):
         degree = degree.add(triples[end].value_counts(), fill_value=0)
@@ -73,50 +67,3 @@ def _quantile_groups(counts: pd.Series, n: int) -> pd.Series:
         index=counts.index,
         name=counts.name,
     )
-
-
-def grouped_by_seed(runs: Sequence[Run] | Mapping[str, list[Run]]) -> Mapping[str, list[Run]]:
-    """Runs that differ in the seed only, together, under their label; the order of first appearance is kept.
-
-    Equal labels of different configurations are numbered. Runs that are grouped already keep their labels.
-    """
-    if isinstance(runs, Mapping):
-        return runs
-    same: dict[str, list[Run]] = {}
-    for run in runs:
-        key = storage.canonical_json({name: value for name, value in run.config.items() if name != "seed"})
-        same.setdefault(key, []).append(run)
-    labelled: dict[str, list[Run]] = {}
-    for group in same.values():
-        label = name = run_label(group[0])
-        number = 1
-        while name in labelled:
-            number += 1
-            name = f"{label} ({number})"
-        labelled[name] = group
-    return labelled
-
-
-def group_means(
-    runs: Sequence[Run] | Mapping[str, list[Run]], groups: pd.Series, metric: str = "ndcg@20", split: str = "test"
-) -> pd.DataFrame:
-    """Mean of a metric over the users of each group, for every model (over its seeds).
-
-    Parameters
-    ----------
-    runs
-        Finished runs of one data set, or grouped ones (`grouped_by_seed`).
-    groups
-        Group of every user, from `sparsity_groups`; users that a run does not rank are left out.
-
-    Returns
-    -------
-    DataFrame
-        One row per group: group, users (ranked ones), and a column for every model.
-    """
-    columns = {label: per_user_metric(group, metric, split) for label, group in grouped_by_seed(runs).items()}
-    table = pd.DataFrame(columns).join(groups.rename("group"), how="inner")
-    parts = table.groupby("group", observed=True)
-    means = parts.mean()
-    means.insert(0, "users", parts.size())
-    return means.reset_index()

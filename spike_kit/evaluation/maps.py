@@ -10,8 +10,8 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from spike_kit import paths, storage
-from spike_kit.errors import DataError, require
+from spike_kit.base import paths, storage
+from spike_kit.base.errors import DataError, require
 
 
 def umap_coordinates(

@@ -14,13 +14,13 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from spike_kit.base.seeds import torch_generator
+from spike_kit.data.dataset import Dataset
 from spike_kit.data.graph import Graph
-from spike_kit.data.study import Study
 from spike_kit.data.vectors import ProfileVectors
-from spike_kit.evaluation.protocol import RankingTask, evaluate
+from spike_kit.evaluation.ranking import RankingTask, evaluate
 from spike_kit.models.popularity import Popularity, PopularityConfig
 from spike_kit.models.recommender import FixedEmbeddings, ModelConfig, Recommender
-from spike_kit.seeds import torch_generator
 
 USER_PROFILE = "user profile"
 """Scorer: cosine of the user's profile vector and the item's."""
@@ -76,7 +76,7 @@ def train_items_scorer(vectors: ProfileVectors, graph: Graph) -> FixedEmbeddings
 
 
 def signal_per_user(
-    study: Study,
+    data: Dataset,
     vectors: Mapping[str, ProfileVectors],
     cutoffs: Sequence[int] = (20,),
     seed: int = 0,
@@ -86,7 +86,7 @@ def signal_per_user(
 
     Parameters
     ----------
-    study
+    data
         Data set; its train split gives the histories, its validation split the relevant items.
     vectors
         Profile vectors ``user [U, d_t]``, ``entity [E, d_t]`` by source.
@@ -109,9 +109,9 @@ def signal_per_user(
         If vectors do not fit the study, or no user has a validation item.
     """
     for source, pair in vectors.items():
-        pair.check(len(study.users), len(study.entities), f"vectors of {source}")
-    task = RankingTask.from_tables(study.tables, "valid", device)
-    graph = Graph.from_tables(study.tables).to(device)
+        pair.check(len(data.users), len(data.entities), f"vectors of {source}")
+    task = RankingTask.from_tables(data.tables, "valid", device)
+    graph = Graph.from_tables(data.tables).to(device)
     metrics = [f"{metric}@{k}" for k in cutoffs for metric in ("recall", "ndcg")]
     parts = []
     for source, scorer, recommender in _scorers(graph, vectors, seed):
@@ -140,7 +140,7 @@ def signal_means(per_user: pd.DataFrame) -> pd.DataFrame:
 
 
 def signal_table(
-    study: Study,
+    data: Dataset,
     vectors: Mapping[str, ProfileVectors],
     cutoffs: Sequence[int] = (20,),
     seed: int = 0,
@@ -150,4 +150,4 @@ def signal_table(
 
     Parameters and errors are those of `signal_per_user`.
     """
-    return signal_means(signal_per_user(study, vectors, cutoffs, seed, device))
+    return signal_means(signal_per_user(data, vectors, cutoffs, seed, device))

@@ -18,13 +18,14 @@ import numpy as np
 import pandas as pd
 from torch import Tensor
 
-from spike_kit import storage
-from spike_kit.data.study import Study
-from spike_kit.errors import DataError
+from spike_kit.base import storage
+from spike_kit.base.errors import DataError
+from spike_kit.data.dataset import Dataset
 from spike_kit.evaluation.groups import train_interactions
+from spike_kit.experiments import run_folder
 from spike_kit.experiments.run import data_version, finished_runs
-from spike_kit.runs import Run
-from spike_kit.training import MONITOR
+from spike_kit.experiments.run_folder import Run
+from spike_kit.training.loop import MONITOR
 
 ROOT = Path(__file__).resolve().parent.parent.parent / "docs" / "study"
 """Where the tables live."""
@@ -83,14 +84,14 @@ class ArchivedRun(Run):
         raise DataError(f"the weights of {self.path.name} are not kept in {self.path.parent}", "train it again")
 
 
-def write_archive(runs: Sequence[Run], study: Study, folder: Path | None = None) -> Path:
+def write_archive(runs: Sequence[Run], data: Dataset, folder: Path | None = None) -> Path:
     """Write the tables of finished runs of one data set; those of an earlier archive are replaced.
 
     Parameters
     ----------
     runs
         The runs.
-    study
+    data
         Their data set.
     folder
         Where; default: that of their data set in `ROOT`.
@@ -101,8 +102,8 @@ def write_archive(runs: Sequence[Run], study: Study, folder: Path | None = None)
         If there are no runs, or not all of the study as it is.
     """
     builds = {(run.config["dataset"], run.config["data_sha256"]) for run in runs}
-    if builds != {(study.name, data_version(study))}:
-        raise DataError(f"not all runs are of {study.name} as it is built now", "give those of one build of one study")
+    if builds != {(data.name, data_version(data))}:
+        raise DataError(f"not all runs are of {data.name} as it is built now", "give those of one build of one study")
     target = folder or ROOT / runs[0].config["dataset"]
     rows = [{"run": run.path.name, **{part: json.dumps(getattr(run, part)) for part in _PARTS}} for run in runs]
     columns = {}
@@ -112,7 +113,7 @@ def write_archive(runs: Sequence[Run], study: Study, folder: Path | None = None)
     with storage.storage_errors(target):
         target.mkdir(parents=True, exist_ok=True)
     per_user = pd.DataFrame(columns).reset_index()
-    per_user.insert(2, _TRAIN, train_interactions(study).reindex(per_user["user"], fill_value=0).to_numpy())
+    per_user.insert(2, _TRAIN, train_interactions(data).reindex(per_user["user"], fill_value=0).to_numpy())
     for name, table, numbers in ((PER_USER, per_user, list(columns)), (RUNS, pd.DataFrame(rows), [])):
         with storage.atomic_file(target / name) as temporary:
             table.to_parquet(
@@ -166,7 +167,7 @@ def archived_activity(dataset: str, folder: Path | None = None) -> pd.Series:
     return counts[counts > 0]
 
 
-def keep_run(run: Run, study: Study, folder: Path | None = None) -> None:
+def keep_run(run: Run, data: Dataset, folder: Path | None = None) -> None:
     """Add a finished run to the archive, in the place of one with the same question if there is one.
 
     Raises
@@ -177,9 +178,9 @@ def keep_run(run: Run, study: Study, folder: Path | None = None) -> None:
     same = find_kept(run.config, folder)
     if same is not None and same.config == run.config:
         return
-    kept = read_archive(study.name, folder)
+    kept = read_archive(data.name, folder)
     question = _question(run.config)
-    write_archive([*(other for other in kept if _question(other.config) != question), run], study, folder)
+    write_archive([*(other for other in kept if _question(other.config) != question), run], data, folder)
 
 
 def find_kept(config: Mapping[str, Any], folder: Path | None = None) -> Run | None:
@@ -201,15 +202,15 @@ def _by_question(folder: Path, stamps: tuple[int, ...]) -> dict[str, Run]:  # no
     return {_question(run.config): run for run in read_archive(folder.name, folder)}
 
 
-def known_runs(study: Study) -> list[Run]:
-    """Finished runs of a study, with what only the archive has (`with_archived`)."""
-    return with_archived(study, finished_runs(study))
+def known_runs(data: Dataset) -> list[Run]:
+    """Finished runs of a data set, with what only the archive has (`with_archived`)."""
+    return with_archived(data, finished_runs(data))
 
 
-def with_archived(study: Study, here: Sequence[Run]) -> list[Run]:
+def with_archived(data: Dataset, here: Sequence[Run]) -> list[Run]:
     """Runs of this machine; what was not run here is taken from the archive, if it is of the study's present build.
 
-    Two runs are the same one here if they differ in nothing but the version of the code, and of the vectors' last bits.
+    Two runs are the same one here if they differ in nothing but the declared versions, and the vectors' last bits.
     Seeds of different versions are not averaged: as soon as one seed was run here by another version, the archive's
     other seeds are left out.
     """
@@ -217,17 +218,17 @@ def with_archived(study: Study, here: Sequence[Run]) -> list[Run]:
     for run in here:
         versions.setdefault(_question(run.config, seed=False), set()).add(_version(run.config))
     known = {_question(run.config) for run in here}
-    build = data_version(study)
+    build = data_version(data)
     return [*here] + [
         run
-        for run in read_archive(study.name)
+        for run in read_archive(data.name)
         if run.config["data_sha256"] == build
         and _question(run.config) not in known
         and _version(run.config) in versions.get(_question(run.config, seed=False), {_version(run.config)})
     ]
 
 
-_VERSIONS = ("code_sha256", "vectors_sha256")
+_VERSIONS = ("versions", "code_sha256", "vectors_sha256")
 
 
 def _question(config: Mapping[str, Any], seed: bool = True) -> str:
@@ -237,5 +238,5 @@ def _question(config: Mapping[str, Any], seed: bool = True) -> str:
 
 
 def _version(config: Mapping[str, Any]) -> str:
-    """Versions of code and vectors."""
-    return storage.canonical_json({name: config.get(name, "") for name in _VERSIONS})
+    """Declared versions, and the vectors."""
+    return storage.canonical_json([run_folder.versions(config), config.get("vectors_sha256", "")])

@@ -22,23 +22,23 @@ import pandas as pd
 import torch
 from pydantic import Field
 
-from spike_kit import paths
-from spike_kit.config import Config
-from spike_kit.data.study import Study
-from spike_kit.devices import resolve_device
-from spike_kit.errors import ConfigError, DataError, SpikeKitError, require
+from spike_kit.base import paths
+from spike_kit.base.config import Config
+from spike_kit.base.devices import resolve_device
+from spike_kit.base.errors import ConfigError, DataError, SpikeKitError, require
+from spike_kit.base.processes import fresh_process
+from spike_kit.data.dataset import Dataset
 from spike_kit.experiments.archive import find_kept, keep_run
 from spike_kit.experiments.run import RunConfig, describe, describe_text, run
+from spike_kit.experiments.run_folder import find_run
 from spike_kit.experiments.search import save_tuned, search
 from spike_kit.experiments.search_space import with_settings
 from spike_kit.experiments.tuned import TUNED, read_tuned, tuned_path
 from spike_kit.models import find_model
-from spike_kit.processes import fresh_process
 from spike_kit.profiles.encode import ensure_vectors
 from spike_kit.profiles.generate import Generation, GenerationConfig
 from spike_kit.profiles.template import SOURCE, ensure_profiles
-from spike_kit.runs import find_run
-from spike_kit.training import MONITOR
+from spike_kit.training.loop import MONITOR
 
 logger = logging.getLogger(__name__)
 
@@ -248,16 +248,16 @@ def perform(cell: Cell, device: str = "cpu", threads: int | None = 1) -> Outcome
 def _write_text(cell: Cell, device: torch.device) -> Outcome:
     """Write the profiles of a cell where they are missing, and encode them."""
     started, config = time.perf_counter(), cell.config
-    study, source = Study.open(config.dataset), config.profiles
+    data, source = Dataset.open(config.dataset), config.profiles
     if source == SOURCE:
-        ensure_profiles(study, progress=False)
-    elif source not in study.profile_sources() and cell.generation is not None:
-        written = Generation(study, cell.generation, source).run()
+        ensure_profiles(data, progress=False)
+    elif source not in data.profile_sources() and cell.generation is not None:
+        written = Generation(data, cell.generation, source).run()
         if written.path is None:
             raise DataError(
                 f"the model left {sum(written.missing.values())} profiles of {source} unwritten", "run again"
             )
-    ensure_vectors(study, source, config.encoder, device, progress=False)
+    ensure_vectors(data, source, config.encoder, device, progress=False)
     return Outcome(seconds=time.perf_counter() - started)
 
 
@@ -362,10 +362,10 @@ class GridRun:
                 return Outcome(tuned.valid, tuned.seconds)
             if cell.needs_search and not tuned_path(config.dataset, config.model).is_file():
                 return _NOTHING
-            study = Study.open(config.dataset)
+            data = Dataset.open(config.dataset)
             if cell.kind == "text":
-                return Outcome(seconds=0.0) if _has_text(study, config) else _NOTHING
-            described = describe(config, study)
+                return Outcome(seconds=0.0) if _has_text(data, config) else _NOTHING
+            described = describe(config, data)
             found = find_run(described) or (find_kept(described) if self.keep else None)
             return _NOTHING if found is None else Outcome(found.metrics["valid"][MONITOR], found.metrics["seconds"])
         except SpikeKitError as error:
@@ -374,10 +374,10 @@ class GridRun:
     def _end(self, cell: Cell, outcome: Outcome) -> None:
         """Note the outcome of a cell that is done, and keep what it left here."""
         if self.keep and cell.kind == "run" and not outcome.error:
-            study = Study.open(cell.config.dataset)
-            found = find_run(describe(cell.config, study))
+            data = Dataset.open(cell.config.dataset)
+            found = find_run(describe(cell.config, data))
             if found is not None:
-                keep_run(found, study)
+                keep_run(found, data)
         self._note(cell, outcome)
 
     def _note(self, cell: Cell, outcome: Outcome) -> None:
@@ -390,10 +390,10 @@ _NOTHING = Outcome()
 """Stands for a cell that was not done."""
 
 
-def _has_text(study: Study, config: RunConfig) -> bool:
+def _has_text(data: Dataset, config: RunConfig) -> bool:
     """Whether profiles and their vectors are there, and belong together."""
     try:
-        describe_text(study, config.profiles, config.encoder)
+        describe_text(data, config.profiles, config.encoder)
     except DataError:
         return False
     return True

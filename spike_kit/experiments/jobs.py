@@ -23,15 +23,16 @@ from typing import Any, Literal
 import pandas as pd
 import psutil
 
-from spike_kit import paths, runs, storage
-from spike_kit.data.study import Study
-from spike_kit.devices import resolve_device
-from spike_kit.errors import DataError, SpikeKitError
+from spike_kit.base import paths, storage
+from spike_kit.base.devices import resolve_device
+from spike_kit.base.errors import DataError, SpikeKitError
+from spike_kit.data.dataset import Dataset
+from spike_kit.experiments import run_folder
 from spike_kit.experiments.archive import find_kept
 from spike_kit.experiments.run import RunConfig, describe, run
-from spike_kit.runs import Run
-from spike_kit.training import TrainingStoppedError
-from spike_kit.training_state import EpochRow
+from spike_kit.experiments.run_folder import Run
+from spike_kit.training.checkpoint import EpochRow
+from spike_kit.training.loop import TrainingStoppedError
 
 JOB, PROCESS, PROGRESS, END, LOG = "job.json", "process.json", "progress.jsonl", "end.json", "log.txt"
 
@@ -67,17 +68,17 @@ class TrainingJob:
     @cached_property
     def described(self) -> dict[str, Any]:
         """Everything that decides the result (see `spike_kit.experiments.run.describe`)."""
-        return self.known or describe(self.config, Study.open(self.config.dataset))
+        return self.known or describe(self.config, Dataset.open(self.config.dataset))
 
     @cached_property
     def folder(self) -> Path:
         """Folder of the job's files."""
-        return paths.runs_root() / ".jobs" / runs.run_path(self.described).name
+        return paths.runs_root() / ".jobs" / run_folder.run_path(self.described).name
 
     @property
     def run(self) -> Run | None:
         """The finished run, if there is one: its folder, or what the archive kept of it."""
-        return runs.find_run(self.described) or find_kept(self.described)
+        return run_folder.find_run(self.described) or find_kept(self.described)
 
     @property
     def state(self) -> JobState:
@@ -87,7 +88,7 @@ class TrainingJob:
         if self._process() is not None:
             return "training"
         if not (self.folder / PROCESS).is_file():
-            has_state = (runs.run_path(self.described) / runs.STATE).is_dir()
+            has_state = (run_folder.run_path(self.described) / run_folder.STATE).is_dir()
             return "interrupted" if has_state else "not trained"
         return "failed" if self._end().get("failed") else "interrupted"
 
@@ -98,7 +99,7 @@ class TrainingJob:
 
     @property
     def history(self) -> pd.DataFrame:
-        """Rows of the epochs so far, as `spike_kit.training_state.History` has them, from the run or from the job."""
+        """Rows of the epochs so far (`spike_kit.training.checkpoint.History`), from the run or from the job."""
         found = self.run
         return found.history if found is not None else pd.DataFrame(self._rows())
 
@@ -129,7 +130,7 @@ class TrainingJob:
         """
         if self.state in ("finished", "training"):
             return
-        resumes = (runs.run_path(self.described) / runs.STATE).is_dir()
+        resumes = (run_folder.run_path(self.described) / run_folder.STATE).is_dir()
         with storage.storage_errors(self.folder):
             self.folder.mkdir(parents=True, exist_ok=True)
             for name in (PROCESS, END, *(() if resumes else (PROGRESS,))):

@@ -13,24 +13,25 @@ import pandas as pd
 import torch
 from pydantic import Field
 
-from spike_kit import distributed, runs, storage
-from spike_kit.config import Config, TrainingConfig
-from spike_kit.data.graph import Graph
-from spike_kit.data.study import Study
-from spike_kit.devices import free_memory, peak_bytes, reset_peak
-from spike_kit.errors import ConfigError, DataError
-from spike_kit.evaluation.protocol import CUTOFFS, RankingTask, evaluate
+from spike_kit.base import distributed, storage
+from spike_kit.base.config import Config, TrainingConfig
+from spike_kit.base.devices import free_memory, peak_bytes, reset_peak
+from spike_kit.base.errors import ConfigError, DataError
+from spike_kit.base.seeds import torch_generator
+from spike_kit.data.dataset import Dataset
+from spike_kit.data.graph import GRAPH_VERSION, Graph
+from spike_kit.evaluation.ranking import CUTOFFS, PROTOCOL_VERSION, RankingTask, evaluate
+from spike_kit.experiments import run_folder
+from spike_kit.experiments.run_folder import Run
 from spike_kit.experiments.tuned import TUNED, read_tuned
-from spike_kit.models import find_model, find_preset
+from spike_kit.models import MODELS, find_model, find_preset
 from spike_kit.models.footprint import Footprint, footprint, gib, leaner_settings
 from spike_kit.models.recommender import ModelConfig, Preset, Recommender, TrainedConfig, TrainedRecommender
 from spike_kit.profiles import given
 from spike_kit.profiles.encode import DEFAULT_ENCODER, check_fresh
 from spike_kit.profiles.template import SOURCE
-from spike_kit.runs import Run
-from spike_kit.seeds import torch_generator
-from spike_kit.training import History, fit
-from spike_kit.training_state import EpochRow
+from spike_kit.training.checkpoint import EpochRow
+from spike_kit.training.loop import TRAINING_VERSION, History, fit
 
 logger = logging.getLogger(__name__)
 
@@ -41,7 +42,7 @@ class RunConfig(Config):
     model: str = "spike"
     """Name of the model, a key of `spike_kit.models.MODELS`."""
     dataset: str = "ml-100k"
-    """Data set: a name under data/ or the path of a study folder."""
+    """Data set: a name under data/ or the path of a data-set folder."""
     preset: str = "recommended"
     """Named setting the run starts from."""
     settings: dict[str, Any] = Field(default_factory=dict)
@@ -101,40 +102,41 @@ def run(
     TrainingStoppedError
         After SIGTERM, once the state is written.
     """
-    study = Study.open(config.dataset)
-    described = describe(config, study)
-    path, device = runs.run_path(described), torch.device(device)
+    data = Dataset.open(config.dataset)
+    described = describe(config, data)
+    path, device = run_folder.run_path(described), torch.device(device)
 
     def is_done() -> bool:
-        return runs.find_run(described) is not None
+        return run_folder.find_run(described) is not None
 
     if distributed.on_first(is_done):
-        logger.info("%s is done already", path.name)
-        return Run(path)
+        found = run_folder.find_run(described) or Run(path)
+        logger.info("%s is done already", found.path.name)
+        return found
     if leaky := described.get("possibly_leaky"):
         logger.warning(
             "profiles of %s may describe held-out interactions (%s): report no gain from them",
             config.profiles,
             ", ".join(leaky),
         )
-    tasks = {split: RankingTask.from_tables(study.tables, split, device) for split in ("valid", "test")}
+    tasks = {split: RankingTask.from_tables(data.tables, split, device) for split in ("valid", "test")}
     for task in tasks.values():
         task.check()
     with ExitStack() as stack:
 
         def is_done_meanwhile() -> bool:
-            stack.enter_context(runs.claimed(path))
+            stack.enter_context(run_folder.claimed(path))
             return is_done()
 
         if not distributed.on_first(is_done_meanwhile):
-            _make(config, described, study, tasks, device, progress, report)
+            _make(config, described, data, tasks, device, progress, report)
     return Run(path)
 
 
 def _make(
     config: RunConfig,
     described: dict[str, Any],
-    study: Study,
+    data: Dataset,
     tasks: dict[str, RankingTask],
     device: torch.device,
     progress: bool,
@@ -143,7 +145,9 @@ def _make(
     """Train, evaluate and write a run."""
     started = time.perf_counter()
     reset_peak(device)
-    model, history = train(config, study, device, progress, report, state=runs.run_path(described) / runs.STATE)
+    model, history = train(
+        config, data, device, progress, report, state=run_folder.run_path(described) / run_folder.STATE
+    )
     seconds = history.earlier_seconds + time.perf_counter() - started
     peak = peak_bytes(device) / 2**30
 
@@ -163,7 +167,7 @@ def _make(
             "users_ranked": {split: task.users.numel() for split, task in tasks.items()},
             "users_without_train": tasks["test"].n_without_train,
         }
-        runs.write_run(
+        run_folder.write_run(
             described,
             device=device,
             history=history.frame(),
@@ -178,7 +182,7 @@ def _make(
 
 def train(
     config: RunConfig,
-    study: Study,
+    data: Dataset,
     device: torch.device | str = "cpu",
     progress: bool = True,
     report: Callable[[EpochRow], None] | None = None,
@@ -187,26 +191,26 @@ def train(
 ) -> tuple[Recommender, History]:
     """Build and train the model of a configuration; looks at train and validation only.
 
-    ``report`` and ``state`` are passed on to `spike_kit.training.fit`; without ``state`` nothing is written.
+    ``report`` and ``state`` are passed on to `spike_kit.training.loop.fit`; without ``state`` nothing is written.
     """
     settings, training = config.resolved()
-    graph = Graph.from_tables(study.tables)
+    graph = Graph.from_tables(data.tables)
     if isinstance(settings, TrainedConfig):
-        dim = text_dim(config, study, settings)
+        dim = text_dim(config, data, settings)
         needed = check_memory(settings, graph, dim, training.batch_size, torch.device(device))
         logger.info("training takes about %s of memory, beside what Python and torch take", needed)
     graph = graph.to(device)
-    model = build_model(config, study, settings, graph)
+    model = build_model(config, data, settings, graph)
     if not isinstance(model, TrainedRecommender):
         return model, History()
-    validation = RankingTask.from_tables(study.tables, "valid", device)
+    validation = RankingTask.from_tables(data.tables, "valid", device)
     return model, fit(model, graph, validation, training, config.seed, progress, report, state=state)
 
 
-def text_dim(config: RunConfig, study: Study, settings: ModelConfig) -> int:
+def text_dim(config: RunConfig, data: Dataset, settings: ModelConfig) -> int:
     """Dimension d_t of the profile vectors that a configuration uses; 0 if it uses none."""
     uses_text = _wants_text(find_model(config.model), settings)
-    return study.vectors(config.profiles, config.encoder).dim if uses_text else 0
+    return data.vectors(config.profiles, config.encoder).dim if uses_text else 0
 
 
 def check_memory(
@@ -234,14 +238,14 @@ def check_memory(
     return needed
 
 
-def build_model(config: RunConfig, study: Study, settings: ModelConfig, graph: Graph) -> Recommender:
+def build_model(config: RunConfig, data: Dataset, settings: ModelConfig, graph: Graph) -> Recommender:
     """Build the untrained model of a configuration on the device of the graph."""
     cls = find_model(config.model)
-    vectors = study.vectors(config.profiles, config.encoder) if _wants_text(cls, settings) else None
+    vectors = data.vectors(config.profiles, config.encoder) if _wants_text(cls, settings) else None
     return cls(settings, graph, vectors, torch_generator(config.seed, "init"))
 
 
-def load_model(run: Run, study: Study | None = None, device: torch.device | str = "cpu") -> Recommender:
+def load_model(run: Run, data: Dataset | None = None, device: torch.device | str = "cpu") -> Recommender:
     """Bring the model of a finished run back, on any device.
 
     Raises
@@ -250,56 +254,69 @@ def load_model(run: Run, study: Study | None = None, device: torch.device | str 
         If the data set was rebuilt, or its profiles encoded anew, since the run was trained.
     """
     stored = run.config
-    study = study or Study.open(stored["dataset"])
-    if stored["data_sha256"] != data_version(study):
+    data = data or Dataset.open(stored["dataset"])
+    if stored["data_sha256"] != data_version(data):
         raise DataError(
-            f"{run.path.name} was trained on another build of data set {study.name}",
+            f"{run.path.name} was trained on another build of data set {data.name}",
             "train it again, or build the data set as it was",
         )
     known = ("model", "dataset", "preset", "seed", "profiles", "encoder")
     config = RunConfig.parse({name: stored[name] for name in known if name in stored})
     settings = find_model(config.model).config_class.parse(stored["model_settings"])
-    if not _same_vectors(run, study):
+    if not _same_vectors(run, data):
         raise DataError(
             f"{run.path.name} was trained with other vectors of {stored['profiles']} by {stored['encoder']} than "
-            f"{study.path} holds now",
+            f"{data.path} holds now",
             "train it again, or encode the profiles it was trained with",
         )
-    model = build_model(config, study, settings, Graph.from_tables(study.tables).to(device))
+    model = build_model(config, data, settings, Graph.from_tables(data.tables).to(device))
     model.load_tensors({name: tensor.to(device) for name, tensor in run.tensors().items()})
     return model
 
 
-def finished_runs(study: Study) -> list[Run]:
-    """Finished runs of a study as it is now built and encoded, under the present code, oldest first."""
-    version, code = data_version(study), runs.code_version()
+def finished_runs(data: Dataset) -> list[Run]:
+    """Finished runs of a data set as it is now built and encoded, of the present versions, oldest first."""
+    version = data_version(data)
     return [
         run
-        for run in runs.list_runs(study.name)
-        if run.config["data_sha256"] == version and run.config["code_sha256"] == code and _same_vectors(run, study)
+        for run in run_folder.list_runs(data.name)
+        if run.config["data_sha256"] == version
+        and run.config["model"] in MODELS
+        and run_folder.versions(run.config) == declared_versions(run.config["model"])
+        and _same_vectors(run, data)
     ]
 
 
-def _same_vectors(run: Run, study: Study) -> bool:
+def _same_vectors(run: Run, data: Dataset) -> bool:
     """Whether the vectors a run was trained with are those the study holds now (true for a run without text)."""
     stored = run.config
     if "vectors_sha256" not in stored:
         return True
-    file = study.embeddings_path(stored["profiles"], stored["encoder"])
+    file = data.embeddings_path(stored["profiles"], stored["encoder"])
     return file.is_file() and storage.sha256_file(file) == stored["vectors_sha256"]
 
 
-def data_version(study: Study) -> str:
+def declared_versions(model: str) -> dict[str, int]:
+    """Versions of everything that decides the numbers of a model's run (`run_folder.VERSIONS`)."""
+    return {
+        "model": find_model(model).version,
+        "graph": GRAPH_VERSION,
+        "training": TRAINING_VERSION,
+        "protocol": PROTOCOL_VERSION,
+    }
+
+
+def data_version(data: Dataset) -> str:
     """sha256 of the manifest: equal for equal sources and build settings."""
-    return storage.sha256_text(storage.canonical_json(study.manifest.model_dump(mode="json")))
+    return storage.sha256_text(storage.canonical_json(data.manifest.model_dump(mode="json")))
 
 
-def describe(config: RunConfig, study: Study, text: dict[str, Any] | None = None) -> dict[str, Any]:
-    """Everything that decides the result of a run, as JSON values; `spike_kit.runs.identity` hashes it.
+def describe(config: RunConfig, data: Dataset, text: dict[str, Any] | None = None) -> dict[str, Any]:
+    """Everything that decides the result of a run, as JSON values; `run_folder.identity` hashes it.
 
     Parameters
     ----------
-    config, study
+    config, data
         The run, and its study.
     text
         What `describe_text` says about the run's vectors, if it was asked before; it reads them whole.
@@ -307,13 +324,13 @@ def describe(config: RunConfig, study: Study, text: dict[str, Any] | None = None
     settings, training = config.resolved()
     described: dict[str, Any] = {
         "model": config.model,
-        "dataset": study.name,
+        "dataset": data.name,
         "preset": config.preset,
         "seed": config.seed,
         "model_settings": settings.model_dump(mode="json"),
         "training_settings": training.model_dump(mode="json"),
-        "data_sha256": data_version(study),
-        "code_sha256": runs.code_version(),
+        "data_sha256": data_version(data),
+        "versions": declared_versions(config.model),
     }
     if config.preset == TUNED:
         base = config.base()
@@ -322,11 +339,11 @@ def describe(config: RunConfig, study: Study, text: dict[str, Any] | None = None
             "training_settings": base.training.model_dump(mode="json"),
         }
     if _wants_text(find_model(config.model), settings):
-        described |= describe_text(study, config.profiles, config.encoder) if text is None else text
+        described |= describe_text(data, config.profiles, config.encoder) if text is None else text
     return described
 
 
-def describe_text(study: Study, source: str, encoder: str) -> dict[str, Any]:
+def describe_text(data: Dataset, source: str, encoder: str) -> dict[str, Any]:
     """What identifies the vectors of a profile source by an encoder, as part of `describe`.
 
     Raises
@@ -334,11 +351,11 @@ def describe_text(study: Study, source: str, encoder: str) -> dict[str, Any]:
     DataError
         If there are none, or they are older than the profiles.
     """
-    study.vectors(source, encoder)
-    check_fresh(study, source, encoder)
-    sha256 = storage.sha256_file(study.embeddings_path(source, encoder))
+    data.vectors(source, encoder)
+    check_fresh(data, source, encoder)
+    sha256 = storage.sha256_file(data.embeddings_path(source, encoder))
     described: dict[str, Any] = {"profiles": source, "encoder": encoder, "vectors_sha256": sha256}
-    leaky = study.provenance(source).get("possibly_leaky") or given.possibly_leaky(encoder)
+    leaky = data.provenance(source).get("possibly_leaky") or given.possibly_leaky(encoder)
     return described | ({"possibly_leaky": leaky} if leaky else {})
 
 

@@ -16,19 +16,19 @@ from typing import Any
 import pandas as pd
 import torch
 
-from spike_kit import paths, storage
+from spike_kit.base import paths, storage
+from spike_kit.base.errors import ConfigError, TrainingError, require
+from spike_kit.base.seeds import stream_seed
+from spike_kit.data.dataset import Dataset
 from spike_kit.data.graph import Graph
-from spike_kit.data.study import Study
-from spike_kit.errors import ConfigError, TrainingError, require
-from spike_kit.evaluation.protocol import RankingTask, evaluate
+from spike_kit.evaluation.ranking import RankingTask, evaluate
 from spike_kit.experiments.run import RunConfig, build_model, check_memory, data_version, describe, text_dim
 from spike_kit.experiments.search_space import Range, Space, as_json, chosen, space_of, suggest, with_settings
 from spike_kit.experiments.tuned import Tuned, stamp, write_tuned
 from spike_kit.models import find_model
 from spike_kit.models.recommender import ModelConfig, TrainedConfig, TrainedRecommender
-from spike_kit.seeds import stream_seed
-from spike_kit.training import MONITOR, fit
-from spike_kit.training_state import EpochRow
+from spike_kit.training.checkpoint import EpochRow
+from spike_kit.training.loop import MONITOR, fit
 
 logger = logging.getLogger(__name__)
 
@@ -132,15 +132,15 @@ def search(
         raise ConfigError(f"the target is {target}, expected a validation {MONITOR} between 0 and 1")
     optuna = require("optuna", "search")
     space = space_of(config, target is not None, space)
-    study = Study.open(config.dataset)
-    key: list[Any] = [describe(config, study), as_json(space)]
+    data = Dataset.open(config.dataset)
+    key: list[Any] = [describe(config, data), as_json(space)]
     if target is not None:
         key.append({"target": target, "device": str(device), "threads": torch.get_num_threads()})
     if trial_seconds is not None:
         key.append({"trial_seconds": trial_seconds})
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     found = optuna.create_study(
-        storage=f"sqlite:///{search_path(config, study)}",
+        storage=f"sqlite:///{search_path(config, data)}",
         study_name=storage.sha256_text(storage.canonical_json(key))[:12],
         direction="maximize" if target is None else "minimize",
         load_if_exists=True,
@@ -163,7 +163,7 @@ def search(
     for start in _starts(config, space) if trained else ():
         if not any(_is_of(trial, start) for trial in found.trials):
             found.enqueue_trial(start)
-    objective = _Objective(config, study, space, torch.device(device), target, trial_seconds)
+    objective = _Objective(config, data, space, torch.device(device), target, trial_seconds)
     if done < trials:
         found.optimize(objective, n_trials=trials - done, timeout=timeout, callbacks=[_log])
     return _result(config, space, _finished(found), target)
@@ -171,11 +171,11 @@ def search(
 
 def save_tuned(config: RunConfig, result: SearchResult, trial_seconds: float | None) -> Path:
     """Keep what a search found as the tuned settings of its model and data set; returns the file."""
-    study, trials = Study.open(config.dataset), result.trials
+    data, trials = Dataset.open(config.dataset), result.trials
     return write_tuned(
         Tuned(
             model=config.model,
-            dataset=study.name,
+            dataset=data.name,
             preset=config.preset,
             settings=result.settings,
             training=result.training,
@@ -186,15 +186,15 @@ def save_tuned(config: RunConfig, result: SearchResult, trial_seconds: float | N
             trial_seconds=trial_seconds,
             seconds=round(float(trials["seconds"].sum()), 1),
             seed=config.seed,
-            data_sha256=data_version(study),
+            data_sha256=data_version(data),
             **stamp(),
         )
     )
 
 
-def search_path(config: RunConfig, study: Study) -> Path:
+def search_path(config: RunConfig, data: Dataset) -> Path:
     """Sqlite file with the searches of a model on a data set; its folder is made."""
-    file = paths.data_root() / "searches" / f"{config.model}-{study.name}.sqlite"
+    file = paths.data_root() / "searches" / f"{config.model}-{data.name}.sqlite"
     with storage.storage_errors(file):
         file.parent.mkdir(parents=True, exist_ok=True)
     return file
@@ -210,16 +210,16 @@ class _Objective:
     def __init__(
         self,
         config: RunConfig,
-        study: Study,
+        data: Dataset,
         space: Space,
         device: torch.device,
         target: float | None,
         trial_seconds: float | None,
     ) -> None:
-        self.config, self.study, self.space = config, study, space
+        self.config, self.data, self.space = config, data, space
         self.target, self.trial_seconds, self._told = target, trial_seconds, 0
-        self.graph = Graph.from_tables(study.tables).to(device)
-        self.validation = RankingTask.from_tables(study.tables, "valid", device)
+        self.graph = Graph.from_tables(data.tables).to(device)
+        self.validation = RankingTask.from_tables(data.tables, "valid", device)
         self.validation.check()
 
     def __call__(self, trial: Any) -> float:
@@ -228,9 +228,9 @@ class _Objective:
         settings, training = candidate.resolved()
         if not isinstance(settings, TrainedConfig):
             return self._without_training(trial, candidate, settings)
-        dim = text_dim(candidate, self.study, settings)
+        dim = text_dim(candidate, self.data, settings)
         check_memory(settings, self.graph, dim, training.batch_size, self.graph.device)
-        model = build_model(candidate, self.study, settings, self.graph)
+        model = build_model(candidate, self.data, settings, self.graph)
         assert isinstance(model, TrainedRecommender)
         complete = [other for other in _finished(trial.study) if other.state.name == "COMPLETE"]
         fastest = min((other.user_attrs[_REACHED]["seconds"] for other in complete), default=math.inf)
@@ -293,7 +293,7 @@ class _Objective:
     def _without_training(self, trial: Any, candidate: RunConfig, settings: ModelConfig) -> float:
         """Validation NDCG@20 of a model that has nothing to train."""
         started = time.perf_counter()
-        model = build_model(candidate, self.study, settings, self.graph)
+        model = build_model(candidate, self.data, settings, self.graph)
         value = evaluate(model, self.validation, (20,))[0][MONITOR]
         seconds = time.perf_counter() - started
         trial.set_user_attr(_REACHED, {VALID: value, "best_epoch": 0, "epochs": 0, "seconds": seconds, "capped": False})

@@ -7,8 +7,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, TypeAlias
 
-from spike_kit.config import TrainingConfig
-from spike_kit.errors import ConfigError, some
+from spike_kit.base.config import TrainingConfig
+from spike_kit.base.errors import ConfigError, some
 from spike_kit.experiments.run import RunConfig
 from spike_kit.models import find_model
 from spike_kit.models.recommender import TrainedRecommender

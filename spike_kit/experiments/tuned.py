@@ -8,9 +8,10 @@ from typing import Any
 
 from pydantic import Field
 
-from spike_kit import runs, storage
-from spike_kit.config import Config
-from spike_kit.errors import ConfigError
+from spike_kit.base import storage
+from spike_kit.base.config import Config
+from spike_kit.base.errors import ConfigError
+from spike_kit.experiments import run_folder
 
 TUNED = "tuned"
 """Name of the preset that takes the settings of these files."""
@@ -47,8 +48,10 @@ class Tuned(Config):
     """Seed of the search."""
     data_sha256: str
     """Version of the data set that was searched on."""
-    code_sha256: str
-    """Version of the code that was searched with."""
+    versions: dict[str, int] = Field(default_factory=dict)
+    """Declared versions that were searched with (`run_folder.VERSIONS`)."""
+    code_sha256: str = ""
+    """Hash of the source files that were searched with, in files from before versions were declared."""
     commit: str | None
     """Its commit; with ``+`` if files differed from it."""
     date: str
@@ -90,6 +93,6 @@ def write_tuned(found: Tuned) -> Path:
 
 
 def stamp() -> dict[str, Any]:
-    """Code version, commit and day, as `Tuned` holds them."""
+    """Commit and day, as `Tuned` holds them."""
     today = datetime.now(UTC).date().isoformat()
-    return {"code_sha256": runs.code_version(), "commit": runs.commit(), "date": today}
+    return {"commit": run_folder.commit(), "date": today}

@@ -10,20 +10,12 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pandas as pd
 
-from spike_kit import storage
-from spike_kit.data.study import Study
-from spike_kit.errors import DataError
-from spike_kit.evaluation.groups import grouped_by_seed, sparsity_groups
-from spike_kit.evaluation.significance import (
-    bootstrap_interval,
-    holm,
-    mark,
-    over_shared_seeds,
-    paired_test,
-    per_user_metric,
-)
-from spike_kit.evaluation.tables import run_label, usual_settings
+from spike_kit.base import storage
+from spike_kit.base.errors import DataError
+from spike_kit.data.dataset import Dataset
+from spike_kit.evaluation.groups import sparsity_groups
 from spike_kit.experiments import ablation
+from spike_kit.experiments.run_folder import Run, versions
 from spike_kit.experiments.tuned import TUNED
 from spike_kit.figures.style import (
     COLOURS,
@@ -42,8 +34,17 @@ from spike_kit.models import MODELS, TrainedRecommender
 from spike_kit.models.spike import SpikeConfig
 from spike_kit.profiles.encode import DEFAULT_ENCODER
 from spike_kit.profiles.template import SOURCE
-from spike_kit.runs import Run
-from spike_kit.training_state import MONITOR
+from spike_kit.results.frames import grouped_by_seed
+from spike_kit.results.significance import (
+    bootstrap_interval,
+    holm,
+    mark,
+    over_shared_seeds,
+    paired_test,
+    per_user_metric,
+)
+from spike_kit.results.tables import run_label, usual_settings
+from spike_kit.training.checkpoint import MONITOR
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -170,9 +171,10 @@ _SETTING = "setting."
 def _flat(run: Run) -> dict[str, Any]:
     """What may differ between runs besides the seed: settings, text, data and code."""
     config = run.config
-    kept = ("model", "data_sha256", "code_sha256", "profiles", "encoder", "vectors_sha256")
+    kept = ("model", "data_sha256", "profiles", "encoder", "vectors_sha256")
     settings = config["model_settings"] | config["training_settings"]
-    return {key: config.get(key, "") for key in kept} | {f"{_SETTING}{key}": value for key, value in settings.items()}
+    known = {key: config.get(key, "") for key in kept} | {"versions": versions(config)}
+    return known | {f"{_SETTING}{key}": value for key, value in settings.items()}
 
 
 def sensitivity_lines(frame: pd.DataFrame, columns: int = 4) -> Figure:
@@ -203,7 +205,7 @@ def sensitivity_lines(frame: pd.DataFrame, columns: int = 4) -> Figure:
 
 
 def sparsity_frame(
-    study: Study, runs: Sequence[Run], metric: str = MONITOR, split: str = "test", n: int = 4
+    data: Dataset, runs: Sequence[Run], metric: str = MONITOR, split: str = "test", n: int = 4
 ) -> pd.DataFrame:
     """Data of `sparsity_bars`: each model in each group of users by train interactions.
 
@@ -212,7 +214,7 @@ def sparsity_frame(
     DataFrame
         model, group (train interactions), users, metric, split, mean, low, high (95 % bootstrap interval over users).
     """
-    groups, rows = sparsity_groups(study, n), []
+    groups, rows = sparsity_groups(data, n), []
     for label, group in grouped_by_seed(runs).items():
         values = per_user_metric(group, metric, split)
         for name in groups.cat.categories:
@@ -369,9 +371,9 @@ def main_runs(runs: Sequence[Run]) -> list[Run]:
 
 
 def preset_runs(runs: Sequence[Run], model: str, preset: str = "recommended") -> list[Run]:
-    """Runs of a model as its preset says, with the usual text, by the code of the last of them."""
+    """Runs of a model as its preset says, with the usual text, of the versions of the last of them."""
     usual = [run for run in _unchanged(runs, model, preset) if _same_as_usual(run, "training_settings")]
-    return [run for run in usual if run.config["code_sha256"] == usual[-1].config["code_sha256"]]
+    return [run for run in usual if versions(run.config) == versions(usual[-1].config)]
 
 
 def _same_as_usual(run: Run, part: str) -> bool:
@@ -408,7 +410,7 @@ def full_model(runs: Sequence[Run], model: str = "spike") -> tuple[list[Run], li
         for run in runs:
             config = run.config
             if config["model"] == model and config["preset"] == preset:
-                same = [config[key] for key in ("training_settings", "data_sha256", "code_sha256")]
+                same = [config["training_settings"], config["data_sha256"], versions(config)]
                 full, others = groups.setdefault(storage.canonical_json(same), ([], []))
                 (full if run in unchanged else others).append(run)
         found = [group for group in groups.values() if group[0]]

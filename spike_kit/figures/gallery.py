@@ -12,13 +12,13 @@ import pandas as pd
 import torch
 from tqdm.auto import tqdm
 
-from spike_kit import paths, storage
-from spike_kit.data.study import Study
-from spike_kit.errors import DataError
+from spike_kit.base import paths, storage
+from spike_kit.base.errors import DataError
+from spike_kit.data.dataset import Dataset
 from spike_kit.evaluation.maps import umap_coordinates
-from spike_kit.evaluation.tables import results_table
 from spike_kit.experiments.run import load_model
-from spike_kit.figures import comparisons, data
+from spike_kit.experiments.run_folder import Run
+from spike_kit.figures import comparisons, dataset_charts
 from spike_kit.figures.latex import latex_table
 from spike_kit.figures.maps import embedding_maps
 from spike_kit.figures.results import result_bars, results_frame
@@ -26,7 +26,7 @@ from spike_kit.figures.style import export
 from spike_kit.models.spike import Spike
 from spike_kit.profiles.prompts import prompt_texts
 from spike_kit.profiles.quality import measure_profiles
-from spike_kit.runs import Run
+from spike_kit.results.tables import results_table
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -55,7 +55,7 @@ class Artefact:
 
 
 def export_all(
-    study: Study,
+    data: Dataset,
     runs: Sequence[Run],
     folder: Path | None = None,
     *,
@@ -70,7 +70,7 @@ def export_all(
 
     Parameters
     ----------
-    study
+    data
         The study.
     runs
         Its finished runs, for example from `spike_kit.experiments.archive.known_runs`.
@@ -93,19 +93,19 @@ def export_all(
     with tqdm(list(names or FIGURES), desc="figures", unit="figure", disable=not progress) as bar:
         for name in bar:
             try:
-                figure, table = FIGURES[name](study, runs, split)
+                figure, table = FIGURES[name](data, runs, split)
             except DataError as error:
                 made.append(Artefact(name, missing=error.message))
                 continue
-            made.append(Artefact(name, tuple(export(figure, f"{name}-{study.name}", folder, table))))
-    made.append(_results_latex(study, runs, folder, split))
+            made.append(Artefact(name, tuple(export(figure, f"{name}-{data.name}", folder, table))))
+    made.append(_results_latex(data, runs, folder, split))
     return made
 
 
-def _results_latex(study: Study, runs: Sequence[Run], folder: Path, split: str) -> Artefact:
+def _results_latex(data: Dataset, runs: Sequence[Run], folder: Path, split: str) -> Artefact:
     if not runs:
         return Artefact("table", missing="no run is finished")
-    file = folder / f"results-{study.name}.tex"
+    file = folder / f"results-{data.name}.tex"
     with storage.atomic_file(file) as temporary:
         temporary.write_text(latex_table(results_table(runs, split)), encoding="utf-8")
     return Artefact("table", (file,))
@@ -116,14 +116,14 @@ def _need(rows: Sized, missing: str) -> None:
         raise DataError(missing)
 
 
-def _results(study: Study, runs: Sequence[Run], split: str) -> Drawn:  # noqa: ARG001 (one signature for all figures)
+def _results(data: Dataset, runs: Sequence[Run], split: str) -> Drawn:  # noqa: ARG001 (one signature for all figures)
     main = comparisons.main_runs(runs)
     _need(main, "no run of a tuned or recommended preset is finished")
     frame = results_frame(main, split=split)
     return result_bars(frame), frame
 
 
-def _ablation(study: Study, runs: Sequence[Run], split: str) -> Drawn:  # noqa: ARG001
+def _ablation(data: Dataset, runs: Sequence[Run], split: str) -> Drawn:  # noqa: ARG001
     full, others = comparisons.full_model(runs)
     _need(others, "no ablation of SPiKE is finished (notebook 05 trains them)")
     frame = comparisons.ablation_frame(full, others, split=split)
@@ -131,64 +131,64 @@ def _ablation(study: Study, runs: Sequence[Run], split: str) -> Drawn:  # noqa: 
     return comparisons.ablation_bars(frame), frame
 
 
-def _sensitivity(study: Study, runs: Sequence[Run], split: str) -> Drawn:  # noqa: ARG001
+def _sensitivity(data: Dataset, runs: Sequence[Run], split: str) -> Drawn:  # noqa: ARG001
     _need(runs, "no run is finished")
     frame = comparisons.sensitivity_frame(runs)
     _need(frame, "no two runs differ in one setting only")
     return comparisons.sensitivity_lines(frame), frame
 
 
-def _sparsity(study: Study, runs: Sequence[Run], split: str) -> Drawn:
+def _sparsity(data: Dataset, runs: Sequence[Run], split: str) -> Drawn:
     main = comparisons.main_runs(runs)
     _need(main, "no run of a tuned or recommended preset is finished")
-    frame = comparisons.sparsity_frame(study, main, split=split)
+    frame = comparisons.sparsity_frame(data, main, split=split)
     return comparisons.sparsity_bars(frame), frame
 
 
-def _efficiency(study: Study, runs: Sequence[Run], split: str) -> Drawn:  # noqa: ARG001
+def _efficiency(data: Dataset, runs: Sequence[Run], split: str) -> Drawn:  # noqa: ARG001
     main = [run for run in comparisons.main_runs(runs) if run.metrics["epochs"]]
     _need(main, "no trained run of a tuned or recommended preset is finished")
     frame = comparisons.efficiency_frame(main, split=split)
     return comparisons.efficiency_points(frame), frame
 
 
-def _curves(study: Study, runs: Sequence[Run], split: str) -> Drawn:  # noqa: ARG001
+def _curves(data: Dataset, runs: Sequence[Run], split: str) -> Drawn:  # noqa: ARG001
     frame = comparisons.curves_frame(comparisons.main_runs([run for run in runs if not run.history.empty]))
     _need(frame, "no trained run of a tuned or recommended preset has its learning curve here")
     return comparisons.curve_lines(frame), frame
 
 
-def _graph(study: Study, runs: Sequence[Run], split: str) -> Drawn:  # noqa: ARG001
-    degrees, relations = data.degree_frame(study), data.relation_frame(study)
+def _graph(data: Dataset, runs: Sequence[Run], split: str) -> Drawn:  # noqa: ARG001
+    degrees, relations = dataset_charts.degree_frame(data), dataset_charts.relation_frame(data)
     both = pd.concat([degrees, relations.rename(columns={"relation": "of", "triples": "nodes"})], ignore_index=True)
-    return data.graph_statistics(degrees, relations), both
+    return dataset_charts.graph_statistics(degrees, relations), both
 
 
-def _quality(study: Study, runs: Sequence[Run], split: str) -> Drawn:  # noqa: ARG001
-    sources = study.profile_sources()
-    _need(sources, f"{study.name} has no profiles")
-    prompts = {source: prompt_texts(study, source) for source in sources}
-    measured = measure_profiles({source: study.profiles(source) for source in sources}, prompts)
-    frame = data.quality_frame(measured)
-    return data.profile_quality(frame), frame
+def _quality(data: Dataset, runs: Sequence[Run], split: str) -> Drawn:  # noqa: ARG001
+    sources = data.profile_sources()
+    _need(sources, f"{data.name} has no profiles")
+    prompts = {source: prompt_texts(data, source) for source in sources}
+    measured = measure_profiles({source: data.profiles(source) for source in sources}, prompts)
+    frame = dataset_charts.quality_frame(measured)
+    return dataset_charts.profile_quality(frame), frame
 
 
-def _map(study: Study, runs: Sequence[Run], split: str) -> Drawn:  # noqa: ARG001
+def _map(data: Dataset, runs: Sequence[Run], split: str) -> Drawn:  # noqa: ARG001
     here = [run for run in runs if run.has_weights and "profiles" in run.config and run.config["model"] == "spike"]
     spike = next(iter(comparisons.main_runs(here)), None)
     if spike is None:
         raise DataError("no run of SPiKE with profiles has its weights here")
-    text, final = node_vectors(study, spike)
+    text, final = node_vectors(data, spike)
     panels = {
         f"Profile text ({spike.config['encoder']})": umap_coordinates(text),
         "Final embeddings (SPiKE)": umap_coordinates(final),
     }
-    kinds = pd.Series(["user"] * len(study.users) + study.entities["kind"].tolist())
+    kinds = pd.Series(["user"] * len(data.users) + data.entities["kind"].tolist())
     parts = [frame.assign(panel=title, kind=kinds)[["panel", "kind", "x", "y"]] for title, frame in panels.items()]
     return embedding_maps(panels, kinds), pd.concat(parts, ignore_index=True)
 
 
-FIGURES: dict[str, Callable[[Study, Sequence[Run], str], Drawn]] = {
+FIGURES: dict[str, Callable[[Dataset, Sequence[Run], str], Drawn]] = {
     "results": _results,
     "ablation": _ablation,
     "sensitivity": _sensitivity,
@@ -202,11 +202,11 @@ FIGURES: dict[str, Callable[[Study, Sequence[Run], str], Drawn]] = {
 """Every figure by its name."""
 
 
-def node_vectors(study: Study, run: Run) -> tuple[np.ndarray, np.ndarray]:
+def node_vectors(data: Dataset, run: Run) -> tuple[np.ndarray, np.ndarray]:
     """Text vectors ``[U + E, d_t]`` and final embeddings ``[U + E, d]`` of a SPiKE run with profiles, users first."""
-    model = load_model(run, study)
+    model = load_model(run, data)
     assert isinstance(model, Spike)
     with torch.no_grad():
         final = torch.cat(model.node_embeddings()).numpy()
-    vectors = study.vectors(run.config["profiles"], run.config["encoder"])
+    vectors = data.vectors(run.config["profiles"], run.config["encoder"])
     return torch.cat([vectors.user, vectors.entity]).numpy(), final

@@ -6,8 +6,8 @@ from collections.abc import Mapping, Sequence
 
 import pandas as pd
 
-from spike_kit.evaluation.tables import HEADLINE
 from spike_kit.figures.style import metric_name
+from spike_kit.results.tables import HEADLINE
 
 _ESCAPES = {
     "\\": r"\textbackslash{}",
@@ -41,7 +41,7 @@ def latex_table(
     Parameters
     ----------
     table
-        As `spike_kit.evaluation.tables.results_table` gives it.
+        As `spike_kit.results.tables.results_table` gives it.
     metrics
         Columns.
     digits

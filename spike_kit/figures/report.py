@@ -1,4 +1,4 @@
-"""The results of a study in Markdown: models, groups of users, ablations, what searches chose, what it cost."""
+"""The results of a data set in Markdown: models, groups of users, ablations, what searches chose, what it cost."""
 
 from __future__ import annotations
 
@@ -8,16 +8,17 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from spike_kit.errors import DataError
-from spike_kit.evaluation.comparison import comparison_table, shown_mark
-from spike_kit.evaluation.groups import group_means, grouped_by_seed, sparsity_groups
-from spike_kit.evaluation.significance import per_user_metric
-from spike_kit.evaluation.tables import markdown_table, run_label
+from spike_kit.base.errors import DataError
+from spike_kit.evaluation.groups import sparsity_groups
+from spike_kit.experiments.run_folder import Run, versions
 from spike_kit.experiments.tuned import read_tuned, tuned_path
 from spike_kit.figures.comparisons import ablation_frame, ablation_label, full_model, main_runs, preset_runs
 from spike_kit.models import MODELS, find_model
-from spike_kit.runs import Run
-from spike_kit.training_state import MONITOR
+from spike_kit.results.comparison import comparison_table, shown_mark
+from spike_kit.results.frames import group_means, grouped_by_seed
+from spike_kit.results.significance import per_user_metric
+from spike_kit.results.tables import markdown_table, run_label
+from spike_kit.training.checkpoint import MONITOR
 
 OVERVIEW = "all data sets"
 """Where the tables of `overview` stand in a text, as those of a data set stand under its name."""
@@ -62,7 +63,7 @@ def report(dataset: str, runs: Sequence[Run], activity: pd.Series, reference: st
     return "\n\n".join(f"### {dataset}: {title}\n\n{table}" for title, table in parts.items() if table)
 
 
-def overview(studies: Mapping[str, tuple[Sequence[Run], pd.Series]], reference: str = "spike") -> str:
+def overview(datasets: Mapping[str, tuple[Sequence[Run], pd.Series]], reference: str = "spike") -> str:
     """NDCG@20 of every model on several data sets, over all users and over the quarter with the fewest interactions.
 
     Parameters
@@ -78,14 +79,14 @@ def overview(studies: Mapping[str, tuple[Sequence[Run], pd.Series]], reference: 
         A heading and a table in Markdown, the best mean over the data sets first; empty where a model was not run.
     """
     columns: dict[str, dict[str, float]] = {}
-    for name, (runs, activity) in studies.items():
+    for name, (runs, activity) in datasets.items():
         main = main_runs(runs)
         found = grouped_by_seed([*main, *_not_searched(runs, main, reference)])
         sparsest = group_means(found, sparsity_groups(activity)).to_dict("records")[0]
         columns[name] = {label: per_user_metric(group).mean() for label, group in found.items()}
         columns[f"{name}, users with {sparsest['group']}"] = {label: sparsest[label] for label in found}
     table = pd.DataFrame(columns)
-    order = table[list(studies)].mean(axis=1, skipna=False).sort_values(ascending=False).index
+    order = table[list(datasets)].mean(axis=1, skipna=False).sort_values(ascending=False).index
     best = table.max().tolist()
     lines = [["model", *table.columns]]
     for label, row in zip(order, table.loc[order].to_numpy().tolist(), strict=True):
@@ -208,16 +209,20 @@ def _code(runs: Sequence[Run]) -> str:
     """How many runs were made from which commit, by which version of what decides a run, and when if they say it."""
     made: dict[tuple[str, str], list[str]] = {}
     for run in runs:
-        version = run.environment.get("commit") or "none", run.config["code_sha256"]
+        version = run.environment.get("commit") or "none", _version_name(run)
         made.setdefault(version, []).append(run.environment.get("date", ""))
     lines = [["commit", "code, sha256", "runs", "dates"]]
     for (commit, code), dates in sorted(made.items(), key=lambda item: -len(item[1])):
         changed = " with changes" if commit.endswith("+") else ""
         known = sorted({date for date in dates if date})
-        lines.append(
-            [commit[:12] + changed, code[:12], str(len(dates)), " to ".join(dict.fromkeys(known[:1] + known[-1:]))]
-        )
+        lines.append([commit[:12] + changed, code, str(len(dates)), " to ".join(dict.fromkeys(known[:1] + known[-1:]))])
     return markdown_table(lines)
+
+
+def _version_name(run: Run) -> str:
+    """Declared versions of a run, or the hash of the source files that named it before there were any."""
+    old = run.config.get("code_sha256", "")[:12]
+    return old or ", ".join(f"{part} {number}" for part, number in versions(run.config).items())
 
 
 def _mean(group: Sequence[Run], metric: str) -> float:

@@ -8,8 +8,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pandas as pd
 
-from spike_kit.evaluation.groups import grouped_by_seed
-from spike_kit.evaluation.significance import bootstrap_interval, per_user_metric
+from spike_kit.experiments.run_folder import Run
 from spike_kit.figures.style import (
     COLOURS,
     HATCHES,
@@ -20,7 +19,8 @@ from spike_kit.figures.style import (
     metric_name,
     plain,
 )
-from spike_kit.runs import Run
+from spike_kit.results.frames import grouped_by_seed
+from spike_kit.results.significance import bootstrap_interval, per_user_metric
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING
 
 import pandas as pd
 
-from spike_kit import paths, storage
-from spike_kit.errors import require
+from spike_kit.base import paths, storage
+from spike_kit.base.errors import require
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from spike_kit.errors import lookup
+from spike_kit.base.errors import lookup
 from spike_kit.models.bprmf import BprMf
 from spike_kit.models.colakg import CoLaKg
 from spike_kit.models.diffkg import DiffKg

@@ -12,8 +12,8 @@ from spike_kit.data.graph import Graph
 from spike_kit.data.vectors import ProfileVectors
 from spike_kit.models import losses
 from spike_kit.models.layers import keep_mask, normalized
-from spike_kit.models.propagation import SparsePattern, spmm
 from spike_kit.models.recommender import Batch, TableRecommender, TrainedConfig
+from spike_kit.models.sparse import SparsePattern, spmm
 
 EdgeWeights = tuple[Tensor, Tensor]
 """Weights ``[n]`` of the edges as users receive over them (in the graph's order) and as items do (transposed order)."""

@@ -12,14 +12,14 @@ from pydantic import Field
 from torch import Tensor, nn
 from torch.nn import functional
 
-from spike_kit.config import TrainingConfig
+from spike_kit.base.config import TrainingConfig
 from spike_kit.data.graph import Graph
 from spike_kit.data.vectors import ProfileVectors
 from spike_kit.models.bipartite import contrast
 from spike_kit.models.layers import check_generator, keep_mask, linear, random_nodes
-from spike_kit.models.propagation import dense_rows, spmm
 from spike_kit.models.recommender import Batch, Preset
 from spike_kit.models.relational_gat import RelationalGat, RelationalGatConfig
+from spike_kit.models.sparse import dense_rows, spmm
 
 
 class DiffKgConfig(RelationalGatConfig):

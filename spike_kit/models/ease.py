@@ -9,13 +9,13 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from spike_kit.config import TrainingConfig
-from spike_kit.devices import free_memory
-from spike_kit.errors import ConfigError
+from spike_kit.base.config import TrainingConfig
+from spike_kit.base.devices import free_memory
+from spike_kit.base.errors import ConfigError
 from spike_kit.models.footprint import gib
 from spike_kit.models.item_model import ItemModel
-from spike_kit.models.propagation import dense_rows, spmm
 from spike_kit.models.recommender import ModelConfig, Preset
+from spike_kit.models.sparse import dense_rows, spmm
 
 _COPIES = 4
 """Matrices of items by items in float64 that the solution holds at once."""

@@ -21,14 +21,7 @@ import torch
 from torch import Tensor
 
 from spike_kit.data.graph import Graph
-from spike_kit.models.propagation import (
-    SparsePattern,
-    count,
-    product,
-    sampled_product,
-    segment_softmax,
-    transposed_product,
-)
+from spike_kit.models.sparse import SparsePattern, count, product, sampled_product, segment_softmax, transposed_product
 
 BLOCK_BYTES = 2**23
 """Largest table of pairs in bytes, whatever the budget: larger ones leave the cache, and a step takes twice as long."""

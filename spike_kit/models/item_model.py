@@ -8,8 +8,8 @@ import torch
 
 from spike_kit.data.graph import Graph
 from spike_kit.data.vectors import ProfileVectors
-from spike_kit.models.propagation import SparsePattern
 from spike_kit.models.recommender import ModelConfig, Recommender
+from spike_kit.models.sparse import SparsePattern
 
 ConfigT = TypeVar("ConfigT", bound=ModelConfig)
 

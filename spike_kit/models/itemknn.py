@@ -9,10 +9,10 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from spike_kit.config import TrainingConfig
+from spike_kit.base.config import TrainingConfig
 from spike_kit.models.item_model import ItemModel
-from spike_kit.models.propagation import SparsePattern, dense_rows, spmm
 from spike_kit.models.recommender import ModelConfig, Preset
+from spike_kit.models.sparse import SparsePattern, dense_rows, spmm
 
 _CHUNK = 2**24
 """Similarities held at once."""

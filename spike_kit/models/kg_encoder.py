@@ -15,9 +15,9 @@ from torch import Tensor
 from spike_kit.data.graph import Graph
 from spike_kit.models.edges import RelationalEdges
 from spike_kit.models.layers import keep_mask, normalized, xavier_table
-from spike_kit.models.propagation import SparsePattern, segment_softmax, spmm
 from spike_kit.models.recommender import TrainedConfig, TrainedRecommender
 from spike_kit.models.relation_sampler import RelationSampler
+from spike_kit.models.sparse import SparsePattern, segment_softmax, spmm
 
 
 class KgEncoderConfig(TrainedConfig):

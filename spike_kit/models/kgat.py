@@ -11,13 +11,13 @@ from pydantic import Field
 from torch import Tensor, nn
 from torch.nn import functional
 
-from spike_kit.config import TrainingConfig
+from spike_kit.base.config import TrainingConfig
 from spike_kit.data.graph import Graph
 from spike_kit.data.vectors import ProfileVectors
 from spike_kit.models import losses
 from spike_kit.models.layers import check_generator, keep_mask, kept_share, linear, xavier_table
-from spike_kit.models.propagation import SparsePattern, segment_softmax, spmm
 from spike_kit.models.recommender import Batch, Preset, TrainedConfig, TrainedRecommender
+from spike_kit.models.sparse import SparsePattern, segment_softmax, spmm
 
 
 class KgatConfig(TrainedConfig):

@@ -13,13 +13,13 @@ from pydantic import Field
 from torch import Tensor, nn
 from torch.nn import functional
 
-from spike_kit.config import TrainingConfig
+from spike_kit.base.config import TrainingConfig
 from spike_kit.data.graph import Graph
 from spike_kit.data.vectors import ProfileVectors
 from spike_kit.models.kg_encoder import EncoderDraws, KgEncoder, KgEncoderConfig
 from spike_kit.models.layers import check_generator, linear, normalized, random_nodes
-from spike_kit.models.propagation import SparsePattern, count, spmm
 from spike_kit.models.recommender import Batch, Preset
+from spike_kit.models.sparse import SparsePattern, count, spmm
 
 
 class KgRecConfig(KgEncoderConfig):

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from spike_kit.errors import DeviceError
+from spike_kit.base.errors import DeviceError
 
 _LEVELS = 2**16
 """Levels of the random numbers behind a mask."""

@@ -8,13 +8,13 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from spike_kit.config import TrainingConfig
+from spike_kit.base.config import TrainingConfig
 from spike_kit.data.graph import Graph
 from spike_kit.data.vectors import ProfileVectors
 from spike_kit.models import losses
 from spike_kit.models.bipartite import Bipartite, EdgeWeights, PropagatedConfig, PropagatedRecommender
-from spike_kit.models.propagation import spmm
 from spike_kit.models.recommender import Batch, Preset
+from spike_kit.models.sparse import spmm
 
 CLAMP = 5.0
 """Bound of a positive pair's score over temperature (authors' code)."""

@@ -6,7 +6,7 @@ from typing import ClassVar
 
 from torch import Tensor
 
-from spike_kit.config import TrainingConfig
+from spike_kit.base.config import TrainingConfig
 from spike_kit.models.bipartite import EdgeWeights, PropagatedConfig, PropagatedRecommender
 from spike_kit.models.recommender import Batch, Preset
 

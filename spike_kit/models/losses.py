@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from spike_kit.models.layers import normalized_backward, row_norms
-from spike_kit.models.propagation import SparsePattern, count, spmm
+from spike_kit.models.sparse import SparsePattern, count, spmm
 
 RecommendationLoss = Literal["bpr", "softmax", "cosine_softmax"]
 """Choices of the recommendation loss: sampled BPR, softmax over all items, the same on cosines with temperature."""

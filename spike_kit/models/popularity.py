@@ -7,11 +7,11 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from spike_kit.config import TrainingConfig
+from spike_kit.base.config import TrainingConfig
 from spike_kit.data.graph import Graph
 from spike_kit.data.vectors import ProfileVectors
-from spike_kit.models.propagation import count
 from spike_kit.models.recommender import ModelConfig, Preset, Recommender
+from spike_kit.models.sparse import count
 
 
 class PopularityConfig(ModelConfig):

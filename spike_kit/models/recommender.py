@@ -11,10 +11,10 @@ from pydantic import Field
 from torch import Tensor, nn
 from torch.nn import functional
 
-from spike_kit.config import Config, TrainingConfig
+from spike_kit.base.config import Config, TrainingConfig
+from spike_kit.base.errors import ConfigError
 from spike_kit.data.graph import Graph
 from spike_kit.data.vectors import ProfileVectors
-from spike_kit.errors import ConfigError
 from spike_kit.models import losses
 from spike_kit.models.layers import normalized, xavier_table
 from spike_kit.models.losses import RecommendationLoss
@@ -63,6 +63,8 @@ class Recommender(ABC):
     """Class of the model's settings."""
     presets: ClassVar[dict[str, Preset]]
     """Named settings; ``recommended`` always exists."""
+    version: ClassVar[int] = 1
+    """Version of the model's numbers: raised by whoever changes what it computes, so that its runs are made anew."""
     uses_text: ClassVar[bool] = False
     """Whether the model wants profile vectors."""
 
@@ -157,7 +159,7 @@ TrainedConfigT = TypeVar("TrainedConfigT", bound=TrainedConfig)
 
 
 class TrainedRecommender(nn.Module, Recommender, Generic[TrainedConfigT]):
-    """A recommender with parameters, trained by the one loop of `spike_kit.training`."""
+    """A recommender with parameters, trained by the one loop of `spike_kit.training.loop`."""
 
     config: TrainedConfigT
     global_terms: ClassVar[frozenset[str]] = frozenset()

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from spike_kit.models.layers import check_generator
-from spike_kit.models.propagation import count
+from spike_kit.models.sparse import count
 
 
 class RelationSampler:

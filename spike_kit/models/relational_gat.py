@@ -13,8 +13,8 @@ from spike_kit.data.graph import Graph
 from spike_kit.models import losses
 from spike_kit.models.bipartite import Bipartite, EdgeWeights
 from spike_kit.models.layers import keep_mask, normalized, xavier_table
-from spike_kit.models.propagation import SparsePattern, segment_softmax, weighted_spmm
 from spike_kit.models.recommender import Batch, TrainedConfig, TrainedRecommender
+from spike_kit.models.sparse import SparsePattern, segment_softmax, weighted_spmm
 
 _SLOPE = 0.2
 

@@ -9,7 +9,7 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from spike_kit.config import TrainingConfig
+from spike_kit.base.config import TrainingConfig
 from spike_kit.models.bipartite import EdgeWeights, PropagatedConfig, PropagatedRecommender, contrast
 from spike_kit.models.recommender import Batch, Preset
 

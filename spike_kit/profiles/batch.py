@@ -10,14 +10,14 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TextIO
 
-from spike_kit import storage
-from spike_kit.data.study import SUBJECTS
-from spike_kit.errors import DataError
+from spike_kit.base import storage
+from spike_kit.base.errors import DataError
+from spike_kit.base.storage import canonical_json, sha256_text
+from spike_kit.data.dataset import SUBJECTS
 from spike_kit.profiles.generate import Generation
 from spike_kit.profiles.jobs import Job, once_more
 from spike_kit.profiles.llm import CONTENT, read_completion, storable
 from spike_kit.profiles.store import Key, Statement, Store, answered, asked, exclusive, failed
-from spike_kit.storage import canonical_json, sha256_text
 
 MAX_REQUESTS = 50_000
 """Requests per file that OpenAI takes."""

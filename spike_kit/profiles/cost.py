@@ -11,8 +11,8 @@ from typing import Any
 
 import pandas as pd
 
-from spike_kit import paths
-from spike_kit.errors import DataError
+from spike_kit.base import paths
+from spike_kit.base.errors import DataError
 
 BYTES_PER_TOKEN = 4.0
 """UTF-8 bytes per token of the estimate; English prompts have 4 to 4.5, so it is a little high for them."""

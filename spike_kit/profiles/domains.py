@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from spike_kit.data.study import Study
-from spike_kit.errors import lookup
+from spike_kit.base.errors import lookup
+from spike_kit.data.dataset import Dataset
 
 
 @dataclass(frozen=True)
@@ -71,8 +71,8 @@ _OF_WORDS = (
 )
 
 
-def domain_name(study: Study, chosen: str = "") -> str:
-    """Name of the domain of a study: the chosen one, or else what its name, source and category speak of.
+def domain_name(data: Dataset, chosen: str = "") -> str:
+    """Name of the domain of a data set: the chosen one, or else what its name, source and category speak of.
 
     Raises
     ------
@@ -82,6 +82,6 @@ def domain_name(study: Study, chosen: str = "") -> str:
     if chosen:
         lookup(DOMAINS, chosen, "domain")
         return chosen
-    build = study.manifest.build
-    hints = " ".join(str(part) for part in (study.name, build.get("source", ""), build.get("category", ""))).lower()
+    build = data.manifest.build
+    hints = " ".join(str(part) for part in (data.name, build.get("source", ""), build.get("category", ""))).lower()
     return next((name for name, words in _OF_WORDS if any(word in hints for word in words)), "generic")

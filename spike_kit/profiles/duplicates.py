@@ -9,8 +9,8 @@ from itertools import chain
 import numpy as np
 import pandas as pd
 
+from spike_kit.base.seeds import numpy_generator
 from spike_kit.profiles.faithfulness import WORD
-from spike_kit.seeds import numpy_generator
 
 CHUNK_ENTRIES = 8_000_000
 """Numbers held in memory at once, where a measure works in chunks."""

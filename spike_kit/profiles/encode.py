@@ -15,10 +15,10 @@ import numpy as np
 import pandas as pd
 import torch
 
-from spike_kit import storage
-from spike_kit.data.study import Study
+from spike_kit.base import storage
+from spike_kit.base.errors import ConfigError, DataError
+from spike_kit.data.dataset import Dataset
 from spike_kit.data.vectors import ProfileVectors
-from spike_kit.errors import ConfigError, DataError
 from spike_kit.profiles.encoders import (
     DEFAULT_ENCODER,
     Encoder,
@@ -71,7 +71,7 @@ def encode_texts(
 
 
 def encode_profiles(
-    study: Study,
+    data: Dataset,
     source: str,
     name: str,
     encoder: Encoder | None = None,
@@ -84,8 +84,8 @@ def encode_profiles(
 
     Parameters
     ----------
-    study
-        Study folder with the profiles.
+    data
+        Data-set folder with the profiles.
     source
         Profile source, ``"template"`` for example.
     name
@@ -107,13 +107,13 @@ def encode_profiles(
     DataError
         If a profile is missing, the encoder fails, or given vectors were not imported.
     """
-    job = _Job(study, source, name, encoder, device, batch_size, progress)
+    job = _Job(data, source, name, encoder, device, batch_size, progress)
     reduction = job.parsed.reduction
     return job.write_base() if reduction is None else job.write_reduced(job.ensure_base(), reduction)
 
 
 def ensure_vectors(
-    study: Study, source: str, name: str, device: torch.device | str = "cpu", progress: bool = True
+    data: Dataset, source: str, name: str, device: torch.device | str = "cpu", progress: bool = True
 ) -> ProfileVectors:
     """Return the vectors of a source under an encoder, encoding first if they are missing or of older texts.
 
@@ -126,16 +126,16 @@ def ensure_vectors(
     DataError
         If a profile is missing, the encoder fails, or given vectors were not imported.
     """
-    job = _Job(study, source, name, device=device, progress=progress)
+    job = _Job(data, source, name, device=device, progress=progress)
     base, reduction = job.ensure_base(), job.parsed.reduction
     if reduction is None:
         return base
     if not job.base_facts(base).items() <= job.stored(name).items():
         job.write_reduced(base, reduction)
-    return study.vectors(source, name)
+    return data.vectors(source, name)
 
 
-def check_fresh(study: Study, source: str, name: str) -> None:
+def check_fresh(data: Dataset, source: str, name: str) -> None:
     """Check that vectors belong to the present texts, weights and unreduced vectors, as far as these are there.
 
     Raises
@@ -143,10 +143,10 @@ def check_fresh(study: Study, source: str, name: str) -> None:
     DataError
         If the profiles, the files of the encoder or the unreduced vectors were written anew after they were encoded.
     """
-    if older := _Job(study, source, name).older(name):
+    if older := _Job(data, source, name).older(name):
         raise DataError(
             f"the vectors of {source} by {name} belong to {older}",
-            f"encode them again: spike-kit encode {study.name} --source {source} --encoder {name}",
+            f"encode them again: spike-kit encode {data.name} --source {source} --encoder {name}",
         )
 
 
@@ -181,7 +181,7 @@ def _tensors_sha256(vectors: ProfileVectors) -> str:
 class _Job:
     """One call: texts and weights are read and hashed at most once, when they are first needed."""
 
-    study: Study
+    data: Dataset
     source: str
     name: str
     encoder: Encoder | None = None
@@ -195,11 +195,11 @@ class _Job:
 
     @cached_property
     def profiles(self) -> pd.DataFrame:
-        return self.study.profiles(self.source)
+        return self.data.profiles(self.source)
 
     @cached_property
     def has_profiles(self) -> bool:
-        return self.source in self.study.profile_sources()
+        return self.source in self.data.profile_sources()
 
     @cached_property
     def metadata(self) -> dict[str, str]:
@@ -212,7 +212,7 @@ class _Job:
 
     def file(self, name: str) -> Path:
         """File of the vectors under the full name or its base."""
-        return self.study.embeddings_path(self.source, name)
+        return self.data.embeddings_path(self.source, name)
 
     def stored(self, name: str) -> dict[str, str]:
         """Metadata of that file."""
@@ -223,11 +223,11 @@ class _Job:
         stored, base = self.stored(name), self.parsed.base
         if "texts_sha256" in stored and self.has_profiles:
             if stored["texts_sha256"] != self.metadata["texts_sha256"]:
-                return f"older texts than {self.study.profiles_path(self.source)} holds"
+                return f"older texts than {self.data.profiles_path(self.source)} holds"
             if self.weights and stored.get("weights", "") != self.weights:
                 return f"other weights than the folder {base} holds"
         if "base_sha256" in stored and self.file(base).is_file():
-            vectors = self.study.vectors(self.source, base)
+            vectors = self.data.vectors(self.source, base)
             if stored["base_sha256"] != _tensors_sha256(vectors):
                 return f"other vectors than {self.file(base)} holds"
         return ""
@@ -238,7 +238,7 @@ class _Job:
         as_they_are = self.file(base).is_file() and not self.has_profiles
         if not as_they_are and ("texts_sha256" not in self.stored(base) or self.older(base)):
             self.write_base()
-        return self.study.vectors(self.source, base)
+        return self.data.vectors(self.source, base)
 
     def write_base(self) -> Path:
         """Encode the profiles under the base name; of given vectors, check that they are there."""
@@ -246,7 +246,7 @@ class _Job:
         if parsed.kind == "given":
             if not target.is_file():
                 raise DataError(
-                    f"data set {self.study.name} has no vectors {parsed.base} of source {self.source!r} "
+                    f"data set {self.data.name} has no vectors {parsed.base} of source {self.source!r} "
                     f"({target} does not exist)",
                     "given vectors are never computed: import them, spike_kit.profiles.given.import_vectors",
                 )
@@ -255,7 +255,7 @@ class _Job:
         encoder = self.encoder or _Lazy(parsed, self.device)
         vectors = encode_cached(texts, parsed, self.weights, encoder, self.batch_size, self.progress)
         result = ProfileVectors(torch.from_numpy(vectors[is_user]), torch.from_numpy(vectors[~is_user]))
-        result.check(len(self.study.users), len(self.study.entities), f"vectors of {self.source} by {parsed.base}")
+        result.check(len(self.data.users), len(self.data.entities), f"vectors of {self.source} by {parsed.base}")
         result.save(target, {"source": self.source, "encoder": parsed.base, **self.metadata})
         return target
 

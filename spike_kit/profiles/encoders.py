@@ -18,9 +18,9 @@ from typing import Literal, Protocol
 import numpy as np
 import torch
 
-from spike_kit import storage
+from spike_kit.base import storage
+from spike_kit.base.errors import ConfigError, DataError, require
 from spike_kit.data.vectors import normalised, principal_axes
-from spike_kit.errors import ConfigError, DataError, require
 from spike_kit.profiles.openai_encoder import OpenAIEncoder
 
 DEFAULT_ENCODER = "all-MiniLM-L6-v2"

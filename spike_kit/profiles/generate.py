@@ -18,9 +18,10 @@ from typing import Any, Literal, TypeVar
 import numpy as np
 import pandas as pd
 
-from spike_kit.config import Config
-from spike_kit.data.study import FILLED, REPRODUCIBLE_SOURCE, SUBJECTS, Study, check_source_name, texts_by_subject
-from spike_kit.errors import DataError
+from spike_kit.base.config import Config
+from spike_kit.base.errors import DataError
+from spike_kit.base.storage import now, sha256_text
+from spike_kit.data.dataset import FILLED, REPRODUCIBLE_SOURCE, SUBJECTS, Dataset, check_source_name, texts_by_subject
 from spike_kit.profiles import loopback
 from spike_kit.profiles.checks import find_problem, remedy, tidy
 from spike_kit.profiles.cost import TOKENS_PER_WORD, estimate_tokens, prices
@@ -30,7 +31,6 @@ from spike_kit.profiles.llm import Answer, LLMConfig
 from spike_kit.profiles.prompts import VERSION, Prompt, PromptConfig, PromptWriter
 from spike_kit.profiles.store import Key, Store, answers_path, exclusive
 from spike_kit.profiles.template import UNKNOWN_TASTE, WORD_LIMIT, ensure_profiles
-from spike_kit.storage import now, sha256_text
 
 Result = TypeVar("Result")
 _CHUNK = 2000
@@ -92,8 +92,8 @@ class Generation:
 
     Parameters
     ----------
-    study
-        Study folder.
+    data
+        Data-set folder.
     config
         Model, prompts, gaps.
     source
@@ -102,21 +102,21 @@ class Generation:
         File of the answers; default: that of the study under data/llm.
     """
 
-    def __init__(self, study: Study, config: GenerationConfig, source: str = "", answers: Path | None = None) -> None:
-        self.study = study
+    def __init__(self, data: Dataset, config: GenerationConfig, source: str = "", answers: Path | None = None) -> None:
+        self.data = data
         self.config = config
         self.source = source or _source_name(config.llm.model)
         check_source_name(self.source)
         if self.source == REPRODUCIBLE_SOURCE:
             raise DataError(f"{self.source!r} names the template profiles", "choose another name with --source")
-        self.answers = answers or answers_path(study)
+        self.answers = answers or answers_path(data)
         self._parameters = config.llm.parameters
-        self._rows = {subject: np.zeros(len(study.expected_ids(subject)), dtype=np.int64) for subject in SUBJECTS}
+        self._rows = {subject: np.zeros(len(data.expected_ids(subject)), dtype=np.int64) for subject in SUBJECTS}
 
     @cached_property
     def writer(self) -> PromptWriter:
         """Writer of the prompts."""
-        return PromptWriter(self.study, self.config.prompts)
+        return PromptWriter(self.data, self.config.prompts)
 
     def estimate(self, samples: int = 1) -> Estimate:
         """Count calls and tokens without asking anything; ``samples`` prompts of each subject come with it.
@@ -146,7 +146,7 @@ class Generation:
                         "subject": subject,
                         "answered": answered,
                         "to ask": to_ask,
-                        "without material": len(self.study.expected_ids(subject)) - answered - to_ask,
+                        "without material": len(self.data.expected_ids(subject)) - answered - to_ask,
                         "tokens in": tokens_in,
                         "tokens out": round(to_ask * WORD_LIMIT[subject] * TOKENS_PER_WORD),
                     }
@@ -182,7 +182,7 @@ class Generation:
             progress.total = sum(
                 self.writer.has_material(subject, number)
                 for subject in SUBJECTS
-                for number in self.study.expected_ids(subject)
+                for number in self.data.expected_ids(subject)
             )
             for subject in SUBJECTS:
                 started = time.perf_counter()
@@ -231,16 +231,16 @@ class Generation:
         return Key(prompt.subject, prompt.id, prompt.sha256, self.config.llm.model, self._parameters)
 
     def _place(self, subject: str, number: int, row: int) -> None:
-        self._rows[subject][number - self.study.expected_ids(subject).start] = row
+        self._rows[subject][number - self.data.expected_ids(subject).start] = row
 
     def _missing(self, subject: str) -> int:
-        ids = self.study.expected_ids(subject)
+        ids = self.data.expected_ids(subject)
         rows = zip(ids, self._rows[subject].tolist(), strict=True)
         return sum(not row and self.writer.has_material(subject, number) for number, row in rows)
 
     @cached_property
     def _template(self) -> Mapping[tuple[str, int], str]:
-        return texts_by_subject(ensure_profiles(self.study, progress=False))
+        return texts_by_subject(ensure_profiles(self.data, progress=False))
 
     def _item_texts(self, store: Store, items: Collection[int]) -> dict[int, str]:
         """Finished profiles of items; where one is missing the template stands in, if that was chosen."""
@@ -253,7 +253,7 @@ class Generation:
     def write(self, store: Store) -> Path:
         """Write the profiles table from the answers that were found."""
         filled, too_long = self._flaws(store)
-        return self.study.write_profile_batches(self.source, self._batches(store), self._provenance(filled, too_long))
+        return self.data.write_profile_batches(self.source, self._batches(store), self._provenance(filled, too_long))
 
     def _flaws(self, store: Store) -> tuple[int, int]:
         """Profiles that are filled in, and that are longer than they should be."""
@@ -268,7 +268,7 @@ class Generation:
         """Rows of the profiles table; a stand-in is as old as the newest answer, so equal answers give equal tables."""
         created = store.newest(self._used()) or now()
         for subject in SUBJECTS:
-            ids = self.study.expected_ids(subject)
+            ids = self.data.expected_ids(subject)
             for start in range(0, len(ids), _CHUNK):
                 numbers = list(ids[start : start + _CHUNK])
                 rows = self._rows[subject][start : start + _CHUNK].tolist()
@@ -298,7 +298,7 @@ class Generation:
             "parameters": self.config.llm.parameters,
             "server": self.config.llm.server or "OpenAI",
             "prompts": VERSION,
-            "domain": domain_name(self.study, self.config.prompts.domain),
+            "domain": domain_name(self.data, self.config.prompts.domain),
             "prompt_settings": self.config.prompts.model_dump(),
             "filled_from_template": int(filled),
             "over_word_limit": int(too_long),

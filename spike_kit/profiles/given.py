@@ -8,21 +8,21 @@ import numpy as np
 import torch
 from safetensors import SafetensorError, safe_open
 
-from spike_kit import storage
+from spike_kit.base import storage
+from spike_kit.base.errors import ConfigError, DataError, some
+from spike_kit.data.dataset import Dataset
 from spike_kit.data.sources.spike_release import read_vectors
-from spike_kit.data.study import Study
 from spike_kit.data.vectors import ProfileVectors
-from spike_kit.errors import ConfigError, DataError, some
 from spike_kit.profiles.encoders import parse_encoder
 
 
-def import_vectors(study: Study, source: str, name: str, user_file: Path, entity_file: Path) -> Path:
+def import_vectors(data: Dataset, source: str, name: str, user_file: Path, entity_file: Path) -> Path:
     """Write vectors that others made into the study's embeddings, as encoder ``given:<name>``.
 
     Parameters
     ----------
-    study
-        Study folder they belong to.
+    data
+        Data-set folder they belong to.
     source
         Profile source they were made from; the study need not hold its texts.
     name
@@ -47,8 +47,8 @@ def import_vectors(study: Study, source: str, name: str, user_file: Path, entity
     encoder = f"given:{name.removeprefix('given:')}"
     if parse_encoder(encoder).reduction:
         raise ConfigError(f"{name!r} cannot be the name of given vectors", "leave @pca away")
-    user = _read_rows(Path(user_file), len(study.users), "user")
-    entity = _read_rows(Path(entity_file), len(study.entities), "entity")
+    user = _read_rows(Path(user_file), len(data.users), "user")
+    entity = _read_rows(Path(entity_file), len(data.entities), "entity")
     if user.shape[1] != entity.shape[1]:
         raise DataError(
             f"{user_file} has vectors of {user.shape[1]} dimensions, {entity_file} of {entity.shape[1]}",
@@ -59,7 +59,7 @@ def import_vectors(study: Study, source: str, name: str, user_file: Path, entity
         for kind, file in (("user", Path(user_file)), ("entity", Path(entity_file)))
         for key, value in (("file", file.name), ("sha256", storage.sha256_file(file)))
     }
-    target = study.embeddings_path(source, encoder)
+    target = data.embeddings_path(source, encoder)
     vectors = ProfileVectors(torch.from_numpy(user), torch.from_numpy(entity))
     vectors.save(target, {"source": source, "encoder": encoder, **facts})
     return target

@@ -9,11 +9,11 @@ from typing import Any, Literal
 
 import pandas as pd
 
-from spike_kit.data.study import FILLED, REPRODUCIBLE_SOURCE, SUBJECTS, Study
+from spike_kit.base.errors import DataError, some
+from spike_kit.base.storage import now, read_json, sha256_file, sha256_text
+from spike_kit.data.dataset import FILLED, REPRODUCIBLE_SOURCE, SUBJECTS, Dataset
 from spike_kit.data.text import clean, without_markup
-from spike_kit.errors import DataError, some
 from spike_kit.profiles.template import ensure_profiles
-from spike_kit.storage import now, read_json, sha256_file, sha256_text
 
 _OTHER_IDS = "its ids are others: give files of lines 'source_id id' with --item-map, --user-map, --auxiliary-map"
 _LONG_WORD = re.compile(r"[^\W\d_]{4,}")
@@ -23,7 +23,7 @@ MODEL = "imported"
 
 
 def import_profiles(
-    study: Study,
+    data: Dataset,
     source: str,
     files: Mapping[str, Path],
     maps: Mapping[str, Path] | None = None,
@@ -36,8 +36,8 @@ def import_profiles(
 
     Parameters
     ----------
-    study
-        Study folder.
+    data
+        Data-set folder.
     source
         Name of the new source.
     files
@@ -69,11 +69,11 @@ def import_profiles(
         )
     if source == REPRODUCIBLE_SOURCE:
         raise DataError(f"{source!r} names the template profiles", "choose another name")
-    template = ensure_profiles(study, progress=False) if fill else None
+    template = ensure_profiles(data, progress=False) if fill else None
     created, parts, counts = now(), [], {}
     for subject in SUBJECTS:
-        texts = _texts(study, subject, files[subject], maps.get(subject)) if subject in files else {}
-        ids = list(study.expected_ids(subject))
+        texts = _texts(data, subject, files[subject], maps.get(subject)) if subject in files else {}
+        ids = list(data.expected_ids(subject))
         missing = [number for number in ids if number not in texts]
         if missing and template is None:
             raise DataError(
@@ -99,15 +99,15 @@ def import_profiles(
         "imported": counts,
         "possibly_leaky": [subject for subject in ("user",) if subject in files],
     }
-    return study.write_profiles(source, pd.concat(parts, ignore_index=True), provenance)
+    return data.write_profiles(source, pd.concat(parts, ignore_index=True), provenance)
 
 
-def _texts(study: Study, subject: str, path: Path, ids: Path | None) -> dict[int, str]:
+def _texts(data: Dataset, subject: str, path: Path, ids: Path | None) -> dict[int, str]:
     """Texts by our ids; ids of the file that the study does not have are passed over."""
-    table = study.users if subject == "user" else study.entities
+    table = data.users if subject == "user" else data.entities
     numbers = table["user" if subject == "user" else "entity"]
     ours = dict(zip(table["source_id"], numbers.tolist(), strict=True))
-    wanted = study.expected_ids(subject)
+    wanted = data.expected_ids(subject)
     keys = ours if ids is None else _translated(ours, ids)
     texts: dict[int, str] = {}
     for key, value in _pairs(path).items():
@@ -121,7 +121,7 @@ def _texts(study: Study, subject: str, path: Path, ids: Path | None) -> dict[int
     if not texts:
         example = next(iter(keys), "")
         raise DataError(
-            f"{path} has no profile for any {subject} of {study.name} (an id here is {example!r})",
+            f"{path} has no profile for any {subject} of {data.name} (an id here is {example!r})",
             _OTHER_IDS,
         )
     if subject != "user":

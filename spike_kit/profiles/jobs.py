@@ -12,19 +12,10 @@ from dataclasses import dataclass, field, replace
 from itertools import chain
 from typing import Any
 
+from spike_kit.base.errors import LLMError
 from spike_kit.data.text import cut
-from spike_kit.errors import LLMError
 from spike_kit.profiles.limiter import Limiter
-from spike_kit.profiles.llm import (
-    AMBIGUOUS,
-    RETRIED,
-    Answer,
-    CallError,
-    Client,
-    LLMConfig,
-    Message,
-    open_client,
-)
+from spike_kit.profiles.llm import AMBIGUOUS, RETRIED, Answer, CallError, Client, LLMConfig, Message, open_client
 from spike_kit.profiles.store import Committer, Key, Store, Stored, answered, asked, event, failed
 
 TRIES = 2

@@ -18,10 +18,12 @@ from typing import Any, Literal
 import pandas as pd
 from pydantic import Field
 
-from spike_kit.config import Config
-from spike_kit.data.study import FILLED, REPRODUCIBLE_SOURCE, SUBJECTS, Study, texts_by_subject
+from spike_kit.base.config import Config
+from spike_kit.base.errors import ConfigError, DataError, some
+from spike_kit.base.seeds import numpy_generator
+from spike_kit.base.storage import canonical_json, sha256_text
+from spike_kit.data.dataset import FILLED, REPRODUCIBLE_SOURCE, SUBJECTS, Dataset, texts_by_subject
 from spike_kit.data.text import clean
-from spike_kit.errors import ConfigError, DataError, some
 from spike_kit.profiles.checks import without_thoughts
 from spike_kit.profiles.cost import estimate_tokens, prices
 from spike_kit.profiles.generate import in_own_loop, stopped_by_signals
@@ -30,8 +32,6 @@ from spike_kit.profiles.llm import Answer, LLMConfig
 from spike_kit.profiles.prompts import PromptConfig, fenced, prompt_writer_of
 from spike_kit.profiles.store import Key, Store, answers_path, exclusive
 from spike_kit.profiles.template import ensure_profiles
-from spike_kit.seeds import numpy_generator
-from spike_kit.storage import canonical_json, sha256_text
 
 VERSION = "judge 1"
 """Changes whenever the wording changes; part of every question's hash."""
@@ -74,12 +74,12 @@ class _Question:
 
 
 class Judge:
-    """A model that judges profile sources of a study on the same subjects.
+    """A model that judges profile sources of a data set on the same subjects.
 
     Parameters
     ----------
-    study
-        Study folder with the profiles of all sources.
+    data
+        Data-set folder with the profiles of all sources.
     sources
         Profile sources; two or more for ``pairwise``.
     config
@@ -88,7 +88,7 @@ class Judge:
         File of the answers; default: that of the study.
     """
 
-    def __init__(self, study: Study, sources: Sequence[str], config: JudgeConfig, answers: Path | None = None) -> None:
+    def __init__(self, data: Dataset, sources: Sequence[str], config: JudgeConfig, answers: Path | None = None) -> None:
         if (
             _TIE in sources
             or len(set(sources)) != len(sources)
@@ -98,25 +98,25 @@ class Judge:
                 f"{config.mode} judging of the sources {some(sources) or 'none'} is not possible",
                 "name different sources, at least two of them for pairs",
             )
-        self.study, self.sources, self.config = study, tuple(sources), config
-        self.answers = answers or answers_path(study)
+        self.data, self.sources, self.config = data, tuple(sources), config
+        self.answers = answers or answers_path(data)
 
     @cached_property
     def _texts(self) -> dict[str, dict[tuple[str, int], str]]:
-        frames = {source: self.study.profiles(source) for source in self.sources}
+        frames = {source: self.data.profiles(source) for source in self.sources}
         return {source: texts_by_subject(frame[frame["usage"] != FILLED]) for source, frame in frames.items()}
 
     @cached_property
     def questions(self) -> list[_Question]:
         """All questions, in order; one profile is held to what its prompt held, a pair to the template's facts."""
-        ensure_profiles(self.study, progress=False)
+        ensure_profiles(self.data, progress=False)
         usual = PromptConfig()
-        told = {source: prompt_writer_of(self.study, source, usual) for source in {*self.sources, REPRODUCIBLE_SOURCE}}
+        told = {source: prompt_writer_of(self.data, source, usual) for source in {*self.sources, REPRODUCIBLE_SOURCE}}
         found: list[_Question] = []
         for subject in SUBJECTS:
             ids = [
                 number
-                for number in self.study.expected_ids(subject)
+                for number in self.data.expected_ids(subject)
                 if all((subject, number) in texts for texts in self._texts.values())
                 and told[REPRODUCIBLE_SOURCE][0].has_material(subject, number)
             ]

@@ -22,10 +22,10 @@ from urllib.parse import quote, urlsplit
 
 from pydantic import Field, field_validator
 
-from spike_kit.config import Config
-from spike_kit.errors import LLMError, require
+from spike_kit.base.config import Config
+from spike_kit.base.errors import LLMError, require
+from spike_kit.base.storage import canonical_json
 from spike_kit.profiles.transport import capped_transport
-from spike_kit.storage import canonical_json
 
 Message = dict[str, str]
 

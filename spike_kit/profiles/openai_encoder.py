@@ -11,8 +11,8 @@ from urllib.parse import urlsplit
 
 import numpy as np
 
+from spike_kit.base.errors import ConfigError, DataError, FetchError, SpikeKitError, require, some
 from spike_kit.data.vectors import normalised
-from spike_kit.errors import ConfigError, DataError, FetchError, SpikeKitError, require, some
 from spike_kit.profiles.llm import hide_key
 
 MAX_INPUTS = 2048

@@ -15,16 +15,16 @@ from functools import cached_property
 import numpy as np
 from pydantic import Field
 
-from spike_kit.config import Config
+from spike_kit.base.config import Config
+from spike_kit.base.storage import canonical_json, sha256_text
+from spike_kit.data.dataset import SUBJECTS, Dataset
 from spike_kit.data.reviews import longest_train_reviews
-from spike_kit.data.study import SUBJECTS, Study
 from spike_kit.data.text import clean, cut
 from spike_kit.profiles.cost import BYTES_PER_TOKEN, estimate_tokens
 from spike_kit.profiles.domains import DOMAINS, domain_name
 from spike_kit.profiles.facts import Links
 from spike_kit.profiles.names import Names
 from spike_kit.profiles.template import SOURCE, WORD_LIMIT
-from spike_kit.storage import canonical_json, sha256_text
 
 VERSION = "profiles 1"
 """Changes whenever the wording changes; part of every prompt's hash."""
@@ -93,21 +93,21 @@ class Prompt:
 
 
 class PromptWriter:
-    """Writes the prompts of a study one after the other; never holds more than a chunk of them.
+    """Writes the prompts of a data set one after the other; never holds more than a chunk of them.
 
     Parameters
     ----------
-    study
-        Study folder.
+    data
+        Data-set folder.
     config
         What a prompt is made of.
     """
 
-    def __init__(self, study: Study, config: PromptConfig | None = None) -> None:
-        self.study = study
+    def __init__(self, data: Dataset, config: PromptConfig | None = None) -> None:
+        self.data = data
         self.config = config or PromptConfig()
-        self.domain = DOMAINS[domain_name(study, self.config.domain)]
-        tables = study.tables
+        self.domain = DOMAINS[domain_name(data, self.config.domain)]
+        tables = data.tables
         self._links = Links(tables)
         self._names = Names.of(tables, self._links)
         self._n_items = len(tables.items)
@@ -134,7 +134,7 @@ class PromptWriter:
         item_texts
             Gives finished item profiles; the other two subjects quote them where it has them.
         """
-        ids = self.study.expected_ids(subject)
+        ids = self.data.expected_ids(subject)
         reviews = self._reviews(subject)
         pending = next(reviews, None)
         for start in range(ids.start, ids.stop, CHUNK):
@@ -157,19 +157,19 @@ class PromptWriter:
         own: list[str] = []
         if self._with_reviews(subject):
             which = {"users": [number]} if subject == "user" else {"items": [number]}
-            frame = self.study.train_reviews(**which)
+            frame = self.data.train_reviews(**which)
             other = "item" if subject == "user" else "user"
             longest = frame.assign(length=-frame["text"].str.len()).sort_values(["length", other])
             own = longest["text"].head(self.config.reviews).tolist()
         return self._prompt(subject, number, items, texts, own)
 
     def _with_reviews(self, subject: str) -> bool:
-        return subject != "auxiliary" and self.study.has_reviews and self.config.reviews > 0
+        return subject != "auxiliary" and self.data.has_reviews and self.config.reviews > 0
 
     def _reviews(self, subject: str) -> Iterator[tuple[int, list[str]]]:
         if not self._with_reviews(subject):
             return iter(())
-        return longest_train_reviews(self.study, "user" if subject == "user" else "item", self.config.reviews)
+        return longest_train_reviews(self.data, "user" if subject == "user" else "item", self.config.reviews)
 
     def _quoted_items(self, subject: str, number: int) -> list[int]:
         """Items whose profiles a prompt quotes, by the rules of `PromptConfig`."""
@@ -289,26 +289,26 @@ EVERYTHING = PromptConfig(
 """A prompt that leaves nothing out: what profiles that no model wrote can be held to."""
 
 
-def prompt_writer_of(study: Study, source: str, usual: PromptConfig) -> tuple[PromptWriter, dict[int, str]]:
+def prompt_writer_of(data: Dataset, source: str, usual: PromptConfig) -> tuple[PromptWriter, dict[int, str]]:
     """Give the writer of a source's prompts and the item profiles these quote.
 
     Profiles that no model was asked for have no prompts: for them it writes the ``usual`` ones, with template profiles.
     """
-    settings = study.provenance(source).get("prompt_settings")
-    frame = study.profiles(source if settings else SOURCE)
+    settings = data.provenance(source).get("prompt_settings")
+    frame = data.profiles(source if settings else SOURCE)
     items = frame[frame["subject"] == "item"]
     known = dict(zip(items["id"].tolist(), items["text"], strict=True))
-    return PromptWriter(study, PromptConfig.parse(settings) if settings else usual), known
+    return PromptWriter(data, PromptConfig.parse(settings) if settings else usual), known
 
 
-def prompt_texts(study: Study, source: str) -> dict[tuple[str, int], str]:
+def prompt_texts(data: Dataset, source: str) -> dict[tuple[str, int], str]:
     """What the facts of a source's profiles can be held to, by subject and id; empty where there was nothing to say.
 
     For profiles of a language model these are the data of its prompts as they were asked, with the items' profiles of
     the same source. For other sources they are everything that a prompt could hold, with the template profiles.
     """
-    writer, known = prompt_writer_of(study, source, EVERYTHING)
-    texts = dict.fromkeys(((subject, number) for subject in SUBJECTS for number in study.expected_ids(subject)), "")
+    writer, known = prompt_writer_of(data, source, EVERYTHING)
+    texts = dict.fromkeys(((subject, number) for subject in SUBJECTS for number in data.expected_ids(subject)), "")
     for subject in SUBJECTS:
         texts |= {(subject, prompt.id): prompt.data for prompt in writer.prompts(subject, lambda _: known)}
     return texts

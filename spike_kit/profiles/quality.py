@@ -12,9 +12,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from spike_kit.data.study import FILLED, SUBJECTS
+from spike_kit.base.errors import DataError, lookup, some
+from spike_kit.data.dataset import FILLED, SUBJECTS
 from spike_kit.data.vectors import ProfileVectors
-from spike_kit.errors import DataError, lookup, some
 from spike_kit.profiles.duplicates import CHUNK_ENTRIES, near_duplicates, ngrams, words_of
 from spike_kit.profiles.faithfulness import comparable, lower_words, named_facts, supported
 

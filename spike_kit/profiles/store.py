@@ -1,6 +1,6 @@
 """Answers that were paid for: one sqlite file per study, written before anything else happens with them.
 
-The file is data/llm/<study>.sqlite, outside of the study folder, so building the study again does not touch it. Its
+The file is data/llm/<study>.sqlite, outside of the data-set folder, so building the study again does not touch it. Its
 tables: ``answers`` (usable ones: one row per subject, id, prompt, model and parameters), ``rejected`` (every other
 answer that arrived), ``failures`` (what has no answer, and why), ``events`` (attempts that brought none), ``prompts``
 (texts), ``batched`` (what was written into batch files).
@@ -18,11 +18,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self
 
-from spike_kit import paths, storage
-from spike_kit.data.study import Study
-from spike_kit.errors import StorageError
+from spike_kit.base import paths, storage
+from spike_kit.base.errors import StorageError
+from spike_kit.base.storage import database_errors, now
+from spike_kit.data.dataset import Dataset
 from spike_kit.profiles.llm import Answer
-from spike_kit.storage import database_errors, now
 
 _KEY = "subject, id, prompt_sha256, model, parameters"
 _OF_KEY = "subject=? AND id=? AND prompt_sha256=? AND model=? AND parameters=?"
@@ -87,7 +87,7 @@ class Store:
     Parameters
     ----------
     path
-        The sqlite file; see `answers_path` for that of a study.
+        The sqlite file; see `answers_path` for that of a data set.
 
     Raises
     ------
@@ -285,13 +285,13 @@ class Committer:
         self._thread.shutdown()
 
 
-def answers_path(study: Study) -> Path:
-    """File of a study's answers."""
-    return paths.answers_root() / f"{study.name}.sqlite"
+def answers_path(data: Dataset) -> Path:
+    """File of a data set's answers."""
+    return paths.answers_root() / f"{data.name}.sqlite"
 
 
 def exclusive(store: Store) -> AbstractContextManager[None]:
-    """Keep other processes from asking for the same study meanwhile; see `spike_kit.storage.exclusive`."""
+    """Keep other processes from asking for the same study meanwhile; see `spike_kit.base.storage.exclusive`."""
     return storage.exclusive(
         store.path.with_suffix(".lock"), f"another process is asking a model for {store.path.stem}"
     )

@@ -12,14 +12,14 @@ import numpy as np
 import pandas as pd
 from tqdm.auto import tqdm
 
-from spike_kit.data.study import REPRODUCIBLE_SOURCE, Study
+from spike_kit.base.storage import now, sha256_text
+from spike_kit.data.dataset import REPRODUCIBLE_SOURCE, Dataset
 from spike_kit.data.tables import Tables
 from spike_kit.data.text import clean
 from spike_kit.profiles import facts
 from spike_kit.profiles.facts import Group, Links
 from spike_kit.profiles.names import Names
 from spike_kit.profiles.wording import listed, paragraph, sentence
-from spike_kit.storage import now, sha256_text
 
 SOURCE = REPRODUCIBLE_SOURCE
 """Name of this profile source."""
@@ -41,33 +41,33 @@ _LIKED = 8
 """Items named in a user's profile."""
 
 
-def template_profiles(study: Study, progress: bool = True) -> pd.DataFrame:
-    """Write the template profile of every item, auxiliary entity and user of a study.
+def template_profiles(data: Dataset, progress: bool = True) -> pd.DataFrame:
+    """Write the template profile of every item, auxiliary entity and user of a data set.
 
     Returns
     -------
     DataFrame
-        As `spike_kit.data.study.PROFILES_SCHEMA` asks, ready for `Study.write_profiles`.
+        As `spike_kit.data.dataset.PROFILES_SCHEMA` asks, ready for `Dataset.write_profiles`.
     """
     writers = {"item": item_texts, "auxiliary": auxiliary_texts, "user": user_texts}
     created = now()
     version = sha256_text(VERSION)
     parts = []
     for subject, write in tqdm(writers.items(), desc="template profiles", unit="subject", disable=not progress):
-        texts = write(study.tables)
-        parts.append(pd.DataFrame({"subject": subject, "id": study.expected_ids(subject), "text": texts}))
+        texts = write(data.tables)
+        parts.append(pd.DataFrame({"subject": subject, "id": data.expected_ids(subject), "text": texts}))
     profiles = pd.concat(parts, ignore_index=True).astype({"subject": "str", "text": "str", "id": "int64"})
     return profiles.assign(prompt_sha256=version, model=SOURCE, usage="{}", created=created)
 
 
-def ensure_profiles(study: Study, progress: bool = True) -> pd.DataFrame:
-    """Return the template profiles of a study, writing them first if they are missing or have another wording."""
-    if SOURCE in study.profile_sources():
-        profiles = study.profiles(SOURCE)
+def ensure_profiles(data: Dataset, progress: bool = True) -> pd.DataFrame:
+    """Return the template profiles of a data set, writing them first if they are missing or have another wording."""
+    if SOURCE in data.profile_sources():
+        profiles = data.profiles(SOURCE)
         if set(profiles["prompt_sha256"]) == {sha256_text(VERSION)}:
             return profiles
-    study.write_profiles(SOURCE, template_profiles(study, progress))
-    return study.profiles(SOURCE)
+    data.write_profiles(SOURCE, template_profiles(data, progress))
+    return data.profiles(SOURCE)
 
 
 def item_texts(tables: Tables) -> list[str]:

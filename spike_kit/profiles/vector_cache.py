@@ -12,8 +12,8 @@ from urllib.parse import quote
 import numpy as np
 from tqdm.auto import tqdm
 
-from spike_kit import paths, storage
-from spike_kit.errors import ConfigError, DataError, StorageError, some
+from spike_kit.base import paths, storage
+from spike_kit.base.errors import ConfigError, DataError, StorageError, some
 from spike_kit.profiles.encoders import Encoder, EncoderName
 from spike_kit.profiles.openai_encoder import MAX_INPUTS, request_batches
 

@@ -21,7 +21,7 @@ from urllib.parse import urlsplit
 import pytest
 from playwright.sync_api import Browser, BrowserContext, Locator, Page, Route
 
-from spike_kit import paths
+from spike_kit.base import paths
 
 ROOT = Path(__file__).parents[2]
 SHOTS = ROOT / ".browser"

@@ -10,8 +10,8 @@ import pytest
 from nbformat.v4 import new_code_cell, new_notebook
 from playwright.sync_api import BrowserContext
 
-from spike_kit import paths
-from spike_kit.data.study import Study, create_study
+from spike_kit.base import paths
+from spike_kit.data.dataset import Dataset, create_dataset
 from spike_kit.experiments.run import RunConfig, run
 from spike_kit.profiles.encode import DEFAULT_ENCODER, vectors_metadata
 from spike_kit.profiles.template import SOURCE, template_profiles
@@ -25,45 +25,45 @@ HOSTILE = f'{TAGS} [link](javascript:window.hacked=1) <a href="javascript:window
 
 CELLS = (
     """
-from spike_kit.data.study import Study
-from spike_kit.evaluation.attribution import SpikeExplainer
+from spike_kit.data.dataset import Study
+from spike_kit.models.spike_explainer import SpikeExplainer
 from spike_kit.experiments.run import RunConfig, load_model, run
-from spike_kit.explore import tables
-study = Study.open("named")
+from spike_kit.views import tables
+study = Dataset.open("named")
 done = run(RunConfig(dataset="named", training={"epochs": 2, "eval_every": 1}))
 model = load_model(done, study)
 explainer = SpikeExplainer(model)
 """,
     """
-from spike_kit.explore.embedding_map import map_of_run, node_spaces
-from spike_kit.explore.embedding_map_panel import map_panel
+from spike_kit.views.embedding_map import map_of_run, node_spaces
+from spike_kit.views.embedding_map_panel import map_panel
 map_panel(map_of_run(study, done, k=3))
 """,
     """
-from spike_kit.explore.profile_browser import ProfileBrowser
-from spike_kit.explore.profile_browser_panel import profile_panel
+from spike_kit.views.profile_browser import ProfileBrowser
+from spike_kit.views.profile_browser_panel import profile_panel
 profile_panel(ProfileBrowser(study, spaces=node_spaces(study, done, ("text",))))
 """,
     """
-from spike_kit.explore.graph_view import GraphView
-from spike_kit.explore.graph_view_panel import graph_panel
+from spike_kit.views.graph_view import GraphView
+from spike_kit.views.graph_view_panel import graph_panel
 graph = GraphView(study, explainer, users=True)
-graph.show(len(study.users))
+graph.show(len(data.users))
 graph_panel(graph)
 """,
     """
-from spike_kit.explore.explanation import Explanation
-from spike_kit.explore.explanation_panel import explanation_panel
+from spike_kit.views.explanation import Explanation
+from spike_kit.views.explanation_panel import explanation_panel
 explanation_panel(Explanation(study, explainer, 0))
 """,
     """
-from spike_kit.explore.ablation import AblationStudy
-from spike_kit.explore.ablation_panel import ablation_panel
+from spike_kit.views.ablation import AblationStudy
+from spike_kit.views.ablation_panel import ablation_panel
 ablation_panel(AblationStudy(study))
 """,
     """
-from spike_kit.explore.overview import Overview
-from spike_kit.explore.overview_panel import overview_panel
+from spike_kit.views.overview import Overview
+from spike_kit.views.overview_panel import overview_panel
 overview_panel(Overview(study))
 """,
     "tables.named_triples(study, 5)",
@@ -74,15 +74,15 @@ overview_panel(Overview(study))
 
 
 @pytest.fixture
-def hostile(study: Study, world: World) -> Study:
+def hostile(data: Dataset, world: World) -> Dataset:
     """The tiny world, with names that no browser should believe."""
     named = {
         name: frame.assign(label=[f"{HOSTILE} {number}" for number in range(len(frame))])
-        for name, frame in (("users", study.users), ("items", study.items), ("entities", study.entities))
+        for name, frame in (("users", data.users), ("items", data.items), ("entities", data.entities))
     }
     # Items are the first entities; both tables name them alike.
-    tables = dataclasses.replace(study.tables, **named)
-    made = create_study(paths.data_root() / "named", "named", tables, sources=(), build={}, funnel=())
+    tables = dataclasses.replace(data.tables, **named)
+    made = create_dataset(paths.data_root() / "named", "named", tables, sources=(), build={}, funnel=())
     profiles = template_profiles(made, progress=False)
     made.write_profiles(SOURCE, profiles.assign(text=[f"{HOSTILE} {text}" for text in profiles["text"]]))
     metadata = vectors_metadata(made.profiles(), DEFAULT_ENCODER)
@@ -91,7 +91,9 @@ def hostile(study: Study, world: World) -> Study:
     return made
 
 
-def test_hostile_names_show_as_text_in_every_view(window: BrowserContext, lab: Lab, hostile: Study, home: Path) -> None:
+def test_hostile_names_show_as_text_in_every_view(
+    window: BrowserContext, lab: Lab, hostile: Dataset, home: Path
+) -> None:
     first = f"import os\nos.environ[{paths.HOME_VARIABLE!r}] = {str(home)!r}"
     cells = [new_code_cell(source.strip()) for source in (first, *CELLS)]
     kernel = {"kernelspec": {"name": "python3", "display_name": "Python 3", "language": "python"}}

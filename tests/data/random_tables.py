@@ -1,4 +1,4 @@
-"""Random small tables of a study, for round trips."""
+"""Random small tables of a data set, for round trips."""
 
 from __future__ import annotations
 
@@ -7,8 +7,8 @@ from pathlib import Path
 import pandas as pd
 from hypothesis import strategies as st
 
+from spike_kit.data.dataset import Dataset, Manifest
 from spike_kit.data.sources.spike_release import VECTORS
-from spike_kit.data.study import Manifest, Study
 from spike_kit.data.tables import Tables
 from spike_kit.data.vectors import ProfileVectors
 
@@ -59,14 +59,14 @@ def tables(draw: st.DrawFn, used_relations: bool = False) -> Tables:
     )
 
 
-def in_memory(made: Tables, path: Path, vectors: ProfileVectors | None = None) -> Study:
-    """A study that is not written (but for its vectors): round trips by the hundred need no disk."""
+def in_memory(made: Tables, path: Path, vectors: ProfileVectors | None = None) -> Dataset:
+    """A data set that is not written (but for its vectors): round trips by the hundred need no disk."""
     manifest = Manifest(schema_version=1, name=path.name, sources=(), build={}, funnel=(), counts={}, tables={})
-    study = Study(path, manifest)
-    study.__dict__["tables"] = made
+    data = Dataset(path, manifest)
+    data.__dict__["tables"] = made
     if vectors is not None:
-        vectors.save(study.embeddings_path(*VECTORS), {})
-    return study
+        vectors.save(data.embeddings_path(*VECTORS), {})
+    return data
 
 
 def same(first: Tables, second: Tables) -> bool:

@@ -11,19 +11,19 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from spike_kit import paths
+from spike_kit.base import paths
+from spike_kit.base.errors import DataError, SpikeKitError
 from spike_kit.data.build import build, compared
+from spike_kit.data.dataset import Dataset
+from spike_kit.data.raw import workspace
 from spike_kit.data.sources import find_recipe
 from spike_kit.data.sources.amazon import AmazonConfig, parse
-from spike_kit.data.study import Study
-from spike_kit.data.workspace import workspace
-from spike_kit.errors import DataError, SpikeKitError
 from tests.data.amazon_files import products_2018, reviews_2018, write_lines, write_release
 
 FUZZ = settings(max_examples=150, suppress_health_check=[HealthCheck.function_scoped_fixture])
 
 
-def built(folder: Path, **changes: Any) -> Study:
+def built(folder: Path, **changes: Any) -> Dataset:
     return build("amazon", AmazonConfig(**changes), name="books", raw=folder)
 
 
@@ -43,11 +43,11 @@ def no_trace() -> bool:
 
 @pytest.mark.parametrize("release", ["2014", "2018", "2023"])
 def test_every_release_gives_the_same_study(tmp_path: Path, release: str) -> None:
-    study = built(write_release(tmp_path / "raw", release))
-    assert study.items["label"].tolist() == [f"Book {item} & more" for item in range(8)]
-    assert study.items["description"].iloc[0].startswith("First part .")
-    named = study.triples.merge(study.entities, left_on="tail", right_on="entity")
-    named["relation"] = named["relation"].map(study.relations["source_id"])
+    data = built(write_release(tmp_path / "raw", release))
+    assert data.items["label"].tolist() == [f"Book {item} & more" for item in range(8)]
+    assert data.items["description"].iloc[0].startswith("First part .")
+    named = data.triples.merge(data.entities, left_on="tail", right_on="entity")
+    named["relation"] = named["relation"].map(data.relations["source_id"])
     facts = set(named.loc[named["head"] == 1, ["relation", "label"]].itertuples(index=False, name=None))
     assert facts == {
         ("author", "Ann Author"),
@@ -55,14 +55,14 @@ def test_every_release_gives_the_same_study(tmp_path: Path, release: str) -> Non
         ("category", "Fiction"),
         ("category", "Ten & under"),
     }
-    assert study.relations["source_id"].tolist() == ["author", "category"]
-    assert len(study.interactions) == 48
-    row = study.interactions.query("user == 0 and item == 0").iloc[0]
+    assert data.relations["source_id"].tolist() == ["author", "category"]
+    assert len(data.interactions) == 48
+    row = data.interactions.query("user == 0 and item == 0").iloc[0]
     assert (row["rating"], row["timestamp"]) == (5.0, 1_500_000_000)
-    train = study.interactions.query("split == 'train'")
-    reviews = study.train_reviews()
+    train = data.interactions.query("split == 'train'")
+    reviews = data.train_reviews()
     assert len(reviews) == len(train)
-    users, items = study.users["source_id"], study.items["source_id"]
+    users, items = data.users["source_id"], data.items["source_id"]
     for user, item, text in zip(reviews["user"], reviews["item"], reviews["text"], strict=True):
         assert text == f"Reader {users[user][1:]} about book {items[item][1:]}"
 
@@ -70,14 +70,14 @@ def test_every_release_gives_the_same_study(tmp_path: Path, release: str) -> Non
 @pytest.mark.parametrize("release", ["2014", "2018"])
 def test_links_between_products_come_on_request_and_are_flagged(tmp_path: Path, release: str) -> None:
     folder = write_release(tmp_path / "raw", release)
-    study = built(folder, behavioural=True)
-    relations = study.relations["source_id"].tolist()
+    data = built(folder, behavioural=True)
+    relations = data.relations["source_id"].tolist()
     assert {"also_buy", "also_view"} <= set(relations)
-    also_buy = study.triples[study.triples["relation"] == relations.index("also_buy")]
+    also_buy = data.triples[data.triples["relation"] == relations.index("also_buy")]
     linked = set(map(tuple, also_buy[["head", "tail"]].to_numpy().tolist()))
     assert linked == {(item, (item + 1) % 8) for item in range(8)}
-    assert "also_buy" in study.manifest.notes[0]
-    assert "held-out" in study.manifest.notes[0]
+    assert "also_buy" in data.manifest.notes[0]
+    assert "held-out" in data.manifest.notes[0]
 
 
 def test_titles_that_are_scripts_are_no_names(tmp_path: Path) -> None:
@@ -85,9 +85,9 @@ def test_titles_that_are_scripts_are_no_names(tmp_path: Path) -> None:
     products = products_2018()
     products[3]["title"] = "var aPageStart = (new Date()).getTime();"
     write_lines(folder / "meta_Books.json.gz", map(json.dumps, products))
-    study = built(folder)
-    assert study.items["label"].iloc[3] == "B3"
-    assert study.manifest.funnel[0]["items_without_name"] == 1
+    data = built(folder)
+    assert data.items["label"].iloc[3] == "B3"
+    assert data.manifest.funnel[0]["items_without_name"] == 1
 
 
 def test_text_hygiene_is_counted(tmp_path: Path) -> None:
@@ -105,14 +105,14 @@ def test_text_hygiene_is_counted(tmp_path: Path) -> None:
         rows[place]["reviewText"] = text
     folder = write_release(tmp_path / "raw", "2018")
     write_lines(folder / "Books_5.json.gz", map(json.dumps, rows))
-    study = built(folder, valid=0.0, test=0.0)
-    counts = study.manifest.funnel[-1]
+    data = built(folder, valid=0.0, test=0.0)
+    counts = data.manifest.funnel[-1]
     found = {
         name: counts[f"reviews_{name}"] for name in ("html_resolved", "control_characters_removed", "cut", "not_latin")
     }
     assert found == {"html_resolved": 1, "control_characters_removed": 1, "cut": 1, "not_latin": 1}
     assert counts["reviews_empty"] == 2
-    texts_kept = study.train_reviews()["text"]
+    texts_kept = data.train_reviews()["text"]
     assert "Good & short" in texts_kept.tolist()
     assert "two lines with tabs" in texts_kept.tolist()
     assert "Очень хорошая книга" in texts_kept.tolist()
@@ -127,23 +127,23 @@ def test_a_text_repeated_by_a_user_or_for_an_item_is_kept_once(tmp_path: Path) -
             row["reviewText"] = "the same words"
     folder = write_release(tmp_path / "raw", "2018")
     write_lines(folder / "Books_5.json.gz", map(json.dumps, rows))
-    study = built(folder, valid=0.0, test=0.0)
-    same = study.train_reviews().query("text == 'the same words'")
+    data = built(folder, valid=0.0, test=0.0)
+    same = data.train_reviews().query("text == 'the same words'")
     assert not same["user"].duplicated().any()
     assert not same["item"].duplicated().any()
     assert len(same) >= 1
-    assert study.manifest.funnel[-1]["reviews_duplicated"] == 12 - len(same)
+    assert data.manifest.funnel[-1]["reviews_duplicated"] == 12 - len(same)
 
 
 def test_held_out_reviews_cannot_be_had(tmp_path: Path) -> None:
-    study = built(write_release(tmp_path / "raw", "2018"))
-    held_out = study.interactions.query("split != 'train'")
-    reviews = study.train_reviews()
+    data = built(write_release(tmp_path / "raw", "2018"))
+    held_out = data.interactions.query("split != 'train'")
+    reviews = data.train_reviews()
     merged = reviews.merge(held_out, on=["user", "item"])
     assert len(held_out) == 16
     assert merged.empty
-    assert study.train_reviews(users=[0])["user"].eq(0).all()
-    assert study.train_reviews(items=[1, 2])["item"].isin([1, 2]).all()
+    assert data.train_reviews(users=[0])["user"].eq(0).all()
+    assert data.train_reviews(items=[1, 2])["item"].isin([1, 2]).all()
 
 
 def test_the_five_core_file_is_preferred_and_a_choice_is_asked_for(tmp_path: Path) -> None:
@@ -197,7 +197,7 @@ def test_a_build_that_differs_from_the_published_counts_says_so(
 def test_the_authors_folder_name_finds_the_files_and_the_study() -> None:
     amazon_kg(paths.raw_root() / "amazon-book_kg")
     build("book")
-    assert Study.open("amazon-book_kg").path.name == "book"
+    assert Dataset.open("amazon-book_kg").path.name == "book"
     assert find_recipe("movie").source == "amazon"
 
 
@@ -227,10 +227,10 @@ def test_a_bad_line_is_named_or_skipped_and_counted(tmp_path: Path, case: str, s
     with pytest.raises(DataError, match=rf"(?s)Books_5\.json{suffix} line 6: .*{problem}.*--on-error skip"):
         built(folder)
     assert no_trace()
-    study = built(folder, on_error="skip")
-    assert study.manifest.funnel[0]["bad_rows"] == 1
-    assert "1 rows skipped" in study.manifest.notes[0]
-    assert len(study.interactions) == 48
+    data = built(folder, on_error="skip")
+    assert data.manifest.funnel[0]["bad_rows"] == 1
+    assert "1 rows skipped" in data.manifest.notes[0]
+    assert len(data.interactions) == 48
 
 
 def test_bad_lines_of_2014_are_named_too(tmp_path: Path) -> None:
@@ -280,9 +280,9 @@ def test_a_product_with_two_titles_is_named_with_its_line(tmp_path: Path) -> Non
     )
     with pytest.raises(DataError, match=r"meta_Books\.json\.gz line 10: item 'B3'.*different labels.*'Other'"):
         built(folder)
-    study = built(folder, on_error="skip")
-    assert study.manifest.funnel[0]["bad_rows"] == 1
-    assert study.items["label"].iloc[3] == "Book 3 & more"
+    data = built(folder, on_error="skip")
+    assert data.manifest.funnel[0]["bad_rows"] == 1
+    assert data.items["label"].iloc[3] == "Book 3 & more"
 
 
 def test_missing_metadata_and_missing_folders_say_where_to_look(tmp_path: Path) -> None:
@@ -350,9 +350,9 @@ def test_equal_files_give_an_equal_manifest(tmp_path: Path) -> None:
 
 
 def test_reviews_are_written_in_batches_and_in_order(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("spike_kit.data.reorganize.BATCH_ROWS", 7)
-    study = built(write_release(tmp_path / "raw", "2018"))
-    reviews = pd.read_parquet(study.path / "reviews.parquet")
+    monkeypatch.setattr("spike_kit.data.pipeline.BATCH_ROWS", 7)
+    data = built(write_release(tmp_path / "raw", "2018"))
+    reviews = pd.read_parquet(data.path / "reviews.parquet")
     assert len(reviews) == 48
     assert reviews[["user", "item"]].equals(reviews[["user", "item"]].sort_values(["user", "item"]))
     assert reviews["split"].value_counts().to_dict() == {"train": 32, "valid": 8, "test": 8}

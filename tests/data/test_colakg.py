@@ -5,10 +5,10 @@ from pathlib import Path
 
 import pytest
 
+from spike_kit.base.errors import DataError
 from spike_kit.data.build import build
+from spike_kit.data.dataset import Dataset
 from spike_kit.data.sources import find_recipe
-from spike_kit.data.study import Study
-from spike_kit.errors import DataError
 from tests.data.mapped_files import write_mapped_split
 
 HEADER = (
@@ -47,19 +47,19 @@ def write_films(folder: Path, rows: list[list[str]]) -> None:
         csv.writer(file).writerows([HEADER, *rows])
 
 
-def facts(study: Study, item: int) -> set[tuple[str, str]]:
-    rows = study.triples[study.triples["head"] == item]
-    relations, entities = study.relations["label"], study.entities["label"]
+def facts(data: Dataset, item: int) -> set[tuple[str, str]]:
+    rows = data.triples[data.triples["head"] == item]
+    relations, entities = data.relations["label"], data.entities["label"]
     return {(relations[r], entities[t]) for r, t in zip(rows["relation"], rows["tail"], strict=True)}
 
 
 def test_films_get_their_names_plots_and_facts(folder: Path) -> None:
-    study = build("ml-1m-colakg", raw=folder)
-    assert len(study.users) == 6
-    assert study.items["source_id"].tolist() == [str(100 + n) for n in range(7)]
-    assert study.items["label"].tolist() == [*(f"The Film {n} (199{n})" for n in range(6)), "106"]
-    assert study.items["description"][1] == 'What happens, "twice", in film 1.'
-    assert facts(study, 1) == {
+    data = build("ml-1m-colakg", raw=folder)
+    assert len(data.users) == 6
+    assert data.items["source_id"].tolist() == [str(100 + n) for n in range(7)]
+    assert data.items["label"].tolist() == [*(f"The Film {n} (199{n})" for n in range(6)), "106"]
+    assert data.items["description"][1] == 'What happens, "twice", in film 1.'
+    assert facts(data, 1) == {
         ("genre", "Comedy"),
         ("genre", "Drama"),
         ("director", "A. Person"),
@@ -70,17 +70,17 @@ def test_films_get_their_names_plots_and_facts(folder: Path) -> None:
         ("language", "fr"),
         ("decade", "1990s"),
     }
-    assert facts(study, 6) == set()
-    persons = study.entities[study.entities["kind"] == "person"]["label"]
+    assert facts(data, 6) == set()
+    persons = data.entities[data.entities["kind"] == "person"]["label"]
     assert persons.tolist().count("A. Person") == 1
 
 
 def test_the_test_split_is_kept_and_users_are_drawn_by_the_seed(folder: Path) -> None:
     settings = find_recipe("ml-1m-colakg").settings
-    study = build("ml-1m-colakg", raw=folder)
-    test = study.split("test")
+    data = build("ml-1m-colakg", raw=folder)
+    test = data.split("test")
     assert [(u, i) for u, i in zip(test["user"], test["item"], strict=True)] == [(n, n) for n in range(6)]
-    assert len(study.split("valid")) == 6
+    assert len(data.split("valid")) == 6
     some = [
         build("ml-1m-colakg", settings.replace(max_users=3, seed=seed), name=f"s{seed}", raw=folder) for seed in (0, 1)
     ]

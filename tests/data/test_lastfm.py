@@ -6,12 +6,12 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from spike_kit.base.errors import DataError
 from spike_kit.data.build import build
+from spike_kit.data.dataset import Dataset
+from spike_kit.data.raw import workspace
 from spike_kit.data.sources import find_recipe
 from spike_kit.data.sources.lastfm import LastfmConfig, parse
-from spike_kit.data.study import Study
-from spike_kit.data.workspace import workspace
-from spike_kit.errors import DataError
 from tests.data.amazon_files import write_lines
 from tests.data.mapped_files import write_mapped_split
 from tests.data.test_amazon import explained
@@ -37,27 +37,27 @@ def folder(tmp_path: Path) -> Path:
 
 
 def test_listening_counts_and_tags_become_a_study(folder: Path) -> None:
-    study = build("lastfm", raw=folder)
-    assert study.items["label"].iloc[0] == "Artist 0 \u2013 \u00e9"
-    assert set(study.entities["label"].iloc[8:]) == {"metal", "chanson fran\u00e7aise"}
-    assert study.interactions.query("user == 0 and item == 5")["rating"].tolist() == [6.0]
-    assert "tag" in study.manifest.notes[0]
-    assert len(study.triples) == 8
+    data = build("lastfm", raw=folder)
+    assert data.items["label"].iloc[0] == "Artist 0 \u2013 \u00e9"
+    assert set(data.entities["label"].iloc[8:]) == {"metal", "chanson fran\u00e7aise"}
+    assert data.interactions.query("user == 0 and item == 5")["rating"].tolist() == [6.0]
+    assert "tag" in data.manifest.notes[0]
+    assert len(data.triples) == 8
 
 
-def pairs(study: Study, split: str) -> set[tuple[str, str]]:
-    rows = study.split(split)
-    users, items = study.users["source_id"][rows["user"]], study.items["source_id"][rows["item"]]
+def pairs(data: Dataset, split: str) -> set[tuple[str, str]]:
+    rows = data.split(split)
+    users, items = data.users["source_id"][rows["user"]], data.items["source_id"][rows["item"]]
     return set(zip(users, items, strict=True))
 
 
 def test_the_given_split_is_kept_and_validation_cut_from_train(folder: Path) -> None:
-    study = build("lastfm-colakg", raw=folder)
-    assert pairs(study, "test") == {(str(2 + user), str(51 + user)) for user in range(8)}
+    data = build("lastfm-colakg", raw=folder)
+    assert pairs(data, "test") == {(str(2 + user), str(51 + user)) for user in range(8)}
     train = {(str(2 + user), str(51 + (user + step) % 8)) for user in range(8) for step in range(1, 6)}
-    assert pairs(study, "train") | pairs(study, "valid") == train
-    assert len(pairs(study, "valid")) == 8
-    assert study.users["source_id"].tolist() == [str(2 + user) for user in range(8)]
+    assert pairs(data, "train") | pairs(data, "valid") == train
+    assert len(pairs(data, "valid")) == 8
+    assert data.users["source_id"].tolist() == [str(2 + user) for user in range(8)]
 
 
 @pytest.mark.parametrize(

@@ -8,11 +8,11 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
+from spike_kit.base.errors import DataError
 from spike_kit.data.build import build
+from spike_kit.data.dataset import Dataset, create_dataset
 from spike_kit.data.sources.amazon import AmazonConfig
-from spike_kit.data.study import Study, create_study
 from spike_kit.data.tables import ReviewCheck
-from spike_kit.errors import DataError
 from spike_kit.profiles.template import SOURCE, template_profiles
 from tests.data.amazon_files import reviews_2018, write_lines, write_release
 
@@ -20,8 +20,8 @@ CANARY = "zzcanaryzz"
 
 
 @pytest.fixture
-def planted(tmp_path: Path) -> Study:
-    """A study from reviews in which every text of valid and test holds the marker."""
+def planted(tmp_path: Path) -> Dataset:
+    """A data set from reviews in which every text of valid and test holds the marker."""
     folder = write_release(tmp_path / "raw", "2018")
     first = build("amazon", AmazonConfig(), name="first", raw=folder)
     rows = first.interactions[first.interactions["split"] != "train"]
@@ -33,19 +33,19 @@ def planted(tmp_path: Path) -> Study:
             row["reviewText"] += f" {CANARY}"
             row["summary"] = CANARY
     write_lines(folder / "Books_5.json.gz", map(json.dumps, rows))
-    study = build("amazon", AmazonConfig(), name="planted", raw=folder)
-    assert study.interactions.equals(first.interactions)
-    return study
+    data = build("amazon", AmazonConfig(), name="planted", raw=folder)
+    assert data.interactions.equals(first.interactions)
+    return data
 
 
-def test_the_marker_is_in_the_study_but_out_of_reach(planted: Study) -> None:
+def test_the_marker_is_in_the_study_but_out_of_reach(planted: Dataset) -> None:
     stored = pd.read_parquet(planted.path / "reviews.parquet")
     marked = stored["text"].str.contains(CANARY)
     assert marked.sum() == len(planted.split("valid")) + len(planted.split("test")) == 16
     assert not planted.train_reviews()["text"].str.contains(CANARY).any()
 
 
-def test_no_profile_holds_a_marker_or_lists_a_held_out_item(planted: Study) -> None:
+def test_no_profile_holds_a_marker_or_lists_a_held_out_item(planted: Dataset) -> None:
     planted.write_profiles(SOURCE, template_profiles(planted, progress=False))
     profiles = planted.profiles(SOURCE)
     assert not profiles["text"].str.contains(CANARY).any()
@@ -57,7 +57,7 @@ def test_no_profile_holds_a_marker_or_lists_a_held_out_item(planted: Study) -> N
         assert (labels[item] in users[user]) == (split == "train")
 
 
-def test_reviews_whose_split_is_not_that_of_their_interaction_are_refused(planted: Study) -> None:
+def test_reviews_whose_split_is_not_that_of_their_interaction_are_refused(planted: Dataset) -> None:
     stored = pd.read_parquet(planted.path / "reviews.parquet").astype({"timestamp": "Int64"})
     leaking = stored.assign(split="train")
     with pytest.raises(DataError, match="no interaction of the same split for the review of"):
@@ -74,10 +74,10 @@ def test_reviews_whose_split_is_not_that_of_their_interaction_are_refused(plante
         check(stored.iloc[:5], "reviews")
 
 
-def test_a_leaking_review_leaves_no_study(planted: Study, tmp_path: Path) -> None:
+def test_a_leaking_review_leaves_no_study(planted: Dataset, tmp_path: Path) -> None:
     stored = pd.read_parquet(planted.path / "reviews.parquet").astype({"timestamp": "Int64"})
     with pytest.raises(DataError, match="same split"):
-        create_study(
+        create_dataset(
             tmp_path / "leaking",
             "leaking",
             planted.tables,
@@ -90,14 +90,14 @@ def test_a_leaking_review_leaves_no_study(planted: Study, tmp_path: Path) -> Non
     assert not list(tmp_path.glob(".spike-kit-tmp-*"))
 
 
-def test_changed_reviews_are_noticed(planted: Study) -> None:
+def test_changed_reviews_are_noticed(planted: Dataset) -> None:
     file = planted.path / "reviews.parquet"
     frame = pd.read_parquet(file)
     frame.assign(split="train").to_parquet(file)
     with pytest.raises(DataError, match=r"reviews\.parquet was changed after the build"):
-        Study.open("planted").train_reviews()
+        Dataset.open("planted").train_reviews()
 
 
-def test_a_study_without_reviews_says_so(study: Study) -> None:
+def test_a_study_without_reviews_says_so(data: Dataset) -> None:
     with pytest.raises(DataError, match="data set world has no reviews"):
-        study.train_reviews()
+        data.train_reviews()

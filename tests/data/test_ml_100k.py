@@ -6,10 +6,10 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
-from spike_kit.data.reorganize import BuildConfig, reorganize
+from spike_kit.base.errors import DataError
+from spike_kit.data.pipeline import BuildConfig, reorganize
+from spike_kit.data.raw import Workspace
 from spike_kit.data.sources.ml_100k import join, link_films, split_names
-from spike_kit.data.workspace import Workspace
-from spike_kit.errors import DataError
 
 FACTS = [
     ("The Crow", 1994),

@@ -7,11 +7,11 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from spike_kit.base.errors import DataError
 from spike_kit.data.build import build, compared
+from spike_kit.data.dataset import Dataset
+from spike_kit.data.raw import workspace
 from spike_kit.data.sources.movielens import MovieLensConfig, parse
-from spike_kit.data.study import Study
-from spike_kit.data.workspace import workspace
-from spike_kit.errors import DataError
 from tests.data.amazon_files import write_lines
 from tests.data.test_amazon import explained
 
@@ -40,39 +40,39 @@ def write_csv(folder: Path) -> Path:
     return folder
 
 
-def facts(study: Study, item: int) -> set[str]:
-    rows = study.triples[study.triples["head"] == item]
-    return set(study.entities["label"][rows["tail"]])
+def facts(data: Dataset, item: int) -> set[str]:
+    rows = data.triples[data.triples["head"] == item]
+    return set(data.entities["label"][rows["tail"]])
 
 
 @pytest.mark.parametrize("write", [write_dat, write_csv])
 def test_both_layouts_give_the_same_study(tmp_path: Path, write: Any) -> None:
-    study = build("movielens", raw=write(tmp_path))
-    assert study.items["label"].tolist() == [
+    data = build("movielens", raw=write(tmp_path))
+    assert data.items["label"].tolist() == [
         "The Crow (1994)",
         "Amélie (2001)",
         "Heat (1995)",
         "The Matrix (1999)",
         "Up (2009)",
     ]
-    assert study.items["description"].iloc[0] == "A film released in 1994."
-    assert facts(study, 0) == {"Action", "Drama", "1990s"}
-    assert facts(study, 1) == {"Drama", "2000s"}
-    assert study.interactions["timestamp"].min() == RATINGS[0][3]
-    assert study.manifest.funnel[0]["interactions"] == 36
+    assert data.items["description"].iloc[0] == "A film released in 1994."
+    assert facts(data, 0) == {"Action", "Drama", "1990s"}
+    assert facts(data, 1) == {"Drama", "2000s"}
+    assert data.interactions["timestamp"].min() == RATINGS[0][3]
+    assert data.manifest.funnel[0]["interactions"] == 36
 
 
 def test_tags_of_users_come_on_request_and_are_flagged(tmp_path: Path) -> None:
-    study = build("movielens", MovieLensConfig(behavioural=True), raw=write_csv(tmp_path))
-    assert "dark" in facts(study, 0)
-    assert "dark" in facts(study, 1)
-    assert "lonely" not in set(study.entities["label"])
-    assert "tag" in study.manifest.notes[0]
+    data = build("movielens", MovieLensConfig(behavioural=True), raw=write_csv(tmp_path))
+    assert "dark" in facts(data, 0)
+    assert "dark" in facts(data, 1)
+    assert "lonely" not in set(data.entities["label"])
+    assert "tag" in data.manifest.notes[0]
 
 
 def test_another_version_than_the_published_one_is_noticed(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    study = build("ml-1m", raw=write_dat(tmp_path))
-    assert compared(study.manifest)["equal"].tolist() == [False] * 3
+    data = build("ml-1m", raw=write_dat(tmp_path))
+    assert compared(data.manifest)["equal"].tolist() == [False] * 3
     assert "interactions 36 instead of 1000209" in caplog.text
 
 
@@ -93,8 +93,8 @@ def test_a_bad_row_is_named_or_skipped_and_counted(
         file.write(line + "\n")
     with pytest.raises(DataError, match=message):
         build("movielens", raw=folder)
-    study = build("movielens", MovieLensConfig(on_error="skip"), raw=folder)
-    assert study.manifest.funnel[0]["bad_rows"] == 1
+    data = build("movielens", MovieLensConfig(on_error="skip"), raw=folder)
+    assert data.manifest.funnel[0]["bad_rows"] == 1
 
 
 def test_a_folder_without_ratings_says_so(tmp_path: Path) -> None:

@@ -12,16 +12,16 @@ import pytest
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
-from spike_kit import paths
+from spike_kit.base import paths
+from spike_kit.base.errors import DataError
 from spike_kit.data.build import build
+from spike_kit.data.dataset import Dataset
 from spike_kit.data.formats.recbole import MAX_TIMESTAMP, MISSING, export_recbole
-from spike_kit.data.reorganize import reorganize
+from spike_kit.data.pipeline import reorganize
+from spike_kit.data.raw import OnError, Workspace, workspace
 from spike_kit.data.sources.recbole import RecboleConfig, parse
-from spike_kit.data.study import Study
 from spike_kit.data.tables import SPLITS, Tables
 from spike_kit.data.text import clean, plain
-from spike_kit.data.workspace import OnError, Workspace, workspace
-from spike_kit.errors import DataError
 from tests.data.test_amazon import explained
 
 AS_IS = RecboleConfig(
@@ -216,10 +216,10 @@ def test_a_build_goes_through_with_the_default_recipe(tmp_path: Path) -> None:
         "shop.inter": "\n".join(["user_id:token\titem_id:token", *lines]),
         "shop.kg": "\n".join(["head_id:token\trelation_id:token\ttail_id:token", *kg]) + "\n",
     }
-    study = build("recbole", raw=write(tmp_path / "raw", files), name="shop")
-    assert len(study.items) == 8
-    assert study.users["label"].iloc[0] == "User u0"
-    assert len(study.triples) == 8
+    data = build("recbole", raw=write(tmp_path / "raw", files), name="shop")
+    assert len(data.items) == 8
+    assert data.users["label"].iloc[0] == "User u0"
+    assert len(data.triples) == 8
 
 
 BAD = [
@@ -357,7 +357,7 @@ IDS = st.one_of(
 
 
 @st.composite
-def studies(draw: st.DrawFn) -> Tables:
+def datasets(draw: st.DrawFn) -> Tables:
     """Draw a small study; some users, items, entities and relations have no interaction and no triple."""
     n_users, n_items, n_other, n_relations = (draw(st.integers(low, 4)) for low in (1, 1, 0, 1))
 
@@ -421,19 +421,19 @@ def studies(draw: st.DrawFn) -> Tables:
     )
 
 
-def holding(study: Study, tables: Tables) -> Study:
+def holding(data: Dataset, tables: Tables) -> Dataset:
     """Study that holds other tables than its folder."""
-    other = Study(study.path, study.manifest)
+    other = Dataset(data.path, data.manifest)
     other.__dict__["tables"] = tables
     return other
 
 
-@given(studies())
+@given(datasets())
 @settings(max_examples=150, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow])
-def test_what_is_exported_is_read_back_exactly(study: Study, tables: Tables) -> None:
+def test_what_is_exported_is_read_back_exactly(data: Dataset, tables: Tables) -> None:
     tables.check()
-    with tempfile.TemporaryDirectory(dir=study.path.parent) as place:
-        folder = export_recbole(holding(study, tables), Path(place) / "out")
+    with tempfile.TemporaryDirectory(dir=data.path.parent) as place:
+        folder = export_recbole(holding(data, tables), Path(place) / "out")
         with workspace() as work:
             parse(folder, AS_IS, work)
             again = reorganize(work, AS_IS)
@@ -448,12 +448,12 @@ def test_what_is_exported_is_read_back_exactly(study: Study, tables: Tables) -> 
     assert len(as_recbole_reads[".kg"]) == len(tables.triples)
 
 
-def damaged(study: Study, table: str, column: str, value: Any) -> Study:
+def damaged(data: Dataset, table: str, column: str, value: Any) -> Dataset:
     """Study whose table holds another value in its first row."""
-    frames = study.tables.named()
+    frames = data.tables.named()
     frame = frames[table].copy()
     frame.loc[0, column] = value
-    return holding(study, Tables(**(frames | {table: frame})))
+    return holding(data, Tables(**(frames | {table: frame})))
 
 
 @pytest.mark.parametrize(
@@ -470,22 +470,22 @@ def damaged(study: Study, table: str, column: str, value: Any) -> Study:
     ],
 )
 def test_what_the_format_cannot_hold_is_an_error_and_nothing_is_written(
-    study: Study, tmp_path: Path, table: str, column: str, value: object, message: str
+    data: Dataset, tmp_path: Path, table: str, column: str, value: object, message: str
 ) -> None:
     with pytest.raises(DataError, match=message):
-        export_recbole(damaged(study, table, column, value), tmp_path / "out")
+        export_recbole(damaged(data, table, column, value), tmp_path / "out")
     assert not (tmp_path / "out").exists()
 
 
-def test_a_folder_is_replaced_only_on_demand(study: Study, tmp_path: Path) -> None:
+def test_a_folder_is_replaced_only_on_demand(data: Dataset, tmp_path: Path) -> None:
     out = tmp_path / "out"
     out.mkdir()
-    export_recbole(study, out)
+    export_recbole(data, out)
     (out / "mine.txt").write_text("kept", encoding="utf-8")
     with pytest.raises(DataError, match="is not empty"):
-        export_recbole(study, out)
+        export_recbole(data, out)
     assert (out / "mine.txt").exists()
-    export_recbole(study, out, overwrite=True)
+    export_recbole(data, out, overwrite=True)
     assert {path.name for path in out.iterdir()} == {
         f"world.{suffix}"
         for suffix in ("train.inter", "valid.inter", "test.inter", "item", "user", "kg", "link", "ent", "rel")
@@ -493,15 +493,15 @@ def test_a_folder_is_replaced_only_on_demand(study: Study, tmp_path: Path) -> No
     first = (out / "world.train.inter").read_text(encoding="utf-8").splitlines()[:2]
     assert first == ["user_id:token\titem_id:token\trating:float\ttimestamp:float", "u0\tfilm:1\t5.0\t1000001"]
     with (out / "world.item").open(encoding="utf-8") as file:
-        assert len(list(csv.reader(file, delimiter="\t"))) == len(study.items) + 1
+        assert len(list(csv.reader(file, delimiter="\t"))) == len(data.items) + 1
 
 
-@pytest.mark.parametrize("where", [lambda study: study.path, lambda study: study.path.parent])
-def test_a_study_is_never_replaced(study: Study, where: Callable[[Study], Path]) -> None:
-    with pytest.raises(DataError, match="holds a study"):
-        export_recbole(study, where(study), overwrite=True)
-    assert (study.path / paths.MANIFEST).is_file()
-    file = study.path.parent / "file"
+@pytest.mark.parametrize("where", [lambda data: data.path, lambda data: data.path.parent])
+def test_a_study_is_never_replaced(data: Dataset, where: Callable[[Dataset], Path]) -> None:
+    with pytest.raises(DataError, match="holds a data set"):
+        export_recbole(data, where(data), overwrite=True)
+    assert (data.path / paths.MANIFEST).is_file()
+    file = data.path.parent / "file"
     file.write_text("", encoding="utf-8")
     with pytest.raises(DataError, match="is a file"):
-        export_recbole(study, file, overwrite=True)
+        export_recbole(data, file, overwrite=True)

@@ -11,13 +11,13 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from spike_kit import paths
+from spike_kit.base import paths
+from spike_kit.base.errors import ConfigError, DataError
 from spike_kit.data.build import build
+from spike_kit.data.dataset import Dataset
 from spike_kit.data.formats import export
 from spike_kit.data.sources import find_recipe
 from spike_kit.data.sources.spike_release import VECTORS, read_vectors
-from spike_kit.data.study import Study
-from spike_kit.errors import ConfigError, DataError
 from spike_kit.experiments.run import RunConfig, run
 from tests.data.amazon_files import write_lines
 from tests.data.test_amazon import explained
@@ -44,20 +44,20 @@ def folder(tmp_path: Path) -> Path:
 
 
 def test_a_release_is_loaded_as_it_is_with_its_vectors(folder: Path) -> None:
-    study = build("spike-release", name="mine", raw=folder)
-    found = study.vectors(*VECTORS)
+    data = build("spike-release", name="mine", raw=folder)
+    found = data.vectors(*VECTORS)
     assert torch.equal(found.user, torch.from_numpy(vectors(range(U), 1)["embeddings"][::-1].copy()))
     assert torch.equal(found.entity[:I], torch.from_numpy(vectors(range(I), 2)["embeddings"]))
     assert torch.equal(found.entity[I:], torch.from_numpy(vectors([10, 8, 9], 3)["embeddings"][[1, 2, 0]]))
-    assert len(study.split("test")) == U
-    assert len(study.split("valid")) == U
-    assert "no validation file" in study.manifest.notes[0]
+    assert len(data.split("test")) == U
+    assert len(data.split("valid")) == U
+    assert "no validation file" in data.manifest.notes[0]
 
 
 def test_all_entities_in_the_entity_file_are_understood(folder: Path) -> None:
     np.savez(folder / "entity_embeddings.npz", **vectors(range(E), 5))
-    study = build("spike-release", name="mine", raw=folder)
-    found = study.vectors(*VECTORS)
+    data = build("spike-release", name="mine", raw=folder)
+    found = data.vectors(*VECTORS)
     assert torch.equal(found.entity[:I], torch.from_numpy(vectors(range(I), 2)["embeddings"]))
     assert torch.equal(found.entity[I:], torch.from_numpy(vectors(range(E), 5)["embeddings"][I:]))
 
@@ -78,8 +78,8 @@ def test_a_release_is_found_by_the_authors_name_and_trains(folder: Path, monkeyp
     place = paths.raw_root() / "amazon-book_kg"
     place.parent.mkdir(parents=True)
     folder.rename(place)
-    study = build("book")
-    assert study.manifest.build["source"] == "spike-release"
+    data = build("book")
+    assert data.manifest.build["source"] == "spike-release"
     config = RunConfig(dataset="amazon-book_kg", training={"epochs": 1}, profiles=VECTORS[0], encoder=VECTORS[1])
     assert run(config, progress=False).metrics["users_ranked"]["test"] == U
 
@@ -143,16 +143,16 @@ def test_an_array_whose_packed_bytes_are_broken_is_an_error(folder: Path) -> Non
         build("spike-release", name="mine", raw=folder)
 
 
-def content(study: Study) -> list[Any]:
-    tables = study.tables
+def content(data: Dataset) -> list[Any]:
+    tables = data.tables
     rows = [tables.interactions[["user", "item", "split"]], tables.triples.sort_values(["head", "relation", "tail"])]
     sizes = [len(tables.users), len(tables.items), len(tables.entities)]
     return [frame.to_numpy().tolist() for frame in rows] + sizes
 
 
 def test_a_release_comes_back_from_its_study(folder: Path, tmp_path: Path) -> None:
-    study = build("spike-release", name="mine", raw=folder)
-    merged = export(study, "spike-release", tmp_path / "merged", merge_valid=True, vectors=VECTORS)
+    data = build("spike-release", name="mine", raw=folder)
+    merged = export(data, "spike-release", tmp_path / "merged", merge_valid=True, vectors=VECTORS)
     for name in ("train.txt", "test.txt", "kg_final.txt"):
         lines = [
             [line.split()[0], *sorted(line.split()[1:], key=int)] if "kg" not in name else line.split()
@@ -165,16 +165,16 @@ def test_a_release_comes_back_from_its_study(folder: Path, tmp_path: Path) -> No
         assert np.array_equal(first[1], second[1])
 
 
-def test_a_study_comes_back_from_its_export(study: Study, tmp_path: Path) -> None:
-    place = export(study, "spike-release", tmp_path / "release")
+def test_a_study_comes_back_from_its_export(data: Dataset, tmp_path: Path) -> None:
+    place = export(data, "spike-release", tmp_path / "release")
     again = build("spike-release", name="again", raw=place)
-    assert content(again) == content(study)
-    assert torch.equal(again.vectors(*VECTORS).user, study.vectors().user)
-    assert torch.equal(again.vectors(*VECTORS).entity, study.vectors().entity)
+    assert content(again) == content(data)
+    assert torch.equal(again.vectors(*VECTORS).user, data.vectors().user)
+    assert torch.equal(again.vectors(*VECTORS).entity, data.vectors().entity)
     with pytest.raises(DataError, match="no embeddings of source 'gone'"):
-        export(study, "spike-release", tmp_path / "other", vectors=("gone", "x"))
+        export(data, "spike-release", tmp_path / "other", vectors=("gone", "x"))
     with pytest.raises(ConfigError, match="no format named 'mine'"):
-        export(study, "mine", tmp_path / "other")
+        export(data, "mine", tmp_path / "other")
     assert not (tmp_path / "other").exists()
 
 

@@ -6,8 +6,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from spike_kit.base.errors import ConfigError, DataError
 from spike_kit.data.splits import complete_given, global_time, leave_one_out, random_per_user
-from spike_kit.errors import ConfigError, DataError
 
 PAIRS = st.dictionaries(st.tuples(st.integers(0, 5), st.integers(0, 7)), st.integers(0, 3), max_size=30)
 

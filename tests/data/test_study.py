@@ -8,27 +8,27 @@ import pandas as pd
 import pytest
 import torch
 
-from spike_kit import paths, storage
+from spike_kit.base import paths, storage
+from spike_kit.base.errors import DataError, StorageError
+from spike_kit.data.dataset import Dataset, create_dataset
 from spike_kit.data.graph import Graph
-from spike_kit.data.study import Study, create_study
 from spike_kit.data.tables import Tables
 from spike_kit.data.vectors import ProfileVectors
-from spike_kit.errors import DataError, StorageError
 from spike_kit.profiles.encode import DEFAULT_ENCODER
 from spike_kit.profiles.template import SOURCE
 from tests.test_storage import fill_the_disk
 from tests.world import World
 
 
-def write(tables: Tables, name: str = "other") -> Study:
-    return create_study(paths.data_root() / name, name, tables, sources=(), build={}, funnel=())
+def write(tables: Tables, name: str = "other") -> Dataset:
+    return create_dataset(paths.data_root() / name, name, tables, sources=(), build={}, funnel=())
 
 
-def test_a_study_reads_back_what_was_written(study: Study, world: World) -> None:
-    again = Study.open("world")
+def test_a_study_reads_back_what_was_written(data: Dataset, world: World) -> None:
+    again = Dataset.open("world")
     for name, table in world.tables.named().items():
         pd.testing.assert_frame_equal(getattr(again.tables, name), table, check_dtype=False)
-    assert Study.open(study.path).manifest == study.manifest
+    assert Dataset.open(data.path).manifest == data.manifest
     assert torch.equal(again.vectors().user, world.vectors.user)
 
 
@@ -81,89 +81,89 @@ def test_a_train_split_without_rows_is_an_error(world: World) -> None:
         write(dataclasses.replace(world.tables, interactions=rows[rows["split"] != "train"].reset_index(drop=True)))
 
 
-def test_a_table_changed_on_disk_is_an_error(study: Study) -> None:
-    storage.write_parquet(study.path / "users.parquet", study.users.iloc[::-1])
+def test_a_table_changed_on_disk_is_an_error(data: Dataset) -> None:
+    storage.write_parquet(data.path / "users.parquet", data.users.iloc[::-1])
     with pytest.raises(DataError, match=r"users\.parquet was changed after the build"):
-        _ = Study.open("world").tables
+        _ = Dataset.open("world").tables
 
 
-def test_a_table_is_checked_on_reading_even_if_its_hash_is_right(study: Study) -> None:
-    file, manifest = study.path / "users.parquet", study.path / paths.MANIFEST
-    storage.write_parquet(file, study.users.drop(columns="label"))
+def test_a_table_is_checked_on_reading_even_if_its_hash_is_right(data: Dataset) -> None:
+    file, manifest = data.path / "users.parquet", data.path / paths.MANIFEST
+    storage.write_parquet(file, data.users.drop(columns="label"))
     values = storage.read_json(manifest)
     values["tables"]["users"] = storage.sha256_file(file)
     storage.write_json(manifest, values)
     with pytest.raises(DataError, match=r"users\.parquet is not a valid 'users' table.*label"):
-        _ = Study.open("world").tables
+        _ = Dataset.open("world").tables
 
 
-def test_a_missing_study_lists_the_known_ones(study: Study) -> None:
-    with pytest.raises(DataError, match=r"(?s)no study folder for data set 'book'.*known here: world"):
-        Study.open("book")
+def test_a_missing_study_lists_the_known_ones(data: Dataset) -> None:
+    with pytest.raises(DataError, match=r"(?s)no data-set folder for data set 'book'.*known here: world"):
+        Dataset.open("book")
 
 
-def test_a_manifest_of_another_version_or_with_unknown_keys_is_an_error(study: Study) -> None:
-    file = study.path / paths.MANIFEST
+def test_a_manifest_of_another_version_or_with_unknown_keys_is_an_error(data: Dataset) -> None:
+    file = data.path / paths.MANIFEST
     values = storage.read_json(file)
     storage.write_json(file, values | {"schema_version": 99})
     with pytest.raises(DataError, match="schema version 99"):
-        Study.open("world")
+        Dataset.open("world")
     storage.write_json(file, values | {"surplus": 1})
     with pytest.raises(DataError, match=r"manifest\.json is damaged: unknown setting 'surplus'"):
-        Study.open("world")
+        Dataset.open("world")
 
 
-def test_a_full_disk_keeps_the_old_study(study: Study, world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_full_disk_keeps_the_old_study(data: Dataset, world: World, monkeypatch: pytest.MonkeyPatch) -> None:
     fill_the_disk(monkeypatch)
     with pytest.raises(StorageError, match="disk is full"):
         write(world.tables, "world")
     monkeypatch.undo()
-    assert len(Study.open(study.path).profiles()) == len(world.tables.users) + len(world.tables.entities)
-    assert [entry.name for entry in study.path.parent.iterdir()] == ["world"]
+    assert len(Dataset.open(data.path).profiles()) == len(world.tables.users) + len(world.tables.entities)
+    assert [entry.name for entry in data.path.parent.iterdir()] == ["world"]
 
 
 @pytest.mark.parametrize(("subject", "number"), [("item", 7), ("auxiliary", 50), ("user", 0)])
-def test_a_missing_profile_is_an_error_with_its_id(study: Study, subject: str, number: int) -> None:
-    profiles = study.profiles()
+def test_a_missing_profile_is_an_error_with_its_id(data: Dataset, subject: str, number: int) -> None:
+    profiles = data.profiles()
     rest = profiles[(profiles["subject"] != subject) | (profiles["id"] != number)]
     with pytest.raises(DataError, match=f"no profile for {subject} {number}"):
-        study.write_profiles("other", rest)
-    assert study.profile_sources() == [SOURCE]
+        data.write_profiles("other", rest)
+    assert data.profile_sources() == [SOURCE]
 
 
-def test_an_empty_or_surplus_profile_is_an_error(study: Study) -> None:
-    profiles = study.profiles()
+def test_an_empty_or_surplus_profile_is_an_error(data: Dataset) -> None:
+    profiles = data.profiles()
     with pytest.raises(DataError, match="column text"):
-        study.write_profiles("other", profiles.assign(text=profiles["text"].where(profiles.index != 3, "")))
+        data.write_profiles("other", profiles.assign(text=profiles["text"].where(profiles.index != 3, "")))
     surplus = profiles.assign(id=profiles["id"].where(profiles.index != len(profiles) - 1, 999))
     with pytest.raises(DataError, match="no profile for user 55"):
-        study.write_profiles("other", surplus)
+        data.write_profiles("other", surplus)
 
 
-def test_profiles_are_found_whatever_the_order_of_their_rows(study: Study) -> None:
-    study.write_profiles("other", study.profiles().sample(frac=1, random_state=0))
-    pd.testing.assert_frame_equal(study.profiles("other"), study.profiles())
+def test_profiles_are_found_whatever_the_order_of_their_rows(data: Dataset) -> None:
+    data.write_profiles("other", data.profiles().sample(frac=1, random_state=0))
+    pd.testing.assert_frame_equal(data.profiles("other"), data.profiles())
 
 
-def test_a_nan_in_an_embedding_is_an_error_with_its_row(study: Study, world: World) -> None:
+def test_a_nan_in_an_embedding_is_an_error_with_its_row(data: Dataset, world: World) -> None:
     broken = world.vectors.entity.clone()
     broken[17, 3] = float("nan")
-    ProfileVectors(world.vectors.user, broken).save(study.embeddings_path(SOURCE, DEFAULT_ENCODER), {})
+    ProfileVectors(world.vectors.user, broken).save(data.embeddings_path(SOURCE, DEFAULT_ENCODER), {})
     with pytest.raises(DataError, match=r"entity holds NaN or infinity in row 17"):
-        study.vectors()
+        data.vectors()
 
 
-def test_embeddings_of_another_size_or_damaged_are_an_error(study: Study, world: World) -> None:
-    file = study.embeddings_path(SOURCE, DEFAULT_ENCODER)
+def test_embeddings_of_another_size_or_damaged_are_an_error(data: Dataset, world: World) -> None:
+    file = data.embeddings_path(SOURCE, DEFAULT_ENCODER)
     ProfileVectors(world.vectors.user, world.vectors.entity[:-1]).save(file, {})
     with pytest.raises(DataError, match=r"entity has shape \[67, 24\], expected \[68, d_t\]"):
-        study.vectors()
+        data.vectors()
     file.write_bytes(b"damaged")
     with pytest.raises(DataError, match="not a readable safetensors file"):
-        study.vectors()
+        data.vectors()
     file.unlink()
     with pytest.raises(DataError, match=r"(?s)no embeddings of source 'template'.*spike-kit encode world"):
-        study.vectors()
+        data.vectors()
 
 
 def test_the_graph_holds_train_interactions_and_every_triple_with_its_inverse(world: World) -> None:
@@ -191,37 +191,37 @@ def test_graphs_do_not_depend_on_the_order_of_rows(world: World) -> None:
     assert torch.equal(other.tail, world.graph.tail)
 
 
-def test_the_study_path_may_be_given_instead_of_the_name(study: Study, tmp_path: Path) -> None:
+def test_the_study_path_may_be_given_instead_of_the_name(data: Dataset, tmp_path: Path) -> None:
     elsewhere = tmp_path / "elsewhere"
-    study.path.rename(elsewhere)
-    assert Study.open(elsewhere).name == "world"
+    data.path.rename(elsewhere)
+    assert Dataset.open(elsewhere).name == "world"
 
 
 def test_a_build_never_replaces_what_is_no_study(world: World) -> None:
     runs = paths.runs_root() / "spike"
     runs.mkdir(parents=True)
-    with pytest.raises(DataError, match="exists and is no study folder"):
+    with pytest.raises(DataError, match="exists and is no data-set folder"):
         write(world.tables, "runs")
     assert runs.is_dir()
 
 
-def test_a_build_keeps_profiles_that_cost_something(study: Study, world: World) -> None:
-    study.write_profiles("gpt", study.profiles())
+def test_a_build_keeps_profiles_that_cost_something(data: Dataset, world: World) -> None:
+    data.write_profiles("gpt", data.profiles())
     with pytest.raises(DataError, match=r"(?s)holds profiles of gpt.*--overwrite"):
         write(world.tables, "world")
-    assert study.profile_sources() == ["gpt", "template"]
-    create_study(study.path, "world", world.tables, sources=(), build={}, funnel=(), overwrite=True)
-    assert Study.open("world").profile_sources() == []
+    assert data.profile_sources() == ["gpt", "template"]
+    create_dataset(data.path, "world", world.tables, sources=(), build={}, funnel=(), overwrite=True)
+    assert Dataset.open("world").profile_sources() == []
 
 
 @pytest.mark.parametrize("name", ["runs", "raw", "..", ".", "a/b", "/tmp/x", "", ".hidden", "a b"])
 def test_names_that_would_leave_data_or_hide_in_it_are_refused(name: str) -> None:
     with pytest.raises(DataError, match="cannot be the name of a data set"):
-        paths.new_study_path(name)
+        paths.new_dataset_path(name)
 
 
-def test_temporary_folders_are_not_listed(study: Study) -> None:
-    (study.path.parent / ".spike-kit-tmp-x").mkdir()
-    (study.path.parent / ".spike-kit-tmp-x" / paths.MANIFEST).write_text("{}")
+def test_temporary_folders_are_not_listed(data: Dataset) -> None:
+    (data.path.parent / ".spike-kit-tmp-x").mkdir()
+    (data.path.parent / ".spike-kit-tmp-x" / paths.MANIFEST).write_text("{}")
     with pytest.raises(DataError, match=r"known here: world$"):
-        Study.open("book")
+        Dataset.open("book")

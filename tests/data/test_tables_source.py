@@ -9,12 +9,12 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from spike_kit.base.errors import DataError
 from spike_kit.cli import main
 from spike_kit.data.build import build
+from spike_kit.data.dataset import Dataset
+from spike_kit.data.raw import workspace
 from spike_kit.data.sources.tables import TablesConfig, parse
-from spike_kit.data.study import Study
-from spike_kit.data.workspace import workspace
-from spike_kit.errors import DataError
 from tests.data.amazon_files import write_lines
 from tests.data.test_amazon import explained
 
@@ -44,29 +44,29 @@ def raw(tmp_path: Path) -> Path:
     return folder
 
 
-def built(raw: Path, config: TablesConfig = CONFIG, **changes: Any) -> Study:
+def built(raw: Path, config: TablesConfig = CONFIG, **changes: Any) -> Dataset:
     return build("tables", config.replace(**changes), name="mine", raw=raw)
 
 
-def facts_of(study: Study, item: int) -> set[tuple[str, str]]:
-    labels = study.entities["label"]
-    rows = study.triples[study.triples["head"] == item]
-    return set(zip(study.relations["label"][rows["relation"]], labels[rows["tail"]], strict=True))
+def facts_of(data: Dataset, item: int) -> set[tuple[str, str]]:
+    labels = data.entities["label"]
+    rows = data.triples[data.triples["head"] == item]
+    return set(zip(data.relations["label"][rows["relation"]], labels[rows["tail"]], strict=True))
 
 
 def test_a_column_mapping_is_all_it_takes(raw: Path) -> None:
-    study = built(raw)
-    assert study.items["label"].iloc[1] == "Film, the 1th"
-    assert study.items["description"].iloc[1] == 'A "plot"'
-    assert facts_of(study, 1) == {("genre", "Drama"), ("genre", "War"), ("director", "Ann")}
-    assert facts_of(study, 4) == {("genre", "Drama"), ("genre", "Love")}
-    assert study.relations["template"].iloc[0] == "The genre of {head} is {tail}."
-    assert len(study.interactions) == 48
+    data = built(raw)
+    assert data.items["label"].iloc[1] == "Film, the 1th"
+    assert data.items["description"].iloc[1] == 'A "plot"'
+    assert facts_of(data, 1) == {("genre", "Drama"), ("genre", "War"), ("director", "Ann")}
+    assert facts_of(data, 4) == {("genre", "Drama"), ("genre", "Love")}
+    assert data.relations["template"].iloc[0] == "The genre of {head} is {tail}."
+    assert len(data.interactions) == 48
 
 
 def test_sentences_can_be_given(raw: Path) -> None:
-    study = built(raw, templates={"director": "{tail} made {head}."})
-    assert study.relations["template"].tolist() == ["The genre of {head} is {tail}.", "{tail} made {head}."]
+    data = built(raw, templates={"director": "{tail} made {head}."})
+    assert data.relations["template"].tolist() == ["The genre of {head} is {tail}.", "{tail} made {head}."]
     with pytest.raises(DataError, match="sentences for relations that do not exist: actor"):
         built(raw, templates={"actor": "{tail} in {head}."})
 
@@ -102,7 +102,7 @@ def test_triples_of_files_join_through_links(raw: Path) -> None:
     )
     write_lines(raw / "links.tsv", [f"f{n}\tFilm {n}\thttp://kg/Film_{n}" for n in range(8)])
     write_lines(raw / "dbo_studio.edgelist", [f"http://kg/Film_{n} http://kg/Acme" for n in range(8)])
-    study = built(
+    data = built(
         raw,
         facts={},
         triples=(Path("kg.tsv"), Path("dbo_studio.edgelist")),
@@ -110,8 +110,8 @@ def test_triples_of_files_join_through_links(raw: Path) -> None:
         links=Path("links.tsv"),
         link_columns={"item": "1", "entity": "3"},
     )
-    assert facts_of(study, 0) == {("music composer", "Bob (b)"), ("studio", "Acme")}
-    assert study.entities["label"].tolist()[8:] == ["Acme", "Bob (b)"]
+    assert facts_of(data, 0) == {("music composer", "Bob (b)"), ("studio", "Acme")}
+    assert data.entities["label"].tolist()[8:] == ["Acme", "Bob (b)"]
 
 
 def test_triples_with_an_entity_that_no_table_knows_are_named(raw: Path) -> None:
@@ -120,9 +120,9 @@ def test_triples_with_an_entity_that_no_table_knows_are_named(raw: Path) -> None
     changes = {"facts": {}, "triples": (Path("kg.csv"),), "entities": Path("people.csv")}
     with pytest.raises(DataError, match=r"kg\.csv line 10: entity 'p2'.*neither in people\.csv nor an item"):
         built(raw, **changes)
-    study = built(raw, **changes, on_error="skip")
-    assert study.entities["kind"].tolist()[8:] == ["person"]
-    assert study.manifest.funnel[0]["bad_rows"] == 1
+    data = built(raw, **changes, on_error="skip")
+    assert data.entities["kind"].tolist()[8:] == ["person"]
+    assert data.manifest.funnel[0]["bad_rows"] == 1
 
 
 def test_a_given_split_in_a_column_or_in_files(raw: Path) -> None:
@@ -160,9 +160,9 @@ def test_a_given_split_in_a_column_or_in_files(raw: Path) -> None:
 def test_reviews_come_from_a_text_column(raw: Path) -> None:
     rows = [f'u{user},f{film},5,1,"text {user} {film}"' for user, film in PAIRS]
     write_lines(raw / "ratings.csv", ["who,film,stars,at,words", *rows])
-    study = built(raw, columns={**CONFIG.columns, "text": "words"})
-    assert set(study.train_reviews()["text"]) <= {f"text {user} {film}" for user, film in PAIRS}
-    assert len(study.train_reviews()) == len(study.split("train"))
+    data = built(raw, columns={**CONFIG.columns, "text": "words"})
+    assert set(data.train_reviews()["text"]) <= {f"text {user} {film}" for user, film in PAIRS}
+    assert len(data.train_reviews()) == len(data.split("train"))
 
 
 def test_the_command_line_takes_a_mapping(raw: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -170,7 +170,7 @@ def test_the_command_line_takes_a_mapping(raw: Path, capsys: pytest.CaptureFixtu
     options = [*mapping, "title", "--facts", "genre", "genres", "--interactions", "ratings.csv", "--items", "films.csv"]
     assert main(["build", "tables", "--name", "mine", "--raw", str(raw), "--min-rating", "4", *options]) == 0
     assert "8 users, 8 items" in capsys.readouterr().out
-    assert facts_of(Study.open("mine"), 4) == {("genre", "Drama"), ("genre", "Love")}
+    assert facts_of(Dataset.open("mine"), 4) == {("genre", "Drama"), ("genre", "Love")}
 
 
 BAD = {
@@ -188,9 +188,9 @@ def test_a_bad_row_is_named_or_skipped_and_counted(raw: Path, case: str) -> None
         file.write(line + "\n")
     with pytest.raises(DataError, match=message):
         built(raw)
-    study = built(raw, on_error="skip")
-    assert study.manifest.funnel[0]["bad_rows"] == 1
-    assert len(study.interactions) == 48
+    data = built(raw, on_error="skip")
+    assert data.manifest.funnel[0]["bad_rows"] == 1
+    assert len(data.interactions) == 48
 
 
 @pytest.mark.parametrize(

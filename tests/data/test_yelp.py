@@ -8,10 +8,10 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from spike_kit.base.errors import DataError
 from spike_kit.data.build import build
+from spike_kit.data.raw import workspace
 from spike_kit.data.sources.yelp import YelpConfig, parse
-from spike_kit.data.workspace import workspace
-from spike_kit.errors import DataError
 from tests.data.amazon_files import write_lines
 from tests.data.test_amazon import explained
 
@@ -74,10 +74,10 @@ def write(folder: Path, first: list[Any] | None = None, second: list[Any] | None
 
 
 def test_businesses_and_reviews_become_a_study(tmp_path: Path) -> None:
-    study = build("yelp", CONFIG, raw=write(tmp_path / "raw"))
-    assert study.items["label"].tolist() == [f"Café {number} & Bar" for number in range(8)]
-    assert study.items["description"].iloc[1] == "A local business at 1 Main St, Springfield, IL."
-    named = study.triples.merge(study.entities, left_on="tail", right_on="entity")
+    data = build("yelp", CONFIG, raw=write(tmp_path / "raw"))
+    assert data.items["label"].tolist() == [f"Café {number} & Bar" for number in range(8)]
+    assert data.items["description"].iloc[1] == "A local business at 1 Main St, Springfield, IL."
+    named = data.triples.merge(data.entities, left_on="tail", right_on="entity")
     facts = set(named.loc[named["head"] == 1, "label"])
     assert facts == {
         "Springfield, IL",
@@ -90,18 +90,18 @@ def test_businesses_and_reviews_become_a_study(tmp_path: Path) -> None:
         "BusinessParking: street",
     }
     assert set(named.loc[named["head"] == 0, "label"]) == {"Springfield, MO", "MO"}
-    lies_in = study.relations["source_id"].tolist().index("lies_in")
-    assert (study.triples["relation"] == lies_in).sum() == 2
-    first = study.interactions.query("user == 0 and item == 0").iloc[0]
+    lies_in = data.relations["source_id"].tolist().index("lies_in")
+    assert (data.triples["relation"] == lies_in).sum() == 2
+    first = data.interactions.query("user == 0 and item == 0").iloc[0]
     assert first["timestamp"] == 1_456_850_650
-    assert study.train_reviews()["text"].str.fullmatch(r"User \d visit \d").all()
+    assert data.train_reviews()["text"].str.fullmatch(r"User \d visit \d").all()
 
 
 def test_attributes_can_be_left_out_and_the_split_follows_the_dates(tmp_path: Path) -> None:
     config = CONFIG.replace(attributes=False, split="leave_one_out")
-    study = build("yelp", config, raw=write(tmp_path / "raw"))
-    assert "attribute" not in set(study.entities["kind"])
-    for _, rows in study.interactions.groupby("user"):
+    data = build("yelp", config, raw=write(tmp_path / "raw"))
+    assert "attribute" not in set(data.entities["kind"])
+    for _, rows in data.interactions.groupby("user"):
         newest = rows.sort_values("timestamp")["split"].tolist()
         assert newest == ["train"] * 4 + ["valid", "test"]
 

@@ -7,12 +7,12 @@ import numpy as np
 import pytest
 import torch
 
+from spike_kit.base.errors import DataError
+from spike_kit.base.seeds import torch_generator
 from spike_kit.data.graph import Graph
 from spike_kit.data.vectors import ProfileVectors
-from spike_kit.errors import DataError
-from spike_kit.evaluation.attribution import Removal, SpikeExplainer, what_if
 from spike_kit.models.spike import Spike, SpikeConfig
-from spike_kit.seeds import torch_generator
+from spike_kit.models.spike_explainer import Removal, SpikeExplainer, what_if
 from tests.world import World
 
 FORMS: list[dict[str, Any]] = [

@@ -9,65 +9,65 @@ import pandas as pd
 import pytest
 import torch
 
+from spike_kit.base.errors import ConfigError, DataError
 from spike_kit.cli import main
+from spike_kit.data.dataset import Dataset
 from spike_kit.data.graph import Graph
-from spike_kit.data.study import Study
-from spike_kit.errors import ConfigError, DataError
 from spike_kit.evaluation.beyond import MEASURES, BeyondAccuracy, gini, item_groups, measure_lists, recommended
 from spike_kit.evaluation.groups import degree_groups
-from spike_kit.evaluation.protocol import RankingTask, evaluate
+from spike_kit.evaluation.ranking import RankingTask, evaluate
 from spike_kit.models.popularity import Popularity, PopularityConfig
 from spike_kit.models.recommender import FixedEmbeddings
 
 
 @pytest.fixture
-def lists(study: Study) -> np.ndarray:
+def lists(data: Dataset) -> np.ndarray:
     """Lists of five items at random, one of them shorter, one empty."""
-    n = BeyondAccuracy(study).users.size
+    n = BeyondAccuracy(data).users.size
     rng = np.random.default_rng(3)
-    found = np.stack([rng.permutation(len(study.items))[:5] for _ in range(n)])
+    found = np.stack([rng.permutation(len(data.items))[:5] for _ in range(n)])
     found[0, 3:], found[1] = -1, -1
     return found
 
 
-def embeddings(study: Study) -> FixedEmbeddings:
+def embeddings(data: Dataset) -> FixedEmbeddings:
     generator = torch.Generator().manual_seed(1)
-    users, items = (torch.randn(len(table), 4, generator=generator) for table in (study.users, study.items))
+    users, items = (torch.randn(len(table), 4, generator=generator) for table in (data.users, data.items))
     return FixedEmbeddings(users, items)
 
 
-def test_lists_are_those_that_evaluation_ranks(study: Study, monkeypatch: pytest.MonkeyPatch) -> None:
-    task, model = RankingTask.from_tables(study.tables, "test"), embeddings(study)
+def test_lists_are_those_that_evaluation_ranks(data: Dataset, monkeypatch: pytest.MonkeyPatch) -> None:
+    task, model = RankingTask.from_tables(data.tables, "test"), embeddings(data)
     found = recommended(model, task, 10)
     _, per_user = evaluate(model, task, (10,))
-    test = study.split("test").groupby("user")["item"].agg(set)
-    seen = study.interactions[study.interactions["split"] != "test"].groupby("user")["item"].agg(set)
+    test = data.split("test").groupby("user")["item"].agg(set)
+    seen = data.interactions[data.interactions["split"] != "test"].groupby("user")["item"].agg(set)
     for user, row, recall in zip(per_user["user"], found, per_user["recall@10"], strict=True):
         assert len(set(row) & test[user]) / len(test[user]) == recall
         assert not set(row) & seen[user]
-    monkeypatch.setattr("spike_kit.evaluation.protocol.CHUNK_ENTRIES", 3 * task.n_items)
+    monkeypatch.setattr("spike_kit.evaluation.ranking.CHUNK_ENTRIES", 3 * task.n_items)
     assert (recommended(model, task, 10) == found).all()
 
 
-def test_a_list_ends_where_the_unseen_items_do(study: Study) -> None:
-    task, n_items = RankingTask.from_tables(study.tables, "test"), len(study.items)
-    found = recommended(embeddings(study), task, n_items + 3)
-    seen = study.interactions[study.interactions["split"] != "test"].groupby("user").size()
+def test_a_list_ends_where_the_unseen_items_do(data: Dataset) -> None:
+    task, n_items = RankingTask.from_tables(data.tables, "test"), len(data.items)
+    found = recommended(embeddings(data), task, n_items + 3)
+    seen = data.interactions[data.interactions["split"] != "test"].groupby("user").size()
     assert ((found >= 0).sum(1) == n_items - seen.loc[task.users.numpy()].to_numpy()).all()
     assert ((found[:, 1:] < 0) | (found[:, :-1] >= 0)).all()
     with pytest.raises(ConfigError, match="at least 1"):
-        recommended(embeddings(study), task, 0)
+        recommended(embeddings(data), task, 0)
 
 
-def test_measures_are_what_their_definitions_say(study: Study, lists: np.ndarray) -> None:
-    measured = BeyondAccuracy(study, vectors=study.vectors())
+def test_measures_are_what_their_definitions_say(data: Dataset, lists: np.ndarray) -> None:
+    measured = BeyondAccuracy(data, vectors=data.vectors())
     values = measured.measure(lists)
     assert tuple(values) == MEASURES
     rows = [[int(item) for item in row if item >= 0] for row in lists]
-    train = study.split("train")
+    train = data.split("train")
     popularity = Counter(train["item"])
     listed = Counter(item for row in rows for item in row)
-    n_items, n_users = len(study.items), train["user"].nunique()
+    n_items, n_users = len(data.items), train["user"].nunique()
 
     def mean(numbers: list[float]) -> float:
         return sum(numbers) / len(numbers)
@@ -81,11 +81,11 @@ def test_measures_are_what_their_definitions_say(study: Study, lists: np.ndarray
     differences = sum(abs(a - b) for a in counts for b in counts)
     assert values["gini"] == pytest.approx(differences / (2 * n_items * sum(counts)))
     facts: dict[int, set[tuple[str, int]]] = {item: set() for item in range(n_items)}
-    for head, relation, tail in study.triples.itertuples(index=False):
+    for head, relation, tail in data.triples.itertuples(index=False):
         for end, fact in ((head, (f"{relation}>", tail)), (tail, (f"{relation}<", head))):
             if end < n_items:
                 facts[end].add(fact)
-    text = study.vectors().entity.double()
+    text = data.vectors().entity.double()
     by_facts, by_text = [], []
     for row in rows:
         pairs = list(itertools.combinations(row, 2))
@@ -96,11 +96,11 @@ def test_measures_are_what_their_definitions_say(study: Study, lists: np.ndarray
     assert values["diversity by text"] == pytest.approx(mean(by_text))
 
 
-def test_calibration_is_zero_for_a_list_like_the_history_and_grows_with_the_distance(study: Study) -> None:
-    measured = BeyondAccuracy(study)
-    train = study.split("train").groupby("user")["item"].agg(list)
+def test_calibration_is_zero_for_a_list_like_the_history_and_grows_with_the_distance(data: Dataset) -> None:
+    measured = BeyondAccuracy(data)
+    train = data.split("train").groupby("user")["item"].agg(list)
     own = [train[user][:5] for user in measured.users]
-    other = [train[(user + len(study.users) // 2) % len(study.users)][:5] for user in measured.users]
+    other = [train[(user + len(data.users) // 2) % len(data.users)][:5] for user in measured.users]
     same = measured.measure(np.array(own))["miscalibration"]
     apart = measured.measure(np.array(other))["miscalibration"]
     assert same == pytest.approx(0, abs=1e-9)
@@ -108,8 +108,8 @@ def test_calibration_is_zero_for_a_list_like_the_history_and_grows_with_the_dist
     assert apart == pytest.approx(-math.log(0.01))
 
 
-def test_without_vectors_or_genres_there_is_no_such_measure(study: Study, lists: np.ndarray) -> None:
-    measured = BeyondAccuracy(study)
+def test_without_vectors_or_genres_there_is_no_such_measure(data: Dataset, lists: np.ndarray) -> None:
+    measured = BeyondAccuracy(data)
     measured.__dict__["genres"] = None
     values = measured.measure(lists)
     assert math.isnan(values["diversity by text"])
@@ -127,35 +127,35 @@ def test_gini_of_nothing_is_unknown() -> None:
     assert math.isnan(gini(np.zeros(3, dtype=int)))
 
 
-def test_item_groups_hold_every_item_once_in_order_of_popularity(study: Study) -> None:
-    counts = study.split("train")["item"].value_counts().reindex(range(len(study.items)), fill_value=0)
+def test_item_groups_hold_every_item_once_in_order_of_popularity(data: Dataset) -> None:
+    counts = data.split("train")["item"].value_counts().reindex(range(len(data.items)), fill_value=0)
     few = int(counts.median())
-    groups = item_groups(study, tail=0.5, few=few)
-    assert len(groups) == len(study.items)
+    groups = item_groups(data, tail=0.5, few=few)
+    assert len(groups) == len(data.items)
     assert (counts[groups == "unseen"] == 0).all()
     assert counts[groups == "cold"].between(1, few - 1).all()
     assert counts[groups == "long tail"].max() <= counts[groups == "popular"].min()
     assert counts[groups != "popular"].sum() <= 0.5 * counts.sum()
     with pytest.raises(ConfigError, match="expected a share"):
-        item_groups(study, tail=1.5)
+        item_groups(data, tail=1.5)
 
 
-def test_degree_groups_count_both_ends_of_triples(study: Study) -> None:
-    groups = degree_groups(study, 2)
-    ends = Counter(study.triples["head"]) + Counter(study.triples["tail"])
-    assert len(groups) == len(study.items)
+def test_degree_groups_count_both_ends_of_triples(data: Dataset) -> None:
+    groups = degree_groups(data, 2)
+    ends = Counter(data.triples["head"]) + Counter(data.triples["tail"])
+    assert len(groups) == len(data.items)
     for item, group in groups.items():
         low, _, high = str(group).partition("-")
         assert int(low) <= ends[int(str(item))] <= int(high or low)
 
 
-def test_groups_of_items_by_hand(study: Study) -> None:
-    measured = BeyondAccuracy(study)
+def test_groups_of_items_by_hand(data: Dataset) -> None:
+    measured = BeyondAccuracy(data)
     n = len(measured.users)
-    planted = study.split("test").drop_duplicates("user").set_index("user")["item"].loc[measured.users].to_numpy()
-    lists = np.stack([planted, (planted + 1) % len(study.items)], axis=1)
-    lists[: n // 2, 0] = (planted[: n // 2] + 2) % len(study.items)
-    groups = pd.Series(np.where(np.arange(len(study.items)) % 2, "odd", "even"))
+    planted = data.split("test").drop_duplicates("user").set_index("user")["item"].loc[measured.users].to_numpy()
+    lists = np.stack([planted, (planted + 1) % len(data.items)], axis=1)
+    lists[: n // 2, 0] = (planted[: n // 2] + 2) % len(data.items)
+    groups = pd.Series(np.where(np.arange(len(data.items)) % 2, "odd", "even"))
     table = measured.by_items(lists, groups).set_index("group")
     found = np.array([item in row for item, row in zip(planted, lists, strict=True)])
     for name, odd in (("odd", 1), ("even", 0)):
@@ -163,21 +163,21 @@ def test_groups_of_items_by_hand(study: Study) -> None:
         assert table.loc[name, "relevant"] == inside.sum()
         assert table.loc[name, "recall"] == pytest.approx(found[inside].mean())
         assert table.loc[name, "share"] == pytest.approx((lists % 2 == odd).mean())
-    assert table["items"].sum() == len(study.items)
+    assert table["items"].sum() == len(data.items)
 
 
-def test_models_are_averaged_over_their_runs(study: Study) -> None:
-    graph = Graph.from_tables(study.tables)
+def test_models_are_averaged_over_their_runs(data: Dataset) -> None:
+    graph = Graph.from_tables(data.tables)
     popular = Popularity(PopularityConfig(), graph)
-    tables = measure_lists(study, iter([("a", popular), ("b", embeddings(study)), ("a", embeddings(study))]), k=5)
+    tables = measure_lists(data, iter([("a", popular), ("b", embeddings(data)), ("a", embeddings(data))]), k=5)
     whole = tables["whole lists"].set_index("model")
-    alone = {name: measure_lists(study, [("x", model)], k=5)["whole lists"] for name, model in
-             (("popular", popular), ("random", embeddings(study)))}  # fmt: skip
+    alone = {name: measure_lists(data, [("x", model)], k=5)["whole lists"] for name, model in
+             (("popular", popular), ("random", embeddings(data)))}  # fmt: skip
     for measure in MEASURES:
         values = [float(alone[name][measure].iloc[0]) for name in ("popular", "random")]
         assert whole.loc["b", measure] == pytest.approx(values[1])
         assert whole.loc["a", measure] == pytest.approx(sum(values) / 2)
-    groups = item_groups(study)
+    groups = item_groups(data)
     sizes = {str(name): int((groups == name).sum()) for name in groups.cat.categories}
     columns = [f"{name} ({n}): {value}" for name, n in sizes.items() if n for value in ("recall", "share")]
     by_popularity = tables["items by popularity"].set_index("model")
@@ -186,7 +186,7 @@ def test_models_are_averaged_over_their_runs(study: Study) -> None:
     assert by_popularity.index.tolist() == ["a", "b"]
 
 
-def test_the_command_prints_the_tables(study: Study, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_command_prints_the_tables(data: Dataset, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["train", "--model", "popularity", "--dataset", "world", "--device", "cpu"]) == 0
     capsys.readouterr()
     assert main(["evaluate", "world", "--beyond", "5", "--device", "cpu"]) == 0

@@ -8,21 +8,21 @@ import pandas as pd
 import pytest
 from scipy import stats
 
+from spike_kit.base.errors import ConfigError, DataError
 from spike_kit.cli import main
-from spike_kit.data.study import Study
-from spike_kit.errors import ConfigError, DataError
-from spike_kit.evaluation.comparison import comparison_markdown, comparison_table
-from spike_kit.evaluation.significance import holm, paired_test, per_user_metric
+from spike_kit.data.dataset import Dataset
 from spike_kit.experiments.run import RunConfig, run
-from spike_kit.runs import Run
+from spike_kit.experiments.run_folder import Run
+from spike_kit.results.comparison import comparison_markdown, comparison_table
+from spike_kit.results.significance import holm, paired_test, per_user_metric
 
 EPOCHS = {"lightgcn": 12, "bprmf": 1, "sgl": 2}
 
 
 @pytest.fixture
-def finished(study: Study) -> list[Run]:
+def finished(data: Dataset) -> list[Run]:
     """LightGCN and BPR-MF with two seeds, SGL and popularity with one."""
-    assert study.name == "world"
+    assert data.name == "world"
     made = []
     for model, seeds in (("lightgcn", 2), ("bprmf", 2), ("sgl", 1), ("popularity", 1)):
         training = {"epochs": EPOCHS[model]} if model in EPOCHS else {}
@@ -102,9 +102,9 @@ def test_what_cannot_be_compared_is_said(finished: list[Run]) -> None:
 
 
 def test_a_group_of_users_is_compared_alone(
-    study: Study, finished: list[Run], home: Path, capsys: pytest.CaptureFixture[str]
+    data: Dataset, finished: list[Run], home: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    users = pd.Index(range(0, len(study.users), 3))
+    users = pd.Index(range(0, len(data.users), 3))
     table = comparison_table(finished, reference="Popularity", users=users)
     assert set(table["users"].dropna()) == {len(users)}
     models = {"LightGCN": "lightgcn", "BPR-MF": "bprmf", "SGL": "sgl", "Popularity": "popularity"}

@@ -8,18 +8,19 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from spike_kit.data.study import Study
-from spike_kit.errors import ConfigError
+from spike_kit.base.errors import ConfigError
+from spike_kit.data.dataset import Dataset
 from spike_kit.evaluation import groups
-from spike_kit.evaluation.groups import group_means, grouped_by_seed, popularity_groups, sparsity_groups
+from spike_kit.evaluation.groups import popularity_groups, sparsity_groups
 from spike_kit.experiments.run import RunConfig, run
+from spike_kit.results.frames import group_means, grouped_by_seed
 
 
-def test_users_with_equally_many_interactions_stay_together(study: Study) -> None:
-    found = sparsity_groups(study)
+def test_users_with_equally_many_interactions_stay_together(data: Dataset) -> None:
+    found = sparsity_groups(data)
     assert found.cat.categories.tolist() == ["10"]
-    assert len(found) == len(study.users)
-    assert popularity_groups(study).index.tolist() == list(range(len(study.items)))
+    assert len(found) == len(data.users)
+    assert popularity_groups(data).index.tolist() == list(range(len(data.items)))
 
 
 @given(st.lists(st.integers(1, 30), min_size=1, max_size=80), st.integers(1, 6))
@@ -40,20 +41,20 @@ def test_quarters_are_quarters_where_there_are_no_ties() -> None:
         groups._quantile_groups(pd.Series([1], name="group"), 0)
 
 
-def test_means_of_groups_come_from_their_users(study: Study) -> None:
+def test_means_of_groups_come_from_their_users(data: Dataset) -> None:
     short = {"epochs": 1, "batch_size": 512}
     runs = [run(RunConfig(model="bprmf", dataset="world", training=short, seed=s), progress=False) for s in (0, 1)]
     runs.append(run(RunConfig(model="popularity", dataset="world"), progress=False))
-    halves = pd.Series(np.where(study.users["user"] < 20, "few", "many"), name="group")
+    halves = pd.Series(np.where(data.users["user"] < 20, "few", "many"), name="group")
     table = group_means(runs, halves, "recall@20", "valid").set_index("group")
     label = next(str(name) for name in table if str(name).startswith("BPR-MF"))
-    assert table["users"].to_dict() == {"few": 20, "many": len(study.users) - 20}
+    assert table["users"].to_dict() == {"few": 20, "many": len(data.users) - 20}
     own = [r.per_user.query("split == 'valid' and user < 20")["recall@20"].mean() for r in runs[:2]]
     assert table[label]["few"] == pytest.approx(np.mean(own))
 
 
-def test_equal_labels_stay_apart(study: Study) -> None:
+def test_equal_labels_stay_apart(data: Dataset) -> None:
     made = run(RunConfig(model="popularity", dataset="world"), progress=False)
     other = dataclasses.replace(made)
-    other.__dict__["config"] = made.config | {"code_sha256": "older"}
+    other.__dict__["config"] = made.config | {"versions": {"model": 0}}
     assert list(grouped_by_seed([made, other])) == ["Popularity", "Popularity (2)"]

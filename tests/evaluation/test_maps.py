@@ -4,10 +4,10 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from spike_kit import paths, storage
-from spike_kit.errors import DataError
+from spike_kit.base import paths, storage
+from spike_kit.base.errors import DataError
+from spike_kit.base.seeds import numpy_generator
 from spike_kit.evaluation.maps import aligned, umap_coordinates
-from spike_kit.seeds import numpy_generator
 
 
 def test_coordinates_are_cached_with_their_parameters() -> None:

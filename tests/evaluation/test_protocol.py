@@ -8,13 +8,13 @@ import pandas as pd
 import pytest
 import torch
 
-from spike_kit.bench.evaluation import synthetic_task
+from benchmarks.evaluation import synthetic_task
+from spike_kit.base.errors import TrainingError
+from spike_kit.base.seeds import torch_generator
 from spike_kit.data.tables import Tables
-from spike_kit.errors import TrainingError
-from spike_kit.evaluation import protocol
-from spike_kit.evaluation.protocol import RankingTask, evaluate, top_items
+from spike_kit.evaluation import ranking
+from spike_kit.evaluation.ranking import RankingTask, evaluate, top_items
 from spike_kit.models.recommender import FixedEmbeddings, Recommender
-from spike_kit.seeds import torch_generator
 from tests.reference_evaluation import RANKINGS, lists_of, loop
 from tests.world import World
 
@@ -83,7 +83,7 @@ def equal_to_the_loop(recommender: Recommender, task: RankingTask, cutoffs: tupl
 @pytest.mark.parametrize("split", ["valid", "test"])
 @pytest.mark.parametrize("chunk", [1, 200, 10_000_000])
 def test_equal_to_a_loop_over_users(world: World, split: str, chunk: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(protocol, "CHUNK_ENTRIES", chunk)
+    monkeypatch.setattr(ranking, "CHUNK_ENTRIES", chunk)
     tables = world.tables
     scores = np.random.default_rng(0).normal(size=(len(tables.users), len(tables.items))).astype(np.float32)
     task = RankingTask.from_tables(tables, split)
@@ -106,7 +106,7 @@ def test_equal_to_the_loop_whatever_the_sizes(
     n_items: int, rows: int, values: str, kind: Any, device: torch.device, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Tied scores too: in the order of torch.topk on the row of one user."""
-    monkeypatch.setattr(protocol, "CHUNK_ENTRIES", rows * n_items)
+    monkeypatch.setattr(ranking, "CHUNK_ENTRIES", rows * n_items)
     rng = np.random.default_rng([n_items, rows])
     task = random_task(rng, 25, n_items, device)
     scores = torch.from_numpy(rng.normal(size=(30, n_items)).astype(np.float32)).to(device)
@@ -135,7 +135,7 @@ def test_the_best_items_are_those_of_torch_topk() -> None:
         scores[::2] = scores[::2].mul(3).round()
         scores[4] = float("-inf")
         scores[6, 30:] = float("-inf")
-        best, items = protocol._top(scores, width, levels, 20)
+        best, items = ranking._top(scores, width, levels, 20)
         expected = scores.topk(20)
         assert torch.equal(best, expected.values)
         known = best > float("-inf")
@@ -172,7 +172,7 @@ def test_users_without_train_or_relevant_items_are_not_ranked_but_counted(world:
 def test_a_nan_score_is_an_error(
     kind: Any, n_items: int, place: str, device: torch.device, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(protocol, "CHUNK_ENTRIES", 4 * n_items)
+    monkeypatch.setattr(ranking, "CHUNK_ENTRIES", 4 * n_items)
     rng = np.random.default_rng(1)
     task = random_task(rng, 25, n_items, device)
     scores = torch.from_numpy(rng.normal(size=(30, n_items)).astype(np.float32)).to(device)

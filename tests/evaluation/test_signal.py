@@ -4,10 +4,9 @@ import numpy as np
 import pytest
 import torch
 
-from spike_kit.data.study import Study
+from spike_kit.base.errors import DataError
+from spike_kit.data.dataset import Dataset
 from spike_kit.data.vectors import ProfileVectors
-from spike_kit.errors import DataError
-from spike_kit.evaluation import protocol
 from spike_kit.evaluation.signal import (
     REFERENCE,
     TRAIN_ITEMS,
@@ -28,8 +27,8 @@ def noise(world: World) -> ProfileVectors:
     )
 
 
-def test_profiles_of_the_planted_groups_rank_far_above_random(study: Study, world: World) -> None:
-    table = signal_table(study, {"template": world.vectors, "noise": noise(world)}, cutoffs=(2, 20))
+def test_profiles_of_the_planted_groups_rank_far_above_random(data: Dataset, world: World) -> None:
+    table = signal_table(data, {"template": world.vectors, "noise": noise(world)}, cutoffs=(2, 20))
     assert table[["source", "scorer"]].to_numpy().tolist() == [
         ["template", USER_PROFILE],
         ["template", TRAIN_ITEMS],
@@ -44,23 +43,23 @@ def test_profiles_of_the_planted_groups_rank_far_above_random(study: Study, worl
     assert recall["template", TRAIN_ITEMS] > 0.9
     others = recall.drop("template", level="source")
     assert others.max() < 0.3
-    assert set(table["users"]) == {len(study.users)}
+    assert set(table["users"]) == {len(data.users)}
 
 
-def test_values_per_user_are_paired_and_average_to_the_table(study: Study, world: World) -> None:
-    per_user = signal_per_user(study, {"template": world.vectors})
+def test_values_per_user_are_paired_and_average_to_the_table(data: Dataset, world: World) -> None:
+    per_user = signal_per_user(data, {"template": world.vectors})
     users = per_user.groupby(["source", "scorer"])["user"].agg(tuple)
     assert users.nunique() == 1
     means = signal_means(per_user)
-    assert means.equals(signal_table(study, {"template": world.vectors}))
+    assert means.equals(signal_table(data, {"template": world.vectors}))
     own = per_user[per_user["scorer"] == USER_PROFILE]
     assert means.loc[means["scorer"] == USER_PROFILE, "recall@20"].item() == own["recall@20"].mean()
 
 
-def test_the_test_split_stays_closed(study: Study, world: World) -> None:
-    items = torch.eye(len(study.entities))
+def test_the_test_split_stays_closed(data: Dataset, world: World) -> None:
+    items = torch.eye(len(data.entities))
     perfect = ProfileVectors(items[torch.from_numpy(world.planted)], items)
-    recall = signal_table(study, {"oracle of the test split": perfect}, cutoffs=(1,))["recall@1"]
+    recall = signal_table(data, {"oracle of the test split": perfect}, cutoffs=(1,))["recall@1"]
     assert recall[0] == 0
 
 
@@ -74,19 +73,19 @@ def test_the_mean_of_train_items_by_hand(world: World) -> None:
     np.testing.assert_allclose(scores[0].numpy(), expected, atol=1e-6)
 
 
-def test_random_scores_depend_on_seed_and_user_only(study: Study, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_random_scores_depend_on_seed_and_user_only(data: Dataset, monkeypatch: pytest.MonkeyPatch) -> None:
     users = torch.tensor([4, 0, 7])
     scores = RandomOrder(50, seed=1).score(users)
     assert torch.equal(scores[2:], RandomOrder(50, seed=1).score(users[2:]))
     assert not torch.equal(scores, RandomOrder(50, seed=2).score(users))
     assert not torch.equal(scores[0], scores[1])
-    whole = signal_per_user(study, {})
-    monkeypatch.setattr(protocol, "CHUNK_ENTRIES", 1)
-    assert signal_per_user(study, {}).equals(whole)
+    whole = signal_per_user(data, {})
+    monkeypatch.setattr("spike_kit.evaluation.ranking.CHUNK_ENTRIES", 1)
+    assert signal_per_user(data, {}).equals(whole)
     assert set(whole["source"]) == {REFERENCE}
 
 
-def test_vectors_that_do_not_fit_are_named(study: Study, world: World) -> None:
+def test_vectors_that_do_not_fit_are_named(data: Dataset, world: World) -> None:
     short = ProfileVectors(world.vectors.user[:-1], world.vectors.entity)
     with pytest.raises(DataError, match=r"vectors of gpt: user has shape \[55, 24\]"):
-        signal_table(study, {"gpt": short})
+        signal_table(data, {"gpt": short})

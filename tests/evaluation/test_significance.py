@@ -7,12 +7,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy import stats
 
-from spike_kit.data.study import Study
-from spike_kit.errors import ConfigError, DataError
-from spike_kit.evaluation import significance
-from spike_kit.evaluation.significance import bootstrap_interval, holm, mark, paired_test, per_user_metric
+from spike_kit.base.errors import ConfigError, DataError
+from spike_kit.base.seeds import numpy_generator
+from spike_kit.data.dataset import Dataset
 from spike_kit.experiments.run import RunConfig, run
-from spike_kit.seeds import numpy_generator
+from spike_kit.results import significance
+from spike_kit.results.significance import bootstrap_interval, holm, mark, paired_test, per_user_metric
 
 
 def samples(n: int, shift: float = 0.0, seed: int = 0) -> tuple[pd.Series, pd.Series]:
@@ -97,11 +97,11 @@ def test_marks() -> None:
     assert [mark(p) for p in (0.0001, 0.005, 0.04, 0.05, 1.0)] == ["***", "**", "*", "", ""]
 
 
-def test_users_are_averaged_over_seeds(study: Study) -> None:
+def test_users_are_averaged_over_seeds(data: Dataset) -> None:
     short = {"epochs": 1, "batch_size": 512}
     runs = [run(RunConfig(model="bprmf", dataset="world", training=short, seed=s), progress=False) for s in (0, 1)]
     means = per_user_metric(runs, "ndcg@20", "valid")
-    assert len(means) == len(study.users)
+    assert len(means) == len(data.users)
     assert means.mean() == pytest.approx(np.mean([one.metrics["valid"]["ndcg@20"] for one in runs]))
     other = run(RunConfig(model="popularity", dataset="world"), progress=False)
     with pytest.raises(DataError, match="more than the seed"):

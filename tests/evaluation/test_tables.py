@@ -4,19 +4,19 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from spike_kit import paths
-from spike_kit.data.study import Study
-from spike_kit.errors import DataError
+from spike_kit.base import paths
+from spike_kit.base.errors import DataError
+from spike_kit.data.dataset import Dataset
 from spike_kit.evaluation.maps import umap_coordinates
-from spike_kit.evaluation.tables import as_markdown, results_table, run_label
 from spike_kit.experiments.run import RunConfig, run
 from spike_kit.profiles.encode import DEFAULT_ENCODER as USUAL
+from spike_kit.results.tables import as_markdown, results_table, run_label
 from tests.world import World
 
 SHORT = {"epochs": 2, "batch_size": 512}
 
 
-def test_seeds_are_averaged_and_settings_are_told_apart(study: Study) -> None:
+def test_seeds_are_averaged_and_settings_are_told_apart(data: Dataset) -> None:
     configs = [RunConfig(model="bprmf", dataset="world", training=SHORT, seed=seed) for seed in (0, 1)]
     configs.append(RunConfig(model="bprmf", dataset="world", training=SHORT, settings={"dim": 8}))
     finished = [run(config, progress=False) for config in configs]
@@ -32,7 +32,7 @@ def test_seeds_are_averaged_and_settings_are_told_apart(study: Study) -> None:
     assert np.isnan(table["ndcg@20 sd"][1])
 
 
-def test_a_preset_is_named_unless_it_is_the_usual_one(study: Study) -> None:
+def test_a_preset_is_named_unless_it_is_the_usual_one(data: Dataset) -> None:
     short = {"epochs": 1}
     usual = run(RunConfig(dataset="world", training=short), progress=False)
     released = run(RunConfig(dataset="world", preset="released_code", training=short), progress=False)
@@ -40,8 +40,8 @@ def test_a_preset_is_named_unless_it_is_the_usual_one(study: Study) -> None:
     assert run_label(released) == "SPiKE (released_code) epochs=1"
 
 
-def test_another_encoder_is_another_row(study: Study, world: World) -> None:
-    world.vectors.save(study.embeddings_path("template", "other/encoder"), {})
+def test_another_encoder_is_another_row(data: Dataset, world: World) -> None:
+    world.vectors.save(data.embeddings_path("template", "other/encoder"), {})
     configs = [RunConfig(dataset="world", training={"epochs": 1}, encoder=name) for name in ("other/encoder", USUAL)]
     table = results_table([run(config, progress=False) for config in configs])
     assert table["model"].tolist() == ["SPiKE epochs=1, encoder=other/encoder", "SPiKE epochs=1"]

@@ -5,16 +5,16 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
-from spike_kit import storage
-from spike_kit.data.study import Study
-from spike_kit.errors import DataError
-from spike_kit.evaluation.comparison import comparison_table
-from spike_kit.evaluation.tables import results_table
+from spike_kit.base import storage
+from spike_kit.base.errors import DataError
+from spike_kit.data.dataset import Dataset
 from spike_kit.experiments import archive
 from spike_kit.experiments.archive import PER_USER, RUNS, find_kept, keep_run, known_runs, read_archive, write_archive
 from spike_kit.experiments.run import RunConfig, finished_runs, load_model, run
-from spike_kit.runs import Run
-from spike_kit.training import MONITOR
+from spike_kit.experiments.run_folder import Run
+from spike_kit.results.comparison import comparison_table
+from spike_kit.results.tables import results_table
+from spike_kit.training.loop import MONITOR
 
 
 @pytest.fixture(autouse=True)
@@ -25,17 +25,17 @@ def own_archive(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 @pytest.fixture
-def done(study: Study) -> list[Run]:
+def done(data: Dataset) -> list[Run]:
     """Two models, two seeds each."""
     short = {"epochs": 2, "batch_size": 512}
     for model in ("bprmf", "popularity"):
         for seed in (0, 1):
             run(RunConfig(model=model, dataset="world", seed=seed, training=short), progress=False)
-    return finished_runs(study)
+    return finished_runs(data)
 
 
-def test_archived_runs_give_the_same_tables_and_tests(study: Study, done: list[Run]) -> None:
-    write_archive(done, study)
+def test_archived_runs_give_the_same_tables_and_tests(data: Dataset, done: list[Run]) -> None:
+    write_archive(done, data)
     found = read_archive("world")
     assert results_table(found).equals(results_table(done))
     there, here = comparison_table(found), comparison_table(done)
@@ -52,50 +52,50 @@ def test_archived_runs_give_the_same_tables_and_tests(study: Study, done: list[R
             load_model(one)
 
 
-def test_runs_of_here_come_first_and_the_archive_adds_what_is_missing(study: Study, done: list[Run]) -> None:
-    write_archive(done, study)
-    assert [known.path for known in known_runs(study)] == [known.path for known in done]
+def test_runs_of_here_come_first_and_the_archive_adds_what_is_missing(data: Dataset, done: list[Run]) -> None:
+    write_archive(done, data)
+    assert [known.path for known in known_runs(data)] == [known.path for known in done]
     gone = done[0]
     gone.path.rename(gone.path.with_name(f".{gone.path.name}"))
-    known = known_runs(study)
+    known = known_runs(data)
     assert len(known) == len(done)
     assert [one.config for one in known if one.path.parent.name == "world"] == [gone.config]
 
 
-def test_seeds_of_different_code_are_not_mixed(study: Study, done: list[Run], own_archive: Path) -> None:
-    write_archive(done, study)
+def test_seeds_of_different_code_are_not_mixed(data: Dataset, done: list[Run], own_archive: Path) -> None:
+    write_archive(done, data)
     first, second, *others = (one.config for one in done)
     done[0].path.rename(done[0].path.with_name(f".{done[0].path.name}"))
-    assert [one.config for one in known_runs(study)] == [second, *others, first]
+    assert [one.config for one in known_runs(data)] == [second, *others, first]
     table = storage.read_parquet(own_archive / "world" / RUNS)
-    table["config"] = [text.replace(first["code_sha256"], "0" * 64) for text in table["config"]]
+    table["config"] = [text.replace('"graph": 1', '"graph": 2') for text in table["config"]]
     table.to_parquet(own_archive / "world" / RUNS, index=False)
-    assert [one.config for one in known_runs(study)] == [second, *others]
+    assert [one.config for one in known_runs(data)] == [second, *others]
     done[1].path.rename(done[1].path.with_name(f".{done[1].path.name}"))
-    assert [(one.config["model"], one.config["seed"]) for one in known_runs(study)] == [
+    assert [(one.config["model"], one.config["seed"]) for one in known_runs(data)] == [
         *((one["model"], one["seed"]) for one in others),
         *((one["model"], one["seed"]) for one in (first, second)),
     ]
 
 
-def test_an_archive_of_another_build_is_not_shown(study: Study, done: list[Run], own_archive: Path) -> None:
-    write_archive(done, study)
+def test_an_archive_of_another_build_is_not_shown(data: Dataset, done: list[Run], own_archive: Path) -> None:
+    write_archive(done, data)
     table = storage.read_parquet(own_archive / "world" / RUNS)
     table["config"] = [text.replace(done[0].config["data_sha256"], "0" * 64) for text in table["config"]]
     table.to_parquet(own_archive / "world" / RUNS, index=False)
     for one in done:
         one.path.rename(one.path.with_name(f".{one.path.name}"))
-    assert known_runs(study) == []
+    assert known_runs(data) == []
     assert len(read_archive("world")) == len(done)
 
 
-def test_a_kept_run_takes_the_place_of_the_one_with_the_same_question(study: Study, done: list[Run]) -> None:
-    write_archive(done[:3], study)
+def test_a_kept_run_takes_the_place_of_the_one_with_the_same_question(data: Dataset, done: list[Run]) -> None:
+    write_archive(done[:3], data)
     table = storage.read_parquet(archive.ROOT / "world" / RUNS)
-    table["config"] = [text.replace(done[0].config["code_sha256"], "0" * 64) for text in table["config"]]
+    table["config"] = [text.replace('"graph": 1', '"graph": 2') for text in table["config"]]
     table.to_parquet(archive.ROOT / "world" / RUNS, index=False)
     for one in (done[0], done[3], done[3]):
-        keep_run(one, study)
+        keep_run(one, data)
     found = read_archive("world")
     assert [one.path.name for one in found] == [done[place].path.name for place in (1, 2, 0, 3)]
     for one in done:
@@ -105,16 +105,16 @@ def test_a_kept_run_takes_the_place_of_the_one_with_the_same_question(study: Stu
     assert find_kept(done[0].config | {"seed": 7}) is None
 
 
-def test_without_an_archive_there_is_nothing(study: Study) -> None:
+def test_without_an_archive_there_is_nothing(data: Dataset) -> None:
     assert read_archive("world") == []
-    assert known_runs(study) == []
+    assert known_runs(data) == []
     with pytest.raises(DataError, match="not all runs are of world"):
-        write_archive([], study)
+        write_archive([], data)
 
 
 @pytest.mark.parametrize("damage", ["missing", "column", "json", "bytes"])
-def test_damage_is_an_error(study: Study, done: list[Run], own_archive: Path, damage: str) -> None:
-    folder = write_archive(done, study)
+def test_damage_is_an_error(data: Dataset, done: list[Run], own_archive: Path, damage: str) -> None:
+    folder = write_archive(done, data)
     if damage == "missing":
         (folder / PER_USER).unlink()
     elif damage == "column":

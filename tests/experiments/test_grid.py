@@ -13,12 +13,11 @@ from pathlib import Path
 import psutil
 import pytest
 
-from spike_kit import paths
+from spike_kit.base import paths
+from spike_kit.base.errors import ConfigError
 from spike_kit.cli import main
 from spike_kit.cli_grid import STUDY
-from spike_kit.data.study import Study
-from spike_kit.errors import ConfigError
-from spike_kit.evaluation.tables import run_label
+from spike_kit.data.dataset import Dataset
 from spike_kit.experiments import archive, tuned
 from spike_kit.experiments import grid as module
 from spike_kit.experiments.ablation import ABLATIONS
@@ -34,11 +33,12 @@ from spike_kit.experiments.grid import (
     perform,
 )
 from spike_kit.experiments.run import RunConfig, finished_runs
+from spike_kit.experiments.run_folder import Run
 from spike_kit.models import MODELS
 from spike_kit.profiles.generate import GenerationConfig
 from spike_kit.profiles.template import SOURCE
-from spike_kit.runs import Run
-from spike_kit.training_state import LAST
+from spike_kit.results.tables import run_label
+from spike_kit.training.checkpoint import LAST
 from tests.profiles.llm_server import ScriptedServer, distinct_world
 
 SHORT = {"epochs": 2, "batch_size": 512}
@@ -68,14 +68,14 @@ def here(cell: Cell) -> Future[Outcome]:
     return future
 
 
-def test_every_combination_is_one_cell_and_is_done_once(study: Study) -> None:
+def test_every_combination_is_one_cell_and_is_done_once(data: Dataset) -> None:
     first = GridRun(small())
     ended: list[str] = []
     first.do(here, 2, lambda cell, _: ended.append(cell.name))
     assert len(first.cells) == len(set(ended)) == 2 * 2 * 2
     assert set(first.table["state"]) == {"finished"}
     assert first.table["valid"].between(0, 1).all()
-    assert len(finished_runs(study)) == 8
+    assert len(finished_runs(data)) == 8
 
     def refuse(cell: Cell) -> Future[Outcome]:
         raise AssertionError(cell.name)
@@ -89,7 +89,7 @@ def test_every_combination_is_one_cell_and_is_done_once(study: Study) -> None:
 
 
 def test_kept_tables_stand_for_runs_whose_folders_are_gone(
-    study: Study, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    data: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(archive, "ROOT", tmp_path / "study")
     GridRun(small(seeds=(0,), variants={"short": SHORT})).do(here, 2)
@@ -119,7 +119,7 @@ def test_what_two_blocks_share_is_one_cell() -> None:
     assert len(Grid(blocks=(block, block.replace(seeds=(1, 2)))).runs()) == 3
 
 
-def test_tuned_settings_are_searched_first_and_used(study: Study) -> None:
+def test_tuned_settings_are_searched_first_and_used(data: Dataset) -> None:
     grid = small(preset="tuned", models=("bprmf",), seeds=(0,), variants={"": {}, "small": {"dim": 8}})
     done = GridRun(grid)
     done.do(here, 2)
@@ -127,7 +127,7 @@ def test_tuned_settings_are_searched_first_and_used(study: Study) -> None:
     assert set(done.table["state"]) == {"finished"}, done.table["error"].tolist()
     found = tuned.read_tuned("world", "bprmf")
     assert (found.trials, found.trial_seconds, found.data_sha256 != "") == (1, 30.0, True)
-    first, second = (Run(run.path) for run in finished_runs(study))
+    first, second = (Run(run.path) for run in finished_runs(data))
     settings, training = RunConfig(model="bprmf", dataset="world", preset="tuned").resolved()
     assert first.config["model_settings"] == settings.model_dump(mode="json")
     assert first.config["training_settings"] == training.model_dump(mode="json")
@@ -136,14 +136,14 @@ def test_tuned_settings_are_searched_first_and_used(study: Study) -> None:
     assert [run_label(run) for run in (first, second)] == ["BPR-MF (tuned)", "BPR-MF (tuned) dim=8"]
 
 
-def test_a_model_without_training_is_tuned_by_its_grid(study: Study) -> None:
+def test_a_model_without_training_is_tuned_by_its_grid(data: Dataset) -> None:
     done = GridRun(small(preset="tuned", models=("itemknn",), seeds=(0,), variants={"": {}}))
     done.do(here, 1)
     assert set(done.table["state"]) == {"finished"}, done.table["error"].tolist()
     assert tuned.read_tuned("world", "itemknn").trials == 15
 
 
-def test_a_cell_that_fails_leaves_the_others_alone(study: Study) -> None:
+def test_a_cell_that_fails_leaves_the_others_alone(data: Dataset) -> None:
     grid = Grid(
         search=BUDGET,
         blocks=(
@@ -165,7 +165,7 @@ def test_a_cell_that_fails_leaves_the_others_alone(study: Study) -> None:
 
 
 def test_profiles_and_vectors_that_are_missing_come_first(home: Path) -> None:
-    study = distinct_world(paths.data_root() / "world")
+    data = distinct_world(paths.data_root() / "world")
     block = Block(
         datasets=("world",), models=("spike", "bprmf"), variants={"": SHORT, "told": SHORT | {"profiles": "told"}}
     )
@@ -181,8 +181,8 @@ def test_profiles_and_vectors_that_are_missing_come_first(home: Path) -> None:
     texts = done.table[done.table["kind"] == "text"]
     assert texts["variant"].tolist() == ["template by all-MiniLM-L6-v2", "told by all-MiniLM-L6-v2"]
     assert (again.table.loc[again.table["kind"] == "text", "seconds"] == 0).all()
-    assert study.profile_sources() == ["template", "told"]
-    used = {run.config.get("profiles") for run in finished_runs(study)}
+    assert data.profile_sources() == ["template", "told"]
+    used = {run.config.get("profiles") for run in finished_runs(data)}
     assert used == {"template", "told", None}
 
 
@@ -197,15 +197,15 @@ def test_what_needs_profiles_that_nobody_writes_is_blocked(home: Path) -> None:
 
 
 def test_ray_writes_profiles_too(home: Path) -> None:
-    study = distinct_world(paths.data_root() / "world")
+    data = distinct_world(paths.data_root() / "world")
     done = GridRun(Grid(blocks=(Block(datasets=("world",), variants={"": SHORT}),)))
     with on_cluster(jobs=2) as submit:
         done.do(submit, 2)
     assert done.table["state"].tolist() == ["finished", "finished"], done.table["error"].tolist()
-    assert study.profile_sources() == ["template"]
+    assert data.profile_sources() == ["template"]
 
 
-def test_the_death_of_a_process_is_the_error_of_its_cell_alone(study: Study) -> None:
+def test_the_death_of_a_process_is_the_error_of_its_cell_alone(data: Dataset) -> None:
     done = GridRun(small(models=("bprmf",), variants={"short": SHORT}))
     with on_this_machine() as submit:
 
@@ -226,7 +226,7 @@ def test_the_death_of_a_process_is_the_error_of_its_cell_alone(study: Study) -> 
     assert set(again.table["state"]) == {"finished"}
 
 
-def test_the_processes_of_a_grid_end_with_it_and_keep_their_state(study: Study, home: Path) -> None:
+def test_the_processes_of_a_grid_end_with_it_and_keep_their_state(data: Dataset, home: Path) -> None:
     file = home / "long.toml"
     block = '[[blocks]]\ndatasets = ["world"]\nmodels = ["bprmf"]\nseeds = [0, 1]\n'
     file.write_text(block + "[blocks.variants]\nlong = { epochs = 1_000_000, eval_every = 1_000_000 }\n")
@@ -256,26 +256,26 @@ def _die(*_: object) -> Outcome:
     return Outcome()
 
 
-def test_ray_gives_the_same_runs(study: Study) -> None:
+def test_ray_gives_the_same_runs(data: Dataset) -> None:
     grid = small(models=("bprmf",), variants={"short": SHORT})
     here_done, on_ray = GridRun(grid), GridRun(grid)
     here_done.do(here, 1)
-    names = sorted(run.path.name for run in finished_runs(study))
-    for run in finished_runs(study):
+    names = sorted(run.path.name for run in finished_runs(data))
+    for run in finished_runs(data):
         run.path.rename(run.path.with_name(f".kept-{run.path.name}"))
     with on_cluster(jobs=2) as submit:
         on_ray.do(submit, 2)
     assert set(on_ray.table["state"]) == {"finished"}, on_ray.table["error"].tolist()
-    assert sorted(run.path.name for run in finished_runs(study)) == names
+    assert sorted(run.path.name for run in finished_runs(data)) == names
     assert on_ray.table["valid"].tolist() == here_done.table["valid"].tolist()
-    for run in finished_runs(study):
+    for run in finished_runs(data):
         kept = Run(run.path.with_name(f".kept-{run.path.name}"))
         assert run.per_user.equals(kept.per_user)
         assert all((run.tensors()[name] == tensor).all() for name, tensor in kept.tensors().items())
 
 
 def test_the_command_reads_a_file_and_prints_every_cell(
-    study: Study, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    data: Dataset, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     file = tmp_path / "grid.toml"
     file.write_text('[[blocks]]\ndatasets = ["world"]\nmodels = ["popularity", "bprmf"]\n', encoding="utf-8")
@@ -310,7 +310,7 @@ def test_a_setting_no_model_has_is_refused_before_anything_is_done() -> None:
         GridRun(small(variants={"x": {"gama": 1}}))
 
 
-def test_no_tuned_settings_is_an_error_that_says_what_to_do(study: Study) -> None:
+def test_no_tuned_settings_is_an_error_that_says_what_to_do(data: Dataset) -> None:
     with pytest.raises(ConfigError, match=r"(?s)no tuned settings.*--save"):
         RunConfig(model="bprmf", dataset="world", preset="tuned").resolved()
     assert not paths.runs_root().exists()

@@ -10,10 +10,10 @@ import pandas as pd
 import psutil
 import pytest
 
-from spike_kit import runs, storage
-from spike_kit.data.study import Study
-from spike_kit.errors import DataError
-from spike_kit.experiments import jobs
+from spike_kit.base import storage
+from spike_kit.base.errors import DataError
+from spike_kit.data.dataset import Dataset
+from spike_kit.experiments import jobs, run_folder
 from spike_kit.experiments.jobs import END, JOB, LOG, PROCESS, PROGRESS, TrainingJob, forget
 from spike_kit.experiments.run import RunConfig, run
 
@@ -32,7 +32,7 @@ def until(happened: Callable[[], bool]) -> None:
         time.sleep(0.02)
 
 
-def test_a_job_trains_the_run_that_training_here_would_give(study: Study) -> None:
+def test_a_job_trains_the_run_that_training_here_would_give(data: Dataset) -> None:
     started = job()
     assert started.state == "not trained"
     assert started.history.empty
@@ -44,16 +44,16 @@ def test_a_job_trains_the_run_that_training_here_would_give(study: Study) -> Non
     lines = (started.folder / PROGRESS).read_text().split("\n")
     told = pd.DataFrame([json.loads(line) for line in lines if line])
     pd.testing.assert_frame_equal(told[started.history.columns], started.history)
-    before = (started.run.path / runs.METRICS).stat().st_mtime_ns
+    before = (started.run.path / run_folder.METRICS).stat().st_mtime_ns
     started.start()
-    assert (started.run.path / runs.METRICS).stat().st_mtime_ns == before
+    assert (started.run.path / run_folder.METRICS).stat().st_mtime_ns == before
     config = started.config.replace(seed=1)
     assert TrainingJob(config).state == "not trained"
     run(config, progress=False)
     assert TrainingJob(config).state == "finished"
 
 
-def test_a_stopped_job_is_found_by_others_and_goes_on(study: Study) -> None:
+def test_a_stopped_job_is_found_by_others_and_goes_on(data: Dataset) -> None:
     first = job(epochs=100_000)
     first.start()
     until(lambda: len(first.history) > 3)
@@ -82,7 +82,7 @@ def test_a_stopped_job_is_found_by_others_and_goes_on(study: Study) -> None:
     assert first.state == "interrupted"
 
 
-def test_a_job_that_fails_says_why(study: Study) -> None:
+def test_a_job_that_fails_says_why(data: Dataset) -> None:
     broken = job(learning_rate=1e30)
     broken.start()
     assert broken.wait(SECONDS) == "failed"
@@ -91,7 +91,7 @@ def test_a_job_that_fails_says_why(study: Study) -> None:
     assert broken.wait(SECONDS) == "failed"
 
 
-def test_an_error_before_the_end_file_is_in_the_log(study: Study) -> None:
+def test_an_error_before_the_end_file_is_in_the_log(data: Dataset) -> None:
     died = job()
     died.folder.mkdir(parents=True)
     storage.write_json(died.folder / PROCESS, {"pid": 2**22 + 1, "created": 1.0})
@@ -103,7 +103,7 @@ def test_an_error_before_the_end_file_is_in_the_log(study: Study) -> None:
 
 
 @pytest.mark.parametrize("content", ["", "[]", '{"pid": "x"}', '{"pid": -5, "created": null}', "{broken"])
-def test_damaged_files_of_a_job_are_no_job(study: Study, content: str) -> None:
+def test_damaged_files_of_a_job_are_no_job(data: Dataset, content: str) -> None:
     damaged = job()
     damaged.folder.mkdir(parents=True)
     for name in (PROCESS, END):
@@ -113,7 +113,7 @@ def test_damaged_files_of_a_job_are_no_job(study: Study, content: str) -> None:
     assert damaged.history["loss"].tolist() == [2.0]
 
 
-def test_a_later_process_with_the_same_number_is_not_the_job(study: Study) -> None:
+def test_a_later_process_with_the_same_number_is_not_the_job(data: Dataset) -> None:
     reused = job()
     reused.folder.mkdir(parents=True)
     created = psutil.Process().create_time()
@@ -123,7 +123,7 @@ def test_a_later_process_with_the_same_number_is_not_the_job(study: Study) -> No
     assert reused.state == "training"
 
 
-def test_the_process_of_a_job_returns_what_happened(study: Study) -> None:
+def test_the_process_of_a_job_returns_what_happened(data: Dataset) -> None:
     here = job(epochs=1)
     here.folder.mkdir(parents=True)
     storage.write_json(here.folder / JOB, {"config": here.config.model_dump(), "device": "cpu"})

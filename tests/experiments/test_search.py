@@ -15,14 +15,14 @@ from typing import Any
 
 import pytest
 
-from spike_kit import paths, runs
+from spike_kit.base import paths
+from spike_kit.base.config import TrainingConfig
+from spike_kit.base.errors import ConfigError, TrainingError
 from spike_kit.cli import Train, _parse, main
-from spike_kit.config import TrainingConfig
-from spike_kit.data.study import Study
-from spike_kit.errors import ConfigError, TrainingError
-from spike_kit.evaluation.protocol import RankingTask
+from spike_kit.data.dataset import Dataset
+from spike_kit.evaluation.ranking import RankingTask
+from spike_kit.experiments import run_folder, tuned
 from spike_kit.experiments import search as module
-from spike_kit.experiments import tuned
 from spike_kit.experiments.run import RunConfig
 from spike_kit.experiments.search import VALID, search
 from spike_kit.experiments.search_space import (
@@ -35,7 +35,7 @@ from spike_kit.experiments.search_space import (
     with_settings,
 )
 from spike_kit.models import MODELS, TrainedRecommender
-from spike_kit.training_state import EpochRow
+from spike_kit.training.checkpoint import EpochRow
 
 SHORT = {"epochs": 2, "batch_size": 512, "learning_rate": 1e-2}
 SPACE = {"dim": (8, 16), "l2": (0.0, 1e-4)}
@@ -86,7 +86,7 @@ def script(monkeypatch: pytest.MonkeyPatch, *values: list[float] | BaseException
     monkeypatch.setattr(module, "fit", fit)
 
 
-def test_the_best_trial_is_returned_and_earlier_trials_count(study: Study, trained: list[TrainingConfig]) -> None:
+def test_the_best_trial_is_returned_and_earlier_trials_count(data: Dataset, trained: list[TrainingConfig]) -> None:
     first = search(config(), 3, SPACE)
     assert len(trained) == len(first.trials) == 3
     second = search(config(), 5, SPACE)
@@ -101,7 +101,7 @@ def test_the_best_trial_is_returned_and_earlier_trials_count(study: Study, train
     assert {path.name for path in (paths.data_root() / "searches").iterdir()} == {"bprmf-world.sqlite"}
 
 
-def test_another_question_is_another_search(study: Study, trained: list[TrainingConfig]) -> None:
+def test_another_question_is_another_search(data: Dataset, trained: list[TrainingConfig]) -> None:
     search(config(), 1, SPACE)
     search(config(), 1, {"dim": (8, 16)})
     search(config().replace(seed=1), 1, SPACE)
@@ -109,13 +109,13 @@ def test_another_question_is_another_search(study: Study, trained: list[Training
     assert len(trained) == 4
 
 
-def test_settings_that_are_held_fixed_are_not_searched(study: Study) -> None:
+def test_settings_that_are_held_fixed_are_not_searched(data: Dataset) -> None:
     result = search(config(dim=8), 2, SPACE)
     assert "dim" not in result.trials
     assert result.settings["dim"] == 8
 
 
-def test_the_test_split_is_never_looked_at(study: Study, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_test_split_is_never_looked_at(data: Dataset, monkeypatch: pytest.MonkeyPatch) -> None:
     original, splits = RankingTask.from_tables, []
 
     def noted(tables: Any, split: str, device: Any = "cpu") -> RankingTask:
@@ -128,14 +128,14 @@ def test_the_test_split_is_never_looked_at(study: Study, monkeypatch: pytest.Mon
     assert not paths.runs_root().exists()
 
 
-def test_every_loss_is_tried_from_the_preset_first(study: Study) -> None:
+def test_every_loss_is_tried_from_the_preset_first(data: Dataset) -> None:
     space = {"loss": ("bpr", "softmax", "cosine_softmax"), "dim": (8, 64)}
     trials = search(config(), 3, space).trials
     assert sorted(trials["loss"]) == ["bpr", "cosine_softmax", "softmax"]
     assert set(trials["dim"]) == {64}
 
 
-def test_the_preset_is_tried_first_where_no_loss_is_searched(study: Study, trained: list[TrainingConfig]) -> None:
+def test_the_preset_is_tried_first_where_no_loss_is_searched(data: Dataset, trained: list[TrainingConfig]) -> None:
     usual = RunConfig(model="bprmf", dataset="world").resolved()[1]
     search(timed_config(epochs=2), 2, RATES)
     first, second = trained
@@ -146,7 +146,7 @@ def test_the_preset_is_tried_first_where_no_loss_is_searched(study: Study, train
 
 
 def test_a_trial_that_fails_is_counted_and_left_out(
-    study: Study, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    data: Dataset, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     original = module.fit
 
@@ -165,7 +165,7 @@ def test_a_trial_that_fails_is_counted_and_left_out(
     assert "loss term 'bpr' became nan" in caplog.text
 
 
-def test_a_loss_that_really_becomes_nan_is_counted_and_left_out(study: Study) -> None:
+def test_a_loss_that_really_becomes_nan_is_counted_and_left_out(data: Dataset) -> None:
     space = {"learning_rate": (1e-2, 1e18)}
     start = RunConfig(model="bprmf", dataset="world", training={"epochs": 4, "batch_size": 64}, settings={"l2": 1e30})
     with pytest.raises(TrainingError, match="no trial kept a finite loss; the best of 6"):
@@ -175,7 +175,7 @@ def test_a_loss_that_really_becomes_nan_is_counted_and_left_out(study: Study) ->
     assert result.training["learning_rate"] == 1e-2
 
 
-def test_a_trial_below_the_median_is_pruned(study: Study, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_trial_below_the_median_is_pruned(data: Dataset, monkeypatch: pytest.MonkeyPatch) -> None:
     late = module.WARMUP_EPOCHS + 5
     script(monkeypatch, [0.5] * late, [0.6] * late, [0.7] * late, [0.1] * late, [0.65] * late)
     trials = search(config(), 5, SPACE).trials
@@ -185,7 +185,7 @@ def test_a_trial_below_the_median_is_pruned(study: Study, monkeypatch: pytest.Mo
     assert set(trials["best_epoch"]) == {1}
 
 
-def test_an_interrupted_trial_is_all_that_is_lost(study: Study, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_interrupted_trial_is_all_that_is_lost(data: Dataset, monkeypatch: pytest.MonkeyPatch) -> None:
     script(monkeypatch, [0.1, 0.2], KeyboardInterrupt())
     with pytest.raises(KeyboardInterrupt):
         search(config(), 4, SPACE)
@@ -195,11 +195,10 @@ def test_an_interrupted_trial_is_all_that_is_lost(study: Study, monkeypatch: pyt
     assert result.valid == 0.4
 
 
-def killed_search(home: str, code: str) -> None:
+def killed_search(home: str) -> None:
     """Search, and be killed within the second trial."""
     os.environ[paths.HOME_VARIABLE] = home
     original, trials = module.fit, iter(range(10))
-    runs.code_version = lambda: code  # type: ignore[assignment]
 
     def fit(*args: Any, **kwargs: Any) -> Any:
         if next(trials):
@@ -210,8 +209,8 @@ def killed_search(home: str, code: str) -> None:
     search(config(), 3, {"loss": ("bpr", "softmax", "cosine_softmax"), **SPACE})
 
 
-def test_a_killed_search_goes_on(study: Study, home: Path, trained: list[TrainingConfig]) -> None:
-    process = get_context("spawn").Process(target=killed_search, args=(str(home), runs.code_version()))
+def test_a_killed_search_goes_on(data: Dataset, home: Path, trained: list[TrainingConfig]) -> None:
+    process = get_context("spawn").Process(target=killed_search, args=(str(home),))
     process.start()
     process.join(120)
     assert process.exitcode == -signal.SIGKILL
@@ -225,7 +224,7 @@ def test_a_killed_search_goes_on(study: Study, home: Path, trained: list[Trainin
 
 
 @pytest.mark.usefixtures("clock")
-def test_the_least_time_to_a_quality_is_found(study: Study, trained: list[TrainingConfig]) -> None:
+def test_the_least_time_to_a_quality_is_found(data: Dataset, trained: list[TrainingConfig]) -> None:
     result = search(timed_config(), 8, RATES, target=REACHABLE)
     assert len(trained) == len(result.trials) == 8
     complete = result.trials.query("state == 'complete'")
@@ -243,7 +242,7 @@ def test_the_least_time_to_a_quality_is_found(study: Study, trained: list[Traini
 
 @pytest.mark.usefixtures("clock")
 def test_a_trial_slower_than_the_fastest_or_below_the_target_is_pruned(
-    study: Study, monkeypatch: pytest.MonkeyPatch
+    data: Dataset, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     script(monkeypatch, [0.1, 0.2, 0.6], [0.1, 0.2], [0.1, 0.7, 0.8], [0.1, 0.2, 0.4, 0.9], TrainingError("nan"))
     result = search(timed_config(), 5, RATES, target=0.5)
@@ -255,14 +254,14 @@ def test_a_trial_slower_than_the_fastest_or_below_the_target_is_pruned(
     assert (result.seconds, result.valid) == (2, 0.7)
 
 
-def test_a_target_out_of_reach_is_said(study: Study) -> None:
+def test_a_target_out_of_reach_is_said(data: Dataset) -> None:
     with pytest.raises(
         TrainingError, match=r"no trial reached a validation ndcg@20 of 0.999; the best of 2 had 0\.\d+"
     ):
         search(timed_config(epochs=1), 2, RATES, target=0.999)
 
 
-def test_no_trial_starts_after_the_timeout(study: Study, trained: list[TrainingConfig]) -> None:
+def test_no_trial_starts_after_the_timeout(data: Dataset, trained: list[TrainingConfig]) -> None:
     with pytest.raises(TrainingError, match="no trial came to its end"):
         search(config(), 5, SPACE, timeout=1e-9)
     assert trained == []
@@ -284,7 +283,7 @@ def test_every_trained_model_has_a_space_with_the_same_shared_settings() -> None
         assert set(spaces) - offered == ({"spike"} if setting == "loss" else set())
 
 
-def test_a_model_without_settings_cannot_be_searched(study: Study) -> None:
+def test_a_model_without_settings_cannot_be_searched(data: Dataset) -> None:
     with pytest.raises(ConfigError, match="popularity has no settings to search"):
         search(RunConfig(model="popularity", dataset="world"), 1)
 
@@ -303,7 +302,7 @@ def test_a_model_without_settings_cannot_be_searched(study: Study) -> None:
     ],
 )
 def test_nonsense_is_an_error_before_anything_is_trained(
-    study: Study, trained: list[TrainingConfig], arguments: dict[str, Any], message: str
+    data: Dataset, trained: list[TrainingConfig], arguments: dict[str, Any], message: str
 ) -> None:
     with pytest.raises(ConfigError, match=message):
         search(config(), **({"trials": 1, "space": SPACE} | arguments))
@@ -364,7 +363,7 @@ def quiet_root() -> Iterator[None]:
 @pytest.mark.usefixtures("quiet_root")
 @pytest.mark.parametrize("target", [[], ["--target", "1e-9"]])
 def test_the_command_prints_the_best_trials_and_how_to_train_with_them(
-    study: Study, capsys: pytest.CaptureFixture[str], target: list[str]
+    data: Dataset, capsys: pytest.CaptureFixture[str], target: list[str]
 ) -> None:
     arguments = ["--dataset", "world", "--trials", "3", "--fix", "epochs=1", "--fix", "inject=false", *target]
     assert main(["search", *arguments, "--device", "cpu"]) == 0
@@ -389,7 +388,7 @@ def test_the_command_prints_the_best_trials_and_how_to_train_with_them(
 
 
 @pytest.mark.usefixtures("quiet_root")
-def test_the_command_says_what_is_wrong(study: Study, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_command_says_what_is_wrong(data: Dataset, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["search", "--dataset", "world", "--fix", "ro=1"]) == 1
     assert "setting named 'ro'" in capsys.readouterr().err
     assert main(["search", "--dataset", "world", "--model", "popularity"]) == 1
@@ -400,7 +399,7 @@ def test_the_command_says_what_is_wrong(study: Study, capsys: pytest.CaptureFixt
 
 
 @pytest.mark.usefixtures("quiet_root")
-def test_a_long_table_is_cut(study: Study, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_long_table_is_cut(data: Dataset, capsys: pytest.CaptureFixture[str]) -> None:
     arguments = ["--model", "bprmf", "--dataset", "world", "--trials", "12", "--fix", "epochs=1"]
     assert main(["search", *arguments]) == 0
     text = capsys.readouterr().out
@@ -409,7 +408,7 @@ def test_a_long_table_is_cut(study: Study, capsys: pytest.CaptureFixture[str]) -
 
 
 def test_a_time_limit_ends_a_trial_with_what_it_reached(
-    study: Study, monkeypatch: pytest.MonkeyPatch, clock: None
+    data: Dataset, monkeypatch: pytest.MonkeyPatch, clock: None
 ) -> None:
     script(monkeypatch, [0.1, 0.3, 0.2, *[0.9] * 50], [0.5])
     trials = search(config(), 2, {"dim": (8, 16)}, trial_seconds=6.5).trials.sort_values("trial")
@@ -422,7 +421,7 @@ def test_a_time_limit_ends_a_trial_with_what_it_reached(
 
 
 def test_trials_with_a_limit_are_compared_after_equal_time(
-    study: Study, monkeypatch: pytest.MonkeyPatch, clock: None
+    data: Dataset, monkeypatch: pytest.MonkeyPatch, clock: None
 ) -> None:
     good, bad = [0.1 * n for n in range(1, 9)], [0.01] * 60
     script(monkeypatch, good, good, good, bad)
@@ -432,13 +431,13 @@ def test_trials_with_a_limit_are_compared_after_equal_time(
 
 
 @pytest.mark.parametrize("seconds", [0.0, -1.0, math.nan])
-def test_an_impossible_limit_is_an_error(study: Study, trained: list[TrainingConfig], seconds: float) -> None:
+def test_an_impossible_limit_is_an_error(data: Dataset, trained: list[TrainingConfig], seconds: float) -> None:
     with pytest.raises(ConfigError, match="a trial may take"):
         search(config(), 1, SPACE, trial_seconds=seconds)
     assert trained == []
 
 
-def test_a_model_without_training_tries_its_whole_grid(study: Study) -> None:
+def test_a_model_without_training_tries_its_whole_grid(data: Dataset) -> None:
     result = search(RunConfig(model="ease", dataset="world"), 1)
     assert sorted(result.trials["regularisation"]) == sorted(QUALITY_SPACE["ease"]["regularisation"])  # pyright: ignore[reportArgumentType]
     assert result.valid == result.trials[VALID].max() > 0.5
@@ -449,7 +448,7 @@ def test_a_model_without_training_tries_its_whole_grid(study: Study) -> None:
 
 
 def test_the_command_keeps_what_it_found_as_the_preset_tuned(
-    study: Study, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    data: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr(tuned, "ROOT", tmp_path / "tuned")
     words = "search --model bprmf --dataset world --trials 2 --fix epochs=2 --trial-seconds 30 --device cpu --save"
@@ -461,5 +460,5 @@ def test_the_command_keeps_what_it_found_as_the_preset_tuned(
     assert {**dict(settings), **dict(training)}.items() >= {**found.settings, **found.training}.items()
     words = "train --model bprmf --dataset world --preset tuned --epochs 1 --device cpu"
     assert main(words.split()) == 0
-    (run,) = runs.list_runs("world")
+    (run,) = run_folder.list_runs("world")
     assert run.config["training_settings"] == training.replace(epochs=1).model_dump(mode="json")

@@ -14,21 +14,21 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from spike_kit import paths
+from spike_kit.base import paths
+from spike_kit.base.errors import DataError
 from spike_kit.cli import main
-from spike_kit.data.study import Study
-from spike_kit.errors import DataError
-from spike_kit.evaluation.significance import holm, paired_test, per_user_metric
+from spike_kit.data.dataset import Dataset
 from spike_kit.experiments.ablation import ABLATIONS
 from spike_kit.experiments.archive import ArchivedRun, read_archive, write_archive
 from spike_kit.experiments.run import RunConfig, run
-from spike_kit.figures import comparisons, data
+from spike_kit.experiments.run_folder import Run
+from spike_kit.figures import comparisons, dataset_charts
 from spike_kit.figures.gallery import FIGURES, export_all
 from spike_kit.figures.latex import latex_table, latex_text
 from spike_kit.figures.results import results_frame
 from spike_kit.figures.style import COLOURS, DASHES, FORMATS, HATCHES, MARKERS, legend_columns
 from spike_kit.models import MODELS, find_preset
-from spike_kit.runs import Run
+from spike_kit.results.significance import holm, paired_test, per_user_metric
 
 SHORT = {"epochs": 2, "eval_every": 1}
 
@@ -40,14 +40,14 @@ def made(model: str = "spike", seed: int = 0, training: dict[str, Any] | None = 
 
 
 @pytest.fixture
-def runs(study: Study) -> list[Run]:
+def runs(data: Dataset) -> list[Run]:
     full = [made(seed=seed) for seed in (0, 1)]
     off = [made(seed=seed, matching="off") for seed in (0, 1)]
     return [made("popularity"), made("lightgcn"), *full, *off, made(rho=0.25), made(rho=1.0)]
 
 
-def test_every_figure_is_drawn_where_its_runs_exist(study: Study, runs: list[Run], home: Path) -> None:
-    artefacts = export_all(study, runs, progress=False)
+def test_every_figure_is_drawn_where_its_runs_exist(data: Dataset, runs: list[Run], home: Path) -> None:
+    artefacts = export_all(data, runs, progress=False)
     assert [artefact.name for artefact in artefacts] == [*FIGURES, "table"]
     assert [artefact.missing for artefact in artefacts] == [""] * len(artefacts)
     for artefact in artefacts[:-1]:
@@ -57,20 +57,21 @@ def test_every_figure_is_drawn_where_its_runs_exist(study: Study, runs: list[Run
     assert (home / "figures" / "results-world.tex").read_text().count(r"\\") == 1 + 6
 
 
-def test_what_was_not_run_is_named_and_not_drawn(study: Study, home: Path) -> None:
-    artefacts = {artefact.name: artefact for artefact in export_all(study, [], progress=False)}
+def test_what_was_not_run_is_named_and_not_drawn(data: Dataset, home: Path) -> None:
+    artefacts = {artefact.name: artefact for artefact in export_all(data, [], progress=False)}
     drawn = {name for name, artefact in artefacts.items() if artefact.files}
     assert drawn == {"graph", "quality"}
     assert artefacts["ablation"].missing.startswith("the full model of spike was not run")
     assert {path.stem for path in (home / "figures").iterdir()} == {"graph-world", "quality-world"}
 
 
-def test_a_second_process_writes_the_same_bytes(study: Study, runs: list[Run], tmp_path: Path) -> None:
-    export_all(study, runs, tmp_path / "first", progress=False)
+def test_a_second_process_writes_the_same_bytes(data: Dataset, runs: list[Run], tmp_path: Path) -> None:
+    export_all(data, runs, tmp_path / "first", progress=False)
     script = (
-        "import sys; from pathlib import Path; from spike_kit.data.study import Study; from spike_kit.runs import Run\n"
+        "import sys; from pathlib import Path; from spike_kit.data.dataset import Dataset\n"
+        "from spike_kit.experiments.run_folder import Run\n"
         "from spike_kit.figures.gallery import export_all\n"
-        "export_all(Study.open('world'), [Run(Path(p)) for p in sys.argv[2:]], Path(sys.argv[1]), progress=False)\n"
+        "export_all(Dataset.open('world'), [Run(Path(p)) for p in sys.argv[2:]], Path(sys.argv[1]), progress=False)\n"
     )
     folders = [str(one.path) for one in runs]
     subprocess.run(
@@ -85,7 +86,7 @@ def test_a_second_process_writes_the_same_bytes(study: Study, runs: list[Run], t
     assert [name for name in first if first[name] != second[name]] == []
 
 
-def test_results_have_intervals(study: Study, runs: list[Run]) -> None:
+def test_results_have_intervals(data: Dataset, runs: list[Run]) -> None:
     frame = results_frame(runs[:4], split="valid")
     assert set(frame["interval"][frame["model"] == "Popularity"]) == {"95 % over users"}
     spike = frame[frame["model"].str.startswith("SPiKE") & (frame["metric"] == "ndcg@20")].to_dict("records")[0]
@@ -95,18 +96,16 @@ def test_results_have_intervals(study: Study, runs: list[Run]) -> None:
     assert ((frame["low"] <= frame["mean"]) & (frame["mean"] <= frame["high"])).all()
 
 
-def test_every_figure_of_results_is_drawn_from_the_archive(study: Study, runs: list[Run], tmp_path: Path) -> None:
-    write_archive(runs, study, tmp_path / "archive")
-    archived = read_archive(study.name, tmp_path / "archive")
+def test_every_figure_of_results_is_drawn_from_the_archive(data: Dataset, runs: list[Run], tmp_path: Path) -> None:
+    write_archive(runs, data, tmp_path / "archive")
+    archived = read_archive(data.name, tmp_path / "archive")
     frame = results_frame(archived)
     without = frame[frame["model"] == "Popularity"]
     assert set(without["interval"]) == {""}
     assert (without["low"] == without["mean"]).all()
     assert (without["high"] == without["mean"]).all()
     names = ("results", "ablation", "sensitivity", "sparsity", "efficiency")
-    assert not [
-        one.missing for one in export_all(study, archived, tmp_path, names=names, progress=False) if one.missing
-    ]
+    assert not [one.missing for one in export_all(data, archived, tmp_path, names=names, progress=False) if one.missing]
 
 
 def test_many_series_differ_in_colour_or_form() -> None:
@@ -120,7 +119,7 @@ def test_models_keep_their_order(runs: list[Run]) -> None:
         assert list(models) == ["popularity", "lightgcn", "spike"]
 
 
-def test_ablations_are_compared_with_the_full_model(study: Study, runs: list[Run]) -> None:
+def test_ablations_are_compared_with_the_full_model(data: Dataset, runs: list[Run]) -> None:
     full, others = comparisons.full_model(runs)
     assert full == runs[2:4]
     assert others == runs[4:]
@@ -142,7 +141,7 @@ def test_ablations_are_compared_with_the_full_model(study: Study, runs: list[Run
         comparisons.full_model(runs[4:])
 
 
-def test_recommended_training_is_preferred(study: Study, runs: list[Run]) -> None:
+def test_recommended_training_is_preferred(data: Dataset, runs: list[Run]) -> None:
     usual = dataclasses.replace(runs[2])
     preset = find_preset("spike").training.model_dump(mode="json")
     usual.__dict__["config"] = runs[2].config | {"training_settings": preset}
@@ -169,7 +168,7 @@ def test_tuned_runs_are_preferred_and_their_ablations_have_names(runs: list[Run]
     assert comparisons.ablation_frame(full, others)["model"].tolist() == ["w/o matching"]
 
 
-def test_sensitivity_holds_everything_else_equal(study: Study, runs: list[Run]) -> None:
+def test_sensitivity_holds_everything_else_equal(data: Dataset, runs: list[Run]) -> None:
     frame = comparisons.sensitivity_frame(runs)
     assert set(frame["setting"]) == {"rho", "matching"}
     rho = frame[frame["setting"] == "rho"]
@@ -179,7 +178,7 @@ def test_sensitivity_holds_everything_else_equal(study: Study, runs: list[Run]) 
     assert comparisons.sensitivity_frame(runs[:2]).empty
 
 
-def test_efficiency_shows_memory_where_it_is_known(study: Study, runs: list[Run]) -> None:
+def test_efficiency_shows_memory_where_it_is_known(data: Dataset, runs: list[Run]) -> None:
     frame = comparisons.efficiency_frame(runs[1:4])
     assert (frame["seconds"] > 0).all()
     assert (frame["peak_gib"] > 0.05).all()
@@ -188,7 +187,7 @@ def test_efficiency_shows_memory_where_it_is_known(study: Study, runs: list[Run]
 
 
 @pytest.mark.parametrize("names", [tuple(ABLATIONS), ("w/o matching", "a name that is long " * 4, "another " * 8)])
-def test_labels_of_ablations_do_not_overlap(study: Study, runs: list[Run], names: tuple[str, ...]) -> None:
+def test_labels_of_ablations_do_not_overlap(data: Dataset, runs: list[Run], names: tuple[str, ...]) -> None:
     frame = comparisons.ablation_frame(runs[2:4], runs[4:6])
     rows = pd.concat([frame.assign(model=name) for name in names])
     # The range of the study on ml-100k, where the labels of the differences once ran together.
@@ -201,12 +200,12 @@ def test_labels_of_ablations_do_not_overlap(study: Study, runs: list[Run], names
         assert not any(one.overlaps(other) for one, other in itertools.combinations(boxes, 2))
 
 
-def test_degrees_are_those_of_the_graph(study: Study) -> None:
-    rows = {row["of"]: row for row in data.degree_frame(study).to_dict("records")}
-    users = {"of": "users, interactions", "degree": 10, "nodes": len(study.users), "share": 1.0}
+def test_degrees_are_those_of_the_graph(data: Dataset) -> None:
+    rows = {row["of"]: row for row in dataset_charts.degree_frame(data).to_dict("records")}
+    users = {"of": "users, interactions", "degree": 10, "nodes": len(data.users), "share": 1.0}
     assert rows["users, interactions"] == users
     assert rows["items, triples"]["degree"] == 2
-    assert data.relation_frame(study)["triples"].tolist() == [48, 48]
+    assert dataset_charts.relation_frame(data)["triples"].tolist() == [48, 48]
 
 
 def hostile(frame: pd.DataFrame, *columns: str) -> pd.DataFrame:
@@ -222,7 +221,7 @@ def hostile(frame: pd.DataFrame, *columns: str) -> pd.DataFrame:
         lambda runs: comparisons.curve_lines(hostile(comparisons.curves_frame(runs[1:2]), "model")),
     ],
 )
-def test_hostile_names_are_drawn(study: Study, runs: list[Run], draw: Callable[[list[Run]], Any]) -> None:
+def test_hostile_names_are_drawn(data: Dataset, runs: list[Run], draw: Callable[[list[Run]], Any]) -> None:
     figure = draw(runs)
     figure.savefig(io.BytesIO())
 
@@ -245,7 +244,7 @@ def test_legends_fit() -> None:
     assert legend_columns([], 3.0) == 1
 
 
-def test_the_command_lists_what_it_wrote(study: Study, runs: list[Run], capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_command_lists_what_it_wrote(data: Dataset, runs: list[Run], capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["figures", "world", "--only", "results", "map", "--folder", str(paths.home() / "paper")]) == 0
     lines = capsys.readouterr().out.splitlines()
     assert "results-world.pdf" in lines[0]

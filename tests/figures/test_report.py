@@ -1,4 +1,4 @@
-"""Tables of a study in Markdown, from run folders or from the archive alone."""
+"""Tables of a data set in Markdown, from run folders or from the archive alone."""
 
 from __future__ import annotations
 
@@ -9,19 +9,20 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
-from spike_kit import paths
+from spike_kit.base import paths
+from spike_kit.base.errors import DataError
 from spike_kit.cli import main
-from spike_kit.data.study import Study
-from spike_kit.errors import DataError
-from spike_kit.evaluation.groups import group_means, grouped_by_seed, sparsity_groups, train_interactions
-from spike_kit.evaluation.significance import holm, paired_test, per_user_metric
-from spike_kit.evaluation.tables import run_label
+from spike_kit.data.dataset import Dataset
+from spike_kit.evaluation.groups import sparsity_groups, train_interactions
 from spike_kit.experiments import archive, tuned
 from spike_kit.experiments.run import RunConfig, run
+from spike_kit.experiments.run_folder import Run
 from spike_kit.experiments.search import save_tuned, search
 from spike_kit.figures.report import overview, report
 from spike_kit.models import find_preset
-from spike_kit.runs import Run
+from spike_kit.results.frames import group_means, grouped_by_seed
+from spike_kit.results.significance import holm, paired_test, per_user_metric
+from spike_kit.results.tables import run_label
 
 SHORT = {"epochs": 2, "eval_every": 1}
 
@@ -34,9 +35,9 @@ def own_folders(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.fixture
-def runs(study: Study) -> list[Run]:
+def runs(data: Dataset) -> list[Run]:
     """Popularity, tuned item-kNN, and SPiKE with two seeds, one ablation with both and one with the first."""
-    knn = RunConfig(model="itemknn", dataset=study.name)
+    knn = RunConfig(model="itemknn", dataset=data.name)
     save_tuned(knn, search(knn, 1), None)
     configs = [RunConfig(model="popularity", dataset="world"), knn.replace(preset="tuned")]
     for seed, settings in (
@@ -57,8 +58,8 @@ def rows_of(text: str, title: str) -> list[list[str]]:
     return [[cell.strip() for cell in line.strip("|").split("|")] for line in lines]
 
 
-def test_the_tables_hold_what_the_runs_hold(study: Study, runs: list[Run]) -> None:
-    activity = pd.Series(range(10, 10 + len(study.users)))
+def test_the_tables_hold_what_the_runs_hold(data: Dataset, runs: list[Run]) -> None:
+    activity = pd.Series(range(10, 10 + len(data.users)))
     text = report("world", runs, activity)
     spike = per_user_metric(runs[2:4])
     models = {row[0]: row for row in rows_of(text, "Test split")}
@@ -95,22 +96,22 @@ def test_the_tables_hold_what_the_runs_hold(study: Study, runs: list[Run]) -> No
     assert (searched[0], searched[2]) == ("Item-kNN", "15")
 
 
-def test_the_tables_say_what_code_they_come_from(study: Study, runs: list[Run]) -> None:
+def test_the_tables_say_what_code_they_come_from(data: Dataset, runs: list[Run]) -> None:
     old = runs[0]
     old.__dict__["environment"] = runs[0].environment | {"commit": f"{'ab' * 20}+", "date": "2001-02-03"}
     older = runs[1]
     older.__dict__["environment"] = old.environment | {"date": "2001-01-01"}
     for one in runs[2:]:
         one.__dict__["environment"] = one.environment | {"commit": None, "date": ""}
-    code = old.config["code_sha256"][:12]
-    assert rows_of(report("world", runs, train_interactions(study)), "Code") == [
+    code = "model 1, graph 1, training 1, protocol 1"
+    assert rows_of(report("world", runs, train_interactions(data)), "Code") == [
         ["none", code, str(len(runs) - 2), ""],
         ["abababababab with changes", code, "2", "2001-01-01 to 2001-02-03"],
     ]
 
 
-def test_beside_a_tuned_reference_stands_its_preset(runs: list[Run], study: Study) -> None:
-    activity = train_interactions(study)
+def test_beside_a_tuned_reference_stands_its_preset(runs: list[Run], data: Dataset) -> None:
+    activity = train_interactions(data)
     full = [dataclasses.replace(one, path=one.path.with_name(f"tuned-{one.path.name}")) for one in runs[2:4]]
     for one, source in zip(full, runs[2:4], strict=True):
         base = {name: source.config[name] for name in ("model_settings", "training_settings")}
@@ -133,8 +134,8 @@ def test_beside_a_tuned_reference_stands_its_preset(runs: list[Run], study: Stud
     assert {row[0] for row in groups} == {"Popularity", "Item-kNN (tuned)", "SPiKE (tuned)"}
 
 
-def test_the_overview_sets_models_beside_each_other_over_data_sets(study: Study, runs: list[Run]) -> None:
-    activity = train_interactions(study)
+def test_the_overview_sets_models_beside_each_other_over_data_sets(data: Dataset, runs: list[Run]) -> None:
+    activity = train_interactions(data)
     text = overview({"one": (runs, activity), "two": (runs[1:], activity.iloc[::-1])})
     rows = {row[0]: row[1:] for row in rows_of(text, "NDCG@20")}
     assert list(rows)[-1] == "Popularity"
@@ -152,12 +153,12 @@ def test_the_overview_sets_models_beside_each_other_over_data_sets(study: Study,
 
 
 def test_the_command_needs_nothing_but_the_archive(
-    study: Study, runs: list[Run], capsys: pytest.CaptureFixture[str]
+    data: Dataset, runs: list[Run], capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert main(["results", "world"]) == 0
     here = capsys.readouterr().out
     assert len(grouped_by_seed(runs)) == 5
-    archive.write_archive(runs, study)
+    archive.write_archive(runs, data)
     shutil.rmtree(paths.data_root())
     assert main(["results", "world"]) == 0
     there = capsys.readouterr().out
@@ -167,9 +168,9 @@ def test_the_command_needs_nothing_but_the_archive(
 
 
 def test_tables_go_to_their_place_in_a_file(
-    study: Study, runs: list[Run], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    data: Dataset, runs: list[Run], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    archive.write_archive(runs, study)
+    archive.write_archive(runs, data)
     file = tmp_path / "results.md"
     file.write_text("before\n<!-- world -->\nold\n<!-- end of world -->\nafter\n")
     text = ""
@@ -190,6 +191,6 @@ def test_tables_go_to_their_place_in_a_file(
         assert file.read_text(errors="surrogateescape") == broken
 
 
-def test_without_the_reference_there_is_no_table(study: Study, runs: list[Run]) -> None:
+def test_without_the_reference_there_is_no_table(data: Dataset, runs: list[Run]) -> None:
     with pytest.raises(DataError, match="spike was not run on world"):
-        report("world", runs[:2], train_interactions(study))
+        report("world", runs[:2], train_interactions(data))

@@ -14,14 +14,14 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from spike_kit.config import TrainingConfig
+from spike_kit.base.config import TrainingConfig
+from spike_kit.base.seeds import torch_generator
 from spike_kit.data.vectors import ProfileVectors
-from spike_kit.evaluation.protocol import RankingTask, evaluate
+from spike_kit.evaluation.ranking import RankingTask, evaluate
 from spike_kit.models import MODELS
 from spike_kit.models.recommender import Recommender, TrainedRecommender
-from spike_kit.seeds import torch_generator
-from spike_kit.training import fit
-from spike_kit.training_state import EpochRow, History
+from spike_kit.training.checkpoint import EpochRow, History
+from spike_kit.training.loop import fit
 from tests.world import World, make_world
 
 FILE = Path(__file__).with_name("models.json")

@@ -9,13 +9,13 @@ import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.fx.experimental.symbolic_shapes import ShapeEnv
 
-from spike_kit.config import TrainingConfig
-from spike_kit.evaluation.protocol import RankingTask, top_items
+from spike_kit.base.config import TrainingConfig
+from spike_kit.base.seeds import torch_generator
+from spike_kit.evaluation.ranking import RankingTask, top_items
 from spike_kit.models import MODELS, find_model, find_preset
 from spike_kit.models.recommender import Batch, TrainedRecommender
-from spike_kit.sampling import NegativeSampler, epoch_batches
-from spike_kit.seeds import torch_generator
-from spike_kit.training import fit
+from spike_kit.training.loop import fit
+from spike_kit.training.sampling import NegativeSampler, epoch_batches
 from tests.world import World
 
 TRAINED = [name for name, model in MODELS.items() if issubclass(model, TrainedRecommender)]

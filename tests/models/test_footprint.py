@@ -13,11 +13,11 @@ MEASURE = """
 import json, sys
 import torch
 from spike_kit.devices import peak_bytes
-from spike_kit.bench.synthetic import AMAZON_BOOK, synthetic_graph, synthetic_vectors
+from benchmarks.synthetic import AMAZON_BOOK, synthetic_graph, synthetic_vectors
 from spike_kit.models import find_model, find_preset
 from spike_kit.models.footprint import footprint
 from spike_kit.sampling import NegativeSampler, epoch_batches
-from spike_kit.training import training_step
+from spike_kit.training.loop import training_step
 
 torch.set_num_threads(1)
 name, preset, nodes, settings = json.loads(sys.argv[1])

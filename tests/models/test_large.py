@@ -10,10 +10,10 @@ import pytest
 import torch
 from torch import Tensor
 
+from spike_kit.base.errors import ConfigError, DeviceError
+from spike_kit.data.dataset import Dataset
 from spike_kit.data.graph import Graph
-from spike_kit.data.study import Study
 from spike_kit.data.vectors import ProfileVectors
-from spike_kit.errors import ConfigError, DeviceError
 from spike_kit.experiments import run as running
 from spike_kit.experiments.run import RunConfig, train
 from spike_kit.models.footprint import footprint, leaner_settings
@@ -155,16 +155,16 @@ def test_the_estimate_grows_with_the_graph_and_shrinks_with_leaner_settings(worl
 
 @pytest.mark.parametrize("model", ["spike", "bprmf"])
 def test_a_training_that_cannot_fit_says_so_and_proposes_settings(
-    study: Study, monkeypatch: pytest.MonkeyPatch, model: str
+    data: Dataset, monkeypatch: pytest.MonkeyPatch, model: str
 ) -> None:
     config = RunConfig(model=model, dataset="world", training={"epochs": 1})
     monkeypatch.setattr(running, "free_memory", lambda _: 2**20)
     with pytest.raises(ConfigError, match=r"(?s)takes about .* of memory, but only 0.00 GiB are free on cpu.*try "):
-        train(config, study, progress=False)
+        train(config, data, progress=False)
 
 
-def test_proposals_fit(study: Study, monkeypatch: pytest.MonkeyPatch) -> None:
-    graph, settings = larger(Graph.from_tables(study.tables), 10_000), SpikeConfig()
+def test_proposals_fit(data: Dataset, monkeypatch: pytest.MonkeyPatch) -> None:
+    graph, settings = larger(Graph.from_tables(data.tables), 10_000), SpikeConfig()
     free = footprint(settings, graph, 384, 64).total - 1
     monkeypatch.setattr(running, "free_memory", lambda _: free)
     with pytest.raises(ConfigError, match=r"--budget-mib 128 \(about [\d.]+ GiB\)"):

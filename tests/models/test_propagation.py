@@ -3,8 +3,8 @@ from __future__ import annotations
 import pytest
 import torch
 
-from spike_kit.models.propagation import SparsePattern, offsets, sampled_product, segment_softmax, spmm
 from spike_kit.models.relation_sampler import RelationSampler
+from spike_kit.models.sparse import SparsePattern, offsets, sampled_product, segment_softmax, spmm
 from tests.reference import softmax_by_segment
 
 

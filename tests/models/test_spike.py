@@ -9,8 +9,8 @@ import pytest
 import torch
 from torch import Tensor
 
+from spike_kit.base.errors import ConfigError
 from spike_kit.data.vectors import ProfileVectors
-from spike_kit.errors import ConfigError
 from spike_kit.models.recommender import Batch
 from spike_kit.models.spike import RELEASED_CODE, Spike, SpikeConfig, SpikeDraws
 from tests.world import World

@@ -21,7 +21,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
-from spike_kit.data.study import SourceFile, Study, create_study
+from spike_kit.data.dataset import Dataset, SourceFile, create_dataset
 from spike_kit.profiles.generate import Generation, GenerationConfig
 from spike_kit.profiles.jobs import Progress, run_jobs
 from spike_kit.profiles.llm import LLMConfig
@@ -301,7 +301,7 @@ class Gate:
         await good()(asked, writer)
 
 
-def distinct_world(path: Path) -> Study:
+def distinct_world(path: Path) -> Dataset:
     """The tiny world, but for a train item less of some users: no two of its 124 prompts are the same."""
     tables = make_world().tables
     rows = tables.interactions
@@ -309,13 +309,13 @@ def distinct_world(path: Path) -> Study:
     fewer = rows.drop(index=twins.groupby("user").head(1).index).reset_index(drop=True)
     source = SourceFile(name="world.py", sha256="0" * 64, licence="MIT", origin="made by tests/world.py")
     changed = replace(tables, interactions=fewer)
-    return create_study(path, path.name, changed, sources=(source,), build={}, funnel=())
+    return create_dataset(path, path.name, changed, sources=(source,), build={}, funnel=())
 
 
-def generation(study: Study, base_url: str, source: str = "told", fill: str = "", **llm: Any) -> Generation:
-    """Profiles of a study by the server at ``base_url``."""
+def generation(data: Dataset, base_url: str, source: str = "told", fill: str = "", **llm: Any) -> Generation:
+    """Profiles of a data set by the server at ``base_url``."""
     values = {"model": "told", "base_url": base_url, "concurrency": 4, "timeout": 10.0, **llm}
-    return Generation(study, GenerationConfig.parse({"llm": LLMConfig.parse(values), "fill": fill}), source)
+    return Generation(data, GenerationConfig.parse({"llm": LLMConfig.parse(values), "fill": fill}), source)
 
 
 def ask(

@@ -9,8 +9,8 @@ from typing import Any
 
 import pytest
 
-from spike_kit.data.study import Study
-from spike_kit.errors import DataError
+from spike_kit.base.errors import DataError
+from spike_kit.data.dataset import Dataset
 from spike_kit.profiles import batch
 from spike_kit.profiles.batch import export_batch, import_batch
 from spike_kit.profiles.checks import REMEDIES
@@ -24,13 +24,13 @@ Reply = Callable[[dict[str, Any]], str]
 
 
 @pytest.fixture
-def study() -> Study:
+def data() -> Dataset:
     return tiny_study()
 
 
 @pytest.fixture
-def asked(study: Study) -> Generation:
-    return generation(study, NOWHERE)
+def asked(data: Dataset) -> Generation:
+    return generation(data, NOWHERE)
 
 
 def accepted(path: Path) -> list[dict[str, Any]]:
@@ -91,8 +91,8 @@ def export(asked: Generation, path: Path) -> tuple[str, list[dict[str, Any]]]:
     return subject, requests
 
 
-def test_a_whole_generation_by_batches(study: Study, tmp_path: Path) -> None:
-    asked, path = generation(study, NOWHERE), tmp_path / "batch.jsonl"
+def test_a_whole_generation_by_batches(data: Dataset, tmp_path: Path) -> None:
+    asked, path = generation(data, NOWHERE), tmp_path / "batch.jsonl"
     subject, items = export(asked, path)
     assert (subject, len(items)) == ("item", 6)
     unusable = ["I'm sorry, but I can't do that.", "Das ist die Geschichte von einem Schiff " * 4, "too long " * 100]
@@ -101,12 +101,12 @@ def test_a_whole_generation_by_batches(study: Study, tmp_path: Path) -> None:
     errors = [expired(items[4]), refused(items[5], 429, "rate_limit_exceeded")]
     random.Random(0).shuffle(lines)
     files = [write(tmp_path / "output.jsonl", lines), write(tmp_path / "errors.jsonl", errors)]
-    found = import_batch(generation(study, NOWHERE), files)
+    found = import_batch(generation(data, NOWHERE), files)
     assert (found.usable, found.already, found.unknown) == (2, 0, 0)
     assert found.problems == Counter({"refused": 1, "language": 1})
     assert found.errors == Counter({"batch_expired": 1, "rate_limit_exceeded": 1})
 
-    subject, again = export(generation(study, NOWHERE), path)
+    subject, again = export(generation(data, NOWHERE), path)
     assert subject == "item"
     assert [request["custom_id"].split(":")[1] for request in again] == ["2", "3", "4", "5"]
     chats = [request["body"]["messages"] for request in again]
@@ -120,23 +120,23 @@ def test_a_whole_generation_by_batches(study: Study, tmp_path: Path) -> None:
     assert {request["custom_id"] for request in again[:2]}.isdisjoint(request["custom_id"] for request in items)
 
     write(files[0], [served(request, prose(request["body"])) for request in reversed(again)])
-    assert import_batch(generation(study, NOWHERE), files[:1]).usable == 4
+    assert import_batch(generation(data, NOWHERE), files[:1]).usable == 4
     for expected, count in (("auxiliary", 6), ("user", 3)):
-        subject, requests = export(generation(study, NOWHERE), path)
+        subject, requests = export(generation(data, NOWHERE), path)
         assert (subject, len(requests)) == (expected, count)
         assert any("This is a profile of Alien" in request["body"]["messages"][1]["content"] for request in requests)
         write(files[0], [served(request, prose(request["body"])) for request in requests])
-        assert import_batch(generation(study, NOWHERE), files[:1]).usable == count
-    assert export_batch(generation(study, NOWHERE), path) == ("", [])
+        assert import_batch(generation(data, NOWHERE), files[:1]).usable == count
+    assert export_batch(generation(data, NOWHERE), path) == ("", [])
     assert not path.exists()
     progress = Progress()
-    assert generation(study, NOWHERE).run(progress).path == study.profiles_path("llm")
+    assert generation(data, NOWHERE).run(progress).path == data.profiles_path("llm")
     assert (progress.calls, progress.found) == (0, 15)
-    assert study.profiles("llm")["text"].str.startswith("This is a profile of").sum() == 15
+    assert data.profiles("llm")["text"].str.startswith("This is a profile of").sum() == 15
 
 
-def test_the_parameters_of_the_request_go_along(study: Study, tmp_path: Path) -> None:
-    asked = generation(study, NOWHERE, top_p=0.5, token_limit="max_completion_tokens", extra='{"seed": 1}')
+def test_the_parameters_of_the_request_go_along(data: Dataset, tmp_path: Path) -> None:
+    asked = generation(data, NOWHERE, top_p=0.5, token_limit="max_completion_tokens", extra='{"seed": 1}')
     _, requests = export(asked, tmp_path / "batch.jsonl")
     body = {name: value for name, value in requests[0]["body"].items() if name != "messages"}
     assert body == {
@@ -154,14 +154,14 @@ def test_an_answer_that_is_too_long_is_asked_once_more_and_then_taken(asked: Gen
         assert asked.estimate().table["to ask"][0] == rest
 
 
-def test_importing_a_file_again_changes_nothing(study: Study, asked: Generation, tmp_path: Path) -> None:
+def test_importing_a_file_again_changes_nothing(data: Dataset, asked: Generation, tmp_path: Path) -> None:
     _, requests = export(asked, tmp_path / "batch.jsonl")
     lines = [served(request, prose(request["body"])) for request in requests[:4]]
     lines += [served(requests[4], "Sorry, no."), refused(requests[5], 500)]
     output = write(tmp_path / "output.jsonl", lines)
     assert import_batch(asked, [output]).usable == 4
     _, before = export(asked, tmp_path / "batch.jsonl")
-    again = import_batch(generation(study, NOWHERE), [output, output])
+    again = import_batch(generation(data, NOWHERE), [output, output])
     assert (again.usable, again.already, again.problems) == (0, 10, Counter())
     assert again.errors == Counter({"500": 2})
     _, after = export(asked, tmp_path / "batch.jsonl")

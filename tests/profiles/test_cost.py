@@ -6,8 +6,8 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
-from spike_kit import paths
-from spike_kit.errors import DataError
+from spike_kit.base import paths
+from spike_kit.base.errors import DataError
 from spike_kit.profiles.cost import estimate_tokens, prices
 
 OWN = """

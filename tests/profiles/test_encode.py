@@ -8,10 +8,10 @@ import numpy as np
 import pytest
 import torch
 
-from spike_kit import paths, storage
-from spike_kit.data.study import Study
+from spike_kit.base import paths, storage
+from spike_kit.base.errors import ConfigError, DataError, StorageError
+from spike_kit.data.dataset import Dataset
 from spike_kit.data.vectors import ProfileVectors
-from spike_kit.errors import ConfigError, DataError, StorageError
 from spike_kit.profiles.encode import check_fresh, encode_profiles, encode_texts, ensure_vectors, vectors_metadata
 from spike_kit.profiles.vector_cache import VectorCache
 
@@ -127,24 +127,24 @@ def test_a_cache_that_cannot_be_written_is_an_error(monkeypatch: pytest.MonkeyPa
         encode_texts(["a"], "fake", Counting(), progress=False)
 
 
-def test_profiles_become_rows_in_the_order_of_ids(study: Study) -> None:
-    encode_profiles(study, "template", "fake", Counting(), progress=False)
-    vectors = study.vectors("template", "fake")
-    profiles = study.profiles()
+def test_profiles_become_rows_in_the_order_of_ids(data: Dataset) -> None:
+    encode_profiles(data, "template", "fake", Counting(), progress=False)
+    vectors = data.vectors("template", "fake")
+    profiles = data.profiles()
     users = profiles.loc[profiles["subject"] == "user", "text"]
     others = profiles.loc[profiles["subject"] != "user", "text"]
     assert torch.equal(vectors.user, torch.from_numpy(np.stack([vector_of(text) for text in users])))
     assert torch.equal(vectors.entity, torch.from_numpy(np.stack([vector_of(text) for text in others])))
 
 
-def test_vectors_are_made_again_when_texts_changed(study: Study) -> None:
-    encode_profiles(study, "template", "fake", Counting(), progress=False)
-    before = ensure_vectors(study, "template", "fake", progress=False)
-    profiles = study.profiles()
+def test_vectors_are_made_again_when_texts_changed(data: Dataset) -> None:
+    encode_profiles(data, "template", "fake", Counting(), progress=False)
+    before = ensure_vectors(data, "template", "fake", progress=False)
+    profiles = data.profiles()
     profiles.loc[0, "text"] = "something new"
-    study.write_profiles("template", profiles)
+    data.write_profiles("template", profiles)
     encode_texts(["something new"], "fake", Counting(), progress=False)
-    after = ensure_vectors(study, "template", "fake", progress=False)
+    after = ensure_vectors(data, "template", "fake", progress=False)
     assert not torch.equal(before.entity[0], after.entity[0])
     assert torch.equal(before.entity[1:], after.entity[1:])
 
@@ -174,96 +174,96 @@ def hashed(monkeypatch: pytest.MonkeyPatch, folder: Path) -> list[Path]:
     return files
 
 
-def test_files_of_an_encoder_are_hashed_once_per_call(study: Study, folder: Path, hashed: list[Path]) -> None:
+def test_files_of_an_encoder_are_hashed_once_per_call(data: Dataset, folder: Path, hashed: list[Path]) -> None:
     name = str(folder)
-    encode_texts(study.profiles()["text"].tolist(), name, Counting(), progress=False)
+    encode_texts(data.profiles()["text"].tolist(), name, Counting(), progress=False)
     assert len(hashed) == len(set(hashed)) == 2
     for call in (
-        lambda: encode_profiles(study, "template", name, Counting(), progress=False),
-        lambda: ensure_vectors(study, "template", name, progress=False),
-        lambda: check_fresh(study, "template", name),
-        lambda: ensure_vectors(study, "template", f"{name}@pca2", progress=False),
+        lambda: encode_profiles(data, "template", name, Counting(), progress=False),
+        lambda: ensure_vectors(data, "template", name, progress=False),
+        lambda: check_fresh(data, "template", name),
+        lambda: ensure_vectors(data, "template", f"{name}@pca2", progress=False),
     ):
         hashed.clear()
         call()
         assert len(hashed) == len(set(hashed)) == 2
-    study.embeddings_path("template", name).unlink()
+    data.embeddings_path("template", name).unlink()
     hashed.clear()
-    ensure_vectors(study, "template", f"{name}@pca3", progress=False)
+    ensure_vectors(data, "template", f"{name}@pca3", progress=False)
     assert len(hashed) == 2
 
 
 @pytest.mark.parametrize("suffix", ["", "@pca2w"])
-def test_vectors_of_other_weights_are_not_fresh(study: Study, folder: Path, suffix: str) -> None:
+def test_vectors_of_other_weights_are_not_fresh(data: Dataset, folder: Path, suffix: str) -> None:
     name = f"{folder}{suffix}"
-    encode_profiles(study, "template", name, Counting(), progress=False)
-    check_fresh(study, "template", name)
+    encode_profiles(data, "template", name, Counting(), progress=False)
+    check_fresh(data, "template", name)
     (folder / "model.safetensors").write_bytes(b"two")
     with pytest.raises(DataError, match=r"(?s)belong to other weights than the folder .*spike-kit encode world"):
-        check_fresh(study, "template", name)
-    encode_texts(study.profiles()["text"].tolist(), str(folder), Counting(), progress=False)
-    ensure_vectors(study, "template", name, progress=False)
-    check_fresh(study, "template", name)
+        check_fresh(data, "template", name)
+    encode_texts(data.profiles()["text"].tolist(), str(folder), Counting(), progress=False)
+    ensure_vectors(data, "template", name, progress=False)
+    check_fresh(data, "template", name)
 
 
-def test_vectors_outlive_the_folder_of_their_encoder(study: Study, folder: Path) -> None:
-    encode_profiles(study, "template", str(folder), Counting(), progress=False)
+def test_vectors_outlive_the_folder_of_their_encoder(data: Dataset, folder: Path) -> None:
+    encode_profiles(data, "template", str(folder), Counting(), progress=False)
     folder.rename(folder.with_name("elsewhere"))
-    check_fresh(study, "template", str(folder))
-    assert ensure_vectors(study, "template", str(folder), progress=False).dim == 5
+    check_fresh(data, "template", str(folder))
+    assert ensure_vectors(data, "template", str(folder), progress=False).dim == 5
 
 
-def write_again(study: Study, text: str) -> None:
+def write_again(data: Dataset, text: str) -> None:
     """Rewrite one profile, encoded under the name ``fake``."""
-    profiles = study.profiles()
+    profiles = data.profiles()
     profiles.loc[0, "text"] = text
-    study.write_profiles("template", profiles)
+    data.write_profiles("template", profiles)
     encode_texts([text], "fake", Counting(), progress=False)
 
 
-def test_reduced_vectors_come_from_users_and_entities_together(study: Study) -> None:
-    encode_profiles(study, "template", "fake@pca3", Counting(), progress=False)
-    reduced, base = study.vectors("template", "fake@pca3"), study.vectors("template", "fake")
+def test_reduced_vectors_come_from_users_and_entities_together(data: Dataset) -> None:
+    encode_profiles(data, "template", "fake@pca3", Counting(), progress=False)
+    reduced, base = data.vectors("template", "fake@pca3"), data.vectors("template", "fake")
     rows = torch.cat([base.user, base.entity]).double()
     both = torch.cat([reduced.user, reduced.entity]).double()
     _, singular, _ = torch.linalg.svd(rows - rows.mean(dim=0), full_matrices=False)
     assert torch.allclose(both.mean(dim=0), torch.zeros(3, dtype=torch.float64), atol=1e-6)
     assert torch.allclose(both.square().sum(dim=0).sqrt(), singular[:3], rtol=1e-5)
-    stored = ProfileVectors.metadata(study.embeddings_path("template", "fake@pca3"))
+    stored = ProfileVectors.metadata(data.embeddings_path("template", "fake@pca3"))
     share = singular[:3].square().sum() / singular.square().sum()
     assert float(stored["explained_variance"]) == pytest.approx(float(share), abs=1e-6)
-    assert vectors_metadata(study.profiles(), "fake@pca3").items() <= stored.items()
+    assert vectors_metadata(data.profiles(), "fake@pca3").items() <= stored.items()
 
 
-def test_reduced_vectors_follow_their_base(study: Study) -> None:
-    encode_profiles(study, "template", "fake", Counting(), progress=False)
-    before = ensure_vectors(study, "template", "fake@pca3", progress=False)
-    written = study.embeddings_path("template", "fake@pca3").stat().st_mtime_ns
-    ensure_vectors(study, "template", "fake@pca3", progress=False)
-    assert study.embeddings_path("template", "fake@pca3").stat().st_mtime_ns == written
-    write_again(study, "something new")
+def test_reduced_vectors_follow_their_base(data: Dataset) -> None:
+    encode_profiles(data, "template", "fake", Counting(), progress=False)
+    before = ensure_vectors(data, "template", "fake@pca3", progress=False)
+    written = data.embeddings_path("template", "fake@pca3").stat().st_mtime_ns
+    ensure_vectors(data, "template", "fake@pca3", progress=False)
+    assert data.embeddings_path("template", "fake@pca3").stat().st_mtime_ns == written
+    write_again(data, "something new")
     with pytest.raises(DataError, match="belong to older texts"):
-        check_fresh(study, "template", "fake@pca3")
-    after = ensure_vectors(study, "template", "fake@pca3", progress=False)
+        check_fresh(data, "template", "fake@pca3")
+    after = ensure_vectors(data, "template", "fake@pca3", progress=False)
     assert not torch.equal(before.user, after.user)
-    check_fresh(study, "template", "fake@pca3")
+    check_fresh(data, "template", "fake@pca3")
 
 
-def test_reduced_vectors_of_another_base_are_not_fresh(study: Study) -> None:
-    base = study.embeddings_path("template", "fake")
-    encode_profiles(study, "template", "fake@pca3", Counting(), progress=False)
-    vectors = study.vectors("template", "fake")
+def test_reduced_vectors_of_another_base_are_not_fresh(data: Dataset) -> None:
+    base = data.embeddings_path("template", "fake")
+    encode_profiles(data, "template", "fake@pca3", Counting(), progress=False)
+    vectors = data.vectors("template", "fake")
     ProfileVectors(vectors.user + torch.arange(5), vectors.entity).save(base, ProfileVectors.metadata(base))
     with pytest.raises(DataError, match="belong to other vectors than"):
-        check_fresh(study, "template", "fake@pca3")
-    ensure_vectors(study, "template", "fake@pca3", progress=False)
-    check_fresh(study, "template", "fake@pca3")
+        check_fresh(data, "template", "fake@pca3")
+    ensure_vectors(data, "template", "fake@pca3", progress=False)
+    check_fresh(data, "template", "fake@pca3")
 
 
-def test_too_many_components_are_an_error_and_leave_nothing(study: Study) -> None:
+def test_too_many_components_are_an_error_and_leave_nothing(data: Dataset) -> None:
     with pytest.raises(DataError, match=r"(?s)template by fake@pca6.*largest possible d is 5"):
-        encode_profiles(study, "template", "fake@pca6", Counting(), progress=False)
-    assert not study.embeddings_path("template", "fake@pca6").exists()
+        encode_profiles(data, "template", "fake@pca6", Counting(), progress=False)
+    assert not data.embeddings_path("template", "fake@pca6").exists()
 
 
 @pytest.mark.parametrize("name", ["fake@pca2", "given:authors"])

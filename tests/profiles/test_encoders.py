@@ -7,9 +7,9 @@ import numpy as np
 import pytest
 from threadpoolctl import threadpool_limits
 
-from spike_kit import paths
-from spike_kit.data.study import Study
-from spike_kit.errors import ConfigError, DataError
+from spike_kit.base import paths
+from spike_kit.base.errors import ConfigError, DataError
+from spike_kit.data.dataset import Dataset
 from spike_kit.profiles.encode import ensure_vectors
 from spike_kit.profiles.encoders import (
     DEFAULT_ENCODER,
@@ -132,13 +132,13 @@ def test_tfidf_says_how_many_dimensions_are_possible(texts: list[str], message: 
         TfidfEncoder(7).encode(texts)
 
 
-def test_tfidf_of_a_study_depends_on_all_texts_and_is_not_cached(study: Study) -> None:
-    before = ensure_vectors(study, "template", "tfidf-8", progress=False)
+def test_tfidf_of_a_study_depends_on_all_texts_and_is_not_cached(data: Dataset) -> None:
+    before = ensure_vectors(data, "template", "tfidf-8", progress=False)
     assert not paths.cache_root().exists()
-    profiles = study.profiles()
+    profiles = data.profiles()
     profiles.loc[0, "text"] = "Entirely different words about soup and carrots."
-    study.write_profiles("template", profiles)
-    after = ensure_vectors(study, "template", "tfidf-8", progress=False)
+    data.write_profiles("template", profiles)
+    after = ensure_vectors(data, "template", "tfidf-8", progress=False)
     assert after.dim == 8
     assert (before.entity[1:] != after.entity[1:]).any()
 

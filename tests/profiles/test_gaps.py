@@ -8,8 +8,9 @@ from typing import Any
 
 import pytest
 
+from spike_kit.base.errors import ConfigError, DataError
+from spike_kit.base.storage import read_json
 from spike_kit.cli import main
-from spike_kit.errors import ConfigError, DataError
 from spike_kit.profiles.batch import export_batch, import_batch
 from spike_kit.profiles.facts import Links
 from spike_kit.profiles.generate import Generation
@@ -22,7 +23,6 @@ from spike_kit.profiles.prompts import PromptWriter, prompt_texts
 from spike_kit.profiles.quality import measure_profiles
 from spike_kit.profiles.store import Store
 from spike_kit.profiles.template import template_profiles
-from spike_kit.storage import read_json
 from tests.profiles.tiny import generation, in_memory, prose, served, tiny_study, tiny_tables
 
 BAD = "Heat"
@@ -40,9 +40,9 @@ def stored(made: Generation, table: str) -> int:
 
 
 def test_a_display_that_fails_loses_no_answer() -> None:
-    study = tiny_study()
+    data = tiny_study()
     with served() as server:
-        made = generation(study, server.base_url)
+        made = generation(data, server.base_url)
 
         def broken(_: str, progress: Progress) -> None:
             if progress.calls:
@@ -54,16 +54,16 @@ def test_a_display_that_fails_loses_no_answer() -> None:
 
 
 def test_with_fill_the_estimate_counts_only_what_will_be_asked() -> None:
-    study = tiny_study()
+    data = tiny_study()
     with served(empty_for_one) as server:
-        made = generation(study, server.base_url, fill="template")
+        made = generation(data, server.base_url, fill="template")
         outcome = made.run()
         assert outcome.missing == {"item": 1}
         before = len(server.bodies)
         assert made.estimate().calls == 1
-        generation(study, server.base_url, fill="template").run()
+        generation(data, server.base_url, fill="template").run()
         assert len(server.bodies) == before + 1
-    assert generation(study, server.base_url).estimate().calls > 1
+    assert generation(data, server.base_url).estimate().calls > 1
 
 
 def answered(path: Path, target: Path) -> Path:
@@ -104,12 +104,12 @@ def test_half_a_character_in_a_batch_error_is_no_obstacle(tmp_path: Path) -> Non
 
 def test_a_complete_store_needs_no_key_and_no_server(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("OPENAI_API_KEY", raising=False)
-    study = tiny_study()
+    data = tiny_study()
     with served() as server:
         monkeypatch.setenv("OPENAI_BASE_URL", server.base_url)
-        generation(study, "").run()
+        generation(data, "").run()
     monkeypatch.delenv("OPENAI_BASE_URL")
-    outcome = generation(study, "").run()
+    outcome = generation(data, "").run()
     assert outcome.path is not None
     assert (outcome.progress.calls, outcome.progress.found) == (0, outcome.progress.total)
 
@@ -152,28 +152,28 @@ def test_names_that_look_like_ids_stay_names() -> None:
 
 
 def test_the_judge_asks_once_about_equal_texts_and_leaves_out_what_was_filled_in() -> None:
-    study = tiny_study()
-    profiles = template_profiles(study, progress=False)
-    study.write_profiles("template", profiles)
-    study.write_profiles("same", profiles)
+    data = tiny_study()
+    profiles = template_profiles(data, progress=False)
+    data.write_profiles("template", profiles)
+    data.write_profiles("same", profiles)
     filled = profiles.assign(text="Other words.").astype({"text": "str"})
     filled.loc[filled["subject"] == "item", "usage"] = '{"filled": true}'
-    study.write_profiles("half", filled)
+    data.write_profiles("half", filled)
     config = JudgeConfig(llm=LLMConfig(base_url="http://127.0.0.1:9/v1"), sample=50)
-    alone = Judge(study, ["template"], config).estimate()[0]
-    assert alone == Judge(study, ["template", "same"], config).estimate()[0] > 0
-    assert {question.subject for question in Judge(study, ["half"], config).questions} == {"auxiliary", "user"}
-    both = {source: study.profiles(source) for source in ("template", "half")}
-    measured = measure_profiles(both, {source: prompt_texts(study, source) for source in both})
+    alone = Judge(data, ["template"], config).estimate()[0]
+    assert alone == Judge(data, ["template", "same"], config).estimate()[0] > 0
+    assert {question.subject for question in Judge(data, ["half"], config).questions} == {"auxiliary", "user"}
+    both = {source: data.profiles(source) for source in ("template", "half")}
+    measured = measure_profiles(both, {source: prompt_texts(data, source) for source in both})
     assert set(measured["subject"]) == {"auxiliary", "user"}
     with pytest.raises(ConfigError, match="judging of the sources tie"):
-        Judge(study, ["tie"], config)
+        Judge(data, ["tie"], config)
 
 
 def test_prompts_can_be_written_before_the_data_folder_exists(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    study = tiny_study(reviews={(0, 0): "A review of the train split."})
+    data = tiny_study(reviews={(0, 0): "A review of the train split."})
     monkeypatch.setenv("SPIKE_KIT_HOME", str(tmp_path / "elsewhere"))
-    assert "A review of the train split." in next(PromptWriter(study).prompts("item")).data
+    assert "A review of the train split." in next(PromptWriter(data).prompts("item")).data
 
 
 def test_deeply_nested_json_is_an_error_of_ours(tmp_path: Path) -> None:

@@ -7,8 +7,9 @@ from typing import Any
 import pandas as pd
 import pytest
 
-from spike_kit.data.study import Study
-from spike_kit.errors import DataError
+from spike_kit.base.errors import DataError
+from spike_kit.base.storage import sha256_text
+from spike_kit.data.dataset import Dataset
 from spike_kit.profiles.cost import estimate_tokens, prices
 from spike_kit.profiles.generate import Generation, GenerationConfig
 from spike_kit.profiles.jobs import Progress
@@ -16,7 +17,6 @@ from spike_kit.profiles.llm import LLMConfig
 from spike_kit.profiles.prompts import PromptConfig
 from spike_kit.profiles.store import Store
 from spike_kit.profiles.template import UNKNOWN_TASTE
-from spike_kit.storage import sha256_text
 from tests.profiles.tiny import generation, prose, served, tiny_study, tiny_tables
 
 CALLS = {"item": 6, "auxiliary": 6, "user": 3}
@@ -28,9 +28,9 @@ def columns(asked: Generation, name: str) -> dict[str, int]:
 
 
 def test_estimate_before_while_and_after(monkeypatch: pytest.MonkeyPatch) -> None:
-    study = tiny_study()
+    data = tiny_study()
     with served() as server:
-        asked = generation(study, server.base_url)
+        asked = generation(data, server.base_url)
         before = asked.estimate()
         assert columns(asked, "to ask") == CALLS
         assert columns(asked, "answered") == dict.fromkeys(CALLS, 0)
@@ -52,13 +52,13 @@ def test_estimate_before_while_and_after(monkeypatch: pytest.MonkeyPatch) -> Non
                 asked.run(progress)
         assert len(server.bodies) == 6
         assert all(map(first_six, server.bodies))
-        between = generation(study, server.base_url).estimate()
+        between = generation(data, server.base_url).estimate()
         assert between.calls == 9
         assert between.tokens[0] < before.tokens[0]
         assert between.table["answered"].tolist() == [6, 0, 0]
         assert [prompt.subject for prompt in between.samples] == ["auxiliary", "user"]
-        generation(study, server.base_url).run()
-        after = generation(study, server.base_url).estimate()
+        generation(data, server.base_url).run()
+        after = generation(data, server.base_url).estimate()
     assert (after.calls, after.tokens, after.samples) == (0, (0, 0), ())
     assert after.table["answered"].tolist() == [6, 6, 3]
 
@@ -82,15 +82,15 @@ def test_estimated_tokens_are_close_to_those_used() -> None:
 
 
 def test_a_run_writes_a_table_that_covers_everyone() -> None:
-    study = tiny_study()
+    data = tiny_study()
     with served() as server:
         progress = Progress()
-        asked = generation(study, server.base_url)
+        asked = generation(data, server.base_url)
         outcome = asked.run(progress)
-    assert outcome.path == study.profiles_path("llm")
+    assert outcome.path == data.profiles_path("llm")
     assert outcome.missing == {}
     assert (progress.total, progress.done, progress.found, progress.failed, progress.calls) == (15, 15, 0, 0, 15)
-    profiles = study.profiles("llm")
+    profiles = data.profiles("llm")
     assert len(profiles) == 6 + 6 + 4
     assert set(profiles["model"]) == {"small-model", "none"}
     unknown = profiles[profiles["model"] == "none"]
@@ -104,7 +104,7 @@ def test_a_run_writes_a_table_that_covers_everyone() -> None:
     assert pd.to_datetime(written["created"], utc=True).notna().all()
     with Store(asked.answers) as store:
         texts = [store.prompt(sha256) for sha256 in written["prompt_sha256"]]
-    quoting = dict(zip(study.items["item"], written["text"], strict=False))
+    quoting = dict(zip(data.items["item"], written["text"], strict=False))
     prompts = [p.text for subject in CALLS for p in asked.writer.prompts(subject, lambda _: quoting)]
     assert texts == prompts
 
@@ -118,12 +118,12 @@ def test_later_prompts_quote_the_profiles_of_the_items() -> None:
 
 
 def test_provenance_says_how_the_texts_came_about() -> None:
-    study = tiny_study()
+    data = tiny_study()
     with served() as server:
         config = PromptConfig(domain="books", user_items=2)
-        generation(study, server.base_url, prompts=config, max_tokens=99).run()
+        generation(data, server.base_url, prompts=config, max_tokens=99).run()
         base_url = server.base_url
-    provenance = study.provenance("llm")
+    provenance = data.provenance("llm")
     assert provenance["kind"] == "llm"
     assert provenance["model"] == "small-model"
     assert provenance["server"] == base_url
@@ -147,13 +147,13 @@ def test_provenance_says_how_the_texts_came_about() -> None:
     ],
 )
 def test_a_source_is_called_by_its_model_as_a_file_may_be_called(model: str, source: str) -> None:
-    study = tiny_study()
+    data = tiny_study()
     with served() as server:
-        asked = generation(study, server.base_url, source="", model=model)
+        asked = generation(data, server.base_url, source="", model=model)
         assert asked.source == source
-        assert asked.run().path == study.profiles_path(source)
+        assert asked.run().path == data.profiles_path(source)
         assert {body["model"] for body in server.bodies} == {model}
-    assert study.profile_sources() == [source]
+    assert data.profile_sources() == [source]
 
 
 def test_the_name_of_the_templates_is_taken() -> None:
@@ -191,9 +191,9 @@ class Clock:
         return f"2026-01-01T{self.seconds // 3600:02}:{self.seconds // 60 % 60:02}:{self.seconds % 60:02}+00:00"
 
 
-def run_again(study: Study, base_url: str, **settings: Any) -> Progress:
+def run_again(data: Dataset, base_url: str, **settings: Any) -> Progress:
     progress = Progress()
-    outcome = generation(study, base_url, **settings).run(progress)
+    outcome = generation(data, base_url, **settings).run(progress)
     assert outcome.path is not None
     return progress
 
@@ -202,21 +202,21 @@ def test_nothing_is_asked_twice_and_nothing_is_forgotten(monkeypatch: pytest.Mon
     clock = Clock()
     for module in ("generate", "store"):
         monkeypatch.setattr(f"spike_kit.profiles.{module}.now", clock)
-    study = tiny_study()
+    data = tiny_study()
     with served() as server:
-        assert run_again(study, server.base_url).calls == 15
-        first = study.profiles("llm")
-        again = run_again(study, server.base_url)
+        assert run_again(data, server.base_url).calls == 15
+        first = data.profiles("llm")
+        again = run_again(data, server.base_url)
         assert (again.calls, again.found, again.done) == (0, 15, 0)
-        assert study.profiles("llm").equals(first)
+        assert data.profiles("llm").equals(first)
         for change in ({"temperature": 1.0}, {"model": "other"}, {"max_tokens": 300}, {"extra": '{"seed": 1}'}):
-            assert run_again(study, server.base_url, source="changed", **change).calls == 15
+            assert run_again(data, server.base_url, source="changed", **change).calls == 15
         elsewhere = {"concurrency": 1, "attempts": 2, "timeout": 60.0}
         for kept in ({}, {"model": "other"}, {"temperature": 1.0}, elsewhere, {"base_url": f"{server.base_url}/"}):
-            assert run_again(study, **{"base_url": server.base_url, "source": "changed", **kept}).calls == 0
+            assert run_again(data, **{"base_url": server.base_url, "source": "changed", **kept}).calls == 0
         assert len(server.bodies) == 5 * 15
     with served() as server:
-        assert run_again(study, server.base_url).calls == 0
+        assert run_again(data, server.base_url).calls == 0
 
 
 def test_a_changed_description_asks_exactly_the_changed_prompts_anew() -> None:
@@ -232,10 +232,10 @@ def test_a_changed_description_asks_exactly_the_changed_prompts_anew() -> None:
 
 
 def test_a_changed_answer_asks_those_anew_that_quote_it() -> None:
-    study = tiny_study()
+    data = tiny_study()
     with served() as server:
-        run_again(study, server.base_url)
-        texts = study.profiles("llm").set_index(["subject", "id"])["text"]
+        run_again(data, server.base_url)
+        texts = data.profiles("llm").set_index(["subject", "id"])["text"]
         before = len(server.bodies)
         server.bodies.clear()
     with served(lambda body: prose(body).replace("sea", "hills")) as server:
@@ -249,7 +249,7 @@ def test_a_changed_answer_asks_those_anew_that_quote_it() -> None:
 
 
 def test_gaps_leave_the_table_waiting_or_are_filled_and_marked() -> None:
-    study = tiny_study()
+    data = tiny_study()
 
     def refuses(body: dict[str, Any]) -> str:
         about = body["messages"][1]["content"].splitlines()[1]
@@ -257,16 +257,16 @@ def test_gaps_leave_the_table_waiting_or_are_filled_and_marked() -> None:
 
     with served(refuses) as server:
         progress = Progress()
-        outcome = generation(study, server.base_url).run(progress)
+        outcome = generation(data, server.base_url).run(progress)
         assert (outcome.path, outcome.missing["item"]) == (None, 1)
         assert dict(progress.problems) == {"refused": 2}
         assert progress.first_failures[0].startswith("item 4: refused: 2 answers, none usable")
-        assert "llm" not in study.profile_sources()
+        assert "llm" not in data.profile_sources()
         assert len(server.bodies) == 7
-        filled = generation(study, server.base_url, fill="template").run()
+        filled = generation(data, server.base_url, fill="template").run()
     assert filled.path is not None
-    profiles, templates = study.profiles("llm"), study.profiles("template")
+    profiles, templates = data.profiles("llm"), data.profiles("template")
     row = profiles[profiles["model"] == "template"]
     assert row[["subject", "id", "usage"]].to_numpy().tolist() == [["item", 4, '{"filled": true}']]
     assert row["text"].tolist() == templates.query("subject == 'item' and id == 4")["text"].tolist()
-    assert study.provenance("llm")["filled_from_template"] == 1
+    assert data.provenance("llm")["filled_from_template"] == 1

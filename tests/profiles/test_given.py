@@ -8,17 +8,17 @@ import pytest
 import torch
 from safetensors.numpy import save_file
 
-from spike_kit import storage
-from spike_kit.data.study import Study
+from spike_kit.base import storage
+from spike_kit.base.errors import ConfigError, DataError
+from spike_kit.data.dataset import Dataset
 from spike_kit.data.vectors import ProfileVectors
-from spike_kit.errors import ConfigError, DataError
 from spike_kit.profiles.encode import check_fresh, encode_profiles, ensure_vectors
 from spike_kit.profiles.given import import_vectors
 
 
-def given_rows(study: Study, dim: int = 3) -> tuple[np.ndarray, np.ndarray]:
+def given_rows(data: Dataset, dim: int = 3) -> tuple[np.ndarray, np.ndarray]:
     rng = np.random.default_rng(0)
-    return rng.normal(size=(len(study.users), dim)), rng.normal(size=(len(study.entities), dim))
+    return rng.normal(size=(len(data.users), dim)), rng.normal(size=(len(data.entities), dim))
 
 
 def write_rows(path: Path, rows: np.ndarray) -> Path:
@@ -35,50 +35,50 @@ def write_rows(path: Path, rows: np.ndarray) -> Path:
 
 @pytest.mark.parametrize("suffix", [".npy", ".npz", ".safetensors"])
 @pytest.mark.parametrize("dtype", ["float16", "float32", "float64"])
-def test_vectors_of_others_are_used_as_given(study: Study, tmp_path: Path, suffix: str, dtype: str) -> None:
-    user, entity = (rows.astype(dtype) for rows in given_rows(study))
+def test_vectors_of_others_are_used_as_given(data: Dataset, tmp_path: Path, suffix: str, dtype: str) -> None:
+    user, entity = (rows.astype(dtype) for rows in given_rows(data))
     files = write_rows(tmp_path / f"u{suffix}", user), write_rows(tmp_path / f"e{suffix}", entity)
-    written = import_vectors(study, "template", "authors", *files)
-    assert written == study.embeddings_path("template", "given:authors")
-    study.write_profiles("template", study.profiles().assign(text="other texts do not matter"))
-    vectors = ensure_vectors(study, "template", "given:authors")
-    check_fresh(study, "template", "given:authors")
+    written = import_vectors(data, "template", "authors", *files)
+    assert written == data.embeddings_path("template", "given:authors")
+    data.write_profiles("template", data.profiles().assign(text="other texts do not matter"))
+    vectors = ensure_vectors(data, "template", "given:authors")
+    check_fresh(data, "template", "given:authors")
     assert torch.equal(vectors.user, torch.from_numpy(user.astype(np.float32)))
     assert torch.equal(vectors.entity, torch.from_numpy(entity.astype(np.float32)))
-    assert encode_profiles(study, "template", "given:authors") == written
+    assert encode_profiles(data, "template", "given:authors") == written
     assert ProfileVectors.metadata(written)["user_sha256"] == storage.sha256_file(files[0])
 
 
-def test_given_vectors_need_no_profiles_and_their_reduction_follows_them(study: Study, tmp_path: Path) -> None:
-    user, entity = (write_rows(tmp_path / f"{n}.npy", rows) for n, rows in enumerate(given_rows(study)))
-    import_vectors(study, "others", "authors", user, entity)
-    before = ensure_vectors(study, "others", "given:authors@pca2w")
+def test_given_vectors_need_no_profiles_and_their_reduction_follows_them(data: Dataset, tmp_path: Path) -> None:
+    user, entity = (write_rows(tmp_path / f"{n}.npy", rows) for n, rows in enumerate(given_rows(data)))
+    import_vectors(data, "others", "authors", user, entity)
+    before = ensure_vectors(data, "others", "given:authors@pca2w")
     assert before.dim == 2
-    import_vectors(study, "others", "given:authors", write_rows(user, given_rows(study)[0] * [1, 2, 3]), entity)
+    import_vectors(data, "others", "given:authors", write_rows(user, given_rows(data)[0] * [1, 2, 3]), entity)
     with pytest.raises(DataError, match="belong to other vectors"):
-        check_fresh(study, "others", "given:authors@pca2w")
-    assert not torch.equal(ensure_vectors(study, "others", "given:authors@pca2w").user, before.user)
-    check_fresh(study, "others", "given:authors@pca2w")
+        check_fresh(data, "others", "given:authors@pca2w")
+    assert not torch.equal(ensure_vectors(data, "others", "given:authors@pca2w").user, before.user)
+    check_fresh(data, "others", "given:authors@pca2w")
 
 
-def test_vectors_that_came_with_a_source_can_be_reduced(study: Study) -> None:
-    user, entity = (torch.from_numpy(rows).float() for rows in given_rows(study))
-    ProfileVectors(user, entity).save(study.embeddings_path("release", "authors"), {"source": "release"})
-    assert torch.equal(ensure_vectors(study, "release", "authors").user, user)
-    assert ensure_vectors(study, "release", "authors@pca2").dim == 2
+def test_vectors_that_came_with_a_source_can_be_reduced(data: Dataset) -> None:
+    user, entity = (torch.from_numpy(rows).float() for rows in given_rows(data))
+    ProfileVectors(user, entity).save(data.embeddings_path("release", "authors"), {"source": "release"})
+    assert torch.equal(ensure_vectors(data, "release", "authors").user, user)
+    assert ensure_vectors(data, "release", "authors@pca2").dim == 2
 
 
 @pytest.mark.parametrize("name", ["given:authors", "given:authors@pca2"])
-def test_given_vectors_that_are_missing_must_be_imported(study: Study, name: str) -> None:
+def test_given_vectors_that_are_missing_must_be_imported(data: Dataset, name: str) -> None:
     for call in (ensure_vectors, encode_profiles):
         with pytest.raises(DataError, match=r"(?s)no vectors given:authors of source 'template'.*import them"):
-            call(study, "template", name)
+            call(data, "template", name)
 
 
 @pytest.mark.parametrize("name", ["", "a@b", "a@pca2"])
-def test_given_vectors_need_a_plain_name(study: Study, tmp_path: Path, name: str) -> None:
+def test_given_vectors_need_a_plain_name(data: Dataset, tmp_path: Path, name: str) -> None:
     with pytest.raises(ConfigError):
-        import_vectors(study, "template", name, tmp_path / "u.npy", tmp_path / "e.npy")
+        import_vectors(data, "template", name, tmp_path / "u.npy", tmp_path / "e.npy")
 
 
 @pytest.mark.parametrize(
@@ -90,13 +90,13 @@ def test_given_vectors_need_a_plain_name(study: Study, tmp_path: Path, name: str
         (lambda n: np.arange(n) - 1, "missing 55; unknown -1"),
     ],
 )
-def test_ids_that_are_not_dense_are_named(study: Study, tmp_path: Path, ids: Callable, message: str) -> None:
-    user, entity = given_rows(study)
+def test_ids_that_are_not_dense_are_named(data: Dataset, tmp_path: Path, ids: Callable, message: str) -> None:
+    user, entity = given_rows(data)
     chosen = ids(len(user))
     np.savez(tmp_path / "u.npz", ids=chosen, embeddings=user[: len(chosen)])
     with pytest.raises(DataError, match=rf"u\.npz: .*{message}"):
-        import_vectors(study, "template", "x", tmp_path / "u.npz", write_rows(tmp_path / "e.npy", entity))
-    assert not study.embeddings_path("template", "given:x").exists()
+        import_vectors(data, "template", "x", tmp_path / "u.npz", write_rows(tmp_path / "e.npy", entity))
+    assert not data.embeddings_path("template", "given:x").exists()
 
 
 def save_pickle(path: Path) -> None:
@@ -132,9 +132,9 @@ def save_pickle(path: Path) -> None:
     ],
 )
 def test_files_that_hold_no_vectors_are_errors(
-    study: Study, tmp_path: Path, file: str, write: Callable[[Path], object], message: str
+    data: Dataset, tmp_path: Path, file: str, write: Callable[[Path], object], message: str
 ) -> None:
     write(tmp_path / file)
     with pytest.raises(DataError, match=message):
-        import_vectors(study, "template", "x", tmp_path / file, write_rows(tmp_path / "e.npy", given_rows(study)[1]))
-    assert not study.embeddings_path("template", "given:x").exists()
+        import_vectors(data, "template", "x", tmp_path / file, write_rows(tmp_path / "e.npy", given_rows(data)[1]))
+    assert not data.embeddings_path("template", "given:x").exists()

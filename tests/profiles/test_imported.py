@@ -6,19 +6,19 @@ from typing import Any
 
 import pytest
 
-from spike_kit.data.study import SUBJECTS, Study
-from spike_kit.errors import DataError
+from spike_kit.base.errors import DataError
+from spike_kit.base.storage import sha256_file, sha256_text
+from spike_kit.data.dataset import SUBJECTS, Dataset
 from spike_kit.experiments.run import RunConfig, run
 from spike_kit.profiles.encode import encode_profiles
 from spike_kit.profiles.imported import import_profiles
-from spike_kit.storage import sha256_file, sha256_text
 
 Texts = dict[str, dict[str, Any]]
 
 
-def texts_of(study: Study) -> Texts:
+def texts_of(data: Dataset) -> Texts:
     """Profiles by source id, as CoLaKG's files hold them."""
-    tables = {"item": study.items, "auxiliary": study.entities.iloc[len(study.items) :], "user": study.users}
+    tables = {"item": data.items, "auxiliary": data.entities.iloc[len(data.items) :], "user": data.users}
     return {
         subject: {
             source_id: f"Theirs: {label} is a thing of note."
@@ -35,11 +35,11 @@ def write(folder: Path, texts: Texts) -> dict[str, Path]:
     return files
 
 
-def write_maps(study: Study, folder: Path) -> tuple[dict[str, Path], dict[str, dict[str, str]]]:
+def write_maps(data: Dataset, folder: Path) -> tuple[dict[str, Path], dict[str, dict[str, str]]]:
     """Files of lines ``source_id id`` that count from 1000, and the same as dicts."""
     ids = {
         subject: {source_id: str(1000 + place) for place, source_id in enumerate(values)}
-        for subject, values in texts_of(study).items()
+        for subject, values in texts_of(data).items()
     }
     paths = {subject: folder / f"{subject}.txt" for subject in ids}
     for subject, values in ids.items():
@@ -48,20 +48,20 @@ def write_maps(study: Study, folder: Path) -> tuple[dict[str, Path], dict[str, d
     return paths, ids
 
 
-def test_profiles_by_source_id(study: Study, tmp_path: Path) -> None:
-    texts = texts_of(study)
+def test_profiles_by_source_id(data: Dataset, tmp_path: Path) -> None:
+    texts = texts_of(data)
     texts["item"]["film:unknown"] = "Theirs: a film the study does not have."
     files = write(tmp_path, texts)
-    assert import_profiles(study, "theirs", files) == study.profiles_path("theirs")
-    profiles = study.profiles("theirs")
+    assert import_profiles(data, "theirs", files) == data.profiles_path("theirs")
+    profiles = data.profiles("theirs")
     assert profiles["text"].tolist() == [
         f"Theirs: {label} is a thing of note."
-        for labels in (study.entities["label"], study.users["label"])
+        for labels in (data.entities["label"], data.users["label"])
         for label in labels
     ]
     assert set(profiles["model"]) == {"imported"}
     assert profiles["prompt_sha256"].tolist() == profiles["text"].map(sha256_text).tolist()
-    provenance = study.provenance("theirs")
+    provenance = data.provenance("theirs")
     assert provenance["kind"] == "imported"
     assert provenance["possibly_leaky"] == ["user"]
     assert provenance["imported"] == {"item": 48, "auxiliary": 20, "user": 56}
@@ -72,29 +72,29 @@ def translated(texts: Texts, ids: dict[str, dict[str, str]]) -> Texts:
     return {s: {ids[s][key]: text for key, text in values.items()} for s, values in texts.items()}
 
 
-def test_profiles_by_other_ids_with_maps(study: Study, tmp_path: Path) -> None:
-    maps, ids = write_maps(study, tmp_path)
-    texts = texts_of(study)
+def test_profiles_by_other_ids_with_maps(data: Dataset, tmp_path: Path) -> None:
+    maps, ids = write_maps(data, tmp_path)
+    texts = texts_of(data)
     texts.pop("auxiliary")
     maps.pop("auxiliary")
-    import_profiles(study, "plain", write(tmp_path, texts), fill="template")
+    import_profiles(data, "plain", write(tmp_path, texts), fill="template")
     files = write(tmp_path, translated(texts, ids))
-    import_profiles(study, "mapped", files, maps, fill="template")
-    assert study.profiles("mapped")["text"].equals(study.profiles("plain")["text"])
+    import_profiles(data, "mapped", files, maps, fill="template")
+    assert data.profiles("mapped")["text"].equals(data.profiles("plain")["text"])
     with pytest.raises(DataError, match=r"(?s)item\.json has no profile for any item of world.*--item-map"):
-        import_profiles(study, "unmapped", files)
+        import_profiles(data, "unmapped", files)
     with pytest.raises(DataError, match=r"those of user are not"):
-        import_profiles(study, "half", files, {"item": maps["item"]})
+        import_profiles(data, "half", files, {"item": maps["item"]})
 
 
-def test_source_ids_with_blanks_can_be_mapped(study: Study, tmp_path: Path) -> None:
+def test_source_ids_with_blanks_can_be_mapped(data: Dataset, tmp_path: Path) -> None:
     """Most entities of ml-100k have such ids: company:A Band Apart."""
-    maps, ids = write_maps(study, tmp_path)
-    texts = texts_of(study)
+    maps, ids = write_maps(data, tmp_path)
+    texts = texts_of(data)
     assert any(" " in source_id for source_id in texts["auxiliary"])
-    import_profiles(study, "plain", write(tmp_path, texts))
-    import_profiles(study, "mapped", write(tmp_path, translated(texts, ids)), maps)
-    assert study.profiles("mapped")["text"].equals(study.profiles("plain")["text"])
+    import_profiles(data, "plain", write(tmp_path, texts))
+    import_profiles(data, "mapped", write(tmp_path, translated(texts, ids)), maps)
+    assert data.profiles("mapped")["text"].equals(data.profiles("plain")["text"])
 
 
 @pytest.mark.parametrize(
@@ -106,17 +106,17 @@ def test_source_ids_with_blanks_can_be_mapped(study: Study, tmp_path: Path) -> N
         (None, r"cannot be read"),
     ],
 )
-def test_a_broken_map_is_an_error(study: Study, tmp_path: Path, content: str | bytes | None, message: str) -> None:
-    files, path = write(tmp_path, {"item": texts_of(study)["item"]}), tmp_path / "map.txt"
+def test_a_broken_map_is_an_error(data: Dataset, tmp_path: Path, content: str | bytes | None, message: str) -> None:
+    files, path = write(tmp_path, {"item": texts_of(data)["item"]}), tmp_path / "map.txt"
     if content is not None:
         path.write_bytes(content if isinstance(content, bytes) else content.encode())
     with pytest.raises(DataError, match=rf"map\.txt.*{message}"):
-        import_profiles(study, "theirs", files, {"item": path}, fill="template")
+        import_profiles(data, "theirs", files, {"item": path}, fill="template")
 
 
 @pytest.mark.parametrize("subject", ["item", "auxiliary"])
-def test_profiles_of_other_things_under_the_same_ids_are_refused(study: Study, tmp_path: Path, subject: str) -> None:
-    texts = texts_of(study)
+def test_profiles_of_other_things_under_the_same_ids_are_refused(data: Dataset, tmp_path: Path, subject: str) -> None:
+    texts = texts_of(data)
     if subject == "item":
         texts[subject] = {f"film:{n}": f"Chapter {n} of a cookbook, on soups." for n in range(48)}
     else:
@@ -125,12 +125,12 @@ def test_profiles_of_other_things_under_the_same_ids_are_refused(study: Study, t
         texts[subject] |= {key: "A soup of the day." for key in texts[subject] if key.startswith("director")}
     message = rf"(?s){subject}\.json: only \d+ of \d+ profiles hold a word of the name.*map"
     with pytest.raises(DataError, match=message):
-        import_profiles(study, "theirs", write(tmp_path, texts))
-    assert study.profile_sources() == ["template"]
+        import_profiles(data, "theirs", write(tmp_path, texts))
+    assert data.profile_sources() == ["template"]
 
 
-def test_gaps_are_named_or_filled_and_marked(study: Study, tmp_path: Path) -> None:
-    texts = texts_of(study)
+def test_gaps_are_named_or_filled_and_marked(data: Dataset, tmp_path: Path) -> None:
+    texts = texts_of(data)
     del texts["item"]["film:7"]
     texts["item"]["film:9"] = " \n<br/> "
     del texts["user"]
@@ -138,68 +138,68 @@ def test_gaps_are_named_or_filled_and_marked(study: Study, tmp_path: Path) -> No
     with pytest.raises(
         DataError, match=r"(?s)item\.json leaves 2 of 48 item profiles open: item 7, 9.*--fill template"
     ):
-        import_profiles(study, "theirs", files)
+        import_profiles(data, "theirs", files)
     del files["auxiliary"]
-    import_profiles(study, "theirs", files, fill="template")
-    profiles, template = study.profiles("theirs"), study.profiles("template")
+    import_profiles(data, "theirs", files, fill="template")
+    profiles, template = data.profiles("theirs"), data.profiles("template")
     filled = profiles["model"] == "template"
     assert filled.sum() == 2 + 20 + 56
     assert profiles.loc[filled, "text"].equals(template.loc[filled, "text"])
     assert profiles.loc[filled, "prompt_sha256"].equals(template.loc[filled, "prompt_sha256"])
     assert set(profiles.loc[filled, "usage"]) == {'{"filled": true}'}
     assert set(profiles.loc[~filled, "usage"]) == {"{}"}
-    assert study.provenance("theirs")["imported"] == {"item": 46, "auxiliary": 0, "user": 0}
-    assert study.provenance("theirs")["possibly_leaky"] == []
+    assert data.provenance("theirs")["imported"] == {"item": 46, "auxiliary": 0, "user": 0}
+    assert data.provenance("theirs")["possibly_leaky"] == []
 
 
-def test_a_subject_without_a_file_is_a_gap(study: Study, tmp_path: Path) -> None:
+def test_a_subject_without_a_file_is_a_gap(data: Dataset, tmp_path: Path) -> None:
     with pytest.raises(DataError, match="no file leaves 56 of 56 user profiles open: user 0, 1, "):
-        texts = texts_of(study)
-        import_profiles(study, "theirs", write(tmp_path, {s: texts[s] for s in ("item", "auxiliary")}))
+        texts = texts_of(data)
+        import_profiles(data, "theirs", write(tmp_path, {s: texts[s] for s in ("item", "auxiliary")}))
 
 
 @pytest.mark.parametrize(("value", "kind"), [(None, "NoneType"), (3, "int"), (["text"], "list"), ({"a": "b"}, "dict")])
-def test_a_value_that_is_no_text_is_named(study: Study, tmp_path: Path, value: Any, kind: str) -> None:
-    texts = texts_of(study)
+def test_a_value_that_is_no_text_is_named(data: Dataset, tmp_path: Path, value: Any, kind: str) -> None:
+    texts = texts_of(data)
     texts["item"]["film:5"] = value
     with pytest.raises(DataError, match=rf"item\.json: the profile of 'film:5' is no text but {kind}"):
-        import_profiles(study, "theirs", write(tmp_path, texts))
+        import_profiles(data, "theirs", write(tmp_path, texts))
 
 
 @pytest.mark.parametrize("content", [b"[]", b'"text"', b"not json", b"\xff\xfe{}", None])
-def test_a_file_of_another_form_is_named(study: Study, tmp_path: Path, content: bytes | None) -> None:
+def test_a_file_of_another_form_is_named(data: Dataset, tmp_path: Path, content: bytes | None) -> None:
     path = tmp_path / "item.json"
     if content is not None:
         path.write_bytes(content)
     with pytest.raises(DataError, match=r"item\.json"):
-        import_profiles(study, "theirs", {"item": path}, fill="template")
+        import_profiles(data, "theirs", {"item": path}, fill="template")
 
 
-def test_other_subjects_and_the_name_of_the_templates_are_refused(study: Study, tmp_path: Path) -> None:
-    files = write(tmp_path, texts_of(study))
+def test_other_subjects_and_the_name_of_the_templates_are_refused(data: Dataset, tmp_path: Path) -> None:
+    files = write(tmp_path, texts_of(data))
     for wrong in ({}, {"film": files["item"]}):
         with pytest.raises(DataError, match="can be imported for item, auxiliary, user"):
-            import_profiles(study, "theirs", wrong)
+            import_profiles(data, "theirs", wrong)
     with pytest.raises(DataError, match="'template' names the template profiles"):
-        import_profiles(study, "template", files)
+        import_profiles(data, "template", files)
     with pytest.raises(DataError, match="cannot be the name of a profile source"):
-        import_profiles(study, "a/b", files)
+        import_profiles(data, "a/b", files)
 
 
-def test_markup_and_control_characters_are_cleaned(study: Study, tmp_path: Path) -> None:
-    texts = texts_of(study)
+def test_markup_and_control_characters_are_cleaned(data: Dataset, tmp_path: Path) -> None:
+    texts = texts_of(data)
     texts["item"]["film:0"] = "<p>Comedy\x00 &amp; more,\r\n<b>loud</b>\u2028\u200b<script>alert(1)</script> a < b</p>"
-    import_profiles(study, "theirs", write(tmp_path, texts))
-    assert study.profiles("theirs")["text"][0] == "Comedy & more, loud a < b"
+    import_profiles(data, "theirs", write(tmp_path, texts))
+    assert data.profiles("theirs")["text"][0] == "Comedy & more, loud a < b"
 
 
-def test_a_run_on_imported_user_profiles_says_that_they_may_leak(study: Study, tmp_path: Path) -> None:
-    files = write(tmp_path, texts_of(study))
-    import_profiles(study, "theirs", files)
-    import_profiles(study, "careful", {s: files[s] for s in SUBJECTS[:2]}, fill="template")
+def test_a_run_on_imported_user_profiles_says_that_they_may_leak(data: Dataset, tmp_path: Path) -> None:
+    files = write(tmp_path, texts_of(data))
+    import_profiles(data, "theirs", files)
+    import_profiles(data, "careful", {s: files[s] for s in SUBJECTS[:2]}, fill="template")
     stored = {}
     for source in ("template", "careful", "theirs"):
-        encode_profiles(study, source, "tfidf-8", progress=False)
+        encode_profiles(data, source, "tfidf-8", progress=False)
         training = {"epochs": 1, "batch_size": 512}
         config = RunConfig(dataset="world", profiles=source, encoder="tfidf-8", training=training)
         stored[source] = run(config, progress=False).config

@@ -11,9 +11,9 @@ from pathlib import Path
 
 import pytest
 
-from spike_kit import paths
-from spike_kit.data.study import Study
-from spike_kit.errors import LLMError, SpikeKitError
+from spike_kit.base import paths
+from spike_kit.base.errors import LLMError, SpikeKitError
+from spike_kit.data.dataset import Dataset
 from spike_kit.profiles import jobs
 from spike_kit.profiles.jobs import FAILURES_IN_A_ROW, Progress
 from spike_kit.profiles.limiter import Limiter
@@ -72,7 +72,7 @@ _LONG_PAUSE = 0.95
 
 
 @pytest.fixture
-def films(home: Path) -> Study:
+def films(home: Path) -> Dataset:
     """The tiny world without profiles, with 124 subjects."""
     return distinct_world(paths.data_root() / "world")
 
@@ -114,7 +114,7 @@ def film(asked: Asked) -> str:
 
 
 @pytest.mark.parametrize("fault", FAULTS)
-def test_a_fault_is_recorded_and_the_call_made_again(films: Study, server: ScriptedServer, fault: str) -> None:
+def test_a_fault_is_recorded_and_the_call_made_again(films: Dataset, server: ScriptedServer, fault: str) -> None:
     reply, kind = FAULTS[fault]
     server.script = first_time(reply)
     made = generation(films, server.base_url, attempts=3, timeout=0.5 if kind == "timeout" else 10)
@@ -128,7 +128,7 @@ def test_a_fault_is_recorded_and_the_call_made_again(films: Study, server: Scrip
 
 
 @pytest.mark.parametrize("fault", FAULTS)
-def test_what_always_fails_is_listed_and_alone_asked_again(films: Study, server: ScriptedServer, fault: str) -> None:
+def test_what_always_fails_is_listed_and_alone_asked_again(films: Dataset, server: ScriptedServer, fault: str) -> None:
     reply, kind = FAULTS[fault]
     unlucky = {'item: "Comedy film 1"', 'item: "Comedy film 4"'}
     server.script = lambda asked: reply if film(asked) in unlucky else good()
@@ -150,7 +150,7 @@ def test_what_always_fails_is_listed_and_alone_asked_again(films: Study, server:
 @pytest.mark.parametrize("concurrency", [1, 4])
 @pytest.mark.parametrize("fault", ["status 500", "drop before the body", "HTML"])
 def test_a_run_of_failures_stops_and_names_the_server(
-    films: Study, server: ScriptedServer, fault: str, concurrency: int
+    films: Dataset, server: ScriptedServer, fault: str, concurrency: int
 ) -> None:
     reply, kind = FAULTS[fault]
     server.script = lambda _: reply
@@ -166,13 +166,13 @@ def test_a_run_of_failures_stops_and_names_the_server(
     assert server.requests == asked_before + 48
 
 
-def test_a_success_in_between_lets_a_run_go_on(films: Study, server: ScriptedServer) -> None:
+def test_a_success_in_between_lets_a_run_go_on(films: Dataset, server: ScriptedServer) -> None:
     server.script = lambda asked: good() if asked.number % FAILURES_IN_A_ROW == 0 else fails(500)
     progress = ask(generation(films, server.base_url, attempts=1, concurrency=1), 20)
     assert (progress.calls, progress.done, progress.failed) == (20, 4, 16)
 
 
-def test_no_server_at_all_stops_the_run_and_is_never_taken_for_a_billed_call(films: Study) -> None:
+def test_no_server_at_all_stops_the_run_and_is_never_taken_for_a_billed_call(films: Dataset) -> None:
     with ScriptedServer() as gone:
         made, progress = generation(films, gone.base_url, attempts=2), Progress()
     with pytest.raises(LLMError, match=f"(?s)unreachable.*is the server running at {gone.base_url}"):
@@ -190,7 +190,7 @@ def in_two_seconds() -> str:
 
 @pytest.mark.parametrize("asks", ["seconds", "date", "nothing"])
 def test_a_busy_server_pauses_all_calls_and_halves_their_number(
-    films: Study, server: ScriptedServer, limiters: list[Limiter], monkeypatch: pytest.MonkeyPatch, asks: str
+    films: Dataset, server: ScriptedServer, limiters: list[Limiter], monkeypatch: pytest.MonkeyPatch, asks: str
 ) -> None:
     monkeypatch.setattr(jobs, "_FIRST_PAUSE", 1.0)
     monkeypatch.setattr(jobs, "_LONGEST_PAUSE", 1.0)
@@ -216,14 +216,14 @@ def test_a_busy_server_pauses_all_calls_and_halves_their_number(
     assert max(overlaps) <= 5, "the limit was not halved"
 
 
-def test_a_whole_wave_of_refusals_halves_once(films: Study, server: ScriptedServer, limiters: list[Limiter]) -> None:
+def test_a_whole_wave_of_refusals_halves_once(films: Dataset, server: ScriptedServer, limiters: list[Limiter]) -> None:
     wave = fails(429, headers="Retry-After: 0.3\r\n", delay=0.1)
     server.script = lambda asked: wave if asked.number <= 8 else good(0.02)
     progress = ask(generation(films, server.base_url, concurrency=8), 40)
     assert (limiters[0].lowest, progress.waits, progress.done, server.requests) == (4, 8, 40, 48)
 
 
-def test_those_who_wait_for_a_place_respect_a_pause_too(films: Study, server: ScriptedServer) -> None:
+def test_those_who_wait_for_a_place_respect_a_pause_too(films: Dataset, server: ScriptedServer) -> None:
     def script(asked: Asked) -> Reply:
         if asked.number <= 4:
             return fails(429, headers="Retry-After: 0.3\r\n", delay=0.05)
@@ -239,7 +239,7 @@ def test_those_who_wait_for_a_place_respect_a_pause_too(films: Study, server: Sc
 
 
 def test_a_pause_begins_when_the_refusal_arrives_also_on_a_slow_disk(
-    films: Study, server: ScriptedServer, monkeypatch: pytest.MonkeyPatch
+    films: Dataset, server: ScriptedServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     commit = Store.commit
 
@@ -257,7 +257,7 @@ def test_a_pause_begins_when_the_refusal_arrives_also_on_a_slow_disk(
 
 
 @pytest.mark.parametrize("status", [429, 503])
-def test_a_pause_beyond_the_longest_stops_the_run(films: Study, server: ScriptedServer, status: int) -> None:
+def test_a_pause_beyond_the_longest_stops_the_run(films: Dataset, server: ScriptedServer, status: int) -> None:
     server.script = lambda asked: fails(status, headers="Retry-After: 700\r\n") if asked.number > 8 else good()
     made = generation(films, server.base_url)
     with pytest.raises(LLMError, match=r"(?s)asks to wait 700 s.*run the same command again later"):
@@ -270,7 +270,7 @@ def test_a_pause_beyond_the_longest_stops_the_run(films: Study, server: Scripted
 @pytest.mark.parametrize(
     "value", ["nan", "-3", "soon", "Fri, 99 Foo 9999 99:99:99 GMT", "Mon, 01 Jan 1990 00:00:00 GMT"]
 )
-def test_a_senseless_pause_is_no_pause(films: Study, server: ScriptedServer, value: str) -> None:
+def test_a_senseless_pause_is_no_pause(films: Dataset, server: ScriptedServer, value: str) -> None:
     server.script = first_time(fails(429, headers=f"Retry-After: {value}\r\n"))
     assert ask(generation(films, server.base_url), _FILMS, limit=10).done == _FILMS
 
@@ -285,7 +285,7 @@ STOPS = {
 
 
 @pytest.mark.parametrize("case", STOPS)
-def test_what_no_retry_can_mend_stops_at_once(films: Study, server: ScriptedServer, case: str) -> None:
+def test_what_no_retry_can_mend_stops_at_once(films: Dataset, server: ScriptedServer, case: str) -> None:
     status, code, hint = STOPS[case]
     server.script = lambda asked: fails(status, code, delay=0.01) if asked.number > 10 else good(0.01)
     made, progress = generation(films, server.base_url), Progress()
@@ -306,7 +306,7 @@ def test_what_no_retry_can_mend_stops_at_once(films: Study, server: ScriptedServ
 
 @pytest.mark.parametrize("code", ["content_filter", "content_policy_violation", "context_length_exceeded"])
 def test_what_concerns_one_subject_alone_is_asked_once_and_stops_nothing(
-    films: Study, server: ScriptedServer, code: str
+    films: Dataset, server: ScriptedServer, code: str
 ) -> None:
     server.script = lambda asked: fails(400, code) if asked.number <= 8 else good()
     made = generation(films, server.base_url, concurrency=1)
@@ -316,7 +316,7 @@ def test_what_concerns_one_subject_alone_is_asked_once_and_stops_nothing(
 
 
 @pytest.mark.parametrize("status", [400, 413, 422])
-def test_a_request_the_server_cannot_take_is_not_repeated(films: Study, server: ScriptedServer, status: int) -> None:
+def test_a_request_the_server_cannot_take_is_not_repeated(films: Dataset, server: ScriptedServer, status: int) -> None:
     server.script = lambda _: fails(status, "unsupported_parameter", "no such parameter: top_q")
     made = generation(films, server.base_url, concurrency=1)
     with pytest.raises(LLMError, match=r"in a row failed.*no such parameter: top_q"):
@@ -336,7 +336,7 @@ SURROGATES = {
 
 @pytest.mark.parametrize("where", SURROGATES)
 def test_half_a_character_from_the_server_is_stored_or_reported(
-    films: Study, server: ScriptedServer, where: str
+    films: Dataset, server: ScriptedServer, where: str
 ) -> None:
     server.script = lambda asked: SURROGATES[where] if film(asked) == 'item: "Comedy film 1"' else good()
     made = generation(films, server.base_url, attempts=2)
@@ -366,7 +366,7 @@ ODDITIES = {
 
 @pytest.mark.parametrize("oddity", ODDITIES)
 def test_no_response_of_one_subject_can_end_the_run_with_a_foreign_error(
-    films: Study, server: ScriptedServer, oddity: str
+    films: Dataset, server: ScriptedServer, oddity: str
 ) -> None:
     server.script = lambda asked: ODDITIES[oddity] if film(asked) == 'item: "Comedy film 1"' else good()
     made = generation(films, server.base_url, attempts=2)
@@ -375,7 +375,7 @@ def test_no_response_of_one_subject_can_end_the_run_with_a_foreign_error(
     assert ids(made, "answers") >= set(range(20)) - {1}
 
 
-def test_a_redirect_costs_no_uncounted_request(films: Study, server: ScriptedServer) -> None:
+def test_a_redirect_costs_no_uncounted_request(films: Dataset, server: ScriptedServer) -> None:
     server.script = first_time(llm_server.redirects)
     made, progress = generation(films, server.base_url), Progress()
     try:
@@ -387,7 +387,7 @@ def test_a_redirect_costs_no_uncounted_request(films: Study, server: ScriptedSer
 
 @pytest.mark.parametrize("key", ["sk-one\nsk-two-0123456789", "sk-tést-0123456789"])
 def test_a_key_that_is_no_header_is_an_error_that_does_not_show_it(
-    films: Study, server: ScriptedServer, monkeypatch: pytest.MonkeyPatch, key: str
+    films: Dataset, server: ScriptedServer, monkeypatch: pytest.MonkeyPatch, key: str
 ) -> None:
     monkeypatch.setenv("OPENAI_API_KEY", key)
     made = generation(films, server.base_url, attempts=1)
@@ -399,7 +399,7 @@ def test_a_key_that_is_no_header_is_an_error_that_does_not_show_it(
     assert b"0123456789" not in kept
 
 
-def test_a_connection_survives_every_fault_before_it(films: Study, server: ScriptedServer) -> None:
+def test_a_connection_survives_every_fault_before_it(films: Dataset, server: ScriptedServer) -> None:
     faults = [reply for reply, kind in FAULTS.values() if kind != "timeout"] + [waits(0.8)]
     server.script = lambda asked: faults[asked.number - 1] if asked.number <= len(faults) else good()
     made = generation(films, server.base_url, concurrency=1, attempts=len(faults) + 1, timeout=0.5)
@@ -407,7 +407,7 @@ def test_a_connection_survives_every_fault_before_it(films: Study, server: Scrip
     assert (jobs_done, server.requests) == (3, len(faults) + 3)
 
 
-def test_a_store_that_is_read_meanwhile_is_still_written(films: Study, server: ScriptedServer) -> None:
+def test_a_store_that_is_read_meanwhile_is_still_written(films: Dataset, server: ScriptedServer) -> None:
     made = generation(films, server.base_url)
     ask(made, 2)
     reader = sqlite3.connect(made.answers)
@@ -419,7 +419,7 @@ def test_a_store_that_is_read_meanwhile_is_still_written(films: Study, server: S
     assert ids(made, "answers") == set(range(_FILMS))
 
 
-def test_asking_works_inside_a_running_event_loop(films: Study, server: ScriptedServer) -> None:
+def test_asking_works_inside_a_running_event_loop(films: Dataset, server: ScriptedServer) -> None:
     async def notebook() -> bool:
         return generation(films, server.base_url).run().path is not None
 

@@ -17,8 +17,8 @@ from typing import Any, Self
 
 import pytest
 
-from spike_kit import paths
-from spike_kit.data.study import Study
+from spike_kit.base import paths
+from spike_kit.data.dataset import Dataset
 from spike_kit.profiles.llm import AMBIGUOUS
 from tests.profiles.llm_server import Gate, ScriptedServer, distinct_world, generation, stored
 
@@ -31,7 +31,7 @@ PATIENCE = 60.0
 CLIENT = """
 import asyncio, json, os, sys
 
-from spike_kit.data.study import Study
+from spike_kit.data.dataset import Study
 from spike_kit.errors import SpikeKitError, require
 from tests.profiles.llm_server import generation
 
@@ -41,7 +41,7 @@ require("openai", "llm"), require("httpx2", "llm")
 def generate(order):
     try:
         os.environ["SPIKE_KIT_HOME"] = order["home"]
-        made = generation(Study.open("world"), order["base_url"], concurrency=order["concurrency"])
+        made = generation(Dataset.open("world"), order["base_url"], concurrency=order["concurrency"])
         outcome = asyncio.new_event_loop().run_until_complete(cell(made)) if order["notebook"] else made.run()
         result = {"stopped": outcome.progress.stopped, "done": outcome.progress.done, "path": str(outcome.path)}
     except (SpikeKitError, KeyboardInterrupt) as error:
@@ -143,7 +143,7 @@ class Clients:
 
 
 @pytest.fixture
-def films(home: Path) -> Study:
+def films(home: Path) -> Dataset:
     return distinct_world(paths.data_root() / "world")
 
 
@@ -160,7 +160,7 @@ def parent() -> Iterator[Clients]:
 
 
 @pytest.fixture
-def clients(parent: Clients, films: Study, server: ScriptedServer, home: Path) -> Iterator[Clients]:
+def clients(parent: Clients, films: Dataset, server: ScriptedServer, home: Path) -> Iterator[Clients]:
     parent.base_url, parent.home = server.base_url, home
     yield parent
     parent.kill_all()
@@ -179,7 +179,7 @@ def sent(server: ScriptedServer) -> int:
     return sum(asked.sent < float("inf") for asked in server.log)
 
 
-def kept(films: Study, server: ScriptedServer, folder: Path | None = None) -> list[str]:
+def kept(films: Dataset, server: ScriptedServer, folder: Path | None = None) -> list[str]:
     """Prompts whose answer is on disk, one entry for each answer.
 
     With a ``folder`` a copy made there is read: of a client that was killed the next one is the first to open the file.
@@ -192,7 +192,7 @@ def kept(films: Study, server: ScriptedServer, folder: Path | None = None) -> li
     return [starts[text.split()[1]] for (text,) in stored(made, "SELECT text FROM answers")]
 
 
-def check_complete(films: Study, server: ScriptedServer) -> None:
+def check_complete(films: Dataset, server: ScriptedServer) -> None:
     """Check that every prompt has exactly one answer, and the table a row for each."""
     made = generation(films, server.base_url)
     rows = stored(made, "SELECT subject, id, count(*) FROM answers GROUP BY subject, id")
@@ -207,7 +207,7 @@ def check_complete(films: Study, server: ScriptedServer) -> None:
     assert stored(made, "SELECT count(*) FROM failures") == [(0,)]
     assert stored(made, "SELECT count(*) FROM prompts") == [(SUBJECTS,)]
     assert len(server.counts) == SUBJECTS
-    profiles = Study.open(films.name).profiles("told")
+    profiles = Dataset.open(films.name).profiles("told")
     assert len(profiles) == SUBJECTS
     assert (profiles["model"] == "told").all()
     assert profiles["text"].str.startswith("Profile ").all()
@@ -215,7 +215,7 @@ def check_complete(films: Study, server: ScriptedServer) -> None:
 
 
 def test_twenty_kills_at_random_moments_lose_nothing(
-    films: Study, server: ScriptedServer, clients: Clients, tmp_path: Path
+    films: Dataset, server: ScriptedServer, clients: Clients, tmp_path: Path
 ) -> None:
     draw = random.Random(11)
     gate = Gate(0, lambda: draw.uniform(0, 0.03))
@@ -266,7 +266,7 @@ def test_twenty_kills_at_random_moments_lose_nothing(
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_a_polite_signal_awaits_the_calls_in_flight(
-    films: Study, server: ScriptedServer, clients: Clients, number: signal.Signals
+    films: Dataset, server: ScriptedServer, clients: Clients, number: signal.Signals
 ) -> None:
     gate = Gate(30)
     server.script = gate
@@ -286,7 +286,7 @@ def test_a_polite_signal_awaits_the_calls_in_flight(
 
 
 def test_a_second_polite_signal_ends_at_once_and_keeps_what_arrived(
-    films: Study, server: ScriptedServer, clients: Clients
+    films: Dataset, server: ScriptedServer, clients: Clients
 ) -> None:
     gate = Gate(30)
     server.script = gate
@@ -306,7 +306,7 @@ def test_a_second_polite_signal_ends_at_once_and_keeps_what_arrived(
 
 
 def test_an_interrupted_cell_of_a_notebook_ends_the_run_too(
-    films: Study, server: ScriptedServer, clients: Clients
+    films: Dataset, server: ScriptedServer, clients: Clients
 ) -> None:
     gate = Gate(30)
     server.script = gate
@@ -321,7 +321,9 @@ def test_an_interrupted_cell_of_a_notebook_ends_the_run_too(
     check_complete(films, server)
 
 
-def test_two_processes_never_ask_for_one_study_at_once(films: Study, server: ScriptedServer, clients: Clients) -> None:
+def test_two_processes_never_ask_for_one_study_at_once(
+    films: Dataset, server: ScriptedServer, clients: Clients
+) -> None:
     gate = Gate(10)
     server.script = gate
     first = clients.start()
@@ -339,7 +341,7 @@ def test_two_processes_never_ask_for_one_study_at_once(films: Study, server: Scr
 
 
 def test_a_kill_while_the_table_is_written_costs_no_request(
-    films: Study, server: ScriptedServer, clients: Clients
+    films: Dataset, server: ScriptedServer, clients: Clients
 ) -> None:
     assert clients.wait(clients.start())[0] == 0
     table = films.profiles_path("told")
@@ -353,8 +355,8 @@ def test_a_kill_while_the_table_is_written_costs_no_request(
         halves += not table.exists()
         for left in table.parent.glob(".spike-kit-tmp-*"):
             left.unlink()
-        assert Study.open(films.name).profile_sources() == (["told"] if table.exists() else [])
+        assert Dataset.open(films.name).profile_sources() == (["told"] if table.exists() else [])
         assert clients.wait(clients.start())[0] == 0
-        assert len(Study.open(films.name).profiles("told")) == SUBJECTS
+        assert len(Dataset.open(films.name).profiles("told")) == SUBJECTS
     assert halves > 0, "no kill came before the table was in its place"
     assert len(server.log) == SUBJECTS

@@ -17,9 +17,9 @@ from pathlib import Path
 
 import pytest
 
-from spike_kit import paths
+from spike_kit.base import paths
 from spike_kit.cli import main
-from spike_kit.data.study import SourceFile, Study, create_study
+from spike_kit.data.dataset import Dataset, SourceFile, create_dataset
 from spike_kit.profiles.generate import Generation, GenerationConfig
 from spike_kit.profiles.llm import LLMConfig
 from spike_kit.profiles.store import Store
@@ -71,14 +71,14 @@ def _wait(url: str, server: subprocess.Popen[bytes], log: Path) -> None:
 
 
 @pytest.fixture
-def small(home: Path) -> Study:
+def small(home: Path) -> Dataset:
     """A few users, items and entities: a model of this size takes a second or two per call here."""
     source = SourceFile(name="world.py", sha256="0" * 64, licence="MIT", origin="made by tests/world.py")
-    return create_study(paths.data_root() / "small", "small", cut_world(2, 3), sources=[source], build={}, funnel=[])
+    return create_dataset(paths.data_root() / "small", "small", cut_world(2, 3), sources=[source], build={}, funnel=[])
 
 
 def test_a_real_model_writes_profiles_that_are_stored_checked_and_encoded(
-    small: Study, base_url: str, capsys: pytest.CaptureFixture[str]
+    small: Dataset, base_url: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     # This server answers one request after the other; two at a time have brought it down.
     llm = LLMConfig(model=MODEL, base_url=base_url, concurrency=1, max_tokens=64)

@@ -10,10 +10,10 @@ from typing import Any
 import numpy as np
 import pytest
 
-from spike_kit import paths, storage
-from spike_kit.data.study import Study
+from spike_kit.base import paths, storage
+from spike_kit.base.errors import ConfigError, DataError, FetchError
+from spike_kit.data.dataset import Dataset
 from spike_kit.data.vectors import ProfileVectors
-from spike_kit.errors import ConfigError, DataError, FetchError
 from spike_kit.profiles import openai_encoder
 from spike_kit.profiles.encode import encode_profiles, encode_texts, ensure_vectors
 from spike_kit.profiles.openai_encoder import OpenAIEncoder, request_batches
@@ -286,26 +286,26 @@ def test_an_error_keeps_the_requests_before_it(server: Server) -> None:
 
 
 def test_openai_vectors_of_a_study_need_no_server_once_they_are_known(
-    server: Server, study: Study, monkeypatch: pytest.MonkeyPatch
+    server: Server, data: Dataset, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    vectors = ensure_vectors(study, "template", "openai:m", progress=False)
-    texts = study.profiles()["text"].tolist()
+    vectors = ensure_vectors(data, "template", "openai:m", progress=False)
+    texts = data.profiles()["text"].tolist()
     assert sorted(chain(*server.inputs)) == sorted(set(texts))
-    np.testing.assert_allclose(vectors.entity.numpy(), expected_rows(texts[: len(study.entities)]), atol=1e-6)
+    np.testing.assert_allclose(vectors.entity.numpy(), expected_rows(texts[: len(data.entities)]), atol=1e-6)
     monkeypatch.delenv("OPENAI_BASE_URL")
     monkeypatch.delenv("OPENAI_API_KEY")
-    study.embeddings_path("template", "openai:m").unlink()
-    again = ensure_vectors(study, "template", "openai:m", progress=False)
+    data.embeddings_path("template", "openai:m").unlink()
+    again = ensure_vectors(data, "template", "openai:m", progress=False)
     assert again.user.equal(vectors.user)
 
 
-def test_a_reduction_of_openai_vectors_encodes_the_profiles_once(server: Server, study: Study) -> None:
-    encode_profiles(study, "template", "openai:m@pca2w", progress=False)
+def test_a_reduction_of_openai_vectors_encodes_the_profiles_once(server: Server, data: Dataset) -> None:
+    encode_profiles(data, "template", "openai:m@pca2w", progress=False)
     asked = len(server.requests)
     assert asked
-    vectors = ensure_vectors(study, "template", "openai:m@pca2w", progress=False)
+    vectors = ensure_vectors(data, "template", "openai:m@pca2w", progress=False)
     assert len(server.requests) == asked
     rows = np.concatenate([vectors.user.numpy(), vectors.entity.numpy()])
     np.testing.assert_allclose(np.cov(rows.T), np.eye(2), atol=1e-4)
-    stored = ProfileVectors.metadata(study.embeddings_path("template", "openai:m@pca2w"))
+    stored = ProfileVectors.metadata(data.embeddings_path("template", "openai:m@pca2w"))
     assert 0 < float(stored["explained_variance"]) < 1

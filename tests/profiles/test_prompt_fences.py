@@ -8,8 +8,8 @@ import re
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from spike_kit.base.storage import sha256_text
 from spike_kit.profiles.prompts import Prompt
-from spike_kit.storage import sha256_text
 from tests.profiles.test_prompts import REVIEWS, quoted, written
 from tests.profiles.tiny import in_memory, tiny_study, tiny_tables
 

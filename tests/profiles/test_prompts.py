@@ -7,8 +7,8 @@ from collections.abc import Collection, Mapping
 import pandas as pd
 import pytest
 
-from spike_kit.data.study import SUBJECTS, Study
-from spike_kit.errors import ConfigError
+from spike_kit.base.errors import ConfigError
+from spike_kit.data.dataset import SUBJECTS, Dataset
 from spike_kit.profiles.cost import estimate_tokens
 from spike_kit.profiles.domains import DOMAINS, domain_name
 from spike_kit.profiles.prompts import Prompt, PromptConfig, PromptWriter, prompt_texts
@@ -30,8 +30,8 @@ REVIEWS = {
 }
 
 
-def written(study: Study, config: PromptConfig | None = None, texts: Mapping[int, str] | None = None) -> list[Prompt]:
-    writer = PromptWriter(study, config)
+def written(data: Dataset, config: PromptConfig | None = None, texts: Mapping[int, str] | None = None) -> list[Prompt]:
+    writer = PromptWriter(data, config)
     return [prompt for subject in SUBJECTS for prompt in writer.prompts(subject, lambda _: texts or {})]
 
 
@@ -55,19 +55,19 @@ def test_facts_of_both_hops_stand_in_the_prompt_of_an_item() -> None:
 
 
 def test_the_way_back_is_in_no_second_hop_fact() -> None:
-    study = in_memory(make_world().tables)
-    labels = study.items["label"].tolist()
-    for prompt in PromptWriter(study).prompts("item"):
+    data = in_memory(make_world().tables)
+    labels = data.items["label"].tolist()
+    for prompt in PromptWriter(data).prompts("item"):
         facts = quoted(prompt.data, "facts about")
         assert facts
         assert not any(re.search(rf"{labels[prompt.id]}\b", fact) for fact in facts)
 
 
 def test_caps_hold_and_say_what_they_leave_out() -> None:
-    study = in_memory(make_world().tables)
-    comedy = len(study.items)
+    data = in_memory(make_world().tables)
+    comedy = len(data.items)
     config = PromptConfig(names_per_fact=3, second_hop=1, linked_items=2, user_items=4)
-    writer = PromptWriter(study, config)
+    writer = PromptWriter(data, config)
     (fact,) = quoted(writer.prompt("auxiliary", comedy).data, "facts")
     assert re.fullmatch(r"Each of (Comedy film \d+, ){3}?and 9 more is a comedy film\.", fact.replace(" and", ", and"))
     assert len(quoted(writer.prompt("auxiliary", comedy).data, "some of the")) == 2
@@ -75,7 +75,7 @@ def test_caps_hold_and_say_what_they_leave_out() -> None:
     user = writer.prompt("user", 0).data
     assert len(quoted(user)) == 4
     assert ", 4 of 10:" in user
-    none = PromptWriter(study, PromptConfig(second_hop=0, linked_items=0))
+    none = PromptWriter(data, PromptConfig(second_hop=0, linked_items=0))
     assert "facts about" not in none.prompt("item", 0).data
     assert "some of the" not in none.prompt("auxiliary", comedy).data
 
@@ -85,7 +85,7 @@ def test_items_are_quoted_by_popularity_for_entities_and_by_rarity_for_users() -
     assert quoted(writer.prompt("auxiliary", tiny.SCOTT).data, "some of") == ["Alien", "Gladiator", "Thelma"]
     assert quoted(writer.prompt("user", 0).data) == ["Gladiator", "Thelma", "Aliens", "Alien"]
     config = PromptConfig(linked_items=1, user_items=2)
-    capped = PromptWriter(writer.study, config)
+    capped = PromptWriter(writer.data, config)
     assert quoted(capped.prompt("auxiliary", tiny.SCOTT).data, "some of") == ["Alien"]
     assert quoted(capped.prompt("user", 0).data) == ["Gladiator", "Thelma"]
 
@@ -97,9 +97,9 @@ def test_the_most_popular_linked_items_are_quoted_whatever_the_number_of_relatio
 
 
 def test_reviews_are_of_train_alone_and_the_longest_come_first() -> None:
-    study = tiny_study(reviews=REVIEWS)
-    assert pd.read_parquet(study.reviews_file)["text"].str.contains(CANARY).sum() == 4
-    prompts = {(prompt.subject, prompt.id): prompt for prompt in written(study, PromptConfig(reviews=50))}
+    data = tiny_study(reviews=REVIEWS)
+    assert pd.read_parquet(data.reviews_file)["text"].str.contains(CANARY).sum() == 4
+    prompts = {(prompt.subject, prompt.id): prompt for prompt in written(data, PromptConfig(reviews=50))}
     assert not any(CANARY in prompt.text for prompt in prompts.values())
     of_alien = quoted(prompts["item", 0].data, "reviews by")
     assert of_alien[0] == REVIEWS[0, 0]
@@ -107,19 +107,19 @@ def test_reviews_are_of_train_alone_and_the_longest_come_first() -> None:
     assert quoted(prompts["user", 0].data, "reviews this") == [REVIEWS[0, 0], REVIEWS[0, 1]]
     assert "reviews" not in prompts["item", 2].data
     for config in (PromptConfig(reviews=1), PromptConfig(reviews=0)):
-        capped = PromptWriter(study, config).prompt("item", 0).data
+        capped = PromptWriter(data, config).prompt("item", 0).data
         assert quoted(capped, "reviews by") == of_alien[: config.reviews]
 
 
 def test_the_review_that_crosses_the_budget_is_cut() -> None:
     texts = {(0, 0): "ab " * 19 + "ab.", (1, 0): "cd " * 15 + "cd.", (2, 0): "ef " * 9 + "ef."}
-    study = tiny_study(reviews=texts)
+    data = tiny_study(reviews=texts)
     budget = estimate_tokens(texts[0, 0]) + estimate_tokens(texts[1, 0]) // 2
-    first, second = quoted(PromptWriter(study, PromptConfig(review_tokens=budget)).prompt("item", 0).data, "reviews")
+    first, second = quoted(PromptWriter(data, PromptConfig(review_tokens=budget)).prompt("item", 0).data, "reviews")
     assert first == texts[0, 0]
     assert second == "cd " * 6 + "cd..."
     assert estimate_tokens(first) + estimate_tokens(second) <= budget
-    assert "reviews" not in PromptWriter(study, PromptConfig(review_tokens=0)).prompt("item", 0).data
+    assert "reviews" not in PromptWriter(data, PromptConfig(review_tokens=0)).prompt("item", 0).data
 
 
 @pytest.mark.parametrize(
@@ -128,22 +128,22 @@ def test_the_review_that_crosses_the_budget_is_cut() -> None:
     ids=["long word first", "long word last", "one word without blanks"],
 )
 def test_a_long_review_is_cut_to_the_budget_however_its_words_are_spread(text: str) -> None:
-    study = tiny_study(reviews={(0, 0): text})
-    shown = quoted(PromptWriter(study, PromptConfig(review_tokens=100)).prompt("item", 0).data, "reviews")
+    data = tiny_study(reviews={(0, 0): text})
+    shown = quoted(PromptWriter(data, PromptConfig(review_tokens=100)).prompt("item", 0).data, "reviews")
     assert len(shown) == 1
     assert estimate_tokens(shown[0]) <= 102
 
 
 def test_one_prompt_is_what_the_many_are() -> None:
-    study = tiny_study(reviews=REVIEWS)
-    writer = PromptWriter(study, PromptConfig(reviews=2, review_tokens=20))
+    data = tiny_study(reviews=REVIEWS)
+    writer = PromptWriter(data, PromptConfig(reviews=2, review_tokens=20))
 
     def texts(items: Collection[int]) -> dict[int, str]:
         return {item: f"what is known of {item}" for item in items if item != 1}
 
     for subject in SUBJECTS:
         many = list(writer.prompts(subject, texts))
-        assert [prompt.id for prompt in many] == [i for i in study.expected_ids(subject) if (subject, i) != ("user", 3)]
+        assert [prompt.id for prompt in many] == [i for i in data.expected_ids(subject) if (subject, i) != ("user", 3)]
         assert many == [writer.prompt(subject, prompt.id, texts) for prompt in many]
 
 
@@ -159,7 +159,7 @@ def test_finished_item_profiles_are_quoted_and_cut() -> None:
     aux, user = (writer.prompt(*which, lambda _: texts).data for which in (("auxiliary", tiny.HORROR), ("user", 2)))
     assert quoted(aux, "some of") == ["Alien: one two three...", "Aliens: one two three..."]
     assert quoted(user) == ["Alien: one two..."]
-    whole = PromptWriter(writer.study).prompt("user", 2, lambda _: texts).data
+    whole = PromptWriter(writer.data).prompt("user", 2, lambda _: texts).data
     assert quoted(whole) == ["Alien: one two three four five. six"]
 
 
@@ -185,10 +185,10 @@ def test_a_change_changes_the_hashes_of_the_prompts_that_hold_it() -> None:
 
 @pytest.mark.parametrize("domain", DOMAINS)
 def test_every_domain_gives_complete_prompts(domain: str) -> None:
-    study = tiny_study(reviews=REVIEWS, tables=tiny_tables(descriptions={0: "A ship answers a call."}))
+    data = tiny_study(reviews=REVIEWS, tables=tiny_tables(descriptions={0: "A ship answers a call."}))
     words = DOMAINS[domain]
     assert all(part.strip() for part in (words.item, words.items, words.user, words.users, words.did, *words.aspects))
-    prompts = written(study, PromptConfig(domain=domain), dict.fromkeys(range(6), "a profile"))
+    prompts = written(data, PromptConfig(domain=domain), dict.fromkeys(range(6), "a profile"))
     for prompt in prompts:
         assert not re.search(r"[{}]|None|  |\(\)|: *,|\s[,.;:]|\bin in\b| and and ", prompt.text.replace("\n", ""))
         assert words.items in prompt.system
@@ -221,10 +221,10 @@ def test_every_domain_gives_complete_prompts(domain: str) -> None:
     ],
 )
 def test_the_domain_is_guessed_from_names(name: str, build: dict[str, str], domain: str) -> None:
-    study = tiny_study(name, build=build)
-    assert domain_name(study) == domain
-    assert domain_name(study, "music") == "music"
-    assert f"a recommender of {DOMAINS[domain].items}." in PromptWriter(study).prompt("item", 0).system
+    data = tiny_study(name, build=build)
+    assert domain_name(data) == domain
+    assert domain_name(data, "music") == "music"
+    assert f"a recommender of {DOMAINS[domain].items}." in PromptWriter(data).prompt("item", 0).system
 
 
 def test_an_unknown_domain_is_an_error() -> None:
@@ -248,15 +248,15 @@ def test_no_bare_id_reaches_a_prompt_through_a_chain_of_unnamed_entities(outward
 
 
 def test_two_writers_write_the_same() -> None:
-    study = tiny_study(reviews=REVIEWS)
-    assert written(study) == written(Study.open(study.path))
+    data = tiny_study(reviews=REVIEWS)
+    assert written(data) == written(Dataset.open(data.path))
 
 
 def test_what_facts_are_held_to_is_what_a_prompt_can_hold() -> None:
-    study = tiny_study(reviews=REVIEWS)
-    study.write_profiles("template", template_profiles(study, progress=False))
-    texts = prompt_texts(study, "template")
-    assert list(texts) == [(subject, number) for subject in SUBJECTS for number in study.expected_ids(subject)]
+    data = tiny_study(reviews=REVIEWS)
+    data.write_profiles("template", template_profiles(data, progress=False))
+    texts = prompt_texts(data, "template")
+    assert list(texts) == [(subject, number) for subject in SUBJECTS for number in data.expected_ids(subject)]
     assert not texts.pop(("user", 3))
     assert all(quoted(text) for text in texts.values())
     assert any("Alien: Alien. It was directed by" in line for line in quoted(texts["user", 0]))

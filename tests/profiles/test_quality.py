@@ -10,8 +10,8 @@ import pytest
 import torch
 from torch.nn import functional
 
+from spike_kit.base.errors import ConfigError, DataError
 from spike_kit.data.vectors import ProfileVectors
-from spike_kit.errors import ConfigError, DataError
 from spike_kit.profiles import duplicates, quality
 from spike_kit.profiles.duplicates import near_duplicates
 from spike_kit.profiles.faithfulness import (

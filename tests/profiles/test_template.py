@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from spike_kit.data.study import Study
+from spike_kit.data.dataset import Dataset
 from spike_kit.data.tables import Tables
 from spike_kit.data.text import clean
 from spike_kit.profiles import facts
@@ -24,9 +24,9 @@ from spike_kit.profiles.wording import fill, listed, paragraph, sentence
 from tests.world import World
 
 
-def test_every_subject_has_a_profile_within_its_limit(study: Study) -> None:
-    profiles = template_profiles(study, progress=False)
-    assert len(profiles) == len(study.users) + len(study.entities)
+def test_every_subject_has_a_profile_within_its_limit(data: Dataset) -> None:
+    profiles = template_profiles(data, progress=False)
+    assert len(profiles) == len(data.users) + len(data.entities)
     for subject, text in zip(profiles["subject"], profiles["text"], strict=True):
         assert len(text.split()) <= WORD_LIMIT[subject]
     assert profiles["subject"].drop_duplicates().tolist() == ["item", "auxiliary", "user"]
@@ -109,12 +109,12 @@ def test_a_user_without_train_items_still_has_a_profile(world: World) -> None:
 
 
 def test_ensure_profiles_writes_once_and_again_after_a_new_wording(
-    study: Study, monkeypatch: pytest.MonkeyPatch
+    data: Dataset, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    before = ensure_profiles(study, progress=False)
-    assert ensure_profiles(study, progress=False)["created"].equals(before["created"])
+    before = ensure_profiles(data, progress=False)
+    assert ensure_profiles(data, progress=False)["created"].equals(before["created"])
     monkeypatch.setattr("spike_kit.profiles.template.VERSION", "template next")
-    after = ensure_profiles(study, progress=False)
+    after = ensure_profiles(data, progress=False)
     assert (after["prompt_sha256"] != before["prompt_sha256"]).all()
 
 

@@ -1,4 +1,4 @@
-"""A study of six films in which every rule of the prompts can be seen, and a server in a thread for its tests."""
+"""A data set of six films in which every rule of the prompts can be seen, and a server in a thread for its tests."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ from typing import Any
 
 import pandas as pd
 
-from spike_kit import paths
-from spike_kit.data.study import SourceFile, Study, create_study
+from spike_kit.base import paths
+from spike_kit.data.dataset import Dataset, SourceFile, create_dataset
 from spike_kit.data.tables import Tables
 from spike_kit.profiles.generate import Generation, GenerationConfig
 from spike_kit.profiles.llm import LLMConfig
@@ -107,13 +107,13 @@ def tiny_study(
     reviews: Mapping[tuple[int, int], str] | None = None,
     build: Mapping[str, Any] | None = None,
     tables: Tables | None = None,
-) -> Study:
+) -> Dataset:
     """Write the study under data/; ``reviews`` are texts by user and item, of any split."""
     splits = {(user, item): split for user, item, split in INTERACTIONS}
     rows = [(*pair, text, None, splits[pair]) for pair, text in sorted((reviews or {}).items())]
     frame = pd.DataFrame(rows, columns=["user", "item", "text", "timestamp", "split"]).astype({"timestamp": "Int64"})
     source = SourceFile(name="tiny.py", sha256="0" * 64, licence="MIT", origin="made by tests")
-    return create_study(
+    return create_dataset(
         paths.data_root() / name,
         name,
         tables or tiny_tables(),
@@ -125,18 +125,18 @@ def tiny_study(
     )
 
 
-def in_memory(tables: Tables) -> Study:
-    """A study that is on no disk, so that its tables may hold what no study folder would take."""
+def in_memory(tables: Tables) -> Dataset:
+    """A data set that is on no disk, so that its tables may hold what no data-set folder would take."""
     manifest = _template().manifest
-    study = Study(paths.data_root() / "nowhere", manifest)
-    study.__dict__["tables"] = tables
-    return study
+    data = Dataset(paths.data_root() / "nowhere", manifest)
+    data.__dict__["tables"] = tables
+    return data
 
 
-def _template() -> Study:
+def _template() -> Dataset:
     if not (paths.data_root() / "template" / paths.MANIFEST).is_file():
         tiny_study("template")
-    return Study.open("template")
+    return Dataset.open("template")
 
 
 def prose(body: dict[str, Any]) -> str:
@@ -185,7 +185,7 @@ def served(answer: Callable[[dict[str, Any]], str] = prose) -> Iterator[Asked]:
 
 
 def generation(
-    study: Study,
+    data: Dataset,
     base_url: str,
     *,
     source: str = "llm",
@@ -196,4 +196,4 @@ def generation(
     """A generation that asks a server of these tests."""
     settings = {"model": "small-model", "base_url": base_url, "concurrency": 4, **llm}
     config = GenerationConfig.parse({"llm": LLMConfig.parse(settings), "prompts": prompts or {}, "fill": fill})
-    return Generation(study, config, source)
+    return Generation(data, config, source)

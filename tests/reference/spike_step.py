@@ -11,17 +11,17 @@ from collections.abc import Callable, Iterator
 import torch
 from torch import Tensor
 
-from spike_kit.config import TrainingConfig
+from spike_kit.base.config import TrainingConfig
+from spike_kit.base.seeds import numpy_generator, torch_generator
+from spike_kit.data.dataset import Dataset
 from spike_kit.data.graph import Graph
-from spike_kit.data.study import Study
 from spike_kit.models import find_preset
 from spike_kit.models.recommender import Batch
 from spike_kit.models.spike import Spike, SpikeConfig
 from spike_kit.profiles.encode import DEFAULT_ENCODER
 from spike_kit.profiles.template import SOURCE
-from spike_kit.sampling import NegativeSampler, epoch_batches
-from spike_kit.seeds import numpy_generator, torch_generator
-from spike_kit.training import training_step
+from spike_kit.training.loop import training_step
+from spike_kit.training.sampling import NegativeSampler, epoch_batches
 from tests.reference.spike import PlainSpike
 
 _WARM_UP = 2
@@ -31,8 +31,8 @@ Step = Callable[[Batch], dict[str, Tensor]]
 
 def compare(dataset: str, preset: str, rounds: int, steps: int) -> tuple[float, float, float]:
     """Median seconds of the plain step and of the kit's, in rounds that take turns, and the median of their ratios."""
-    study = Study.open(dataset)
-    graph, vectors = Graph.from_tables(study.tables), study.vectors(SOURCE, DEFAULT_ENCODER)
+    data = Dataset.open(dataset)
+    graph, vectors = Graph.from_tables(data.tables), data.vectors(SOURCE, DEFAULT_ENCODER)
     named = find_preset("spike", preset)
     config = SpikeConfig.parse(dict(named.model))
     models = [Spike(config, graph, vectors, _generator("init")) for _ in range(2)]

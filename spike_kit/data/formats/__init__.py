@@ -1,21 +1,21 @@
-"""Formats of other toolkits, written from a study folder; the sources of the same names read them back."""
+"""Formats of other toolkits, written from a data-set folder; the sources of the same names read them back."""
 
 from __future__ import annotations
 
 from pathlib import Path
 
+from spike_kit.base.errors import lookup
+from spike_kit.data.dataset import Dataset
 from spike_kit.data.formats.kgat import export_kgat
 from spike_kit.data.formats.recbole import export_recbole
 from spike_kit.data.formats.spike_release import export_spike_release
-from spike_kit.data.study import Study
-from spike_kit.errors import lookup
 
 FORMATS = {"kgat": "KGAT, KGIN, SSLRec, KGRec", "recbole": "RecBole", "spike-release": "the authors' code of SPiKE"}
 """Formats by name, with the codes that read them."""
 
 
 def export(
-    study: Study,
+    data: Dataset,
     name: str,
     folder: Path,
     *,
@@ -23,11 +23,11 @@ def export(
     vectors: tuple[str, str] = ("template", "all-MiniLM-L6-v2"),
     overwrite: bool = False,
 ) -> Path:
-    """Write a study folder in a format of `FORMATS`; all files or none.
+    """Write a data-set folder in a format of `FORMATS`; all files or none.
 
     Parameters
     ----------
-    study
+    data
         The study.
     name
         Name of the format.
@@ -51,7 +51,7 @@ def export(
     """
     lookup(FORMATS, name, "format")
     if name == "recbole":
-        return export_recbole(study, folder, overwrite)
+        return export_recbole(data, folder, overwrite)
     if name == "kgat":
-        return export_kgat(study, folder, merge_valid, overwrite)
-    return export_spike_release(study, folder, *vectors, merge_valid=merge_valid, overwrite=overwrite)
+        return export_kgat(data, folder, merge_valid, overwrite)
+    return export_spike_release(data, folder, *vectors, merge_valid=merge_valid, overwrite=overwrite)

@@ -1,4 +1,4 @@
-"""A study folder in the format of KGAT (Wang et al., KDD 2019), which KGIN, SSLRec and KGRec read too.
+"""A data-set folder in the format of KGAT (Wang et al., KDD 2019), which KGIN, SSLRec and KGRec read too.
 
 `spike_kit.data.sources.kgat` reads it back: the same ids, splits and triples. Labels, ratings, timestamps, reviews and
 profiles have no place in it.
@@ -10,20 +10,20 @@ from pathlib import Path
 
 import pandas as pd
 
-from spike_kit import storage
+from spike_kit.base import storage
+from spike_kit.base.errors import DataError, some
+from spike_kit.data.dataset import Dataset
 from spike_kit.data.formats.target import check_free
 from spike_kit.data.sources.kgat_lists import LIST_FILES
-from spike_kit.data.study import Study
 from spike_kit.data.tables import SPLITS, Tables
-from spike_kit.errors import DataError, some
 
 
-def export_kgat(study: Study, folder: Path, merge_valid: bool = False, overwrite: bool = False) -> Path:
+def export_kgat(data: Dataset, folder: Path, merge_valid: bool = False, overwrite: bool = False) -> Path:
     """Write train.txt, valid.txt, test.txt, kg_final.txt and the four lists of original ids; all of them or none.
 
     Parameters
     ----------
-    study
+    data
         The study.
     folder
         Folder for the files.
@@ -46,8 +46,8 @@ def export_kgat(study: Study, folder: Path, merge_valid: bool = False, overwrite
     StorageError
         If the disk is full.
     """
-    check_free(study, folder, overwrite)
-    tables = study.tables
+    check_free(data, folder, overwrite)
+    tables = data.tables
     n_items = len(tables.items)
     with storage.atomic_folder(folder) as temporary:
         write_rows(tables, temporary, merge_valid)

@@ -1,4 +1,4 @@
-"""A study folder as RecBole atomic files (Zhao et al., CIKM 2021), with its split as RecBole's benchmark files.
+"""A data-set folder as RecBole atomic files (Zhao et al., CIKM 2021), with its split as RecBole's benchmark files.
 
 Besides RecBole's own files it writes ``.ent`` and ``.rel`` with the names of entities and relations;
 `spike_kit.data.sources.recbole` reads all of it back exactly. Reviews, profiles and vectors stay with the study.
@@ -12,12 +12,12 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from spike_kit import storage
+from spike_kit.base import storage
+from spike_kit.base.errors import DataError
+from spike_kit.data.dataset import Dataset
 from spike_kit.data.formats.target import check_free
-from spike_kit.data.study import Study
 from spike_kit.data.tables import SPLITS, Tables
 from spike_kit.data.text import clean, plain
-from spike_kit.errors import DataError
 
 MAX_TIMESTAMP = 2**53
 """Largest timestamp that a field of the type float holds exactly."""
@@ -30,15 +30,15 @@ MISSING = frozenset(
 """Tokens that RecBole takes for a missing value (it reads with the defaults of pandas)."""
 
 
-def export_recbole(study: Study, folder: Path, overwrite: bool = False) -> Path:
-    """Write a study as RecBole atomic files ``<name>.train.inter``, ``.item``, ``.kg``, ...; all of them or none.
+def export_recbole(data: Dataset, folder: Path, overwrite: bool = False) -> Path:
+    """Write a data set as RecBole atomic files ``<name>.train.inter``, ``.item``, ``.kg``, ...; all of them or none.
 
     Titles and descriptions are read back through `spike_kit.data.text.plain`; the few that would change under it are
     written with escaped ``&`` or with invisible word joiners.
 
     Parameters
     ----------
-    study
+    data
         The study.
     folder
         Folder for the files.
@@ -53,18 +53,18 @@ def export_recbole(study: Study, folder: Path, overwrite: bool = False) -> Path:
     Raises
     ------
     DataError
-        If the folder is not empty or holds a study, or something cannot be held by the format: an id that RecBole
+        If the folder is not empty or holds a data set, or something cannot be held by the format: an id that RecBole
         takes for a quoted or a missing value, a text that is no clean line, an infinite rating, a timestamp beyond
         `MAX_TIMESTAMP`.
     StorageError
         If the disk is full.
     """
-    check_free(study, folder, overwrite)
-    tables = study.tables
+    check_free(data, folder, overwrite)
+    tables = data.tables
     _check_ids(tables)
     _check_numbers(tables.interactions)
     with storage.atomic_folder(folder) as temporary:
-        _write_tables(tables, temporary, study.name)
+        _write_tables(tables, temporary, data.name)
     return folder
 
 

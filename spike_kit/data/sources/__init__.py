@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from spike_kit.base.errors import lookup
 from spike_kit.data.recipes import Recipe, Source
 from spike_kit.data.sources import (
     amazon,
@@ -15,7 +16,6 @@ from spike_kit.data.sources import (
     tables,
     yelp,
 )
-from spike_kit.errors import lookup
 
 SOURCES: dict[str, Source] = {
     "ml-100k": ml_100k.SOURCE,

@@ -17,11 +17,9 @@ from typing import Literal
 
 import pandas as pd
 
-from spike_kit.data.recipes import UNFILTERED, Published, Recipe, Source
-from spike_kit.data.reorganize import BuildConfig
-from spike_kit.data.sources import recbole
-from spike_kit.data.text import plain
-from spike_kit.data.workspace import (
+from spike_kit.base.errors import DataError, some
+from spike_kit.data.pipeline import BuildConfig
+from spike_kit.data.raw import (
     Field,
     JsonLines,
     Workspace,
@@ -32,7 +30,9 @@ from spike_kit.data.workspace import (
     review_view,
     unpacking,
 )
-from spike_kit.errors import DataError, some
+from spike_kit.data.recipes import UNFILTERED, Published, Recipe, Source
+from spike_kit.data.sources import recbole
+from spike_kit.data.text import plain
 
 LICENCE = "no licence stated; released for research, not for redistribution"
 

@@ -12,9 +12,9 @@ import pandas as pd
 from pydantic import Field as Setting
 
 from spike_kit.data.lists import read_mapped_split
+from spike_kit.data.pipeline import BuildConfig
+from spike_kit.data.raw import Delimited, Field, Workspace, check_readable
 from spike_kit.data.recipes import Published, Recipe, Source
-from spike_kit.data.reorganize import BuildConfig
-from spike_kit.data.workspace import Delimited, Field, Workspace, check_readable
 
 LICENCE = "HetRec 2011: non-commercial use, to be cited"
 ORIGIN = "hetrec2011-lastfm-2k (GroupLens)"

@@ -15,11 +15,11 @@ from pathlib import Path
 
 import pandas as pd
 
+from spike_kit.base.errors import DataError
 from spike_kit.data.fetch import Wheel, checked_wheel, read_member
+from spike_kit.data.pipeline import BuildConfig
+from spike_kit.data.raw import Workspace
 from spike_kit.data.recipes import Published, Recipe, Source
-from spike_kit.data.reorganize import BuildConfig
-from spike_kit.data.workspace import Workspace
-from spike_kit.errors import DataError
 
 NAME = "ml-100k"
 """Name of the data set and of its raw files."""

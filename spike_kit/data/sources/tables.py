@@ -14,13 +14,11 @@ from typing import Literal
 import pandas as pd
 from pydantic import Field as Setting
 
+from spike_kit.base.errors import DataError, some
 from spike_kit.data.labels import readable, relation_name
 from spike_kit.data.lists import read_given_lists
-from spike_kit.data.recipes import Recipe, Source
-from spike_kit.data.reorganize import BuildConfig
-from spike_kit.data.tables import SPLITS
-from spike_kit.data.text import plain
-from spike_kit.data.workspace import (
+from spike_kit.data.pipeline import BuildConfig
+from spike_kit.data.raw import (
     Delimited,
     Field,
     JsonLines,
@@ -34,7 +32,9 @@ from spike_kit.data.workspace import (
     review_view,
     unpacking,
 )
-from spike_kit.errors import DataError, some
+from spike_kit.data.recipes import Recipe, Source
+from spike_kit.data.tables import SPLITS
+from spike_kit.data.text import plain
 
 LICENCE = "as the owner of the file says"
 

@@ -14,11 +14,11 @@ from typing import Any
 
 import pandas as pd
 
+from spike_kit.base.errors import DataError
+from spike_kit.data.pipeline import BuildConfig
+from spike_kit.data.raw import Field, JsonLines, Workspace, review_view
 from spike_kit.data.recipes import Recipe, Source
-from spike_kit.data.reorganize import BuildConfig
 from spike_kit.data.text import plain
-from spike_kit.data.workspace import Field, JsonLines, Workspace, review_view
-from spike_kit.errors import DataError
 
 LICENCE = "Yelp data set terms of use: academic use only, no redistribution"
 

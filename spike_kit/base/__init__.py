@@ -1,0 +1,1 @@
+"""Ground floor: errors, settings, paths, files, seeds, devices."""

@@ -1,0 +1,266 @@
+"""Writing that is all or nothing, and reading that names the file when it fails."""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import json
+import os
+import re
+import shutil
+import sqlite3
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+from safetensors import SafetensorError
+
+from spike_kit.base.errors import DataError, StorageError
+
+_TEMPORARY = ".spike-kit-tmp-"
+
+
+_DISK_FULL = (errno.ENOSPC, errno.EDQUOT)
+_NO_PERMISSION = (errno.EACCES, errno.EPERM, errno.EROFS)
+
+
+@contextmanager
+def storage_errors(path: Path) -> Iterator[None]:
+    """Turn a full disk or a missing permission into a `StorageError` that names what was not written."""
+    try:
+        yield
+    except (OSError, SafetensorError) as error:
+        number = _error_number(error)
+        if number in _DISK_FULL:
+            raise StorageError(
+                f"the disk is full: {path} was not written (what stood there before is untouched)",
+                "free some space and run the same command again",
+            ) from error
+        if number in _NO_PERMISSION:
+            raise StorageError(
+                f"no permission to write {path}", "choose another folder or change its permissions"
+            ) from error
+        raise
+
+
+def _error_number(error: Exception) -> int | None:
+    """Number of the system error behind an exception; safetensors has it in its text only."""
+    if isinstance(error, OSError):
+        return error.errno
+    found = re.search(r"os error (\d+)", str(error))
+    return int(found[1]) if found else None
+
+
+@contextmanager
+def atomic_file(path: Path) -> Iterator[Path]:
+    """Give a temporary path beside ``path``; on success it becomes ``path``, on any error it is removed.
+
+    Raises
+    ------
+    StorageError
+        If the disk is full or the folder may not be written.
+    """
+    with storage_errors(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        handle, name = tempfile.mkstemp(prefix=_TEMPORARY, suffix=path.suffix, dir=path.parent)
+        os.close(handle)
+        temporary = Path(name)
+        try:
+            yield temporary
+            _flush(temporary)
+            temporary.chmod(0o644)
+            temporary.replace(path)
+            _flush_folder(path.parent)
+        finally:
+            temporary.unlink(missing_ok=True)
+
+
+@contextmanager
+def atomic_folder(path: Path, last: str | None = None) -> Iterator[Path]:
+    """Give a temporary folder beside ``path``; on success it takes the place of ``path``, else it is removed.
+
+    A folder that stood at ``path`` before is replaced as a whole, never mixed with the new one. Where ``last`` names
+    the file that makes the folder valid, the new files move into the old folder instead, that one at the end, and what
+    else was there goes afterwards: then there is no moment at which neither of the two is in its place.
+
+    Raises
+    ------
+    StorageError
+        If the disk is full or the folder may not be written.
+    """
+    with storage_errors(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        temporary = Path(tempfile.mkdtemp(prefix=_TEMPORARY, dir=path.parent))
+        try:
+            yield temporary
+            for file in temporary.rglob("*"):
+                if file.is_file():
+                    _flush(file)
+            temporary.chmod(0o755)
+            if last is not None and path.is_dir():
+                _move_in(temporary, path, last)
+            else:
+                _swap_in(temporary, path)
+            _flush_folder(path.parent)
+        finally:
+            shutil.rmtree(temporary, ignore_errors=True)
+
+
+def _move_in(new: Path, path: Path, last: str) -> None:
+    files = sorted(new.iterdir(), key=lambda file: file.name == last)
+    for file in files:
+        file.replace(path / file.name)
+    _flush_folder(path)
+    names = {file.name for file in files}
+    for old in path.iterdir():
+        if old.name not in names:
+            shutil.rmtree(old) if old.is_dir() else old.unlink()
+
+
+def _swap_in(new: Path, path: Path) -> None:
+    if not path.exists():
+        new.replace(path)
+        return
+    old = Path(tempfile.mkdtemp(prefix=_TEMPORARY, dir=path.parent)) / path.name
+    path.replace(old)
+    try:
+        new.replace(path)
+    except BaseException:
+        old.replace(path)
+        raise
+    finally:
+        shutil.rmtree(old.parent, ignore_errors=True)
+
+
+@contextmanager
+def database_errors(path: Path) -> Iterator[None]:
+    """Turn an error of sqlite or of the file system into a `StorageError` that names the sqlite file."""
+    try:
+        yield
+    except (sqlite3.Error, OSError) as error:
+        raise StorageError(
+            f"{path} cannot be used: {error}",
+            "free some space or check its permissions, and run again; what it holds is not lost",
+        ) from error
+
+
+@contextmanager
+def exclusive(path: Path, held: str) -> Iterator[None]:
+    """Hold a lock file against other processes; released with the process, however it ends.
+
+    Parameters
+    ----------
+    path
+        The lock file; it stays behind, empty.
+    held
+        What the error says if another process holds it.
+
+    Raises
+    ------
+    DataError
+        If another process holds it.
+    StorageError
+        If the file cannot be used.
+    """
+    with database_errors(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        lock = sqlite3.connect(path, timeout=0, isolation_level=None, check_same_thread=False)
+    try:
+        with database_errors(path):
+            _take(lock, held)
+        yield
+    finally:
+        lock.close()
+
+
+def _take(lock: sqlite3.Connection, held: str) -> None:
+    try:
+        lock.execute("BEGIN EXCLUSIVE")
+    except sqlite3.OperationalError as error:
+        if error.sqlite_errorcode != sqlite3.SQLITE_BUSY:
+            raise
+        raise DataError(held, "wait until it has ended, or stop it") from error
+
+
+def _flush(path: Path) -> None:
+    with path.open("rb+") as file:
+        os.fsync(file.fileno())
+
+
+def _flush_folder(path: Path) -> None:
+    """Bring renames in a folder to the disk, where the system can open folders."""
+    if os.name == "posix":
+        handle = os.open(path, os.O_RDONLY)
+        try:
+            os.fsync(handle)
+        finally:
+            os.close(handle)
+
+
+def sha256_file(path: Path) -> str:
+    """Hexadecimal sha256 of a file's bytes."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def now() -> str:
+    """Time in ISO 8601, UTC, as tables keep it."""
+    return datetime.now(UTC).isoformat(timespec="seconds")
+
+
+def sha256_text(text: str) -> str:
+    """Hexadecimal sha256 of a text in UTF-8."""
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def canonical_json(value: Any) -> str:
+    """JSON with sorted keys and no spaces: equal values give equal text."""
+    return json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Write a value as indented JSON, atomically."""
+    with atomic_file(path) as temporary:
+        temporary.write_text(json.dumps(value, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+
+
+def read_json(path: Path) -> Any:
+    """Read a JSON file.
+
+    Raises
+    ------
+    DataError
+        If the file is missing or is not JSON.
+    """
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError as error:
+        raise DataError(f"{path} does not exist") from error
+    except (ValueError, UnicodeDecodeError, RecursionError) as error:
+        raise DataError(f"{path} is not valid JSON: {error}", "build or fetch it again") from error
+
+
+def write_parquet(path: Path, frame: pd.DataFrame) -> None:
+    """Write a table as parquet (zstd), atomically."""
+    with atomic_file(path) as temporary:
+        frame.to_parquet(temporary, index=False, compression="zstd")
+
+
+def read_parquet(path: Path) -> pd.DataFrame:
+    """Read a parquet table.
+
+    Raises
+    ------
+    DataError
+        If the file is missing or is not parquet.
+    """
+    try:
+        return pd.read_parquet(path)
+    except FileNotFoundError as error:
+        raise DataError(f"{path} does not exist") from error
+    except (OSError, ValueError) as error:
+        raise DataError(f"{path} is not a readable parquet table: {error}", "build it again") from error

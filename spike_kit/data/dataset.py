@@ -1,0 +1,516 @@
+"""The data-set folder: the contract between all stages.
+
+``data/<name>/`` holds the tables (`spike_kit.data.tables`), ``manifest.json``, the profiles of every source and
+the embeddings of every encoder. Every read is checked; every write is all or nothing.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Collection, Iterable, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import ExitStack
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+from urllib.parse import quote, unquote
+
+import pandas as pd
+import pandera.pandas as pa
+import pyarrow
+import pyarrow.dataset
+import pyarrow.parquet
+from pydantic import Field
+
+from spike_kit.base import paths, storage
+from spike_kit.base.config import Config
+from spike_kit.base.errors import ConfigError, DataError, some
+from spike_kit.data.tables import OPTIONAL, SCHEMAS, SPLITS, ReviewCheck, Tables, check_frame, check_table
+from spike_kit.data.vectors import ProfileVectors
+
+SCHEMA_VERSION = 1
+"""Version of the layout of data-set folders written by this code."""
+
+SUBJECTS = ("item", "auxiliary", "user")
+"""Who has a profile, in the order in which profiles are written (items, other entities, users)."""
+
+REPRODUCIBLE_SOURCE = "template"
+"""Profile source that costs nothing to write again."""
+
+FILLED = '{"filled": true}'
+"""``usage`` of a profile that stands in for one that its source does not have."""
+
+PROFILES_SCHEMA = pa.DataFrameSchema(
+    {
+        "subject": pa.Column("str", pa.Check.isin(SUBJECTS)),
+        "id": pa.Column("int64", pa.Check.ge(0)),
+        "text": pa.Column("str", pa.Check.str_length(min_value=1)),
+        "prompt_sha256": pa.Column("str"),
+        "model": pa.Column("str", pa.Check.str_length(min_value=1)),
+        "usage": pa.Column("str"),
+        "created": pa.Column("str"),
+    },
+    name="profiles",
+    strict=True,
+    ordered=True,
+    unique=["subject", "id"],
+)
+"""One row per subject; ``id`` is a user id for users, else an entity id. ``usage`` is JSON, ``created`` ISO 8601."""
+
+
+class SourceFile(Config):
+    """A file that a data-set folder was built from."""
+
+    name: str
+    """File name, without its folder."""
+    sha256: str
+    """Hexadecimal sha256 of its bytes."""
+    licence: str
+    """Licence or terms of use."""
+    origin: str
+    """Where it comes from, in words or as an identifier."""
+
+
+class Manifest(Config):
+    """What a data-set folder is made of; equal inputs and settings give an equal manifest."""
+
+    schema_version: int
+    """Layout version, `SCHEMA_VERSION`."""
+    name: str
+    """Name of the data set."""
+    sources: tuple[SourceFile, ...]
+    """Files it was built from."""
+    build: dict[str, Any]
+    """Settings of the recipe."""
+    funnel: tuple[dict[str, Any], ...]
+    """Steps of the build in order; each has ``step`` and the row counts after it."""
+    counts: dict[str, int]
+    """Rows of the final tables, interactions per split too."""
+    tables: dict[str, str]
+    """sha256 of each table's file."""
+    notes: tuple[str, ...] = ()
+    """Warnings a reader must know (facts that may encode held-out behaviour, say)."""
+    published: dict[str, int] = Field(default_factory=dict)
+    """Counts that were published for the raw data, if it is a known data set; compare with the first row of the
+    funnel."""
+    published_in: str = ""
+    """Where they were published."""
+
+
+@dataclass(frozen=True)
+class Dataset:
+    """An existing data-set folder; tables are read and checked on first use.
+
+    Use `Dataset.open` with a data set's name or a path, or `create_dataset` to write a new one.
+    """
+
+    path: Path
+    manifest: Manifest
+
+    @classmethod
+    def open(cls, dataset: str | Path) -> Dataset:
+        """Open the data-set folder of a data set's name (under data/) or at a path.
+
+        Raises
+        ------
+        DataError
+            If the folder does not exist, or its manifest is broken or of another layout version.
+        """
+        path = paths.find_dataset(dataset)
+        values = storage.read_json(path / paths.MANIFEST)
+        version = values.get("schema_version") if isinstance(values, dict) else None
+        if version != SCHEMA_VERSION:
+            raise DataError(
+                f"{path / paths.MANIFEST} has schema version {version!r}, this code reads {SCHEMA_VERSION}",
+                "build the data set again with this version",
+            )
+        try:
+            return cls(path, Manifest.parse(values))
+        except ConfigError as error:
+            raise DataError(
+                f"{path / paths.MANIFEST} is damaged: {error.message}", "build the data set again"
+            ) from error
+
+    @property
+    def name(self) -> str:
+        """Name of the data set."""
+        return self.manifest.name
+
+    @cached_property
+    def tables(self) -> Tables:
+        """All tables, checked (see `spike_kit.data.tables.SCHEMAS`).
+
+        Raises
+        ------
+        DataError
+            If a table is missing, changed since the build, or breaks a rule.
+        """
+        read: dict[str, pd.DataFrame] = {}
+        for name in SCHEMAS:
+            if name in OPTIONAL:
+                continue
+            file = self.path / f"{name}.parquet"
+            frame = storage.read_parquet(file)
+            self._check_unchanged(file)
+            read[name] = check_table(name, frame, where=str(file))
+        tables = Tables(**read)
+        tables.check()
+        return tables
+
+    @property
+    def users(self) -> pd.DataFrame:
+        """Users: user, source_id, label."""
+        return self.tables.users
+
+    @property
+    def items(self) -> pd.DataFrame:
+        """Items: item, source_id, label, description."""
+        return self.tables.items
+
+    @property
+    def entities(self) -> pd.DataFrame:
+        """Entities (items first): entity, source_id, label, kind."""
+        return self.tables.entities
+
+    @property
+    def relations(self) -> pd.DataFrame:
+        """Relations: relation, source_id, label, template."""
+        return self.tables.relations
+
+    @property
+    def interactions(self) -> pd.DataFrame:
+        """Interactions: user, item, split, rating, timestamp."""
+        return self.tables.interactions
+
+    @property
+    def triples(self) -> pd.DataFrame:
+        """Triples without inverses: head, relation, tail."""
+        return self.tables.triples
+
+    def _check_unchanged(self, file: Path) -> None:
+        if storage.sha256_file(file) != self.manifest.tables.get(file.stem):
+            raise DataError(f"{file} was changed after the build (its sha256 differs)", "build the data set again")
+
+    @property
+    def has_reviews(self) -> bool:
+        """Whether the study has reviews."""
+        return "reviews" in self.manifest.tables
+
+    @cached_property
+    def reviews_file(self) -> Path:
+        """File of the reviews of all splits; `train_reviews` and `spike_kit.data.reviews` read those of train.
+
+        Raises
+        ------
+        DataError
+            If the study has no reviews, or their file is missing or was changed.
+        """
+        file = self.path / "reviews.parquet"
+        if not self.has_reviews:
+            raise DataError(f"data set {self.name} has no reviews", "build it from a source that has them")
+        if not file.is_file():
+            raise DataError(f"{file} does not exist", "build the data set again")
+        self._check_unchanged(file)
+        return file
+
+    def train_reviews(self, users: Collection[int] | None = None, items: Collection[int] | None = None) -> pd.DataFrame:
+        """Reviews of train interactions: user, item, text, timestamp. Those of valid and test cannot be had here.
+
+        Parameters
+        ----------
+        users, items
+            Only reviews by these users, of these items; none means all (which may not fit into memory).
+
+        Raises
+        ------
+        DataError
+            If the study has no reviews, or their file is missing or was changed.
+        """
+        wanted = pyarrow.dataset.field("split") == SPLITS[0]
+        for name, ids in (("user", users), ("item", items)):
+            if ids is not None:
+                wanted &= pyarrow.dataset.field(name).isin(list(ids))
+        table = pyarrow.dataset.dataset(self.reviews_file, format="parquet").to_table(
+            columns=["user", "item", "text", "timestamp"], filter=wanted
+        )
+        return table.to_pandas().astype({"timestamp": "Int64"})
+
+    def split(self, name: str) -> pd.DataFrame:
+        """Interactions of one split (train, valid or test)."""
+        return self.interactions[self.interactions["split"] == name]
+
+    def expected_ids(self, subject: str) -> range:
+        """Return the ids that need a profile: user ids, item ids, or the ids of the other entities."""
+        n_items = len(self.items)
+        return {
+            "item": range(n_items),
+            "auxiliary": range(n_items, len(self.entities)),
+            "user": range(len(self.users)),
+        }[subject]
+
+    def profiles_path(self, source: str) -> Path:
+        """File of the profiles of a source."""
+        return self.path / "profiles" / f"{source}.parquet"
+
+    def profile_sources(self) -> list[str]:
+        """Names of the profile sources that exist."""
+        return sorted(path.stem for path in (self.path / "profiles").glob(f"{paths.VISIBLE}.parquet"))
+
+    def profiles(self, source: str = "template") -> pd.DataFrame:
+        """Profiles of a source: one row for every item, auxiliary entity and user, in this order, ids ascending.
+
+        Raises
+        ------
+        DataError
+            If there is no such source, or a subject has no profile (its ids are named).
+        """
+        file = self.profiles_path(source)
+        if not file.is_file():
+            raise DataError(
+                f"data set {self.name} has no profiles of source {source!r} ({file} does not exist)",
+                f"known here: {some(self.profile_sources()) or 'none'}; write them with: spike-kit profile {self.name}",
+            )
+        return self._checked_profiles(storage.read_parquet(file), str(file))
+
+    def write_profiles(self, source: str, profiles: pd.DataFrame, provenance: dict[str, Any] | None = None) -> Path:
+        """Write the profiles of a source (columns: `PROFILES_SCHEMA`) after the same check as on reading.
+
+        ``provenance`` (plain values: how the texts came about, for whom they may leak held-out behaviour) is kept in
+        the file.
+
+        Raises
+        ------
+        DataError
+            If a row is missing or wrong, or the name of the source is none.
+        """
+        return self.write_profile_batches(
+            source, [self._checked_profiles(profiles, f"profiles of source {source}")], provenance
+        )
+
+    def write_profile_batches(
+        self, source: str, batches: Iterable[pd.DataFrame], provenance: dict[str, Any] | None = None
+    ) -> Path:
+        """Write the profiles of a source as they come: batches of rows in the order of `profiles`; all or nothing.
+
+        Raises
+        ------
+        DataError
+            If a row is missing, out of order or wrong, or the name of the source is none.
+        """
+        check_source_name(source)
+        file, where = self.profiles_path(source), f"profiles of source {source}"
+        due = ((subject, number) for subject in SUBJECTS for number in self.expected_ids(subject))
+        with storage.atomic_file(file) as temporary, ExitStack() as stack:
+            writer: pyarrow.parquet.ParquetWriter | None = None
+            for batch in batches:
+                check_frame(PROFILES_SCHEMA, batch, where)
+                for found in zip(batch["subject"], batch["id"].tolist(), strict=True):
+                    if found != next(due, None):
+                        raise DataError(f"{where}: {found[0]} {found[1]} is out of place", "write the profiles again")
+                batch.attrs = {"provenance": provenance or {}}
+                table = pyarrow.Table.from_pandas(batch, preserve_index=False)
+                if writer is None:
+                    writer = stack.enter_context(
+                        pyarrow.parquet.ParquetWriter(temporary, table.schema, compression="zstd")
+                    )
+                writer.write_table(table)
+            if (missing := next(due, None)) is not None:
+                raise DataError(f"{where}: no profile for {missing[0]} {missing[1]}", "write the profiles again")
+        return file
+
+    def provenance(self, source: str) -> dict[str, Any]:
+        """How the profiles of a source came about; empty if the file does not say or does not exist."""
+        return _provenance(self.profiles_path(source))
+
+    def _checked_profiles(self, frame: pd.DataFrame, where: str) -> pd.DataFrame:
+        check_frame(PROFILES_SCHEMA, frame, where)
+        parts = []
+        for subject in SUBJECTS:
+            part = frame[frame["subject"] == subject].sort_values("id")
+            expected = self.expected_ids(subject)
+            missing = sorted(set(expected) - set(part["id"]))
+            unknown = sorted(set(part["id"]) - set(expected))
+            if missing or unknown:
+                problem = f"no profile for {subject} {some(missing)}" if missing else f"unknown ids {some(unknown)}"
+                raise DataError(
+                    f"{where}: {problem}; every {subject} of the study needs exactly one row",
+                    "write the profiles again, or complete them from the template source explicitly",
+                )
+            parts.append(part)
+        return pd.concat(parts, ignore_index=True)
+
+    def embeddings_path(self, source: str, encoder: str) -> Path:
+        """File of the vectors of a source's profiles under an encoder."""
+        return self.path / "embeddings" / _vectors_name(source, encoder)
+
+    def encoded(self) -> list[tuple[str, str]]:
+        """Pairs of profile source and encoder whose vectors exist."""
+        files = sorted((self.path / "embeddings").glob(f"{paths.VISIBLE}--*.safetensors"))
+        pairs = (file.stem.split("--", 1) for file in files)
+        return [(source, unquote(encoder)) for source, encoder in pairs]
+
+    def vectors(self, source: str = "template", encoder: str = "all-MiniLM-L6-v2") -> ProfileVectors:
+        """Vectors of all profiles of a source under an encoder.
+
+        Raises
+        ------
+        DataError
+            If the file is missing, has another number of rows than the study, or holds NaN or infinity.
+        """
+        file = self.embeddings_path(source, encoder)
+        if not file.is_file():
+            raise DataError(
+                f"data set {self.name} has no embeddings of source {source!r} by encoder {encoder!r} "
+                f"({file} does not exist)",
+                f"make them with: spike-kit encode {self.name} --source {source} --encoder {encoder}",
+            )
+        vectors = ProfileVectors.load(file)
+        vectors.check(len(self.users), len(self.entities), str(file))
+        return vectors
+
+
+def _vectors_name(source: str, encoder: str) -> str:
+    return f"{source}--{quote(encoder, safe='')}.safetensors"
+
+
+def create_dataset(
+    path: Path,
+    name: str,
+    tables: Tables,
+    *,
+    sources: Sequence[SourceFile],
+    build: dict[str, Any],
+    funnel: Sequence[dict[str, Any]],
+    notes: Sequence[str] = (),
+    reviews: Iterable[pd.DataFrame] = (),
+    published: dict[str, int] | None = None,
+    published_in: str = "",
+    embeddings: dict[tuple[str, str], ProfileVectors] | None = None,
+    overwrite: bool = False,
+) -> Dataset:
+    """Write a data-set folder: all tables checked, then the whole folder put in place at once.
+
+    ``reviews`` come in batches, sorted by user and item, and are checked and written one at a time; ``funnel`` is
+    read after the last of them. ``embeddings`` are vectors that came with the source, by (profile source, encoder).
+
+    An existing data-set folder at ``path`` is replaced as a whole; its profiles and embeddings belong to the old ids
+    and go with it. Profiles that the kit cannot write again at no cost are lost only with ``overwrite``.
+
+    Raises
+    ------
+    DataError
+        If a table breaks a rule, or ``path`` may not be replaced; nothing is written then.
+    StorageError
+        If the disk is full; what stood at ``path`` before is untouched.
+    """
+    tables.check()
+    check_replaceable(path, overwrite)
+    with storage.atomic_folder(path) as folder:
+        hashes = {}
+        for table, frame in tables.named().items():
+            file = folder / f"{table}.parquet"
+            frame.to_parquet(file, index=False, compression="zstd")
+            hashes[table] = storage.sha256_file(file)
+        counts = tables.counts()
+        if n_reviews := _write_reviews(folder / "reviews.parquet", reviews, tables.interactions):
+            hashes["reviews"] = storage.sha256_file(folder / "reviews.parquet")
+            counts["reviews"] = n_reviews
+        for (source, encoder), vectors in (embeddings or {}).items():
+            file = folder / "embeddings" / _vectors_name(source, encoder)
+            vectors.check(len(tables.users), len(tables.entities), f"embeddings of {source}")
+            vectors.save(file, {"source": source, "encoder": encoder})
+        manifest = Manifest(
+            schema_version=SCHEMA_VERSION,
+            name=name,
+            sources=tuple(sources),
+            build=build,
+            funnel=tuple(funnel),
+            counts=counts,
+            tables=hashes,
+            notes=tuple(notes),
+            published=published or {},
+            published_in=published_in,
+        )
+        storage.write_json(folder / paths.MANIFEST, manifest.model_dump(mode="json"))
+    return Dataset.open(path)
+
+
+def _provenance(file: Path) -> dict[str, Any]:
+    """What `Dataset.write_profile_batches` kept in a profiles table."""
+    try:
+        metadata = pyarrow.parquet.read_schema(file).metadata or {}
+        return dict(json.loads(metadata[b"pandas"])["attributes"]["provenance"])
+    except (OSError, KeyError, ValueError, TypeError, pyarrow.ArrowException):
+        return {}
+
+
+def _write_reviews(file: Path, batches: Iterable[pd.DataFrame], interactions: pd.DataFrame) -> int:
+    """Check and write the reviews; without any no file is left. Returns their number."""
+    check = ReviewCheck(interactions)
+    writer: pyarrow.parquet.ParquetWriter | None = None
+    rows = 0
+    try:
+        with ThreadPoolExecutor(1) as background:
+            written: Future[None] | None = None
+            for batch in batches:
+                table = pyarrow.Table.from_pandas(check(batch, "reviews"), preserve_index=False)
+                if writer is None:
+                    writer = pyarrow.parquet.ParquetWriter(file, table.schema, compression="zstd", use_dictionary=False)
+                if written is not None:
+                    written.result()
+                written = background.submit(writer.write_table, table)
+                rows += len(batch)
+            if written is not None:
+                written.result()
+    finally:
+        if writer is not None:
+            writer.close()
+    return rows
+
+
+def texts_by_subject(profiles: pd.DataFrame) -> dict[tuple[str, int], str]:
+    """Texts of a profiles table by subject and id."""
+    pairs = zip(profiles["subject"], profiles["id"].tolist(), strict=True)
+    return dict(zip(pairs, profiles["text"], strict=True))
+
+
+def check_source_name(source: str) -> None:
+    """Check that a name can be that of a profile source.
+
+    Raises
+    ------
+    DataError
+        If it cannot stand in a file name, or holds the ``--`` that parts source and encoder.
+    """
+    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", source) or "--" in source:
+        raise DataError(
+            f"{source!r} cannot be the name of a profile source",
+            "use letters, digits, '.', '_' and single '-', and begin with a letter or digit",
+        )
+
+
+def check_replaceable(path: Path, overwrite: bool) -> None:
+    """Check that a new study may take the place of what stands at ``path``.
+
+    Raises
+    ------
+    DataError
+        If that is no data-set folder, or holds profiles that cost something (unless ``overwrite``).
+    """
+    if not path.exists():
+        return
+    if not (path / paths.MANIFEST).is_file():
+        raise DataError(f"{path} exists and is no data-set folder; it is not replaced", "choose another name")
+    kept = sorted(file.stem for file in (path / "profiles").glob(f"{paths.VISIBLE}.parquet"))
+    precious = [
+        source
+        for source in kept
+        if source != REPRODUCIBLE_SOURCE and not _provenance(path / "profiles" / f"{source}.parquet").get("free")
+    ]
+    if precious and not overwrite:
+        raise DataError(
+            f"{path} holds profiles of {some(precious)}, which a new build would delete",
+            "build under another name, move them away, or build with --overwrite",
+        )

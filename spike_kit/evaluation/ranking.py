@@ -1,0 +1,297 @@
+"""Full ranking: every item a user has not seen is a candidate, and every user counts the same."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+
+import numpy as np
+import pandas as pd
+import torch
+from torch import Tensor
+
+from spike_kit.base.errors import ConfigError, DataError, TrainingError
+from spike_kit.data.tables import Tables
+from spike_kit.evaluation.metrics import ranking_metrics
+from spike_kit.models.recommender import FixedEmbeddings, Recommender
+
+PROTOCOL_VERSION = 1
+"""Version of the protocol: raised by whoever changes who is ranked, what is masked, or a metric."""
+
+CUTOFFS = (10, 20, 40)
+"""Ranks at which the paper measures."""
+
+SEEN = {"valid": ("train",), "test": ("train", "valid")}
+"""Splits whose positives are masked when a split is evaluated."""
+
+CHUNK_ENTRIES = 2_000_000
+"""Scores held in memory at once (users of a chunk times items); few enough to stay in the cache of a processor."""
+
+BLOCK = 8
+"""Scores per block in the search for the best items of a row."""
+
+METRIC_ROWS = 50_000
+"""Users whose metrics are computed at once from their hits."""
+
+
+@dataclass(frozen=True)
+class RankingTask:
+    """Users to rank for, what they have seen, and what counts as relevant, on one device.
+
+    Attributes
+    ----------
+    users
+        ``[n]``: users with a train interaction and a relevant item, ascending.
+    seen_row, seen_item
+        Entries to mask: position in ``users`` and item, sorted by row.
+    relevant_key
+        Sorted ``row * n_items + item`` of the relevant items.
+    n_relevant
+        ``[n]``: relevant items per user.
+    n_items
+        Number of items.
+    n_without_train, n_without_relevant
+        Users that are not ranked, and why.
+    """
+
+    users: Tensor
+    seen_row: Tensor
+    seen_item: Tensor
+    relevant_key: Tensor
+    n_relevant: Tensor
+    n_items: int
+    n_without_train: int
+    n_without_relevant: int
+
+    def check(self) -> None:
+        """Check that there is someone to rank for.
+
+        Raises
+        ------
+        DataError
+            If no user has both a train interaction and a relevant item.
+        """
+        if self.users.numel() == 0:
+            raise DataError(
+                "no user has a train interaction and a held-out one, so there is nothing to rank",
+                "build the data set with larger shares for valid and test",
+            )
+
+    @classmethod
+    def from_tables(cls, tables: Tables, split: str, device: torch.device | str = "cpu") -> RankingTask:
+        """Build the task of a split (``valid`` or ``test``)."""
+        interactions, n_users, n_items = tables.interactions, len(tables.users), len(tables.items)
+        relevant = interactions[interactions["split"] == split]
+        seen = interactions[interactions["split"].isin(SEEN[split])]
+        in_train = np.zeros(n_users, dtype=bool)
+        in_train[interactions.loc[interactions["split"] == "train", "user"]] = True
+        in_split = np.zeros(n_users, dtype=bool)
+        in_split[relevant["user"]] = True
+        users = np.flatnonzero(in_train & in_split)
+        row = np.full(n_users, -1)
+        row[users] = np.arange(len(users))
+        seen_row, seen_item = _rows(seen, row)
+        relevant_row, relevant_item = _rows(relevant, row)
+
+        def tensor(values: np.ndarray) -> Tensor:
+            return torch.from_numpy(values.astype(np.int64)).to(device)
+
+        return cls(
+            users=tensor(users),
+            seen_row=tensor(seen_row),
+            seen_item=tensor(seen_item),
+            relevant_key=tensor(np.sort(relevant_row * n_items + relevant_item)),
+            n_relevant=tensor(np.bincount(relevant_row, minlength=len(users))),
+            n_items=n_items,
+            n_without_train=int((~in_train).sum()),
+            n_without_relevant=int((in_train & ~in_split).sum()),
+        )
+
+
+def _rows(interactions: pd.DataFrame, row: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    ranked = interactions[row[interactions["user"]] >= 0].sort_values(["user", "item"])
+    return row[ranked["user"]], ranked["item"].to_numpy()
+
+
+def evaluate(
+    recommender: Recommender, task: RankingTask, cutoffs: Sequence[int] = CUTOFFS
+) -> tuple[dict[str, float], pd.DataFrame]:
+    """Rank all unseen items for every user of a task.
+
+    Scores are computed in chunks of users, on the device of the task; besides ``CHUNK_ENTRIES`` scores only a bool per
+    user and rank is held. Tied scores are ordered by ``torch.topk``, that is without regard to relevance.
+
+    Parameters
+    ----------
+    recommender
+        Anything with ``score``; a trained model propagates once and scores from its final embeddings.
+    task
+        Users, seen and relevant items.
+    cutoffs
+        Ranks k.
+
+    Returns
+    -------
+    means, per_user
+        Mean of every metric over users, and a table with the column ``user`` and one column per metric.
+
+    Raises
+    ------
+    ConfigError
+        If a cut-off is not positive.
+    DataError
+        If the task has no user.
+    TrainingError
+        If a score is NaN.
+    """
+    if min(cutoffs) < 1:
+        raise ConfigError(f"a cut-off must be at least 1, not {min(cutoffs)}")
+    task.check()
+    hits = _hits(recommender.fixed(), task, min(max(cutoffs), task.n_items))
+    n_relevant = task.n_relevant.cpu()
+    parts = [
+        ranking_metrics(*rows, cutoffs)
+        for rows in zip(hits.split(METRIC_ROWS), n_relevant.split(METRIC_ROWS), strict=True)
+    ]
+    columns = {name: torch.cat([part[name] for part in parts]).numpy() for name in parts[0]}
+    per_user = pd.DataFrame({"user": task.users.cpu().numpy(), **columns})
+    return {name: float(values.mean()) for name, values in columns.items()}, per_user
+
+
+@torch.no_grad()
+def _hits(recommender: Recommender, task: RankingTask, k: int) -> Tensor:
+    """Whether the item at each rank is relevant, ``[n, k]`` bool on the CPU, best rank first."""
+    n_items, device, parts = task.n_items, task.users.device, []
+    starts = _chunk_starts(task)
+    bounds = torch.stack([starts, torch.searchsorted(task.relevant_key, starts * n_items)])
+    chunks = zip(pairwise(bounds.T.tolist()), ranked(recommender, task, k), strict=True)
+    for ((start, relevant_from), (stop, relevant_to)), (best, items) in chunks:
+        keys = items + torch.arange(start, stop, device=device).unsqueeze(1) * n_items
+        parts.append(contains(task.relevant_key[relevant_from:relevant_to], keys) & (best > float("-inf")))
+    return torch.cat(parts).cpu()
+
+
+def _chunk_starts(task: RankingTask) -> Tensor:
+    """Rows of the task at which its chunks of users begin, and its number of users."""
+    n_users = task.users.numel()
+    size = min(max(1, CHUNK_ENTRIES // task.n_items), n_users)
+    return torch.arange(0, n_users + size, size, device=task.users.device).clamp_max(n_users)
+
+
+@torch.no_grad()
+def ranked(recommender: Recommender, task: RankingTask, k: int) -> Iterator[tuple[Tensor, Tensor]]:
+    """Scores and items of the best ``k`` unseen items of every user, ``[c, k]`` each, in chunks of c users, best first.
+
+    A score of -inf stands where a user has not so many unseen items.
+
+    Raises
+    ------
+    TrainingError
+        After the last chunk, if a score is NaN.
+    """
+    users, n_items, device = task.users, task.n_items, task.users.device
+    starts = _chunk_starts(task)
+    bounds = torch.stack([starts, torch.searchsorted(task.seen_row, starts)]).T.tolist()
+    levels = _levels(n_items, k) if device.type == "cpu" else 0
+    width = -(-n_items // BLOCK**levels) * BLOCK**levels
+    size = bounds[1][0]
+    buffer, broken = torch.empty(0), torch.zeros((), dtype=torch.bool, device=device)
+    for (start, seen_from), (stop, seen_to) in pairwise(bounds):
+        buffer = _score(recommender, users[start:stop], buffer, size, width, n_items)
+        scores = buffer[: stop - start]
+        seen = task.seen_item[seen_from:seen_to] + (task.seen_row[seen_from:seen_to] - start) * width
+        flat = scores.view(-1)
+        broken |= flat.index_select(0, seen).isnan().any()
+        flat.index_fill_(0, seen, float("-inf"))
+        best, items = _top(scores, n_items, levels, k) if levels else scores.topk(k)
+        broken |= best.isnan().any()
+        yield best, items
+    if broken:
+        raise TrainingError("the model gives NaN scores", "lower the learning rate or look at the loss terms")
+
+
+def _score(recommender: Recommender, users: Tensor, buffer: Tensor, size: int, width: int, n_items: int) -> Tensor:
+    """Write scores of ``users [n]`` into the first n rows of ``buffer [size, width]``, made at the first call.
+
+    Columns beyond the items hold -inf.
+    """
+    product = isinstance(recommender, FixedEmbeddings)
+    scores = recommender.items if product else recommender.score(users)
+    if buffer.numel() == 0:
+        buffer = scores.new_full((size, width), float("-inf"))
+    target = buffer[: users.numel(), :n_items]
+    if product:
+        torch.mm(recommender.users.index_select(0, users), recommender.items.T, out=target)
+    else:
+        target.copy_(scores)
+    return buffer
+
+
+def _levels(n_items: int, k: int) -> int:
+    """How often `_candidates` may cut the items into blocks before there are too few for it to pay; 0 for few items."""
+    levels = 0
+    while n_items // BLOCK ** (levels + 1) >= 4 * (k + 1):
+        levels += 1
+    return levels
+
+
+def _top(scores: Tensor, n_items: int, levels: int, k: int) -> tuple[Tensor, Tensor]:
+    """Same values and items as ``scores[:, :n_items].topk(k)``, in a fraction of its time.
+
+    Rows with a tie among the best k + 1 items are ranked again by ``torch.topk``, which alone knows its order.
+
+    Parameters
+    ----------
+    scores
+        ``[n, w]`` with w a multiple of ``BLOCK ** levels``; columns from ``n_items`` on are -inf.
+    n_items
+        Number of items.
+    levels
+        Levels of blocks.
+    k
+        Ranks.
+    """
+    places = _candidates(scores, levels, k + 1)
+    best, order = scores.gather(1, places).topk(k + 1)
+    tied = (best[:, 1:] == best[:, :-1]) & (best[:, 1:] > float("-inf"))
+    best, items = best[:, :k], places.gather(1, order[:, :k])
+    rows = tied.any(1).nonzero().flatten()
+    if rows.numel():
+        again = scores[:, :n_items].index_select(0, rows).topk(k)
+        best = best.index_copy(0, rows, again.values)
+        items = items.index_copy(0, rows, again.indices)
+    return best, items
+
+
+def _candidates(values: Tensor, levels: int, k: int) -> Tensor:
+    """Positions ``[n, k]`` of the k largest of each row of ``values [n, w]``, in any order, ties either way.
+
+    Block j holds the positions j, j + b, j + 2b, ... of b blocks. The largest values lie in the blocks with the largest
+    maxima, and these are found in the same manner. A NaN counts as largest.
+    """
+    if levels == 0:
+        return values.topk(k, sorted=False).indices
+    blocks = values.view(values.shape[0], BLOCK, -1)
+    chosen = _candidates(blocks.amax(1), levels - 1, k)
+    offered = blocks.gather(2, chosen.unsqueeze(1).expand(-1, BLOCK, -1)).flatten(1)
+    place = offered.topk(k, sorted=False).indices
+    return place // k * blocks.shape[2] + chosen.gather(1, place % k)
+
+
+def contains(sorted_keys: Tensor, keys: Tensor) -> Tensor:
+    """Whether each of ``keys`` (any shape) occurs in ``sorted_keys``."""
+    if sorted_keys.numel() == 0:
+        return torch.zeros_like(keys, dtype=torch.bool)
+    place = torch.searchsorted(sorted_keys, keys).clamp_max(sorted_keys.numel() - 1)
+    return sorted_keys[place] == keys
+
+
+def top_items(recommender: Recommender, user: int, seen: Sequence[int], k: int) -> list[tuple[int, float]]:
+    """Best ``k`` unseen items of one user with their scores, best first."""
+    with torch.no_grad():
+        fixed = recommender.fixed()
+        scores = fixed.score(torch.tensor([user], device=fixed.device)).flatten().clone()
+    scores[list(seen)] = float("-inf")
+    best, items = scores.topk(min(k, scores.numel()))
+    return [(int(item), float(score)) for item, score in zip(items, best, strict=True) if score > float("-inf")]

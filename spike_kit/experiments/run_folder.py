@@ -1,0 +1,223 @@
+"""The run folder: everything one trained model leaves behind, written at once."""
+
+from __future__ import annotations
+
+import os
+import platform
+import subprocess
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from functools import cached_property
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from spike_kit.base import distributed, paths, storage
+from spike_kit.base.devices import describe_device
+from spike_kit.base.errors import DataError
+
+CONFIG, ENVIRONMENT, METRICS = "config.json", "environment.json", "metrics.json"
+HISTORY, PER_USER, MODEL = "history.parquet", "per_user.parquet", "model.safetensors"
+STATE = "state"
+"""Folder in which a run that is not finished keeps what it needs to go on; the finished run takes its place."""
+
+VERSIONS = ("model", "graph", "training", "protocol")
+"""Parts of the kit that declare a version: whoever changes the numbers of one raises its version."""
+
+
+@dataclass(frozen=True)
+class Run:
+    """A finished run folder."""
+
+    path: Path
+
+    @cached_property
+    def config(self) -> dict[str, Any]:
+        """What was run: model, data set, settings, seed, and the hashes of everything that went in."""
+        return storage.read_json(self.path / CONFIG)
+
+    @cached_property
+    def environment(self) -> dict[str, Any]:
+        """Versions, device, number of processes, commit, and where an interrupted training went on (``resumed``)."""
+        return storage.read_json(self.path / ENVIRONMENT)
+
+    @cached_property
+    def metrics(self) -> dict[str, Any]:
+        """``valid`` and ``test`` metrics, ``best_epoch``, ``epochs``, ``seconds``, ``peak_gib``, users not ranked.
+
+        ``peak_gib`` is the largest memory while training: of the whole process, or of tensors on a CUDA device.
+        """
+        return storage.read_json(self.path / METRICS)
+
+    @cached_property
+    def history(self) -> pd.DataFrame:
+        """One row per epoch (see `spike_kit.training.loop.History`); empty for a model without training."""
+        return storage.read_parquet(self.path / HISTORY)
+
+    @cached_property
+    def per_user(self) -> pd.DataFrame:
+        """Metrics of every ranked user: split, user, and one column per metric."""
+        return storage.read_parquet(self.path / PER_USER)
+
+    @property
+    def has_weights(self) -> bool:
+        """Whether the weights are there to be loaded."""
+        return (self.path / MODEL).is_file()
+
+    def tensors(self) -> dict[str, Tensor]:
+        """Stored tensors of the model.
+
+        Raises
+        ------
+        DataError
+            If the file is missing or is not safetensors.
+        """
+        file = self.path / MODEL
+        try:
+            return load_file(file)
+        except (OSError, SafetensorError) as error:
+            raise DataError(f"{file} is not a readable safetensors file: {error}", "train it again") from error
+
+
+def identity(config: dict[str, Any]) -> str:
+    """Hash that names a run: equal for equal settings, data, vectors, seed and declared versions."""
+    return storage.sha256_text(storage.canonical_json(config))[:12]
+
+
+def run_path(config: dict[str, Any]) -> Path:
+    """Folder of a run: ``<model>-<dataset>-<hash>-s<seed>``."""
+    return paths.runs_root() / f"{config['model']}-{config['dataset']}-{identity(config)}-s{config['seed']}"
+
+
+def versions(config: Mapping[str, Any]) -> dict[str, int]:
+    """Declared versions that a run was made with; runs from before versions were declared count as version 1."""
+    return config.get("versions") or dict.fromkeys(VERSIONS, 1)
+
+
+def find_run(config: dict[str, Any]) -> Run | None:
+    """Return the finished run with exactly this configuration, if there is one."""
+    path = run_path(config)
+    if (path / METRICS).is_file():
+        return Run(path)
+    pattern = f"{config['model']}-{config['dataset']}-*-s{config['seed']}/{METRICS}"
+    earlier = (Run(file.parent) for file in sorted(paths.runs_root().glob(pattern)))
+    return next((run for run in earlier if _OLD_VERSION in run.config and _as_declared(run.config) == config), None)
+
+
+_OLD_VERSION = "code_sha256"
+"""Key of the hash over source files that named runs before versions were declared."""
+
+
+def _as_declared(config: dict[str, Any]) -> dict[str, Any]:
+    """Configuration of a run as it is written today."""
+    kept = {name: value for name, value in config.items() if name != _OLD_VERSION}
+    return kept | {"versions": versions(config)}
+
+
+def list_runs(dataset: str | None = None) -> list[Run]:
+    """All finished runs, oldest first; of one data set if given."""
+    files = sorted(paths.runs_root().glob(f"{paths.VISIBLE}/{METRICS}"), key=_age)
+    runs = [Run(file.parent) for file in files]
+    return [run for run in runs if dataset is None or run.config["dataset"] == dataset]
+
+
+def _age(file: Path) -> tuple[float, str]:
+    try:
+        return file.stat().st_mtime, str(file)
+    except FileNotFoundError:
+        return 0.0, str(file)
+
+
+@contextmanager
+def claimed(path: Path) -> Iterator[None]:
+    """Keep other processes from training the run at ``path`` meanwhile; released with the process, however it ends.
+
+    The lock stands beside the folder and goes once the run is there, so whoever takes it must look for the run again.
+
+    Raises
+    ------
+    DataError
+        If another process holds it.
+    """
+    lock = path.with_name(f".{path.name}.lock")
+    with storage.exclusive(lock, f"another process is training {path.name}"):
+        try:
+            yield
+        finally:
+            for folder in (path / STATE, path):
+                with suppress(OSError):
+                    folder.rmdir()
+        with suppress(OSError):
+            lock.unlink()
+
+
+def write_run(
+    config: dict[str, Any],
+    *,
+    device: torch.device,
+    history: pd.DataFrame,
+    metrics: dict[str, Any],
+    per_user: pd.DataFrame,
+    tensors: dict[str, Tensor],
+    resumed: list[dict[str, int | str]],
+) -> Run:
+    """Write a run folder, all or nothing; it takes the place of the training's state.
+
+    Raises
+    ------
+    StorageError
+        If the disk is full; nothing is left then.
+    """
+    path = run_path(config)
+    with storage.atomic_folder(path, last=METRICS) as folder:
+        storage.write_json(folder / CONFIG, config)
+        storage.write_json(folder / ENVIRONMENT, environment(device) | {"resumed": resumed})
+        history.to_parquet(folder / HISTORY, index=False)
+        per_user.to_parquet(folder / PER_USER, index=False)
+        save_file({name: tensor.cpu().contiguous() for name, tensor in tensors.items()}, folder / MODEL)
+        storage.write_json(folder / METRICS, metrics)
+    return Run(path)
+
+
+def environment(device: torch.device) -> dict[str, Any]:
+    """Versions, device, threads, commit and date (UTC) of this process, and how many train together."""
+    packages = ("spike_kit", "torch", "numpy", "pandas", "pyarrow")
+    return {
+        "python": platform.python_version(),
+        "platform": platform.platform(),
+        "packages": {name: metadata.version(name) for name in packages},
+        "device": describe_device(device),
+        "threads": torch.get_num_threads(),
+        "world_size": distributed.size(),
+        "commit": commit(),
+        "date": datetime.now(UTC).date().isoformat(),
+    }
+
+
+def commit() -> str | None:
+    """Commit of the checkout this package runs from, ``+`` if the package differs from it; none outside a checkout."""
+    package = Path(__file__).resolve().parents[1]
+    root = package.parent
+    if not (root / ".git").exists():
+        return None
+    try:
+        commit = _git(root, "rev-parse", "HEAD")
+        return f"{commit}+" if _git(root, "status", "--porcelain", "--", package.name) else commit
+    except (OSError, subprocess.SubprocessError):
+        return None
+
+
+def _git(root: Path, *arguments: str) -> str:
+    quiet = os.environ | {"GIT_OPTIONAL_LOCKS": "0"}
+    done = subprocess.run(
+        ["git", "-C", str(root), *arguments], capture_output=True, text=True, timeout=20, check=True, env=quiet
+    )
+    return done.stdout.strip()

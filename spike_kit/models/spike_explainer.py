@@ -1,0 +1,320 @@
+"""Where a score of a trained SPiKE comes from: layers, profiles or structure, attention; and what it would be without.
+
+Given the attention weights and the lengths by which rows are normalised, every row is linear in the id embeddings and
+the injected profiles (docs/method.md, section 3). So each layer's row splits exactly into a part that began as id
+embeddings and a part that began as profiles, and a score into products of such parts that add up to it. What a score
+would be *without* a profile or an edge is not read off such parts: the model itself computes its rows again, without
+it. Parameters stay as they were trained in either case, so this is not what a model trained without it would do.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
+from typing import Literal
+
+import pandas as pd
+import torch
+from torch import Tensor
+
+from spike_kit.base.errors import DataError
+from spike_kit.data.graph import Graph
+from spike_kit.models.edges import RelationalEdges
+from spike_kit.models.sparse import SparsePattern, count, product, segment_softmax
+from spike_kit.models.spike import Spike, SpikeDraws
+
+PARTS = ("structure", "profile")
+"""Where a part of a row began: as an id embedding, or as an injected profile."""
+
+
+@dataclass(frozen=True)
+class Removal:
+    """Something taken out of a trained model's inputs.
+
+    Attributes
+    ----------
+    kind
+        ``profile`` of a node, a ``triple``, or a train ``interaction``.
+    what
+        The node (users 0..U-1, entity e is U + e); head, relation and tail; user and item.
+    """
+
+    kind: Literal["profile", "triple", "interaction"]
+    what: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class LayerRows:
+    """Rows of all nodes in every layer, split by where they began.
+
+    Attributes
+    ----------
+    parts
+        ``[L + 1, 2, U + E, d]``: layer, part (`PARTS`), node. Layer 0 holds the input with the removed profile already
+        subtracted, so the sum over layers and parts is the final row.
+    attention
+        Weight of every edge in the graph's order, mean over attention heads, ``[L, 2 m]``; over the edges of a head
+        entity they sum to 1. Under ``user_to_item="instead"`` those of items are computed, but their messages dropped.
+    """
+
+    parts: Tensor
+    attention: Tensor
+
+    @property
+    def final(self) -> Tensor:
+        """Final rows ``[U + E, d]``."""
+        return self.parts.sum(dim=(0, 1))
+
+
+class SpikeExplainer:
+    """Rows, attention and scores of a trained SPiKE, as they are or without something.
+
+    Parameters
+    ----------
+    model
+        A trained model; it is not changed.
+    removals
+        What is taken out.
+    """
+
+    def __init__(self, model: Spike, removals: Sequence[Removal] = ()) -> None:
+        self.model, self.removals = model, tuple(removals)
+        self.graph = _without_edges(model.graph, self.removals)
+        self._on_graph = _moved(model, self.graph)
+
+    def without(self, *removals: Removal) -> SpikeExplainer:
+        """The same with more taken out.
+
+        Raises
+        ------
+        DataError
+            If the graph has no such triple, interaction or node.
+        """
+        other = SpikeExplainer(self.model, (*self.removals, *removals))
+        other.__dict__["_projected"] = self._projected
+        return other
+
+    @cached_property
+    def _projected(self) -> Tensor:
+        """Projected profiles of all nodes before anything is taken out, ``[U + E, d]``."""
+        model = self.model
+        if not model.config.uses_text:
+            return model.user_embedding.new_zeros(self.graph.n_nodes, model.config.dim)
+        with torch.no_grad():
+            (users,) = model.user_projection(model.text.user, None)
+            (entities,) = model.entity_projection(model.text.entity, None)
+            return torch.cat([users, entities]) * model.profiled.unsqueeze(1)
+
+    @cached_property
+    def profiles(self) -> Tensor:
+        """Projected profiles z of all nodes ``[U + E, d]``, zero where there is none or it is taken out."""
+        gone = [removal.what[0] for removal in self.removals if removal.kind == "profile"]
+        return self._projected.index_fill(0, torch.tensor(gone, dtype=torch.long, device=self.model.device), 0.0)
+
+    @cached_property
+    def final(self) -> Tensor:
+        """Final rows of all nodes ``[U + E, d]`` by the model's own forward pass, with what is taken out gone."""
+        with torch.no_grad():
+            return self._on_graph.final_rows(self.profiles, self.profiles, SpikeDraws())
+
+    @cached_property
+    def rows(self) -> LayerRows:
+        """Rows of every layer, nothing sampled or dropped; their sum is `final`."""
+        model, config = self.model, self.model.config
+        with torch.no_grad():
+            ids = torch.cat([model.user_embedding, model.entity_embedding])
+            profiles = config.rho * self.profiles
+            nothing = torch.zeros_like(ids)
+            parts = torch.stack([ids, profiles if config.inject else nothing])
+            layers, attention = [parts - torch.stack([nothing, profiles if config.remove else nothing])], []
+            propagation = _Propagation(self._on_graph)
+            for _ in range(config.layers):
+                parts, weights = propagation.step(parts)
+                layers.append(parts)
+                attention.append(weights)
+            return LayerRows(torch.stack(layers), torch.stack(attention))
+
+    def scores(self, user: int) -> Tensor:
+        """Scores of all items for a user ``[I]``, as evaluation ranks them.
+
+        Raises
+        ------
+        DataError
+            If there is no such user.
+        """
+        graph = self.graph
+        self._check(user, ())
+        users, items = self.final[user : user + 1], self.final[graph.n_users : graph.n_users + graph.n_items]
+        users, items = self.model.comparable(users, items)
+        return (users @ items.T)[0]
+
+    def _check(self, user: int, items: Sequence[int]) -> None:
+        graph = self.graph
+        if not 0 <= user < graph.n_users:
+            raise DataError(f"there is no user {user}", f"users are 0 to {graph.n_users - 1}")
+        missing = [item for item in items if not 0 <= item < graph.n_items]
+        if missing:
+            raise DataError(f"there is no item {missing[0]}", f"items are 0 to {graph.n_items - 1}")
+
+    def contributions(self, user: int, items: Sequence[int]) -> Tensor:
+        """Exact parts of a user's scores; their sum over everything but the items is the score.
+
+        Returns
+        -------
+        Tensor
+            ``[n, L + 1, 2, L + 1, 2]``: item, layer and part of the user's row, layer and part of the item's row.
+
+        Raises
+        ------
+        DataError
+            If there is no such user or item.
+        """
+        graph, rows = self.graph, self.rows
+        self._check(user, items)
+        nodes = graph.n_users + torch.tensor(list(items), dtype=torch.long, device=rows.parts.device)
+        ours, theirs = rows.parts[:, :, user], rows.parts.index_select(2, nodes)
+        found = torch.einsum("apd,bqnd->napbq", ours, theirs)
+        if self.model.config.loss == "cosine_softmax":
+            lengths = torch.linalg.vector_norm(theirs.sum(dim=(0, 1)), dim=1) * torch.linalg.vector_norm(
+                ours.sum(dim=(0, 1))
+            )
+            found = found / lengths.clamp_min(1e-12)[:, None, None, None, None]
+        return found
+
+    def top(self, user: int, seen: Sequence[int], k: int) -> list[int]:
+        """Best ``k`` items that are not among ``seen``, best first."""
+        scores = self.scores(user)
+        scores[list(seen)] = float("-inf")
+        best = scores.topk(min(k, len(scores) - len(set(seen)))).indices
+        return best.tolist()
+
+    def attention(self) -> Tensor:
+        """Attention of every edge, the mean over layers, ``[2 m]``."""
+        return self.rows.attention.mean(0)
+
+
+class _Propagation:
+    """One layer of SPiKE for parts of the rows, with weights and lengths of the whole rows."""
+
+    def __init__(self, model: Spike) -> None:
+        self.model, self.graph, self.edges, self.to_users = model, model.graph, model.edges, model.interactions
+
+    def step(self, parts: Tensor) -> tuple[Tensor, Tensor]:
+        """Next layer's parts ``[2, U + E, d]`` and the attention ``[2 m]`` that led there."""
+        config, relations = self.model.config, self.model.relation_embedding
+        n_users, n_items = self.graph.n_users, self.graph.n_items
+        whole = parts.sum(0)
+        keyed = whole[n_users:] @ self.model.attention_weight
+        messages = []
+        for part in parts:
+            users, entities = part[:n_users], part[n_users:]
+            from_graph = (
+                self.edges.average(entities, relations)
+                if config.attention == "mean"
+                else self.edges.attend(entities, keyed, relations)
+            )
+            if config.user_to_item != "off":
+                from_users = _mean(self.to_users.transpose, users)
+                if config.user_to_item == "add":
+                    from_graph = from_graph + from_users
+                else:
+                    from_graph = torch.cat([from_users[:n_items], from_graph[n_items:]])
+            messages.append(torch.cat([_mean(self.to_users, entities), from_graph]))
+        following = torch.stack(messages)
+        lengths = torch.linalg.vector_norm(following.sum(0), dim=1, keepdim=True).clamp_min(1e-12)
+        return following / lengths, self._attention(keyed)
+
+    def _attention(self, keyed: Tensor) -> Tensor:
+        """Weights of all edges in the graph's order, mean over heads."""
+        if self.model.config.attention == "mean":
+            degree = count(self.graph.head, self.graph.n_entities).clamp_min(1).to(keyed.dtype)
+            return 1 / degree.index_select(0, self.graph.head)
+        scores = self.edges.scores(keyed, self.model.relation_embedding)
+        size = self.graph.n_entities
+        per_head = [segment_softmax(row, self.edges.heads, size) for row in scores]
+        weights = torch.stack(per_head).mean(0)
+        return torch.zeros_like(weights).index_copy(0, self.edges.places, weights)
+
+
+def _mean(pattern: SparsePattern, rows: Tensor) -> Tensor:
+    """Mean of the rows of each entry of a pattern."""
+    total = product(pattern, None, rows)
+    return total / pattern.row_degree.clamp_min(1).to(total.dtype).unsqueeze(1)
+
+
+def _moved(model: Spike, graph: Graph) -> Spike:
+    """The same parameters on another graph; the model itself is not changed."""
+    if graph is model.graph:
+        return model
+    other, config = copy.copy(model), model.config
+    other.graph = graph
+    if graph.train_user is not model.graph.train_user:
+        other.interactions = SparsePattern(graph.train_user, graph.train_item, graph.n_users, graph.n_entities)
+    if graph.head is not model.graph.head:
+        other.edges = RelationalEdges.of(graph, config.dim, config.heads, config.budget_mib * 2**20)
+    return other
+
+
+def _without_edges(graph: Graph, removals: Sequence[Removal]) -> Graph:
+    """The graph without the triples (and their inverses) and train interactions among the removals."""
+    for removal in removals:
+        if removal.kind == "profile":
+            if not 0 <= removal.what[0] < graph.n_nodes:
+                raise DataError(f"there is no node {removal.what[0]}")
+        elif removal.kind == "triple":
+            head, relation, tail = removal.what
+            forward = (graph.head == head) & (graph.relation == relation) & (graph.tail == tail)
+            inverse = (graph.head == tail) & (graph.relation == relation + graph.n_relations) & (graph.tail == head)
+            kept = ~(forward | inverse)
+            _check_found(kept, removal)
+            graph = replace(graph, head=graph.head[kept], relation=graph.relation[kept], tail=graph.tail[kept])
+        else:
+            user, item = removal.what
+            kept = ~((graph.train_user == user) & (graph.train_item == item))
+            _check_found(kept, removal)
+            graph = replace(graph, train_user=graph.train_user[kept], train_item=graph.train_item[kept])
+    return graph
+
+
+def _check_found(kept: Tensor, removal: Removal) -> None:
+    if bool(kept.all()):
+        raise DataError(f"the graph has no {removal.kind} {removal.what}")
+
+
+def what_if(
+    before: SpikeExplainer, user: int, seen: Sequence[int], removals: Sequence[Removal], k: int = 10
+) -> pd.DataFrame:
+    """Scores and ranks of a user's items with and without something, computed by the model's forward pass either time.
+
+    Parameters of the model stay as they were trained, and an item of a removed interaction stays among the seen ones.
+
+    Parameters
+    ----------
+    before
+        The model as it is.
+    user
+        The user.
+    seen
+        Items that are not ranked.
+    removals
+        What is taken out.
+    k
+        Items of either top-k list are shown.
+
+    Returns
+    -------
+    DataFrame
+        item, score, rank (from 1), new score, new rank, change (of the score); by the old rank.
+    """
+    after = before.without(*removals)
+    table = pd.DataFrame({"item": range(before.graph.n_items)})
+    for prefix, explainer in (("", before), ("new ", after)):
+        scores = explainer.scores(user)
+        scores[list(seen)] = float("-inf")
+        table[f"{prefix}score"] = scores.tolist()
+        table[f"{prefix}rank"] = table[f"{prefix}score"].rank(method="first", ascending=False).astype(int)
+    table = table[~table["item"].isin(list(seen))]
+    table["change"] = table["new score"] - table["score"]
+    return table[(table["rank"] <= k) | (table["new rank"] <= k)].sort_values("rank").reset_index(drop=True)

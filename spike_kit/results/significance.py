@@ -1,0 +1,179 @@
+"""Whether one model is better than another, user by user: paired tests, effect sizes, intervals.
+
+The unit is the user: each user's metric is averaged over seeds first, so that seeds do not pass for more users.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import pandas as pd
+
+from spike_kit.base import storage
+from spike_kit.base.errors import ConfigError, DataError, require, some
+from spike_kit.base.seeds import numpy_generator
+from spike_kit.experiments.run_folder import Run
+
+_CHUNK_CELLS = 2**22
+"""Random numbers held at once (32 MiB)."""
+
+MARKS = ((0.001, "***"), (0.01, "**"), (0.05, "*"))
+"""Levels of significance and their marks, the strictest first."""
+
+
+@dataclass(frozen=True)
+class PairedTest:
+    """Comparison of two models over the same users.
+
+    Attributes
+    ----------
+    n_users
+        Users compared.
+    difference
+        Mean over users of the first model's metric minus the second's.
+    low, high
+        95 % bootstrap interval of the difference (percentiles, users drawn with replacement).
+    effect
+        Cohen's d_z: the difference in standard deviations of the differences; 0 where all are zero.
+    p_t
+        Paired t-test. Null hypothesis: the mean difference over all users that these are a sample of is zero.
+    p_wilcoxon
+        Wilcoxon's signed-rank test (zeros split evenly). Null hypothesis: the differences are symmetric around zero.
+    p_permutation
+        Sign-flip permutation test of the mean. Null hypothesis: for every user it was chance which of the two models
+        got which of the two values.
+    """
+
+    n_users: int
+    difference: float
+    low: float
+    high: float
+    effect: float
+    p_t: float
+    p_wilcoxon: float
+    p_permutation: float
+
+
+def per_user_metric(runs: Sequence[Run], metric: str = "ndcg@20", split: str = "test") -> pd.Series:
+    """Metric of every user, the mean over runs that differ in the seed only.
+
+    Raises
+    ------
+    DataError
+        If the runs differ in more than the seed, or do not rank the same users.
+    ConfigError
+        If there is no run, or no such metric.
+    """
+    if not runs:
+        raise ConfigError("there is no run to average", "train one first")
+    configs = {storage.canonical_json({k: v for k, v in run.config.items() if k != "seed"}) for run in runs}
+    if len(configs) > 1:
+        raise DataError(f"{some([run.path.name for run in runs])} differ in more than the seed")
+    columns = [_of_users(run, metric, split) for run in runs]
+    if any(not column.index.equals(columns[0].index) for column in columns):
+        raise DataError(f"{some([run.path.name for run in runs])} do not rank the same users on {split}")
+    return pd.concat(columns, axis=1).mean(axis=1).rename(metric)
+
+
+def over_shared_seeds(a: Sequence[Run], b: Sequence[Run]) -> tuple[list[Run], list[Run]]:
+    """Runs of two models with the seeds that both have, so that a pairing compares like with like; may be empty."""
+    ours, theirs = ({run.config["seed"]: run for run in runs} for runs in (a, b))
+    shared = [seed for seed in ours if seed in theirs]
+    return [ours[seed] for seed in shared], [theirs[seed] for seed in shared]
+
+
+def _of_users(run: Run, metric: str, split: str) -> pd.Series:
+    table = run.per_user
+    if metric not in table:
+        known = [name for name in table.columns if "@" in name]
+        raise ConfigError(f"{run.path.name} has no metric {metric!r}", f"it has {some(known, limit=20)}")
+    return table[table["split"] == split].set_index("user")[metric].sort_index()
+
+
+def paired_test(a: pd.Series, b: pd.Series, *, seed: int = 0, permutations: int = 10_000) -> PairedTest:
+    """Compare two models on the same users; all tests are two-sided.
+
+    Parameters
+    ----------
+    a, b
+        A metric of every user under either model, indexed by user.
+    seed
+        Seed of the bootstrap and of the permutations.
+    permutations
+        Random sign flips; with k as far from zero as the data, p = (k + 1) / (permutations + 1).
+
+    Returns
+    -------
+    PairedTest
+        Where all differences are zero every p is 1; where there is one user only, too.
+
+    Raises
+    ------
+    DataError
+        If the users are not the same, there is none, or a value is missing.
+    """
+    if len(a) == 0 or not a.sort_index().index.equals(b.sort_index().index):
+        raise DataError("a paired test needs the same users on both sides", "compare runs of one data set and split")
+    differences = (a.sort_index() - b.sort_index()).to_numpy(dtype=np.float64, copy=True)
+    if not np.isfinite(differences).all():
+        raise DataError("a paired test needs a value of every user on both sides")
+    low, high = bootstrap_interval(differences, seed=seed)
+    deviation = float(differences.std(ddof=1)) if len(differences) > 1 else 0.0
+    mean = float(differences.mean())
+    p_t = p_wilcoxon = p_permutation = 1.0
+    if deviation > 0:
+        stats = require("scipy.stats", "lab")
+        p_t = float(stats.ttest_1samp(differences, 0.0).pvalue)
+        p_wilcoxon = float(stats.wilcoxon(differences, zero_method="zsplit", method="asymptotic").pvalue)
+        p_permutation = _sign_flips(differences, seed, permutations)
+    effect = mean / deviation if deviation else 0.0
+    return PairedTest(len(differences), mean, low, high, effect, p_t, p_wilcoxon, p_permutation)
+
+
+def bootstrap_interval(
+    values: np.ndarray | Sequence[float], *, seed: int = 0, level: float = 0.95, samples: int = 10_000
+) -> tuple[float, float]:
+    """Percentile interval of the mean of ``values [n]``, drawn with replacement."""
+    given = np.asarray(values, dtype=np.float64)
+    generator = numpy_generator(seed, "bootstrap")
+    means = np.concatenate(
+        [
+            given[generator.integers(0, len(given), (size, len(given)))].mean(axis=1)
+            for size in _chunks(samples, len(given))
+        ]
+    )
+    low, high = np.quantile(means, [(1 - level) / 2, (1 + level) / 2])
+    return float(low), float(high)
+
+
+def _sign_flips(differences: np.ndarray, seed: int, permutations: int) -> float:
+    generator = numpy_generator(seed, "permutations")
+    observed = abs(differences.sum()) * (1 - 1e-12)
+    extreme = 0
+    for size in _chunks(permutations, len(differences)):
+        flipped = generator.integers(0, 2, (size, len(differences)), dtype=np.int8) @ (2 * differences)
+        extreme += int((np.abs(flipped - differences.sum()) >= observed).sum())
+    return (extreme + 1) / (permutations + 1)
+
+
+def _chunks(total: int, width: int) -> list[int]:
+    """Sizes of pieces of ``total`` rows of ``width`` cells that stay within `_CHUNK_CELLS`."""
+    size = max(1, _CHUNK_CELLS // max(width, 1))
+    return [min(size, total - start) for start in range(0, total, size)]
+
+
+def holm(p_values: Sequence[float]) -> np.ndarray:
+    """Holm's adjusted p-values ``[n]`` (Holm 1979): rejecting those below alpha errs anywhere with at most alpha."""
+    given = np.asarray(p_values, dtype=np.float64)
+    order = np.argsort(given, kind="stable")
+    scaled = given[order] * np.arange(len(given), 0, -1)
+    adjusted = np.empty_like(given)
+    adjusted[order] = np.minimum(np.maximum.accumulate(scaled), 1.0)
+    return adjusted
+
+
+def mark(p: float) -> str:
+    """Significance mark of a p-value (`MARKS`); empty where it is not significant."""
+    return next((sign for level, sign in MARKS if p < level), "")

@@ -1,0 +1,80 @@
+"""Batches of train interactions and their negatives, without a Python loop over interactions."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor
+
+from spike_kit.base.errors import DataError, some
+from spike_kit.data.graph import Graph
+from spike_kit.models.recommender import Batch
+from spike_kit.models.sparse import count, offsets
+
+
+class NegativeSampler:
+    """Uniform negatives that are never a train positive of the user; exact, without rejection.
+
+    The r-th item a user has not seen is r plus the number of the user's positives p_j (ascending, j = 0, 1, ...) with
+    p_j - j <= r; that number is one binary search in an array sorted over all users.
+
+    Parameters
+    ----------
+    graph
+        Train interactions, sorted by user, then item.
+
+    Raises
+    ------
+    DataError
+        If a user has seen every item.
+    """
+
+    def __init__(self, graph: Graph) -> None:
+        self.n_items = graph.n_items
+        degree = count(graph.train_user, graph.n_users)
+        self.unseen = self.n_items - degree
+        full = ((self.unseen == 0) & (degree > 0)).nonzero().flatten()
+        if full.numel():
+            raise DataError(f"users {some(full.tolist())} have every item in train: there is no negative to draw")
+        self.start = offsets(graph.train_user, graph.n_users)
+        place = torch.arange(graph.n_interactions, device=graph.device) - self.start.index_select(0, graph.train_user)
+        self.gap_keys = graph.train_user * self.n_items + graph.train_item - place
+
+    def sample(self, users: Tensor, generator: torch.Generator) -> Tensor:
+        """Draw one negative item for each of ``users [n]``, as ``[n]`` int64."""
+        draws = torch.rand(users.shape, generator=generator, device=generator.device, dtype=torch.float64)
+        unseen = self.unseen.index_select(0, users)
+        rank = (draws.to(users.device) * unseen).long().minimum(unseen - 1)
+        below = torch.searchsorted(self.gap_keys, users * self.n_items + rank, right=True)
+        return rank + below - self.start.index_select(0, users)
+
+
+def epoch_batches(
+    graph: Graph, sampler: NegativeSampler, batch_size: int, generator: torch.Generator
+) -> Iterator[Batch]:
+    """Shuffle the train interactions, draw a fresh negative for each, and cut them into batches.
+
+    The last batch may be smaller; no interaction is left out.
+    """
+    order = torch.randperm(graph.n_interactions, generator=generator, device=generator.device).to(graph.device)
+    users = graph.train_user.index_select(0, order)
+    positives = graph.train_item.index_select(0, order)
+    negatives = sampler.sample(users, generator)
+    for start in range(0, graph.n_interactions, batch_size):
+        part = slice(start, start + batch_size)
+        yield Batch(users[part], positives[part], negatives[part])
+
+
+def shard(batch: Batch, rank: int, size: int) -> tuple[Batch, float]:
+    """Part of a batch that process ``rank`` of ``size`` computes, and its share of the interactions.
+
+    A process without an interaction (fewer interactions than processes) gets the first one with share 0, because the
+    mean over nothing has no gradient.
+    """
+    n_rows = batch.users.numel()
+    rows = torch.arange(n_rows, device=batch.users.device).tensor_split(size)[rank]
+    share = rows.numel() / n_rows
+    if not rows.numel():
+        rows = rows.new_zeros(1)
+    return Batch(*(ids.index_select(0, rows) for ids in (batch.users, batch.positives, batch.negatives))), share

@@ -1,0 +1,162 @@
+"""Asking a language model from a notebook: what it will cost, three sample prompts, start, live progress, stop."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+from typing import Any
+
+import pandas as pd
+
+from spike_kit.base.errors import SpikeKitError, require
+from spike_kit.profiles.cost import prices
+from spike_kit.profiles.generate import Estimate, Generation, Outcome
+from spike_kit.profiles.jobs import Progress
+from spike_kit.views.safe import html_table, html_text
+
+
+class GenerationSession:
+    """A run of a `Generation` in a thread of its own, so that the notebook stays usable; the logic behind the panel.
+
+    Parameters
+    ----------
+    generation
+        What to ask.
+    on_change
+        Called from the thread about twice a second and at the end.
+
+    Attributes
+    ----------
+    running
+        Whether calls are being made.
+    """
+
+    def __init__(self, generation: Generation, on_change: Callable[[], None] | None = None) -> None:
+        self.generation = generation
+        self.on_change = on_change
+        self.estimate: Estimate = generation.estimate()
+        self.progress = Progress(total=int(self.estimate.table[["answered", "to ask"]].to_numpy().sum()))
+        self.outcome: Outcome | None = None
+        self.error = ""
+        self.running = False
+        self._stop = threading.Event()
+        self._thread: threading.Thread | None = None
+
+    def start(self) -> None:
+        """Begin, or go on after a stop or an error; answers from before are not asked again."""
+        if self.running:
+            return
+        self._stop = threading.Event()
+        self.progress, self.outcome, self.error = Progress(total=self.progress.total), None, ""
+        self.running = True
+        self._thread = threading.Thread(target=self._run, name="spike_kit generation", daemon=True)
+        self._thread.start()
+
+    def stop(self) -> None:
+        """Make no further calls; those in flight are awaited and kept."""
+        self._stop.set()
+
+    def wait(self, seconds: float | None = None) -> None:
+        """Wait for the end of the run."""
+        if self._thread is not None:
+            self._thread.join(seconds)
+
+    def _run(self) -> None:
+        try:
+            self.outcome = self.generation.run(self.progress, self._stop, lambda _subject, _progress: self._changed())
+        except SpikeKitError as error:
+            self.error = str(error)
+        finally:
+            self.running = False
+            self._changed()
+
+    def _changed(self) -> None:
+        if self.on_change is not None:
+            self.on_change()
+
+    @property
+    def share(self) -> float:
+        """Share of the questions that have an answer, in [0, 1]."""
+        return min(1.0, (self.progress.found + self.progress.done) / max(self.progress.total, 1))
+
+    @property
+    def status(self) -> str:
+        """How far the run is, in one line."""
+        seen, listed = self.progress, prices()
+        cost = listed.cost(self.generation.config.llm.model, seen.tokens_in, seen.tokens_out)
+        spent = f"{seen.tokens_in:,} tokens in, {seen.tokens_out:,} out"
+        spent += "" if cost is None else f", about {cost:.2f} {listed.currency}"
+        counts = f"{seen.found + seen.done:,} of {seen.total:,} answered, {seen.failed:,} failed; {spent}"
+        if self.error:
+            return f"stopped by an error: {self.error} ({counts})"
+        if self.running:
+            return counts
+        if self.outcome is None:
+            return f"not started: {self.estimate.calls:,} calls to make"
+        if self.outcome.path is not None:
+            return f"complete: {self.outcome.path.name} is written ({counts})"
+        ended = "stopped" if seen.stopped else "ended with gaps"
+        return f"{ended}; start goes on from here ({counts})"
+
+    @property
+    def table(self) -> pd.DataFrame:
+        """Calls and tokens per subject, estimated before the start."""
+        return self.estimate.table
+
+    @property
+    def samples(self) -> dict[str, str]:
+        """One prompt of each subject that has open questions."""
+        return {f"{prompt.subject} {prompt.id}": prompt.text for prompt in self.estimate.samples}
+
+
+def generation_panel(generation: Generation) -> Any:
+    """Show a `GenerationSession` as widgets: estimate, costs, sample prompts, start, stop, progress.
+
+    Returns
+    -------
+    VBox
+        The widgets; the session is its attribute ``session``.
+    """
+    widgets = require("ipywidgets", "lab")
+    session = GenerationSession(generation)
+    start = widgets.Button(description="Start", button_style="primary", tooltip="Ask what has no answer yet")
+    stop = widgets.Button(description="Stop", disabled=True, tooltip="Finish the calls in flight and keep everything")
+    bar = widgets.FloatProgress(min=0.0, max=1.0, value=session.share, layout=widgets.Layout(width="60%"))
+    status = widgets.HTML(html_text(session.status))
+
+    def refresh() -> None:
+        bar.value = session.share
+        bar.bar_style = "danger" if session.error else "success" if session.outcome and session.outcome.path else ""
+        status.value = html_text(session.status)
+        start.disabled, stop.disabled = session.running, not session.running
+
+    def begin(_: object) -> None:
+        session.start()
+        refresh()
+
+    session.on_change = refresh
+    start.on_click(begin)
+    stop.on_click(lambda _: session.stop())
+    prompts = widgets.Accordion(
+        [
+            widgets.HTML(f"<pre style='white-space: pre-wrap'>{html_text(text)}</pre>")
+            for text in session.samples.values()
+        ],
+        titles=tuple(session.samples),
+    )
+    listed = prices()
+    known = session.estimate.costs
+    costs = html_table(known.round(2).astype(object).where(known.notna(), "?"))
+    panel = widgets.VBox(
+        [
+            widgets.HTML(html_table(session.table)),
+            widgets.HTML(
+                f"{costs}<p>prices of {listed.as_of}, from {html_text(listed.path.name)}; tokens are estimated</p>"
+            ),
+            prompts,
+            widgets.HBox([start, stop, bar]),
+            status,
+        ]
+    )
+    panel.session = session
+    return panel

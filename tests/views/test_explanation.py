@@ -1,0 +1,163 @@
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from spike_kit.base import paths
+from spike_kit.base.errors import DataError
+from spike_kit.base.seeds import torch_generator
+from spike_kit.data.dataset import Dataset, create_dataset
+from spike_kit.evaluation.ranking import top_items
+from spike_kit.models.spike import Spike, SpikeConfig
+from spike_kit.models.spike_explainer import Removal, SpikeExplainer
+from spike_kit.profiles.template import SOURCE, template_profiles
+from spike_kit.views.explanation import Explanation
+from spike_kit.views.explanation_panel import explanation_panel
+from spike_kit.views.passages import MARK
+from tests.world import World
+
+HOSTILE = '<img src=x onerror="alert(1)"> </script> $x$'
+
+
+@pytest.fixture
+def model(world: World) -> Spike:
+    config = SpikeConfig(dim=8, layers=1, loss="cosine_softmax", user_to_item="add")
+    return Spike(config, world.graph, world.vectors, torch_generator(0, "init"))
+
+
+@pytest.fixture
+def view(data: Dataset, model: Spike) -> Explanation:
+    return Explanation(data, SpikeExplainer(model), 3, k=5)
+
+
+def test_the_list_is_that_of_the_evaluation(data: Dataset, model: Spike, view: Explanation) -> None:
+    train = data.split("train")
+    expected = top_items(model, 3, train.loc[train["user"] == 3, "item"].tolist(), 5)
+    assert view.items == [item for item, _ in expected]
+    assert view.table["score"].tolist() == pytest.approx([score for _, score in expected], abs=1e-5)
+    assert view.table["item"].tolist() == data.items["label"].iloc[view.items].tolist()
+    valid = data.split("valid")
+    assert view.table["in valid"].tolist() == [
+        item in set(valid.loc[valid["user"] == 3, "item"]) for item in view.items
+    ]
+    test = Explanation(data, view.explainer, 3, k=60, split="test")
+    assert not set(test.items) & set(valid.loc[valid["user"] == 3, "item"])
+    with pytest.raises(DataError, match=r"no (node|user)"):
+        view.choose(10**6)
+
+
+@pytest.mark.parametrize("by", ["origin", "layer"])
+def test_parts_sum_to_the_scores_and_are_drawn(view: Explanation, by: str) -> None:
+    parts = view.parts(by)  # pyright: ignore[reportArgumentType]
+    assert parts.sum(axis=1).tolist() == pytest.approx(view.table["score"].tolist())
+    assert parts.shape == (5, 4)
+    figure: Any = view.figure_of(by)  # pyright: ignore[reportArgumentType]
+    drawn = figure.data
+    assert [list(trace.x) for trace in drawn[:-1]] == parts.T.to_numpy().tolist()
+    assert list(drawn[-1].x) == pytest.approx(view.table["score"].tolist())
+    assert len({(trace.marker.color, trace.marker.pattern.shape) for trace in drawn[:-1]}) == parts.shape[1]
+
+
+def test_shared_passages_stand_in_both_profiles(data: Dataset, view: Explanation) -> None:
+    profiles = data.profiles().set_index(["subject", "id"])["text"]
+    own = view.train[0]
+    found = view.passages(own)
+    assert len(found) > 0
+    for row in found.to_dict("records"):
+        assert row["user"] in str(profiles["user"][3])
+        assert row["item"] in str(profiles["item"][own])
+        assert all(phrase in row["user"].lower() and phrase in row["item"].lower() for phrase in row["shared"])
+    assert MARK in view.passages_html(own)
+    other = next(item for item in range(len(data.items)) if view.passages(item).empty)
+    assert "share no name" in view.passages_html(other)
+
+
+def test_what_if_is_recomputed(view: Explanation) -> None:
+    item = view.items[0]
+    known = view.removals(item)
+    kinds = {removal.kind for removal in known.values()}
+    assert kinds == {"profile", "triple", "interaction"}
+    name = next(name for name, removal in known.items() if removal.kind == "interaction")
+    table = view.what_if(known[name])
+    after = view.explainer.without(known[name])
+    label = view.data.items["label"][item]
+    row = table[table["item"] == label].to_dict("records")[0]
+    assert row["new score"] == pytest.approx(float(after.scores(3)[item]), abs=1e-6)
+    assert row["rank"] == 1
+    influence = view.influence(item, [name, "profile of the item"]).set_index("taken out")
+    assert influence["change"][name] == pytest.approx(row["change"], abs=1e-6)
+    assert influence["new rank"][name] == row["new rank"]
+    assert len(view.influence(item)) == len(known)
+    with pytest.raises(DataError, match="taken out"):
+        view.influence(item, ["nothing"])
+
+
+def test_parts_of_many_layers_look_different(data: Dataset, world: World) -> None:
+    deep = Spike(SpikeConfig(dim=8, layers=3), world.graph, world.vectors, torch_generator(0, "init"))
+    figure: Any = Explanation(data, SpikeExplainer(deep), 0, k=2).figure_of("layer")
+    bars = figure.data[:-1]
+    assert len(bars) == len({(bar.marker.color, bar.marker.pattern.shape) for bar in bars}) == 16
+
+
+def test_what_can_be_taken_out_is_named_apart(data: Dataset, world: World, model: Spike) -> None:
+    entities, items = data.entities.assign(label="Same"), data.items.assign(label="Same")
+    tables = dataclasses.replace(data.tables, entities=entities, items=items)
+    named = create_dataset(paths.data_root() / "same", "same", tables, sources=(), build={}, funnel=())
+    view = Explanation(named, SpikeExplainer(model), 0, k=2)
+    found = view.removals(0)
+    assert len(found) == len(set(found.values())) == 2 + 2 * 2 + len(view.train)
+
+
+def test_a_profile_at_the_other_end_of_a_triple_matters(view: Explanation) -> None:
+    name = next(name for name in view.removals(view.items[0]) if name.startswith("profile of Director"))
+    assert view.influence(view.items[0], [name])["change"][0] != 0
+
+
+def test_a_node_without_a_profile_any_more_changes_only_scores(view: Explanation) -> None:
+    table = view.what_if(Removal("profile", (view.nodes.node("item", view.train[0]),)))
+    assert np.isfinite(table["change"]).all()
+    assert table["change"].abs().max() > 0
+
+
+def test_hostile_text_shows_as_text(data: Dataset, world: World, model: Spike) -> None:
+    items = data.items.assign(label=HOSTILE)
+    entities = data.entities.assign(label=HOSTILE)
+    users = data.users.assign(label=HOSTILE)
+    tables = dataclasses.replace(data.tables, items=items, entities=entities, users=users)
+    named = create_dataset(paths.data_root() / "named", "named", tables, sources=(), build={}, funnel=())
+    named.write_profiles(SOURCE, template_profiles(named, progress=False).assign(text=f"{HOSTILE} Peculiar onerror."))
+    panel = explanation_panel(Explanation(named, SpikeExplainer(model), 0, k=3)).panel
+    panel.out.value = panel.out.options[:1]
+    panel.compute.click()
+    shown = [panel.table, panel.train, panel.paths, panel.passages, panel.answer]
+    for html in (*(widget.value for widget in shown), str(panel.chart.to_json())):
+        assert "<img" not in html
+        assert "</script" not in html
+    assert "&lt;img" in panel.table.value
+
+
+def test_the_panel_explains_another_user(view: Explanation, monkeypatch: pytest.MonkeyPatch) -> None:
+    panel = explanation_panel(view).panel
+    before = panel.table.value
+    panel.user.value = 40
+    assert view.user == 40
+    assert panel.table.value != before
+    assert [value for _, value in panel.items.options] == view.items
+    same = view.items[0]
+    monkeypatch.setattr(view, "choose", lambda user: setattr(view, "user", user))
+    monkeypatch.setattr(view, "passages_html", lambda item: f"passages of {view.user} and {item}")
+    panel.user.value = 41
+    assert panel.items.value == same
+    assert panel.passages.value == f"passages of 41 and {same}"
+    panel.by.value = "layer"
+    assert panel.chart.data[0].name == "0 × 0"
+    panel.compute.click()
+    assert "choose what is taken out" in panel.answer.value
+    panel.out.value = panel.out.options[:2]
+    panel.compute.click()
+    assert "new rank" in panel.answer.value
+    assert torch.is_tensor(view.explainer.attention())

@@ -1,0 +1,190 @@
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable, Iterator
+from html import unescape
+from typing import Any
+
+import pytest
+
+from spike_kit.views.generation import GenerationSession, generation_panel
+from tests.profiles.tiny import Asked, generation, prose, served, tiny_study, tiny_tables
+
+KEY = "sk-planted-secret"
+
+
+def until(happened: Callable[[], bool], seconds: float = 20) -> None:
+    deadline = time.monotonic() + seconds
+    while not happened():
+        assert time.monotonic() < deadline, "it did not happen"
+        time.sleep(0.01)
+
+
+class Slow:
+    """Answers while it is open; the others wait."""
+
+    def __init__(self) -> None:
+        self.open = threading.Event()
+        self.open.set()
+
+    def __call__(self, body: dict[str, Any]) -> str:
+        assert self.open.wait(20)
+        return prose(body)
+
+
+@pytest.fixture
+def slow() -> Slow:
+    return Slow()
+
+
+@pytest.fixture
+def server(slow: Slow) -> Iterator[Asked]:
+    with served(slow) as running:
+        yield running
+        slow.open.set()
+
+
+def test_start_stop_and_resume(server: Asked, slow: Slow) -> None:
+    data = tiny_study()
+    changes: list[str] = []
+    session = GenerationSession(generation(data, server.base_url, concurrency=1))
+    session.on_change = lambda: changes.append(session.status)
+    assert not session.running
+    assert session.status == "not started: 15 calls to make"
+    assert session.share == 0
+    assert list(session.samples) == ["item 0", "auxiliary 6", "user 0"]
+    assert session.table["to ask"].tolist() == [6, 6, 3]
+    session.stop()
+    slow.open.clear()
+    session.start()
+    until(lambda: len(server.bodies) == 1)
+    assert session.running
+    assert session.status == "0 of 15 answered, 0 failed; 0 tokens in, 0 out"
+    session.start()
+    session.stop()
+    slow.open.set()
+    session.wait(20)
+    assert not session.running
+    assert session.status.startswith("stopped; start goes on from here (1 of 15 answered, 0 failed; ")
+    assert len(server.bodies) == 1
+    assert 0 < session.share < 0.1
+    assert session.outcome is not None
+    assert session.outcome.path is None
+    session.start()
+    session.wait(20)
+    assert session.status.startswith("complete: llm.parquet is written (15 of 15 answered, 0 failed; ")
+    assert session.share == 1
+    assert (session.progress.found, session.progress.done) == (1, 14)
+    assert len(server.bodies) == 15
+    assert len(data.profiles("llm")) == 16
+    assert changes[-1] == session.status
+    session.start()
+    session.wait(20)
+    assert len(server.bodies) == 15
+    assert (session.progress.found, session.share) == (15, 1)
+
+
+def test_a_session_that_meets_finished_work_says_so(server: Asked) -> None:
+    data = tiny_study()
+    first = GenerationSession(generation(data, server.base_url))
+    first.start()
+    first.wait(20)
+    second = GenerationSession(generation(data, server.base_url))
+    assert second.status == "not started: 0 calls to make"
+    assert second.samples == {}
+    second.start()
+    second.wait(20)
+    assert second.status.startswith("complete: ")
+    assert "0 tokens in" in second.status
+
+
+def test_costs_are_shown_where_the_model_has_a_price(server: Asked) -> None:
+    session = GenerationSession(generation(tiny_study(), server.base_url, model="gpt-4o"))
+    session.start()
+    session.wait(20)
+    assert "out, about 0.0" in session.status
+    assert "USD)" in session.status
+
+
+def test_gaps_are_shown_as_gaps() -> None:
+    with served(lambda _: "I cannot.") as server:
+        session = GenerationSession(generation(tiny_study(), server.base_url))
+        session.start()
+        session.wait(20)
+    assert session.status.startswith("ended with gaps; start goes on from here (0 of 15 answered, 6 failed; ")
+
+
+def test_an_error_is_shown_without_the_key(monkeypatch: pytest.MonkeyPatch, server: Asked) -> None:
+    monkeypatch.delenv("MY_KEY", raising=False)
+    session = GenerationSession(generation(tiny_study(), "", key_variable="MY_KEY"))
+    session.start()
+    session.wait(20)
+    assert session.status.startswith("stopped by an error: the environment variable MY_KEY holds no key")
+    assert session.outcome is None
+    monkeypatch.setenv("MY_KEY", KEY)
+    gone = generation(tiny_study(), f"{server.base_url.rsplit(':', 1)[0]}:9/v1", key_variable="MY_KEY", attempts=1)
+    session = GenerationSession(gone)
+    session.start()
+    session.wait(30)
+    assert "questions in a row failed" in session.status
+    assert KEY not in session.status
+    session.generation = generation(tiny_study(), server.base_url)
+    session.start()
+    session.wait(20)
+    assert session.status.startswith("complete: ")
+    assert session.error == ""
+
+
+def texts_of(widget: Any) -> list[str]:
+    own = [widget.value] if isinstance(getattr(widget, "value", None), str) else []
+    return own + [text for child in getattr(widget, "children", ()) for text in texts_of(child)]
+
+
+def test_the_panel_follows_the_session(server: Asked, slow: Slow) -> None:
+    pytest.importorskip("ipywidgets")
+    panel = generation_panel(generation(tiny_study(), server.base_url))
+    session = panel.session
+    start, stop, bar = panel.children[3].children
+    status = panel.children[4]
+    assert (start.disabled, stop.disabled, bar.value) == (False, True, 0)
+    assert panel.children[2].titles == ("item 0", "auxiliary 6", "user 0")
+    shown = unescape(" ".join(texts_of(panel)))
+    assert "to ask" in shown
+    assert "gpt-4o-mini" in shown
+    assert "prices of 20" in shown
+    assert "BEGIN DATA" in shown
+    slow.open.clear()
+    start.click()
+    until(lambda: len(server.bodies) == 1)
+    assert (start.disabled, stop.disabled) == (True, False)
+    stop.click()
+    slow.open.set()
+    until(lambda: not session.running and not start.disabled)
+    assert stop.disabled
+    assert "start goes on from here" in status.value
+    assert bar.bar_style == ""
+    assert 0 < bar.value < 1
+    start.click()
+    until(lambda: not session.running and not start.disabled)
+    assert stop.disabled
+    assert (bar.value, bar.bar_style) == (1, "success")
+    assert status.value.startswith("complete: llm.parquet is written")
+
+
+def test_the_panel_shows_errors_and_escapes_everything() -> None:
+    pytest.importorskip("ipywidgets")
+    hostile = "<img src=x onerror=alert(1)> & <b>Alien</b>"
+    tables = tiny_tables(labels={0: hostile}, descriptions={0: "</pre><script>alert(1)</script>"})
+    model = "<script>alert(2)</script>"
+    panel = generation_panel(generation(tiny_study(tables=tables), "http://127.0.0.1:9/v1", model=model, attempts=1))
+    start, _, bar = panel.children[3].children
+    start.click()
+    until(lambda: not panel.session.running and not start.disabled, 40)
+    assert bar.bar_style == "danger"
+    assert "stopped by an error" in panel.children[4].value
+    shown = " ".join(texts_of(panel))
+    assert "&lt;img src=x onerror=alert(1)&gt; &amp; &lt;b&gt;Alien" in shown
+    assert "&lt;script&gt;alert(2)" in shown
+    assert not any(tag in shown for tag in ("<img", "<b>", "<script", "</script"))
+    assert shown.count("</pre>") == len(panel.session.samples)

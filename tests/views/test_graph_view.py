@@ -1,0 +1,201 @@
+from __future__ import annotations
+
+import dataclasses
+import math
+from itertools import pairwise
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from spike_kit.base import paths
+from spike_kit.base.errors import DataError
+from spike_kit.base.seeds import torch_generator
+from spike_kit.data.dataset import Dataset, create_dataset
+from spike_kit.models.spike import Spike, SpikeConfig
+from spike_kit.models.spike_explainer import SpikeExplainer
+from spike_kit.views.graph_view import GraphView
+from spike_kit.views.graph_view_panel import graph_panel
+from tests.world import ITEMS_PER_GROUP, World
+
+
+@pytest.fixture
+def explainer(world: World) -> SpikeExplainer:
+    return SpikeExplainer(Spike(SpikeConfig(dim=8), world.graph, world.vectors, torch_generator(0, "init")))
+
+
+def traces(view: GraphView) -> list[Any]:
+    figure: Any = view.figure
+    return list(figure.data)
+
+
+def test_a_neighbourhood_grows_by_expanding(data: Dataset, explainer: SpikeExplainer) -> None:
+    view = GraphView(data, explainer, most=5)
+    item = view.nodes.node("item", 0)
+    view.show(item)
+    assert set(view.table["relation"]) == {"genre", "director"}
+    assert len(view.positions) == 3
+    genre = next(node for node in view.positions if view.nodes.kinds[node] == "genre")
+    before = dict(view.positions)
+    assert view.expand(genre) == 5
+    assert all(view.positions[node] == pytest.approx(place) for node, place in before.items())
+    assert f"6 of {ITEMS_PER_GROUP} neighbours shown" in view.shown
+    assert view.expand(genre) == 5
+    view.show(item)
+    assert len(view.positions) == 3
+    with pytest.raises(DataError, match="is not shown"):
+        view.expand(view.nodes.node("item", 40))
+    with pytest.raises(DataError, match="no node"):
+        view.show(10**6)
+
+
+def test_edges_carry_attention_both_ways(data: Dataset, explainer: SpikeExplainer) -> None:
+    view = GraphView(data, explainer)
+    view.show(view.nodes.node("item", 3))
+    row = view.table[view.table["relation"] == "genre"].iloc[0]
+    graph, n_users = explainer.graph, view.nodes.n_users
+    genre = int(data.entities["entity"][data.entities["label"] == row["tail"]].iloc[0])
+    to_head = (graph.head == 3) & (graph.tail == genre)
+    to_tail = (graph.head == genre) & (graph.tail == 3)
+    weights = explainer.attention()
+    assert row["head"] == view.nodes.labels[n_users + 3]
+    assert row["to head"] == pytest.approx(float(weights[to_head][0]))
+    assert row["to tail"] == pytest.approx(float(weights[to_tail][0]))
+    assert str(row["head"]) in str(row["sentence"])
+
+
+def test_without_a_model_edges_count_by_degree(data: Dataset) -> None:
+    view = GraphView(data)
+    view.show(view.nodes.node("item", 0))
+    assert view.table["to head"].tolist() == pytest.approx([0.5, 0.5])
+
+
+def test_the_figure_draws_every_edge_and_node_once(data: Dataset, explainer: SpikeExplainer) -> None:
+    view = GraphView(data, explainer, users=True)
+    view.show(view.nodes.node("item", 0))
+    drawn_traces = traces(view)
+    nodes = [node for trace in drawn_traces if trace.customdata is not None for node in trace.customdata]
+    assert sorted(nodes) == sorted(view.positions)
+    drawn = sum(list(trace.x).count(None) for trace in drawn_traces if trace.mode == "lines")
+    assert drawn == len(view.table)
+    assert {trace.name for trace in drawn_traces if trace.mode == "lines"} == {"interaction", "genre", "director"}
+    again = GraphView(data, explainer, users=True)
+    again.show(view.nodes.node("item", 0))
+    assert again.positions == view.positions
+
+
+def test_paths_go_from_a_user_to_an_item(data: Dataset, explainer: SpikeExplainer) -> None:
+    view = GraphView(data, explainer, users=True)
+    train = data.split("train")
+    own = train.loc[train["user"] == 0, "item"].tolist()
+    target = next(item for item in range(ITEMS_PER_GROUP) if item not in own)
+    strongest, shortest = view.paths(0, target, 6), view.paths(0, target, 6, strongest=False)
+    assert strongest["strength"].is_monotonic_decreasing
+    assert shortest["edges"].is_monotonic_increasing
+    assert shortest["edges"][0] == 3
+    names = strongest["path"][0].split(" → ")
+    assert names[0] == data.users["label"][0]
+    assert names[-1] == data.items["label"][target]
+    edges = view.edges.set_index(["source", "target"])["weight"]
+    lookup = {label: node for node, label in enumerate(view.nodes.labels)}
+    assert not any("User" in name for name in names[1:])
+    assert edges.loc[(lookup[names[0]], lookup[names[1]])].max() == pytest.approx(1 / len(own))
+    steps = [edges.loc[(lookup[a], lookup[b])].max() for a, b in pairwise(names)]
+    assert strongest["strength"][0] == pytest.approx(math.prod(steps))
+    assert "in train" in strongest["sentences"][0]
+    assert view.paths(0, target, longest=2).empty
+    others = view.paths(0, target, 50, through_users=True)
+    assert others["path"].str.contains("User [1-9]", regex=True).any()
+    with pytest.raises(DataError, match="has no users"):
+        GraphView(data, explainer).paths(0, target)
+
+
+def test_expansions_prefer_degree_on_demand(data: Dataset) -> None:
+    view = GraphView(data, by="degree", most=1)
+    view.show(view.nodes.node("item", 0))
+    (neighbour,) = set(view.positions) - {view.nodes.node("item", 0)}
+    assert view.nodes.kinds[neighbour] == "genre"
+
+
+def test_relations_keep_their_look_when_others_appear(data: Dataset) -> None:
+    view = GraphView(data, most=1, by="degree", users=True)
+    genre = data.entities.index[data.entities["label"] == "comedy"][0]
+    view.show(view.nodes.node("auxiliary", int(genre)))
+    before = {trace.name: trace.line for trace in traces(view) if trace.mode == "lines"}
+    view.expand(next(node for node in view.positions if view.nodes.subject(node)[0] == "item"))
+    after = {trace.name: trace.line for trace in traces(view) if trace.mode == "lines"}
+    assert len(after) > len(before) == 1
+    assert all((after[name].color, after[name].dash) == (line.color, line.dash) for name, line in before.items())
+
+
+def test_lines_between_the_same_nodes_do_not_hide_each_other(data: Dataset) -> None:
+    twice = data.triples[data.triples["relation"] == 1].head(1).assign(relation=0)
+    tables = dataclasses.replace(data.tables, triples=pd.concat([data.triples, twice], ignore_index=True))
+    doubled = create_dataset(paths.data_root() / "doubled", "doubled", tables, sources=(), build={}, funnel=())
+    view = GraphView(doubled)
+    view.show(view.nodes.node("item", int(twice["head"].iloc[0])))
+    assert len(view.table) == 3
+    lines = [
+        tuple(trace.x[i : i + 2]) for trace in traces(view) if trace.mode == "lines" for i in range(0, len(trace.x), 3)
+    ]
+    assert len(set(lines)) == 3
+
+
+def test_hovers_say_relation_direction_and_both_weights(data: Dataset) -> None:
+    view = GraphView(data)
+    view.show(view.nodes.node("item", 0))
+    hovers = [text for trace in traces(view) if trace.mode == "markers" for text in trace.text or ()]
+    assert (
+        "<b>director</b><br>Comedy film 0 was directed by Director 0.<br>weight of the second in the first: 0.500"
+        in "".join(hovers)
+    )
+    assert "weight of the first in the second: 0.333" in "".join(hovers)
+
+
+def test_an_item_without_an_edge_has_no_path(data: Dataset) -> None:
+    train = data.interactions[data.interactions["item"] != 0]
+    triples = data.triples[data.triples["head"] != 0]
+    tables = dataclasses.replace(data.tables, triples=triples, interactions=train)
+    alone = create_dataset(paths.data_root() / "alone", "alone", tables, sources=(), build={}, funnel=())
+    view = GraphView(alone, users=True)
+    assert view.paths(0, 0).empty
+    view.show(view.nodes.node("item", 0))
+    assert view.table.empty
+    assert len(traces(view)) == 1
+
+
+def test_hostile_names_are_text(data: Dataset) -> None:
+    hostile = "<img src=x onerror=alert(1)> $x$ </script>"
+    entities, items = data.entities.copy(), data.items.copy()
+    entities["label"], items["label"] = hostile, hostile
+    relations = data.relations.assign(label=hostile)
+    tables = dataclasses.replace(data.tables, entities=entities, items=items, relations=relations)
+    named = create_dataset(paths.data_root() / "named", "named", tables, sources=(), build={}, funnel=())
+    panel = graph_panel(GraphView(named, users=True)).panel
+    panel.search.text.value = "onerror"
+    panel.item.text.value = "onerror"
+    panel.find.click()
+    for html in (str(panel.chart.to_json()), panel.table.value, panel.status.value, panel.paths.value):
+        assert "<img" not in html
+        assert "</script" not in html
+    assert len(panel.view.positions) > 1
+
+
+def test_the_panel_searches_expands_and_finds_paths(data: Dataset, explainer: SpikeExplainer) -> None:
+    panel = graph_panel(GraphView(data, explainer, users=True)).panel
+    panel.search.text.value = "comedy film 0"
+    assert panel.search.results.label.startswith("Comedy film 0")
+    assert len(panel.view.positions) > 3
+    before = len(panel.view.positions)
+    panel.names.value = next(node for node in panel.view.positions if panel.view.nodes.kinds[node] == "genre")
+    panel.expand.click()
+    assert len(panel.view.positions) > before
+    traces = [trace for trace in panel.chart.data if trace.customdata is not None]
+    assert sum(len(trace.customdata) for trace in traces) == len(panel.view.positions)
+    panel.find.click()
+    assert "choose an item" in panel.paths.value
+    panel.item.text.value = "comedy film 1"
+    panel.find.click()
+    assert "→" in panel.paths.value
+    assert np.isfinite(panel.view.table[["to head", "to tail"]].to_numpy(float)).any()
