@@ -44,11 +44,12 @@ notebooks-clean: setup
 
 # One process per core, each with one thread: torch processes with several threads on the same cores stall each other.
 unit: setup
-	OMP_NUM_THREADS=1 $(BIN)/pytest -n auto --maxprocesses 4 --dist worksteal -m 'not browser'
+	OMP_NUM_THREADS=1 $(BIN)/pytest -n auto --maxprocesses 4 --dist worksteal -m 'not browser and not pipeline'
 
 pipeline: setup
 	$(BIN)/spike-kit fetch ml-100k
 	$(BIN)/spike-kit build ml-100k --name $(SMALL) --max-users 200
+	$(BIN)/pytest -m pipeline tests/golden
 	$(BIN)/spike-kit demo $(SMALL) --max-users 200 --epochs 60 --no-notebooks
 
 notebooks: pipeline

@@ -176,11 +176,6 @@ def differences(found: Any, expected: Any, where: str = "") -> Iterator[str]:
         yield f"{where}: {found!r} instead of {expected!r}"
 
 
-def version(model: str) -> int:
-    """Declared version of a model's numbers."""
-    return getattr(MODELS[model], "version", 1)
-
-
 def read() -> dict[str, Any]:
-    """Recorded numbers by model: ``version`` and ``presets``."""
+    """Recorded numbers by model: declared ``versions`` and ``presets``."""
     return json.loads(FILE.read_text(encoding="utf-8")) if FILE.is_file() else {}

@@ -1,18 +1,30 @@
-"""Record the golden numbers anew: ``python -m tests.golden.record``, after the `version` of a model was raised."""
+"""Record what the golden tests expect, on purpose.
+
+``python -m tests.golden.record`` writes the numbers of the models, after a version was raised;
+``python -m tests.golden.record files`` writes what files look like, after a change of the layout or of docs/study.
+"""
 
 from __future__ import annotations
 
+import contextlib
 import json
+import os
+import shutil
 import sys
+import tempfile
+from pathlib import Path
 from typing import Any
 
 import torch
 
+from spike_kit.base import paths
+from spike_kit.cli import main
+from spike_kit.experiments.run import declared_versions
 from spike_kit.models import MODELS
-from tests.golden import numbers
+from tests.golden import files, numbers
 
 
-def main() -> int:
+def record_models() -> int:
     """Compute and write the numbers of all models; refuse changed numbers of an unchanged version."""
     torch.set_num_threads(1)
     before = numbers.read()
@@ -20,12 +32,11 @@ def main() -> int:
     refused = []
     for model in MODELS:
         presets = {name: _rounded(numbers.computed(model, form)) for name, form in numbers.forms(model).items()}
-        after[model] = {"version": numbers.version(model), "presets": presets}
-        known = before.get(model, {"version": 0, "presets": {}})
-        same_version = known["version"] == numbers.version(model)
+        after[model] = {"versions": declared_versions(model), "presets": presets}
+        known = before.get(model, {"versions": {}, "presets": {}})
         for name in presets.keys() & known["presets"]:
             changed = any(numbers.differences(presets[name], known["presets"][name]))
-            if changed and same_version:
+            if changed and known["versions"] == declared_versions(model):
                 refused.append(f"{model}/{name}")
             elif not changed:
                 presets[name] = known["presets"][name]
@@ -40,8 +51,9 @@ def _as_json(models: dict[str, Any]) -> str:
     """JSON with one line for every preset."""
     entries = []
     for model, entry in models.items():
+        versions = json.dumps(entry["versions"])
         presets = ",\n".join(f"    {json.dumps(name)}: {json.dumps(found)}" for name, found in entry["presets"].items())
-        entries.append(f'  {json.dumps(model)}: {{"version": {entry["version"]}, "presets": {{\n{presets}\n  }}}}')
+        entries.append(f'  {json.dumps(model)}: {{"versions": {versions}, "presets": {{\n{presets}\n  }}}}')
     return "{\n" + ",\n".join(entries) + "\n}\n"
 
 
@@ -53,5 +65,25 @@ def _rounded(value: Any) -> Any:
     return float(f"{value:.9g}") if isinstance(value, float) else value
 
 
+def record_files() -> int:
+    """Write what files look like; the hashes of the small data set only where it was built (`make pipeline`)."""
+    found: dict[str, Any] = {"runs": {}, "archive": files.archive(), "small": files.read().get("small")}
+    with tempfile.TemporaryDirectory() as home, contextlib.chdir(home):
+        os.environ[paths.HOME_VARIABLE] = home
+        data = Path(home) / "data"
+        files.build()
+        found["dataset"] = files.dataset(data / "golden")
+        for model in files.MODELS:
+            found["runs"][model] = files.run(files.train(model, data / "runs"))
+        (data / "llm").mkdir()
+        shutil.copy(files.ANSWERS, data / "llm")
+        assert main([*files.PAID, "--base-url", "http://127.0.0.1:9/v1"]) == 0
+        found["paid"] = files.digest(data / "golden" / "profiles" / "paid.parquet")
+    if files.SMALL.is_dir():
+        found["small"] = files.tables(files.SMALL)
+    files.FILE.write_text(json.dumps(found, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+    return 0
+
+
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(record_files() if sys.argv[1:] == ["files"] else record_models())
