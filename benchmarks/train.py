@@ -30,7 +30,7 @@ from spike_kit.models import find_model, find_preset
 from spike_kit.models.recommender import Batch, TrainedRecommender
 from spike_kit.models.spike import Spike
 from spike_kit.profiles.encode import DEFAULT_ENCODER
-from spike_kit.profiles.template import SOURCE
+from spike_kit.profiles.template import TEMPLATE
 from spike_kit.training.loop import training_step
 from spike_kit.training.sampling import NegativeSampler, epoch_batches
 
@@ -285,7 +285,7 @@ def _data(setup: TrainSetup, uses_text: bool) -> tuple[Graph, ProfileVectors | N
     else:
         data = Dataset.open(setup.dataset)
         graph = Graph.from_tables(data.tables)
-        vectors = data.vectors(SOURCE, DEFAULT_ENCODER) if uses_text else None
+        vectors = data.vectors(TEMPLATE, DEFAULT_ENCODER) if uses_text else None
     return graph.to(setup.device), vectors
 
 

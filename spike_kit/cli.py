@@ -37,7 +37,7 @@ from spike_kit.experiments.run_folder import Run
 from spike_kit.models import MODELS, find_model
 from spike_kit.models.recommender import ModelConfig
 from spike_kit.profiles.encode import DEFAULT_ENCODER, encode_profiles
-from spike_kit.profiles.template import SOURCE
+from spike_kit.profiles.template import TEMPLATE
 from spike_kit.results.tables import HEADLINE, as_markdown, markdown_table, results_table, run_label
 from spike_kit.training.loop import TrainingStoppedError
 
@@ -111,8 +111,8 @@ class Export:
     """Folder to write; default: data/exports/<data set>-<format>."""
     merge_valid: bool = False
     """Put the validation part into train, for codes that know two files only (kgat and spike-release)."""
-    profiles: str = SOURCE
-    """Profile source whose vectors are written (spike-release)."""
+    profiles: str = TEMPLATE
+    """Profile set whose vectors are written (spike-release)."""
     encoder: str = DEFAULT_ENCODER
     """Text encoder of these vectors (spike-release)."""
     overwrite: bool = False
@@ -139,8 +139,8 @@ class Encode(OnDevice):
 
     dataset: Positional[str] = "ml-100k"
     """Data set: a name under data/ or the path of a data-set folder."""
-    source: str = SOURCE
-    """Profile source to encode."""
+    profiles: str = TEMPLATE
+    """Profile set to encode."""
     encoder: str = DEFAULT_ENCODER
     """Text encoder: all-MiniLM-L6-v2 (weights from the package index), a Hugging Face id, a folder,
     openai:<model>, tfidf-<d>, or given:<name>; any of them with @pca<d> or @pca<d>w."""
@@ -148,10 +148,12 @@ class Encode(OnDevice):
     """Texts per batch; default: 32 for an encoder that runs here, full requests for OpenAI."""
 
     def __call__(self) -> None:
-        """Write embeddings/<source>--<encoder>.safetensors."""
+        """Write embeddings/<profile set>--<encoder>.safetensors."""
         device = self.chosen_device()
         data = Dataset.open(self.dataset)
-        print(paths.shown(encode_profiles(data, self.source, self.encoder, device=device, batch_size=self.batch_size)))
+        print(
+            paths.shown(encode_profiles(data, self.profiles, self.encoder, device=device, batch_size=self.batch_size))
+        )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -174,8 +176,8 @@ class Train(OnDevice, Generic[Settings]):
     """Named setting that gives the defaults below."""
     seed: int = 0
     """Seed of initialisation, batches, negatives and draws."""
-    profiles: str = SOURCE
-    """Profile source whose vectors a text model uses."""
+    profiles: str = TEMPLATE
+    """Profile set whose vectors a text model uses."""
     encoder: str = DEFAULT_ENCODER
     """Text encoder of these vectors."""
 
@@ -300,6 +302,9 @@ COMMANDS: dict[str, Any] = {
 }
 """Every command by its name."""
 
+RENAMED_OPTIONS = {"--source": "--profiles", "--sources": "--profiles"}
+"""Options that had another name in the release before: old name, new name. The old one still works, with a notice."""
+
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command; returns the exit code.
@@ -315,7 +320,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if not given or given[0] in ("-h", "--help"):
         print(_overview())
         return 0
-    name, *rest = given
+    name, *rest = _renamed(given)
     try:
         if here.size > 1 and name != "train":
             raise ConfigError(f"several processes of torchrun cannot share {name!r}", "only train can be shared")
@@ -334,6 +339,18 @@ def main(arguments: Sequence[str] | None = None) -> int:
         )
         return 130
     return 0
+
+
+def _renamed(arguments: Sequence[str]) -> list[str]:
+    """Arguments with the present names of options; each old name is reported on stderr."""
+    renamed = []
+    for argument in arguments:
+        option, equals, value = argument.partition("=")
+        if new := RENAMED_OPTIONS.get(option):
+            print(f"note: {option} is now {new}; the old name goes with the next release", file=sys.stderr)
+            argument = new + equals + value
+        renamed.append(argument)
+    return renamed
 
 
 def _parse(name: str, arguments: list[str]) -> Any:

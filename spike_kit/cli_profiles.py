@@ -26,7 +26,7 @@ from spike_kit.profiles.judge import Judge, JudgeConfig, preference_table, score
 from spike_kit.profiles.llm import LLMConfig
 from spike_kit.profiles.prompts import PromptConfig, prompt_texts
 from spike_kit.profiles.quality import quality_table
-from spike_kit.profiles.template import SOURCE, WORD_LIMIT, template_profiles
+from spike_kit.profiles.template import TEMPLATE, WORD_LIMIT, template_profiles
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,12 +38,12 @@ class Profile:
     """
 
     llm: OmitArgPrefixes[LLMConfig] = field(default_factory=LLMConfig)
-    """Model and server, for any source but template."""
+    """Model and server, for any profile set but template."""
     prompts: OmitArgPrefixes[PromptConfig] = field(default_factory=PromptConfig)
     """What the prompts are made of."""
     dataset: Positional[str] = "ml-100k"
     """Data set: a name under data/ or the path of a data-set folder."""
-    source: str = SOURCE
+    profiles: str = TEMPLATE
     """Name of the profiles; template: facts in sentences, no LLM. Any other name asks the model below."""
     fill: Literal["", "template"] = ""
     """Take the template profile where the model gave none (marked in the table); else the table waits."""
@@ -55,23 +55,23 @@ class Profile:
     """Take in output and error files of batches."""
 
     def __call__(self) -> None:
-        """Write profiles/<source>.parquet, or say what is missing."""
+        """Write profiles/<profile set>.parquet, or say what is missing."""
         data = Dataset.open(self.dataset)
-        if self.source == SOURCE:
+        if self.profiles == TEMPLATE:
             asks = self.dry_run or self.batch_export or self.batch_import or self.llm != LLMConfig()
             if asks:
                 raise ConfigError(
-                    "template profiles ask no model", f"name the profiles, for example: --source {self.llm.model}"
+                    "template profiles ask no model", f"name the profiles, for example: --profiles {self.llm.model}"
                 )
-            print(paths.shown(data.write_profiles(self.source, template_profiles(data))))
+            print(paths.shown(data.write_profiles(self.profiles, template_profiles(data))))
             return
-        if self.source in prices().models and self.source != self.llm.model:
+        if self.profiles in prices().models and self.profiles != self.llm.model:
             raise ConfigError(
-                f"profiles called {self.source} would be written by {self.llm.model}",
-                f"add --model {self.source}, or choose another name",
+                f"profiles called {self.profiles} would be written by {self.llm.model}",
+                f"add --model {self.profiles}, or choose another name",
             )
         config = GenerationConfig(llm=self.llm, prompts=self.prompts, fill=self.fill)
-        generation = Generation(data, config, self.source)
+        generation = Generation(data, config, self.profiles)
         if self.batch_import:
             print(_imported(import_batch(generation, self.batch_import), self.llm.model))
         if self.batch_export:
@@ -86,12 +86,12 @@ class Profile:
 
 @dataclass(frozen=True, kw_only=True)
 class ImportProfiles:
-    """Make a profile source from JSON files {id: text} that others wrote (CoLaKG's, for example)."""
+    """Make a profile set from JSON files {id: text} that others wrote (CoLaKG's, for example)."""
 
     dataset: Positional[str] = "ml-100k"
     """Data set: a name under data/ or the path of a data-set folder."""
-    source: str = "imported"
-    """Name of the new source."""
+    profiles: str = "imported"
+    """Name of the new profile set."""
     items: Path | None = None
     """Profiles of the items."""
     auxiliary: Path | None = None
@@ -108,19 +108,19 @@ class ImportProfiles:
     """Take the template profile where the files have none (marked in the table)."""
 
     def __call__(self) -> None:
-        """Write profiles/<source>.parquet."""
+        """Write profiles/<profile set>.parquet."""
         given = {"item": self.items, "auxiliary": self.auxiliary, "user": self.users}
         maps = {"item": self.item_map, "auxiliary": self.auxiliary_map, "user": self.user_map}
         data = Dataset.open(self.dataset)
         path = import_profiles(
             data,
-            self.source,
+            self.profiles,
             {subject: file for subject, file in given.items() if file},
             {subject: file for subject, file in maps.items() if file},
             self.fill,
         )
         print(paths.shown(path))
-        print("imported: " + ", ".join(f"{n} {name}" for name, n in data.provenance(self.source)["imported"].items()))
+        print("imported: " + ", ".join(f"{n} {name}" for name, n in data.provenance(self.profiles)["imported"].items()))
         if self.users:
             print("user profiles are flagged as possibly leaky: report no gain from them")
 
@@ -135,27 +135,27 @@ class ImportVectors:
     """Vectors of all entities, items first."""
     dataset: Positional[str] = "ml-100k"
     """Data set: a name under data/ or the path of a data-set folder."""
-    source: str = SOURCE
-    """Profile source they belong to."""
+    profiles: str = TEMPLATE
+    """Profile set they belong to."""
     name: str = "theirs"
     """They become the encoder given:<name>."""
 
     def __call__(self) -> None:
-        """Write embeddings/<source>--given:<name>.safetensors."""
+        """Write embeddings/<profile set>--given:<name>.safetensors."""
         data = Dataset.open(self.dataset)
-        print(paths.shown(import_vectors(data, self.source, self.name, self.users, self.entities)))
+        print(paths.shown(import_vectors(data, self.profiles, self.name, self.users, self.entities)))
 
 
 @dataclass(frozen=True, kw_only=True)
 class JudgeProfiles:
-    """Let a language model judge profiles: scores from 1 to 5, or sources in pairs; resumable like their generation."""
+    """Let a language model judge profiles: scores from 1 to 5, or two profile sets compared; can be resumed."""
 
     llm: OmitArgPrefixes[LLMConfig] = field(default_factory=LLMConfig)
     """Model that judges, and its server."""
     dataset: Positional[str] = "ml-100k"
     """Data set: a name under data/ or the path of a data-set folder."""
-    sources: tuple[str, ...] = (SOURCE,)
-    """Profile sources to judge, on the same subjects."""
+    profiles: tuple[str, ...] = (TEMPLATE,)
+    """Profile sets to judge, on the same subjects."""
     mode: Literal["single", "pairwise"] = "single"
     """Scores for each profile, or which of two is better (shown in both orders)."""
     sample: int = 20
@@ -168,7 +168,7 @@ class JudgeProfiles:
     def __call__(self) -> None:
         """Print the table of scores or preferences."""
         config = JudgeConfig(llm=self.llm, mode=self.mode, sample=self.sample, seed=self.seed)
-        judge = Judge(Dataset.open(self.dataset), self.sources, config)
+        judge = Judge(Dataset.open(self.dataset), self.profiles, config)
         if self.dry_run:
             calls, costs = judge.estimate()
             print(f"{calls} calls to make\n\n{costs.to_string(index=False, na_rep='')}\n\nprices of {prices().as_of}")
@@ -184,27 +184,27 @@ class JudgeProfiles:
 
 @dataclass(frozen=True, kw_only=True)
 class Quality:
-    """Compare profile sources without an LLM: faithfulness, length, diversity, near-duplicates, spread, signal."""
+    """Compare profile sets without an LLM: faithfulness, length, diversity, near-duplicates, spread, signal."""
 
     dataset: Positional[str] = "ml-100k"
     """Data set: a name under data/ or the path of a data-set folder."""
-    sources: tuple[str, ...] = (SOURCE,)
-    """Profile sources to compare."""
+    profiles: tuple[str, ...] = (TEMPLATE,)
+    """Profile sets to compare."""
     encoder: str = DEFAULT_ENCODER
     """Text encoder for what is measured on vectors."""
 
     def __call__(self) -> None:
         """Print two tables."""
         data = Dataset.open(self.dataset)
-        texts = {source: data.profiles(source) for source in self.sources}
-        vectors = {source: ensure_vectors(data, source, self.encoder) for source in self.sources}
-        prompts = {source: prompt_texts(data, source) for source in self.sources}
+        texts = {name: data.profiles(name) for name in self.profiles}
+        vectors = {name: ensure_vectors(data, name, self.encoder) for name in self.profiles}
+        prompts = {name: prompt_texts(data, name) for name in self.profiles}
         print(quality_table(texts, prompts, WORD_LIMIT, vectors).round(3).to_string(index=False))
         print("\nranking of the validation items by profile vectors alone:")
         print(signal_table(data, vectors).round(4).to_string(index=False))
-        for source in self.sources:
-            if leaky := data.provenance(source).get("possibly_leaky"):
-                print(f"{source}: profiles of {', '.join(leaky)} may describe held-out interactions; report no gain")
+        for name in self.profiles:
+            if leaky := data.provenance(name).get("possibly_leaky"):
+                print(f"{name}: profiles of {', '.join(leaky)} may describe held-out interactions; report no gain")
 
 
 def _estimated(estimate: Estimate) -> str:

@@ -13,7 +13,7 @@ from spike_kit.experiments.run import RunConfig
 from spike_kit.experiments.search import save_tuned, search
 from spike_kit.experiments.search_space import parse_fixed, with_settings
 from spike_kit.profiles.encode import DEFAULT_ENCODER
-from spike_kit.profiles.template import SOURCE
+from spike_kit.profiles.template import TEMPLATE
 
 SHOWN = 10
 """Trials in the printed table."""
@@ -47,8 +47,8 @@ class Search(OnDevice):
     """Keep the best settings as the preset `tuned` of this model and data set."""
     seed: int = 0
     """Seed of the trials: initialisation, batches, negatives, draws, and what is tried."""
-    profiles: str = SOURCE
-    """Profile source whose vectors a text model uses."""
+    profiles: str = TEMPLATE
+    """Profile set whose vectors a text model uses."""
     encoder: str = DEFAULT_ENCODER
     """Text encoder of these vectors."""
 

@@ -24,7 +24,7 @@ from spike_kit.experiments.run_folder import Run
 from spike_kit.figures.gallery import export_all
 from spike_kit.models import TrainedRecommender, find_model
 from spike_kit.profiles.encode import DEFAULT_ENCODER, ensure_vectors
-from spike_kit.profiles.template import SOURCE, ensure_profiles
+from spike_kit.profiles.template import TEMPLATE, ensure_profiles
 from spike_kit.results.tables import as_markdown, results_table
 
 logger = logging.getLogger(__name__)
@@ -108,7 +108,7 @@ def prepare(dataset: str, max_users: int | None, device: torch.device) -> Datase
     with _stage("profiles"):
         ensure_profiles(data)
     with _stage("vectors"):
-        ensure_vectors(data, SOURCE, DEFAULT_ENCODER, device)
+        ensure_vectors(data, TEMPLATE, DEFAULT_ENCODER, device)
     return data
 
 

@@ -13,7 +13,7 @@ from spike_kit.base import paths
 from spike_kit.data.dataset import Dataset
 from spike_kit.data.raw import Workspace, workspace
 from spike_kit.profiles.encode import DEFAULT_ENCODER, vectors_metadata
-from spike_kit.profiles.template import SOURCE, template_profiles
+from spike_kit.profiles.template import TEMPLATE, template_profiles
 from tests.world import World, make_world, write_world
 
 # How long an example takes says nothing: machines are busy.
@@ -52,7 +52,7 @@ def world() -> World:
 def data(home: Path, world: World) -> Dataset:
     """The tiny world as a data-set folder with profiles and vectors, found under the name ``world``."""
     written = write_world(paths.data_root() / "world")
-    written.write_profiles(SOURCE, template_profiles(written, progress=False))
+    written.write_profiles(TEMPLATE, template_profiles(written, progress=False))
     metadata = vectors_metadata(written.profiles(), DEFAULT_ENCODER)
-    world.vectors.save(written.embeddings_path(SOURCE, DEFAULT_ENCODER), metadata)
+    world.vectors.save(written.embeddings_path(TEMPLATE, DEFAULT_ENCODER), metadata)
     return written

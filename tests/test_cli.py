@@ -206,23 +206,23 @@ def answers_of(path: Path) -> list[str]:
 
 
 def test_profiling_by_a_model_is_estimated_first(data: Dataset, capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["profile", "world", "--source", "llm", "--domain", "movies", "--dry-run"]) == 0
+    assert main(["profile", "world", "--profiles", "llm", "--domain", "movies", "--dry-run"]) == 0
     text = capsys.readouterr().out
     assert "124 calls, about " in text
     assert all(name in text for name in ("to ask", "cost (USD)", "as a batch", "gpt-4o-mini", "prices of 20"))
     shown = [f"--- prompt of {subject}" for subject in ("item 0", "auxiliary 48", "user 0")]
     assert all(heading in text for heading in shown)
     assert text.count("BEGIN DATA") == 2 * 3
-    assert data.profile_sources() == ["template"]
+    assert data.profile_sets() == ["template"]
     assert main(["profile", "world", "--dry-run"]) == 1
-    assert "--source gpt-4o-mini" in output(capsys)
-    assert main(["profile", "world", "--source", "llm", "--domain", "filmz", "--dry-run"]) == 1
+    assert "--profiles gpt-4o-mini" in output(capsys)
+    assert main(["profile", "world", "--profiles", "llm", "--domain", "filmz", "--dry-run"]) == 1
     assert "no domain named 'filmz'" in output(capsys)
 
 
 def test_profiling_by_a_server_of_ones_own(data: Dataset, capsys: pytest.CaptureFixture[str]) -> None:
     with LoopbackProcess() as server:
-        command = ["profile", "world", "--source", "llm", "--model", MODEL, "--base-url", server.base_url]
+        command = ["profile", "world", "--profiles", "llm", "--model", MODEL, "--base-url", server.base_url]
         assert main(command) == 0
         text = capsys.readouterr().out
         assert "0 answers from before, 124 new, 0 failed; 124 calls" in text
@@ -236,7 +236,7 @@ def test_a_missing_key_is_named(
     data: Dataset, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.delenv("OPENAI_API_KEY", raising=False)
-    assert main(["profile", "world", "--source", "llm"]) == 1
+    assert main(["profile", "world", "--profiles", "llm"]) == 1
     text = output(capsys)
     assert "the environment variable OPENAI_API_KEY holds no key" in text
     assert "--base-url" in text
@@ -248,14 +248,14 @@ def test_profiling_by_batches(data: Dataset, capsys: pytest.CaptureFixture[str],
     results = tmp_path / "results.jsonl"
     for subject, count in (("item", 48), ("auxiliary", 20), ("user", 56)):
         path = tmp_path / f"{subject}.jsonl"
-        assert main(["profile", "world", "--source", "llm", "--batch-export", str(path)]) == 0
+        assert main(["profile", "world", "--profiles", "llm", "--batch-export", str(path)]) == 0
         assert f"{subject}: {path}" in capsys.readouterr().out
         results.write_text("\n".join(answers_of(path)), encoding="utf-8")
-        assert main(["profile", "world", "--source", "llm", "--batch-import", str(results)]) == 0
+        assert main(["profile", "world", "--profiles", "llm", "--batch-import", str(results)]) == 0
         assert f"{count} usable answers, 0 imported before, 0 of other exports" in capsys.readouterr().out
-    assert main(["profile", "world", "--source", "llm", "--batch-export", str(tmp_path / "none.jsonl")]) == 0
+    assert main(["profile", "world", "--profiles", "llm", "--batch-export", str(tmp_path / "none.jsonl")]) == 0
     assert "every question is answered" in capsys.readouterr().out
-    assert main(["profile", "world", "--source", "llm", "--batch-import", str(tmp_path / "none.jsonl")]) == 1
+    assert main(["profile", "world", "--profiles", "llm", "--batch-import", str(tmp_path / "none.jsonl")]) == 1
     assert "none.jsonl cannot be read" in output(capsys)
 
 
@@ -267,9 +267,9 @@ def test_profiles_of_others_are_imported_with_a_warning(
         texts = {key: f"Theirs: {label}." for key, label in zip(table["source_id"], table["label"], strict=True)}
         (tmp_path / f"{name}.json").write_text(json.dumps(texts), encoding="utf-8")
     arguments = [part for name in files for part in (f"--{name}", str(tmp_path / f"{name}.json"))]
-    assert main(["import-profiles", "world", "--source", "theirs", *arguments]) == 1
+    assert main(["import-profiles", "world", "--profiles", "theirs", *arguments]) == 1
     assert "no file leaves 20 of 20 auxiliary profiles open" in output(capsys)
-    assert main(["import-profiles", "world", "--source", "theirs", *arguments, "--fill", "template"]) == 0
+    assert main(["import-profiles", "world", "--profiles", "theirs", *arguments, "--fill", "template"]) == 0
     text = capsys.readouterr().out
     assert "theirs.parquet" in text
     assert "imported: 48 item, 0 auxiliary, 56 user" in text
@@ -277,23 +277,35 @@ def test_profiles_of_others_are_imported_with_a_warning(
 
 
 def test_judging_is_estimated_first(data: Dataset, capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["judge", "world", "--sources", "template", "--sample", "2", "--dry-run"]) == 0
+    assert main(["judge", "world", "--profiles", "template", "--sample", "2", "--dry-run"]) == 0
     text = capsys.readouterr().out
     assert "6 calls to make" in text
     assert "cost (USD)" in text
-    assert main(["judge", "world", "--sources", "template", "--mode", "pairwise", "--dry-run"]) == 1
-    assert "pairwise judging of the sources template is not possible" in output(capsys)
+    assert main(["judge", "world", "--profiles", "template", "--mode", "pairwise", "--dry-run"]) == 1
+    assert "pairwise judging of the profile sets template is not possible" in output(capsys)
 
 
-def test_quality_compares_sources_without_a_model(data: Dataset, capsys: pytest.CaptureFixture[str]) -> None:
+@pytest.mark.parametrize("old", [["--source", "llm"], ["--source=llm"]])
+def test_a_renamed_option_still_works_and_says_so(
+    data: Dataset, old: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["profile", "world", *old, "--dry-run"]) == 0
+    assert capsys.readouterr().err.count("--source is now --profiles") == 1
+    assert main(["quality", "world", "--sources", "nowhere", "--encoder", "tfidf-8"]) == 1
+    errors = capsys.readouterr().err
+    assert "--sources is now --profiles" in errors
+    assert "no profile set 'nowhere'" in errors
+
+
+def test_quality_compares_profile_sets_without_a_model(data: Dataset, capsys: pytest.CaptureFixture[str]) -> None:
     profiles = data.profiles()
     data.write_profiles("dull", profiles.assign(text=profiles["text"].str.split().str[:6].str.join(" ")))
-    assert main(["quality", "world", "--sources", "template", "dull", "--encoder", "tfidf-8"]) == 0
+    assert main(["quality", "world", "--profiles", "template", "dull", "--encoder", "tfidf-8"]) == 0
     text = capsys.readouterr().out
     assert "ranking of the validation items by profile vectors alone:" in text
     assert all(word in text for word in ("template", "dull", "auxiliary", "recall"))
-    assert main(["quality", "world", "--sources", "nowhere", "--encoder", "tfidf-8"]) == 1
-    assert "no profiles of source 'nowhere'" in output(capsys)
+    assert main(["quality", "world", "--profiles", "nowhere", "--encoder", "tfidf-8"]) == 1
+    assert "no profile set 'nowhere'" in output(capsys)
 
 
 def test_vectors_of_others_are_taken_in(data: Dataset, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -21,7 +21,7 @@ from spike_kit.experiments import run_folder
 from spike_kit.experiments.run import RunConfig, finished_runs, load_model, run
 from spike_kit.models.bprmf import BprMf, BprMfConfig
 from spike_kit.profiles.encode import DEFAULT_ENCODER
-from spike_kit.profiles.template import SOURCE
+from spike_kit.profiles.template import TEMPLATE
 from spike_kit.training import loop
 from spike_kit.training.loop import MONITOR, fit, learning_rate
 from tests.test_storage import fill_the_disk
@@ -180,7 +180,7 @@ def test_another_configuration_is_another_run(data: Dataset, change: dict[str, A
 
 def test_other_vectors_are_another_run_for_models_that_read_them(data: Dataset, world: World) -> None:
     before = {name: run(quick(name), progress=False).path for name in ("spike", "bprmf")}
-    file = data.embeddings_path(SOURCE, DEFAULT_ENCODER)
+    file = data.embeddings_path(TEMPLATE, DEFAULT_ENCODER)
     ProfileVectors(world.vectors.user + 1, world.vectors.entity).save(file, {})
     assert run(quick("spike"), progress=False).path != before["spike"]
     assert run(quick("bprmf"), progress=False).path == before["bprmf"]
@@ -270,7 +270,7 @@ def test_a_full_disk_leaves_no_run_folder(data: Dataset, monkeypatch: pytest.Mon
 
 def test_a_model_is_not_loaded_onto_other_vectors(data: Dataset, world: World) -> None:
     done = run(quick(), progress=False)
-    file = data.embeddings_path(SOURCE, DEFAULT_ENCODER)
+    file = data.embeddings_path(TEMPLATE, DEFAULT_ENCODER)
     ProfileVectors(world.vectors.user + 1, world.vectors.entity).save(file, {})
     with pytest.raises(DataError, match="was trained with other vectors of template by all-MiniLM-L6-v2"):
         load_model(done)
@@ -280,7 +280,7 @@ def test_a_model_is_not_loaded_onto_other_vectors(data: Dataset, world: World) -
 def test_vectors_of_older_texts_are_refused(data: Dataset) -> None:
     profiles = data.profiles()
     profiles.loc[0, "text"] = "rewritten"
-    data.write_profiles(SOURCE, profiles)
+    data.write_profiles(TEMPLATE, profiles)
     with pytest.raises(DataError, match=r"(?s)belong to older texts.*spike-kit encode world"):
         run(quick(), progress=False)
     assert run(quick("bprmf"), progress=False).path.is_dir()
@@ -326,7 +326,7 @@ def test_the_test_split_does_not_touch_training(data: Dataset, world: World) -> 
     moved = dataclasses.replace(world.tables, interactions=rows)
     create_dataset(paths.data_root() / "moved", "moved", moved, sources=(), build={}, funnel=())
     target = Dataset.open("moved")
-    target.write_profiles(SOURCE, data.profiles())
-    world.vectors.save(target.embeddings_path(SOURCE, DEFAULT_ENCODER), {})
+    target.write_profiles(TEMPLATE, data.profiles())
+    world.vectors.save(target.embeddings_path(TEMPLATE, DEFAULT_ENCODER), {})
     second = run(quick(dataset="moved"), progress=False).tensors()
     assert all(torch.equal(first[name], second[name]) for name in first)

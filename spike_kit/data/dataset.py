@@ -1,6 +1,6 @@
 """The data-set folder: the contract between all stages.
 
-``data/<name>/`` holds the tables (`spike_kit.data.tables`), ``manifest.json``, the profiles of every source and
+``data/<name>/`` holds the tables (`spike_kit.data.tables`), ``manifest.json``, the profile sets and
 the embeddings of every encoder. Every read is checked; every write is all or nothing.
 """
 
@@ -36,11 +36,11 @@ SCHEMA_VERSION = 1
 SUBJECTS = ("item", "auxiliary", "user")
 """Who has a profile, in the order in which profiles are written (items, other entities, users)."""
 
-REPRODUCIBLE_SOURCE = "template"
-"""Profile source that costs nothing to write again."""
+TEMPLATE = "template"
+"""Profile set that the kit writes without a language model; it costs nothing to write again."""
 
 FILLED = '{"filled": true}'
-"""``usage`` of a profile that stands in for one that its source does not have."""
+"""``usage`` of a profile that stands in for one that its set does not have."""
 
 PROFILES_SCHEMA = pa.DataFrameSchema(
     {
@@ -250,32 +250,32 @@ class Dataset:
             "user": range(len(self.users)),
         }[subject]
 
-    def profiles_path(self, source: str) -> Path:
-        """File of the profiles of a source."""
-        return self.path / "profiles" / f"{source}.parquet"
+    def profiles_path(self, name: str) -> Path:
+        """File of the profiles of a set."""
+        return self.path / "profiles" / f"{name}.parquet"
 
-    def profile_sources(self) -> list[str]:
-        """Names of the profile sources that exist."""
+    def profile_sets(self) -> list[str]:
+        """Names of the profile sets that exist."""
         return sorted(path.stem for path in (self.path / "profiles").glob(f"{paths.VISIBLE}.parquet"))
 
-    def profiles(self, source: str = "template") -> pd.DataFrame:
-        """Profiles of a source: one row for every item, auxiliary entity and user, in this order, ids ascending.
+    def profiles(self, name: str = "template") -> pd.DataFrame:
+        """Profiles of a set: one row for every item, auxiliary entity and user, in this order, ids ascending.
 
         Raises
         ------
         DataError
-            If there is no such source, or a subject has no profile (its ids are named).
+            If there is no such set, or a subject has no profile (its ids are named).
         """
-        file = self.profiles_path(source)
+        file = self.profiles_path(name)
         if not file.is_file():
             raise DataError(
-                f"data set {self.name} has no profiles of source {source!r} ({file} does not exist)",
-                f"known here: {some(self.profile_sources()) or 'none'}; write them with: spike-kit profile {self.name}",
+                f"data set {self.name} has no profile set {name!r} ({file} does not exist)",
+                f"known here: {some(self.profile_sets()) or 'none'}; write them with: spike-kit profile {self.name}",
             )
         return self._checked_profiles(storage.read_parquet(file), str(file))
 
-    def write_profiles(self, source: str, profiles: pd.DataFrame, provenance: dict[str, Any] | None = None) -> Path:
-        """Write the profiles of a source (columns: `PROFILES_SCHEMA`) after the same check as on reading.
+    def write_profiles(self, name: str, profiles: pd.DataFrame, provenance: dict[str, Any] | None = None) -> Path:
+        """Write the profiles of a set (columns: `PROFILES_SCHEMA`) after the same check as on reading.
 
         ``provenance`` (plain values: how the texts came about, for whom they may leak held-out behaviour) is kept in
         the file.
@@ -283,24 +283,22 @@ class Dataset:
         Raises
         ------
         DataError
-            If a row is missing or wrong, or the name of the source is none.
+            If a row is missing or wrong, or the name of the set is not usable.
         """
-        return self.write_profile_batches(
-            source, [self._checked_profiles(profiles, f"profiles of source {source}")], provenance
-        )
+        return self.write_profile_batches(name, [self._checked_profiles(profiles, f"profile set {name}")], provenance)
 
     def write_profile_batches(
-        self, source: str, batches: Iterable[pd.DataFrame], provenance: dict[str, Any] | None = None
+        self, name: str, batches: Iterable[pd.DataFrame], provenance: dict[str, Any] | None = None
     ) -> Path:
-        """Write the profiles of a source as they come: batches of rows in the order of `profiles`; all or nothing.
+        """Write the profiles of a set as they come: batches of rows in the order of `profiles`; all or nothing.
 
         Raises
         ------
         DataError
-            If a row is missing, out of order or wrong, or the name of the source is none.
+            If a row is missing, out of order or wrong, or the name of the set is not usable.
         """
-        check_source_name(source)
-        file, where = self.profiles_path(source), f"profiles of source {source}"
+        check_profiles_name(name)
+        file, where = self.profiles_path(name), f"profile set {name}"
         due = ((subject, number) for subject in SUBJECTS for number in self.expected_ids(subject))
         with storage.atomic_file(file) as temporary, ExitStack() as stack:
             writer: pyarrow.parquet.ParquetWriter | None = None
@@ -320,9 +318,9 @@ class Dataset:
                 raise DataError(f"{where}: no profile for {missing[0]} {missing[1]}", "write the profiles again")
         return file
 
-    def provenance(self, source: str) -> dict[str, Any]:
-        """How the profiles of a source came about; empty if the file does not say or does not exist."""
-        return _provenance(self.profiles_path(source))
+    def provenance(self, name: str) -> dict[str, Any]:
+        """How the profiles of a set came about; empty if the file does not say or does not exist."""
+        return _provenance(self.profiles_path(name))
 
     def _checked_profiles(self, frame: pd.DataFrame, where: str) -> pd.DataFrame:
         check_frame(PROFILES_SCHEMA, frame, where)
@@ -336,43 +334,43 @@ class Dataset:
                 problem = f"no profile for {subject} {some(missing)}" if missing else f"unknown ids {some(unknown)}"
                 raise DataError(
                     f"{where}: {problem}; every {subject} of the study needs exactly one row",
-                    "write the profiles again, or complete them from the template source explicitly",
+                    "write the profiles again, or complete them from the template profiles explicitly",
                 )
             parts.append(part)
         return pd.concat(parts, ignore_index=True)
 
-    def embeddings_path(self, source: str, encoder: str) -> Path:
-        """File of the vectors of a source's profiles under an encoder."""
-        return self.path / "embeddings" / _vectors_name(source, encoder)
+    def embeddings_path(self, profiles: str, encoder: str) -> Path:
+        """File of the vectors of a profile set under an encoder."""
+        return self.path / "embeddings" / _vectors_name(profiles, encoder)
 
     def encoded(self) -> list[tuple[str, str]]:
-        """Pairs of profile source and encoder whose vectors exist."""
+        """Pairs of profile set and encoder whose vectors exist."""
         files = sorted((self.path / "embeddings").glob(f"{paths.VISIBLE}--*.safetensors"))
         pairs = (file.stem.split("--", 1) for file in files)
-        return [(source, unquote(encoder)) for source, encoder in pairs]
+        return [(name, unquote(encoder)) for name, encoder in pairs]
 
-    def vectors(self, source: str = "template", encoder: str = "all-MiniLM-L6-v2") -> ProfileVectors:
-        """Vectors of all profiles of a source under an encoder.
+    def vectors(self, profiles: str = "template", encoder: str = "all-MiniLM-L6-v2") -> ProfileVectors:
+        """Vectors of all profiles of a set under an encoder.
 
         Raises
         ------
         DataError
             If the file is missing, has another number of rows than the study, or holds NaN or infinity.
         """
-        file = self.embeddings_path(source, encoder)
+        file = self.embeddings_path(profiles, encoder)
         if not file.is_file():
             raise DataError(
-                f"data set {self.name} has no embeddings of source {source!r} by encoder {encoder!r} "
+                f"data set {self.name} has no embeddings of profile set {profiles!r} by encoder {encoder!r} "
                 f"({file} does not exist)",
-                f"make them with: spike-kit encode {self.name} --source {source} --encoder {encoder}",
+                f"make them with: spike-kit encode {self.name} --profiles {profiles} --encoder {encoder}",
             )
         vectors = ProfileVectors.load(file)
         vectors.check(len(self.users), len(self.entities), str(file))
         return vectors
 
 
-def _vectors_name(source: str, encoder: str) -> str:
-    return f"{source}--{quote(encoder, safe='')}.safetensors"
+def _vectors_name(profiles: str, encoder: str) -> str:
+    return f"{profiles}--{quote(encoder, safe='')}.safetensors"
 
 
 def create_dataset(
@@ -393,7 +391,7 @@ def create_dataset(
     """Write a data-set folder: all tables checked, then the whole folder put in place at once.
 
     ``reviews`` come in batches, sorted by user and item, and are checked and written one at a time; ``funnel`` is
-    read after the last of them. ``embeddings`` are vectors that came with the source, by (profile source, encoder).
+    read after the last of them. ``embeddings`` are vectors that came with the source, by (profile set, encoder).
 
     An existing data-set folder at ``path`` is replaced as a whole; its profiles and embeddings belong to the old ids
     and go with it. Profiles that the kit cannot write again at no cost are lost only with ``overwrite``.
@@ -417,10 +415,10 @@ def create_dataset(
         if n_reviews := _write_reviews(folder / "reviews.parquet", reviews, tables.interactions):
             hashes["reviews"] = storage.sha256_file(folder / "reviews.parquet")
             counts["reviews"] = n_reviews
-        for (source, encoder), vectors in (embeddings or {}).items():
-            file = folder / "embeddings" / _vectors_name(source, encoder)
-            vectors.check(len(tables.users), len(tables.entities), f"embeddings of {source}")
-            vectors.save(file, {"source": source, "encoder": encoder})
+        for (profiles, encoder), vectors in (embeddings or {}).items():
+            file = folder / "embeddings" / _vectors_name(profiles, encoder)
+            vectors.check(len(tables.users), len(tables.entities), f"embeddings of {profiles}")
+            vectors.save(file, {"source": profiles, "encoder": encoder})
         manifest = Manifest(
             schema_version=SCHEMA_VERSION,
             name=name,
@@ -476,17 +474,17 @@ def texts_by_subject(profiles: pd.DataFrame) -> dict[tuple[str, int], str]:
     return dict(zip(pairs, profiles["text"], strict=True))
 
 
-def check_source_name(source: str) -> None:
-    """Check that a name can be that of a profile source.
+def check_profiles_name(name: str) -> None:
+    """Check that a name can be that of a profile set.
 
     Raises
     ------
     DataError
-        If it cannot stand in a file name, or holds the ``--`` that parts source and encoder.
+        If it cannot stand in a file name, or holds the ``--`` that separates it from the encoder.
     """
-    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", source) or "--" in source:
+    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", name) or "--" in name:
         raise DataError(
-            f"{source!r} cannot be the name of a profile source",
+            f"{name!r} cannot be the name of a profile set",
             "use letters, digits, '.', '_' and single '-', and begin with a letter or digit",
         )
 
@@ -505,9 +503,7 @@ def check_replaceable(path: Path, overwrite: bool) -> None:
         raise DataError(f"{path} exists and is no data-set folder; it is not replaced", "choose another name")
     kept = sorted(file.stem for file in (path / "profiles").glob(f"{paths.VISIBLE}.parquet"))
     precious = [
-        source
-        for source in kept
-        if source != REPRODUCIBLE_SOURCE and not _provenance(path / "profiles" / f"{source}.parquet").get("free")
+        name for name in kept if name != TEMPLATE and not _provenance(path / "profiles" / f"{name}.parquet").get("free")
     ]
     if precious and not overwrite:
         raise DataError(

@@ -409,7 +409,7 @@ class Workspace:
     parsed
         What the first step of the pipeline is called in the funnel.
     vectors
-        Profile vectors that came with the source, by (profile source, encoder): a row for every row of ``users``,
+        Profile vectors that came with the source, by (profile set, encoder): a row for every row of ``users``,
         and for every row of ``items`` and then of ``entities``.
     """
 

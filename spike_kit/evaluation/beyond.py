@@ -26,7 +26,7 @@ import pandas as pd
 import torch
 
 from spike_kit.base.errors import ConfigError, DataError
-from spike_kit.data.dataset import REPRODUCIBLE_SOURCE, Dataset
+from spike_kit.data.dataset import TEMPLATE, Dataset
 from spike_kit.data.vectors import ProfileVectors
 from spike_kit.evaluation.groups import degree_groups
 from spike_kit.evaluation.ranking import RankingTask, ranked
@@ -285,7 +285,7 @@ def measure_lists(
         every group that has items, with their number in brackets, recall and share of all places as in
         `BeyondAccuracy.by_items`).
     """
-    vectors = data.vectors() if (REPRODUCIBLE_SOURCE, DEFAULT_ENCODER) in data.encoded() else None
+    vectors = data.vectors() if (TEMPLATE, DEFAULT_ENCODER) in data.encoded() else None
     measured = BeyondAccuracy(data, split, vectors)
     kinds = {"items by popularity": item_groups(data), "items by facts": degree_groups(data)}
     tables: dict[str, list[dict[str, Any]]] = {name: [] for name in ("whole lists", *kinds)}

@@ -89,7 +89,7 @@ def signal_per_user(
     data
         Data set; its train split gives the histories, its validation split the relevant items.
     vectors
-        Profile vectors ``user [U, d_t]``, ``entity [E, d_t]`` by source.
+        Profile vectors ``user [U, d_t]``, ``entity [E, d_t]`` by profile set.
     cutoffs
         Ranks k.
     seed
@@ -100,7 +100,7 @@ def signal_per_user(
     Returns
     -------
     DataFrame
-        source, scorer, user, and ``recall@k`` and ``ndcg@k`` for each cut-off: the values for paired tests. The
+        profiles, scorer, user, and ``recall@k`` and ``ndcg@k`` for each cut-off: the values for paired tests. The
         reference lines come last.
 
     Raises
@@ -108,33 +108,33 @@ def signal_per_user(
     DataError
         If vectors do not fit the study, or no user has a validation item.
     """
-    for source, pair in vectors.items():
-        pair.check(len(data.users), len(data.entities), f"vectors of {source}")
+    for name, pair in vectors.items():
+        pair.check(len(data.users), len(data.entities), f"vectors of {name}")
     task = RankingTask.from_tables(data.tables, "valid", device)
     graph = Graph.from_tables(data.tables).to(device)
     metrics = [f"{metric}@{k}" for k in cutoffs for metric in ("recall", "ndcg")]
     parts = []
-    for source, scorer, recommender in _scorers(graph, vectors, seed):
+    for name, scorer, recommender in _scorers(graph, vectors, seed):
         per_user = evaluate(recommender, task, cutoffs)[1][["user", *metrics]]
         per_user.insert(0, "scorer", scorer)
-        per_user.insert(0, "source", source)
+        per_user.insert(0, "profiles", name)
         parts.append(per_user)
     return pd.concat(parts, ignore_index=True)
 
 
 def _scorers(graph: Graph, vectors: Mapping[str, ProfileVectors], seed: int) -> Iterator[tuple[str, str, Recommender]]:
-    """Source, scorer and recommender of every line; one source is on the device at a time."""
-    for source, pair in vectors.items():
+    """Profile set, scorer and recommender of every line; one profile set is on the device at a time."""
+    for name, pair in vectors.items():
         here = pair.to(graph.device)
-        yield source, USER_PROFILE, user_profile_scorer(here, graph.n_items)
-        yield source, TRAIN_ITEMS, train_items_scorer(here, graph)
+        yield name, USER_PROFILE, user_profile_scorer(here, graph.n_items)
+        yield name, TRAIN_ITEMS, train_items_scorer(here, graph)
     yield REFERENCE, "popularity", Popularity(PopularityConfig(), graph)
     yield REFERENCE, "random", RandomOrder(graph.n_items, seed, graph.device)
 
 
 def signal_means(per_user: pd.DataFrame) -> pd.DataFrame:
     """Mean of each metric over users of what `signal_per_user` gave, and the number of users, in the same order."""
-    groups = per_user.groupby(["source", "scorer"], sort=False)
+    groups = per_user.groupby(["profiles", "scorer"], sort=False)
     table = groups[[name for name in per_user.columns if "@" in name]].mean()
     return table.assign(users=groups["user"].size()).reset_index()
 
@@ -146,7 +146,7 @@ def signal_table(
     seed: int = 0,
     device: torch.device | str = "cpu",
 ) -> pd.DataFrame:
-    """Signal of each source in one table: source, scorer, ``recall@k``, ``ndcg@k``, users.
+    """Signal of each profile set in one table: profiles, scorer, ``recall@k``, ``ndcg@k``, users.
 
     Parameters and errors are those of `signal_per_user`.
     """

@@ -20,7 +20,7 @@ from typing import Any, Literal
 
 import pandas as pd
 import torch
-from pydantic import Field
+from pydantic import AliasChoices, Field
 
 from spike_kit.base import paths
 from spike_kit.base.config import Config
@@ -37,7 +37,7 @@ from spike_kit.experiments.tuned import TUNED, read_tuned, tuned_path
 from spike_kit.models import find_model
 from spike_kit.profiles.encode import ensure_vectors
 from spike_kit.profiles.generate import Generation, GenerationConfig
-from spike_kit.profiles.template import SOURCE, ensure_profiles
+from spike_kit.profiles.template import TEMPLATE, ensure_profiles
 from spike_kit.training.loop import MONITOR
 
 logger = logging.getLogger(__name__)
@@ -82,8 +82,10 @@ class Grid(Config):
     """Budget of the searches that blocks with the preset ``tuned`` need."""
     blocks: tuple[Block, ...] = (Block(),)
     """Its parts; what two of them share is done once."""
-    sources: dict[str, GenerationConfig] = Field(default_factory=dict)
-    """Profile sources written by a language model where a data set does not have them yet; template needs no entry."""
+    profiles: dict[str, GenerationConfig] = Field(
+        default_factory=dict, validation_alias=AliasChoices("profiles", "sources")
+    )
+    """Profile sets written by a language model where a data set does not have them yet; template needs no entry."""
 
     @classmethod
     def read(cls, file: Path) -> Grid:
@@ -110,10 +112,10 @@ class Grid(Config):
         return [
             Cell(
                 "text",
-                RunConfig(dataset=dataset, profiles=source, encoder=encoder),
-                generation=self.sources.get(source),
+                RunConfig(dataset=dataset, profiles=profiles, encoder=encoder),
+                generation=self.profiles.get(profiles),
             )
-            for dataset, source, encoder in wanted
+            for dataset, profiles, encoder in wanted
         ]
 
     def searches(self) -> list[Cell]:
@@ -248,16 +250,16 @@ def perform(cell: Cell, device: str = "cpu", threads: int | None = 1) -> Outcome
 def _write_text(cell: Cell, device: torch.device) -> Outcome:
     """Write the profiles of a cell where they are missing, and encode them."""
     started, config = time.perf_counter(), cell.config
-    data, source = Dataset.open(config.dataset), config.profiles
-    if source == SOURCE:
+    data, profiles = Dataset.open(config.dataset), config.profiles
+    if profiles == TEMPLATE:
         ensure_profiles(data, progress=False)
-    elif source not in data.profile_sources() and cell.generation is not None:
-        written = Generation(data, cell.generation, source).run()
+    elif profiles not in data.profile_sets() and cell.generation is not None:
+        written = Generation(data, cell.generation, profiles).run()
         if written.path is None:
             raise DataError(
-                f"the model left {sum(written.missing.values())} profiles of {source} unwritten", "run again"
+                f"the model left {sum(written.missing.values())} profiles of {profiles} unwritten", "run again"
             )
-    ensure_vectors(data, source, config.encoder, device, progress=False)
+    ensure_vectors(data, profiles, config.encoder, device, progress=False)
     return Outcome(seconds=time.perf_counter() - started)
 
 

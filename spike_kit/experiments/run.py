@@ -29,7 +29,7 @@ from spike_kit.models.footprint import Footprint, footprint, gib, leaner_setting
 from spike_kit.models.recommender import ModelConfig, Preset, Recommender, TrainedConfig, TrainedRecommender
 from spike_kit.profiles import given
 from spike_kit.profiles.encode import DEFAULT_ENCODER, check_fresh
-from spike_kit.profiles.template import SOURCE
+from spike_kit.profiles.template import TEMPLATE
 from spike_kit.training.checkpoint import EpochRow
 from spike_kit.training.loop import TRAINING_VERSION, History, fit
 
@@ -51,8 +51,8 @@ class RunConfig(Config):
     """Training settings that differ from the preset."""
     seed: int = 0
     """Seed of initialisation, batches, negatives and draws."""
-    profiles: str = SOURCE
-    """Profile source whose vectors a text model uses."""
+    profiles: str = TEMPLATE
+    """Profile set whose vectors a text model uses."""
     encoder: str = DEFAULT_ENCODER
     """Text encoder of these vectors."""
 
@@ -343,19 +343,19 @@ def describe(config: RunConfig, data: Dataset, text: dict[str, Any] | None = Non
     return described
 
 
-def describe_text(data: Dataset, source: str, encoder: str) -> dict[str, Any]:
-    """What identifies the vectors of a profile source by an encoder, as part of `describe`.
+def describe_text(data: Dataset, profiles: str, encoder: str) -> dict[str, Any]:
+    """What identifies the vectors of a profile set by an encoder, as part of `describe`.
 
     Raises
     ------
     DataError
         If there are none, or they are older than the profiles.
     """
-    data.vectors(source, encoder)
-    check_fresh(data, source, encoder)
-    sha256 = storage.sha256_file(data.embeddings_path(source, encoder))
-    described: dict[str, Any] = {"profiles": source, "encoder": encoder, "vectors_sha256": sha256}
-    leaky = data.provenance(source).get("possibly_leaky") or given.possibly_leaky(encoder)
+    data.vectors(profiles, encoder)
+    check_fresh(data, profiles, encoder)
+    sha256 = storage.sha256_file(data.embeddings_path(profiles, encoder))
+    described: dict[str, Any] = {"profiles": profiles, "encoder": encoder, "vectors_sha256": sha256}
+    leaky = data.provenance(profiles).get("possibly_leaky") or given.possibly_leaky(encoder)
     return described | ({"possibly_leaky": leaky} if leaky else {})
 
 

@@ -33,7 +33,7 @@ from spike_kit.figures.style import (
 from spike_kit.models import MODELS, TrainedRecommender
 from spike_kit.models.spike import SpikeConfig
 from spike_kit.profiles.encode import DEFAULT_ENCODER
-from spike_kit.profiles.template import SOURCE
+from spike_kit.profiles.template import TEMPLATE
 from spike_kit.results.frames import grouped_by_seed
 from spike_kit.results.significance import (
     bootstrap_interval,
@@ -98,7 +98,7 @@ def ablation_label(run: Run) -> str:
         return run_label(run)
     usual = SpikeConfig.parse(usual_settings(run)["model_settings"])
     changed = ablation.changes(SpikeConfig.parse(run.config["model_settings"]), usual)
-    usual_text = {"profiles": (SOURCE, "profiles from"), "encoder": (DEFAULT_ENCODER, "encoded by")}
+    usual_text = {"profiles": (TEMPLATE, "profiles from"), "encoder": (DEFAULT_ENCODER, "encoded by")}
     text = [
         f"{words} {run.config[key]}" for key, (name, words) in usual_text.items() if run.config.get(key, name) != name
     ]
@@ -382,7 +382,7 @@ def _same_as_usual(run: Run, part: str) -> bool:
 
 def _unchanged(runs: Sequence[Run], model: str, preset: str) -> list[Run]:
     """Runs of a model with the settings of a preset and the usual text, however trained."""
-    text = {"profiles": SOURCE, "encoder": DEFAULT_ENCODER}
+    text = {"profiles": TEMPLATE, "encoder": DEFAULT_ENCODER}
     return [
         run
         for run in runs

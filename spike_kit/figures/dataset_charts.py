@@ -94,31 +94,31 @@ def quality_frame(measured: pd.DataFrame) -> pd.DataFrame:
     Returns
     -------
     DataFrame
-        source, subject, profiles, mean faithfulness (share of named facts that stand in the prompt), and quantiles of
-        the words: ``words 5 %`` to ``words 95 %``.
+        profiles (name of the set), subject, n (of profiles), faithfulness (mean share of named facts that stand in
+        the prompt), and quantiles of the words: ``words 5 %`` to ``words 95 %``.
     """
-    groups = measured.groupby(["source", "subject"], sort=False)
-    frame = groups.agg(profiles=("words", "size"), faithfulness=("faithfulness", "mean"))
+    groups = measured.groupby(["profiles", "subject"], sort=False)
+    frame = groups.agg(n=("words", "size"), faithfulness=("faithfulness", "mean"))
     for share in _SHARES:
         frame[f"words {share:.0%}".replace("%", " %")] = groups["words"].quantile(share)
     frame = frame.reset_index()
     order = frame["subject"].map(SUBJECTS.index)
-    return frame.iloc[np.lexsort([order, frame["source"].factorize()[0]])].reset_index(drop=True)
+    return frame.iloc[np.lexsort([order, frame["profiles"].factorize()[0]])].reset_index(drop=True)
 
 
 def profile_quality(frame: pd.DataFrame) -> Figure:
-    """Draw words (box: quartiles and median, whiskers: 5 % and 95 %) and faithfulness of each source's profiles."""
+    """Draw words (box: quartiles and median, whiskers: 5 % and 95 %) and faithfulness of each profile set."""
     from matplotlib.figure import Figure
     from matplotlib.patches import Patch
 
-    sources, subjects = frame["source"].unique().tolist(), frame["subject"].unique().tolist()
-    width = 0.8 / len(sources)
+    names, subjects = frame["profiles"].unique().tolist(), frame["subject"].unique().tolist()
+    width = 0.8 / len(names)
     with figure_style():
         figure = Figure(figsize=(TWO_COLUMNS * 0.8, 2.3))
         left, right = figure.subplots(1, 2)
         for row in frame.to_dict("records"):
-            index = sources.index(row["source"])
-            place = subjects.index(row["subject"]) + (index - (len(sources) - 1) / 2) * width
+            index = names.index(row["profiles"])
+            place = subjects.index(row["subject"]) + (index - (len(names) - 1) / 2) * width
             look = {"facecolor": COLOURS[index % len(COLOURS)], "hatch": HATCHES[index % len(HATCHES)]}
             keys = ("whislo", "q1", "med", "q3", "whishi")
             names = [f"words {share:.0%}".replace("%", " %") for share in _SHARES]
@@ -142,7 +142,7 @@ def profile_quality(frame: pd.DataFrame) -> Figure:
         left.set_ylim(bottom=0)
         right.set_ylabel("named facts found in the prompt")
         right.set_ylim(0, 1.02)
-        looks = [(COLOURS[n % len(COLOURS)], HATCHES[n % len(HATCHES)], plain(name)) for n, name in enumerate(sources)]
+        looks = [(COLOURS[n % len(COLOURS)], HATCHES[n % len(HATCHES)], plain(name)) for n, name in enumerate(names)]
         handles = [Patch(facecolor=c, hatch=h, edgecolor="white", label=name) for c, h, name in looks]
-        figure.legend(handles=handles, loc="outside upper center", ncols=legend_columns(sources, 5.0))
+        figure.legend(handles=handles, loc="outside upper center", ncols=legend_columns(names, 5.0))
     return figure

@@ -165,10 +165,10 @@ def _graph(data: Dataset, runs: Sequence[Run], split: str) -> Drawn:  # noqa: AR
 
 
 def _quality(data: Dataset, runs: Sequence[Run], split: str) -> Drawn:  # noqa: ARG001
-    sources = data.profile_sources()
-    _need(sources, f"{data.name} has no profiles")
-    prompts = {source: prompt_texts(data, source) for source in sources}
-    measured = measure_profiles({source: data.profiles(source) for source in sources}, prompts)
+    names = data.profile_sets()
+    _need(names, f"{data.name} has no profiles")
+    prompts = {name: prompt_texts(data, name) for name in names}
+    measured = measure_profiles({name: data.profiles(name) for name in names}, prompts)
     frame = dataset_charts.quality_frame(measured)
     return dataset_charts.profile_quality(frame), frame
 

@@ -101,7 +101,7 @@ class SpikeDraws(EncoderDraws):
 
 
 class Spike(KgEncoder[SpikeConfig]):
-    """SPiKE on one graph with the profile vectors of one source."""
+    """SPiKE on one graph with the vectors of one profile set."""
 
     title: ClassVar = "SPiKE"
     config_class: ClassVar = SpikeConfig

@@ -72,7 +72,7 @@ def encode_texts(
 
 def encode_profiles(
     data: Dataset,
-    source: str,
+    profiles: str,
     name: str,
     encoder: Encoder | None = None,
     *,
@@ -80,14 +80,14 @@ def encode_profiles(
     batch_size: int | None = None,
     progress: bool = True,
 ) -> Path:
-    """Encode all profiles of a source and write them into the study's embeddings.
+    """Encode all profiles of a set and write them into the study's embeddings.
 
     Parameters
     ----------
     data
         Data-set folder with the profiles.
-    source
-        Profile source, ``"template"`` for example.
+    profiles
+        Profile set, ``"template"`` for example.
     name
         Name of the encoder, see `spike_kit.profiles.encoders`; of a reduction, the base is encoded where it must be.
     encoder
@@ -107,15 +107,15 @@ def encode_profiles(
     DataError
         If a profile is missing, the encoder fails, or given vectors were not imported.
     """
-    job = _Job(data, source, name, encoder, device, batch_size, progress)
+    job = _Job(data, profiles, name, encoder, device, batch_size, progress)
     reduction = job.parsed.reduction
     return job.write_base() if reduction is None else job.write_reduced(job.ensure_base(), reduction)
 
 
 def ensure_vectors(
-    data: Dataset, source: str, name: str, device: torch.device | str = "cpu", progress: bool = True
+    data: Dataset, profiles: str, name: str, device: torch.device | str = "cpu", progress: bool = True
 ) -> ProfileVectors:
-    """Return the vectors of a source under an encoder, encoding first if they are missing or of older texts.
+    """Return the vectors of a profile set under an encoder, encoding first if they are missing or of older texts.
 
     Vectors that are given, or whose profiles the study does not hold, are returned as they are.
 
@@ -126,16 +126,16 @@ def ensure_vectors(
     DataError
         If a profile is missing, the encoder fails, or given vectors were not imported.
     """
-    job = _Job(data, source, name, device=device, progress=progress)
+    job = _Job(data, profiles, name, device=device, progress=progress)
     base, reduction = job.ensure_base(), job.parsed.reduction
     if reduction is None:
         return base
     if not job.base_facts(base).items() <= job.stored(name).items():
         job.write_reduced(base, reduction)
-    return data.vectors(source, name)
+    return data.vectors(profiles, name)
 
 
-def check_fresh(data: Dataset, source: str, name: str) -> None:
+def check_fresh(data: Dataset, profiles: str, name: str) -> None:
     """Check that vectors belong to the present texts, weights and unreduced vectors, as far as these are there.
 
     Raises
@@ -143,10 +143,10 @@ def check_fresh(data: Dataset, source: str, name: str) -> None:
     DataError
         If the profiles, the files of the encoder or the unreduced vectors were written anew after they were encoded.
     """
-    if older := _Job(data, source, name).older(name):
+    if older := _Job(data, profiles, name).older(name):
         raise DataError(
-            f"the vectors of {source} by {name} belong to {older}",
-            f"encode them again: spike-kit encode {data.name} --source {source} --encoder {name}",
+            f"the vectors of {profiles} by {name} belong to {older}",
+            f"encode them again: spike-kit encode {data.name} --profiles {profiles} --encoder {name}",
         )
 
 
@@ -182,7 +182,7 @@ class _Job:
     """One call: texts and weights are read and hashed at most once, when they are first needed."""
 
     data: Dataset
-    source: str
+    profile_set: str
     name: str
     encoder: Encoder | None = None
     device: torch.device | str = "cpu"
@@ -195,11 +195,11 @@ class _Job:
 
     @cached_property
     def profiles(self) -> pd.DataFrame:
-        return self.data.profiles(self.source)
+        return self.data.profiles(self.profile_set)
 
     @cached_property
     def has_profiles(self) -> bool:
-        return self.source in self.data.profile_sources()
+        return self.profile_set in self.data.profile_sets()
 
     @cached_property
     def metadata(self) -> dict[str, str]:
@@ -212,7 +212,7 @@ class _Job:
 
     def file(self, name: str) -> Path:
         """File of the vectors under the full name or its base."""
-        return self.data.embeddings_path(self.source, name)
+        return self.data.embeddings_path(self.profile_set, name)
 
     def stored(self, name: str) -> dict[str, str]:
         """Metadata of that file."""
@@ -223,11 +223,11 @@ class _Job:
         stored, base = self.stored(name), self.parsed.base
         if "texts_sha256" in stored and self.has_profiles:
             if stored["texts_sha256"] != self.metadata["texts_sha256"]:
-                return f"older texts than {self.data.profiles_path(self.source)} holds"
+                return f"older texts than {self.data.profiles_path(self.profile_set)} holds"
             if self.weights and stored.get("weights", "") != self.weights:
                 return f"other weights than the folder {base} holds"
         if "base_sha256" in stored and self.file(base).is_file():
-            vectors = self.data.vectors(self.source, base)
+            vectors = self.data.vectors(self.profile_set, base)
             if stored["base_sha256"] != _tensors_sha256(vectors):
                 return f"other vectors than {self.file(base)} holds"
         return ""
@@ -238,7 +238,7 @@ class _Job:
         as_they_are = self.file(base).is_file() and not self.has_profiles
         if not as_they_are and ("texts_sha256" not in self.stored(base) or self.older(base)):
             self.write_base()
-        return self.data.vectors(self.source, base)
+        return self.data.vectors(self.profile_set, base)
 
     def write_base(self) -> Path:
         """Encode the profiles under the base name; of given vectors, check that they are there."""
@@ -246,7 +246,7 @@ class _Job:
         if parsed.kind == "given":
             if not target.is_file():
                 raise DataError(
-                    f"data set {self.data.name} has no vectors {parsed.base} of source {self.source!r} "
+                    f"data set {self.data.name} has no vectors {parsed.base} of profile set {self.profile_set!r} "
                     f"({target} does not exist)",
                     "given vectors are never computed: import them, spike_kit.profiles.given.import_vectors",
                 )
@@ -255,8 +255,8 @@ class _Job:
         encoder = self.encoder or _Lazy(parsed, self.device)
         vectors = encode_cached(texts, parsed, self.weights, encoder, self.batch_size, self.progress)
         result = ProfileVectors(torch.from_numpy(vectors[is_user]), torch.from_numpy(vectors[~is_user]))
-        result.check(len(self.data.users), len(self.data.entities), f"vectors of {self.source} by {parsed.base}")
-        result.save(target, {"source": self.source, "encoder": parsed.base, **self.metadata})
+        result.check(len(self.data.users), len(self.data.entities), f"vectors of {self.profile_set} by {parsed.base}")
+        result.save(target, {"source": self.profile_set, "encoder": parsed.base, **self.metadata})
         return target
 
     def base_facts(self, base: ProfileVectors) -> dict[str, str]:
@@ -269,11 +269,11 @@ class _Job:
     def write_reduced(self, base: ProfileVectors, reduction: Reduction) -> Path:
         """Reduce the vectors of the base and write them under the full name."""
         rows = torch.cat([base.user, base.entity]).numpy()
-        scores, share = principal_components(rows, reduction, f"{self.source} by {self.name}")
+        scores, share = principal_components(rows, reduction, f"{self.profile_set} by {self.name}")
         user, entity = torch.from_numpy(scores).split([len(base.user), len(base.entity)])
         facts = {"base": self.parsed.base, "explained_variance": f"{share:.6f}", **self.base_facts(base)}
         target = self.file(self.name)
-        ProfileVectors(user, entity).save(target, {"source": self.source, "encoder": self.name, **facts})
+        ProfileVectors(user, entity).save(target, {"source": self.profile_set, "encoder": self.name, **facts})
         return target
 
 

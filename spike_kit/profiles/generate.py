@@ -21,7 +21,7 @@ import pandas as pd
 from spike_kit.base.config import Config
 from spike_kit.base.errors import DataError
 from spike_kit.base.storage import now, sha256_text
-from spike_kit.data.dataset import FILLED, REPRODUCIBLE_SOURCE, SUBJECTS, Dataset, check_source_name, texts_by_subject
+from spike_kit.data.dataset import FILLED, SUBJECTS, TEMPLATE, Dataset, check_profiles_name, texts_by_subject
 from spike_kit.profiles import loopback
 from spike_kit.profiles.checks import find_problem, remedy, tidy
 from spike_kit.profiles.cost import TOKENS_PER_WORD, estimate_tokens, prices
@@ -38,7 +38,7 @@ _NOT_ASKED = "none"
 
 
 class GenerationConfig(Config):
-    """A source of LLM profiles: which model, which prompts, and what to do with gaps."""
+    """LLM profiles of a data set: which model, which prompts, and what to do with gaps."""
 
     llm: LLMConfig = LLMConfig()
     """Model and server."""
@@ -96,19 +96,21 @@ class Generation:
         Data-set folder.
     config
         Model, prompts, gaps.
-    source
-        Name of the profile source; default: the name of the model, with ``-`` for what a file name may not hold.
+    profiles
+        Name of the profile set; default: the name of the model, with ``-`` for what a file name may not hold.
     answers
         File of the answers; default: that of the study under data/llm.
     """
 
-    def __init__(self, data: Dataset, config: GenerationConfig, source: str = "", answers: Path | None = None) -> None:
+    def __init__(
+        self, data: Dataset, config: GenerationConfig, profiles: str = "", answers: Path | None = None
+    ) -> None:
         self.data = data
         self.config = config
-        self.source = source or _source_name(config.llm.model)
-        check_source_name(self.source)
-        if self.source == REPRODUCIBLE_SOURCE:
-            raise DataError(f"{self.source!r} names the template profiles", "choose another name with --source")
+        self.profiles = profiles or _set_name(config.llm.model)
+        check_profiles_name(self.profiles)
+        if self.profiles == TEMPLATE:
+            raise DataError(f"{self.profiles!r} names the template profiles", "choose another name with --profiles")
         self.answers = answers or answers_path(data)
         self._parameters = config.llm.parameters
         self._rows = {subject: np.zeros(len(data.expected_ids(subject)), dtype=np.int64) for subject in SUBJECTS}
@@ -253,7 +255,7 @@ class Generation:
     def write(self, store: Store) -> Path:
         """Write the profiles table from the answers that were found."""
         filled, too_long = self._flaws(store)
-        return self.data.write_profile_batches(self.source, self._batches(store), self._provenance(filled, too_long))
+        return self.data.write_profile_batches(self.profiles, self._batches(store), self._provenance(filled, too_long))
 
     def _flaws(self, store: Store) -> tuple[int, int]:
         """Profiles that are filled in, and that are longer than they should be."""
@@ -288,7 +290,7 @@ class Generation:
         if not self.writer.has_material(subject, number):
             return [UNKNOWN_TASTE, sha256_text(UNKNOWN_TASTE), _NOT_ASKED, "{}", created]
         text = self._template[subject, number]
-        return [text, sha256_text(text), REPRODUCIBLE_SOURCE, FILLED, created]
+        return [text, sha256_text(text), TEMPLATE, FILLED, created]
 
     def _provenance(self, filled: int, too_long: int) -> dict[str, Any]:
         return {
@@ -320,7 +322,7 @@ def _announced(items: Collection[int]) -> dict[int, str]:
     return dict.fromkeys(items, "(its profile, once it is written)")
 
 
-def _source_name(model: str) -> str:
+def _set_name(model: str) -> str:
     return re.sub(r"-+", "-", re.sub(r"[^A-Za-z0-9._]", "-", model)).strip("-._") or "llm"
 
 

@@ -16,15 +16,15 @@ from spike_kit.data.vectors import ProfileVectors
 from spike_kit.profiles.encoders import parse_encoder
 
 
-def import_vectors(data: Dataset, source: str, name: str, user_file: Path, entity_file: Path) -> Path:
+def import_vectors(data: Dataset, profiles: str, name: str, user_file: Path, entity_file: Path) -> Path:
     """Write vectors that others made into the study's embeddings, as encoder ``given:<name>``.
 
     Parameters
     ----------
     data
         Data-set folder they belong to.
-    source
-        Profile source they were made from; the study need not hold its texts.
+    profiles
+        Profile set they were made from; the study need not hold its texts.
     name
         Name to give them.
     user_file, entity_file
@@ -59,9 +59,9 @@ def import_vectors(data: Dataset, source: str, name: str, user_file: Path, entit
         for kind, file in (("user", Path(user_file)), ("entity", Path(entity_file)))
         for key, value in (("file", file.name), ("sha256", storage.sha256_file(file)))
     }
-    target = data.embeddings_path(source, encoder)
+    target = data.embeddings_path(profiles, encoder)
     vectors = ProfileVectors(torch.from_numpy(user), torch.from_numpy(entity))
-    vectors.save(target, {"source": source, "encoder": encoder, **facts})
+    vectors.save(target, {"source": profiles, "encoder": encoder, **facts})
     return target
 
 

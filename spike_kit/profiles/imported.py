@@ -1,4 +1,4 @@
-"""Profiles that others wrote: JSON files of texts by id become a profile source, marked as imported."""
+"""Profiles that others wrote: JSON files of texts by id become a profile set, marked as imported."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import pandas as pd
 
 from spike_kit.base.errors import DataError, some
 from spike_kit.base.storage import now, read_json, sha256_file, sha256_text
-from spike_kit.data.dataset import FILLED, REPRODUCIBLE_SOURCE, SUBJECTS, Dataset
+from spike_kit.data.dataset import FILLED, SUBJECTS, TEMPLATE, Dataset
 from spike_kit.data.text import clean, without_markup
 from spike_kit.profiles.template import ensure_profiles
 
@@ -24,12 +24,12 @@ MODEL = "imported"
 
 def import_profiles(
     data: Dataset,
-    source: str,
+    profiles: str,
     files: Mapping[str, Path],
     maps: Mapping[str, Path] | None = None,
     fill: Literal["", "template"] = "",
 ) -> Path:
-    """Write a profile source from JSON files ``{id: text}``, one for each kind of subject (CoLaKG's, for example).
+    """Write a profile set from JSON files ``{id: text}``, one for each kind of subject (CoLaKG's, for example).
 
     Nobody knows what the authors' prompts held, so user profiles are flagged as possibly leaky (they may describe
     held-out interactions): use them for comparison, never for a reported gain.
@@ -38,8 +38,8 @@ def import_profiles(
     ----------
     data
         Data-set folder.
-    source
-        Name of the new source.
+    profiles
+        Name of the new profile set.
     files
         JSON files by subject: ``item``, ``auxiliary``, ``user``. Their ids are the source ids of the study.
     maps
@@ -67,8 +67,8 @@ def import_profiles(
             f"the ids of some files are translated, those of {some(unmapped)} are not",
             "give a file of lines 'source_id id' for each of them",
         )
-    if source == REPRODUCIBLE_SOURCE:
-        raise DataError(f"{source!r} names the template profiles", "choose another name")
+    if profiles == TEMPLATE:
+        raise DataError(f"{profiles!r} names the template profiles", "choose another name")
     template = ensure_profiles(data, progress=False) if fill else None
     created, parts, counts = now(), [], {}
     for subject in SUBJECTS:
@@ -90,7 +90,7 @@ def import_profiles(
             gaps = frame["id"].isin(missing)
             for column in ("text", "prompt_sha256"):
                 frame.loc[gaps, column] = own.loc[missing, column].to_numpy()
-            frame.loc[gaps, "model"] = REPRODUCIBLE_SOURCE
+            frame.loc[gaps, "model"] = TEMPLATE
             frame.loc[gaps, "usage"] = FILLED
         parts.append(frame)
     provenance = {
@@ -99,7 +99,7 @@ def import_profiles(
         "imported": counts,
         "possibly_leaky": [subject for subject in ("user",) if subject in files],
     }
-    return data.write_profiles(source, pd.concat(parts, ignore_index=True), provenance)
+    return data.write_profiles(profiles, pd.concat(parts, ignore_index=True), provenance)
 
 
 def _texts(data: Dataset, subject: str, path: Path, ids: Path | None) -> dict[int, str]:

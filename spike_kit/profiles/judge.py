@@ -22,7 +22,7 @@ from spike_kit.base.config import Config
 from spike_kit.base.errors import ConfigError, DataError, some
 from spike_kit.base.seeds import numpy_generator
 from spike_kit.base.storage import canonical_json, sha256_text
-from spike_kit.data.dataset import FILLED, REPRODUCIBLE_SOURCE, SUBJECTS, Dataset, texts_by_subject
+from spike_kit.data.dataset import FILLED, SUBJECTS, TEMPLATE, Dataset, texts_by_subject
 from spike_kit.data.text import clean
 from spike_kit.profiles.checks import without_thoughts
 from spike_kit.profiles.cost import estimate_tokens, prices
@@ -54,16 +54,16 @@ class JudgeConfig(Config):
     llm: LLMConfig = LLMConfig()
     """Model that judges; better another one than the one that wrote."""
     mode: Literal["single", "pairwise"] = "single"
-    """Scores from 1 to 5 for each profile, or which of two sources is better."""
+    """Scores from 1 to 5 for each profile, or which of two profile sets is better."""
     sample: int = Field(default=20, ge=1)
     """Items, auxiliary entities and users that are judged, drawn at random: so many of each."""
     seed: int = 0
-    """Seed of the draw; the same subjects for every source."""
+    """Seed of the draw; the same subjects for every profile set."""
 
 
 @dataclass(frozen=True)
 class _Question:
-    """One question of the judge: about which subject, and which sources were shown in which order."""
+    """One question of the judge: about which subject, and which profile sets were shown in which order."""
 
     subject: str
     id: int
@@ -74,66 +74,68 @@ class _Question:
 
 
 class Judge:
-    """A model that judges profile sources of a data set on the same subjects.
+    """A model that judges profile sets of a data set on the same subjects.
 
     Parameters
     ----------
     data
-        Data-set folder with the profiles of all sources.
-    sources
-        Profile sources; two or more for ``pairwise``.
+        Data-set folder with the all profile sets.
+    profiles
+        Profile sets; two or more for ``pairwise``.
     config
         Model, mode, sample.
     answers
         File of the answers; default: that of the study.
     """
 
-    def __init__(self, data: Dataset, sources: Sequence[str], config: JudgeConfig, answers: Path | None = None) -> None:
+    def __init__(
+        self, data: Dataset, profiles: Sequence[str], config: JudgeConfig, answers: Path | None = None
+    ) -> None:
         if (
-            _TIE in sources
-            or len(set(sources)) != len(sources)
-            or len(sources) < (2 if config.mode == "pairwise" else 1)
+            _TIE in profiles
+            or len(set(profiles)) != len(profiles)
+            or len(profiles) < (2 if config.mode == "pairwise" else 1)
         ):
             raise ConfigError(
-                f"{config.mode} judging of the sources {some(sources) or 'none'} is not possible",
-                "name different sources, at least two of them for pairs",
+                f"{config.mode} judging of the profile sets {some(profiles) or 'none'} is not possible",
+                "name different profile sets, at least two of them for pairs",
             )
-        self.data, self.sources, self.config = data, tuple(sources), config
+        self.data, self.profiles, self.config = data, tuple(profiles), config
         self.answers = answers or answers_path(data)
 
     @cached_property
     def _texts(self) -> dict[str, dict[tuple[str, int], str]]:
-        frames = {source: self.data.profiles(source) for source in self.sources}
-        return {source: texts_by_subject(frame[frame["usage"] != FILLED]) for source, frame in frames.items()}
+        frames = {name: self.data.profiles(name) for name in self.profiles}
+        return {name: texts_by_subject(frame[frame["usage"] != FILLED]) for name, frame in frames.items()}
 
     @cached_property
     def questions(self) -> list[_Question]:
         """All questions, in order; one profile is held to what its prompt held, a pair to the template's facts."""
         ensure_profiles(self.data, progress=False)
         usual = PromptConfig()
-        told = {source: prompt_writer_of(self.data, source, usual) for source in {*self.sources, REPRODUCIBLE_SOURCE}}
+        told = {name: prompt_writer_of(self.data, name, usual) for name in {*self.profiles, TEMPLATE}}
         found: list[_Question] = []
         for subject in SUBJECTS:
             ids = [
                 number
                 for number in self.data.expected_ids(subject)
                 if all((subject, number) in texts for texts in self._texts.values())
-                and told[REPRODUCIBLE_SOURCE][0].has_material(subject, number)
+                and told[TEMPLATE][0].has_material(subject, number)
             ]
             rng = numpy_generator(self.config.seed, f"judge {subject}")
             drawn = sorted(rng.choice(ids, min(self.config.sample, len(ids)), replace=False).tolist()) if ids else []
             for number in drawn:
                 for shown in self._showings():
-                    writer, items = told[shown[0] if len(shown) == 1 else REPRODUCIBLE_SOURCE]
+                    writer, items = told[shown[0] if len(shown) == 1 else TEMPLATE]
                     data = writer.prompt(subject, number, lambda _, items=items: items).data
-                    texts = tuple(self._texts[source][subject, number] for source in shown)
+                    texts = tuple(self._texts[name][subject, number] for name in shown)
                     found.append(self._question(subject, number, shown, texts, data))
         return found
 
     def _showings(self) -> list[tuple[str, ...]]:
         if self.config.mode == "single":
-            return [(source,) for source in self.sources]
-        return [order for a, b in combinations(self.sources, 2) for order in ((a, b), (b, a))]
+            return [(name,) for name in self.profiles]
+        return [order for a, b in combinations(self.profiles, 2) for order in ((a, b), (b, a))]
 
     def _question(
         self, subject: str, number: int, shown: tuple[str, ...], texts: tuple[str, ...], data: str
@@ -146,7 +148,7 @@ class Judge:
 
     @property
     def _jobs(self) -> list[Job]:
-        """Questions, each once: sources with the same text share one."""
+        """Questions, each once: profile sets with the same text share one."""
         return list({question.job.key: question.job for question in self.questions}.values())
 
     def estimate(self) -> tuple[int, pd.DataFrame]:
@@ -167,8 +169,8 @@ class Judge:
         Returns
         -------
         DataFrame
-            ``single``: source, subject, id, criterion, score (1 to 5), evidence, evidence_found. ``pairwise``: first,
-            second, order, subject, id, criterion, better (name of a source, or ``tie``), evidence, evidence_found.
+            ``single``: profiles, subject, id, criterion, score (1 to 5), evidence, evidence_found. ``pairwise``: first,
+            second, order, subject, id, criterion, better (name of a profile set, or ``tie``), evidence, evidence_found.
 
         Raises
         ------
@@ -186,7 +188,7 @@ class Judge:
             asking = run_jobs(iter(self._jobs), self.config.llm, store, progress, stop=stop)
             await watched(asking, "judge", progress, watch, stop)
             rows = [row for question in self.questions for row in _rows(question, store)]
-        columns = ["source"] if self.config.mode == "single" else ["first", "second", "order"]
+        columns = ["profiles"] if self.config.mode == "single" else ["first", "second", "order"]
         value = "score" if self.config.mode == "single" else "better"
         names = [*columns, "subject", "id", "criterion", value, "evidence", "evidence_found"]
         return pd.DataFrame(rows, columns=names)
@@ -261,7 +263,7 @@ def _rows(question: _Question, store: Store) -> Iterator[dict[str, Any]]:
             "evidence_found": bool(evidence) and evidence.casefold().strip(" .\"'") in shown,
         }
         if len(question.shown) == 1:
-            yield {"source": question.shown[0], "score": entry["score"], **common}
+            yield {"profiles": question.shown[0], "score": entry["score"], **common}
         else:
             names = dict(zip(("A", "B"), question.shown, strict=True)) | {_TIE: _TIE}
             first, second = sorted(question.shown)
@@ -270,15 +272,15 @@ def _rows(question: _Question, store: Store) -> Iterator[dict[str, Any]]:
 
 
 def score_table(verdicts: pd.DataFrame) -> pd.DataFrame:
-    """Mean score per source, subject and criterion, with the number judged and the share of evidence that was found."""
-    groups = verdicts.groupby(["source", "subject", "criterion"], sort=False)
+    """Mean score per profile set, subject and criterion; number judged; share of evidence that was found."""
+    groups = verdicts.groupby(["profiles", "subject", "criterion"], sort=False)
     return groups.agg(
         n=("score", "size"), mean=("score", "mean"), sd=("score", "std"), evidence_found=("evidence_found", "mean")
     ).reset_index()
 
 
 def preference_table(verdicts: pd.DataFrame) -> pd.DataFrame:
-    """Wins per pair of sources and criterion: a win needs the same verdict in both orders, all else is a tie.
+    """Wins per pair of profile sets and criterion: a win needs the same verdict in both orders, all else is a tie.
 
     ``position_bias`` is the share of pairs in which the verdict followed the order shown.
     """

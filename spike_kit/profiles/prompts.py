@@ -24,7 +24,7 @@ from spike_kit.profiles.cost import BYTES_PER_TOKEN, estimate_tokens
 from spike_kit.profiles.domains import DOMAINS, domain_name
 from spike_kit.profiles.facts import Links
 from spike_kit.profiles.names import Names
-from spike_kit.profiles.template import SOURCE, WORD_LIMIT
+from spike_kit.profiles.template import TEMPLATE, WORD_LIMIT
 
 VERSION = "profiles 1"
 """Changes whenever the wording changes; part of every prompt's hash."""
@@ -289,25 +289,25 @@ EVERYTHING = PromptConfig(
 """A prompt that leaves nothing out: what profiles that no model wrote can be held to."""
 
 
-def prompt_writer_of(data: Dataset, source: str, usual: PromptConfig) -> tuple[PromptWriter, dict[int, str]]:
-    """Give the writer of a source's prompts and the item profiles these quote.
+def prompt_writer_of(data: Dataset, profiles: str, usual: PromptConfig) -> tuple[PromptWriter, dict[int, str]]:
+    """Give the writer of a profile set's prompts and the item profiles these quote.
 
     Profiles that no model was asked for have no prompts: for them it writes the ``usual`` ones, with template profiles.
     """
-    settings = data.provenance(source).get("prompt_settings")
-    frame = data.profiles(source if settings else SOURCE)
+    settings = data.provenance(profiles).get("prompt_settings")
+    frame = data.profiles(profiles if settings else TEMPLATE)
     items = frame[frame["subject"] == "item"]
     known = dict(zip(items["id"].tolist(), items["text"], strict=True))
     return PromptWriter(data, PromptConfig.parse(settings) if settings else usual), known
 
 
-def prompt_texts(data: Dataset, source: str) -> dict[tuple[str, int], str]:
-    """What the facts of a source's profiles can be held to, by subject and id; empty where there was nothing to say.
+def prompt_texts(data: Dataset, profiles: str) -> dict[tuple[str, int], str]:
+    """What the facts of a profile set can be held to, by subject and id; empty where there was nothing to say.
 
     For profiles of a language model these are the data of its prompts as they were asked, with the items' profiles of
-    the same source. For other sources they are everything that a prompt could hold, with the template profiles.
+    the same profile set. For others they are everything that a prompt could hold, with the template profiles.
     """
-    writer, known = prompt_writer_of(data, source, EVERYTHING)
+    writer, known = prompt_writer_of(data, profiles, EVERYTHING)
     texts = dict.fromkeys(((subject, number) for subject in SUBJECTS for number in data.expected_ids(subject)), "")
     for subject in SUBJECTS:
         texts |= {(subject, prompt.id): prompt.data for prompt in writer.prompts(subject, lambda _: known)}

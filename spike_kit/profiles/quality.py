@@ -54,7 +54,7 @@ def _moving_ratio(words: Sequence[str], window: int) -> float:
 def distinct_2(texts: Sequence[str] | pd.Series) -> float:
     """Distinct word pairs / word pairs over all texts (Li et al. 2016); NaN without any pair.
 
-    It falls with the number of words, so compare sources on the same subjects and with similar lengths.
+    It falls with the number of words, so compare profile sets on the same subjects and with similar lengths.
     """
     grams, _ = ngrams([words_of(text) for text in texts], 2)
     return len(np.unique(grams)) / len(grams) if len(grams) else math.nan
@@ -84,65 +84,66 @@ def nearest(rows: Tensor) -> float:
 def measure_profiles(
     profiles: Mapping[str, pd.DataFrame], prompts: Mapping[str, Mapping[tuple[str, int], str]]
 ) -> pd.DataFrame:
-    """Measure each profile of several sources, on the subjects that all of them have.
+    """Measure each profile of several profile sets, on the subjects that all of them have.
 
     Parameters
     ----------
     profiles
-        Profile tables by source; of each the columns subject, id and text are used. Rows that were filled in from
+        Profile tables by profile set; of each the columns subject, id and text are used. Rows that were filled in from
         the template profiles (column usage) are left out.
     prompts
-        What the facts of a profile are held to, by source, then subject and id; see
+        What the facts of a profile are held to, by profile set, then subject and id; see
         `spike_kit.profiles.prompts.prompt_texts`.
 
     Returns
     -------
     DataFrame
-        source, subject, id, text, words, names (number of named facts), faithfulness (NaN without any). Words in
+        profiles, subject, id, text, words, names (number of named facts), faithfulness (NaN without any). Words in
         lower case of all texts and prompts together decide what is no name at the start of a sentence.
 
     Raises
     ------
     DataError
-        If a subject is unknown or repeated, no subject is common to all sources, or a prompt is missing.
+        If a subject is unknown or repeated, no subject is common to all profile sets, or a prompt is missing.
     """
-    texts = {source: _by_subject(source, frame) for source, frame in profiles.items()}
+    texts = {name: _by_subject(name, frame) for name, frame in profiles.items()}
     shared = set.intersection(*(set(column.index) for column in texts.values())) if texts else set()
     common = sorted(shared, key=lambda pair: (SUBJECTS.index(pair[0]), pair[1]))
     if not common:
-        raise DataError(f"no subject has a profile of each source ({some(texts)})", "compare fewer sources")
-    for source in profiles:
-        missing = [pair for pair in common if pair not in prompts.get(source, {})]
+        raise DataError(f"no subject has a profile of each profile set ({some(texts)})", "compare fewer profile sets")
+    for name in profiles:
+        missing = [pair for pair in common if pair not in prompts.get(name, {})]
         if missing:
             raise DataError(
-                f"no prompt of source {source} for {some(missing)}", "give the prompt of every profile that is compared"
+                f"no prompt of profile set {name} for {some(missing)}",
+                "give the prompt of every profile that is compared",
             )
-    chosen = {source: column.loc[common].tolist() for source, column in texts.items()}
-    asked = {source: [prompts[source][pair] for pair in common] for source in chosen}
+    chosen = {name: column.loc[common].tolist() for name, column in texts.items()}
+    asked = {name: [prompts[name][pair] for pair in common] for name in chosen}
     ordinary = lower_words(chain(*asked.values(), *chosen.values()))
     parts = []
-    for source, column in chosen.items():
+    for name, column in chosen.items():
         facts = [named_facts(text, ordinary) for text in column]
-        keys = map(comparable, asked[source])
+        keys = map(comparable, asked[name])
         good = [sum(supported(fact, key) for fact in row) for row, key in zip(facts, keys, strict=True)]
         frame = pd.DataFrame(common, columns=["subject", "id"])
         names = np.array([len(row) for row in facts])
         shares = np.divide(good, names, out=np.full(len(names), math.nan), where=names > 0)
-        parts.append(frame.assign(text=column, words=lengths(column), names=names, faithfulness=shares, source=source))
-    order = ["source", "subject", "id", "text", "words", "names", "faithfulness"]
+        parts.append(frame.assign(text=column, words=lengths(column), names=names, faithfulness=shares, profiles=name))
+    order = ["profiles", "subject", "id", "text", "words", "names", "faithfulness"]
     return pd.concat(parts, ignore_index=True)[order]
 
 
-def _by_subject(source: str, frame: pd.DataFrame) -> pd.Series:
+def _by_subject(name: str, frame: pd.DataFrame) -> pd.Series:
     """Texts by subject and id."""
     unknown = sorted(set(frame["subject"]) - set(SUBJECTS))
     if unknown:
-        raise DataError(f"profiles of {source}: unknown subject {some(unknown)}", f"known: {some(SUBJECTS)}")
+        raise DataError(f"profiles of {name}: unknown subject {some(unknown)}", f"known: {some(SUBJECTS)}")
     if "usage" in frame:
         frame = frame[~frame["usage"].str.contains(FILLED, regex=False)]
     column = frame.set_index(["subject", "id"])["text"]
     if not column.index.is_unique:
-        raise DataError(f"profiles of {source}: more than one for {some(column.index[column.index.duplicated()])}")
+        raise DataError(f"profiles of {name}: more than one for {some(column.index[column.index.duplicated()])}")
     return column
 
 
@@ -152,7 +153,7 @@ def quality_table(
     limits: Mapping[str, int],
     vectors: Mapping[str, ProfileVectors] | None = None,
 ) -> pd.DataFrame:
-    """Compare sources of profiles on the same subjects.
+    """Compare profile sets on the same subjects.
 
     Parameters
     ----------
@@ -161,12 +162,12 @@ def quality_table(
     limits
         Most words of a profile, by subject (item, auxiliary, user).
     vectors
-        Profile vectors by source, if there are any.
+        Profile vectors by profile set, if there are any.
 
     Returns
     -------
     DataFrame
-        One row per subject and source: source, subject, n (profiles compared), words_mean, words_max, over_limit
+        One row per subject and profile set: profiles, subject, n (profiles compared), words_mean, words_max, over_limit
         (share), faithfulness (mean over profiles with a named fact), with_names (number of those), mattr, distinct_2,
         near_duplicates (share), spread, nearest (cosine distances, NaN without vectors).
 
@@ -179,15 +180,15 @@ def quality_table(
     """
     rows = []
     measured = measure_profiles(profiles, prompts)
-    for subject, source in product(SUBJECTS, profiles):
-        part = measured[(measured["subject"] == subject) & (measured["source"] == source)]
+    for subject, name in product(SUBJECTS, profiles):
+        part = measured[(measured["subject"] == subject) & (measured["profiles"] == name)]
         if part.empty:
             continue
         limit = lookup(limits, subject, "limit of words for the subject")
-        chosen = _rows(source, subject, part["id"], vectors or {})
+        chosen = _rows(name, subject, part["id"], vectors or {})
         rows.append(
             {
-                "source": source,
+                "profiles": name,
                 "subject": subject,
                 "n": len(part),
                 "words_mean": part["words"].mean(),
@@ -205,11 +206,11 @@ def quality_table(
     return pd.DataFrame(rows)
 
 
-def _rows(source: str, subject: str, ids: pd.Series, vectors: Mapping[str, ProfileVectors]) -> Tensor:
-    """Vectors ``[n, d_t]`` of some subjects of a source; none without vectors."""
-    if source not in vectors:
+def _rows(name: str, subject: str, ids: pd.Series, vectors: Mapping[str, ProfileVectors]) -> Tensor:
+    """Vectors ``[n, d_t]`` of some subjects of a profile set; none without vectors."""
+    if name not in vectors:
         return torch.empty(0, 1)
-    table = vectors[source].user if subject == "user" else vectors[source].entity
+    table = vectors[name].user if subject == "user" else vectors[name].entity
     if ids.max() >= len(table):
-        raise DataError(f"vectors of {source} have {len(table)} rows, but there is a profile of {subject} {ids.max()}")
+        raise DataError(f"vectors of {name} have {len(table)} rows, but there is a profile of {subject} {ids.max()}")
     return table.index_select(0, torch.tensor(ids.tolist(), device=table.device))

@@ -13,16 +13,13 @@ import pandas as pd
 from tqdm.auto import tqdm
 
 from spike_kit.base.storage import now, sha256_text
-from spike_kit.data.dataset import REPRODUCIBLE_SOURCE, Dataset
+from spike_kit.data.dataset import TEMPLATE, Dataset
 from spike_kit.data.tables import Tables
 from spike_kit.data.text import clean
 from spike_kit.profiles import facts
 from spike_kit.profiles.facts import Group, Links
 from spike_kit.profiles.names import Names
 from spike_kit.profiles.wording import listed, paragraph, sentence
-
-SOURCE = REPRODUCIBLE_SOURCE
-"""Name of this profile source."""
 
 VERSION = "template 2"
 """Changes whenever the wording changes; its sha256 stands in the profiles table."""
@@ -57,17 +54,17 @@ def template_profiles(data: Dataset, progress: bool = True) -> pd.DataFrame:
         texts = write(data.tables)
         parts.append(pd.DataFrame({"subject": subject, "id": data.expected_ids(subject), "text": texts}))
     profiles = pd.concat(parts, ignore_index=True).astype({"subject": "str", "text": "str", "id": "int64"})
-    return profiles.assign(prompt_sha256=version, model=SOURCE, usage="{}", created=created)
+    return profiles.assign(prompt_sha256=version, model=TEMPLATE, usage="{}", created=created)
 
 
 def ensure_profiles(data: Dataset, progress: bool = True) -> pd.DataFrame:
     """Return the template profiles of a data set, writing them first if they are missing or have another wording."""
-    if SOURCE in data.profile_sources():
-        profiles = data.profiles(SOURCE)
+    if TEMPLATE in data.profile_sets():
+        profiles = data.profiles(TEMPLATE)
         if set(profiles["prompt_sha256"]) == {sha256_text(VERSION)}:
             return profiles
-    data.write_profiles(SOURCE, template_profiles(data, progress))
-    return data.profiles(SOURCE)
+    data.write_profiles(TEMPLATE, template_profiles(data, progress))
+    return data.profiles(TEMPLATE)
 
 
 def item_texts(tables: Tables) -> list[str]:

@@ -12,7 +12,7 @@ from spike_kit.base.errors import ConfigError, some
 from spike_kit.experiments.run_folder import Run
 from spike_kit.models import find_model, find_preset
 from spike_kit.profiles.encode import DEFAULT_ENCODER
-from spike_kit.profiles.template import SOURCE
+from spike_kit.profiles.template import TEMPLATE
 
 HEADLINE = ("recall@10", "recall@20", "recall@40", "ndcg@10", "ndcg@20", "ndcg@40")
 """Metrics of the main table."""
@@ -27,7 +27,7 @@ def run_label(run: Run) -> str:
     changes = []
     for part, expected in usual.items():
         changes += [f"{key}={value}" for key, value in config[part].items() if expected.get(key) != value]
-    for key, default in (("profiles", SOURCE), ("encoder", DEFAULT_ENCODER)):
+    for key, default in (("profiles", TEMPLATE), ("encoder", DEFAULT_ENCODER)):
         if config.get(key, default) != default:
             changes.append(f"{key}={config[key]}")
     if config.get("possibly_leaky"):

@@ -20,7 +20,7 @@ from spike_kit.experiments.run_folder import Run
 from spike_kit.figures.style import COLOURS
 from spike_kit.models.spike import SpikeConfig
 from spike_kit.profiles.encode import DEFAULT_ENCODER
-from spike_kit.profiles.template import SOURCE
+from spike_kit.profiles.template import TEMPLATE
 from spike_kit.results.significance import PairedTest, holm, mark, over_shared_seeds, paired_test, per_user_metric
 from spike_kit.training.checkpoint import MONITOR
 from spike_kit.views.charts import DASHES
@@ -41,18 +41,18 @@ class Combination:
     changed
         Settings that differ from the preset, as sorted pairs; those without effect are not among them.
     profiles, encoder
-        Profile source and text encoder.
+        Profile set and text encoder.
     """
 
     changed: tuple[tuple[str, Any], ...] = ()
-    profiles: str = SOURCE
+    profiles: str = TEMPLATE
     encoder: str = DEFAULT_ENCODER
 
     @property
     def label(self) -> str:
         """Name of the ablation, or the settings that differ; with the text where that is another than usual."""
         parts = [ablation.label(dict(self.changed))]
-        parts += [f"profiles={self.profiles}"] if self.profiles != SOURCE else []
+        parts += [f"profiles={self.profiles}"] if self.profiles != TEMPLATE else []
         parts += [f"encoder={self.encoder}"] if self.encoder != DEFAULT_ENCODER else []
         return ", ".join(parts)
 
@@ -119,7 +119,7 @@ class AblationStudy:
         """Sparsity group of every user."""
         return sparsity_groups(self.data)
 
-    def combination(self, profiles: str = SOURCE, encoder: str = DEFAULT_ENCODER, **settings: Any) -> Combination:
+    def combination(self, profiles: str = TEMPLATE, encoder: str = DEFAULT_ENCODER, **settings: Any) -> Combination:
         """Combine settings of `SpikeConfig`; whatever has no effect in this combination is left out.
 
         Raises
@@ -130,7 +130,7 @@ class AblationStudy:
         combined = self.settings.replace(**settings)
         changed = tuple(sorted(ablation.changes(combined, self.settings).items()))
         if not combined.uses_text:
-            profiles, encoder = SOURCE, DEFAULT_ENCODER
+            profiles, encoder = TEMPLATE, DEFAULT_ENCODER
         return Combination(changed, profiles, encoder)
 
     def named(self) -> list[Combination]:

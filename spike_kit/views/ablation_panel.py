@@ -70,10 +70,10 @@ class _Controls:
         )
         pairs = _texts(view.data)
         self.text = widgets.Dropdown(
-            options=[(f"{source} by {encoder}", (source, encoder)) for source, encoder in pairs],
+            options=[(f"{profiles} by {encoder}", (profiles, encoder)) for profiles, encoder in pairs],
             value=pairs[0],
             description="text",
-            tooltip="profile source and encoder",
+            tooltip="profile set and encoder",
             layout=widgets.Layout(width="420px"),
         )
 
@@ -99,7 +99,7 @@ class _Controls:
 
 
 def _texts(data: Dataset) -> list[tuple[str, str]]:
-    """Profile sources with the encoders whose vectors exist, the usual pair first."""
+    """Profile sets with the encoders whose vectors exist, the usual pair first."""
     usual = (Combination().profiles, Combination().encoder)
     found = [pair for pair in data.encoded() if pair != usual]
     return [usual, *found]

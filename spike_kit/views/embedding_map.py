@@ -88,8 +88,8 @@ class EmbeddingMap:
         injected and the final vectors, or of one space at several epochs; later maps are laid over the first one.
     columns
         More columns to colour by: one value per node.
-    source
-        Profile source of the hover texts.
+    profiles
+        Profile set of the hover texts.
 
     Raises
     ------
@@ -102,9 +102,9 @@ class EmbeddingMap:
         data: Dataset,
         spaces: Mapping[str, pd.DataFrame],
         columns: Mapping[str, pd.Series] | None = None,
-        source: str = "template",
+        profiles: str = "template",
     ) -> None:
-        self.data, self.nodes, self.source = data, Nodes(data), source
+        self.data, self.nodes, self.profiles = data, Nodes(data), profiles
         for name, rows in {**spaces, **(columns or {})}.items():
             if len(rows) != self.nodes.n_nodes:
                 raise DataError(f"{name} has {len(rows)} rows, but {data.name} has {self.nodes.n_nodes} nodes")
@@ -190,12 +190,12 @@ class EmbeddingMap:
         return frame.assign(profile=[self.profile(node) for node in nodes])
 
     def profile(self, node: int) -> str:
-        """Profile text of a node; empty where the source has none."""
+        """Profile text of a node; empty where the profile set has none."""
         return self._profiles.get(self.nodes.subject(node), "")
 
     @cached_property
     def _profiles(self) -> dict[tuple[str, int], str]:
-        table = self.data.profiles(self.source)
+        table = self.data.profiles(self.profiles)
         return dict(zip(zip(table["subject"], table["id"], strict=True), table["text"], strict=True))
 
     @cached_property
@@ -371,7 +371,7 @@ def map_of_run(data: Dataset, run: Run, spaces: Sequence[str] = SPACES, k: int =
     """
     vectors = node_spaces(data, run, spaces)
     view = EmbeddingMap(
-        data, {name: umap_coordinates(rows) for name, rows in vectors.items()}, source=run.config["profiles"]
+        data, {name: umap_coordinates(rows) for name, rows in vectors.items()}, profiles=run.config["profiles"]
     )
     view.cluster(vectors[spaces[-1]], k)
     view.recolour("kind")

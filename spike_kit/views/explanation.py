@@ -42,8 +42,8 @@ class Explanation:
     split
         Whose positives are held out: ``test`` ranks all items but those of train and validation, ``valid`` all but
         those of train.
-    source
-        Profile source whose passages are compared.
+    profiles
+        Profile set whose passages are compared.
 
     Raises
     ------
@@ -59,9 +59,9 @@ class Explanation:
         *,
         k: int = 10,
         split: Split = "valid",
-        source: str = "template",
+        profiles: str = "template",
     ) -> None:
-        self.data, self.explainer, self.k, self.split, self.source = data, explainer, k, split, source
+        self.data, self.explainer, self.k, self.split, self.profiles = data, explainer, k, split, profiles
         self.nodes = Nodes(data)
         self.choose(user)
 
@@ -167,7 +167,7 @@ class Explanation:
 
     @cached_property
     def _passages(self) -> Passages:
-        return Passages(self.data, self.source)
+        return Passages(self.data, self.profiles)
 
     def passages(self, item: int) -> pd.DataFrame:
         """Sentences and clauses of the user's profile and of the item's that share names or telling words.

@@ -25,21 +25,21 @@ MARK = '<mark style="background: rgba(255, 190, 0, 0.35); color: inherit">'
 
 
 class Passages:
-    """Profiles of one source, cut into sentences and clauses.
+    """Profiles of one set, cut into sentences and clauses.
 
     Profiles are made from triples and train interactions only, so what is shared gives no held-out item away (an
-    imported source may be `possibly_leaky`, see `Dataset.provenance`).
+    imported profile set may be `possibly_leaky`, see `Dataset.provenance`).
 
     Parameters
     ----------
     data
         The study.
-    source
-        Profile source.
+    profiles
+        Name of the profile set.
     """
 
-    def __init__(self, data: Dataset, source: str) -> None:
-        table = data.profiles(source)
+    def __init__(self, data: Dataset, profiles: str) -> None:
+        table = data.profiles(profiles)
         self.texts = dict(zip(zip(table["subject"], table["id"], strict=True), table["text"], strict=True))
 
     @cached_property

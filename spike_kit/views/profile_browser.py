@@ -1,4 +1,4 @@
-"""Profiles of one node: every source side by side, the prompt, the facts that were used, the nearest neighbours."""
+"""Profiles of one node: all sets side by side, the prompt, the facts that were used, the nearest neighbours."""
 
 from __future__ import annotations
 
@@ -47,17 +47,17 @@ class Asked:
 
 
 class ProfileBrowser:
-    """Everything about the profiles of one node, from all sources of a data set.
+    """Everything about the profiles of one node, from all profile sets of a data set.
 
-    Prompts hold triples and train interactions only, so nothing here gives a held-out item away (an imported source may
-    be `possibly_leaky`, see `Dataset.provenance`).
+    Prompts hold triples and train interactions only, so nothing here gives a held-out item away (an imported set may be
+    `possibly_leaky`, see `Dataset.provenance`).
 
     Parameters
     ----------
     data
         The study.
-    sources
-        Profile sources that are shown; default: all.
+    profile_sets
+        Names of those that are shown; default: all.
     spaces
         Vectors of all nodes by the name of the space, ``[U + E, d]``, users first, to find neighbours in; see
         `spike_kit.views.embedding_map.node_spaces`.
@@ -72,23 +72,23 @@ class ProfileBrowser:
     Raises
     ------
     DataError
-        If there is no such node or source, or a space has another number of rows.
+        If there is no such node or profile set, or a space has another number of rows.
     """
 
     def __init__(
         self,
         data: Dataset,
-        sources: Sequence[str] | None = None,
+        profile_sets: Sequence[str] | None = None,
         *,
         spaces: Mapping[str, np.ndarray] | None = None,
         node: int | None = None,
     ) -> None:
         self.data, self.nodes = data, Nodes(data)
-        known = data.profile_sources()
-        self.sources = list(known if sources is None else sources)
-        if missing := [source for source in self.sources if source not in known]:
-            raise DataError(f"{data.name} has no profiles of source {missing[0]!r}", f"it has {some(known)}")
-        if not self.sources:
+        known = data.profile_sets()
+        self.profile_sets = list(known if profile_sets is None else profile_sets)
+        if missing := [profiles for profiles in self.profile_sets if profiles not in known]:
+            raise DataError(f"{data.name} has no profile set {missing[0]!r}", f"it has {some(known)}")
+        if not self.profile_sets:
             raise DataError(f"{data.name} has no profiles", f"write them with: spike-kit profile {data.name}")
         self.spaces = {name: _unit(rows) for name, rows in (spaces or {}).items()}
         for name, rows in self.spaces.items():
@@ -111,20 +111,22 @@ class ProfileBrowser:
 
     @cached_property
     def _tables(self) -> dict[str, pd.DataFrame]:
-        return {source: self.data.profiles(source).set_index(["subject", "id"]) for source in self.sources}
+        return {profiles: self.data.profiles(profiles).set_index(["subject", "id"]) for profiles in self.profile_sets}
 
     @cached_property
     def _writers(self) -> dict[str, tuple[PromptWriter, dict[int, str]]]:
-        return {source: prompt_writer_of(self.data, source, PromptConfig()) for source in self.sources}
+        return {profiles: prompt_writer_of(self.data, profiles, PromptConfig()) for profiles in self.profile_sets}
 
-    def text(self, source: str) -> str:
-        """Profile of the node from a source; empty where the source has nothing to say."""
-        return str(self._row(source)["text"])
+    def text(self, profiles: str) -> str:
+        """Profile of the node in a set; empty where the set has nothing to say."""
+        return str(self._row(profiles)["text"])
 
-    def _row(self, source: str) -> Mapping[str, Any]:
-        if source not in self._tables:
-            raise DataError(f"{self.data.name} shows no source {source!r}", f"it shows {some(self.sources)}")
-        row: Any = self._tables[source].loc[self.subject]
+    def _row(self, profiles: str) -> Mapping[str, Any]:
+        if profiles not in self._tables:
+            raise DataError(
+                f"{self.data.name} shows no profile set {profiles!r}", f"it shows {some(self.profile_sets)}"
+            )
+        row: Any = self._tables[profiles].loc[self.subject]
         return row
 
     @property
@@ -134,33 +136,33 @@ class ProfileBrowser:
         Returns
         -------
         DataFrame
-            source, model, words, faithfulness (share of its names and numbers that stand in the prompt's data; NaN
-            without any), not in the prompt (those that do not), profile.
+            profiles (name of the set), model, words, faithfulness (share of its names and numbers that stand in the
+            prompt's data; NaN without any), not in the prompt (those that do not), profile.
         """
         rows = []
-        for source in self.sources:
-            row, text = self._row(source), self.text(source)
-            data = self.prompt(source).data
+        for profiles in self.profile_sets:
+            row, text = self._row(profiles), self.text(profiles)
+            data = self.prompt(profiles).data
             unsupported = unsupported_facts(text, data)
-            rows.append((source, row["model"], len(text.split()), faithfulness(text, data), unsupported, text))
-        columns = ["source", "model", "words", "faithfulness", "not in the prompt", "profile"]
+            rows.append((profiles, row["model"], len(text.split()), faithfulness(text, data), unsupported, text))
+        columns = ["profiles", "model", "words", "faithfulness", "not in the prompt", "profile"]
         return pd.DataFrame(rows, columns=columns)
 
-    def prompt(self, source: str) -> Asked:
+    def prompt(self, profiles: str) -> Asked:
         """The prompt of the node's profile.
 
-        It is written again from the study, with the settings that the source's file keeps, and compared by its hash
+        It is written again from the study, with the settings that the set's file keeps, and compared by its hash
         with what the model was asked. Where they differ (the study was built again, the kit's wording changed) the text
         of the question is looked up among the stored answers.
         """
-        return self._prompt(source, self.node)
+        return self._prompt(profiles, self.node)
 
-    def _prompt_of(self, source: str, node: int) -> Asked:
+    def _prompt_of(self, profiles: str, node: int) -> Asked:
         subject, number = self.nodes.subject(node)
-        writer, items = self._writers[source]
+        writer, items = self._writers[profiles]
         prompt = writer.prompt(subject, number, lambda _: items)
-        asked = str(self._tables[source].loc[(subject, number), "prompt_sha256"])
-        if not self.data.provenance(source).get("prompt_settings"):
+        asked = str(self._tables[profiles].loc[(subject, number), "prompt_sha256"])
+        if not self.data.provenance(profiles).get("prompt_settings"):
             self._everything = self._everything or PromptWriter(self.data, EVERYTHING)
             data = self._everything.prompt(subject, number, lambda _: items).data
             return Asked(prompt.text, data, "never asked")
@@ -177,7 +179,7 @@ class ProfileBrowser:
         with Store(file) as store:
             return store.prompt(sha256)
 
-    def facts(self, source: str) -> pd.DataFrame:
+    def facts(self, profiles: str) -> pd.DataFrame:
         """What the prompt told the model, statement by statement, and what of it the profile mentions.
 
         A profile mentions a statement if they share a name or a number, or the name of something that the node is
@@ -189,12 +191,12 @@ class ProfileBrowser:
             section (description, facts, reviews, ...), statement, mentions (the shared phrases, folded as in
             `spike_kit.profiles.faithfulness.comparable`).
         """
-        profile = self.text(source)
+        profile = self.text(profiles)
         key, own = comparable(profile), comparable(self.nodes.labels[self.node])
         names = [name for name in named_facts(profile) if comparable(name) not in own]
         linked = [name for name in self._linked_names() if name in key and name not in own]
         rows = []
-        for section, statement in statements(self.prompt(source).data):
+        for section, statement in statements(self.prompt(profiles).data):
             told = comparable(statement)
             shared = [comparable(name).strip() for name in names if supported(name, told)]
             shared += [name.strip() for name in linked if name in told]
@@ -235,16 +237,16 @@ class ProfileBrowser:
         best = np.argsort(-cosines, kind="stable")[: min(k, end - begin - 1)]
         return self.nodes.table((begin + best).tolist()).assign(cosine=cosines[best])
 
-    def profile_html(self, source: str) -> str:
+    def profile_html(self, profiles: str) -> str:
         """Profile for an HTML widget: what the prompt tells is marked; everything from outside is escaped."""
-        found = self.facts(source)["mentions"]
-        return marked(self.text(source), {phrase for phrases in found for phrase in phrases})
+        found = self.facts(profiles)["mentions"]
+        return marked(self.text(profiles), {phrase for phrases in found for phrase in phrases})
 
-    def facts_html(self, source: str) -> list[tuple[str, str, bool]]:
+    def facts_html(self, profiles: str) -> list[tuple[str, str, bool]]:
         """`facts` for an HTML widget: section, statement with what the profile mentions marked, whether it does."""
         return [
             (row["section"], marked(row["statement"], row["mentions"]), bool(row["mentions"]))
-            for row in self.facts(source).to_dict("records")
+            for row in self.facts(profiles).to_dict("records")
         ]
 
 

@@ -14,7 +14,7 @@ _SAID: dict[Origin, str] = {
     "asked": "The model was asked exactly this (its hash is that of the stored question).",
     "written again": "The model was asked something else, which is not stored here: the study or the kit's wording "
     "has changed since. This is the prompt as it would be written today.",
-    "never asked": "No language model was asked for this source. This is what one would be asked.",
+    "never asked": "No language model was asked for this profile set. This is what one would be asked.",
 }
 MOST_FACTS = 60
 """Statements that are shown; those that the profile mentions first."""
@@ -36,8 +36,8 @@ class ProfilePanel:
         widgets = require("ipywidgets", "lab")
         self.view = view
         self.search = SearchBox(view.nodes, "search", self._show)
-        self.source = widgets.Dropdown(
-            options=view.sources, description="source", tooltip="whose prompt and facts are shown"
+        self.profile_set = widgets.Dropdown(
+            options=view.profile_sets, description="profiles", tooltip="whose prompt and facts are shown"
         )
         names = ("title", "profiles", "facts", "prompt")
         self.title, self.profiles, self.facts, self.prompt = (widgets.HTML() for _ in names)
@@ -45,13 +45,13 @@ class ProfilePanel:
         for widget, name in ((self.profiles, "profile"), (self.facts, "facts"), (self.prompt, "prompt")):
             widget.add_class(f"spike-{name}")
         self.search.widget.add_class("spike-profile-search")
-        self.source.observe(lambda _: self._of_source(), names="value")
+        self.profile_set.observe(lambda _: self._of_set(), names="value")
         line = widgets.Layout(flex_flow="row wrap")
         near = widgets.HBox(list(self.spaces.values()), layout=line)
         near.add_class("spike-neighbours")
         tabs = widgets.Tab([self.facts, self.prompt, near])
         tabs.titles = ("facts that were used", "prompt", "nearest neighbours")
-        self.widget = widgets.VBox([self.search.widget, self.title, self.profiles, self.source, tabs])
+        self.widget = widgets.VBox([self.search.widget, self.title, self.profiles, self.profile_set, tabs])
         self.widget.view, self.widget.panel = view, self
         self._show(view.node)
 
@@ -65,21 +65,21 @@ class ProfilePanel:
         for name, widget in self.spaces.items():
             table = html_table(view.neighbours(name)[["label", "kind", "cosine"]], digits=3)
             widget.value = f"<b>in {html_text(name)} space</b>{table}"
-        self._of_source()
+        self._of_set()
 
     def _card(self, row: Mapping[Hashable, Any]) -> str:
         """One profile: where it comes from, the text with what the prompt tells marked, and what it does not tell."""
-        model = "" if row["model"] in ("", row["source"]) else f" by {row['model']}"
-        head = f"<b>{html_text(row['source'])}</b>{html_text(model)}, {row['words']} words"
-        text = self.view.profile_html(row["source"]) or "<i>has nothing to say</i>"
+        model = "" if row["model"] in ("", row["profiles"]) else f" by {row['model']}"
+        head = f"<b>{html_text(row['profiles'])}</b>{html_text(model)}, {row['words']} words"
+        text = self.view.profile_html(row["profiles"]) or "<i>has nothing to say</i>"
         invented = row["not in the prompt"]
         foot = f"<br><small>not in the prompt: {html_text(', '.join(invented))}</small>" if invented else ""
         return f'<div style="{_CARD}">{head}<br><span style="white-space: pre-wrap">{text}</span>{foot}</div>'
 
-    def _of_source(self) -> None:
-        source = self.source.value
+    def _of_set(self) -> None:
+        name = self.profile_set.value
         rows, before = [], ""
-        facts = self.view.facts_html(source)
+        facts = self.view.facts_html(name)
         others = max(MOST_FACTS - sum(mentioned for _, _, mentioned in facts), 0)
         shown = [fact for fact in facts if fact[2]][:MOST_FACTS]
         shown += [fact for fact in facts if not fact[2]][:others]
@@ -91,14 +91,14 @@ class ProfilePanel:
         number = "" if len(shown) == len(facts) else f"; {len(shown)} of {len(facts)} statements shown"
         note = html_text(f"marked: what the profile mentions by name{number}")
         self.facts.value = note + html_rows((), rows)
-        asked = self.view.prompt(source)
+        asked = self.view.prompt(name)
         self.prompt.value = (
             f"<i>{html_text(_SAID[asked.origin])}</i><div style='{_PROMPT}'>{html_text(asked.text)}</div>"
         )
 
 
 def profile_panel(view: ProfileBrowser) -> Any:
-    """Show a `ProfileBrowser` as widgets: search, every source side by side, facts, prompt and nearest neighbours.
+    """Show a `ProfileBrowser` as widgets: search, every profile set side by side, facts, prompt and nearest neighbours.
 
     Returns
     -------

@@ -20,7 +20,7 @@ _DASHES = ("dash", "dot", "dashdot", "longdash")
 
 
 def words_chart(measured: pd.DataFrame, limits: Mapping[str, int] | None = None) -> Figure:
-    """Draw the words of profiles, one box per source and subject, and the limits as black lines.
+    """Draw the words of profiles, one box per profile set and subject, and the limits as black lines.
 
     Parameters
     ----------
@@ -31,11 +31,11 @@ def words_chart(measured: pd.DataFrame, limits: Mapping[str, int] | None = None)
     """
     objects = require("plotly.graph_objects", "lab")
     chart = objects.Figure()
-    for colour, (source, part) in zip(_colours(measured), measured.groupby("source", sort=False), strict=True):
+    for colour, (name, part) in zip(_colours(measured), measured.groupby("profiles", sort=False), strict=True):
         words = part.groupby("subject", sort=False)["words"]
         marks = {name: words.quantile(share).tolist() for name, share in _BOX.items()}
         subjects = part["subject"].unique().tolist()
-        chart.add_box(x=subjects, name=shown(source), marker_color=colour, **marks)
+        chart.add_box(x=subjects, name=shown(name), marker_color=colour, **marks)
     limited = [subject for subject in measured["subject"].unique() if subject in (limits or {})]
     if limits and limited:
         chart.add_scatter(
@@ -50,13 +50,13 @@ def words_chart(measured: pd.DataFrame, limits: Mapping[str, int] | None = None)
         xaxis_title="subject",
         yaxis_title="words (box: quartiles; whiskers: 5 % and 95 %)",
         yaxis_rangemode="tozero",
-        legend_title="source",
+        legend_title="profiles",
         height=420,
     )
 
 
 def faithfulness_chart(measured: pd.DataFrame) -> Figure:
-    """Draw the mean faithfulness of each source and subject; hovering tells how many profiles have a named fact.
+    """Draw the mean faithfulness of each profile set and subject; hovering tells how many profiles have a named fact.
 
     Parameters
     ----------
@@ -64,16 +64,16 @@ def faithfulness_chart(measured: pd.DataFrame) -> Figure:
         From `spike_kit.profiles.quality.measure_profiles`.
     """
     express = require("plotly.express", "lab")
-    groups = measured.groupby(["subject", "source"], sort=False)["faithfulness"]
-    table = groups.agg(faithfulness="mean", profiles="count").reset_index()
+    groups = measured.groupby(["subject", "profiles"], sort=False)["faithfulness"]
+    table = groups.agg(faithfulness="mean", n="count").reset_index()
     chart = express.bar(
-        table.assign(source=table["source"].map(shown)),
+        table.assign(profiles=table["profiles"].map(shown)),
         x="subject",
         y="faithfulness",
-        color="source",
+        color="profiles",
         barmode="group",
         text_auto=".1%",
-        hover_data={"profiles": True},
+        hover_data={"n": True},
         color_discrete_sequence=COLOURS,
     )
     title = "named facts that stand in the prompt (mean share)"
@@ -81,7 +81,7 @@ def faithfulness_chart(measured: pd.DataFrame) -> Figure:
 
 
 def signal_chart(table: pd.DataFrame, metric: str = "recall@20") -> Figure:
-    """Draw how well profile vectors alone rank validation items: a bar per source and scorer, references as lines.
+    """Draw how well profile vectors alone rank validation items: a bar per profile set and scorer, references as lines.
 
     Parameters
     ----------
@@ -99,11 +99,11 @@ def signal_chart(table: pd.DataFrame, metric: str = "recall@20") -> Figure:
         known = [name for name in table.columns if "@" in name]
         raise ConfigError(f"the table has no metric {metric!r}", f"it has {some(known)}")
     express = require("plotly.express", "lab")
-    is_reference = table["source"] == REFERENCE
+    is_reference = table["profiles"] == REFERENCE
     bars = table[~is_reference]
     chart = express.bar(
-        bars.assign(source=bars["source"].map(shown)),
-        x="source",
+        bars.assign(profiles=bars["profiles"].map(shown)),
+        x="profiles",
         y=metric,
         color="scorer",
         barmode="group",
@@ -115,7 +115,7 @@ def signal_chart(table: pd.DataFrame, metric: str = "recall@20") -> Figure:
         label = f"{shown(line['scorer'])} {line[metric]:.3f}"
         chart.add_hline(y=line[metric], line_dash=dash, line_color="black", annotation_text=label)
     return chart.update_layout(
-        xaxis_title="source of the profiles",
+        xaxis_title="profile set",
         yaxis_title=f"{shown(metric)} on validation items",
         yaxis_rangemode="tozero",
         height=420,
@@ -123,5 +123,5 @@ def signal_chart(table: pd.DataFrame, metric: str = "recall@20") -> Figure:
 
 
 def _colours(measured: pd.DataFrame) -> list[str]:
-    """One colour per source."""
-    return [COLOURS[number % len(COLOURS)] for number in range(measured["source"].nunique())]
+    """One colour per profile set."""
+    return [COLOURS[number % len(COLOURS)] for number in range(measured["profiles"].nunique())]

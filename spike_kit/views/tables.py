@@ -69,7 +69,7 @@ def relation_statistics(data: Dataset) -> pd.DataFrame:
     return table.astype({"triples": int, "heads": int, "tails": int}).sort_values("triples", ascending=False)
 
 
-def profile_of(data: Dataset, subject: str, number: int, source: str = "template") -> str:
+def profile_of(data: Dataset, subject: str, number: int, profiles: str = "template") -> str:
     """Profile text of an ``item``, an ``auxiliary`` entity or a ``user``.
 
     Raises
@@ -77,8 +77,8 @@ def profile_of(data: Dataset, subject: str, number: int, source: str = "template
     DataError
         If there is no such subject.
     """
-    profiles = data.profiles(source)
-    text = profiles.loc[(profiles["subject"] == subject) & (profiles["id"] == number), "text"]
+    texts = data.profiles(profiles)
+    text = texts.loc[(texts["subject"] == subject) & (texts["id"] == number), "text"]
     if text.empty:
         raise DataError(f"{data.name} has no {subject} {number}")
     return str(text.iloc[0])

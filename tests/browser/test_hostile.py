@@ -14,7 +14,7 @@ from spike_kit.base import paths
 from spike_kit.data.dataset import Dataset, create_dataset
 from spike_kit.experiments.run import RunConfig, run
 from spike_kit.profiles.encode import DEFAULT_ENCODER, vectors_metadata
-from spike_kit.profiles.template import SOURCE, template_profiles
+from spike_kit.profiles.template import TEMPLATE, template_profiles
 from tests.browser.lab import Lab, Notebook
 from tests.world import World
 
@@ -84,9 +84,9 @@ def hostile(data: Dataset, world: World) -> Dataset:
     tables = dataclasses.replace(data.tables, **named)
     made = create_dataset(paths.data_root() / "named", "named", tables, sources=(), build={}, funnel=())
     profiles = template_profiles(made, progress=False)
-    made.write_profiles(SOURCE, profiles.assign(text=[f"{HOSTILE} {text}" for text in profiles["text"]]))
+    made.write_profiles(TEMPLATE, profiles.assign(text=[f"{HOSTILE} {text}" for text in profiles["text"]]))
     metadata = vectors_metadata(made.profiles(), DEFAULT_ENCODER)
-    world.vectors.save(made.embeddings_path(SOURCE, DEFAULT_ENCODER), metadata)
+    world.vectors.save(made.embeddings_path(TEMPLATE, DEFAULT_ENCODER), metadata)
     run(RunConfig(dataset="named", training={"epochs": 2, "eval_every": 1}), progress=False)
     return made
 

@@ -13,7 +13,7 @@ from spike_kit.data.build import build
 from spike_kit.data.dataset import Dataset, create_dataset
 from spike_kit.data.sources.amazon import AmazonConfig
 from spike_kit.data.tables import ReviewCheck
-from spike_kit.profiles.template import SOURCE, template_profiles
+from spike_kit.profiles.template import TEMPLATE, template_profiles
 from tests.data.amazon_files import reviews_2018, write_lines, write_release
 
 CANARY = "zzcanaryzz"
@@ -46,8 +46,8 @@ def test_the_marker_is_in_the_study_but_out_of_reach(planted: Dataset) -> None:
 
 
 def test_no_profile_holds_a_marker_or_lists_a_held_out_item(planted: Dataset) -> None:
-    planted.write_profiles(SOURCE, template_profiles(planted, progress=False))
-    profiles = planted.profiles(SOURCE)
+    planted.write_profiles(TEMPLATE, template_profiles(planted, progress=False))
+    profiles = planted.profiles(TEMPLATE)
     assert not profiles["text"].str.contains(CANARY).any()
     users = profiles[profiles["subject"] == "user"].set_index("id")["text"]
     labels = planted.items["label"]

@@ -171,7 +171,7 @@ def test_a_study_comes_back_from_its_export(data: Dataset, tmp_path: Path) -> No
     assert content(again) == content(data)
     assert torch.equal(again.vectors(*VECTORS).user, data.vectors().user)
     assert torch.equal(again.vectors(*VECTORS).entity, data.vectors().entity)
-    with pytest.raises(DataError, match="no embeddings of source 'gone'"):
+    with pytest.raises(DataError, match="no embeddings of profile set 'gone'"):
         export(data, "spike-release", tmp_path / "other", vectors=("gone", "x"))
     with pytest.raises(ConfigError, match="no format named 'mine'"):
         export(data, "mine", tmp_path / "other")

@@ -15,7 +15,7 @@ from spike_kit.data.graph import Graph
 from spike_kit.data.tables import Tables
 from spike_kit.data.vectors import ProfileVectors
 from spike_kit.profiles.encode import DEFAULT_ENCODER
-from spike_kit.profiles.template import SOURCE
+from spike_kit.profiles.template import TEMPLATE
 from tests.test_storage import fill_the_disk
 from tests.world import World
 
@@ -128,7 +128,7 @@ def test_a_missing_profile_is_an_error_with_its_id(data: Dataset, subject: str, 
     rest = profiles[(profiles["subject"] != subject) | (profiles["id"] != number)]
     with pytest.raises(DataError, match=f"no profile for {subject} {number}"):
         data.write_profiles("other", rest)
-    assert data.profile_sources() == [SOURCE]
+    assert data.profile_sets() == [TEMPLATE]
 
 
 def test_an_empty_or_surplus_profile_is_an_error(data: Dataset) -> None:
@@ -148,13 +148,13 @@ def test_profiles_are_found_whatever_the_order_of_their_rows(data: Dataset) -> N
 def test_a_nan_in_an_embedding_is_an_error_with_its_row(data: Dataset, world: World) -> None:
     broken = world.vectors.entity.clone()
     broken[17, 3] = float("nan")
-    ProfileVectors(world.vectors.user, broken).save(data.embeddings_path(SOURCE, DEFAULT_ENCODER), {})
+    ProfileVectors(world.vectors.user, broken).save(data.embeddings_path(TEMPLATE, DEFAULT_ENCODER), {})
     with pytest.raises(DataError, match=r"entity holds NaN or infinity in row 17"):
         data.vectors()
 
 
 def test_embeddings_of_another_size_or_damaged_are_an_error(data: Dataset, world: World) -> None:
-    file = data.embeddings_path(SOURCE, DEFAULT_ENCODER)
+    file = data.embeddings_path(TEMPLATE, DEFAULT_ENCODER)
     ProfileVectors(world.vectors.user, world.vectors.entity[:-1]).save(file, {})
     with pytest.raises(DataError, match=r"entity has shape \[67, 24\], expected \[68, d_t\]"):
         data.vectors()
@@ -162,7 +162,7 @@ def test_embeddings_of_another_size_or_damaged_are_an_error(data: Dataset, world
     with pytest.raises(DataError, match="not a readable safetensors file"):
         data.vectors()
     file.unlink()
-    with pytest.raises(DataError, match=r"(?s)no embeddings of source 'template'.*spike-kit encode world"):
+    with pytest.raises(DataError, match=r"(?s)no embeddings of profile set 'template'.*spike-kit encode world"):
         data.vectors()
 
 
@@ -209,9 +209,9 @@ def test_a_build_keeps_profiles_that_cost_something(data: Dataset, world: World)
     data.write_profiles("gpt", data.profiles())
     with pytest.raises(DataError, match=r"(?s)holds profiles of gpt.*--overwrite"):
         write(world.tables, "world")
-    assert data.profile_sources() == ["gpt", "template"]
+    assert data.profile_sets() == ["gpt", "template"]
     create_dataset(data.path, "world", world.tables, sources=(), build={}, funnel=(), overwrite=True)
-    assert Dataset.open("world").profile_sources() == []
+    assert Dataset.open("world").profile_sets() == []
 
 
 @pytest.mark.parametrize("name", ["runs", "raw", "..", ".", "a/b", "/tmp/x", "", ".hidden", "a b"])

@@ -29,7 +29,7 @@ def noise(world: World) -> ProfileVectors:
 
 def test_profiles_of_the_planted_groups_rank_far_above_random(data: Dataset, world: World) -> None:
     table = signal_table(data, {"template": world.vectors, "noise": noise(world)}, cutoffs=(2, 20))
-    assert table[["source", "scorer"]].to_numpy().tolist() == [
+    assert table[["profiles", "scorer"]].to_numpy().tolist() == [
         ["template", USER_PROFILE],
         ["template", TRAIN_ITEMS],
         ["noise", USER_PROFILE],
@@ -37,18 +37,18 @@ def test_profiles_of_the_planted_groups_rank_far_above_random(data: Dataset, wor
         [REFERENCE, "popularity"],
         [REFERENCE, "random"],
     ]
-    assert list(table.columns) == ["source", "scorer", "recall@2", "ndcg@2", "recall@20", "ndcg@20", "users"]
-    recall = table.set_index(["source", "scorer"])["recall@2"]
+    assert list(table.columns) == ["profiles", "scorer", "recall@2", "ndcg@2", "recall@20", "ndcg@20", "users"]
+    recall = table.set_index(["profiles", "scorer"])["recall@2"]
     assert recall["template", USER_PROFILE] > 0.9
     assert recall["template", TRAIN_ITEMS] > 0.9
-    others = recall.drop("template", level="source")
+    others = recall.drop("template", level="profiles")
     assert others.max() < 0.3
     assert set(table["users"]) == {len(data.users)}
 
 
 def test_values_per_user_are_paired_and_average_to_the_table(data: Dataset, world: World) -> None:
     per_user = signal_per_user(data, {"template": world.vectors})
-    users = per_user.groupby(["source", "scorer"])["user"].agg(tuple)
+    users = per_user.groupby(["profiles", "scorer"])["user"].agg(tuple)
     assert users.nunique() == 1
     means = signal_means(per_user)
     assert means.equals(signal_table(data, {"template": world.vectors}))
@@ -82,7 +82,7 @@ def test_random_scores_depend_on_seed_and_user_only(data: Dataset, monkeypatch: 
     whole = signal_per_user(data, {})
     monkeypatch.setattr("spike_kit.evaluation.ranking.CHUNK_ENTRIES", 1)
     assert signal_per_user(data, {}).equals(whole)
-    assert set(whole["source"]) == {REFERENCE}
+    assert set(whole["profiles"]) == {REFERENCE}
 
 
 def test_vectors_that_do_not_fit_are_named(data: Dataset, world: World) -> None:

@@ -36,7 +36,7 @@ from spike_kit.experiments.run import RunConfig, finished_runs
 from spike_kit.experiments.run_folder import Run
 from spike_kit.models import MODELS
 from spike_kit.profiles.generate import GenerationConfig
-from spike_kit.profiles.template import SOURCE
+from spike_kit.profiles.template import TEMPLATE
 from spike_kit.results.tables import run_label
 from spike_kit.training.checkpoint import LAST
 from tests.profiles.llm_server import ScriptedServer, distinct_world
@@ -171,7 +171,7 @@ def test_profiles_and_vectors_that_are_missing_come_first(home: Path) -> None:
     )
     with ScriptedServer() as server:
         told = GenerationConfig.parse({"llm": {"model": "told", "base_url": server.base_url}})
-        done = GridRun(Grid(blocks=(block,), sources={"told": told}))
+        done = GridRun(Grid(blocks=(block,), profiles={"told": told}))
         done.do(here, 1)
         assert set(done.table["state"]) == {"finished"}, done.table["error"].tolist()
         assert len(server.log) == 124
@@ -181,7 +181,7 @@ def test_profiles_and_vectors_that_are_missing_come_first(home: Path) -> None:
     texts = done.table[done.table["kind"] == "text"]
     assert texts["variant"].tolist() == ["template by all-MiniLM-L6-v2", "told by all-MiniLM-L6-v2"]
     assert (again.table.loc[again.table["kind"] == "text", "seconds"] == 0).all()
-    assert data.profile_sources() == ["template", "told"]
+    assert data.profile_sets() == ["template", "told"]
     used = {run.config.get("profiles") for run in finished_runs(data)}
     assert used == {"template", "told", None}
 
@@ -202,7 +202,7 @@ def test_ray_writes_profiles_too(home: Path) -> None:
     with on_cluster(jobs=2) as submit:
         done.do(submit, 2)
     assert done.table["state"].tolist() == ["finished", "finished"], done.table["error"].tolist()
-    assert data.profile_sources() == ["template"]
+    assert data.profile_sets() == ["template"]
 
 
 def test_the_death_of_a_process_is_the_error_of_its_cell_alone(data: Dataset) -> None:
@@ -330,7 +330,9 @@ def test_the_study_is_what_it_says() -> None:
     runs = grid.runs()
     assert {cell.config.model for cell in runs} == set(MODELS)
     assert {cell.config.dataset for cell in runs} == {"ml-100k", "lastfm-colakg", "ml-1m-colakg"}
-    rows = {cell.variant: {**cell.config.settings} for cell in runs if cell.variant and cell.config.profiles == SOURCE}
+    rows = {
+        cell.variant: {**cell.config.settings} for cell in runs if cell.variant and cell.config.profiles == TEMPLATE
+    }
     assert set(rows) == set(ABLATIONS) - {"full model"}
     assert {cell.variant for cell in runs} - {*rows, ""} == {"item texts by GPT"}
     assert all(ABLATIONS[name] == row for name, row in rows.items())

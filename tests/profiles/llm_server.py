@@ -312,10 +312,10 @@ def distinct_world(path: Path) -> Dataset:
     return create_dataset(path, path.name, changed, sources=(source,), build={}, funnel=())
 
 
-def generation(data: Dataset, base_url: str, source: str = "told", fill: str = "", **llm: Any) -> Generation:
+def generation(data: Dataset, base_url: str, profiles: str = "told", fill: str = "", **llm: Any) -> Generation:
     """Profiles of a data set by the server at ``base_url``."""
     values = {"model": "told", "base_url": base_url, "concurrency": 4, "timeout": 10.0, **llm}
-    return Generation(data, GenerationConfig.parse({"llm": LLMConfig.parse(values), "fill": fill}), source)
+    return Generation(data, GenerationConfig.parse({"llm": LLMConfig.parse(values), "fill": fill}), profiles)
 
 
 def ask(

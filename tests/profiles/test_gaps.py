@@ -117,7 +117,7 @@ def test_a_complete_store_needs_no_key_and_no_server(monkeypatch: pytest.MonkeyP
 def test_an_incomplete_run_is_no_success_for_the_shell(capsys: pytest.CaptureFixture[str]) -> None:
     tiny_study()
     with served(empty_for_one) as server:
-        asks = ["profile", "films", "--source", "llm", "--model", "small", "--base-url", server.base_url]
+        asks = ["profile", "films", "--profiles", "llm", "--model", "small", "--base-url", server.base_url]
         assert main(asks) == 1
         said = capsys.readouterr()
         assert "no answer yet for: 1 item" in said.err
@@ -129,7 +129,7 @@ def test_an_incomplete_run_is_no_success_for_the_shell(capsys: pytest.CaptureFix
     ("options", "message"),
     [
         (["--model", "gpt-4o"], "template profiles ask no model"),
-        (["--source", "gpt-4o"], "profiles called gpt-4o would be written by gpt-4o-mini"),
+        (["--profiles", "gpt-4o"], "profiles called gpt-4o would be written by gpt-4o-mini"),
     ],
 )
 def test_names_and_models_that_do_not_fit_are_refused(
@@ -163,10 +163,10 @@ def test_the_judge_asks_once_about_equal_texts_and_leaves_out_what_was_filled_in
     alone = Judge(data, ["template"], config).estimate()[0]
     assert alone == Judge(data, ["template", "same"], config).estimate()[0] > 0
     assert {question.subject for question in Judge(data, ["half"], config).questions} == {"auxiliary", "user"}
-    both = {source: data.profiles(source) for source in ("template", "half")}
-    measured = measure_profiles(both, {source: prompt_texts(data, source) for source in both})
+    both = {name: data.profiles(name) for name in ("template", "half")}
+    measured = measure_profiles(both, {name: prompt_texts(data, name) for name in both})
     assert set(measured["subject"]) == {"auxiliary", "user"}
-    with pytest.raises(ConfigError, match="judging of the sources tie"):
+    with pytest.raises(ConfigError, match="judging of the profile sets tie"):
         Judge(data, ["tie"], config)
 
 

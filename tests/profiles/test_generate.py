@@ -135,7 +135,7 @@ def test_provenance_says_how_the_texts_came_about() -> None:
 
 
 @pytest.mark.parametrize(
-    ("model", "source"),
+    ("model", "profiles"),
     [
         ("gpt-4o-mini", "gpt-4o-mini"),
         ("meta-llama/Llama-3.1-8B", "meta-llama-Llama-3.1-8B"),
@@ -146,27 +146,27 @@ def test_provenance_says_how_the_texts_came_about() -> None:
         ("modèle", "mod-le"),
     ],
 )
-def test_a_source_is_called_by_its_model_as_a_file_may_be_called(model: str, source: str) -> None:
+def test_a_profile_set_is_called_by_its_model_as_a_file_may_be_called(model: str, profiles: str) -> None:
     data = tiny_study()
     with served() as server:
-        asked = generation(data, server.base_url, source="", model=model)
-        assert asked.source == source
-        assert asked.run().path == data.profiles_path(source)
+        asked = generation(data, server.base_url, profiles="", model=model)
+        assert asked.profiles == profiles
+        assert asked.run().path == data.profiles_path(profiles)
         assert {body["model"] for body in server.bodies} == {model}
-    assert data.profile_sources() == [source]
+    assert data.profile_sets() == [profiles]
 
 
 def test_the_name_of_the_templates_is_taken() -> None:
-    for source, model in (("template", "small-model"), ("", "template")):
-        with pytest.raises(DataError, match=r"(?s)'template' names the template profiles.*--source"):
-            Generation(tiny_study(), GenerationConfig(llm=LLMConfig(model=model)), source)
+    for profiles, model in (("template", "small-model"), ("", "template")):
+        with pytest.raises(DataError, match=r"(?s)'template' names the template profiles.*--profiles"):
+            Generation(tiny_study(), GenerationConfig(llm=LLMConfig(model=model)), profiles)
 
 
-@pytest.mark.parametrize("source", ["a--b", "../x", "a b"])
-def test_a_source_no_file_can_be_called_is_refused_before_anything_is_paid_for(source: str) -> None:
+@pytest.mark.parametrize("profiles", ["a--b", "../x", "a b"])
+def test_a_profile_set_no_file_can_be_called_is_refused_before_anything_is_paid_for(profiles: str) -> None:
     with served() as server:
-        with pytest.raises(DataError, match="cannot be the name of a profile source"):
-            generation(tiny_study(), server.base_url, source=source).run()
+        with pytest.raises(DataError, match="cannot be the name of a profile set"):
+            generation(tiny_study(), server.base_url, profiles=profiles).run()
         assert server.bodies == []
 
 
@@ -210,10 +210,10 @@ def test_nothing_is_asked_twice_and_nothing_is_forgotten(monkeypatch: pytest.Mon
         assert (again.calls, again.found, again.done) == (0, 15, 0)
         assert data.profiles("llm").equals(first)
         for change in ({"temperature": 1.0}, {"model": "other"}, {"max_tokens": 300}, {"extra": '{"seed": 1}'}):
-            assert run_again(data, server.base_url, source="changed", **change).calls == 15
+            assert run_again(data, server.base_url, profiles="changed", **change).calls == 15
         elsewhere = {"concurrency": 1, "attempts": 2, "timeout": 60.0}
         for kept in ({}, {"model": "other"}, {"temperature": 1.0}, elsewhere, {"base_url": f"{server.base_url}/"}):
-            assert run_again(data, **{"base_url": server.base_url, "source": "changed", **kept}).calls == 0
+            assert run_again(data, **{"base_url": server.base_url, "profiles": "changed", **kept}).calls == 0
         assert len(server.bodies) == 5 * 15
     with served() as server:
         assert run_again(data, server.base_url).calls == 0
@@ -261,7 +261,7 @@ def test_gaps_leave_the_table_waiting_or_are_filled_and_marked() -> None:
         assert (outcome.path, outcome.missing["item"]) == (None, 1)
         assert dict(progress.problems) == {"refused": 2}
         assert progress.first_failures[0].startswith("item 4: refused: 2 answers, none usable")
-        assert "llm" not in data.profile_sources()
+        assert "llm" not in data.profile_sets()
         assert len(server.bodies) == 7
         filled = generation(data, server.base_url, fill="template").run()
     assert filled.path is not None

@@ -71,7 +71,7 @@ def test_vectors_that_came_with_a_source_can_be_reduced(data: Dataset) -> None:
 @pytest.mark.parametrize("name", ["given:authors", "given:authors@pca2"])
 def test_given_vectors_that_are_missing_must_be_imported(data: Dataset, name: str) -> None:
     for call in (ensure_vectors, encode_profiles):
-        with pytest.raises(DataError, match=r"(?s)no vectors given:authors of source 'template'.*import them"):
+        with pytest.raises(DataError, match=r"(?s)no vectors given:authors of profile set 'template'.*import them"):
             call(data, "template", name)
 
 

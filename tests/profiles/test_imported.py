@@ -126,7 +126,7 @@ def test_profiles_of_other_things_under_the_same_ids_are_refused(data: Dataset, 
     message = rf"(?s){subject}\.json: only \d+ of \d+ profiles hold a word of the name.*map"
     with pytest.raises(DataError, match=message):
         import_profiles(data, "theirs", write(tmp_path, texts))
-    assert data.profile_sources() == ["template"]
+    assert data.profile_sets() == ["template"]
 
 
 def test_gaps_are_named_or_filled_and_marked(data: Dataset, tmp_path: Path) -> None:
@@ -182,7 +182,7 @@ def test_other_subjects_and_the_name_of_the_templates_are_refused(data: Dataset,
             import_profiles(data, "theirs", wrong)
     with pytest.raises(DataError, match="'template' names the template profiles"):
         import_profiles(data, "template", files)
-    with pytest.raises(DataError, match="cannot be the name of a profile source"):
+    with pytest.raises(DataError, match="cannot be the name of a profile set"):
         import_profiles(data, "a/b", files)
 
 
@@ -198,11 +198,11 @@ def test_a_run_on_imported_user_profiles_says_that_they_may_leak(data: Dataset, 
     import_profiles(data, "theirs", files)
     import_profiles(data, "careful", {s: files[s] for s in SUBJECTS[:2]}, fill="template")
     stored = {}
-    for source in ("template", "careful", "theirs"):
-        encode_profiles(data, source, "tfidf-8", progress=False)
+    for name in ("template", "careful", "theirs"):
+        encode_profiles(data, name, "tfidf-8", progress=False)
         training = {"epochs": 1, "batch_size": 512}
-        config = RunConfig(dataset="world", profiles=source, encoder="tfidf-8", training=training)
-        stored[source] = run(config, progress=False).config
+        config = RunConfig(dataset="world", profiles=name, encoder="tfidf-8", training=training)
+        stored[name] = run(config, progress=False).config
     assert stored["theirs"]["possibly_leaky"] == ["user"]
     assert "possibly_leaky" not in stored["template"]
     assert "possibly_leaky" not in stored["careful"]

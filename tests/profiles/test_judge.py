@@ -22,7 +22,7 @@ Script = Callable[[dict[str, Any]], str]
 
 @pytest.fixture
 def data() -> Dataset:
-    """The films with their template profiles, and a source ``long`` that says more."""
+    """The films with their template profiles, and a profile set ``long`` that says more."""
     made = tiny_study()
     profiles = template_profiles(made, progress=False)
     made.write_profiles("template", profiles)
@@ -30,9 +30,9 @@ def data() -> Dataset:
     return made
 
 
-def judge(data: Dataset, base_url: str, *sources: str, mode: str = "single", sample: int = SAMPLE) -> Judge:
+def judge(data: Dataset, base_url: str, *profiles: str, mode: str = "single", sample: int = SAMPLE) -> Judge:
     llm = LLMConfig(model="small-judge", base_url=base_url, concurrency=2)
-    return Judge(data, sources or ("template",), JudgeConfig.parse({"llm": llm, "mode": mode, "sample": sample}))
+    return Judge(data, profiles or ("template",), JudgeConfig.parse({"llm": llm, "mode": mode, "sample": sample}))
 
 
 def verdict(**changes: Any) -> str:
@@ -65,9 +65,7 @@ def test_scores_are_read_and_counted(data: Dataset) -> None:
         "relevance": 4,
         "faithfulness": 5,
     }
-    subjects = {
-        source: set(zip(part["subject"], part["id"], strict=True)) for source, part in verdicts.groupby("source")
-    }
+    subjects = {name: set(zip(part["subject"], part["id"], strict=True)) for name, part in verdicts.groupby("profiles")}
     assert subjects["template"] == subjects["long"]
     table = score_table(verdicts)
     assert len(table) == 2 * len(SUBJECTS) * len(CRITERIA)
@@ -183,13 +181,13 @@ def test_a_judge_who_looks_at_the_order_gives_ties_alone(data: Dataset) -> None:
     assert table["position_bias"].tolist() == [1.0] * len(CRITERIA)
 
 
-@pytest.mark.parametrize("sources", [("template", "long"), ("long", "template")])
-def test_a_consistent_judge_gives_wins(data: Dataset, sources: tuple[str, str]) -> None:
+@pytest.mark.parametrize("profiles", [("template", "long"), ("long", "template")])
+def test_a_consistent_judge_gives_wins(data: Dataset, profiles: tuple[str, str]) -> None:
     def longer(shown: dict[str, str]) -> str:
         return "A" if len(shown["profile A"]) > len(shown["profile B"]) else "B"
 
     with served(pairs(longer)) as server:
-        table = preference_table(judge(data, server.base_url, *sources, mode="pairwise").run())
+        table = preference_table(judge(data, server.base_url, *profiles, mode="pairwise").run())
     assert (table["first"] + ">" + table["second"]).unique().tolist() == ["long>template"]
     assert table["first_wins"].equals(table["pairs"])
     assert table["position_bias"].tolist() == [0.0] * len(CRITERIA)
@@ -231,11 +229,11 @@ def test_verdicts_are_kept_and_estimated(data: Dataset) -> None:
         assert judge(data, server.base_url, "long").estimate()[0] == 1
 
 
-@pytest.mark.parametrize(("sources", "mode"), [(("a",), "pairwise"), (("a", "a"), "pairwise"), (("a", "a"), "single")])
-def test_sources_that_cannot_be_compared(data: Dataset, sources: tuple[str, ...], mode: str) -> None:
+@pytest.mark.parametrize(("profiles", "mode"), [(("a",), "pairwise"), (("a", "a"), "pairwise"), (("a", "a"), "single")])
+def test_profile_sets_that_cannot_be_compared(data: Dataset, profiles: tuple[str, ...], mode: str) -> None:
     with pytest.raises(ConfigError, match="is not possible"):
-        judge(data, "http://127.0.0.1:9/v1", *sources, mode=mode)
-    with pytest.raises(DataError, match="no profiles of source 'nowhere'"):
+        judge(data, "http://127.0.0.1:9/v1", *profiles, mode=mode)
+    with pytest.raises(DataError, match="no profile set 'nowhere'"):
         judge(data, "http://127.0.0.1:9/v1", "nowhere").run()
 
 

@@ -355,7 +355,7 @@ def test_a_kill_while_the_table_is_written_costs_no_request(
         halves += not table.exists()
         for left in table.parent.glob(".spike-kit-tmp-*"):
             left.unlink()
-        assert Dataset.open(films.name).profile_sources() == (["told"] if table.exists() else [])
+        assert Dataset.open(films.name).profile_sets() == (["told"] if table.exists() else [])
         assert clients.wait(clients.start())[0] == 0
         assert len(Dataset.open(films.name).profiles("told")) == SUBJECTS
     assert halves > 0, "no kill came before the table was in its place"

@@ -126,7 +126,7 @@ def test_an_answer_that_cannot_be_used_is_asked_for_once_more_then_reported(
 def test_profiles_that_are_missing_keep_the_table_from_being_written(films: Dataset, server: ScriptedServer) -> None:
     server.script = lambda asked: says(CANNOT) if about(asked, 2) else good()
     outcome = generation(films, server.base_url).run()
-    assert (outcome.missing["item"], outcome.path, films.profile_sources()) == (1, None, [])
+    assert (outcome.missing["item"], outcome.path, films.profile_sets()) == (1, None, [])
     assert server.requests == 49, "nothing that would quote the missing profile was asked"
     server.script = lambda _: good()
     outcome = generation(films, server.base_url).run()

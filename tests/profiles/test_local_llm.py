@@ -102,11 +102,11 @@ def test_a_real_model_writes_profiles_that_are_stored_checked_and_encoded(
     assert small.provenance("gemma")["filled_from_template"] == seen.failed
 
     model = ["--model", MODEL, "--base-url", base_url, "--max-tokens", "64", "--concurrency", "1"]
-    assert main(["profile", "small", "--source", "gemma", *model, "--fill", "template"]) == 0
+    assert main(["profile", "small", "--profiles", "gemma", *model, "--fill", "template"]) == 0
     printed = capsys.readouterr().out
     found = int(printed.split(" answers from before")[0])
     calls = int(printed.split(" calls,")[0].rsplit(" ", 1)[1])
     assert total - found <= calls <= 2 * (total - found)
     assert found == total or seen.failed
-    assert main(["encode", "small", "--source", "gemma", "--encoder", "tfidf-4"]) == 0
+    assert main(["encode", "small", "--profiles", "gemma", "--encoder", "tfidf-4"]) == 0
     assert small.vectors("gemma", "tfidf-4").dim == 4

@@ -240,11 +240,11 @@ ASKED = {("item", 0): "Alien Ridley Scott", ("item", 1): "BIG: tom hanks", ("use
 PROMPTS: dict[str, dict[tuple[str, int], str]] = dict.fromkeys(("template", "model", "a", "b"), ASKED)
 
 
-def test_sources_are_compared_on_the_subjects_they_share() -> None:
+def test_profile_sets_are_compared_on_the_subjects_they_share() -> None:
     vectors = ProfileVectors(torch.eye(2), torch.eye(3, 2))
-    sources = {"template": TEMPLATE, "model": MODEL}
-    table = quality_table(sources, PROMPTS, {"item": 3, "user": 10}, {"template": vectors})
-    assert table[["source", "subject", "n"]].to_numpy().tolist() == [
+    both = {"template": TEMPLATE, "model": MODEL}
+    table = quality_table(both, PROMPTS, {"item": 3, "user": 10}, {"template": vectors})
+    assert table[["profiles", "subject", "n"]].to_numpy().tolist() == [
         ["template", "item", 1],
         ["model", "item", 1],
         ["template", "user", 1],
@@ -268,11 +268,11 @@ def test_spread_is_that_of_the_compared_rows() -> None:
 
 
 def test_wrong_input_is_named() -> None:
-    with pytest.raises(DataError, match=r"no prompt of source template for \('item', 1\)"):
+    with pytest.raises(DataError, match=r"no prompt of profile set template for \('item', 1\)"):
         measure_profiles({"template": TEMPLATE}, {"template": {pair: ASKED[pair] for pair in list(ASKED)[::2]}})
     with pytest.raises(ConfigError, match="no limit of words for the subject named 'user'"):
         quality_table({"template": TEMPLATE}, PROMPTS, {"item": 9})
-    with pytest.raises(DataError, match=r"no subject has a profile of each source \(a, b\)"):
+    with pytest.raises(DataError, match=r"no subject has a profile of each profile set \(a, b\)"):
         measure_profiles({"a": TEMPLATE, "b": MODEL.tail(1)}, PROMPTS)
     with pytest.raises(DataError, match="no subject has a profile"):
         measure_profiles({}, PROMPTS)

@@ -188,7 +188,7 @@ def generation(
     data: Dataset,
     base_url: str,
     *,
-    source: str = "llm",
+    profiles: str = "llm",
     fill: str = "",
     prompts: PromptConfig | None = None,
     **llm: Any,
@@ -196,4 +196,4 @@ def generation(
     """A generation that asks a server of these tests."""
     settings = {"model": "small-model", "base_url": base_url, "concurrency": 4, **llm}
     config = GenerationConfig.parse({"llm": LLMConfig.parse(settings), "prompts": prompts or {}, "fill": fill})
-    return Generation(data, config, source)
+    return Generation(data, config, profiles)

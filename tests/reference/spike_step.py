@@ -19,7 +19,7 @@ from spike_kit.models import find_preset
 from spike_kit.models.recommender import Batch
 from spike_kit.models.spike import Spike, SpikeConfig
 from spike_kit.profiles.encode import DEFAULT_ENCODER
-from spike_kit.profiles.template import SOURCE
+from spike_kit.profiles.template import TEMPLATE
 from spike_kit.training.loop import training_step
 from spike_kit.training.sampling import NegativeSampler, epoch_batches
 from tests.reference.spike import PlainSpike
@@ -32,7 +32,7 @@ Step = Callable[[Batch], dict[str, Tensor]]
 def compare(dataset: str, preset: str, rounds: int, steps: int) -> tuple[float, float, float]:
     """Median seconds of the plain step and of the kit's, in rounds that take turns, and the median of their ratios."""
     data = Dataset.open(dataset)
-    graph, vectors = Graph.from_tables(data.tables), data.vectors(SOURCE, DEFAULT_ENCODER)
+    graph, vectors = Graph.from_tables(data.tables), data.vectors(TEMPLATE, DEFAULT_ENCODER)
     named = find_preset("spike", preset)
     config = SpikeConfig.parse(dict(named.model))
     models = [Spike(config, graph, vectors, _generator("init")) for _ in range(2)]

@@ -266,7 +266,7 @@ def test_the_panel_says_why_training_failed(data: Dataset) -> None:
     assert not panel.train.disabled
 
 
-def test_text_of_other_sources_can_be_chosen(data: Dataset) -> None:
+def test_text_of_other_profile_sets_can_be_chosen(data: Dataset) -> None:
     source, target = data.embeddings_path("template", "all-MiniLM-L6-v2"), data.embeddings_path("llm", "a/b c")
     Path(target).write_bytes(source.read_bytes())
     assert data.encoded() == [("llm", "a/b c"), ("template", "all-MiniLM-L6-v2")]

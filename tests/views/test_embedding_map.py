@@ -14,7 +14,7 @@ from spike_kit.data.dataset import Dataset, create_dataset
 from spike_kit.experiments.run import RunConfig, load_model, run
 from spike_kit.figures.style import COLOURS
 from spike_kit.models.spike import Spike
-from spike_kit.profiles.template import SOURCE, template_profiles
+from spike_kit.profiles.template import TEMPLATE, template_profiles
 from spike_kit.views.embedding_map import OTHER, Colouring, EmbeddingMap, map_of_run, node_spaces
 from spike_kit.views.embedding_map_panel import map_panel
 
@@ -142,7 +142,7 @@ def test_hostile_names_are_text(data: Dataset) -> None:
     entities = data.entities.assign(label=HOSTILE, kind=data.entities["kind"])
     tables = dataclasses.replace(data.tables, items=data.items.assign(label=HOSTILE), entities=entities)
     named = create_dataset(paths.data_root() / "named", "named", tables, sources=(), build={}, funnel=())
-    named.write_profiles(SOURCE, template_profiles(named, progress=False).assign(text=HOSTILE))
+    named.write_profiles(TEMPLATE, template_profiles(named, progress=False).assign(text=HOSTILE))
     view = EmbeddingMap(named, {HOSTILE: points(named)}, {HOSTILE: pd.Series([HOSTILE] * len(points(named)))})
     panel = map_panel(view).panel
     panel.colour.value = HOSTILE

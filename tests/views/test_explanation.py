@@ -14,7 +14,7 @@ from spike_kit.data.dataset import Dataset, create_dataset
 from spike_kit.evaluation.ranking import top_items
 from spike_kit.models.spike import Spike, SpikeConfig
 from spike_kit.models.spike_explainer import Removal, SpikeExplainer
-from spike_kit.profiles.template import SOURCE, template_profiles
+from spike_kit.profiles.template import TEMPLATE, template_profiles
 from spike_kit.views.explanation import Explanation
 from spike_kit.views.explanation_panel import explanation_panel
 from spike_kit.views.passages import MARK
@@ -129,7 +129,7 @@ def test_hostile_text_shows_as_text(data: Dataset, world: World, model: Spike) -
     users = data.users.assign(label=HOSTILE)
     tables = dataclasses.replace(data.tables, items=items, entities=entities, users=users)
     named = create_dataset(paths.data_root() / "named", "named", tables, sources=(), build={}, funnel=())
-    named.write_profiles(SOURCE, template_profiles(named, progress=False).assign(text=f"{HOSTILE} Peculiar onerror."))
+    named.write_profiles(TEMPLATE, template_profiles(named, progress=False).assign(text=f"{HOSTILE} Peculiar onerror."))
     panel = explanation_panel(Explanation(named, SpikeExplainer(model), 0, k=3)).panel
     panel.out.value = panel.out.options[:1]
     panel.compute.click()

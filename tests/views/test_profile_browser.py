@@ -11,7 +11,7 @@ from spike_kit.data.dataset import Dataset
 from spike_kit.profiles import prompts
 from spike_kit.profiles.prompts import PromptWriter, statements
 from spike_kit.profiles.store import answers_path
-from spike_kit.profiles.template import SOURCE, template_profiles
+from spike_kit.profiles.template import TEMPLATE, template_profiles
 from spike_kit.views.passages import MARK
 from spike_kit.views.profile_browser import ProfileBrowser
 from spike_kit.views.profile_browser_panel import MOST_FACTS, profile_panel
@@ -30,7 +30,7 @@ def server() -> Iterator[Asked]:
 def tiny(server: Asked) -> Dataset:
     """A data set with template profiles and those of a model, which was asked through a server."""
     data = tiny_study(reviews={(0, 0): "A quiet film about the sea."})
-    data.write_profiles(SOURCE, template_profiles(data, progress=False))
+    data.write_profiles(TEMPLATE, template_profiles(data, progress=False))
     generation(data, server.base_url).run()
     return data
 
@@ -51,13 +51,13 @@ def test_statements_are_those_of_the_data(tiny: Dataset) -> None:
             assert all(text in prompt.data.replace('\\"', '"') for _, text in found)
 
 
-def test_sources_stand_side_by_side_with_what_the_prompt_does_not_say(tiny: Dataset) -> None:
+def test_profile_sets_stand_side_by_side_with_what_the_prompt_does_not_say(tiny: Dataset) -> None:
     frame = tiny.profiles("llm")
     changed = frame["text"].where(frame.index != 0, "It was made by Nobody Known in 1999.")
     tiny.write_profiles("llm", frame.assign(text=changed), tiny.provenance("llm"))
     view = ProfileBrowser(tiny)
-    assert view.sources == ["llm", "template"]
-    table = view.table.set_index("source")
+    assert view.profile_sets == ["llm", "template"]
+    table = view.table.set_index("profiles")
     assert table.loc["llm", "not in the prompt"] == ["Nobody Known", "1999"]
     assert table.loc["llm", "faithfulness"] == 0
     assert table.loc["llm", "words"] == 8
@@ -71,7 +71,7 @@ def test_every_template_profile_is_held_to_all_a_prompt_could_say(data: Dataset)
     for node in (0, 7, view.nodes.n_users + 3, view.nodes.n_nodes - 1):
         view.choose(node)
         assert view.table["not in the prompt"].tolist() == [[]]
-        assert view.prompt(SOURCE).origin == "never asked"
+        assert view.prompt(TEMPLATE).origin == "never asked"
 
 
 def test_the_prompt_is_the_one_that_was_asked(tiny: Dataset, server: Asked, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -90,18 +90,18 @@ def test_the_prompt_is_the_one_that_was_asked(tiny: Dataset, server: Asked, monk
     answers_path(tiny).unlink()
     lost = ProfileBrowser(tiny, node=asked[-1])
     assert lost.prompt("llm").origin == "written again"
-    assert "which is not stored here" in profile_panel(lost).panel.prompt.value or lost.sources[0] != "llm"
+    assert "which is not stored here" in profile_panel(lost).panel.prompt.value or lost.profile_sets[0] != "llm"
 
 
 def test_facts_that_the_profile_mentions_are_marked(data: Dataset) -> None:
     view = ProfileBrowser(data)
-    facts = view.facts(SOURCE)
+    facts = view.facts(TEMPLATE)
     assert facts["section"].tolist()[0] != ""
     told = facts[facts["section"] == "facts"]
     assert [bool(phrases) for phrases in told["mentions"]] == [False, True]
     own = view.nodes.labels[view.node].casefold()
     assert all(phrase != own for phrases in facts["mentions"] for phrase in phrases)
-    html = view.profile_html(SOURCE)
+    html = view.profile_html(TEMPLATE)
     for phrase in told["mentions"].iloc[1]:
         assert f"{MARK}{phrase}</mark>" in html.casefold()
 
@@ -112,7 +112,7 @@ def test_a_user_is_told_by_train_items_alone(data: Dataset) -> None:
         view = ProfileBrowser(data, node=user)
         held_out = data.interactions.query("user == @user and split != 'train'")["item"]
         labels = set(data.items["label"][held_out]) - set(data.items["label"][train.query("user == @user")["item"]])
-        told = " ".join(view.facts(SOURCE)["statement"])
+        told = " ".join(view.facts(TEMPLATE)["statement"])
         assert not [label for label in labels if label in told]
 
 
@@ -132,7 +132,7 @@ def test_neighbours_are_the_nearest_of_the_same_subject(data: Dataset, node: int
 
 
 def test_errors_name_what_is_missing(data: Dataset) -> None:
-    with pytest.raises(DataError, match="no profiles of source 'llm'"):
+    with pytest.raises(DataError, match="no profile set 'llm'"):
         ProfileBrowser(data, ["llm"])
     with pytest.raises(DataError, match="has 3 rows"):
         ProfileBrowser(data, spaces={"text": np.zeros((3, 2))})
@@ -141,7 +141,7 @@ def test_errors_name_what_is_missing(data: Dataset) -> None:
         view.choose(10**6)
     with pytest.raises(DataError, match="no space"):
         view.neighbours("text")
-    with pytest.raises(DataError, match="shows no source"):
+    with pytest.raises(DataError, match="shows no profile set"):
         view.text("llm")
     for file in (data.path / "profiles").glob("*.parquet"):
         file.unlink()
@@ -149,7 +149,7 @@ def test_errors_name_what_is_missing(data: Dataset) -> None:
         ProfileBrowser(data)
 
 
-def test_the_panel_shows_another_node_and_another_source(tiny: Dataset) -> None:
+def test_the_panel_shows_another_node_and_another_profile_set(tiny: Dataset) -> None:
     view = ProfileBrowser(tiny)
     view = ProfileBrowser(tiny, spaces={"text": np.eye(view.nodes.n_nodes)})
     panel = profile_panel(view).panel
@@ -159,7 +159,7 @@ def test_the_panel_shows_another_node_and_another_source(tiny: Dataset) -> None:
     assert "<b>llm</b> by small-model" in panel.profiles.value
     assert "<b>template</b>" in panel.profiles.value
     assert "asked exactly this" in panel.prompt.value
-    panel.source.value = "template"
+    panel.profile_set.value = "template"
     assert "No language model was asked" in panel.prompt.value
     assert "in text space" in panel.spaces["text"].value
 
@@ -176,7 +176,7 @@ def test_many_statements_are_cut_and_counted(tiny: Dataset, monkeypatch: pytest.
 
 def test_hostile_text_shows_as_text(data: Dataset) -> None:
     frame: pd.DataFrame = data.profiles()
-    data.write_profiles(SOURCE, frame.assign(text=f"{HOSTILE} Director of Nothing 1999"))
+    data.write_profiles(TEMPLATE, frame.assign(text=f"{HOSTILE} Director of Nothing 1999"))
     view = ProfileBrowser(data, spaces={HOSTILE: np.eye(len(data.users) + len(data.entities))})
     view.nodes.__dict__["labels"] = [HOSTILE] * view.nodes.n_nodes
     panel = profile_panel(view).panel

@@ -28,10 +28,10 @@ def measured(data: Dataset) -> pd.DataFrame:
     return measure_profiles(both, dict.fromkeys(both, prompts))
 
 
-def test_a_box_of_words_per_source_and_subject_with_the_limits(measured: pd.DataFrame) -> None:
+def test_a_box_of_words_per_profile_set_and_subject_with_the_limits(measured: pd.DataFrame) -> None:
     template, other, limit = traces(words_chart(measured, {"item": 40, "user": 60}))
     assert list(template["x"]) == ["item", "auxiliary", "user"]
-    own = measured[(measured["source"] == "template") & (measured["subject"] == "user")]
+    own = measured[(measured["profiles"] == "template") & (measured["subject"] == "user")]
     assert template["median"][2] == own["words"].median()
     assert list(other["median"]) == [3, 3, 3]
     assert (list(limit["x"]), list(limit["y"])) == (["item", "user"], [40, 60])
@@ -42,7 +42,7 @@ def test_bars_of_faithfulness_with_the_number_of_profiles(measured: pd.DataFrame
     template, other = traces(faithfulness_chart(measured))
     assert list(template["y"]) == [1, 1, 1]
     assert list(other["y"]) == [0, 0, 0]
-    counts = measured[measured["source"] == "template"]["subject"].value_counts()
+    counts = measured[measured["profiles"] == "template"]["subject"].value_counts()
     assert template["customdata"][:, 0].tolist() == counts[["item", "auxiliary", "user"]].tolist()
 
 
