@@ -37,7 +37,7 @@ class Counting(BaseHTTPRequestHandler):
 
     def do_POST(self) -> None:
         self.asked.append(self.path)
-        self.send_error(500)
+        self.send_error(401)
 
     do_GET = do_POST  # noqa: N815
 
