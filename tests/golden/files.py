@@ -31,7 +31,7 @@ BUILD = [
     *("--time", "date", "--min-rating", "3", "--user-core", "4", "--item-core", "3"),
 ]
 """Build of the data set, in the folder where `write_raw` wrote."""
-PAID = ["profile", "golden", "--source", "paid", "--model", "paid-model"]
+PAID = ["profile", "golden", "--profiles", "paid", "--model", "paid-model"]
 """Profiles whose answers are in `ANSWERS`; the server is to be added."""
 MODELS = {"spike": ["--epochs", "2", "--eval-every", "1", "--batch-size", "20", "--dim", "4"], "popularity": []}
 """Options of the trainings."""
