@@ -11,7 +11,7 @@ from hypothesis import settings
 
 from spike_kit.base import paths
 from spike_kit.data.dataset import Dataset
-from spike_kit.data.raw import Workspace, workspace
+from spike_kit.data.workspace import Workspace, workspace
 from spike_kit.profiles.encode import DEFAULT_ENCODER, vectors_metadata
 from spike_kit.profiles.template import TEMPLATE, template_profiles
 from tests.world import World, make_world, write_world

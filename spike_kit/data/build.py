@@ -15,10 +15,10 @@ from spike_kit.base.errors import DataError, some
 from spike_kit.data.dataset import Dataset, Manifest, check_replaceable, create_dataset
 from spike_kit.data.fetch import fetch_wheel
 from spike_kit.data.pipeline import BuildConfig, cleaned_reviews, reorganize
-from spike_kit.data.raw import Workspace, workspace
 from spike_kit.data.recipes import Recipe
 from spike_kit.data.sources import SOURCES, find_recipe, spike_release
 from spike_kit.data.vectors import ProfileVectors
+from spike_kit.data.workspace import Workspace, workspace
 
 logger = logging.getLogger(__name__)
 

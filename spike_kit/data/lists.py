@@ -9,7 +9,8 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from spike_kit.data.raw import Workspace, check_readable, open_text, unpacking
+from spike_kit.data.raw import check_readable, open_text, unpacking
+from spike_kit.data.workspace import Workspace
 
 _DIGITS = 15
 

@@ -6,21 +6,20 @@ for every source. All of them run in duckdb, so that the raw rows never have to 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator
 from typing import Literal
 
-import numpy as np
 import pandas as pd
 from pydantic import Field
 
 from spike_kit.base.config import Config
 from spike_kit.base.errors import DataError, some
 from spike_kit.base.seeds import numpy_generator
-from spike_kit.data.raw import OnError, Workspace, literal
-from spike_kit.data.splits import complete_given, global_time, leave_one_out, random_per_user
+from spike_kit.data.raw import literal
+from spike_kit.data.splits import split_interactions
 from spike_kit.data.tables import SPLITS, Tables
 from spike_kit.data.text import MAX_REVIEW_CHARACTERS, clean, cut, mostly_not_latin, plain, without_markup
+from spike_kit.data.workspace import OnError, Workspace
 
 BATCH_ROWS = 100_000
 """Reviews that are cleaned, checked and written at a time."""
@@ -64,21 +63,8 @@ class BuildConfig(Config):
     """What a bad row of a raw file does: stop the build with its file and line, or be skipped and counted."""
 
 
-@dataclass(frozen=True)
-class Step:
-    """One step of the pipeline.
-
-    Attributes
-    ----------
-    name
-        What it does, for the declared list.
-    apply
-        Changes the tables of the workspace; returns the row of the funnel it makes (what was done with these
-        settings) with counts of its own, or none if the settings switch it off.
-    """
-
-    name: str
-    apply: Callable[[Workspace, BuildConfig], tuple[str, dict[str, int]] | None]
+Done = tuple[str, dict[str, int]] | None
+"""What a step did with these settings, as the funnel calls it, and counts of its own; none if they switch it off."""
 
 
 def reorganize(work: Workspace, config: BuildConfig) -> Tables:
@@ -90,8 +76,7 @@ def reorganize(work: Workspace, config: BuildConfig) -> Tables:
         If a filter leaves nothing; the message names the step.
     """
     for step in STEPS:
-        done = step.apply(work, config)
-        if done is not None:
+        if done := step(work, config):
             label, extra = done
             work.funnel.add(label, _counts(work), **extra)
     return _tables(work)
@@ -100,64 +85,58 @@ def reorganize(work: Workspace, config: BuildConfig) -> Tables:
 def _counts(work: Workspace) -> dict[str, int]:
     """Count the users and items that have an interaction, and the rest as it is."""
     rows = work.db.execute(
-        """SELECT (SELECT count(*) FROM (SELECT DISTINCT "user" FROM n)),
-                  (SELECT count(*) FROM (SELECT DISTINCT item FROM n)), (SELECT count(*) FROM n),
-                  (SELECT count(*) FROM e WHERE alive),
-                  (SELECT count(*) FROM r WHERE alive), (SELECT count(*) FROM t)"""
+        """SELECT (SELECT count(DISTINCT "user") FROM n), (SELECT count(DISTINCT item) FROM n),
+                  (SELECT count(*) FROM n), (SELECT count(*) FROM node WHERE NOT is_item),
+                  (SELECT count(*) FROM r), (SELECT count(*) FROM t)"""
     ).fetchall()
     return dict(zip(("users", "items", "interactions", "entities", "relations", "triples"), rows[0], strict=True))
 
 
-def _parse(work: Workspace, config: BuildConfig) -> tuple[str, dict[str, int]]:
+def _parse(work: Workspace, config: BuildConfig) -> Done:
     """Give every id of the source a number, in the order of the source; triples and interactions refer to these.
 
-    ``u``, ``i``, ``e``, ``r`` number users, items, auxiliary entities and relations; ``n`` and ``t`` are interactions
-    and triples in numbers, where entity ``e`` is node ``items + e``.
+    ``u``, ``node`` and ``r`` number users, entities (the items first) and relations; a later step deletes from them.
+    ``n`` and ``t`` are interactions and triples in numbers.
     """
     db = work.db
     if not work.count("interactions"):
         raise DataError("the source holds no interaction", "check that these are the right files")
-    db.execute(
-        """INSERT INTO items SELECT (SELECT coalesce(max(position), -1) FROM items) + row_number() OVER (ORDER BY item),
-                  item, item, '' FROM (SELECT DISTINCT item FROM interactions ANTI JOIN items USING (item))"""
-    )
+    has_users = work.count("users")
+    for table, name, values in (("users", "user", "''"), ("items", "item", "item, ''")):
+        if table == "items" or not has_users:
+            db.execute(
+                f"""INSERT INTO {table} SELECT (SELECT coalesce(max(position), -1) FROM {table}) +
+                           row_number() OVER (ORDER BY "{name}"), "{name}", {values}
+                    FROM (SELECT DISTINCT "{name}" FROM interactions ANTI JOIN {table} USING ("{name}"))"""
+            )
     unnamed = work.value("SELECT count(*) FROM items WHERE trim(label) = '' OR label = item")
-    given = [("i", "items", "item"), ("e", "entities", "entity")]
-    if work.count("users"):
-        given.append(("u", "users", "user"))
-    else:
-        db.execute(
-            """CREATE TABLE u AS SELECT CAST(row_number() OVER () - 1 AS INTEGER) AS id, "user" AS source_id,
-                      true AS alive, 0 AS position FROM (SELECT DISTINCT "user" FROM interactions)"""
-        )
-    for short, table, name in given:
+    for table, name in (("users", "user"), ("items", "item"), ("entities", "entity"), ("relations", "relation")):
         _check_unique(work, table, name)
+    nodes = """(SELECT item AS entity, position, true AS is_item FROM items
+                UNION ALL SELECT entity, position, false FROM entities)"""
+    for short, name, source, order in (
+        ("u", "user", "users", "position"),
+        ("node", "entity", nodes, "is_item DESC, position"),
+        ("r", "relation", "relations", "position"),
+    ):
         db.execute(
-            f"""CREATE TABLE {short} AS SELECT CAST(row_number() OVER (ORDER BY position) - 1 AS INTEGER) AS id,
-                       "{name}" AS source_id, true AS alive, position FROM {table}"""
+            f"""CREATE TABLE {short} AS SELECT CAST(row_number() OVER (ORDER BY {order}) - 1 AS INTEGER) AS id,
+                       "{name}" AS source_id, {order.replace(" DESC", "")} FROM {source}"""
         )
-    _check_unique(work, "relations", "relation")
     db.execute(
-        """CREATE TABLE r AS SELECT CAST(row_number() OVER (ORDER BY position) - 1 AS INTEGER) AS id,
-                  relation AS source_id, coalesce(behavioural, false) AS behavioural, true AS alive, position
-           FROM relations"""
-    )
-    db.execute(
-        """CREATE TABLE n AS SELECT u.id AS "user", i.id AS item, rating, "timestamp", split, review FROM interactions
-           JOIN u ON u.source_id = interactions."user" JOIN i ON i.source_id = interactions.item"""
+        """CREATE TABLE n AS SELECT u.id AS "user", node.id AS item, rating, "timestamp", split, review
+           FROM interactions JOIN u ON u.source_id = interactions."user"
+           JOIN node ON is_item AND node.source_id = interactions.item"""
     )
     if config.split == "given":
         _check_given(work)
-    db.execute(
-        """CREATE TABLE node AS SELECT id, source_id FROM i
-           UNION ALL SELECT id + (SELECT count(*) FROM i), source_id FROM e"""
-    )
     twice = work.value("SELECT source_id FROM node GROUP BY source_id HAVING count(*) > 1 ORDER BY 1 LIMIT 1")
     if twice is not None:
         raise DataError(f"{twice!r} is the id of an item and of another entity", "give entities ids of their own")
     db.execute(
-        """CREATE TABLE t AS SELECT DISTINCT h.id AS head, r.id AS relation, n.id AS tail FROM triples
-           JOIN node AS h ON h.source_id = head JOIN r ON r.source_id = relation JOIN node AS n ON n.source_id = tail"""
+        """CREATE TABLE t AS SELECT DISTINCT h.id AS head, r.id AS relation, tails.id AS tail FROM triples
+           JOIN node AS h ON h.source_id = head JOIN r ON r.source_id = relation
+           JOIN node AS tails ON tails.source_id = tail"""
     )
     extra = {"items_without_name": unnamed, **work.extra}
     return work.parsed, {name: count for name, count in extra.items() if count}
@@ -201,12 +180,12 @@ def _check_unique(work: Workspace, table: str, name: str) -> None:
         )
 
 
-def _relations(work: Workspace, config: BuildConfig) -> tuple[str, dict[str, int]] | None:
+def _relations(work: Workspace, config: BuildConfig) -> Done:
     """Leave out relations that are not wanted: excluded by name, or able to encode held-out behaviour."""
-    known = {row[0] for row in work.db.execute("SELECT source_id FROM r").fetchall()}
+    known = set(work.frame("SELECT source_id FROM r")["source_id"])
     if unknown := sorted(set(config.exclude_relations) - known):
         raise DataError(f"relations to leave out do not exist: {some(unknown)}", f"there are: {some(sorted(known))}")
-    names = [row[0] for row in work.db.execute("SELECT source_id FROM r WHERE behavioural ORDER BY id").fetchall()]
+    names = work.frame("SELECT relation FROM relations WHERE behavioural ORDER BY position")["relation"].tolist()
     dropped = set(config.exclude_relations) | (set() if config.behavioural else set(names))
     if kept := [name for name in names if name not in dropped]:
         work.notes.append(
@@ -220,11 +199,18 @@ def _relations(work: Workspace, config: BuildConfig) -> tuple[str, dict[str, int
 
 
 def _drop_relations(work: Workspace, condition: str) -> None:
-    work.db.execute(f"UPDATE r SET alive = false WHERE {condition}")
-    work.db.execute("DELETE FROM t WHERE relation IN (SELECT id FROM r WHERE NOT alive)")
+    """Delete relations and their triples."""
+    work.db.execute(f"DELETE FROM r WHERE {condition}")
+    work.db.execute("DELETE FROM t WHERE relation NOT IN (SELECT id FROM r)")
 
 
-def _positive(work: Workspace, config: BuildConfig) -> tuple[str, dict[str, int]] | None:
+def _drop_nodes(work: Workspace, condition: str) -> None:
+    """Delete entities and the triples that name them."""
+    work.db.execute(f"DELETE FROM node WHERE {condition}")
+    work.db.execute("DELETE FROM t WHERE head NOT IN (SELECT id FROM node) OR tail NOT IN (SELECT id FROM node)")
+
+
+def _positive(work: Workspace, config: BuildConfig) -> Done:
     """Keep interactions with a rating that is high enough."""
     if config.min_rating is None:
         return None
@@ -239,7 +225,7 @@ def _positive(work: Workspace, config: BuildConfig) -> tuple[str, dict[str, int]
     return f"rating >= {config.min_rating:g}", {}
 
 
-def _deduplicate(work: Workspace, config: BuildConfig) -> tuple[str, dict[str, int]]:
+def _deduplicate(work: Workspace, config: BuildConfig) -> Done:
     """Keep the latest interaction of a user and an item; of a given split, the one that is not held out."""
     del config
     db = work.db
@@ -259,46 +245,41 @@ def _deduplicate(work: Workspace, config: BuildConfig) -> tuple[str, dict[str, i
     return "one interaction per user and item", {"pairs_in_two_splits": leaking} if leaking else {}
 
 
-def _some_users(work: Workspace, config: BuildConfig) -> tuple[str, dict[str, int]] | None:
+def _some_users(work: Workspace, config: BuildConfig) -> Done:
     """Keep a random choice of users."""
     if config.max_users is None:
         return None
-    rows = work.db.execute('SELECT id FROM u WHERE id IN (SELECT "user" FROM n) ORDER BY source_id').fetchall()
-    users = np.array([row[0] for row in rows])
-    chosen = users[numpy_generator(config.seed, "users").permutation(len(users))[: config.max_users]]
-    kept = pd.DataFrame({"id": chosen})
-    work.db.register("kept", kept)
+    users = work.frame('SELECT id FROM u WHERE id IN (SELECT "user" FROM n) ORDER BY source_id')["id"]
+    order = numpy_generator(config.seed, "users").permutation(len(users))
+    work.db.register("kept", users.iloc[order[: config.max_users]].to_frame())
     work.db.execute('DELETE FROM n WHERE "user" NOT IN (SELECT id FROM kept)')
-    work.db.execute("UPDATE u SET alive = false WHERE id NOT IN (SELECT id FROM kept)")
+    work.db.execute("DELETE FROM u WHERE id NOT IN (SELECT id FROM kept)")
     work.db.unregister("kept")
     return f"{config.max_users} users at random", {}
 
 
-def _link(work: Workspace, config: BuildConfig) -> tuple[str, dict[str, int]] | None:
+def _link(work: Workspace, config: BuildConfig) -> Done:
     """Drop items that no triple names."""
     if not config.linked_only:
         return None
-    work.db.execute("DELETE FROM n WHERE item NOT IN (SELECT head FROM t UNION SELECT tail FROM t)")
-    work.db.execute("UPDATE i SET alive = false WHERE id NOT IN (SELECT head FROM t UNION SELECT tail FROM t)")
+    linked = "(SELECT head FROM t UNION SELECT tail FROM t)"
+    work.db.execute(f"DELETE FROM n WHERE item NOT IN {linked}")
+    _drop_nodes(work, f"is_item AND id NOT IN {linked}")
     _demand(work, "the link to the knowledge graph (no item with an interaction has a triple)")
     return "items with a triple", {}
 
 
-def _k_core(work: Workspace, config: BuildConfig) -> tuple[str, dict[str, int]] | None:
+def _k_core(work: Workspace, config: BuildConfig) -> Done:
     """Drop users and items with too few interactions until none is left to drop."""
     if not config.user_core and not config.item_core:
         return None
     rounds = k_core(work, config.user_core, config.item_core)
     _demand(work, f"the k-core (users {config.user_core}, items {config.item_core})")
-    for short, name, core in (("u", "user", config.user_core), ("i", "item", config.item_core)):
-        if core:
-            work.db.execute(f'UPDATE {short} SET alive = false WHERE alive AND id NOT IN (SELECT "{name}" FROM n)')
-    work.db.execute(_TRIPLES_OF_DEAD_ITEMS)
+    if config.user_core:
+        work.db.execute('DELETE FROM u WHERE id NOT IN (SELECT "user" FROM n)')
+    if config.item_core:
+        _drop_nodes(work, "is_item AND id NOT IN (SELECT item FROM n)")
     return f"k-core: users {config.user_core}, items {config.item_core}", {"rounds": rounds}
-
-
-_TRIPLES_OF_DEAD_ITEMS = """DELETE FROM t WHERE head IN (SELECT id FROM i WHERE NOT alive)
-    OR tail IN (SELECT id FROM i WHERE NOT alive)"""
 
 
 def k_core(work: Workspace, user_core: int, item_core: int) -> int:
@@ -331,39 +312,29 @@ def k_core(work: Workspace, user_core: int, item_core: int) -> int:
             return rounds
 
 
-def _entities(work: Workspace, config: BuildConfig) -> tuple[str, dict[str, int]] | None:
+def _entities(work: Workspace, config: BuildConfig) -> Done:
     """Keep entities that enough items are linked to, relations that are used enough, and the triples among them.
 
-    An entity counts an item once, however many relations link the two. Triples of items that are gone go with them.
+    An entity counts an item once, however many relations link the two.
     """
-    db = work.db
-    db.execute(_TRIPLES_OF_DEAD_ITEMS)
-    n_items = work.count("i")
-    if config.min_entity_items:
-        db.execute(
-            f"""CREATE OR REPLACE TEMP TABLE shared AS SELECT entity FROM (
-                  SELECT head AS item, tail - {n_items} AS entity FROM t WHERE head < {n_items} AND tail >= {n_items}
-                  UNION SELECT tail, head - {n_items} FROM t WHERE tail < {n_items} AND head >= {n_items})
-                GROUP BY entity HAVING count(*) >= {config.min_entity_items}"""
-        )
-        db.execute("UPDATE e SET alive = false WHERE id NOT IN (SELECT entity FROM shared)")
-        db.execute(
-            f"""DELETE FROM t WHERE (head >= {n_items} AND head - {n_items} IN (SELECT id FROM e WHERE NOT alive))
-                OR (tail >= {n_items} AND tail - {n_items} IN (SELECT id FROM e WHERE NOT alive))"""
+    least = config.min_entity_items
+    if least:
+        _drop_nodes(
+            work,
+            f"""NOT is_item AND id NOT IN (
+                  SELECT entity FROM (SELECT head AS item, tail AS entity FROM t UNION SELECT tail, head FROM t)
+                  WHERE item IN (SELECT id FROM node WHERE is_item) GROUP BY entity HAVING count(*) >= {least})""",
         )
     if config.min_relation_triples:
         enough = f"SELECT relation FROM t GROUP BY relation HAVING count(*) >= {config.min_relation_triples}"
         _drop_relations(work, f"id NOT IN ({enough})")
     if not work.count("t"):
         raise DataError(
-            f"nothing is left after the entity filter (at least {config.min_entity_items} items per entity, "
+            f"nothing is left after the entity filter (at least {least} items per entity, "
             f"{config.min_relation_triples} triples per relation)",
             _LOOSEN,
         )
-    if not config.min_entity_items:
-        return "relations that are used", {}
-    least = config.min_entity_items
-    return f"entities on at least {least} item{'s' if least > 1 else ''}", {}
+    return f"entities on at least {least} item{'s' if least > 1 else ''}" if least else "relations that are used", {}
 
 
 _LOOSEN = "loosen the filters of the build settings"
@@ -374,102 +345,62 @@ def _demand(work: Workspace, step: str) -> None:
         raise DataError(f"nothing is left after {step}", _LOOSEN)
 
 
-def _number(work: Workspace, config: BuildConfig) -> None:
-    """Count what is left from 0, in the order of the source; entities follow the items."""
-    del config
+def _number_and_split(work: Workspace, config: BuildConfig) -> Done:
+    """Count what is left from 0, in the order of the source (items before other entities), and split interactions."""
     db = work.db
-    for short in ("u", "i", "e", "r"):
-        offset = "(SELECT count(*) FROM i WHERE alive)" if short == "e" else "0"
+    for short, order in (("u", "position"), ("node", "is_item DESC, position"), ("r", "position")):
         db.execute(
-            f"""CREATE TABLE {short}_new AS SELECT id AS old,
-                       CAST({offset} + row_number() OVER (ORDER BY position, source_id) - 1 AS BIGINT) AS id
-                FROM {short} WHERE alive"""
+            f"""CREATE TABLE {short}_new AS SELECT id AS old, source_id,
+                       row_number() OVER (ORDER BY {order}, source_id) - 1 AS id FROM {short}"""
         )
     db.execute(
-        """CREATE TABLE node_new AS SELECT old, id FROM i_new
-           UNION ALL SELECT old + (SELECT count(*) FROM i), id FROM e_new"""
+        """CREATE TABLE unsplit AS SELECT u_new.id AS "user", node_new.id AS item, split, rating, "timestamp", review
+           FROM n JOIN u_new ON u_new.old = n."user" JOIN node_new ON node_new.old = n.item"""
     )
-    db.execute(
-        """CREATE TABLE interactions_new AS
-           SELECT u_new.id AS "user", i_new.id AS item, split, rating, "timestamp", review FROM n
-           JOIN u_new ON u_new.old = n."user" JOIN i_new ON i_new.old = n.item ORDER BY 1, 2"""
-    )
+    split_interactions(db, config.split, config.valid, config.test, config.seed)
+    sizes = dict(db.execute("SELECT split, count(*) FROM final GROUP BY split").fetchall())
+    return f"ids and split: {config.split}", {f"interactions_{name}": sizes.get(name, 0) for name in SPLITS}
 
 
-def _split(work: Workspace, config: BuildConfig) -> tuple[str, dict[str, int]]:
-    """Give every interaction its split."""
-    rows = work.frame('SELECT "user", item, split, "timestamp" FROM interactions_new ORDER BY 1, 2')
-    match config.split:
-        case "random":
-            split = random_per_user(rows, config.valid, config.test, config.seed)
-        case "leave_one_out":
-            split = leave_one_out(rows, config.seed)
-        case "time":
-            split = global_time(rows, config.valid, config.test)
-        case "given":
-            split = complete_given(rows, config.valid, config.seed)
-    codes = split.cat.codes.to_numpy()
-    keys = pd.DataFrame({"user": rows["user"], "item": rows["item"], "code": codes})
-    work.db.register("codes", keys)
-    names = " ".join(f"WHEN {number} THEN '{name}'" for number, name in enumerate(SPLITS))
-    work.db.execute(
-        f"""CREATE OR REPLACE TABLE interactions_new AS SELECT "user", item, CASE code {names} END AS split, rating,
-            "timestamp", review FROM interactions_new JOIN codes USING ("user", item)"""
-    )
-    work.db.unregister("codes")
-    sizes = np.bincount(codes, minlength=len(SPLITS))
-    if not sizes[0]:
-        raise DataError("the split leaves nothing for training", "hold out smaller shares")
-    return f"ids and split: {config.split}", {
-        f"interactions_{name}": int(sizes[number]) for number, name in enumerate(SPLITS)
-    }
-
-
-STEPS: tuple[Step, ...] = (
-    Step("parse", _parse),
-    Step("leave out relations", _relations),
-    Step("positive rule", _positive),
-    Step("deduplicate", _deduplicate),
-    Step("choose users", _some_users),
-    Step("link to the knowledge graph", _link),
-    Step("k-core", _k_core),
-    Step("filter entities and relations", _entities),
-    Step("ids", _number),
-    Step("split", _split),
+STEPS = (
+    _parse,
+    _relations,
+    _positive,
+    _deduplicate,
+    _some_users,
+    _link,
+    _k_core,
+    _entities,
+    _number_and_split,
 )
-"""The pipeline, in order."""
+"""The pipeline, in order: each changes the tables of the workspace and says what was done."""
 
 
 def _tables(work: Workspace) -> Tables:
     """Fetch the final tables; labels and descriptions are cleaned here, where few rows are left."""
-    users = _fetch_named(work, "u", "users", "user", "label")
-    items = _fetch_named(work, "i", "items", "item", "label", "description")
-    auxiliary = _fetch_named(work, "e", "entities", "entity", "label", "kind")
-    relations = _fetch_named(work, "r", "relations", "relation", "label", "template")
+    users = _named(work, "u_new", "users", "user")
+    items = _named(work, "node_new", "items", "item", "description")
+    auxiliary = _named(work, "node_new", "entities", "entity", "kind")
+    relations = _named(work, "r_new", "relations", "relation", "template")
     items["description"] = _texts(plain(text) for text in items["description"].fillna(""))
     auxiliary["kind"] = _texts(clean(text) for text in auxiliary["kind"].fillna("entity"))
     relations["template"] = _texts(clean(text) for text in relations["template"])
     columns = ["entity", "source_id", "label", "kind"]
-    as_entities = items.rename(columns={"item": "entity"}).assign(kind="item")
-    interactions = work.frame('SELECT "user", item, split, rating, "timestamp" FROM interactions_new ORDER BY 1, 2')
-    return Tables(
-        users,
-        items,
-        pd.concat([as_entities[columns], auxiliary[columns]], ignore_index=True),
-        relations,
-        interactions.astype({"rating": "float64", "timestamp": "Int64"}),
-        work.frame(
-            """SELECT h.id AS head, r_new.id AS relation, n.id AS tail FROM t JOIN node_new AS h ON h.old = t.head
-               JOIN r_new ON r_new.old = t.relation JOIN node_new AS n ON n.old = t.tail ORDER BY 1, 2, 3"""
-        ),
+    entities = pd.concat([items.rename(columns={"item": "entity"}).assign(kind="item"), auxiliary], ignore_index=True)
+    interactions = work.frame('SELECT "user", item, split, rating, "timestamp" FROM final ORDER BY 1, 2')
+    triples = work.frame(
+        """SELECT h.id AS head, r_new.id AS relation, tails.id AS tail FROM t JOIN node_new AS h ON h.old = t.head
+           JOIN r_new ON r_new.old = t.relation JOIN node_new AS tails ON tails.old = t.tail ORDER BY 1, 2, 3"""
     )
+    interactions = interactions.astype({"rating": "float64", "timestamp": "Int64"})
+    return Tables(users, items, entities[columns], relations, interactions, triples)
 
 
-def _fetch_named(work: Workspace, short: str, table: str, name: str, *columns: str) -> pd.DataFrame:
+def _named(work: Workspace, numbered: str, table: str, name: str, *more: str) -> pd.DataFrame:
     """Rows of a named table that are left, with their final ids; a label that says nothing becomes the source id."""
+    columns = ", ".join(["source_id", "label", *more])
     frame = work.frame(
-        f"""SELECT x.id AS "{name}", old.source_id, {", ".join(columns)} FROM {short}_new AS x
-            JOIN {short} AS old ON old.id = x.old LEFT JOIN {table} ON {table}."{name}" = old.source_id ORDER BY 1"""
+        f"""SELECT id AS "{name}", {columns} FROM {numbered} JOIN {table} ON {table}."{name}" = source_id ORDER BY id"""
     )
     prefix = "User " if name == "user" else ""
     labels = zip(frame["label"].fillna(""), frame["source_id"], strict=True)
@@ -515,7 +446,7 @@ def _choose_reviews(work: Workspace) -> dict[str, int]:
     db = work.db
     db.execute(
         f"""CREATE TABLE candidates AS SELECT "user", item, split, review, raw."timestamp", content
-            FROM interactions_new JOIN ({work.reviews}) AS raw USING (review)"""
+            FROM final JOIN ({work.reviews}) AS raw USING (review)"""
     )
     empty = work.value("SELECT count(*) FROM candidates WHERE content = hash('')")
     db.execute("DELETE FROM candidates WHERE content = hash('')")

@@ -9,7 +9,7 @@ from typing import Any
 
 from spike_kit.data.fetch import Wheel
 from spike_kit.data.pipeline import BuildConfig
-from spike_kit.data.raw import Workspace
+from spike_kit.data.workspace import Workspace
 
 UNFILTERED: dict[str, Any] = {
     "min_rating": None,

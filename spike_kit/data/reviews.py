@@ -9,8 +9,9 @@ from typing import Literal
 
 from spike_kit.base import paths
 from spike_kit.data.dataset import Dataset
-from spike_kit.data.raw import database, literal
+from spike_kit.data.raw import literal
 from spike_kit.data.tables import SPLITS
+from spike_kit.data.workspace import database
 
 _ROWS = 1000
 

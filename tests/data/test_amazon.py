@@ -15,9 +15,9 @@ from spike_kit.base import paths
 from spike_kit.base.errors import DataError, SpikeKitError
 from spike_kit.data.build import build, compared
 from spike_kit.data.dataset import Dataset
-from spike_kit.data.raw import workspace
 from spike_kit.data.sources import find_recipe
 from spike_kit.data.sources.amazon import AmazonConfig, parse
+from spike_kit.data.workspace import workspace
 from tests.data.amazon_files import products_2018, reviews_2018, write_lines, write_release
 
 FUZZ = settings(max_examples=150, suppress_health_check=[HealthCheck.function_scoped_fixture])

@@ -18,12 +18,12 @@ from spike_kit.data.dataset import Dataset
 from spike_kit.data.formats.kgat import export_kgat
 from spike_kit.data.formats.spike_release import export_spike_release
 from spike_kit.data.pipeline import reorganize
-from spike_kit.data.raw import workspace
 from spike_kit.data.sources import kgat, spike_release
 from spike_kit.data.sources.kgat import AS_IT_IS, KgatConfig
 from spike_kit.data.sources.spike_release import VECTORS, read_vectors
 from spike_kit.data.tables import Tables
 from spike_kit.data.vectors import ProfileVectors
+from spike_kit.data.workspace import workspace
 from tests.data.amazon_files import write_lines
 from tests.data.random_tables import in_memory, same, tables
 

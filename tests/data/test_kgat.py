@@ -13,9 +13,9 @@ from spike_kit.data.build import build, compared
 from spike_kit.data.dataset import Dataset
 from spike_kit.data.formats.kgat import export_kgat
 from spike_kit.data.pipeline import reorganize
-from spike_kit.data.raw import workspace
 from spike_kit.data.sources.kgat import AS_IT_IS, KgatConfig, parse
 from spike_kit.data.tables import Tables
+from spike_kit.data.workspace import workspace
 from tests.data.amazon_files import write_lines
 from tests.data.random_tables import in_memory, same, tables
 from tests.data.test_amazon import explained

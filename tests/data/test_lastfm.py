@@ -9,9 +9,9 @@ from hypothesis import strategies as st
 from spike_kit.base.errors import DataError
 from spike_kit.data.build import build
 from spike_kit.data.dataset import Dataset
-from spike_kit.data.raw import workspace
 from spike_kit.data.sources import find_recipe
 from spike_kit.data.sources.lastfm import LastfmConfig, parse
+from spike_kit.data.workspace import workspace
 from tests.data.amazon_files import write_lines
 from tests.data.mapped_files import write_mapped_split
 from tests.data.test_amazon import explained

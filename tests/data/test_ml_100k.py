@@ -8,8 +8,8 @@ import pytest
 
 from spike_kit.base.errors import DataError
 from spike_kit.data.pipeline import BuildConfig, reorganize
-from spike_kit.data.raw import Workspace
 from spike_kit.data.sources.ml_100k import join, link_films, split_names
+from spike_kit.data.workspace import Workspace
 
 FACTS = [
     ("The Crow", 1994),

@@ -10,8 +10,8 @@ from hypothesis import strategies as st
 from spike_kit.base.errors import DataError
 from spike_kit.data.build import build, compared
 from spike_kit.data.dataset import Dataset
-from spike_kit.data.raw import workspace
 from spike_kit.data.sources.movielens import MovieLensConfig, parse
+from spike_kit.data.workspace import workspace
 from tests.data.amazon_files import write_lines
 from tests.data.test_amazon import explained
 

@@ -18,10 +18,10 @@ from spike_kit.data.build import build
 from spike_kit.data.dataset import Dataset
 from spike_kit.data.formats.recbole import MAX_TIMESTAMP, MISSING, export_recbole
 from spike_kit.data.pipeline import reorganize
-from spike_kit.data.raw import OnError, Workspace, workspace
 from spike_kit.data.sources.recbole import RecboleConfig, parse
 from spike_kit.data.tables import SPLITS, Tables
 from spike_kit.data.text import clean, plain
+from spike_kit.data.workspace import OnError, Workspace, workspace
 from tests.data.test_amazon import explained
 
 AS_IS = RecboleConfig(

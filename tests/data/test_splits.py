@@ -1,5 +1,8 @@
 from __future__ import annotations
 
+import itertools
+
+import duckdb
 import numpy as np
 import pandas as pd
 import pytest
@@ -7,9 +10,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from spike_kit.base.errors import ConfigError, DataError
-from spike_kit.data.splits import complete_given, global_time, leave_one_out, random_per_user
+from spike_kit.base.seeds import numpy_generator
+from spike_kit.data.splits import Split, split_interactions
 
-PAIRS = st.dictionaries(st.tuples(st.integers(0, 5), st.integers(0, 7)), st.integers(0, 3), max_size=30)
+PAIRS = st.dictionaries(st.tuples(st.integers(0, 5), st.integers(0, 7)), st.integers(0, 3), min_size=1, max_size=30)
+FEW = settings(max_examples=40)
 
 
 def frame(times: dict[tuple[int, int], int]) -> pd.DataFrame:
@@ -17,93 +22,104 @@ def frame(times: dict[tuple[int, int], int]) -> pd.DataFrame:
     return pd.DataFrame(rows, columns=["user", "item", "timestamp"]).astype({"timestamp": "Int64"})
 
 
+def square(n: int) -> pd.DataFrame:
+    """Interactions of every user with every item, at one time."""
+    return frame(dict.fromkeys([(user, item) for user in range(n) for item in range(n)], 0))
+
+
+def split(rows: pd.DataFrame, how: Split, valid: float = 0.1, test: float = 0.1, seed: int = 0) -> pd.Series:
+    """Split of each row, whose users and items ascend; in the database the rows stand in any order."""
+    stored = rows.assign(rating=1.0, review=1, split=rows.get("split", pd.Series(None, rows.index, dtype="str")))
+    with duckdb.connect() as db:
+        db.register("rows", stored.sample(frac=1, random_state=seed))
+        db.execute('CREATE TABLE unsplit AS SELECT "user", item, split, rating, "timestamp", review FROM rows')
+        split_interactions(db, how, valid, test, seed)
+        found = db.execute('SELECT split FROM final ORDER BY "user", item').fetchall()
+    return pd.Series([name for (name,) in found], index=rows.index)
+
+
 @given(PAIRS, st.integers(0, 100))
-@settings(max_examples=100)
+@FEW
 def test_leave_one_out_holds_out_the_last_two(times: dict[tuple[int, int], int], seed: int) -> None:
     rows = frame(times)
-    split = leave_one_out(rows, seed)
+    found = split(rows, "leave_one_out", seed=seed)
     for _, part in rows.groupby("user"):
-        own = split[part.index]
+        own = found[part.index]
         if len(part) < 3:
             assert (own == "train").all()
             continue
         assert own.value_counts().reindex(["valid", "test"]).tolist() == [1, 1]
         (test,), (valid,) = (part.loc[own[own == name].index, "timestamp"] for name in ("test", "valid"))
-        train = part.loc[own[own == "train"].index, "timestamp"]
-        assert test >= valid >= train.max()
-    shuffled = rows.sample(frac=1, random_state=seed)
-    assert leave_one_out(shuffled, seed).sort_index().tolist() == split.tolist()
+        assert test >= valid >= part.loc[own[own == "train"].index, "timestamp"].max()
 
 
 @given(PAIRS.filter(lambda times: len(set(times.values())) > 2), st.sampled_from([(0.1, 0.1), (0.0, 0.3), (0.2, 0.0)]))
-@settings(max_examples=100)
+@FEW
 def test_a_split_by_time_never_trains_on_the_future(
     times: dict[tuple[int, int], int], shares: tuple[float, float]
 ) -> None:
     rows = frame(times)
     try:
-        split = global_time(rows, *shares)
+        found = split(rows, "time", *shares)
     except DataError as error:
-        assert "nothing for training" in error.message  # noqa: PT017
+        assert "nothing for training: too many interactions have one" in error.message  # noqa: PT017
         return
-    last = {name: rows.loc[split == name, "timestamp"].max() for name in ("train", "valid", "test")}
-    first = {name: rows.loc[split == name, "timestamp"].min() for name in ("train", "valid", "test")}
-    assert (split == "train").any()
-    for earlier, later in (("train", "valid"), ("valid", "test"), ("train", "test")):
-        if (split == earlier).any() and (split == later).any():
-            assert last[earlier] < first[later]
-    assert (split == "test").sum() >= (1 if np.floor(shares[1] * len(rows) + 0.5) >= 1 else 0)
+    parts = [rows.loc[found == name, "timestamp"] for name in ("train", "valid", "test")]
+    assert len(parts[0])
+    filled = [part for part in parts if len(part)]
+    assert all(earlier.max() < later.min() for earlier, later in itertools.pairwise(filled))
+    assert len(parts[2]) >= np.floor(shares[1] * len(rows) + 0.5)
 
 
-def test_a_split_by_time_needs_timestamps() -> None:
+def test_splits_by_time_need_timestamps() -> None:
     rows = frame({(0, 0): 1, (0, 1): 2})
     rows.loc[1, "timestamp"] = pd.NA
-    for call in (lambda: global_time(rows, 0.1, 0.1), lambda: leave_one_out(rows, 0)):
-        with pytest.raises(DataError, match="1 interactions have no timestamp"):
-            call()
-    with pytest.raises(ConfigError, match="must be >= 0"):
-        global_time(rows, 0.6, 0.6)
+    for how in ("time", "leave_one_out"):
+        with pytest.raises(DataError, match=f"1 interactions have no timestamp, which the split '{how}' needs"):
+            split(rows, how)
+    assert len(split(rows, "random")) == 2
 
 
 def test_a_given_split_without_validation_gets_one_from_train_only() -> None:
-    rows = pd.DataFrame([(user, item) for user in range(6) for item in range(10)], columns=["user", "item"])
-    given_split = pd.Series(np.where(rows["item"] < 3, "test", "train"), dtype="str")
-    split = complete_given(rows.assign(split=given_split), 0.2, seed=1)
-    assert ((split == "test") == (given_split == "test")).all()
-    assert (split == "valid").groupby(rows["user"]).sum().tolist() == [1] * 6
-    assert complete_given(rows.assign(split=split), 0.2, seed=2).tolist() == split.tolist()
+    rows = square(10)
+    rows["split"] = np.where(rows["item"] < 3, "test", "train")
+    found = split(rows, "given", 0.2, seed=1)
+    assert ((found == "test") == (rows["split"] == "test")).all()
+    assert (found == "valid").groupby(rows["user"]).sum().tolist() == [1] * 10
+    assert split(rows.assign(split=found), "given", 0.2, seed=2).tolist() == found.tolist()
+    with pytest.raises(DataError, match="the split 'given' leaves nothing for training"):
+        split(rows.assign(split="test"), "given")
 
 
 @given(PAIRS, st.integers(0, 100))
-@settings(max_examples=100)
+@FEW
 def test_random_splits_follow_the_shares_and_ignore_the_order_of_rows(
     times: dict[tuple[int, int], int], seed: int
 ) -> None:
+    """The first draws of a user are test, the next ones valid; draws belong to sorted interactions."""
     rows = frame(times)
-    split = random_per_user(rows, 0.1, 0.1, seed)
-    for _, part in split.groupby(rows["user"]):
-        n = len(part)
-        expected = max(1, int(np.floor(0.1 * n + 0.5))) if n >= 3 else 0
-        assert (part == "train").any()
-        assert (part == "valid").sum() == expected
-        assert (part == "test").sum() == expected
-    shuffled = rows.sample(frac=1, random_state=seed)
-    assert random_per_user(shuffled, 0.1, 0.1, seed).sort_index().tolist() == split.tolist()
+    draws = pd.Series(numpy_generator(seed, "split").random(len(rows)))
+    rank = draws.groupby(rows["user"]).rank()
+    n = rows.groupby("user")["item"].transform("size")
+    held = np.where(n < 3, 0, np.maximum(1, np.floor(0.1 * n + 0.5)))
+    expected = np.where(rank <= held, "test", np.where(rank <= 2 * held, "valid", "train"))
+    assert split(rows, "random", seed=seed).tolist() == expected.tolist()
 
 
 @pytest.mark.parametrize("shares", [(0.45, 0.45), (0.1, 0.85), (0.85, 0.1), (0.0, 0.9), (0.0, 0.0)])
 def test_every_user_keeps_a_train_interaction(shares: tuple[float, float]) -> None:
     rows = frame(dict.fromkeys([(user, item) for user in range(12) for item in range(user + 1)], 0))
-    split = random_per_user(rows, *shares, seed=0)
-    assert (split == "train").groupby(rows["user"]).any().all()
+    found = split(rows, "random", *shares)
+    assert (found == "train").groupby(rows["user"]).any().all()
+    assert set(found) == {"train", *(name for name, share in zip(("valid", "test"), shares, strict=True) if share)}
 
 
 def test_another_seed_gives_another_split() -> None:
-    rows = frame(dict.fromkeys([(user, item) for user in range(20) for item in range(20)], 0))
-    assert (random_per_user(rows, 0.1, 0.1, 0) != random_per_user(rows, 0.1, 0.1, 1)).any()
+    assert (split(square(20), "random", seed=0) != split(square(20), "random", seed=1)).any()
 
 
-@pytest.mark.parametrize("shares", [(0.5, 0.5), (-0.1, 0.1)])
-def test_impossible_shares_are_an_error(shares: tuple[float, float]) -> None:
+@pytest.mark.parametrize("shares", [(0.5, 0.5), (-0.1, 0.1), (0.6, 0.6)])
+@pytest.mark.parametrize("how", ["random", "time"])
+def test_impossible_shares_are_an_error(how: Split, shares: tuple[float, float]) -> None:
     with pytest.raises(ConfigError, match="must be >= 0 and leave a part for training"):
-        random_per_user(frame({(0, 0): 0}), *shares, 0)
+        split(square(2), how, *shares)

@@ -13,8 +13,8 @@ from spike_kit.base.errors import DataError
 from spike_kit.cli import main
 from spike_kit.data.build import build
 from spike_kit.data.dataset import Dataset
-from spike_kit.data.raw import workspace
 from spike_kit.data.sources.tables import TablesConfig, parse
+from spike_kit.data.workspace import workspace
 from tests.data.amazon_files import write_lines
 from tests.data.test_amazon import explained
 

@@ -19,20 +19,11 @@ import pandas as pd
 
 from spike_kit.base.errors import DataError, some
 from spike_kit.data.pipeline import BuildConfig
-from spike_kit.data.raw import (
-    Field,
-    JsonLines,
-    Workspace,
-    check_readable,
-    literal,
-    open_text,
-    quoted,
-    review_view,
-    unpacking,
-)
+from spike_kit.data.raw import Field, JsonLines, check_readable, literal, open_text, quoted, unpacking
 from spike_kit.data.recipes import UNFILTERED, Published, Recipe, Source
 from spike_kit.data.sources import recbole
 from spike_kit.data.text import plain
+from spike_kit.data.workspace import Workspace, review_view
 
 LICENCE = "no licence stated; released for research, not for redistribution"
 
@@ -267,9 +258,9 @@ def _strict(path: Path, work: Workspace) -> Path:
 
 
 def _as_json(line: str) -> str:
-    """One line as JSON; what is neither JSON nor a Python literal becomes ``null``, which is a bad row later."""
+    """One line as JSON; what is neither becomes a text, which is a bad row later."""
     if len(line) > _LONGEST_LINE:
-        return "null"
+        return json.dumps(line[:200])
     try:
         return json.dumps(json.loads(line))
     except (ValueError, RecursionError):
@@ -277,7 +268,7 @@ def _as_json(line: str) -> str:
     try:
         return json.dumps(ast.literal_eval(line.strip()))
     except (ValueError, SyntaxError, TypeError, MemoryError, RecursionError):
-        return "null"
+        return json.dumps(line[:200])
 
 
 def _put_products(work: Workspace, release: Release, maker: str, links: tuple[str, ...]) -> None:

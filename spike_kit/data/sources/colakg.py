@@ -12,10 +12,11 @@ import pandas as pd
 
 from spike_kit.data.lists import read_mapped_split
 from spike_kit.data.pipeline import BuildConfig
-from spike_kit.data.raw import Delimited, Field, Workspace, check_readable
+from spike_kit.data.raw import Delimited, Field, check_readable
 from spike_kit.data.recipes import Published, Recipe, Source
 from spike_kit.data.sources.ml_100k import turned
 from spike_kit.data.text import plain
+from spike_kit.data.workspace import Workspace
 
 LICENCE = "none stated; ratings: GroupLens terms of use, research only, no redistribution"
 ORIGIN = "split and film facts of CoLaKG (MovieLens-1M, TMDB)"

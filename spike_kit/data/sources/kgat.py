@@ -17,11 +17,11 @@ import pandas as pd
 
 from spike_kit.base.errors import DataError, some
 from spike_kit.data.pipeline import BuildConfig
-from spike_kit.data.raw import Workspace
 from spike_kit.data.recipes import UNFILTERED, Published, Recipe, Source
 from spike_kit.data.sources.kgat_lists import LIST_FILES, Bound, Names, label, read_names, read_titles, source_ids
 from spike_kit.data.sources.kgat_rows import LICENCE, ORIGIN, Bounds, read_interactions, read_triples, size
 from spike_kit.data.tables import SPLITS
+from spike_kit.data.workspace import Workspace
 
 AS_IT_IS: dict[str, Any] = {**UNFILTERED, "split": "given"}
 """Settings that filter nothing and keep the split."""

@@ -9,7 +9,8 @@ from pathlib import Path
 
 from spike_kit.base.errors import DataError
 from spike_kit.data.labels import readable
-from spike_kit.data.raw import Workspace, check_readable
+from spike_kit.data.raw import check_readable
+from spike_kit.data.workspace import Workspace
 
 Names = dict[int, tuple[str, ...]]
 """Names by id: the original id first, then (of items) the one in the knowledge graph."""

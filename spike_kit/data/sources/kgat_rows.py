@@ -13,9 +13,10 @@ import pandas as pd
 
 from spike_kit.base.errors import DataError, some
 from spike_kit.data.lists import read_lists
-from spike_kit.data.raw import Delimited, Field, Workspace, open_text
+from spike_kit.data.raw import Delimited, Field, open_text
 from spike_kit.data.sources.kgat_lists import LIST_FILES, Bound, Names
 from spike_kit.data.tables import SPLITS
+from spike_kit.data.workspace import Workspace
 
 LICENCE = "that of the data underneath (Amazon, Last.fm, Yelp): for research, not to be passed on or sold"
 

@@ -13,8 +13,9 @@ from pydantic import Field as Setting
 
 from spike_kit.data.lists import read_mapped_split
 from spike_kit.data.pipeline import BuildConfig
-from spike_kit.data.raw import Delimited, Field, Workspace, check_readable
+from spike_kit.data.raw import Delimited, Field, check_readable
 from spike_kit.data.recipes import Published, Recipe, Source
+from spike_kit.data.workspace import Workspace
 
 LICENCE = "HetRec 2011: non-commercial use, to be cited"
 ORIGIN = "hetrec2011-lastfm-2k (GroupLens)"

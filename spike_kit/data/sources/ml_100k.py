@@ -18,8 +18,8 @@ import pandas as pd
 from spike_kit.base.errors import DataError
 from spike_kit.data.fetch import Wheel, checked_wheel, read_member
 from spike_kit.data.pipeline import BuildConfig
-from spike_kit.data.raw import Workspace
 from spike_kit.data.recipes import Published, Recipe, Source
+from spike_kit.data.workspace import Workspace
 
 NAME = "ml-100k"
 """Name of the data set and of its raw files."""

@@ -15,10 +15,11 @@ from pydantic import Field as Setting
 
 from spike_kit.base.errors import DataError
 from spike_kit.data.pipeline import BuildConfig
-from spike_kit.data.raw import Delimited, Field, Workspace, check_readable, open_text
+from spike_kit.data.raw import Delimited, Field, check_readable, open_text
 from spike_kit.data.recipes import Published, Recipe, Source
 from spike_kit.data.sources.ml_100k import turned
 from spike_kit.data.text import plain
+from spike_kit.data.workspace import Workspace
 
 LICENCE = "GroupLens terms of use: research only, no redistribution"
 ORIGIN = "MovieLens (GroupLens)"

@@ -15,10 +15,11 @@ import pandas as pd
 from spike_kit.base.errors import DataError, some
 from spike_kit.data.labels import FREEBASE_ID, readable
 from spike_kit.data.pipeline import BuildConfig
-from spike_kit.data.raw import Delimited, Field, Workspace, check_readable, literal, open_text, quoted
+from spike_kit.data.raw import Delimited, Field, check_readable, literal, open_text, quoted
 from spike_kit.data.recipes import Recipe, Source
 from spike_kit.data.tables import SPLITS
 from spike_kit.data.text import CONTROL
+from spike_kit.data.workspace import Workspace
 
 LICENCE = "that of the data set"
 ORIGIN = "atomic files in RecBole's format"

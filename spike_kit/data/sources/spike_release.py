@@ -18,11 +18,11 @@ import torch
 
 from spike_kit.base.errors import DataError, some
 from spike_kit.data.pipeline import BuildConfig
-from spike_kit.data.raw import Workspace
 from spike_kit.data.recipes import Recipe, Source
 from spike_kit.data.sources.kgat import AS_IT_IS, load
 from spike_kit.data.sources.kgat_rows import Bounds
 from spike_kit.data.vectors import ProfileVectors
+from spike_kit.data.workspace import Workspace
 
 NAME = "spike-release"
 """Name of the source."""

@@ -24,17 +24,16 @@ from spike_kit.data.raw import (
     JsonLines,
     ParquetRows,
     RawFile,
-    Workspace,
     check_readable,
     literal,
     open_text,
     quoted,
-    review_view,
     unpacking,
 )
 from spike_kit.data.recipes import Recipe, Source
 from spike_kit.data.tables import SPLITS
 from spike_kit.data.text import plain
+from spike_kit.data.workspace import Workspace, review_view
 
 LICENCE = "as the owner of the file says"
 
@@ -128,7 +127,7 @@ def _open(path: Path, work: Workspace, columns: Mapping[str, str]) -> RawFile:
     if suffix in (".jsonl", ".ndjson"):
         return JsonLines(path)
     if suffix == ".json":
-        return JsonLines(path, _records(path, work), "record")
+        return JsonLines(path, _records(path, work), unit="record")
     if suffix == ".parquet":
         return ParquetRows(path)
     if suffix in _SEPARATORS:

@@ -16,9 +16,10 @@ import pandas as pd
 
 from spike_kit.base.errors import DataError
 from spike_kit.data.pipeline import BuildConfig
-from spike_kit.data.raw import Field, JsonLines, Workspace, review_view
+from spike_kit.data.raw import Field, JsonLines
 from spike_kit.data.recipes import Recipe, Source
 from spike_kit.data.text import plain
+from spike_kit.data.workspace import Workspace, review_view
 
 LICENCE = "Yelp data set terms of use: academic use only, no redistribution"
 

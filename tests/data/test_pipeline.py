@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from spike_kit.base.errors import DataError
 from spike_kit.data.pipeline import BuildConfig, k_core, reorganize
-from spike_kit.data.raw import Workspace, workspace
+from spike_kit.data.workspace import Workspace, workspace
 
 PAIRS = st.sets(st.tuples(st.integers(0, 5), st.integers(0, 5)), max_size=24)
 
