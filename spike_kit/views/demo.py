@@ -22,7 +22,8 @@ from spike_kit.experiments.archive import known_runs
 from spike_kit.experiments.run import RunConfig, data_version, run
 from spike_kit.experiments.run_folder import Run
 from spike_kit.figures.gallery import export_all
-from spike_kit.models import TrainedRecommender, find_model
+from spike_kit.models import find_model
+from spike_kit.models.recommender import TrainedRecommender
 from spike_kit.profiles.encode import DEFAULT_ENCODER, ensure_vectors
 from spike_kit.profiles.template import TEMPLATE, ensure_profiles
 from spike_kit.results.tables import as_markdown, results_table

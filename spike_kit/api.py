@@ -1,0 +1,362 @@
+"""The front door: the verbs of ``import spike_kit as sk``. Each takes a data set or runs, and returns what it made."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Literal, overload
+
+import pandas as pd
+import torch
+
+from spike_kit.base.config import TrainingConfig
+from spike_kit.base.devices import resolve_device
+from spike_kit.base.errors import ConfigError
+from spike_kit.data import build as builder
+from spike_kit.data.dataset import Dataset
+from spike_kit.data.sources import find_recipe
+from spike_kit.data.vectors import ProfileVectors
+from spike_kit.evaluation import ranking
+from spike_kit.evaluation.signal import signal_table
+from spike_kit.experiments import run as experiment
+from spike_kit.experiments import search as searching
+from spike_kit.experiments.archive import known_runs
+from spike_kit.experiments.run import RunConfig, load_model
+from spike_kit.experiments.run_folder import Run
+from spike_kit.experiments.search import SearchResult
+from spike_kit.models import find_model, find_preset
+from spike_kit.models.recommender import TrainedRecommender
+from spike_kit.profiles import report
+from spike_kit.profiles.encode import DEFAULT_ENCODER, ensure_vectors
+from spike_kit.profiles.generate import Estimate, Generation, GenerationConfig
+from spike_kit.profiles.llm import LLMConfig
+from spike_kit.profiles.prompts import Prompt, PromptConfig, PromptWriter, prompt_texts
+from spike_kit.profiles.quality import quality_table
+from spike_kit.profiles.template import TEMPLATE, WORD_LIMIT, ensure_profiles
+from spike_kit.results.comparison import comparison_table
+from spike_kit.results.tables import HEADLINE, results_table, run_label
+from spike_kit.views.ablation import AblationStudy
+
+logger = logging.getLogger(__name__)
+
+
+class Runs(list[Run]):
+    """Finished runs; in a notebook they show themselves as a table of their results on test, means over seeds."""
+
+    def _repr_html_(self) -> str:
+        return table(self).to_html(index=False, float_format="{:.4f}".format) if self else "no runs"
+
+
+def load(dataset: str | Path = "ml-100k", **settings: Any) -> Dataset:
+    """Open a data set by its name or path; one that is not there is fetched and built first, if its source can be.
+
+    Parameters
+    ----------
+    dataset
+        Name under data/, path of a data-set folder, or name of a reader or data set (`spike_kit.data.sources.RECIPES`).
+    settings
+        Settings of the build that differ from the usual ones, where it is built now.
+
+    Raises
+    ------
+    DataError
+        If it is neither there nor can be built from what is there.
+    """
+    return builder.open_or_build(str(dataset), **settings)
+
+
+def build(
+    reader: str, raw: str | Path | None = None, *, name: str = "", overwrite: bool = False, **settings: Any
+) -> Dataset:
+    """Build a data set from raw files.
+
+    Parameters
+    ----------
+    reader
+        Reader, or data set with a reader of its own: ``spike-kit build --help`` lists them with their settings.
+    raw
+        Folder of the raw files; default: data/raw/<reader>.
+    name
+        Name of the data set; default: that of the reader.
+    overwrite
+        Replace a data set even if that deletes profiles that were paid for.
+    settings
+        Settings of the build that differ from the usual ones.
+
+    Raises
+    ------
+    ConfigError, DataError
+        If a setting is unknown, or a file is missing or holds a bad row.
+    """
+    recipe = find_recipe(reader).settings.replace(**settings)
+    return builder.build(reader, recipe, name=name, raw=None if raw is None else Path(raw), overwrite=overwrite)
+
+
+def dataset(interactions: pd.DataFrame, items: pd.DataFrame, triples: pd.DataFrame, **options: Any) -> Dataset:
+    """Build a data set from three data frames of your own (`spike_kit.data.build.dataset_from_frames`).
+
+    Parameters
+    ----------
+    interactions
+        Columns user, item; optional: rating, timestamp, split.
+    items
+        Columns item, title; optional: description.
+    triples
+        Columns head, relation, tail; heads are items or other entities.
+    options
+        ``name`` of the data set, filters and shares of the split.
+
+    Raises
+    ------
+    DataError
+        If a column is missing, an id is unknown, or the filters leave nothing.
+    """
+    return builder.dataset_from_frames(interactions, items, triples, **options)
+
+
+def profile(
+    data: Dataset,
+    model: str = "",
+    *,
+    profiles: str = "",
+    fill: Literal["", "template"] = "",
+    dry_run: bool = False,
+    **settings: Any,
+) -> pd.DataFrame | Estimate:
+    """Write a profile for every user, item and entity: from templates, or by a language model.
+
+    Answers of a model are stored as they arrive, so the same call goes on after whatever ended it.
+
+    Parameters
+    ----------
+    data
+        Data set.
+    model
+        Language model; without one the profiles are template sentences.
+    profiles
+        Name of the profile set; default: that of the model.
+    fill
+        What stands in for profiles that the model did not write: nothing (then they are an error), or the template.
+    dry_run
+        Ask nothing; return the estimate of calls, tokens and cost.
+    settings
+        Settings of `LLMConfig` (``base_url``, ``concurrency``, ...) and of `PromptConfig`.
+
+    Returns
+    -------
+    DataFrame or Estimate
+        The profiles; or, with ``dry_run``, what they would cost.
+
+    Raises
+    ------
+    LLMError
+        If the model, its key or its server fail, or profiles are missing at the end; what was answered is kept.
+    """
+    if not model:
+        return ensure_profiles(data)
+    llm = {name: value for name, value in settings.items() if name in LLMConfig.model_fields}
+    prompts = {name: value for name, value in settings.items() if name not in llm}
+    config = GenerationConfig(
+        llm=LLMConfig.parse({"model": model, **llm}), prompts=PromptConfig.parse(prompts), fill=fill
+    )
+    generation = Generation(data, config, profiles)
+    estimate = generation.estimate()
+    if dry_run:
+        return estimate
+    logger.info("%s calls, about %s tokens in and %s out", estimate.calls, *estimate.tokens)
+    logger.info(report.generated(generation))
+    return data.profiles(generation.profiles)
+
+
+def prompt(data: Dataset, subject: Literal["item", "auxiliary", "user"], number: int, **settings: Any) -> Prompt:
+    """Show the prompt that asks a language model for one profile; it sees train interactions only."""
+    return PromptWriter(data, PromptConfig.parse(settings)).prompt(subject, number)
+
+
+def encode(
+    data: Dataset, encoder: str = DEFAULT_ENCODER, *, profiles: str = TEMPLATE, device: str = "auto"
+) -> ProfileVectors:
+    """Turn the profiles of a profile set into vectors; a text is never encoded twice."""
+    return ensure_vectors(data, profiles, encoder, resolve_device(device))
+
+
+def quality(
+    data: Dataset, profiles: Sequence[str] = (TEMPLATE,), encoder: str = DEFAULT_ENCODER
+) -> tuple[pd.DataFrame, pd.DataFrame]:
+    """Measure profile sets without a language model.
+
+    Returns
+    -------
+    tuple
+        Faithfulness, length, diversity, near-duplicates and spread of each set; and how well its vectors alone rank
+        the validation items.
+    """
+    vectors = {name: ensure_vectors(data, name, encoder) for name in profiles}
+    texts, prompts = ({name: of(name) for name in profiles} for of in (data.profiles, lambda n: prompt_texts(data, n)))
+    return quality_table(texts, prompts, WORD_LIMIT, vectors), signal_table(data, vectors)
+
+
+@overload
+def train(model: str, data: Dataset, *, seed: int = 0, **options: Any) -> Run: ...
+@overload
+def train(model: str, data: Dataset, *, seeds: int | Sequence[int], **options: Any) -> Runs: ...
+@overload
+def train(model: Sequence[str], data: Dataset, *, seeds: int | Sequence[int] = 1, **options: Any) -> Runs: ...
+
+
+def train(
+    model: str | Sequence[str],
+    data: Dataset,
+    *,
+    seed: int = 0,
+    seeds: int | Sequence[int] | None = None,
+    preset: str = "recommended",
+    profiles: str = TEMPLATE,
+    encoder: str = DEFAULT_ENCODER,
+    device: str | torch.device = "auto",
+    progress: bool = True,
+    **settings: Any,
+) -> Run | Runs:
+    """Find finished runs, or train them: weights are chosen on validation, the test split is opened once per run.
+
+    Parameters
+    ----------
+    model
+        A model, or several (`spike_kit.models.MODELS`).
+    data
+        Data set; template profiles and vectors that a model needs are made if they are missing.
+    seed, seeds
+        One seed; or how many, or which ones. A model without training is run once.
+    preset
+        Named setting the run starts from.
+    profiles, encoder
+        Profile set and text encoder of a model that uses text.
+    device
+        ``auto``, ``cpu``, ``cuda`` or ``cuda:N``.
+    progress
+        Show a progress bar.
+    settings
+        Settings of the model or its training that differ from the preset, ``inject=False, epochs=60`` for example;
+        those of training are left out where a model is not trained.
+
+    Returns
+    -------
+    Run or Runs
+        One run for one model and one seed; else all of them.
+
+    Raises
+    ------
+    ConfigError, DataError
+        If a name or a setting is unknown, or profiles or vectors are missing.
+    """
+    many = seeds is not None or not isinstance(model, str)
+    numbers = [seed] if seeds is None else list(range(seeds)) if isinstance(seeds, int) else list(seeds)
+    place = resolve_device(device) if isinstance(device, str) else device
+    training = {name: value for name, value in settings.items() if name in TrainingConfig.model_fields}
+    changes = {name: value for name, value in settings.items() if name not in training}
+    found = Runs()
+    for name in [model] if isinstance(model, str) else model:
+        cls = find_model(name)
+        if cls.uses_text:
+            if profiles == TEMPLATE:
+                ensure_profiles(data)
+            ensure_vectors(data, profiles, encoder, place)
+        trained = issubclass(cls, TrainedRecommender)
+        for number in numbers if trained else numbers[:1]:
+            config = RunConfig(
+                model=name,
+                dataset=str(data.path),
+                preset=preset,
+                settings=changes,
+                training=training if trained else {},
+                seed=number,
+                profiles=profiles,
+                encoder=encoder,
+            )
+            found.append(experiment.run(config, place, progress))
+    return found if many else found[0]
+
+
+def runs(data: Dataset) -> Runs:
+    """All finished runs of a data set as it is built now; what was not run here is taken from the shipped archive."""
+    return Runs(known_runs(data))
+
+
+def settings(model: str) -> pd.DataFrame:
+    """Settings of a model and its training, one column per preset."""
+    found = {name: find_preset(model, name) for name in find_model(model).presets}
+    return pd.DataFrame({name: one.model.model_dump() | one.training.model_dump() for name, one in found.items()})
+
+
+def table(
+    runs: Run | Sequence[Run], split: Literal["test", "valid"] = "test", metrics: Sequence[str] = HEADLINE
+) -> pd.DataFrame:
+    """Results of runs, means over seeds: model, seeds, and a column per metric."""
+    return results_table(_several(runs), split, metrics)[["model", "seeds", *metrics]]
+
+
+def evaluate(
+    run: Run, split: Literal["test", "valid"] = "test", cutoffs: Sequence[int] = ranking.CUTOFFS, device: str = "auto"
+) -> dict[str, float]:
+    """Rank all unseen items anew with the stored weights of a run; every metric at every cut-off."""
+    data, place = run.data, resolve_device(device)
+    task = ranking.RankingTask.from_tables(data.tables, split, place)
+    return ranking.evaluate(load_model(run, data, place), task, cutoffs)[0]
+
+
+def compare(
+    runs: Sequence[Run],
+    reference: str = "",
+    *,
+    metric: str = "ndcg@20",
+    split: Literal["test", "valid"] = "test",
+    users: pd.Index | None = None,
+) -> pd.DataFrame:
+    """Compare every model with a reference by paired tests over users and over seeds.
+
+    Parameters
+    ----------
+    runs
+        Finished runs of one data set; those that differ in the seed only count as one model.
+    reference
+        Name of a model, ``"spike"`` for example, or a label as `table` shows it; default: the best on validation.
+    metric, split
+        What is compared.
+    users
+        Only these users; default: all.
+
+    Returns
+    -------
+    DataFrame
+        One row per model (`spike_kit.results.comparison.comparison_table`).
+    """
+    labels = dict.fromkeys(run_label(run) for run in runs if run.config["model"] == reference)
+    if len(labels) > 1:
+        raise ConfigError(f"{len(labels)} runs are of model {reference!r}", f"name one of: {', '.join(labels)}")
+    return comparison_table(runs, metric, split, next(iter(labels), reference), users)
+
+
+def ablate(data: Dataset, model: str = "spike", **options: Any) -> AblationStudy:
+    """Ablations of SPiKE: every switch of it, trained on demand; ``.panel()`` shows toggles, ``.table`` the numbers.
+
+    Raises
+    ------
+    ConfigError
+        If another model is asked for; SPiKE alone has these switches.
+    """
+    if model != "spike":
+        raise ConfigError(f"model {model!r} has no ablation panel", "only spike has switches to flip")
+    return AblationStudy(data, **options)
+
+
+def search(
+    model: str, data: Dataset, trials: int = 30, *, preset: str = "recommended", device: str = "auto", **options: Any
+) -> SearchResult:
+    """Search for settings of a model on validation alone (`spike_kit.experiments.search.search`)."""
+    config = RunConfig(model=model, dataset=str(data.path), preset=preset)
+    return searching.search(config, trials, device=resolve_device(device), **options)
+
+
+def _several(runs: Run | Sequence[Run]) -> list[Run]:
+    return [runs] if isinstance(runs, Run) else list(runs)
