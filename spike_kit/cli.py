@@ -566,7 +566,7 @@ def compare(
         Where the files are written; default: figures/.
     """
     from spike_kit.experiments.archive import find_runs
-    from spike_kit.results.comparison import write_comparison
+    from spike_kit.figures.report import write_comparison
 
     text, files = write_comparison(find_runs(runs), metric, split, quarter, reference, folder)
     print(text)

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from spike_kit.base.errors import ConfigError, DataError, TrainingError
+from spike_kit.data.dataset import Dataset
 from spike_kit.data.tables import Tables
 from spike_kit.evaluation.metrics import ranking_metrics
 from spike_kit.models.recommender import FixedEmbeddings, Recommender
@@ -21,6 +22,9 @@ PROTOCOL_VERSION = 1
 
 CUTOFFS = (10, 20, 40)
 """Ranks at which the paper measures."""
+
+HEADLINE = ("recall@10", "recall@20", "recall@40", "ndcg@10", "ndcg@20", "ndcg@40")
+"""Metrics of the main table."""
 
 SEEN = {"valid": ("train",), "test": ("train", "valid")}
 """Splits whose positives are masked when a split is evaluated."""
@@ -295,3 +299,20 @@ def top_items(recommender: Recommender, user: int, seen: Sequence[int], k: int) 
     scores[list(seen)] = float("-inf")
     best, items = scores.topk(min(k, scores.numel()))
     return [(int(item), float(score)) for item, score in zip(items, best, strict=True) if score > float("-inf")]
+
+
+def recommendations(data: Dataset, model: Recommender, user: int, k: int = 10, split: str = "test") -> pd.DataFrame:
+    """Top-k unseen items of a user by name, with their score, and whether the split holds them."""
+    own = data.interactions[data.interactions["user"] == user]
+    seen = own.loc[own["split"].isin(SEEN[split]), "item"].tolist()
+    held_out = set(own.loc[own["split"] == split, "item"])
+    rows = top_items(model, user, seen, k)
+    items = [item for item, _ in rows]
+    return pd.DataFrame(
+        {
+            "rank": range(1, len(rows) + 1),
+            "item": data.items["label"].to_numpy()[items],
+            "score": [score for _, score in rows],
+            f"in {split}": [item in held_out for item in items],
+        }
+    )

@@ -18,7 +18,7 @@ import numpy as np
 import pandas as pd
 from torch import Tensor
 
-from spike_kit.base import storage
+from spike_kit.base import paths, storage
 from spike_kit.base.errors import DataError
 from spike_kit.data.dataset import Dataset
 from spike_kit.evaluation.groups import train_interactions
@@ -240,3 +240,24 @@ def _question(config: Mapping[str, Any], seed: bool = True) -> str:
 def _version(config: Mapping[str, Any]) -> str:
     """Declared versions, and the vectors."""
     return storage.canonical_json([run_folder.versions(config), config.get("vectors_sha256", "")])
+
+
+def find_runs(names: Sequence[str]) -> list[Run]:
+    """Finished runs by the names or paths of their folders; or, for one data set, all that are known of it.
+
+    Raises
+    ------
+    DataError
+        If there is no such run, or no such data set.
+    """
+    found: list[Run] = []
+    for name in names:
+        folders = (paths.runs_root() / name, Path(name))
+        folder = next((folder for folder in folders if (folder / run_folder.METRICS).is_file()), None)
+        if folder is None and len(names) == 1:
+            return known_runs(Dataset.open(name))
+        if folder is None:
+            where = paths.shown(paths.runs_root())
+            raise DataError(f"there is no finished run {name!r}", f"run folders are in {where}")
+        found.append(Run(folder))
+    return found

@@ -21,6 +21,7 @@ from typing import Any, Literal
 import pandas as pd
 import torch
 from pydantic import AliasChoices, Field
+from tqdm.auto import tqdm
 
 from spike_kit.base import paths
 from spike_kit.base.config import Config
@@ -47,6 +48,10 @@ State = Literal["waiting", "running", "finished", "failed", "blocked"]
 
 Submit = Callable[["Cell"], "Future[Outcome]"]
 """Begins a cell somewhere else."""
+
+
+STUDY = Path(__file__).with_name("study.toml")
+"""The grid behind docs/results.md."""
 
 
 class SearchBudget(Config):
@@ -353,6 +358,11 @@ class GridRun:
                     if report is not None:
                         report(cell, self.outcomes[cell])
 
+    @property
+    def failed(self) -> list[str]:
+        """Names of the cells that failed, or wait for one that did."""
+        return [cell.name for cell in self.cells if self.states[cell] in ("failed", "blocked")]
+
     def _found(self, cell: Cell) -> Outcome:
         """Outcome of a cell that is finished, or that cannot begin; `_NOTHING` where it is still to be done."""
         config = cell.config
@@ -454,3 +464,58 @@ def on_cluster(address: str = "", jobs: int = 2, device: str = "cpu", threads: i
         yield lambda cell: task.remote(cell, device, threads).future()
     finally:
         ray.shutdown()
+
+
+def carry_out(
+    file: Path = STUDY,
+    only: Sequence[str] = (),
+    *,
+    keep: bool = False,
+    look: bool = False,
+    jobs: int = 2,
+    threads: int = 1,
+    cluster: str | None = None,
+    device: str = "cpu",
+) -> GridRun:
+    """Do the cells of a grid file that are not done yet, with a progress bar.
+
+    Parameters
+    ----------
+    file
+        The grid; default: the study behind docs/results.md.
+    only, keep
+        As in `GridRun`.
+    look
+        Only look how far it is.
+    jobs
+        Cells at a time.
+    threads, device
+        As in `perform`.
+    cluster
+        Address of a Ray cluster, ``"auto"`` for this machine's, ``"local"`` to start Ray here; none: this machine.
+
+    Raises
+    ------
+    ConfigError
+        If no cell is named by ``only``, or ``jobs`` is not positive.
+    """
+    if jobs < 1:
+        raise ConfigError(f"{jobs} cells at a time were asked for", "give at least 1")
+    progress = GridRun(Grid.read(file), only, keep)
+    if not progress.cells:
+        raise ConfigError("no cell has such a name", "see all with --look")
+    if look:
+        progress.look()
+        return progress
+    if cluster is None:
+        submitter = on_this_machine(device, threads)
+    else:
+        submitter = on_cluster("" if cluster == "local" else cluster, jobs, device, threads)
+    with submitter as submit, tqdm(total=len(progress.cells), unit="cell") as bar:
+
+        def report(cell: Cell, outcome: Outcome) -> None:
+            bar.set_postfix_str(f"{cell.name}: {outcome.summary[:60]}")
+            bar.update()
+
+        progress.do(submit, jobs, report)
+    return progress

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import shlex
 import time
 from collections.abc import Callable
 from contextlib import ExitStack
@@ -55,6 +56,17 @@ class RunConfig(Config):
     """Profile set whose vectors a text model uses."""
     encoder: str = DEFAULT_ENCODER
     """Text encoder of these vectors."""
+
+    def command(self) -> str:
+        """Command line that trains with this configuration."""
+        words = ["spike-kit", "train", "--model", self.model, "--preset", self.preset, "--dataset", self.dataset]
+        for name in ("seed", "profiles", "encoder"):
+            if getattr(self, name) != type(self).model_fields[name].default:
+                words += [f"--{name}", str(getattr(self, name))]
+        for name, value in {**self.settings, **self.training}.items():
+            option = name.replace("_", "-")
+            words += [f"--{'' if value else 'no-'}{option}"] if isinstance(value, bool) else [f"--{option}", str(value)]
+        return shlex.join(words)
 
     def base(self) -> Preset:
         """Settings before the changes: those of the preset, or of the files that ``tuned`` stands for.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import html
 import os
 import platform
 import subprocess
@@ -23,6 +24,9 @@ from torch import Tensor
 from spike_kit.base import distributed, paths, storage
 from spike_kit.base.devices import describe_device
 from spike_kit.base.errors import DataError
+from spike_kit.data.dataset import Dataset
+from spike_kit.evaluation.ranking import HEADLINE, recommendations
+from spike_kit.models.recommender import Recommender
 
 CONFIG, ENVIRONMENT, METRICS = "config.json", "environment.json", "metrics.json"
 HISTORY, PER_USER, MODEL = "history.parquet", "per_user.parquet", "model.safetensors"
@@ -66,6 +70,51 @@ class Run:
     def per_user(self) -> pd.DataFrame:
         """Metrics of every ranked user: split, user, and one column per metric."""
         return storage.read_parquet(self.path / PER_USER)
+
+    @property
+    def valid(self) -> dict[str, float]:
+        """Metrics on validation, by names such as ``ndcg@20``."""
+        return self.metrics["valid"]
+
+    @property
+    def test(self) -> dict[str, float]:
+        """Metrics on test."""
+        return self.metrics["test"]
+
+    @cached_property
+    def data(self) -> Dataset:
+        """The data set it was trained on, as it is built now."""
+        return Dataset.open(self.config["dataset"])
+
+    @cached_property
+    def model(self) -> Recommender:
+        """The trained model, on the CPU.
+
+        Raises
+        ------
+        DataError
+            If its weights are not kept here, or the data set was rebuilt since.
+        """
+        from spike_kit.experiments.run import load_model
+
+        return load_model(self, self.data)
+
+    def recommend(self, user: int, n: int = 10) -> pd.DataFrame:
+        """Best n items for a user, without those of train and validation, by name; and which of them test holds."""
+        return recommendations(self.data, self.model, user, n)
+
+    def summary(self) -> str:
+        """Folder, metrics of both splits, and who could not be ranked, in a few lines."""
+        lines = [paths.shown(self.path)]
+        for split in ("valid", "test"):
+            shown = "  ".join(f"{name} {self.metrics[split][name]:.4f}" for name in HEADLINE)
+            lines.append(f"{split:5}  {shown}  ({self.metrics['users_ranked'][split]} users)")
+        if without := self.metrics["users_without_train"]:
+            lines.append(f"not ranked, because they have no train interaction: {without} users")
+        return "\n".join(lines)
+
+    def _repr_html_(self) -> str:
+        return f"<pre>{html.escape(self.summary())}</pre>"
 
     @property
     def has_weights(self) -> bool:

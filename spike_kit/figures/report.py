@@ -3,27 +3,36 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
 
-from spike_kit.base.errors import DataError
-from spike_kit.evaluation.groups import sparsity_groups
+from spike_kit.base import paths, storage
+from spike_kit.base.errors import ConfigError, DataError
+from spike_kit.data.dataset import Dataset
+from spike_kit.evaluation.groups import sparsity_groups, train_interactions
+from spike_kit.evaluation.ranking import HEADLINE
+from spike_kit.experiments.archive import archived_activity, known_runs, read_archive
 from spike_kit.experiments.run_folder import Run, versions
 from spike_kit.experiments.tuned import read_tuned, tuned_path
 from spike_kit.figures.comparisons import ablation_frame, ablation_label, full_model, main_runs, preset_runs
+from spike_kit.figures.latex import latex_table
 from spike_kit.models import MODELS, find_model
-from spike_kit.results.comparison import comparison_table, shown_mark
+from spike_kit.results.comparison import HYPOTHESES, comparison_markdown, comparison_table, shown_mark
 from spike_kit.results.frames import group_means, grouped_by_seed
 from spike_kit.results.significance import per_user_metric
-from spike_kit.results.tables import markdown_table, run_label
+from spike_kit.results.tables import markdown_table, results_table, run_label
 from spike_kit.training.checkpoint import MONITOR
 
 OVERVIEW = "all data sets"
 """Where the tables of `overview` stand in a text, as those of a data set stand under its name."""
 
 _RECALL = "recall@20"
+
+STUDY_DATASETS = ("ml-100k", "lastfm-colakg", "ml-1m-colakg")
+"""Data sets of the study."""
 
 
 def report(dataset: str, runs: Sequence[Run], activity: pd.Series, reference: str = "spike") -> str:
@@ -243,3 +252,100 @@ def _difference(row: dict[Any, Any], interval: bool = False) -> str:
         return ""
     between = f" [{row['low']:+.4f}, {row['high']:+.4f}]" if interval else ""
     return f"{row['difference']:+.4f}{between}{shown_mark(row['mark'])}"
+
+
+def tables_of(
+    datasets: Sequence[str] = STUDY_DATASETS, reference: str = "spike", into: Path | None = None
+) -> dict[str, str]:
+    """Tables of data sets in Markdown, by data set; of more than one data set an overview stands before them.
+
+    Parameters
+    ----------
+    datasets
+        Data sets; runs of this machine come first, what was not run here is taken from the archive.
+    reference
+        Model that all others are compared with.
+    into
+        Markdown file that takes in the tables of the archive alone, between ``<!-- NAME -->`` and
+        ``<!-- end of NAME -->``.
+
+    Raises
+    ------
+    DataError
+        If a data set is neither here nor in the archive, or the file cannot be read.
+    """
+    found = {name: _known(name, archived=into is not None) for name in datasets}
+    tables = {OVERVIEW: overview(found, reference)} if len(found) > 1 else {}
+    tables |= {name: report(name, runs, activity, reference) for name, (runs, activity) in found.items()}
+    if into is not None:
+        try:
+            text = into.read_text(encoding="utf-8")
+        except (OSError, UnicodeDecodeError) as error:
+            raise DataError(f"{into} cannot be read: {error}", "give a Markdown file") from error
+        with storage.atomic_file(into) as temporary:
+            temporary.write_text(insert_tables(text, tables), encoding="utf-8")
+    return tables
+
+
+def _known(name: str, archived: bool) -> tuple[Sequence[Run], pd.Series]:
+    """Finished runs of a data set, and the train interactions of its users."""
+    if paths.dataset_exists(name) and not archived:
+        data = Dataset.open(name)
+        return known_runs(data), train_interactions(data)
+    if runs := read_archive(name):
+        return runs, archived_activity(name)
+    raise DataError(f"{name} is neither built here nor in docs/study", f"build it: spike-kit build {name}")
+
+
+def write_comparison(
+    runs: Sequence[Run],
+    metric: str = MONITOR,
+    split: str = "test",
+    quarter: int | None = None,
+    reference: str = "",
+    folder: Path | None = None,
+) -> tuple[str, list[Path]]:
+    """Compare runs with a reference and write the table as CSV, Markdown and, for all users, LaTeX.
+
+    Parameters
+    ----------
+    runs, metric, split, reference
+        As in `comparison_table`.
+    quarter
+        Only this quarter of the users by their train interactions, 1 for those with the fewest; default: all users.
+    folder
+        Where the files are written; default: figures/.
+
+    Returns
+    -------
+    tuple
+        The comparison in words, and the written files.
+    """
+    dataset = runs[0].config["dataset"] if runs else ""
+    users, who = _quarter(dataset, quarter)
+    table = comparison_table(runs, metric, split, reference, users)
+    said = f"{dataset}, {split} split{who}; compared with {table.attrs['reference']}"
+    text = f"{said}\n\n{comparison_markdown(table, metric)}\n\n{HYPOTHESES}\n"
+    contents = {"csv": table.to_csv(index=False), "md": text}
+    if users is None:
+        marks = dict(zip(table["model"], table["mark"], strict=True))
+        contents["tex"] = latex_table(results_table(runs, split), HEADLINE, marks={metric: marks})
+    part = f"-quarter{quarter}" if quarter else ""
+    files = []
+    for ending, content in contents.items():
+        files.append((folder or paths.figures_root()) / f"comparison-{dataset}-{split}{part}.{ending}")
+        with storage.atomic_file(files[-1]) as temporary:
+            temporary.write_text(content, encoding="utf-8")
+    return text, files
+
+
+def _quarter(dataset: str, quarter: int | None) -> tuple[pd.Index | None, str]:
+    """Users of a quarter, and words for them; none for all users."""
+    if quarter is None:
+        return None, ""
+    groups = sparsity_groups(Dataset.open(dataset))
+    names = groups.cat.categories
+    if quarter > len(names):
+        raise ConfigError(f"the users of {dataset} are in {len(names)} groups", "ties stay together")
+    chosen = names[quarter - 1]
+    return groups.index[groups == chosen], f", users with {chosen} train interactions"

@@ -42,10 +42,10 @@ def generated(generation: Generation) -> str:
         If profiles are missing at the end; what was answered is kept.
     """
     model = generation.config.llm.model
-    if generation.source in prices().models and generation.source != model:
+    if generation.profiles in prices().models and generation.profiles != model:
         raise ConfigError(
-            f"profiles called {generation.source} would be written by {model}",
-            f"add --model {generation.source}, or choose another name",
+            f"profiles called {generation.profiles} would be written by {model}",
+            f"add --model {generation.profiles}, or choose another name",
         )
     progress = Progress()
     with _bar(progress) as watch:

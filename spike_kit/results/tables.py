@@ -6,16 +6,18 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import pandas as pd
+import torch
 
 from spike_kit.base import storage
 from spike_kit.base.errors import ConfigError, some
+from spike_kit.data.dataset import Dataset
+from spike_kit.evaluation.beyond import measure_lists
+from spike_kit.evaluation.ranking import HEADLINE, RankingTask, evaluate
+from spike_kit.experiments.run import load_model
 from spike_kit.experiments.run_folder import Run
 from spike_kit.models import find_model, find_preset
 from spike_kit.profiles.encode import DEFAULT_ENCODER
 from spike_kit.profiles.template import TEMPLATE
-
-HEADLINE = ("recall@10", "recall@20", "recall@40", "ndcg@10", "ndcg@20", "ndcg@40")
-"""Metrics of the main table."""
 
 
 def run_label(run: Run) -> str:
@@ -116,3 +118,39 @@ def as_markdown(table: pd.DataFrame, metrics: Sequence[str] = HEADLINE, digits: 
     return "\n".join(
         "| " + " | ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)) + " |" for line in lines
     )
+
+
+def ranked_table(
+    data: Dataset,
+    runs: Sequence[Run],
+    split: str,
+    metrics: Sequence[str],
+    cutoffs: Sequence[int],
+    device: torch.device,
+) -> str:
+    """Results of runs in Markdown; cut-offs that were not stored are ranked anew from the stored weights.
+
+    Raises
+    ------
+    ConfigError
+        If a metric is unknown or a cut-off is not positive.
+    """
+    names = [f"{metric}@{k}" for metric in metrics for k in cutoffs]
+    values = None
+    if not all(name in run.metrics[split] for run in runs for name in names):
+        task = RankingTask.from_tables(data.tables, split, device)
+        values = [evaluate(load_model(run, data, device), task, cutoffs)[0] for run in runs]
+    return as_markdown(results_table(runs, split, names, values), names)
+
+
+def lists_markdown(data: Dataset, runs: Sequence[Run], split: str, k: int, device: torch.device) -> str:
+    """What the lists of k items are like beyond accuracy, a Markdown table for each aspect."""
+    models = ((run_label(run), load_model(run, data, device)) for run in runs)
+    parts = []
+    for title, table in measure_lists(data, models, split, k).items():
+        numbers = table.set_index("model").map("{:.4f}".format).replace("nan", "")
+        rows = [[str(model), *cells] for model, cells in zip(numbers.index, numbers.to_numpy(), strict=True)]
+        parts.append(
+            f"{title}, lists of {k}, {split} split\n\n{markdown_table([[str(name) for name in table], *rows])}\n"
+        )
+    return "\n".join(parts)

@@ -11,7 +11,7 @@ from torch.nn import functional
 from spike_kit.base.errors import DataError, require
 from spike_kit.base.seeds import numpy_generator
 from spike_kit.data.dataset import Dataset
-from spike_kit.evaluation.ranking import SEEN, top_items
+from spike_kit.evaluation.ranking import recommendations as recommendations
 from spike_kit.models.recommender import Recommender
 from spike_kit.profiles.wording import fill
 
@@ -92,23 +92,6 @@ def neighbours(data: Dataset, vectors: Tensor, entity: int, k: int = 5) -> pd.Da
     best, ids = cosines.topk(min(k, len(cosines) - 1))
     table = data.entities.iloc[ids.numpy()][["label", "kind"]].reset_index(drop=True)
     return table.assign(cosine=best.numpy())
-
-
-def recommendations(data: Dataset, model: Recommender, user: int, k: int = 10, split: str = "test") -> pd.DataFrame:
-    """Top-k unseen items of a user by name, with their score, and whether the split holds them."""
-    own = data.interactions[data.interactions["user"] == user]
-    seen = own.loc[own["split"].isin(SEEN[split]), "item"].tolist()
-    held_out = set(own.loc[own["split"] == split, "item"])
-    rows = top_items(model, user, seen, k)
-    items = [item for item, _ in rows]
-    return pd.DataFrame(
-        {
-            "rank": range(1, len(rows) + 1),
-            "item": data.items["label"].to_numpy()[items],
-            "score": [score for _, score in rows],
-            f"in {split}": [item in held_out for item in items],
-        }
-    )
 
 
 def train_history(data: Dataset, user: int) -> list[str]:

@@ -12,11 +12,11 @@ from pathlib import Path
 
 import psutil
 import pytest
+from spike_kit.cli_grid import STUDY
 
 from spike_kit.base import paths
 from spike_kit.base.errors import ConfigError
 from spike_kit.cli import main
-from spike_kit.cli_grid import STUDY
 from spike_kit.data.dataset import Dataset
 from spike_kit.experiments import archive, tuned
 from spike_kit.experiments import grid as module
