@@ -20,13 +20,13 @@ from benchmarks.synthetic import parse_sizes
 from benchmarks.train import GrowthRow, TrainSetup, bench_growth, bench_train
 from spike_kit.base.config import Config
 from spike_kit.base.errors import ConfigError, SpikeKitError
-from spike_kit.cli_options import OnDevice
+from spike_kit.cli import Place
 from spike_kit.experiments.run import RunConfig
 from spike_kit.experiments.search_space import parse_fixed
 
 
 @dataclass(frozen=True, kw_only=True)
-class Bench(OnDevice):
+class Bench(Place):
     """Measure speed and memory beside a floor.
 
     data builds a data set from a synthetic raw file, beside a bare scan of it; profiles asks a server that answers
@@ -95,7 +95,7 @@ class Bench(OnDevice):
         fixed = parse_fixed(RunConfig(model=self.model, preset=self.preset), self.fix)
         setup = TrainSetup.parse(
             {
-                "device": str(self.chosen_device()),
+                "device": str(self.resolve()),
                 "settings": fixed,
                 **{name: getattr(self, name) for name in names},
             }
@@ -107,7 +107,7 @@ class Bench(OnDevice):
 
     def _quality(self) -> Config:
         names = ("dataset", "model", "preset")
-        setup = {"device": str(self.chosen_device()), **{name: getattr(self, name) for name in names}}
+        setup = {"device": str(self.resolve()), **{name: getattr(self, name) for name in names}}
         return bench_quality(QualitySetup.parse(setup))
 
     def _evaluation(self) -> Config:

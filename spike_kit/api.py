@@ -193,7 +193,8 @@ def quality(
         the validation items.
     """
     vectors = {name: ensure_vectors(data, name, encoder) for name in profiles}
-    texts, prompts = ({name: of(name) for name in profiles} for of in (data.profiles, lambda n: prompt_texts(data, n)))
+    texts = {name: data.profiles(name) for name in profiles}
+    prompts = {name: prompt_texts(data, name) for name in profiles}
     return quality_table(texts, prompts, WORD_LIMIT, vectors), signal_table(data, vectors)
 
 

@@ -444,8 +444,7 @@ def search(
 
     config = RunConfig(**asdict(what))
     fixed = with_settings(config, parse_fixed(config, fix))
-    limits = {"target": target, "timeout": timeout, "trial_seconds": trial_seconds}
-    result = search(fixed, trials, device=on.resolve(), **limits)
+    result = search(fixed, trials, device=on.resolve(), target=target, timeout=timeout, trial_seconds=trial_seconds)
     shown = result.trials.head(10)
     print(shown.to_string(index=False, float_format=lambda number: f"{number:.4g}"))
     if len(result.trials) > len(shown):
@@ -530,7 +529,7 @@ def grid(
     from spike_kit.experiments.grid import STUDY, carry_out
 
     progress = carry_out(
-        file or STUDY, only, keep=keep, look=look, jobs=jobs, threads=threads, cluster=cluster, device=on.resolve()
+        file or STUDY, only, keep=keep, look=look, jobs=jobs, threads=threads, cluster=cluster, device=str(on.resolve())
     )
     print(progress.table.to_string(index=False, float_format=lambda number: f"{number:.4g}", na_rep=""))
     if failed := progress.failed:
@@ -654,7 +653,7 @@ def demo(
     on
         Where encoder and training compute.
     """
-    from spike_kit.demo import run_demo
+    from spike_kit.views.demo import run_demo
 
     print(run_demo(dataset, max_users, seeds, epochs, on.resolve(), notebooks))
 
@@ -690,7 +689,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(_overview())
         return 0
     from spike_kit.base import distributed
-    from spike_kit.base.errors import TrainingStoppedError
+    from spike_kit.training.loop import TrainingStoppedError
 
     here = distributed.place()
     level = logging.ERROR if here.rank else logging.INFO

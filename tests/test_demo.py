@@ -8,14 +8,14 @@ import pandas as pd
 import pytest
 import torch
 
-from spike_kit import demo
 from spike_kit.base import paths
 from spike_kit.base.errors import ConfigError, NotebookError
 from spike_kit.data.build import open_or_build
 from spike_kit.data.dataset import Dataset
-from spike_kit.demo import execute_notebook, run_demo
 from spike_kit.experiments import archive
 from spike_kit.experiments.run import RunConfig, run
+from spike_kit.views import demo
+from spike_kit.views.demo import execute_notebook, run_demo
 
 
 def notebook(folder: Path, *cells: str) -> Path:

@@ -26,17 +26,8 @@ FLOORS = (
     {"results"},
     {"figures"},
     {"views"},
-    {
-        "demo",
-        "cli_options",
-        "cli_profiles",
-        "cli_compare",
-        "cli_grid",
-        "cli_figures",
-        "cli_search",
-        "cli",
-        "__main__",
-    },
+    {"api"},
+    {"cli", "__main__"},
 )
 """From the ground up; a module may import from its own floor and from those below."""
 

@@ -150,7 +150,6 @@ def lists_markdown(data: Dataset, runs: Sequence[Run], split: str, k: int, devic
     for title, table in measure_lists(data, models, split, k).items():
         numbers = table.set_index("model").map("{:.4f}".format).replace("nan", "")
         rows = [[str(model), *cells] for model, cells in zip(numbers.index, numbers.to_numpy(), strict=True)]
-        parts.append(
-            f"{title}, lists of {k}, {split} split\n\n{markdown_table([[str(name) for name in table], *rows])}\n"
-        )
+        shown = markdown_table([[str(name) for name in table], *rows])
+        parts.append(f"{title}, lists of {k}, {split} split\n\n{shown}\n")
     return "\n".join(parts)

@@ -36,7 +36,7 @@ MODELS = ("popularity", "bprmf", "lightgcn", "spike")
 RAW = "ml-100k"
 """Source of the demo."""
 
-NOTEBOOKS = Path(__file__).resolve().parent.parent / "notebooks"
+NOTEBOOKS = Path(__file__).resolve().parents[2] / "notebooks"
 """Folder of the notebooks (in a checkout; a wheel carries none)."""
 
 

@@ -12,7 +12,6 @@ from pathlib import Path
 
 import psutil
 import pytest
-from spike_kit.cli_grid import STUDY
 
 from spike_kit.base import paths
 from spike_kit.base.errors import ConfigError
@@ -22,6 +21,7 @@ from spike_kit.experiments import archive, tuned
 from spike_kit.experiments import grid as module
 from spike_kit.experiments.ablation import ABLATIONS
 from spike_kit.experiments.grid import (
+    STUDY,
     Block,
     Cell,
     Grid,

@@ -18,12 +18,13 @@ import pytest
 from spike_kit.base import paths
 from spike_kit.base.config import TrainingConfig
 from spike_kit.base.errors import ConfigError, TrainingError
-from spike_kit.cli import Train, _parse, main
+from spike_kit.cli import main
 from spike_kit.data.dataset import Dataset
 from spike_kit.evaluation.ranking import RankingTask
 from spike_kit.experiments import run_folder, tuned
 from spike_kit.experiments import search as module
 from spike_kit.experiments.run import RunConfig
+from spike_kit.experiments.run_folder import Run
 from spike_kit.experiments.search import VALID, search
 from spike_kit.experiments.search_space import (
     QUALITY_SPACE,
@@ -364,7 +365,7 @@ def quiet_root() -> Iterator[None]:
 @pytest.mark.usefixtures("quiet_root")
 @pytest.mark.parametrize("target", [[], ["--target", "1e-9"]])
 def test_the_command_prints_the_best_trials_and_how_to_train_with_them(
-    data: Dataset, capsys: pytest.CaptureFixture[str], target: list[str]
+    data: Dataset, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, target: list[str]
 ) -> None:
     arguments = ["--dataset", "world", "--trials", "3", "--fix", "epochs=1", "--fix", "inject=false", *target]
     assert main(["search", *arguments, "--device", "cpu"]) == 0
@@ -374,18 +375,19 @@ def test_the_command_prints_the_best_trials_and_how_to_train_with_them(
     assert VALID in table.splitlines()[0]
     program, stage, *options = shlex.split(command)
     assert (program, stage) == ("spike-kit", "train")
-    train = _parse("train", options)
-    assert isinstance(train, Train)
-    assert train.training.epochs == 1
-    assert train.settings.inject is False
+    asked: list[RunConfig] = []
+    monkeypatch.setattr("spike_kit.experiments.run.run", lambda config, _: asked.append(config) or Run(Path()))
+    monkeypatch.setattr(Run, "summary", lambda _: "trained")
+    assert main([stage, *options, "--device", "cpu"]) == 0
+    (train,) = asked
+    assert train.training["epochs"] == 1
+    assert train.settings["inject"] is False
     best = search(
         with_settings(RunConfig(dataset="world"), {"epochs": 1, "inject": False}),
         3,
         target=float(target[1]) if target else None,
     )
-    settings, training = best.config.resolved()
-    assert train.settings == settings
-    assert train.training == training
+    assert train.resolved() == best.config.resolved()
 
 
 @pytest.mark.usefixtures("quiet_root")
