@@ -93,28 +93,6 @@ def build(
     return builder.build(reader, recipe, name=name, raw=None if raw is None else Path(raw), overwrite=overwrite)
 
 
-def dataset(interactions: pd.DataFrame, items: pd.DataFrame, triples: pd.DataFrame, **options: Any) -> Dataset:
-    """Build a data set from three data frames of your own (`spike_kit.data.build.dataset_from_frames`).
-
-    Parameters
-    ----------
-    interactions
-        Columns user, item; optional: rating, timestamp, split.
-    items
-        Columns item, title; optional: description.
-    triples
-        Columns head, relation, tail; heads are items or other entities.
-    options
-        ``name`` of the data set, filters and shares of the split.
-
-    Raises
-    ------
-    DataError
-        If a column is missing, an id is unknown, or the filters leave nothing.
-    """
-    return builder.dataset_from_frames(interactions, items, triples, **options)
-
-
 def profile(
     data: Dataset,
     model: str = "",

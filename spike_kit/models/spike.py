@@ -1,7 +1,8 @@
 """SPiKE: profiles injected into a knowledge graph, propagated, removed again, and matched pairwise.
 
-Ahn, Shin, Seo: Semantic Profiles into Knowledge Graphs for Enhanced recommendation (KDD 2026). The equations are
-those of the authors' released code; every place where the kit's recommended form differs is a field of `SpikeConfig`.
+Seokho Ahn, Sungbok Shin, Young-Duk Seo: Enriching Semantic Profiles into Knowledge Graph for Recommender Systems Using
+Large Language Models (KDD 2026). The equations are those of the authors' released code; every place where the kit's
+recommended form differs is a field of `SpikeConfig`.
 """
 
 from __future__ import annotations

@@ -1,0 +1,117 @@
+"""The front door as a notebook uses it: ``import spike_kit as sk``."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+import pandas as pd
+import pytest
+
+import spike_kit as sk
+from spike_kit.base.errors import ConfigError
+from spike_kit.data.dataset import Dataset
+
+SHORT = {"epochs": 2, "batch_size": 512, "progress": False}
+
+NAMES = {
+    *("load", "build", "profile", "prompt", "encode", "quality"),
+    *("train", "runs", "settings", "table", "evaluate", "compare", "ablate", "search"),
+    *("views", "figures", "Dataset", "Run", "Runs"),
+}
+
+
+def test_the_names_are_these_and_each_is_there() -> None:
+    assert set(sk.__all__) == NAMES
+    assert all(getattr(sk, name) is not None for name in NAMES)
+    assert set(dir(sk)) == {*NAMES, "__version__"}
+    with pytest.raises(AttributeError, match="trian"):
+        sk.trian  # noqa: B018  # type: ignore[attr-defined]
+
+
+def test_nothing_heavy_is_imported_before_it_is_asked_for() -> None:
+    script = (
+        "import sys, spike_kit as sk, spike_kit.cli as cli\n"
+        "assert cli.main(['--help']) == 0\n"
+        "heavy = {'torch', 'pandas', 'numpy', 'duckdb', 'matplotlib', 'plotly', 'openai'} & set(sys.modules)\n"
+        "sys.exit(str(sorted(heavy)) if heavy else 0)\n"
+    )
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+
+
+def test_one_run_and_many_are_found_or_trained(data: Dataset) -> None:
+    world = sk.load("world")
+    one = sk.train("spike", world, inject=False, seed=1, **SHORT)
+    assert (one.config["seed"], one.config["model_settings"]["inject"]) == (1, False)
+    assert 0 <= one.test["ndcg@20"] <= 1
+    assert len(one.history) == 2
+    again = sk.train("spike", world, inject=False, seed=1, **SHORT)
+    assert again.path == one.path
+    many = sk.train(["popularity", "bprmf"], world, seeds=2, **SHORT)
+    assert [(run.config["model"], run.config["seed"]) for run in many] == [
+        ("popularity", 0),
+        ("bprmf", 0),
+        ("bprmf", 1),
+    ]
+    assert {run.path for run in sk.runs(world)} == {one.path, *(run.path for run in many)}
+    assert [run.config["seed"] for run in sk.train("bprmf", world, seeds=(1,), **SHORT)] == [1]
+
+
+def test_results_are_tables(data: Dataset) -> None:
+    many = sk.train(["popularity", "bprmf"], data, seeds=2, **SHORT)
+    table = sk.table(many)
+    assert table["seeds"].tolist() == [1, 2]
+    assert table.loc[1, "ndcg@20"] == pytest.approx((many[1].test["ndcg@20"] + many[2].test["ndcg@20"]) / 2)
+    assert sk.table(many[0], "valid")["ndcg@20"].tolist() == [many[0].valid["ndcg@20"]]
+    compared = sk.compare(many, reference="popularity").set_index("model")
+    assert pd.isna(compared.loc["Popularity", "difference"])
+    assert compared["difference"].notna().sum() == 1
+    label = sk.table(many)["model"][1]
+    assert sk.compare(many, reference=label).attrs["reference"] == label
+    with pytest.raises(ConfigError, match="nobody"):
+        sk.compare(many, reference="nobody")
+    assert sk.evaluate(many[1])["ndcg@20"] == pytest.approx(many[1].test["ndcg@20"])
+
+
+def test_runs_and_data_show_themselves_and_their_names_as_text(data: Dataset) -> None:
+    run = sk.train("bprmf", data, **SHORT)
+    best = run.recommend(user=0, n=3)
+    assert len(best) == 3
+    assert set(best["item"]) <= set(data.items["label"])
+    assert "ndcg@20" in run._repr_html_()
+    run.config["dataset"] = "<script>"
+    for html in (run._repr_html_(), sk.Runs([run])._repr_html_()):
+        assert "<script" not in html
+    assert sk.Runs()._repr_html_() == "no runs"
+
+
+def test_profiles_prompts_vectors(data: Dataset) -> None:
+    assert len(sk.profile(data)) == len(data.users) + len(data.entities)
+    estimate = sk.profile(data, "gpt-4o-mini", dry_run=True, domain="movies")
+    assert estimate.calls == len(data.users) + len(data.entities)
+    assert "Comedy film 0" in sk.prompt(data, "item", 0, domain="movies").text
+    vectors = sk.encode(data, "tfidf-8", device="cpu")
+    assert tuple(vectors.user.shape) == (len(data.users), 8)
+    measured, signal = sk.quality(data, encoder="tfidf-8")
+    assert not measured.empty
+    assert "template" in signal["profiles"].tolist()
+    with pytest.raises(ConfigError, match="temprature"):
+        sk.profile(data, "gpt-4o-mini", dry_run=True, temprature=1)
+
+
+def test_a_misspelt_setting_or_model_is_an_error(data: Dataset) -> None:
+    with pytest.raises(ConfigError, match="unknown setting 'roh'"):
+        sk.train("spike", data, roh=1)
+    with pytest.raises(ConfigError, match="no model named 'spkie'"):
+        sk.train("spkie", data)
+    with pytest.raises(ConfigError, match="only spike"):
+        sk.ablate(data, "bprmf")
+    assert {"recommended", "released_code"} <= set(sk.settings("spike"))
+    assert "rho" in sk.settings("spike").index
+
+
+def test_ablations_and_search(data: Dataset) -> None:
+    assert sk.ablate(data).full.label == "full model"
+    result = sk.search("bprmf", data, 1, device="cpu", space={"epochs": (1,)})
+    assert len(result.trials) == 1
