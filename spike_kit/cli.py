@@ -770,7 +770,7 @@ def _renamed(word: str, command: Callable[..., None]) -> str:
     old, equals, value = word.partition("=")
     if old not in RENAMED or old[2:] in inspect.signature(command).parameters:
         return word
-    print(f"{old} is called {RENAMED[old]} now; the old name goes with the next release", file=sys.stderr)
+    print(f"note: {old} is now {RENAMED[old]}; the old name goes with the next release", file=sys.stderr)
     return f"{RENAMED[old]}{equals}{value}"
 
 
