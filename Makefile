@@ -1,5 +1,6 @@
 # make setup   environment in .venv (idempotent)       make demo   whole pipeline on MovieLens-100K x Wikidata
 # make test    every check, the notebooks included      make lab    JupyterLab on notebooks/
+# make check   the quick part of make test: lint, types, stripped notebooks, unit tests
 # make bench   speed and memory, beside a floor
 # make browser the notebooks in a real JupyterLab in Chromium (installed where it can be; part of make test)
 # make llm     profiles by a real, small language model on this machine (compiles its server: a few minutes)
@@ -9,7 +10,7 @@ CONSTRAINTS ?= .ci/constraints.txt
 BIN := .venv/bin
 SMALL := ml-100k-small
 
-.PHONY: setup demo lab bench llm test lint types notebooks-clean pipeline unit notebooks browser format clean
+.PHONY: setup demo lab bench llm test check lint types notebooks-clean pipeline unit notebooks browser format clean
 
 setup:
 	@PYTHON=$(PYTHON) .ci/setup "$(CONSTRAINTS)"
@@ -30,7 +31,9 @@ llm: setup
 	@PYTHON=$(PYTHON) .ci/setup-llm
 	SPIKE_KIT_LLM_PYTHON=$(CURDIR)/.venv-llm/bin/python $(BIN)/pytest tests/profiles/test_local_llm.py
 
-test: lint types notebooks-clean unit pipeline notebooks browser
+test: check pipeline notebooks browser
+
+check: lint types notebooks-clean unit
 
 lint: setup
 	$(BIN)/ruff check .

@@ -77,8 +77,8 @@ class SpikeConfig(KgEncoderConfig):
 RECOMMENDED = SpikeConfig(
     loss="cosine_softmax", temperature=0.2, layers=1, rho=0.5, matching_weight=0.5, text_components=64
 )
-"""Chosen on the validation splits of the study's three data sets (docs/log.md): one layer, a stronger profile, whitened
-text, a softmax on cosines. The best temperature differs between them (.13 to .25): search for it."""
+"""Chosen on validation, on the three data sets of the study (docs/history/2026-11.md): one layer, a stronger profile,
+whitened text, a softmax on cosines. The best temperature differs between them (.13 to .25): search for it."""
 
 RELEASED_CODE = SpikeConfig(matching="sampled", separate_masks=True, skip_last_relation=True, dropped_edges=256, l2=0.0)
 """What the authors' code computes (its L2 term never reaches the loss, hence 0)."""
