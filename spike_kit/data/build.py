@@ -80,7 +80,7 @@ def build(
             funnel=work.funnel.steps,
             notes=work.notes,
             reviews=cleaned_reviews(work, settings),
-            published=dict(published.counts) if published else None,
+            published=published.counts if published else {},
             published_in=published.where if published else "",
             embeddings=_remaining_vectors(work),
             overwrite=overwrite,

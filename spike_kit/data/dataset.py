@@ -8,11 +8,10 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Collection, Iterable, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Collection, Iterable, Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote, unquote
@@ -27,7 +26,7 @@ from pydantic import Field
 from spike_kit.base import paths, storage
 from spike_kit.base.config import Config
 from spike_kit.base.errors import ConfigError, DataError, some
-from spike_kit.data.tables import OPTIONAL, SCHEMAS, SPLITS, ReviewCheck, Tables, check_frame, check_table
+from spike_kit.data.tables import SPLITS, ReviewCheck, Tables, check_frame
 from spike_kit.data.vectors import ProfileVectors
 
 SCHEMA_VERSION = 1
@@ -148,15 +147,12 @@ class Dataset:
             If a table is missing, changed since the build, or breaks a rule.
         """
         read: dict[str, pd.DataFrame] = {}
-        for name in SCHEMAS:
-            if name in OPTIONAL:
-                continue
+        for name in Tables.names():
             file = self.path / f"{name}.parquet"
-            frame = storage.read_parquet(file)
+            read[name] = storage.read_parquet(file)
             self._check_unchanged(file)
-            read[name] = check_table(name, frame, where=str(file))
         tables = Tables(**read)
-        tables.check()
+        tables.check(self.path)
         return tables
 
     @property
@@ -190,12 +186,12 @@ class Dataset:
         return self.tables.triples
 
     def _check_unchanged(self, file: Path) -> None:
-        if storage.sha256_file(file) != self.manifest.tables.get(file.stem):
+        if _sha256(*_state(file)) != self.manifest.tables.get(file.stem):
             raise DataError(f"{file} was changed after the build (its sha256 differs)", "build the data set again")
 
     @property
     def has_reviews(self) -> bool:
-        """Whether the study has reviews."""
+        """Whether the data set has reviews."""
         return "reviews" in self.manifest.tables
 
     @cached_property
@@ -205,7 +201,7 @@ class Dataset:
         Raises
         ------
         DataError
-            If the study has no reviews, or their file is missing or was changed.
+            If the data set has no reviews, or their file is missing or was changed.
         """
         file = self.path / "reviews.parquet"
         if not self.has_reviews:
@@ -226,7 +222,7 @@ class Dataset:
         Raises
         ------
         DataError
-            If the study has no reviews, or their file is missing or was changed.
+            If the data set has no reviews, or their file is missing or was changed.
         """
         wanted = pyarrow.dataset.field("split") == SPLITS[0]
         for name, ids in (("user", users), ("item", items)):
@@ -274,49 +270,47 @@ class Dataset:
             )
         return self._checked_profiles(storage.read_parquet(file), str(file))
 
-    def write_profiles(self, name: str, profiles: pd.DataFrame, provenance: dict[str, Any] | None = None) -> Path:
-        """Write the profiles of a set (columns: `PROFILES_SCHEMA`) after the same check as on reading.
-
-        ``provenance`` (plain values: how the texts came about, for whom they may leak held-out behaviour) is kept in
-        the file.
-
-        Raises
-        ------
-        DataError
-            If a row is missing or wrong, or the name of the set is not usable.
-        """
-        return self.write_profile_batches(name, [self._checked_profiles(profiles, f"profile set {name}")], provenance)
-
-    def write_profile_batches(
-        self, name: str, batches: Iterable[pd.DataFrame], provenance: dict[str, Any] | None = None
+    def write_profiles(
+        self, name: str, profiles: pd.DataFrame | Iterable[pd.DataFrame], provenance: dict[str, Any] | None = None
     ) -> Path:
-        """Write the profiles of a set as they come: batches of rows in the order of `profiles`; all or nothing.
+        """Write the profiles of a set (columns: `PROFILES_SCHEMA`) after the same check as on reading; all or nothing.
+
+        Parameters
+        ----------
+        profiles
+            All of them, or batches of rows in the order of `profiles`.
+        provenance
+            Plain values (how the texts came about, for whom they may leak held-out behaviour) that the file keeps.
 
         Raises
         ------
         DataError
-            If a row is missing, out of order or wrong, or the name of the set is not usable.
+            If a row is missing, wrong or (in batches) out of order, or the name of the set is not usable.
         """
         check_profiles_name(name)
         file, where = self.profiles_path(name), f"profile set {name}"
-        due = ((subject, number) for subject in SUBJECTS for number in self.expected_ids(subject))
-        with storage.atomic_file(file) as temporary, ExitStack() as stack:
-            writer: pyarrow.parquet.ParquetWriter | None = None
-            for batch in batches:
-                check_frame(PROFILES_SCHEMA, batch, where)
-                for found in zip(batch["subject"], batch["id"].tolist(), strict=True):
-                    if found != next(due, None):
-                        raise DataError(f"{where}: {found[0]} {found[1]} is out of place", "write the profiles again")
-                batch.attrs = {"provenance": provenance or {}}
-                table = pyarrow.Table.from_pandas(batch, preserve_index=False)
-                if writer is None:
-                    writer = stack.enter_context(
-                        pyarrow.parquet.ParquetWriter(temporary, table.schema, compression="zstd")
-                    )
-                writer.write_table(table)
-            if (missing := next(due, None)) is not None:
-                raise DataError(f"{where}: no profile for {missing[0]} {missing[1]}", "write the profiles again")
+        batches = [self._checked_profiles(profiles, where)] if isinstance(profiles, pd.DataFrame) else profiles
+        with storage.atomic_file(file) as temporary:
+            _write_batches(temporary, self._in_order(batches, where, provenance or {}))
         return file
+
+    def _due(self) -> Iterator[tuple[str, int]]:
+        """Everyone who needs a profile, in the order of `profiles`."""
+        return ((subject, number) for subject in SUBJECTS for number in self.expected_ids(subject))
+
+    def _in_order(
+        self, batches: Iterable[pd.DataFrame], where: str, provenance: dict[str, Any]
+    ) -> Iterator[pd.DataFrame]:
+        due = self._due()
+        for batch in batches:
+            check_frame(PROFILES_SCHEMA, batch, where)
+            for found in zip(batch["subject"], batch["id"].tolist(), strict=True):
+                if found != next(due, None):
+                    raise DataError(f"{where}: {found[0]} {found[1]} is out of place", "write the profiles again")
+            batch.attrs = {"provenance": provenance}
+            yield batch
+        if (missing := next(due, None)) is not None:
+            raise DataError(f"{where}: no profile for {missing[0]} {missing[1]}", "write the profiles again")
 
     def provenance(self, name: str) -> dict[str, Any]:
         """How the profiles of a set came about; empty if the file does not say or does not exist."""
@@ -324,20 +318,16 @@ class Dataset:
 
     def _checked_profiles(self, frame: pd.DataFrame, where: str) -> pd.DataFrame:
         check_frame(PROFILES_SCHEMA, frame, where)
-        parts = []
-        for subject in SUBJECTS:
-            part = frame[frame["subject"] == subject].sort_values("id")
-            expected = self.expected_ids(subject)
-            missing = sorted(set(expected) - set(part["id"]))
-            unknown = sorted(set(part["id"]) - set(expected))
-            if missing or unknown:
-                problem = f"no profile for {subject} {some(missing)}" if missing else f"unknown ids {some(unknown)}"
+        due = pd.MultiIndex.from_tuples(self._due())
+        found = pd.MultiIndex.from_frame(frame[["subject", "id"]])
+        for problem, wrong in (("no profile for", due.difference(found)), ("unknown", found.difference(due))):
+            if len(wrong):
                 raise DataError(
-                    f"{where}: {problem}; every {subject} of the study needs exactly one row",
+                    f"{where}: {problem} {some(f'{subject} {number}' for subject, number in wrong)}; every item, "
+                    "auxiliary entity and user of the data set needs exactly one row",
                     "write the profiles again, or complete them from the template profiles explicitly",
                 )
-            parts.append(part)
-        return pd.concat(parts, ignore_index=True)
+        return frame.set_index(found).loc[due].reset_index(drop=True)
 
     def embeddings_path(self, profiles: str, encoder: str) -> Path:
         """File of the vectors of a profile set under an encoder."""
@@ -350,12 +340,12 @@ class Dataset:
         return [(name, unquote(encoder)) for name, encoder in pairs]
 
     def vectors(self, profiles: str = "template", encoder: str = "all-MiniLM-L6-v2") -> ProfileVectors:
-        """Vectors of all profiles of a set under an encoder.
+        """Vectors of all profiles of a set under an encoder; a process loads and checks the same file once.
 
         Raises
         ------
         DataError
-            If the file is missing, has another number of rows than the study, or holds NaN or infinity.
+            If the file is missing, has another number of rows than the data set, or holds NaN or infinity.
         """
         file = self.embeddings_path(profiles, encoder)
         if not file.is_file():
@@ -364,9 +354,32 @@ class Dataset:
                 f"({file} does not exist)",
                 f"make them with: spike-kit encode {self.name} --profiles {profiles} --encoder {encoder}",
             )
-        vectors = ProfileVectors.load(file)
-        vectors.check(len(self.users), len(self.entities), str(file))
-        return vectors
+        return _load_vectors(*_state(file), len(self.users), len(self.entities))
+
+    def vectors_sha256(self, profiles: str, encoder: str) -> str:
+        """Hexadecimal sha256 of the file of `vectors`, empty if there is none; a process hashes the same file once."""
+        file = self.embeddings_path(profiles, encoder)
+        return _sha256(*_state(file)) if file.is_file() else ""
+
+
+def _state(file: Path) -> tuple[Path, int, int, int]:
+    """What tells whether a file is still the same, without reading it."""
+    stat = file.stat()
+    return file, stat.st_ino, stat.st_mtime_ns, stat.st_size
+
+
+@lru_cache(maxsize=1024)
+def _sha256(file: Path, *state: int) -> str:
+    del state
+    return storage.sha256_file(file)
+
+
+@lru_cache(maxsize=2)
+def _load_vectors(file: Path, inode: int, mtime: int, size: int, n_users: int, n_entities: int) -> ProfileVectors:
+    del inode, mtime, size
+    vectors = ProfileVectors.load(file)
+    vectors.check(n_users, n_entities, str(file))
+    return vectors
 
 
 def _vectors_name(profiles: str, encoder: str) -> str:
@@ -378,23 +391,28 @@ def create_dataset(
     name: str,
     tables: Tables,
     *,
-    sources: Sequence[SourceFile],
-    build: dict[str, Any],
-    funnel: Sequence[dict[str, Any]],
-    notes: Sequence[str] = (),
     reviews: Iterable[pd.DataFrame] = (),
-    published: dict[str, int] | None = None,
-    published_in: str = "",
     embeddings: dict[tuple[str, str], ProfileVectors] | None = None,
     overwrite: bool = False,
+    **facts: Any,
 ) -> Dataset:
     """Write a data-set folder: all tables checked, then the whole folder put in place at once.
 
-    ``reviews`` come in batches, sorted by user and item, and are checked and written one at a time; ``funnel`` is
-    read after the last of them. ``embeddings`` are vectors that came with the source, by (profile set, encoder).
-
     An existing data-set folder at ``path`` is replaced as a whole; its profiles and embeddings belong to the old ids
     and go with it. Profiles that the kit cannot write again at no cost are lost only with ``overwrite``.
+
+    Parameters
+    ----------
+    path, name, tables
+        The folder, the name of the data set, and its tables.
+    reviews
+        Batches sorted by user and item; each is checked and written before the next is asked for.
+    embeddings
+        Vectors that came with the source, by (profile set, encoder).
+    overwrite
+        Replace a data-set folder even if that deletes profiles that cost something.
+    facts
+        Other fields of the `Manifest`: sources, build, funnel (read after the last of the reviews), notes, published.
 
     Raises
     ------
@@ -406,66 +424,46 @@ def create_dataset(
     tables.check()
     check_replaceable(path, overwrite)
     with storage.atomic_folder(path) as folder:
-        hashes = {}
-        for table, frame in tables.named().items():
-            file = folder / f"{table}.parquet"
-            frame.to_parquet(file, index=False, compression="zstd")
-            hashes[table] = storage.sha256_file(file)
         counts = tables.counts()
-        if n_reviews := _write_reviews(folder / "reviews.parquet", reviews, tables.interactions):
-            hashes["reviews"] = storage.sha256_file(folder / "reviews.parquet")
+        for table, frame in tables.named().items():
+            frame.to_parquet(folder / f"{table}.parquet", index=False, compression="zstd")
+        check = ReviewCheck(tables.interactions)
+        checked = (check(batch, "reviews") for batch in reviews)
+        if n_reviews := _write_batches(folder / "reviews.parquet", checked, use_dictionary=False):
             counts["reviews"] = n_reviews
+        written = [*tables.named(), "reviews"] if n_reviews else [*tables.named()]
+        hashes = {table: storage.sha256_file(folder / f"{table}.parquet") for table in written}
         for (profiles, encoder), vectors in (embeddings or {}).items():
-            file = folder / "embeddings" / _vectors_name(profiles, encoder)
             vectors.check(len(tables.users), len(tables.entities), f"embeddings of {profiles}")
-            vectors.save(file, {"source": profiles, "encoder": encoder})
-        manifest = Manifest(
-            schema_version=SCHEMA_VERSION,
-            name=name,
-            sources=tuple(sources),
-            build=build,
-            funnel=tuple(funnel),
-            counts=counts,
-            tables=hashes,
-            notes=tuple(notes),
-            published=published or {},
-            published_in=published_in,
-        )
+            target = folder / "embeddings" / _vectors_name(profiles, encoder)
+            vectors.save(target, {"source": profiles, "encoder": encoder})
+        manifest = Manifest(schema_version=SCHEMA_VERSION, name=name, counts=counts, tables=hashes, **facts)
         storage.write_json(folder / paths.MANIFEST, manifest.model_dump(mode="json"))
     return Dataset.open(path)
 
 
+def _write_batches(file: Path, batches: Iterable[pd.DataFrame], **options: Any) -> int:
+    """Write batches of rows as one Parquet file; without any there is no file. Returns the number of rows."""
+    rows = 0
+    with ExitStack() as stack:
+        writer: pyarrow.parquet.ParquetWriter | None = None
+        for batch in batches:
+            table = pyarrow.Table.from_pandas(batch, preserve_index=False)
+            if writer is None:
+                writer = pyarrow.parquet.ParquetWriter(file, table.schema, compression="zstd", **options)
+                stack.enter_context(writer)
+            writer.write_table(table)
+            rows += len(batch)
+    return rows
+
+
 def _provenance(file: Path) -> dict[str, Any]:
-    """What `Dataset.write_profile_batches` kept in a profiles table."""
+    """What `Dataset.write_profiles` kept in a profiles table."""
     try:
         metadata = pyarrow.parquet.read_schema(file).metadata or {}
         return dict(json.loads(metadata[b"pandas"])["attributes"]["provenance"])
     except (OSError, KeyError, ValueError, TypeError, pyarrow.ArrowException):
         return {}
-
-
-def _write_reviews(file: Path, batches: Iterable[pd.DataFrame], interactions: pd.DataFrame) -> int:
-    """Check and write the reviews; without any no file is left. Returns their number."""
-    check = ReviewCheck(interactions)
-    writer: pyarrow.parquet.ParquetWriter | None = None
-    rows = 0
-    try:
-        with ThreadPoolExecutor(1) as background:
-            written: Future[None] | None = None
-            for batch in batches:
-                table = pyarrow.Table.from_pandas(check(batch, "reviews"), preserve_index=False)
-                if writer is None:
-                    writer = pyarrow.parquet.ParquetWriter(file, table.schema, compression="zstd", use_dictionary=False)
-                if written is not None:
-                    written.result()
-                written = background.submit(writer.write_table, table)
-                rows += len(batch)
-            if written is not None:
-                written.result()
-    finally:
-        if writer is not None:
-            writer.close()
-    return rows
 
 
 def texts_by_subject(profiles: pd.DataFrame) -> dict[tuple[str, int], str]:
@@ -490,7 +488,7 @@ def check_profiles_name(name: str) -> None:
 
 
 def check_replaceable(path: Path, overwrite: bool) -> None:
-    """Check that a new study may take the place of what stands at ``path``.
+    """Check that a new data set may take the place of what stands at ``path``.
 
     Raises
     ------

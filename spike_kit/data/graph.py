@@ -62,14 +62,8 @@ class Graph:
 
     def to(self, device: torch.device | str) -> Graph:
         """Copy on another device."""
-        return replace(
-            self,
-            train_user=self.train_user.to(device),
-            train_item=self.train_item.to(device),
-            head=self.head.to(device),
-            relation=self.relation.to(device),
-            tail=self.tail.to(device),
-        )
+        tensors = ("train_user", "train_item", "head", "relation", "tail")
+        return replace(self, **{name: getattr(self, name).to(device) for name in tensors})
 
     @classmethod
     def from_tables(cls, tables: Tables) -> Graph:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, fields
-from typing import Any
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -40,98 +40,55 @@ def _has_no_control(texts: pd.Series) -> pd.Series:
     return pd.Series(found.to_numpy(zero_copy_only=False), index=texts.index).eq(False)
 
 
-def _schema(name: str, columns: dict[str, pa.Column], unique: list[str] | None = None) -> pa.DataFrameSchema:
-    return pa.DataFrameSchema(columns, name=name, strict=True, ordered=True, unique=unique)
+def _template() -> pa.Column:
+    slots = ("head", "tail")
+    return pa.Column("str", [pa.Check.str_contains(rf"\{{{slot}\}}", error=f"needs {{{slot}}}") for slot in slots])
+
+
+def _split() -> pa.Column:
+    return pa.Column("str", pa.Check.isin(SPLITS))
+
+
+def _time() -> pa.Column:
+    return pa.Column("Int64", nullable=True)
+
+
+def _schema(_name: str, _unique: list[str] | None = None, /, **columns: pa.Column) -> pa.DataFrameSchema:
+    return pa.DataFrameSchema(columns, name=_name, strict=True, ordered=True, unique=_unique)
+
+
+def _named(name: str, **more: pa.Column) -> dict[str, pa.Column]:
+    return {name: _ids(), "source_id": _text(unique=True), "label": _text(), **more}
 
 
 SCHEMAS: dict[str, pa.DataFrameSchema] = {
-    "users": _schema("users", {"user": _ids(), "source_id": _text(unique=True), "label": _text()}),
-    "items": _schema(
-        "items",
-        {
-            "item": _ids(),
-            "source_id": _text(unique=True),
-            "label": _text(),
-            "description": _text(filled=False),
-        },
-    ),
-    "entities": _schema(
-        "entities",
-        {"entity": _ids(), "source_id": _text(unique=True), "label": _text(), "kind": _text()},
-    ),
-    "relations": _schema(
-        "relations",
-        {
-            "relation": _ids(),
-            "source_id": _text(unique=True),
-            "label": _text(),
-            "template": pa.Column(
-                "str",
-                [
-                    pa.Check(lambda text: text.str.contains("{head}", regex=False), error="needs {head}"),
-                    pa.Check(lambda text: text.str.contains("{tail}", regex=False), error="needs {tail}"),
-                ],
-            ),
-        },
-    ),
+    "users": _schema("users", **_named("user")),
+    "items": _schema("items", **_named("item", description=_text(filled=False))),
+    "entities": _schema("entities", **_named("entity", kind=_text())),
+    "relations": _schema("relations", **_named("relation", template=_template())),
     "interactions": _schema(
         "interactions",
-        {
-            "user": _ids(),
-            "item": _ids(),
-            "split": pa.Column("str", pa.Check.isin(SPLITS)),
-            "rating": pa.Column("float64", nullable=True),
-            "timestamp": pa.Column("Int64", nullable=True),
-        },
-        unique=["user", "item"],
+        ["user", "item"],
+        user=_ids(),
+        item=_ids(),
+        split=_split(),
+        rating=pa.Column("float64", nullable=True),
+        timestamp=_time(),
     ),
-    "triples": _schema(
-        "triples",
-        {"head": _ids(), "relation": _ids(), "tail": _ids()},
-        unique=["head", "relation", "tail"],
-    ),
-    "reviews": _schema(
-        "reviews",
-        {
-            "user": _ids(),
-            "item": _ids(),
-            "text": _text(),
-            "timestamp": pa.Column("Int64", nullable=True),
-            "split": pa.Column("str", pa.Check.isin(SPLITS)),
-        },
-    ),
+    "triples": _schema("triples", ["head", "relation", "tail"], head=_ids(), relation=_ids(), tail=_ids()),
+    "reviews": _schema("reviews", user=_ids(), item=_ids(), text=_text(), timestamp=_time(), split=_split()),
 }
-"""Schema of every table of a data-set folder, by table name."""
-
-OPTIONAL = frozenset({"reviews"})
-"""Tables a data-set folder may do without."""
+"""Schema of every table of a data-set folder, by table name; a folder may do without reviews."""
 
 
-def check_table(name: str, frame: pd.DataFrame, where: str = "") -> pd.DataFrame:
-    """Check one table against its schema.
-
-    Parameters
-    ----------
-    name
-        A key of `SCHEMAS`.
-    frame
-        The table.
-    where
-        What to call the table in messages (its file, say); default: its name.
+def check_frame(schema: pa.DataFrameSchema, frame: pd.DataFrame, where: str) -> pd.DataFrame:
+    """Check a table, which messages call ``where``, against a schema; large tables are checked in batches.
 
     Raises
     ------
     DataError
         If a column is missing, unknown, of another type, or holds a value that is not allowed.
     """
-    where = where or f"table {name}"
-    if frame.empty and name not in OPTIONAL:
-        raise DataError(f"{where} is empty", "check the source files and the filters of the recipe")
-    return check_frame(SCHEMAS[name], frame, where)
-
-
-def check_frame(schema: pa.DataFrameSchema, frame: pd.DataFrame, where: str) -> pd.DataFrame:
-    """Check a table against any schema; same errors as `check_table`. Large tables are checked in batches."""
     if len(frame) <= BATCH_ROWS:
         return _validate(schema, frame, where)
     parts = schema.update_columns({name: {"unique": False} for name in schema.columns})
@@ -173,9 +130,14 @@ class Tables:
     interactions: pd.DataFrame
     triples: pd.DataFrame
 
+    @classmethod
+    def names(cls) -> tuple[str, ...]:
+        """Names of the tables."""
+        return tuple(field.name for field in fields(cls))
+
     def named(self) -> dict[str, pd.DataFrame]:
         """Return the tables by name."""
-        return {field.name: getattr(self, field.name) for field in fields(self)}
+        return {name: getattr(self, name) for name in self.names()}
 
     def counts(self) -> dict[str, int]:
         """Return the number of users, items, entities, relations, interactions (per split too) and triples."""
@@ -183,29 +145,33 @@ class Tables:
         per_split = self.interactions["split"].value_counts()
         return counts | {f"interactions_{split}": int(per_split.get(split, 0)) for split in SPLITS}
 
-    def check(self) -> None:
-        """Check every table, and what must hold between them.
+    def check(self, folder: Path | None = None) -> None:
+        """Check every table, and what must hold between them; messages name the files in ``folder``, if one is given.
 
         Raises
         ------
         DataError
-            If ids have gaps, an id refers to nothing, items and entities disagree, or the train split is empty.
+            If a table is empty or breaks its schema, ids have gaps, an id refers to nothing, items and entities
+            disagree, or the train split is empty.
         """
         for name, table in self.named().items():
-            check_table(name, table)
-        for name, column in (
-            ("users", "user"),
-            ("items", "item"),
-            ("entities", "entity"),
-            ("relations", "relation"),
-        ):
-            check_dense(f"table {name}", column, getattr(self, name)[column])
-        sizes = {"user": len(self.users), "item": len(self.items), "relation": len(self.relations)}
-        _check_references("interactions", self.interactions, {key: sizes[key] for key in ("user", "item")})
-        n_entities = len(self.entities)
-        _check_references(
-            "triples", self.triples, {"head": n_entities, "relation": sizes["relation"], "tail": n_entities}
-        )
+            where = f"table {name}" if folder is None else str(folder / f"{name}.parquet")
+            if table.empty:
+                raise DataError(f"{where} is empty", "check the source files and the filters of the recipe")
+            check_frame(SCHEMAS[name], table, where)
+        tables = {"user": "users", "item": "items", "entity": "entities", "relation": "relations"}
+        for column, name in tables.items():
+            _check_dense(f"table {name}", column, getattr(self, name)[column])
+        ends = {"head": "entity", "tail": "entity"}
+        for name, columns in (("interactions", ("user", "item")), ("triples", ("head", "relation", "tail"))):
+            for column in columns:
+                size = len(getattr(self, tables[ends.get(column, column)]))
+                ids = getattr(self, name)[column]
+                if len(beyond := ids[ids >= size].unique()):
+                    raise DataError(
+                        f"table {name}: column {column} refers to ids that do not exist ({some(sorted(beyond))}); "
+                        f"the largest is {size - 1}"
+                    )
         self._check_items_are_entities()
         if not (self.interactions["split"] == "train").any():
             raise DataError("table interactions has no row of the train split", "check the split settings")
@@ -238,7 +204,7 @@ class ReviewCheck:
     Parameters
     ----------
     interactions
-        Interactions of the study, sorted by user and item.
+        Interactions of the data set, sorted by user and item.
     """
 
     def __init__(self, interactions: pd.DataFrame) -> None:
@@ -259,7 +225,7 @@ class ReviewCheck:
             If it breaks the schema, is out of order, holds a second review of an interaction, or a review whose
             split is not that of its interaction (it would leak held-out text into train).
         """
-        check_table("reviews", batch, where)
+        check_frame(SCHEMAS["reviews"], batch, where)
         keys = self._key(batch)
         if (np.diff(keys, prepend=self._last) <= 0).any():
             raise DataError(f"{where}: reviews must be sorted by user and item, one for each interaction")
@@ -272,27 +238,11 @@ class ReviewCheck:
         return batch
 
 
-def check_dense(where: str, column: str, ids: Any) -> None:
-    """Check that ids are exactly 0, 1, ..., n-1 in this order.
-
-    Raises
-    ------
-    DataError
-        If an id is missing, repeated or out of order; the message names the first ones.
-    """
-    values = pd.Series(ids).reset_index(drop=True)
-    if (values == values.index).all():
+def _check_dense(where: str, column: str, ids: pd.Series) -> None:
+    """Check that ids are exactly 0, 1, ..., n-1 in this order."""
+    n = len(ids)
+    if (ids.to_numpy() == np.arange(n)).all():
         return
-    missing = sorted(set(range(len(values))) - set(values.tolist()))
+    missing = sorted(set(range(n)) - set(ids.tolist()))
     problem = f"missing: {some(missing)}" if missing else "all present, but not in ascending order"
-    raise DataError(f"{where}: column {column} must count 0 to {len(values) - 1} without a gap ({problem})")
-
-
-def _check_references(name: str, table: pd.DataFrame, sizes: dict[str, int]) -> None:
-    for column, size in sizes.items():
-        beyond = table.loc[table[column] >= size, column].unique()
-        if len(beyond):
-            raise DataError(
-                f"table {name}: column {column} refers to ids that do not exist ({some(sorted(beyond))}); "
-                f"the largest is {size - 1}"
-            )
+    raise DataError(f"{where}: column {column} must count 0 to {n - 1} without a gap ({problem})")

@@ -304,8 +304,7 @@ def _same_vectors(run: Run, data: Dataset) -> bool:
     stored = run.config
     if "vectors_sha256" not in stored:
         return True
-    file = data.embeddings_path(stored["profiles"], stored["encoder"])
-    return file.is_file() and storage.sha256_file(file) == stored["vectors_sha256"]
+    return data.vectors_sha256(stored["profiles"], stored["encoder"]) == stored["vectors_sha256"]
 
 
 def declared_versions(model: str) -> dict[str, int]:
@@ -365,7 +364,7 @@ def describe_text(data: Dataset, profiles: str, encoder: str) -> dict[str, Any]:
     """
     data.vectors(profiles, encoder)
     check_fresh(data, profiles, encoder)
-    sha256 = storage.sha256_file(data.embeddings_path(profiles, encoder))
+    sha256 = data.vectors_sha256(profiles, encoder)
     described: dict[str, Any] = {"profiles": profiles, "encoder": encoder, "vectors_sha256": sha256}
     leaky = data.provenance(profiles).get("possibly_leaky") or given.possibly_leaky(encoder)
     return described | ({"possibly_leaky": leaky} if leaky else {})

@@ -255,7 +255,7 @@ class Generation:
     def write(self, store: Store) -> Path:
         """Write the profiles table from the answers that were found."""
         filled, too_long = self._flaws(store)
-        return self.data.write_profile_batches(self.profiles, self._batches(store), self._provenance(filled, too_long))
+        return self.data.write_profiles(self.profiles, self._batches(store), self._provenance(filled, too_long))
 
     def _flaws(self, store: Store) -> tuple[int, int]:
         """Profiles that are filled in, and that are longer than they should be."""

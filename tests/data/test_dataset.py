@@ -166,6 +166,24 @@ def test_embeddings_of_another_size_or_damaged_are_an_error(data: Dataset, world
         data.vectors()
 
 
+def test_a_file_is_loaded_and_hashed_once_until_it_changes(
+    data: Dataset, world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    hashed = []
+    sha256_file = storage.sha256_file
+    monkeypatch.setattr(storage, "sha256_file", lambda path: hashed.append(path) or sha256_file(path))
+    first = data.vectors_sha256(TEMPLATE, DEFAULT_ENCODER)
+    again = Dataset.open("world")
+    assert again.vectors() is data.vectors()
+    assert again.vectors_sha256(TEMPLATE, DEFAULT_ENCODER) == first
+    file = data.embeddings_path(TEMPLATE, DEFAULT_ENCODER)
+    assert hashed.count(file) == 1
+    ProfileVectors(world.vectors.user + 1, world.vectors.entity).save(file, {})
+    assert again.vectors_sha256(TEMPLATE, DEFAULT_ENCODER) != first
+    assert torch.equal(again.vectors().user, world.vectors.user + 1)
+    assert data.vectors_sha256(TEMPLATE, "none") == ""
+
+
 def test_the_graph_holds_train_interactions_and_every_triple_with_its_inverse(world: World) -> None:
     graph, tables = world.graph, world.tables
     train = tables.interactions[tables.interactions["split"] == "train"]
