@@ -52,7 +52,7 @@ def world() -> World:
 def data(home: Path, world: World) -> Dataset:
     """The tiny world as a data-set folder with profiles and vectors, found under the name ``world``."""
     written = write_world(paths.data_root() / "world")
-    written.write_profiles(TEMPLATE, template_profiles(written, progress=False))
+    written.write_profiles(TEMPLATE, template_profiles(written))
     metadata = vectors_metadata(written.profiles(), DEFAULT_ENCODER)
     world.vectors.save(written.embeddings_path(TEMPLATE, DEFAULT_ENCODER), metadata)
     return written

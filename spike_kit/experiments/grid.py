@@ -257,7 +257,7 @@ def _write_text(cell: Cell, device: torch.device) -> Outcome:
     started, config = time.perf_counter(), cell.config
     data, profiles = Dataset.open(config.dataset), config.profiles
     if profiles == TEMPLATE:
-        ensure_profiles(data, progress=False)
+        ensure_profiles(data)
     elif profiles not in data.profile_sets() and cell.generation is not None:
         written = Generation(data, cell.generation, profiles).run()
         if written.path is None:

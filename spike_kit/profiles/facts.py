@@ -1,31 +1,44 @@
-"""What the triples and the train split say about every entity and user, as group-bys: the matter of profiles.
+"""Facts of entities and users from the triples and the train split, and their words: the material of all profiles.
 
-A *link* is a triple seen from one of its ends: ``entity, relation, outward, other``; ``outward`` says that the
-entity is the head.
+A *link* is a triple seen from one of its ends: ``owner, relation, outward, other``; ``outward`` says that the owner is
+the head. Labels may hold anything; a sentence made of them is one clean line.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import pandas as pd
+from scipy.sparse import csr_array
 
+from spike_kit.data.labels import FREEBASE_ID
 from spike_kit.data.tables import Tables
+from spike_kit.data.text import clean
 
-CHUNK_ROWS = 2_000_000
-"""Rows of one intermediate join; keeps memory flat on large studies."""
+CHUNK_OWNERS = 20_000
+"""Sets of items that are compared at a time; keeps memory flat on large data sets."""
 
 _NOISE = 1e-9
 """Residuals below this are rounding, not preference."""
-
 _FEATURE = ["relation", "outward", "other"]
+_SLOT = re.compile(r"(\{head\}|\{tail\})")
+_ARTICLE = re.compile(r"\b([Aa])n? $")
+_IDENTIFIER = re.compile(rf"{FREEBASE_ID.pattern}|[QP]?\d{{5,}}")
+_NUMBER = re.compile(r"\d+")
+_NUMBERED = 0.9
+"""Share of entities with numbers as labels from which on short numbers are identifiers, too (not years or ratings)."""
+_LINKED = 3
+"""Entities named in the label of an unnamed one."""
+_SEARCHED = 50
+"""Links per relation among which these are looked for."""
 
 
 @dataclass(frozen=True)
 class Group:
-    """Links of one entity through one relation in one direction: ``others`` best first, out of ``total``."""
+    """Links of one owner through one relation in one direction: ``others`` best first, out of ``total``."""
 
     relation: int
     outward: bool
@@ -39,12 +52,55 @@ class Group:
         return Group(self.relation, self.outward, others, total) if others else None
 
 
+class Links:
+    """Links in arrays, grouped on demand: by owner, then relation and direction, the highest score first.
+
+    Parameters
+    ----------
+    frame
+        Columns owner, relation, outward, other; ties in the score go to the smaller other.
+    score
+        Score of each row.
+    n_owners
+        Owners are 0..n_owners-1.
+    """
+
+    def __init__(self, frame: pd.DataFrame, score: np.ndarray, n_owners: int) -> None:
+        columns = (frame[name].to_numpy() for name in ("owner", *_FEATURE))
+        owner, relation, outward, other = columns
+        order = np.lexsort((other, -score, ~outward, relation, owner))
+        keys = np.stack([owner[order], relation[order], outward[order]])
+        first = np.flatnonzero((np.diff(keys, prepend=-1) != 0).any(axis=0))
+        self._other, self._starts = other[order], np.append(first, len(order))
+        self._owner, self._relation, self._outward = keys[:, first]
+        self._ranges = np.searchsorted(self._owner, np.arange(n_owners + 1))
+
+    @classmethod
+    def of(cls, tables: Tables) -> Links:
+        """All links of the triples, the most telling entities first (`interest`)."""
+        frame = links(tables)
+        return cls(frame, interest(tables, frame)[frame["other"].to_numpy()], len(tables.entities))
+
+    def groups(self, owner: int, limit: int) -> list[Group]:
+        """Links of one owner: at most ``limit`` others per relation and direction."""
+        found = []
+        for group in range(self._ranges[owner], self._ranges[owner + 1]):
+            start, stop = int(self._starts[group]), int(self._starts[group + 1])
+            others = tuple(self._other[start : min(stop, start + limit)].tolist())
+            found.append(Group(int(self._relation[group]), bool(self._outward[group]), others, stop - start))
+        return found
+
+    def degree(self, owner: int) -> int:
+        """Links of an owner."""
+        return int(self._starts[self._ranges[owner + 1]] - self._starts[self._ranges[owner]])
+
+
 def links(tables: Tables) -> pd.DataFrame:
-    """Return every triple from both of its ends: entity, relation, outward, other (loops are left out)."""
+    """Return every triple from both of its ends: owner, relation, outward, other (loops are left out)."""
     triples = tables.triples[tables.triples["head"] != tables.triples["tail"]]
-    outward = triples.rename(columns={"head": "entity", "tail": "other"}).assign(outward=True)
-    inward = triples.rename(columns={"tail": "entity", "head": "other"}).assign(outward=False)
-    return pd.concat([outward, inward], ignore_index=True)[["entity", *_FEATURE]]
+    outward = triples.rename(columns={"head": "owner", "tail": "other"}).assign(outward=True)
+    inward = triples.rename(columns={"tail": "owner", "head": "other"}).assign(outward=False)
+    return pd.concat([outward, inward], ignore_index=True)[["owner", *_FEATURE]]
 
 
 def interest(tables: Tables, all_links: pd.DataFrame) -> np.ndarray:
@@ -54,115 +110,143 @@ def interest(tables: Tables, all_links: pd.DataFrame) -> np.ndarray:
     one item has both say little about tastes. An item gets its share of the train interactions.
     """
     n_items, n_entities = len(tables.items), len(tables.entities)
-    pairs = all_links[all_links["other"] < n_items].drop_duplicates(["entity", "other"])
-    share = np.bincount(pairs["entity"], minlength=n_entities) / n_items
+    pairs = all_links[all_links["other"] < n_items].drop_duplicates(["owner", "other"])
+    share = np.bincount(pairs["owner"], minlength=n_entities) / n_items
     scores = -share * np.log(np.where(share > 0, share, 1.0))
     train = tables.interactions.loc[tables.interactions["split"] == "train", "item"]
     scores[:n_items] = np.bincount(train, minlength=n_items) / len(train)
     return scores
 
 
-class Links:
-    """All links, kept in arrays and grouped on demand: by entity, then relation and direction, most telling first.
+def train_items(tables: Tables) -> tuple[np.ndarray, list[np.ndarray]]:
+    """Train interactions of each item ``[I]``, and the train items of each user, the rarest first.
 
-    Parameters
-    ----------
-    tables
-        Tables of the study.
+    What few people like tells more of a taste; of equally popular items the one with the smaller id comes first.
     """
-
-    def __init__(self, tables: Tables) -> None:
-        frame = links(tables)
-        self.interest = interest(tables, frame)
-        entity, relation, outward, other = (frame[name].to_numpy() for name in ("entity", *_FEATURE))
-        order = np.lexsort((other, -self.interest[other], ~outward, relation, entity))
-        entity, relation, outward = entity[order], relation[order], outward[order]
-        self._other = other[order]
-        self._starts = np.append(_starts([entity, relation, outward]), len(order))
-        first = self._starts[:-1]
-        self._relation, self._outward = relation[first], outward[first]
-        self._group_range = np.searchsorted(entity[first], np.arange(len(tables.entities) + 1))
-
-    def groups(self, entity: int, limit: int) -> list[Group]:
-        """Links of one entity: at most ``limit`` others per relation and direction."""
-        found = []
-        for group in range(self._group_range[entity], self._group_range[entity + 1]):
-            start, stop = int(self._starts[group]), int(self._starts[group + 1])
-            others = tuple(self._other[start : min(stop, start + limit)].tolist())
-            found.append(Group(int(self._relation[group]), bool(self._outward[group]), others, stop - start))
-        return found
-
-    def degree(self, entity: int) -> int:
-        """Links of an entity."""
-        first, last = self._group_range[entity], self._group_range[entity + 1]
-        return int(self._starts[last] - self._starts[first])
+    train = tables.interactions[tables.interactions["split"] == "train"]
+    users, items = train["user"].to_numpy(), train["item"].to_numpy()
+    popularity = np.bincount(items, minlength=len(tables.items))
+    order = np.lexsort((items, popularity[items], users))
+    return popularity, np.split(items[order], np.searchsorted(users[order], np.arange(1, len(tables.users))))
 
 
-def typical(members: pd.DataFrame, item_links: pd.DataFrame, weight: np.ndarray, limit: int) -> dict[int, list[Group]]:
+def typical(
+    owners: np.ndarray, items: np.ndarray, item_links: pd.DataFrame, weight: np.ndarray, n_owners: int
+) -> Links:
     """Find what is over-represented in sets of items.
 
     Parameters
     ----------
-    members
-        Columns ``owner`` (a user or an entity) and ``item``.
+    owners, items
+        Members of the sets ``[n]``: ``items[i]`` belongs to the set of ``owners[i]``, a user or an entity.
     item_links
-        Links whose entity is an item.
+        Links whose owner is an item.
     weight
         ``[I]``: how much each item counts in the expectation (its train interactions, or 1).
-    limit
-        Others kept per owner, relation and direction.
+    n_owners
+        Owners are 0..n_owners-1.
 
     Returns
     -------
-    dict
-        Groups of every owner that has any. The score is the residual (observed - expected) / sqrt(expected + 1);
-        kept are positive ones seen on at least two items (on one, if the set has no more than three).
+    Links
+        What is typical of each owner. The score is the residual (observed - expected) / sqrt(expected + 1); kept are
+        positive ones seen on at least two items (on one, if the set has no more than three).
     """
-    features = item_links.rename(columns={"entity": "item"})
-    mass = features.assign(mass=weight[features["item"].to_numpy()] / weight.sum())
-    share = mass.groupby(_FEATURE)["mass"].sum().reset_index()
-    sizes = members.groupby("owner").size().rename("set_size")
-    parts = [_over_represented(chunk, features, share, sizes) for chunk in _chunks(members, features)]
-    return _groups(pd.concat(parts, ignore_index=True), "owner", limit) if parts else {}
+    linked = item_links["owner"].to_numpy()
+    by_feature = item_links.assign(mass=weight[linked] / weight.sum()).groupby(_FEATURE)
+    features = by_feature["mass"].sum().reset_index()
+    mass = features["mass"].to_numpy()
+    having = csr_array(
+        (np.ones(len(linked), np.int64), (linked, by_feature.ngroup())), shape=(len(weight), len(features))
+    )
+    sets = csr_array((np.ones(len(items), np.int64), (owners, items)), shape=(n_owners, len(weight)))
+    sizes = np.bincount(owners, minlength=n_owners)
+    rows, columns, scores = [], [], []
+    for start in range(0, n_owners, CHUNK_OWNERS):
+        counts = (sets[start : start + CHUNK_OWNERS] @ having).tocoo()
+        owner, observed = counts.row + start, counts.data
+        expected = sizes[owner] * mass[counts.col]
+        score = (observed - expected) / np.sqrt(expected + 1)
+        kept = ((observed >= 2) | (sizes[owner] <= 3)) & (score > _NOISE)
+        rows.append(owner[kept])
+        columns.append(counts.col[kept])
+        scores.append(score[kept])
+    frame = features.iloc[np.concatenate(columns)].assign(owner=np.concatenate(rows))
+    return Links(frame, np.concatenate(scores), n_owners)
 
 
-def _over_represented(
-    members: pd.DataFrame, features: pd.DataFrame, share: pd.DataFrame, sizes: pd.Series
-) -> pd.DataFrame:
-    counts = members.merge(features, on="item").groupby(["owner", *_FEATURE], as_index=False).size()
-    counts = counts.rename(columns={"size": "observed"}).merge(share, on=_FEATURE).join(sizes, on="owner")
-    expected = counts["set_size"] * counts["mass"]
-    counts["score"] = (counts["observed"] - expected) / np.sqrt(expected + 1)
-    often = (counts["observed"] >= 2) | (counts["set_size"] <= 3)
-    return counts[often & (counts["score"] > _NOISE)]
+class Names:
+    """Clean labels of all entities and relations, the sentences of the relations, and facts in these words.
+
+    What has only its identifier as a label (``m.0dl567``, ``Q1204567``) is called by a relation and the most telling
+    named entities at its other end: "genre of Alien, Aliens and 4 more".
+    """
+
+    def __init__(self, tables: Tables, all_links: Links) -> None:
+        self.templates = [clean(template) for template in tables.relations["template"]]
+        self.relations = [clean(label, 10) for label in tables.relations["label"]]
+        self.labels = [clean(label, 20) for label in tables.entities["label"]]
+        same = [label == own for label, own in zip(self.labels, tables.entities["source_id"], strict=True)]
+        numbers = sum(is_id and bool(_NUMBER.fullmatch(label)) for is_id, label in zip(same, self.labels, strict=True))
+        patterns = (_IDENTIFIER, _NUMBER) if numbers >= _NUMBERED * len(self.labels) else (_IDENTIFIER,)
+        bare = {
+            entity
+            for entity, (label, is_id) in enumerate(zip(self.labels, same, strict=True))
+            if not label or (is_id and any(pattern.fullmatch(label) for pattern in patterns))
+        }
+        described = {entity: self._described(all_links.groups(entity, _SEARCHED), bare) for entity in bare}
+        for entity, label in described.items():
+            self.labels[entity] = label or f"unnamed {'item' if entity < len(tables.items) else 'entity'}"
+
+    def _described(self, groups: list[Group], bare: set[int]) -> str:
+        """Label from the largest group of links that has named others, those that lead to the entity first."""
+        named = [(group, [self.labels[other] for other in group.others if other not in bare]) for group in groups]
+        usable = [(group, others[:_LINKED]) for group, others in named if others]
+        if not usable:
+            return ""
+        group, others = max(usable, key=lambda pair: (not pair[0].outward, pair[0].total))
+        names, relation = listed(others, group.total), self.relations[group.relation]
+        return f"what has the {relation} {names}" if group.outward else f"{relation} of {names}"
+
+    def fact(self, entity: int, group: Group, subject: str = "It") -> str:
+        """Say one group of links in the words of its relation; ``subject`` stands for the entity where it can."""
+        others = [self.labels[other] for other in group.others]
+        template, label, names = self.templates[group.relation], self.labels[entity], listed(others, group.total)
+        starts_with_head = template.startswith("{head} ")
+        if group.outward:
+            return fill(template, subject if starts_with_head else label, names)
+        return fill(template, f"Each of {names}" if len(others) > 1 and starts_with_head else names, label)
 
 
-def _chunks(members: pd.DataFrame, features: pd.DataFrame) -> Iterator[pd.DataFrame]:
-    per_item = features.groupby("item").size()
-    rows = members["item"].map(per_item).fillna(0).groupby(members["owner"]).sum().cumsum()
-    for _, owners in rows.groupby(rows // CHUNK_ROWS):
-        yield members[members["owner"].isin(owners.index)]
+def listed(names: Sequence[str], total: int | None = None) -> str:
+    """Join names in words: ``"A, B and C"``, or ``"A, B and 7 more"`` when ``total`` exceeds the names given."""
+    parts = list(names)
+    if total is not None and total > len(parts):
+        parts.append(f"{total - len(parts)} more")
+    if len(parts) < 2:
+        return "".join(parts)
+    return f"{', '.join(parts[:-1])} and {parts[-1]}"
 
 
-def _groups(ranked: pd.DataFrame, owner: str, limit: int) -> dict[int, list[Group]]:
-    """Collect rows with a ``score`` into groups per owner; ties go to the smaller id."""
-    keys = [owner, "relation", "outward"]
-    ranked = ranked.sort_values([*keys, "score", "other"], ascending=[True, True, False, False, True])
-    groups: dict[int, list[Group]] = {}
-    columns = [ranked[name].to_numpy() for name in (*keys, "other")]
-    starts = _starts(columns[:3])
-    owners, relations, outwards, others = (values.tolist() for values in columns)
-    for start, stop in zip(starts, [*starts[1:], len(ranked)], strict=False):
-        group = Group(
-            relations[start], outwards[start], tuple(others[start : min(stop, start + limit)]), int(stop - start)
-        )
-        groups.setdefault(owners[start], []).append(group)
-    return groups
+def fill(template: str, head: str, tail: str) -> str:
+    """Put names into a relation's sentence; braces inside a name are plain characters.
+
+    ``a`` before a slot becomes ``an`` where the name asks for it, and the sentence ends in one full stop.
+    """
+    values = {"{head}": head, "{tail}": tail}
+    text = ""
+    for part in _SLOT.split(template):
+        value = values.get(part)
+        if value:
+            vowel = value[0].lower() in "aeiou"
+            text = _ARTICLE.sub(r"\1n " if vowel else r"\1 ", text)
+        text += part if value is None else value
+    return sentence(text)
 
 
-def _starts(columns: list[np.ndarray]) -> np.ndarray:
-    """Places at which a run of equal rows begins."""
-    if not len(columns[0]):
-        return np.empty(0, dtype=np.int64)
-    changes = np.any([values[1:] != values[:-1] for values in columns], axis=0)
-    return np.flatnonzero(np.concatenate([[True], changes]))
+def sentence(text: str) -> str:
+    """End a text like a sentence: one full stop, unless it ends in other punctuation or in an ellipsis."""
+    text = text.strip()
+    if text.endswith("..") and not text.endswith("..."):
+        return text[:-1]
+    return text if text.endswith((".", "!", "?")) else f"{text}."

@@ -242,7 +242,7 @@ class Generation:
 
     @cached_property
     def _template(self) -> Mapping[tuple[str, int], str]:
-        return texts_by_subject(ensure_profiles(self.data, progress=False))
+        return texts_by_subject(ensure_profiles(self.data))
 
     def _item_texts(self, store: Store, items: Collection[int]) -> dict[int, str]:
         """Finished profiles of items; where one is missing the template stands in, if that was chosen."""

@@ -69,7 +69,7 @@ def import_profiles(
         )
     if profiles == TEMPLATE:
         raise DataError(f"{profiles!r} names the template profiles", "choose another name")
-    template = ensure_profiles(data, progress=False) if fill else None
+    template = ensure_profiles(data) if fill else None
     created, parts, counts = now(), [], {}
     for subject in SUBJECTS:
         texts = _texts(data, subject, files[subject], maps.get(subject)) if subject in files else {}

@@ -111,7 +111,7 @@ class Judge:
     @cached_property
     def questions(self) -> list[_Question]:
         """All questions, in order; one profile is held to what its prompt held, a pair to the template's facts."""
-        ensure_profiles(self.data, progress=False)
+        ensure_profiles(self.data)
         usual = PromptConfig()
         told = {name: prompt_writer_of(self.data, name, usual) for name in {*self.profiles, TEMPLATE}}
         found: list[_Question] = []

@@ -22,8 +22,7 @@ from spike_kit.data.reviews import longest_train_reviews
 from spike_kit.data.text import clean, cut
 from spike_kit.profiles.cost import BYTES_PER_TOKEN, estimate_tokens
 from spike_kit.profiles.domains import DOMAINS, domain_name
-from spike_kit.profiles.facts import Links
-from spike_kit.profiles.names import Names
+from spike_kit.profiles.facts import Links, Names
 from spike_kit.profiles.template import TEMPLATE, WORD_LIMIT
 
 VERSION = "profiles 1"
@@ -108,8 +107,8 @@ class PromptWriter:
         self.config = config or PromptConfig()
         self.domain = DOMAINS[domain_name(data, self.config.domain)]
         tables = data.tables
-        self._links = Links(tables)
-        self._names = Names.of(tables, self._links)
+        self._links = Links.of(tables)
+        self._names = Names(tables, self._links)
         self._n_items = len(tables.items)
         self._descriptions: list[str] = tables.items["description"].tolist()
         self._kinds: list[str] = tables.entities["kind"].tolist()

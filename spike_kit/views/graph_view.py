@@ -15,7 +15,7 @@ from spike_kit.base.errors import DataError, require
 from spike_kit.data.dataset import Dataset
 from spike_kit.data.graph import Graph
 from spike_kit.models.spike_explainer import SpikeExplainer
-from spike_kit.profiles.wording import fill
+from spike_kit.profiles.facts import fill
 from spike_kit.views.graph_figure import Link, neighbourhood_figure
 from spike_kit.views.graph_paths import PathFinder
 from spike_kit.views.search import Nodes

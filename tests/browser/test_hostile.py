@@ -83,7 +83,7 @@ def hostile(data: Dataset, world: World) -> Dataset:
     # Items are the first entities; both tables name them alike.
     tables = dataclasses.replace(data.tables, **named)
     made = create_dataset(paths.data_root() / "named", "named", tables, sources=(), build={}, funnel=())
-    profiles = template_profiles(made, progress=False)
+    profiles = template_profiles(made)
     made.write_profiles(TEMPLATE, profiles.assign(text=[f"{HOSTILE} {text}" for text in profiles["text"]]))
     metadata = vectors_metadata(made.profiles(), DEFAULT_ENCODER)
     world.vectors.save(made.embeddings_path(TEMPLATE, DEFAULT_ENCODER), metadata)

@@ -46,7 +46,7 @@ def test_the_marker_is_in_the_study_but_out_of_reach(planted: Dataset) -> None:
 
 
 def test_no_profile_holds_a_marker_or_lists_a_held_out_item(planted: Dataset) -> None:
-    planted.write_profiles(TEMPLATE, template_profiles(planted, progress=False))
+    planted.write_profiles(TEMPLATE, template_profiles(planted))
     profiles = planted.profiles(TEMPLATE)
     assert not profiles["text"].str.contains(CANARY).any()
     users = profiles[profiles["subject"] == "user"].set_index("id")["text"]

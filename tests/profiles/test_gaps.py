@@ -12,13 +12,12 @@ from spike_kit.base.errors import ConfigError, DataError
 from spike_kit.base.storage import read_json
 from spike_kit.cli import main
 from spike_kit.profiles.batch import export_batch, import_batch
-from spike_kit.profiles.facts import Links
+from spike_kit.profiles.facts import Links, Names
 from spike_kit.profiles.generate import Generation
 from spike_kit.profiles.jobs import Progress
 from spike_kit.profiles.judge import Judge, JudgeConfig
 from spike_kit.profiles.llm import LLMConfig
 from spike_kit.profiles.loopback import completion
-from spike_kit.profiles.names import Names
 from spike_kit.profiles.prompts import PromptWriter, prompt_texts
 from spike_kit.profiles.quality import measure_profiles
 from spike_kit.profiles.store import Store
@@ -144,16 +143,16 @@ def test_names_that_look_like_ids_stay_names() -> None:
     labels = ["PG-13", "U2", "1999", "B-52", "300", "m.0dl567"]
     others = [(label, label, "thing") for label in labels]
     tables = tiny_tables(others=others, triples=[(0, 2, 6 + place) for place in range(len(labels))])
-    named = Names.of(tables, Links(tables)).labels[6:]
+    named = Names(tables, Links.of(tables)).labels[6:]
     assert named == [*labels[:-1], "award of Alien"]
     numbered = in_memory(tiny_tables(labels={place: f"film:{place}" for place in range(6)})).tables
     numbered.entities["label"] = numbered.entities["source_id"] = [str(place) for place in range(12)]
-    assert set(Names.of(numbered, Links(numbered)).labels) == {"unnamed item", "unnamed entity"}
+    assert set(Names(numbered, Links.of(numbered)).labels) == {"unnamed item", "unnamed entity"}
 
 
 def test_the_judge_asks_once_about_equal_texts_and_leaves_out_what_was_filled_in() -> None:
     data = tiny_study()
-    profiles = template_profiles(data, progress=False)
+    profiles = template_profiles(data)
     data.write_profiles("template", profiles)
     data.write_profiles("same", profiles)
     filled = profiles.assign(text="Other words.").astype({"text": "str"})

@@ -24,7 +24,7 @@ Script = Callable[[dict[str, Any]], str]
 def data() -> Dataset:
     """The films with their template profiles, and a profile set ``long`` that says more."""
     made = tiny_study()
-    profiles = template_profiles(made, progress=False)
+    profiles = template_profiles(made)
     made.write_profiles("template", profiles)
     made.write_profiles("long", profiles.assign(text=profiles["text"] + " It is splendid, truly splendid."))
     return made

@@ -254,7 +254,7 @@ def test_two_writers_write_the_same() -> None:
 
 def test_what_facts_are_held_to_is_what_a_prompt_can_hold() -> None:
     data = tiny_study(reviews=REVIEWS)
-    data.write_profiles("template", template_profiles(data, progress=False))
+    data.write_profiles("template", template_profiles(data))
     texts = prompt_texts(data, "template")
     assert list(texts) == [(subject, number) for subject in SUBJECTS for number in data.expected_ids(subject)]
     assert not texts.pop(("user", 3))

@@ -12,20 +12,13 @@ from spike_kit.data.dataset import Dataset
 from spike_kit.data.tables import Tables
 from spike_kit.data.text import clean
 from spike_kit.profiles import facts
-from spike_kit.profiles.template import (
-    WORD_LIMIT,
-    auxiliary_texts,
-    ensure_profiles,
-    item_texts,
-    template_profiles,
-    user_texts,
-)
-from spike_kit.profiles.wording import fill, listed, paragraph, sentence
-from tests.world import World
+from spike_kit.profiles.facts import fill, listed, sentence
+from spike_kit.profiles.template import WORD_LIMIT, ensure_profiles, paragraph, template_profiles, template_texts
+from tests.world import World, make_world
 
 
 def test_every_subject_has_a_profile_within_its_limit(data: Dataset) -> None:
-    profiles = template_profiles(data, progress=False)
+    profiles = template_profiles(data)
     assert len(profiles) == len(data.users) + len(data.entities)
     for subject, text in zip(profiles["subject"], profiles["text"], strict=True):
         assert len(text.split()) <= WORD_LIMIT[subject]
@@ -33,20 +26,19 @@ def test_every_subject_has_a_profile_within_its_limit(data: Dataset) -> None:
 
 
 def test_profiles_say_what_the_graph_says(world: World) -> None:
-    assert item_texts(world.tables)[0] == "Comedy film 0. It is a comedy film. It was directed by Director 0."
-    auxiliary = auxiliary_texts(world.tables)
-    opening, films = auxiliary[4].split(" Each of ")
+    texts = template_texts(world.tables)
+    assert texts["item"][0] == "Comedy film 0. It is a comedy film. It was directed by Director 0."
+    opening, films = texts["auxiliary"][4].split(" Each of ")
     assert opening == "Director 0 (director)."
     assert films.endswith(" was directed by Director 0. Common to them: genre comedy.")
     assert all(f"Comedy film {number}" in films for number in range(3))
-    user = user_texts(world.tables)[0]
-    assert "Prefers: genre comedy" in user
-    assert user.startswith("Liked Comedy film")
+    assert "Prefers: genre comedy" in texts["user"][0]
+    assert texts["user"][0].startswith("Liked Comedy film")
 
 
 def test_held_out_items_never_reach_a_user_profile(world: World) -> None:
     tables = world.tables
-    for user, text in enumerate(user_texts(tables)):
+    for user, text in enumerate(template_texts(tables)["user"]):
         own = tables.interactions[tables.interactions["user"] == user]
         held_out = own.loc[own["split"] != "train", "item"]
         for label in tables.items["label"].to_numpy()[held_out]:
@@ -58,8 +50,7 @@ def test_held_out_items_never_reach_a_user_profile(world: World) -> None:
 def test_profiles_do_not_change_with_the_held_out_interactions(world: World) -> None:
     train_only = world.tables.interactions[world.tables.interactions["split"] == "train"]
     blind = dataclasses.replace(world.tables, interactions=train_only)
-    for write in (item_texts, auxiliary_texts, user_texts):
-        assert write(blind) == write(world.tables)
+    assert template_texts(blind) == template_texts(world.tables)
 
 
 def rename(tables: Tables, label: str) -> Tables:
@@ -71,14 +62,7 @@ def rename(tables: Tables, label: str) -> Tables:
 @given(st.text(min_size=1, max_size=200))
 @settings(max_examples=30)
 def test_hostile_labels_cannot_break_a_profile(label: str) -> None:
-    from tests.world import make_world
-
-    tables = rename(make_world().tables, label)
-    for texts, subject in (
-        (item_texts(tables), "item"),
-        (auxiliary_texts(tables), "auxiliary"),
-        (user_texts(tables), "user"),
-    ):
+    for subject, texts in template_texts(rename(make_world().tables, label)).items():
         assert all(text.strip() for text in texts)
         assert all(len(text.split()) <= WORD_LIMIT[subject] for text in texts)
         assert all("\n" not in text and "\x00" not in text for text in texts)
@@ -105,42 +89,42 @@ def test_text_is_cleaned() -> None:
 def test_a_user_without_train_items_still_has_a_profile(world: World) -> None:
     rows = world.tables.interactions
     tables = dataclasses.replace(world.tables, interactions=rows[rows["user"] != 0].reset_index(drop=True))
-    assert user_texts(tables)[0] == "Nothing is known of this user's taste."
+    assert template_texts(tables)["user"][0] == "Nothing is known of this user's taste."
 
 
 def test_ensure_profiles_writes_once_and_again_after_a_new_wording(
     data: Dataset, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    before = ensure_profiles(data, progress=False)
-    assert ensure_profiles(data, progress=False)["created"].equals(before["created"])
+    before = ensure_profiles(data)
+    assert ensure_profiles(data)["created"].equals(before["created"])
     monkeypatch.setattr("spike_kit.profiles.template.VERSION", "template next")
-    after = ensure_profiles(data, progress=False)
+    after = ensure_profiles(data)
     assert (after["prompt_sha256"] != before["prompt_sha256"]).all()
 
 
 def test_typical_facts_equal_a_plain_count() -> None:
     rng = np.random.default_rng(0)
-    links = pd.DataFrame({"entity": rng.integers(0, 20, 60), "other": rng.integers(20, 26, 60)}).drop_duplicates()
-    links = links.assign(relation=0, outward=True)[["entity", "relation", "outward", "other"]]
+    links = pd.DataFrame({"owner": rng.integers(0, 20, 60), "other": rng.integers(20, 26, 60)}).drop_duplicates()
+    links = links.assign(relation=0, outward=True)
     members = pd.DataFrame({"owner": rng.integers(0, 4, 40), "item": rng.integers(0, 20, 40)}).drop_duplicates()
     weight = rng.integers(1, 9, 20).astype(float)
-    found = facts.typical(members, links, weight, limit=3)
-    for owner in range(4):
+    found = facts.typical(members["owner"].to_numpy(), members["item"].to_numpy(), links, weight, n_owners=5)
+    for owner in range(5):
         items = set(members.loc[members["owner"] == owner, "item"])
         scored = []
         for other in range(20, 26):
-            having = set(links.loc[links["other"] == other, "entity"])
+            having = set(links.loc[links["other"] == other, "owner"])
             observed = len(items & having)
             expected = len(items) * weight[sorted(having)].sum() / weight.sum()
             score = (observed - expected) / np.sqrt(expected + 1)
             if score > 1e-9 and (observed >= 2 or (observed and len(items) <= 3)):
                 scored.append((-score, other))
         expected_others = tuple(other for _, other in sorted(scored)[:3])
-        groups = found.get(owner, [])
+        groups = found.groups(owner, 3)
         assert (groups[0].others if groups else ()) == expected_others
 
 
 def test_memory_is_bounded_by_chunks(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
-    whole = user_texts(world.tables)
-    monkeypatch.setattr(facts, "CHUNK_ROWS", 50)
-    assert user_texts(world.tables) == whole
+    whole = template_texts(world.tables)
+    monkeypatch.setattr(facts, "CHUNK_OWNERS", 7)
+    assert template_texts(world.tables) == whole

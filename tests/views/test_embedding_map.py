@@ -142,7 +142,7 @@ def test_hostile_names_are_text(data: Dataset) -> None:
     entities = data.entities.assign(label=HOSTILE, kind=data.entities["kind"])
     tables = dataclasses.replace(data.tables, items=data.items.assign(label=HOSTILE), entities=entities)
     named = create_dataset(paths.data_root() / "named", "named", tables, sources=(), build={}, funnel=())
-    named.write_profiles(TEMPLATE, template_profiles(named, progress=False).assign(text=HOSTILE))
+    named.write_profiles(TEMPLATE, template_profiles(named).assign(text=HOSTILE))
     view = EmbeddingMap(named, {HOSTILE: points(named)}, {HOSTILE: pd.Series([HOSTILE] * len(points(named)))})
     panel = map_panel(view).panel
     panel.colour.value = HOSTILE

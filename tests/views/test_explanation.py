@@ -129,7 +129,7 @@ def test_hostile_text_shows_as_text(data: Dataset, world: World, model: Spike) -
     users = data.users.assign(label=HOSTILE)
     tables = dataclasses.replace(data.tables, items=items, entities=entities, users=users)
     named = create_dataset(paths.data_root() / "named", "named", tables, sources=(), build={}, funnel=())
-    named.write_profiles(TEMPLATE, template_profiles(named, progress=False).assign(text=f"{HOSTILE} Peculiar onerror."))
+    named.write_profiles(TEMPLATE, template_profiles(named).assign(text=f"{HOSTILE} Peculiar onerror."))
     panel = explanation_panel(Explanation(named, SpikeExplainer(model), 0, k=3)).panel
     panel.out.value = panel.out.options[:1]
     panel.compute.click()

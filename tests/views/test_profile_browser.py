@@ -30,7 +30,7 @@ def server() -> Iterator[Asked]:
 def tiny(server: Asked) -> Dataset:
     """A data set with template profiles and those of a model, which was asked through a server."""
     data = tiny_study(reviews={(0, 0): "A quiet film about the sea."})
-    data.write_profiles(TEMPLATE, template_profiles(data, progress=False))
+    data.write_profiles(TEMPLATE, template_profiles(data))
     generation(data, server.base_url).run()
     return data
 
