@@ -25,10 +25,9 @@ from spike_kit.data.dataset import FILLED, SUBJECTS, TEMPLATE, Dataset, check_pr
 from spike_kit.profiles import loopback
 from spike_kit.profiles.checks import find_problem, remedy, tidy
 from spike_kit.profiles.cost import TOKENS_PER_WORD, estimate_tokens, prices
-from spike_kit.profiles.domains import domain_name
 from spike_kit.profiles.jobs import TRIES, Job, Progress, Verdict, Watch, run_jobs, watched
 from spike_kit.profiles.llm import Answer, LLMConfig
-from spike_kit.profiles.prompts import VERSION, Prompt, PromptConfig, PromptWriter
+from spike_kit.profiles.prompts import VERSION, Prompt, PromptConfig, PromptWriter, domain_name
 from spike_kit.profiles.store import Key, Store, answers_path, exclusive
 from spike_kit.profiles.template import UNKNOWN_TASTE, WORD_LIMIT, ensure_profiles
 

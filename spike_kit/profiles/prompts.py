@@ -11,18 +11,18 @@ from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import islice
 
-import numpy as np
 from pydantic import Field
 
 from spike_kit.base.config import Config
+from spike_kit.base.errors import lookup
 from spike_kit.base.storage import canonical_json, sha256_text
 from spike_kit.data.dataset import SUBJECTS, Dataset
 from spike_kit.data.reviews import longest_train_reviews
 from spike_kit.data.text import clean, cut
 from spike_kit.profiles.cost import BYTES_PER_TOKEN, estimate_tokens
-from spike_kit.profiles.domains import DOMAINS, domain_name
-from spike_kit.profiles.facts import Links, Names
+from spike_kit.profiles.facts import Links, Names, train_items
 from spike_kit.profiles.template import TEMPLATE, WORD_LIMIT
 
 VERSION = "profiles 1"
@@ -37,6 +37,84 @@ _SHORTEST_REVIEW = 10
 
 ItemTexts = Callable[[Collection[int]], Mapping[int, str]]
 """Gives the finished profiles of items by id."""
+
+
+@dataclass(frozen=True)
+class Domain:
+    """Words for prompts."""
+
+    item: str
+    """One item."""
+    items: str
+    """Several."""
+    user: str
+    """Who they are recommended to."""
+    users: str
+    """Several of them."""
+    did: str
+    """What these did with the items."""
+    aspects: tuple[str, str, str]
+    """The three aspects of a user's preferences."""
+    background: str
+    """What the profile of an item should add where the data leave it out."""
+    hints: tuple[str, ...] = ()
+    """Parts of names of data sets, readers and categories of this domain."""
+
+
+DOMAINS: dict[str, Domain] = {
+    "books": Domain(
+        "book", "books", "reader", "readers", "read and liked",
+        ("literary taste", "topics", "style of writing"),
+        "author, period, genre and setting",
+        ("book", "kindle", "goodreads"),
+    ),
+    "movies": Domain(
+        "film or series", "films and series", "viewer", "viewers", "watched and liked",
+        ("genres", "themes", "style of storytelling and direction"),
+        "plot, genre, period and people behind it",
+        ("movie", "film", "ml-100k", "movielens", "ml1m", "ml-1m", "ml-10m", "ml-20m", "ml-25m", "ml-32m"),
+    ),
+    "business": Domain(
+        "local business", "local businesses", "customer", "customers", "visited and liked",
+        ("kinds of food or service", "expectations of quality, price and service", "ambience"),
+        "what it offers, its surroundings and its price level",
+        ("yelp", "restaurant"),
+    ),
+    "music": Domain(
+        "artist or album", "artists and albums", "listener", "listeners", "listened to",
+        ("genres", "moods", "era and sound"),
+        "origin, genre, period and sound",
+        ("lastfm", "last-fm", "music", "vinyl"),
+    ),
+    "games": Domain(
+        "game", "games", "player", "players", "played and liked",
+        ("genres and mechanics", "worlds and themes", "way of playing"),
+        "genre, platform, mechanics and setting",
+        ("game", "steam"),
+    ),
+    "generic": Domain(
+        "item", "items", "user", "users", "chose and liked",
+        ("kinds of items", "qualities looked for", "purposes and occasions"),
+        "what it is, what it is for and what sets it apart",
+    ),
+}  # fmt: skip
+"""Known domains by name; of a data set that speaks of several, the first."""
+
+
+def domain_name(data: Dataset, chosen: str = "") -> str:
+    """Name of the domain of a data set: the chosen one, or else what its name, reader and category speak of.
+
+    Raises
+    ------
+    ConfigError
+        If the chosen domain is unknown.
+    """
+    if chosen:
+        lookup(DOMAINS, chosen, "domain")
+        return chosen
+    build = data.manifest.build
+    spoken = " ".join(str(part) for part in (data.name, build.get("source", ""), build.get("category", ""))).lower()
+    return next((name for name, words in DOMAINS.items() if any(hint in spoken for hint in words.hints)), "generic")
 
 
 class PromptConfig(Config):
@@ -106,22 +184,15 @@ class PromptWriter:
         self.data = data
         self.config = config or PromptConfig()
         self.domain = DOMAINS[domain_name(data, self.config.domain)]
-        tables = data.tables
-        self._links = Links.of(tables)
-        self._names = Names(tables, self._links)
-        self._n_items = len(tables.items)
-        self._descriptions: list[str] = tables.items["description"].tolist()
-        self._kinds: list[str] = tables.entities["kind"].tolist()
-        train = tables.interactions[tables.interactions["split"] == "train"]
-        users, items = train["user"].to_numpy(), train["item"].to_numpy()
-        self._popularity = np.bincount(items, minlength=self._n_items)
-        order = np.lexsort((items, self._popularity[items], users))
-        self._train_items = items[order]
-        self._train_range = np.searchsorted(users[order], np.arange(len(tables.users) + 1))
+        self._links = Links.of(data.tables)
+        self._names = Names(data.tables, self._links)
+        self._popularity, self._liked = train_items(data.tables)
+        self._descriptions: list[str] = data.items["description"].tolist()
+        self._kinds: list[str] = data.entities["kind"].tolist()
 
     def has_material(self, subject: str, number: int) -> bool:
         """Whether there is anything to ask a model about: all but users without train interactions."""
-        return subject != "user" or bool(self._train_range[number] < self._train_range[number + 1])
+        return subject != "user" or len(self._liked[number]) > 0
 
     def prompts(self, subject: str, item_texts: ItemTexts | None = None) -> Iterator[Prompt]:
         """Write the prompts of all items, auxiliary entities or users with material, ids ascending.
@@ -136,10 +207,8 @@ class PromptWriter:
         ids = self.data.expected_ids(subject)
         reviews = self._reviews(subject)
         pending = next(reviews, None)
-        for start in range(ids.start, ids.stop, CHUNK):
-            chunk = [
-                number for number in range(start, min(start + CHUNK, ids.stop)) if self.has_material(subject, number)
-            ]
+        for start in range(0, len(ids), CHUNK):
+            chunk = [number for number in ids[start : start + CHUNK] if self.has_material(subject, number)]
             items = {number: self._quoted_items(subject, number) for number in chunk}
             wanted = {item for named in items.values() for item in named}
             texts = item_texts(wanted) if item_texts and wanted else {}
@@ -175,17 +244,18 @@ class PromptWriter:
         if subject == "item":
             return []
         if subject == "user":
-            start, stop = self._train_range[number], self._train_range[number + 1]
-            return self._train_items[start : min(stop, start + self.config.user_items)].tolist()
+            return self._liked[number][: self.config.user_items].tolist()
         groups = self._links.groups(number, self.config.linked_items)
-        linked = {other for group in groups for other in group.others if other < self._n_items}
+        linked = {other for group in groups for other in group.others if other < len(self._popularity)}
         return sorted(linked, key=lambda item: (-self._popularity[item], item))[: self.config.linked_items]
 
     def _prompt(
         self, subject: str, number: int, items: list[int], texts: Mapping[int, str], reviews: list[str]
     ) -> Prompt:
-        write = {"item": self._item, "auxiliary": self._auxiliary, "user": self._user}[subject]
-        lines, task = write(number, items, texts)
+        words = self.config.user_item_words if subject == "user" else self.config.linked_words
+        known = ((self._names.labels[item], clean(texts.get(item, ""), words)) for item in items)
+        quoted = [f"{label}: {text}" if text else label for label, text in known]
+        lines, task = {"item": self._item, "auxiliary": self._auxiliary, "user": self._user}[subject](number, quoted)
         if kept := self._within_budget(reviews):
             who = f"reviews this {self.domain.user} wrote" if subject == "user" else f"reviews by {self.domain.users}"
             lines += _section(who, kept)
@@ -201,9 +271,9 @@ class PromptWriter:
         )
         return Prompt(subject, number, system, f"{block}\n\n{task}", data)
 
-    def _item(self, number: int, items: list[int], texts: Mapping[int, str]) -> tuple[list[str], str]:  # noqa: ARG002
-        domain, label = self.domain, self._names.labels[number]
-        lines = [f"{domain.item}: {_quoted(label)}"]
+    def _item(self, number: int, _: list[str]) -> tuple[list[str], str]:
+        domain = self.domain
+        lines = [f"{domain.item}: {_quoted(self._names.labels[number])}"]
         if description := clean(self._descriptions[number], self.config.description_words):
             lines.append(f"description: {_quoted(description)}")
         lines += _section("facts", self._facts(number))
@@ -214,11 +284,10 @@ class PromptWriter:
             f"and why. At most {WORD_LIMIT['item']} words."
         )
 
-    def _auxiliary(self, number: int, items: list[int], texts: Mapping[int, str]) -> tuple[list[str], str]:
+    def _auxiliary(self, number: int, quoted: list[str]) -> tuple[list[str], str]:
         domain, kind = self.domain, clean(self._kinds[number])
         lines = [f"name: {_quoted(self._names.labels[number])}", f"kind: {_quoted(kind)}"]
         lines += _section("facts", self._facts(number))
-        quoted = [self._with_profile(item, texts, self.config.linked_words) for item in items]
         lines += _section(f"some of the {domain.items} it is linked to, with their profiles", quoted)
         return lines, (
             f"Write the profile of what is named first. Say what it is (background only where you are sure of it), "
@@ -226,11 +295,9 @@ class PromptWriter:
             f"At most {WORD_LIMIT['auxiliary']} words."
         )
 
-    def _user(self, number: int, items: list[int], texts: Mapping[int, str]) -> tuple[list[str], str]:
-        domain = self.domain
-        total = int(self._train_range[number + 1] - self._train_range[number])
-        shown = f", {len(items)} of {total}" if len(items) < total else ""
-        quoted = [self._with_profile(item, texts, self.config.user_item_words) for item in items]
+    def _user(self, number: int, quoted: list[str]) -> tuple[list[str], str]:
+        domain, total = self.domain, len(self._liked[number])
+        shown = f", {len(quoted)} of {total}" if len(quoted) < total else ""
         lines = _section(f"{domain.items} that this {domain.user} {domain.did}{shown}", quoted)
         first, second, third = domain.aspects
         return lines, (
@@ -245,23 +312,15 @@ class PromptWriter:
 
     def _second_hop_facts(self, number: int) -> list[str]:
         """Facts of linked auxiliary entities; the triple that leads back to the item is left out."""
-        near = {other for group in self._links.groups(number, self.config.names_per_fact) for other in group.others}
-        linked = sorted(
-            (entity for entity in near if entity >= self._n_items), key=lambda e: (self._links.degree(e), e)
+        groups = self._links.groups(number, self.config.names_per_fact)
+        linked = {other for group in groups for other in group.others if other >= len(self._popularity)}
+        facts = (
+            self._names.fact(entity, rest, subject=self._names.labels[entity])
+            for entity in sorted(linked, key=lambda entity: (self._links.degree(entity), entity))
+            for group in self._links.groups(entity, _SECOND_HOP_NAMES + 1)
+            if (rest := group.without(number, _SECOND_HOP_NAMES))
         )
-        facts: list[str] = []
-        for entity in linked:
-            label = self._names.labels[entity]
-            for group in self._links.groups(entity, _SECOND_HOP_NAMES + 1):
-                if len(facts) == self.config.second_hop:
-                    return facts
-                if rest := group.without(number, _SECOND_HOP_NAMES):
-                    facts.append(self._names.fact(entity, rest, subject=label))
-        return facts
-
-    def _with_profile(self, item: int, texts: Mapping[int, str], words: int) -> str:
-        label, text = self._names.labels[item], clean(texts.get(item, ""), words)
-        return f"{label}: {text}" if text else label
+        return list(islice(facts, self.config.second_hop))
 
     def _within_budget(self, reviews: list[str]) -> list[str]:
         left, kept = self.config.review_tokens, []

@@ -10,8 +10,7 @@ import pytest
 from spike_kit.base.errors import ConfigError
 from spike_kit.data.dataset import SUBJECTS, Dataset
 from spike_kit.profiles.cost import estimate_tokens
-from spike_kit.profiles.domains import DOMAINS, domain_name
-from spike_kit.profiles.prompts import Prompt, PromptConfig, PromptWriter, prompt_texts
+from spike_kit.profiles.prompts import DOMAINS, Prompt, PromptConfig, PromptWriter, domain_name, prompt_texts
 from spike_kit.profiles.template import template_profiles
 from tests.profiles import tiny
 from tests.profiles.tiny import in_memory, tiny_study, tiny_tables
