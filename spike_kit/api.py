@@ -18,6 +18,7 @@ from spike_kit.data.dataset import Dataset
 from spike_kit.data.sources import find_recipe
 from spike_kit.data.vectors import ProfileVectors
 from spike_kit.evaluation import ranking
+from spike_kit.evaluation.ranking import HEADLINE
 from spike_kit.evaluation.signal import signal_table
 from spike_kit.experiments import run as experiment
 from spike_kit.experiments import search as searching
@@ -35,7 +36,8 @@ from spike_kit.profiles.prompts import Prompt, PromptConfig, PromptWriter, promp
 from spike_kit.profiles.quality import quality_table
 from spike_kit.profiles.template import TEMPLATE, WORD_LIMIT, ensure_profiles
 from spike_kit.results.comparison import comparison_table
-from spike_kit.results.tables import HEADLINE, results_table, run_label
+from spike_kit.results.frames import results_table
+from spike_kit.results.tables import run_label
 from spike_kit.views.ablation import AblationStudy
 
 logger = logging.getLogger(__name__)

@@ -477,7 +477,7 @@ def evaluate(
         Length of lists whose coverage, novelty, diversity, calibration, popularity and item groups are shown instead.
     """
     from spike_kit.experiments.run import finished_runs
-    from spike_kit.results.tables import lists_markdown, ranked_table
+    from spike_kit.results.report import lists_markdown, ranked_table
 
     data = _open(dataset)
     finished = finished_runs(data)
@@ -565,7 +565,7 @@ def compare(
         Where the files are written; default: figures/.
     """
     from spike_kit.experiments.archive import find_runs
-    from spike_kit.figures.report import write_comparison
+    from spike_kit.results.report import write_comparison
 
     text, files = write_comparison(find_runs(runs), metric, split, quarter, reference, folder)
     print(text)
@@ -593,7 +593,7 @@ def results(
     into
         Markdown file that takes in the tables of docs/study, between <!-- NAME --> and <!-- end of NAME -->.
     """
-    from spike_kit.figures.report import tables_of
+    from spike_kit.results.report import tables_of
 
     tables = tables_of(datasets, reference, into)
     if into is None:

@@ -2,21 +2,12 @@
 
 from __future__ import annotations
 
-import json
 import textwrap
-from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 import pandas as pd
 
-from spike_kit.base import storage
-from spike_kit.base.errors import DataError
-from spike_kit.data.dataset import Dataset
-from spike_kit.evaluation.groups import sparsity_groups
-from spike_kit.experiments import ablation
-from spike_kit.experiments.run_folder import Run, versions
-from spike_kit.experiments.tuned import TUNED
 from spike_kit.figures.style import (
     COLOURS,
     DASHES,
@@ -27,83 +18,15 @@ from spike_kit.figures.style import (
     figure_style,
     legend_columns,
     legend_height,
-    metric_name,
     plain,
 )
-from spike_kit.models import MODELS
-from spike_kit.models.recommender import TrainedRecommender
-from spike_kit.models.spike import SpikeConfig
-from spike_kit.profiles.encode import DEFAULT_ENCODER
-from spike_kit.profiles.template import TEMPLATE
-from spike_kit.results.frames import grouped_by_seed
-from spike_kit.results.significance import (
-    bootstrap_interval,
-    holm,
-    mark,
-    over_shared_seeds,
-    paired_test,
-    per_user_metric,
-)
-from spike_kit.results.tables import run_label, usual_settings
-from spike_kit.training.checkpoint import MONITOR
+from spike_kit.results.tables import metric_name
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-_TRAINED = {name for name, model in MODELS.items() if issubclass(model, TrainedRecommender)}
-"""Models with a training loop."""
-
 _LABEL = 28
 """Letters of a line of an ablation's name."""
-
-
-def ablation_frame(
-    full: Sequence[Run], others: Sequence[Run], metric: str = MONITOR, split: str = "test"
-) -> pd.DataFrame:
-    """Data of `ablation_bars`: every ablation against the full model, paired by user.
-
-    Parameters
-    ----------
-    full
-        Runs of the full model, one per seed.
-    others
-        Runs of the ablations, each compared over the seeds it shares with the full model; without any it is left out.
-
-    Returns
-    -------
-    DataFrame
-        model, metric, split, seeds (shared ones), mean and sd over these seeds (NaN for one), difference to the full
-        model, low, high (95 % bootstrap interval over users), p (permutation test, Holm-corrected over the rows) and
-        its mark.
-    """
-    rows = []
-    for group in grouped_by_seed(others).values():
-        ours, whole = over_shared_seeds(group, full)
-        if not ours:
-            continue
-        test = paired_test(per_user_metric(ours, metric, split), per_user_metric(whole, metric, split))
-        values = pd.Series([run.metrics[split][metric] for run in ours])
-        row = {"model": ablation_label(ours[0]), "metric": metric, "split": split, "seeds": len(ours)}
-        found = {"difference": test.difference, "low": test.low, "high": test.high}
-        rows.append({**row, "mean": values.mean(), "sd": values.std(), **found, "p": test.p_permutation})
-    columns = ["model", "metric", "split", "seeds", "mean", "sd", "difference", "low", "high", "p"]
-    frame = pd.DataFrame(rows, columns=columns)
-    frame["p"] = holm(frame["p"].to_numpy(dtype=float))
-    frame["mark"] = [mark(p) for p in frame["p"]]
-    return frame
-
-
-def ablation_label(run: Run) -> str:
-    """What differs from the full SPiKE, by the name of the ablation where it has one."""
-    if run.config["model"] != "spike":
-        return run_label(run)
-    usual = SpikeConfig.parse(usual_settings(run)["model_settings"])
-    changed = ablation.changes(SpikeConfig.parse(run.config["model_settings"]), usual)
-    usual_text = {"profiles": (TEMPLATE, "profiles from"), "encoder": (DEFAULT_ENCODER, "encoded by")}
-    text = [
-        f"{words} {run.config[key]}" for key, (name, words) in usual_text.items() if run.config.get(key, name) != name
-    ]
-    return ", ".join(([ablation.label(changed)] if changed or not text else []) + text)
 
 
 def ablation_bars(frame: pd.DataFrame) -> Figure:
@@ -137,47 +60,6 @@ def ablation_bars(frame: pd.DataFrame) -> Figure:
     return figure
 
 
-def sensitivity_frame(runs: Sequence[Run], metric: str = MONITOR, split: str = "valid") -> pd.DataFrame:
-    """Data of `sensitivity_lines`: runs that differ in one setting (and the seed), for every such setting.
-
-    Returns
-    -------
-    DataFrame
-        model, setting, value, metric, split, seeds, mean, sd over seeds (NaN for one); sorted by value. Of several
-        series of one setting the one with the most values is kept.
-    """
-    flat = [(_flat(run), run.metrics[split][metric]) for run in runs]
-    settings = dict.fromkeys(name for config, _ in flat for name in config if name.startswith(_SETTING))
-    parts = []
-    for name in settings:
-        series: dict[str, list[tuple[Any, float]]] = {}
-        for config, result in flat:
-            if name in config:
-                rest = {key: value for key, value in config.items() if key != name}
-                series.setdefault(storage.canonical_json(rest), []).append((config[name], result))
-        key, longest = max(series.items(), key=lambda item: len({str(value) for value, _ in item[1]}))
-        if len({str(value) for value, _ in longest}) > 1:
-            frame = pd.DataFrame(longest, columns=["value", "result"])
-            groups = frame.groupby("value", sort=True)["result"].agg(seeds="count", mean="mean", sd="std").reset_index()
-            groups["value"] = groups["value"].astype(object)
-            about = {"model": json.loads(key)["model"], "setting": name.removeprefix(_SETTING)}
-            parts.append(groups.assign(**about, metric=metric, split=split))
-    columns = ["model", "setting", "value", "metric", "split", "seeds", "mean", "sd"]
-    return pd.concat(parts, ignore_index=True)[columns] if parts else pd.DataFrame(columns=columns)
-
-
-_SETTING = "setting."
-
-
-def _flat(run: Run) -> dict[str, Any]:
-    """What may differ between runs besides the seed: settings, text, data and code."""
-    config = run.config
-    kept = ("model", "data_sha256", "profiles", "encoder", "vectors_sha256")
-    settings = config["model_settings"] | config["training_settings"]
-    known = {key: config.get(key, "") for key in kept} | {"versions": versions(config)}
-    return known | {f"{_SETTING}{key}": value for key, value in settings.items()}
-
-
 def sensitivity_lines(frame: pd.DataFrame, columns: int = 4) -> Figure:
     """Draw one small panel per setting of `sensitivity_frame`; numbers stand at their place, names side by side."""
     from matplotlib.figure import Figure
@@ -203,28 +85,6 @@ def sensitivity_lines(frame: pd.DataFrame, columns: int = 4) -> Figure:
         first = frame.iloc[0]
         figure.supylabel(f"{metric_name(first['metric'])} ({plain(first['split'])})", fontsize=8)
     return figure
-
-
-def sparsity_frame(
-    data: Dataset, runs: Sequence[Run], metric: str = MONITOR, split: str = "test", n: int = 4
-) -> pd.DataFrame:
-    """Data of `sparsity_bars`: each model in each group of users by train interactions.
-
-    Returns
-    -------
-    DataFrame
-        model, group (train interactions), users, metric, split, mean, low, high (95 % bootstrap interval over users).
-    """
-    groups, rows = sparsity_groups(data, n), []
-    for label, group in grouped_by_seed(runs).items():
-        values = per_user_metric(group, metric, split)
-        for name in groups.cat.categories:
-            inside = values[values.index.isin(groups.index[groups == name])]
-            if len(inside):
-                low, high = bootstrap_interval(inside.to_numpy())
-                row = {"model": label, "group": name, "users": len(inside), "metric": metric, "split": split}
-                rows.append(row | {"mean": float(inside.mean()), "low": low, "high": high})
-    return pd.DataFrame(rows)
 
 
 def sparsity_bars(frame: pd.DataFrame) -> Figure:
@@ -263,27 +123,6 @@ _FEW = 6
 """Models whose bars are still told apart in one column of a page."""
 
 
-def efficiency_frame(runs: Sequence[Run], metric: str = MONITOR, split: str = "test") -> pd.DataFrame:
-    """Data of `efficiency_points`: what a model's training takes, and what it gives; means over seeds.
-
-    Returns
-    -------
-    DataFrame
-        model, metric, split, seeds, quality, seconds of training, peak_gib (largest memory of the training process;
-        NaN where it was not recorded), device.
-    """
-    rows = []
-    for label, group in grouped_by_seed(runs).items():
-        means = {
-            "quality": np.mean([run.metrics[split][metric] for run in group]),
-            "seconds": np.mean([run.metrics["seconds"] for run in group]),
-            "peak_gib": np.mean([run.metrics.get("peak_gib", np.nan) for run in group]),
-        }
-        row = {"model": label, "metric": metric, "split": split, "seeds": len(group)}
-        rows.append(row | means | {"device": group[0].environment["device"]})
-    return pd.DataFrame(rows)
-
-
 def efficiency_points(frame: pd.DataFrame) -> Figure:
     """Draw quality over seconds of training, and over peak memory where it is known; one mark per model."""
     from matplotlib.figure import Figure
@@ -317,22 +156,6 @@ def _number(value: float, _: int) -> str:
     return f"{value:g}"
 
 
-def curves_frame(runs: Sequence[Run] | Mapping[str, list[Run]], metric: str = MONITOR) -> pd.DataFrame:
-    """Data of `curve_lines`: validation metric of every validated epoch: model, seed, epoch, seconds, metric, value.
-
-    ``runs`` may be grouped already (`grouped_by_seed`).
-    """
-    column, parts = f"valid_{metric}", []
-    for label, group in grouped_by_seed(runs).items():
-        for run in group:
-            if column in run.history:
-                rows = run.history.dropna(subset=[column])
-                part = pd.DataFrame({"epoch": rows["epoch"], "seconds": rows["seconds"], "value": rows[column]})
-                parts.append(part.assign(model=label, seed=run.config["seed"], metric=metric))
-    columns = ["model", "seed", "epoch", "seconds", "metric", "value"]
-    return pd.concat(parts, ignore_index=True)[columns] if parts else pd.DataFrame(columns=columns)
-
-
 def curve_lines(frame: pd.DataFrame) -> Figure:
     """Draw the validation metric over seconds of training, a line per run; seeds of a model look alike."""
     from matplotlib.figure import Figure
@@ -351,70 +174,3 @@ def curve_lines(frame: pd.DataFrame) -> Figure:
         handles, labels = axes.get_legend_handles_labels()
         figure.legend(handles, labels, loc="outside upper center", ncols=legend_columns(labels, ONE_COLUMN))
     return figure
-
-
-def main_runs(runs: Sequence[Run]) -> list[Run]:
-    """Runs of every model at its best: tuned where it was, else as it is recommended, else trained otherwise.
-
-    In the same order for every data set, so that a model keeps its colour: those without training, the trained ones,
-    SPiKE.
-    """
-    chosen: list[Run] = []
-    names = list(MODELS)
-    known = {run.config["model"] for run in runs}
-    for model in sorted(known, key=lambda name: (name == "spike", name in _TRAINED, names.index(name))):
-        try:
-            full, _ = full_model(runs, model)
-        except DataError:
-            continue
-        chosen += preset_runs(runs, model, full[0].config["preset"]) or full
-    return chosen
-
-
-def preset_runs(runs: Sequence[Run], model: str, preset: str = "recommended") -> list[Run]:
-    """Runs of a model as its preset says, with the usual text, of the versions of the last of them."""
-    usual = [run for run in _unchanged(runs, model, preset) if _same_as_usual(run, "training_settings")]
-    return [run for run in usual if versions(run.config) == versions(usual[-1].config)]
-
-
-def _same_as_usual(run: Run, part: str) -> bool:
-    return run.config[part] == usual_settings(run)[part]
-
-
-def _unchanged(runs: Sequence[Run], model: str, preset: str) -> list[Run]:
-    """Runs of a model with the settings of a preset and the usual text, however trained."""
-    text = {"profiles": TEMPLATE, "encoder": DEFAULT_ENCODER}
-    return [
-        run
-        for run in runs
-        if run.config["model"] == model
-        and run.config["preset"] == preset
-        and _same_as_usual(run, "model_settings")
-        and all(run.config.get(key, value) == value for key, value in text.items())
-    ]
-
-
-def full_model(runs: Sequence[Run], model: str = "spike") -> tuple[list[Run], list[Run]]:
-    """Part the runs of a model into those of its tuned form, or else its recommended preset, and its ablations.
-
-    Ablations share preset and training settings with the full model; where there are several such settings, those with
-    the most ablations are taken.
-
-    Raises
-    ------
-    DataError
-        If the full model was not run.
-    """
-    for preset in (TUNED, "recommended"):
-        unchanged = _unchanged(runs, model, preset)
-        groups: dict[str, tuple[list[Run], list[Run]]] = {}
-        for run in runs:
-            config = run.config
-            if config["model"] == model and config["preset"] == preset:
-                same = [config["training_settings"], config["data_sha256"], versions(config)]
-                full, others = groups.setdefault(storage.canonical_json(same), ([], []))
-                (full if run in unchanged else others).append(run)
-        found = [group for group in groups.values() if group[0]]
-        if found:
-            return max(found, key=lambda group: len(grouped_by_seed(group[1])))
-    raise DataError(f"the full model of {model} was not run", f"train it: spike-kit train --model {model}")

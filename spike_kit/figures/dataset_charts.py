@@ -7,48 +7,11 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pandas as pd
 
-from spike_kit.data.dataset import SUBJECTS, Dataset
 from spike_kit.figures.style import COLOURS, HATCHES, MARKERS, TWO_COLUMNS, figure_style, legend_columns, plain
+from spike_kit.results.frames import WORD_SHARES
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
-
-_SHARES = (0.05, 0.25, 0.5, 0.75, 0.95)
-
-
-def degree_frame(data: Dataset) -> pd.DataFrame:
-    """Data of the left panel of `graph_statistics`: how many nodes have at least a degree.
-
-    Returns
-    -------
-    DataFrame
-        of (users and items by train interactions, items and other entities by triples), degree, nodes (with at least
-        this degree), share of all nodes of the kind; degree 0 is left out, since the axis is logarithmic.
-    """
-    train, n_items = data.split("train"), len(data.items)
-    ends = pd.concat([data.triples["head"], data.triples["tail"]]).to_numpy()
-    triples = np.bincount(ends, minlength=len(data.entities))
-    degrees = {
-        "users, interactions": np.bincount(train["user"], minlength=len(data.users)),
-        "items, interactions": np.bincount(train["item"], minlength=n_items),
-        "items, triples": triples[:n_items],
-        "other entities, triples": triples[n_items:],
-    }
-    parts = []
-    for name, degree in degrees.items():
-        values, counts = np.unique(degree, return_counts=True)
-        above = counts[::-1].cumsum()[::-1]
-        part = pd.DataFrame({"of": name, "degree": values, "nodes": above, "share": above / max(len(degree), 1)})
-        parts.append(part[part["degree"] > 0])
-    return pd.concat(parts, ignore_index=True)
-
-
-def relation_frame(data: Dataset) -> pd.DataFrame:
-    """Data of the right panel of `graph_statistics`: relation and triples, the most frequent first."""
-    counts = data.triples["relation"].value_counts()
-    labels = data.relations.set_index("relation")["label"]
-    frame = pd.DataFrame({"relation": labels, "triples": counts.reindex(labels.index, fill_value=0)})
-    return frame.sort_values("triples", ascending=False, kind="stable").reset_index(drop=True)
 
 
 def graph_statistics(degrees: pd.DataFrame, relations: pd.DataFrame, most: int = 12) -> Figure:
@@ -88,24 +51,6 @@ def graph_statistics(degrees: pd.DataFrame, relations: pd.DataFrame, most: int =
     return figure
 
 
-def quality_frame(measured: pd.DataFrame) -> pd.DataFrame:
-    """Data of `profile_quality`, from `spike_kit.profiles.quality.measure_profiles`.
-
-    Returns
-    -------
-    DataFrame
-        profiles (name of the set), subject, n (of profiles), faithfulness (mean share of named facts that stand in
-        the prompt), and quantiles of the words: ``words 5 %`` to ``words 95 %``.
-    """
-    groups = measured.groupby(["profiles", "subject"], sort=False)
-    frame = groups.agg(n=("words", "size"), faithfulness=("faithfulness", "mean"))
-    for share in _SHARES:
-        frame[f"words {share:.0%}".replace("%", " %")] = groups["words"].quantile(share)
-    frame = frame.reset_index()
-    order = frame["subject"].map(SUBJECTS.index)
-    return frame.iloc[np.lexsort([order, frame["profiles"].factorize()[0]])].reset_index(drop=True)
-
-
 def profile_quality(frame: pd.DataFrame) -> Figure:
     """Draw words (box: quartiles and median, whiskers: 5 % and 95 %) and faithfulness of each profile set."""
     from matplotlib.figure import Figure
@@ -121,8 +66,7 @@ def profile_quality(frame: pd.DataFrame) -> Figure:
             place = subjects.index(row["subject"]) + (index - (len(names) - 1) / 2) * width
             look = {"facecolor": COLOURS[index % len(COLOURS)], "hatch": HATCHES[index % len(HATCHES)]}
             keys = ("whislo", "q1", "med", "q3", "whishi")
-            names = [f"words {share:.0%}".replace("%", " %") for share in _SHARES]
-            box = {key: row[name] for key, name in zip(keys, names, strict=True)}
+            box = {key: row[name] for key, name in zip(keys, WORD_SHARES, strict=True)}
             left.bxp(
                 [box],
                 positions=[place],

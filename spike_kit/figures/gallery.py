@@ -19,14 +19,15 @@ from spike_kit.evaluation.maps import umap_coordinates
 from spike_kit.experiments.run import load_model
 from spike_kit.experiments.run_folder import Run
 from spike_kit.figures import comparisons, dataset_charts
-from spike_kit.figures.latex import latex_table
 from spike_kit.figures.maps import embedding_maps
-from spike_kit.figures.results import result_bars, results_frame
+from spike_kit.figures.results import result_bars
 from spike_kit.figures.style import export
 from spike_kit.models.spike import Spike
 from spike_kit.profiles.prompts import prompt_texts
 from spike_kit.profiles.quality import measure_profiles
-from spike_kit.results.tables import results_table
+from spike_kit.results import frames
+from spike_kit.results.comparison import ablation_frame
+from spike_kit.results.latex import latex_table
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -107,7 +108,7 @@ def _results_latex(data: Dataset, runs: Sequence[Run], folder: Path, split: str)
         return Artefact("table", missing="no run is finished")
     file = folder / f"results-{data.name}.tex"
     with storage.atomic_file(file) as temporary:
-        temporary.write_text(latex_table(results_table(runs, split)), encoding="utf-8")
+        temporary.write_text(latex_table(frames.results_table(runs, split)), encoding="utf-8")
     return Artefact("table", (file,))
 
 
@@ -117,49 +118,49 @@ def _need(rows: Sized, missing: str) -> None:
 
 
 def _results(data: Dataset, runs: Sequence[Run], split: str) -> Drawn:  # noqa: ARG001 (one signature for all figures)
-    main = comparisons.main_runs(runs)
+    main = frames.main_runs(runs)
     _need(main, "no run of a tuned or recommended preset is finished")
-    frame = results_frame(main, split=split)
+    frame = frames.results_frame(main, split=split)
     return result_bars(frame), frame
 
 
 def _ablation(data: Dataset, runs: Sequence[Run], split: str) -> Drawn:  # noqa: ARG001
-    full, others = comparisons.full_model(runs)
+    full, others = frames.full_model(runs)
     _need(others, "no ablation of SPiKE is finished (notebook 05 trains them)")
-    frame = comparisons.ablation_frame(full, others, split=split)
+    frame = ablation_frame(full, others, split=split)
     _need(frame, "no ablation of SPiKE shares a seed with the full model")
     return comparisons.ablation_bars(frame), frame
 
 
 def _sensitivity(data: Dataset, runs: Sequence[Run], split: str) -> Drawn:  # noqa: ARG001
     _need(runs, "no run is finished")
-    frame = comparisons.sensitivity_frame(runs)
+    frame = frames.sensitivity_frame(runs)
     _need(frame, "no two runs differ in one setting only")
     return comparisons.sensitivity_lines(frame), frame
 
 
 def _sparsity(data: Dataset, runs: Sequence[Run], split: str) -> Drawn:
-    main = comparisons.main_runs(runs)
+    main = frames.main_runs(runs)
     _need(main, "no run of a tuned or recommended preset is finished")
-    frame = comparisons.sparsity_frame(data, main, split=split)
+    frame = frames.sparsity_frame(data, main, split=split)
     return comparisons.sparsity_bars(frame), frame
 
 
 def _efficiency(data: Dataset, runs: Sequence[Run], split: str) -> Drawn:  # noqa: ARG001
-    main = [run for run in comparisons.main_runs(runs) if run.metrics["epochs"]]
+    main = [run for run in frames.main_runs(runs) if run.metrics["epochs"]]
     _need(main, "no trained run of a tuned or recommended preset is finished")
-    frame = comparisons.efficiency_frame(main, split=split)
+    frame = frames.efficiency_frame(main, split=split)
     return comparisons.efficiency_points(frame), frame
 
 
 def _curves(data: Dataset, runs: Sequence[Run], split: str) -> Drawn:  # noqa: ARG001
-    frame = comparisons.curves_frame(comparisons.main_runs([run for run in runs if not run.history.empty]))
+    frame = frames.curves_frame(frames.main_runs([run for run in runs if not run.history.empty]))
     _need(frame, "no trained run of a tuned or recommended preset has its learning curve here")
     return comparisons.curve_lines(frame), frame
 
 
 def _graph(data: Dataset, runs: Sequence[Run], split: str) -> Drawn:  # noqa: ARG001
-    degrees, relations = dataset_charts.degree_frame(data), dataset_charts.relation_frame(data)
+    degrees, relations = frames.degree_frame(data), frames.relation_frame(data)
     both = pd.concat([degrees, relations.rename(columns={"relation": "of", "triples": "nodes"})], ignore_index=True)
     return dataset_charts.graph_statistics(degrees, relations), both
 
@@ -169,13 +170,13 @@ def _quality(data: Dataset, runs: Sequence[Run], split: str) -> Drawn:  # noqa: 
     _need(names, f"{data.name} has no profiles")
     prompts = {name: prompt_texts(data, name) for name in names}
     measured = measure_profiles({name: data.profiles(name) for name in names}, prompts)
-    frame = dataset_charts.quality_frame(measured)
+    frame = frames.quality_frame(measured)
     return dataset_charts.profile_quality(frame), frame
 
 
 def _map(data: Dataset, runs: Sequence[Run], split: str) -> Drawn:  # noqa: ARG001
     here = [run for run in runs if run.has_weights and "profiles" in run.config and run.config["model"] == "spike"]
-    spike = next(iter(comparisons.main_runs(here)), None)
+    spike = next(iter(frames.main_runs(here)), None)
     if spike is None:
         raise DataError("no run of SPiKE with profiles has its weights here")
     text, final = node_vectors(data, spike)

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
 import pandas as pd
 
-from spike_kit.experiments.run_folder import Run
 from spike_kit.figures.style import (
     COLOURS,
     HATCHES,
@@ -16,50 +14,14 @@ from spike_kit.figures.style import (
     figure_style,
     legend_columns,
     legend_height,
-    metric_name,
     plain,
 )
-from spike_kit.results.frames import grouped_by_seed
-from spike_kit.results.significance import bootstrap_interval, per_user_metric
+from spike_kit.results.tables import metric_name
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.container import BarContainer
     from matplotlib.figure import Figure
-
-CUTOFFS = ("@10", "@20", "@40")
-"""Cut-offs of the main results."""
-
-
-def results_frame(
-    runs: Sequence[Run], metrics: Sequence[str] = ("recall", "ndcg"), split: str = "test"
-) -> pd.DataFrame:
-    """Data of `result_bars`: the mean of every metric for every model.
-
-    Returns
-    -------
-    DataFrame
-        model, split, metric, seeds, mean, low, high, and what the interval is: mean -+ one standard deviation over
-        seeds, or, where there is one seed, a 95 % bootstrap interval over users; ``low`` and ``high`` are the mean, and
-        what they are is empty, where users' values of some metric are not known (an archive has NDCG@20 only).
-    """
-    rows, wanted = [], [f"{name}{cutoff}" for name in metrics for cutoff in CUTOFFS]
-    for label, group in grouped_by_seed(runs).items():
-        known = all(metric in group[0].per_user for metric in wanted)
-        for metric in wanted:
-            values = [run.metrics[split][metric] for run in group]
-            mean = float(np.mean(values))
-            if len(values) > 1:
-                spread = float(np.std(values, ddof=1))
-                low, high, what = mean - spread, mean + spread, "sd over seeds"
-            elif known:
-                low, high = bootstrap_interval(per_user_metric(group, metric, split).to_numpy())
-                what = "95 % over users"
-            else:
-                low, high, what = mean, mean, ""
-            row = {"model": label, "split": split, "metric": metric, "seeds": len(values)}
-            rows.append(row | {"mean": mean, "low": low, "high": high, "interval": what})
-    return pd.DataFrame(rows)
 
 
 def result_bars(frame: pd.DataFrame) -> Figure:

@@ -70,13 +70,6 @@ def plain(text: str) -> str:
     return text.replace("$", r"\$")
 
 
-def metric_name(metric: str) -> str:
-    """Name of a metric as a paper writes it: ``ndcg@20`` is NDCG@20."""
-    name, *cutoff = metric.split("@")
-    written = {"ndcg": "NDCG", "mrr": "MRR"}.get(name, name.replace("_", " ").capitalize())
-    return "@".join([written, *cutoff])
-
-
 def legend_columns(labels: Sequence[str], inches: float) -> int:
     """Columns of a legend above a figure of some width, so that the labels fit."""
     widest = max((len(label) for label in labels), default=1) * _CHARACTER + _HANDLE

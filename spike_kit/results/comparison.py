@@ -1,24 +1,24 @@
-"""Every model against one of them: paired tests over users and over seeds, corrected for their number."""
+"""Models against one of them: paired tests over users and over seeds, corrected for their number."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import pandas as pd
 
-from spike_kit.base.errors import ConfigError, DataError, require, some
+from spike_kit.base.errors import ConfigError, DataError, some
 from spike_kit.experiments.run_folder import Run
-from spike_kit.results.frames import grouped_by_seed
-from spike_kit.results.significance import holm, mark, paired_test, per_user_metric
-from spike_kit.results.tables import markdown_table
+from spike_kit.results.frames import Runs, grouped_by_seed, over_shared_seeds, per_user_metric, seed_means
+from spike_kit.results.significance import holm, mark, paired_test
+from spike_kit.results.tables import ablation_label, markdown_table, spread
+from spike_kit.training.checkpoint import MONITOR
 
 TESTS = {"p t": "p_t", "p wilcoxon": "p_wilcoxon", "p permutation": "p_permutation"}
 """Columns of the tests over users, and the fields of `spike_kit.results.significance.PairedTest` they hold."""
 
-_COLUMNS = (
-    *("sd", "users", "difference", "low", "high", "effect", *TESTS, "mark"),
-    *("shared seeds", "seed difference", "seed sd", "p seeds"),
-)
+PAIRED = ("users", "difference", "low", "high", "effect", *TESTS)
+"""Columns of `paired`."""
 
 HYPOTHESES = """\
 p t: the mean difference over all users that these are a sample of is zero (paired t-test).
@@ -29,9 +29,40 @@ Users: each user's values are averaged over seeds first. All tests are two-sided
 """Null hypotheses in words."""
 
 
+def paired(
+    ours: Sequence[Run],
+    reference: Sequence[Run],
+    metric: str = MONITOR,
+    split: str = "test",
+    users: pd.Index | None = None,
+    seed: int = 0,
+) -> dict[str, float]:
+    """Compare the runs of a model with those of a reference, user by user (each the mean over its seeds).
+
+    Returns
+    -------
+    dict
+        users, difference (model minus reference), low, high (95 % bootstrap over users), effect (d_z), and the
+        p-values of `TESTS`, not yet corrected (see `corrected`).
+    """
+    values, others = (per_user_metric(runs, metric, split, users) for runs in (ours, reference))
+    test = paired_test(values, others, seed=seed)
+    row: dict[str, float] = {"users": test.n_users, "difference": test.difference, "low": test.low, "high": test.high}
+    return row | {"effect": test.effect, **{column: getattr(test, field) for column, field in TESTS.items()}}
+
+
+def corrected(table: pd.DataFrame) -> pd.DataFrame:
+    """A table whose rows hold what `paired` gives, or nothing, with Holm's p-values over all rows and their ``mark``.
+
+    Every column whose name begins with ``p`` and a space is corrected; the mark is that of the permutation test.
+    """
+    adjusted = {name: holm(table[name]) for name in map(str, table) if name.startswith("p ")}
+    return table.assign(**adjusted, mark=[mark(p) for p in adjusted["p permutation"]])
+
+
 def comparison_table(
-    runs: Sequence[Run],
-    metric: str = "ndcg@20",
+    runs: Runs,
+    metric: str = MONITOR,
     split: str = "test",
     reference: str = "",
     users: pd.Index | None = None,
@@ -59,8 +90,8 @@ def comparison_table(
     -------
     DataFrame
         One row per model, the best mean first: model, seeds, the metric, sd over seeds, and where it is not the
-        reference: users, difference (model minus reference), low, high (95 % bootstrap over users), effect (d_z), the
-        p-values of `TESTS`, mark (of p permutation), then over the shared seeds: seed difference, seed sd, p seeds.
+        reference the columns of `paired` with Holm's p-values and their mark, then over the shared seeds: seed
+        difference, seed sd, p seeds.
 
     Raises
     ------
@@ -69,40 +100,30 @@ def comparison_table(
     DataError
         If the models do not rank the same users, or none of ``users``.
     """
-    if not runs:
+    models = grouped_by_seed(runs)
+    if not models:
         raise ConfigError("there is no run to compare", "train some first")
-    versions = {(run.config["dataset"], run.config["data_sha256"]) for run in runs}
+    versions = {(run.config["dataset"], run.config["data_sha256"]) for group in models.values() for run in group}
     if len(versions) > 1:
         raise ConfigError(
             f"runs of {some(sorted({name for name, _ in versions}))}, or of several builds of it, cannot be compared",
-            "give runs of one study as it was built once",
+            "give runs of one data set as it was built once",
         )
-    models = grouped_by_seed(runs)
-    name = reference or max(models, key=lambda label: _mean(models[label], metric, "valid"))
+    name = reference or max(models, key=lambda label: seed_means(models[label], metric, "valid").mean())
     if name not in models:
         raise ConfigError(f"there is no model {name!r}", f"there are {some(models, limit=20)}")
-    values = {label: _among(per_user_metric(group, metric, split), users) for label, group in models.items()}
-    seeds = {label: _by_seed(group, metric, split, users) for label, group in models.items()}
+    seeds = {label: seed_means(group, metric, split, users) for label, group in models.items()}
     rows = []
     for label, means in seeds.items():
         row = {"model": label, "seeds": len(means), metric: means.mean(), "sd": means.std()}
         if label != name:
-            row |= _against(values[label], values[name], seed) | _over_seeds(means, seeds[name])
+            row |= paired(models[label], models[name], metric, split, users, seed) | _over_seeds(means, seeds[name])
         rows.append(row)
-    columns = ["model", "seeds", metric, *_COLUMNS]
-    table = pd.DataFrame(rows, columns=columns).sort_values(metric, ascending=False, ignore_index=True, kind="stable")
-    for column in (*TESTS, "p seeds"):
-        tested = table[column].notna()
-        table.loc[tested, column] = holm(table.loc[tested, column].tolist())
-    table["mark"] = [mark(p) if pd.notna(p) else "" for p in table["p permutation"]]
+    over_seeds = ("shared seeds", "seed difference", "seed sd", "p seeds")
+    table = pd.DataFrame(rows, columns=["model", "seeds", metric, "sd", *PAIRED, "mark", *over_seeds])
+    table = corrected(table.sort_values(metric, ascending=False, ignore_index=True, kind="stable"))
     table.attrs["reference"] = name
     return table
-
-
-def _against(values: pd.Series, reference: pd.Series, seed: int) -> dict[str, float]:
-    test = paired_test(values, reference, seed=seed)
-    row: dict[str, float] = {"users": test.n_users, "difference": test.difference, "low": test.low, "high": test.high}
-    return row | {"effect": test.effect, **{column: getattr(test, field) for column, field in TESTS.items()}}
 
 
 def _over_seeds(means: pd.Series, reference: pd.Series) -> dict[str, float]:
@@ -114,37 +135,38 @@ def _over_seeds(means: pd.Series, reference: pd.Series) -> dict[str, float]:
     if len(differences) > 1:
         row["seed sd"] = float(differences.std())
         if row["seed sd"] > 0:
-            row["p seeds"] = float(require("scipy.stats", "lab").ttest_1samp(differences, 0.0).pvalue)
+            from scipy import stats
+
+            row["p seeds"] = float(stats.ttest_1samp(differences, 0.0).pvalue)
     return row
 
 
-def _among(values: pd.Series, users: pd.Index | None) -> pd.Series:
-    """Values of some users."""
-    if users is None:
-        return values
-    kept = values.loc[values.index.intersection(users)]
-    if kept.empty:
-        raise DataError("none of these users is ranked")
-    return kept
+def ablation_frame(full: Sequence[Run], others: Runs, metric: str = MONITOR, split: str = "test") -> pd.DataFrame:
+    """Every ablation against the full model, paired by user.
 
+    Parameters
+    ----------
+    full
+        Runs of the full model, one per seed.
+    others
+        Runs of the ablations, each compared over the seeds it shares with the full model; without any it is left out.
 
-def _by_seed(group: Sequence[Run], metric: str, split: str, users: pd.Index | None = None) -> pd.Series:
-    """Mean metric of each seed, indexed by it."""
-    if users is not None:
-        return pd.Series(
-            {run.config["seed"]: _among(per_user_metric([run], metric, split), users).mean() for run in group}
-        )
-    means = {}
-    for run in group:
-        if metric not in run.metrics[split]:
-            known = some(sorted(run.metrics[split]), limit=20)
-            raise ConfigError(f"{run.path.name} has no metric {metric!r}", f"it has {known}")
-        means[run.config["seed"]] = run.metrics[split][metric]
-    return pd.Series(means)
-
-
-def _mean(group: Sequence[Run], metric: str, split: str) -> float:
-    return float(_by_seed(group, metric, split).mean())
+    Returns
+    -------
+    DataFrame
+        model, metric, split, seeds (shared ones), mean and sd over these seeds (NaN for one), difference to the full
+        model, low, high (95 % bootstrap interval over users), p (permutation test, Holm-corrected over the rows) and
+        its mark.
+    """
+    rows = []
+    for group in grouped_by_seed(others).values():
+        ours, whole = over_shared_seeds(group, full)
+        if ours:
+            values = seed_means(ours, metric, split)
+            row = {"model": ablation_label(ours[0]), "metric": metric, "split": split, "seeds": len(ours)}
+            rows.append(row | {"mean": values.mean(), "sd": values.std(), **paired(ours, whole, metric, split)})
+    columns = ["model", "metric", "split", "seeds", "mean", "sd", "difference", "low", "high", "p permutation", "mark"]
+    return corrected(pd.DataFrame(rows, columns=columns)).rename(columns={"p permutation": "p"})
 
 
 def shown_mark(mark: str) -> str:
@@ -162,20 +184,23 @@ def comparison_markdown(table: pd.DataFrame, metric: str, digits: int = 4) -> st
     """
     if table.empty:
         raise DataError("there is nothing to show")
+    ps = ("p permutation", "p t", "p wilcoxon", "p seeds")
+    lines = [["model", "seeds", metric, "difference [95 %]", "d_z", *ps]]
     ranks = table[metric].rank(method="min", ascending=False)
-    header = ["model", "seeds", metric, "difference [95 %]", "d_z", "p permutation", "p t", "p wilcoxon", "p seeds"]
-    lines = [header]
-    for place, row in enumerate(table.to_dict("records")):
-        rank, text = ranks.iloc[place], f"{row[metric]:.{digits}f}"
+    for rank, row in zip(ranks, table.to_dict("records"), strict=True):
+        text = f"{row[metric]:.{digits}f}"
         text = f"**{text}**" if rank == 1 else f"<u>{text}</u>" if rank == 2 else text
-        spread = "" if pd.isna(row["sd"]) else f" ± {row['sd']:.{digits}f}"
-        cells = [str(row["model"]), str(row["seeds"]), f"{text}{spread}{shown_mark(row['mark'])}"]
+        cells = [str(row["model"]), str(row["seeds"]), f"{text}{spread(row['sd'], digits)}{shown_mark(row['mark'])}"]
         if pd.isna(row["difference"]):
             cells += ["reference", *[""] * 5]
         else:
-            low, high = (f"{row[side]:+.{digits}f}" for side in ("low", "high"))
-            cells += [f"{row['difference']:+.{digits}f} [{low}, {high}]", f"{row['effect']:+.2f}"]
-            ps = (row[column] for column in ("p permutation", "p t", "p wilcoxon", "p seeds"))
-            cells += ["" if pd.isna(p) else f"{p:.3g}" for p in ps]
+            cells += [shown_difference(row, digits), f"{row['effect']:+.2f}"]
+            cells += ["" if pd.isna(row[name]) else f"{row[name]:.3g}" for name in ps]
         lines.append(cells)
     return markdown_table(lines)
+
+
+def shown_difference(row: Mapping[Any, Any], digits: int = 4) -> str:
+    """Difference to the reference with its interval."""
+    low, high = (f"{row[side]:+.{digits}f}" for side in ("low", "high"))
+    return f"{row['difference']:+.{digits}f} [{low}, {high}]"

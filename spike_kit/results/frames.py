@@ -1,18 +1,37 @@
-"""Finished runs as tables: the same runs of several seeds together, means over groups of users."""
+"""Runs and data sets as tables: every table that is printed, compared or drawn is made here."""
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
+from typing import Any
 
+import numpy as np
 import pandas as pd
 
 from spike_kit.base import storage
-from spike_kit.experiments.run_folder import Run
-from spike_kit.results.significance import per_user_metric
-from spike_kit.results.tables import run_label
+from spike_kit.base.errors import ConfigError, DataError, some
+from spike_kit.data.dataset import SUBJECTS, Dataset
+from spike_kit.evaluation.groups import sparsity_groups
+from spike_kit.evaluation.ranking import HEADLINE
+from spike_kit.experiments.run_folder import Run, versions
+from spike_kit.experiments.tuned import TUNED
+from spike_kit.models import MODELS
+from spike_kit.models.recommender import TrainedRecommender
+from spike_kit.results.significance import bootstrap_interval
+from spike_kit.results.tables import USUAL_TEXT, run_label, usual_settings
+from spike_kit.training.checkpoint import MONITOR
+
+Runs = Sequence[Run] | Mapping[str, list[Run]]
+"""Finished runs, or such runs grouped by `grouped_by_seed`."""
+
+WORD_SHARES = {"words 5 %": 0.05, "words 25 %": 0.25, "words 50 %": 0.5, "words 75 %": 0.75, "words 95 %": 0.95}
+"""Columns of `quality_frame`, and the quantiles they hold."""
+
+_SETTING = "setting."
 
 
-def grouped_by_seed(runs: Sequence[Run] | Mapping[str, list[Run]]) -> Mapping[str, list[Run]]:
+def grouped_by_seed(runs: Runs) -> Mapping[str, list[Run]]:
     """Runs that differ in the seed only, together, under their label; the order of first appearance is kept.
 
     Equal labels of different configurations are numbered. Runs that are grouped already keep their labels.
@@ -21,8 +40,7 @@ def grouped_by_seed(runs: Sequence[Run] | Mapping[str, list[Run]]) -> Mapping[st
         return runs
     same: dict[str, list[Run]] = {}
     for run in runs:
-        key = storage.canonical_json({name: value for name, value in run.config.items() if name != "seed"})
-        same.setdefault(key, []).append(run)
+        same.setdefault(_without_seed(run), []).append(run)
     labelled: dict[str, list[Run]] = {}
     for group in same.values():
         label = name = run_label(group[0])
@@ -34,15 +52,254 @@ def grouped_by_seed(runs: Sequence[Run] | Mapping[str, list[Run]]) -> Mapping[st
     return labelled
 
 
-def group_means(
-    runs: Sequence[Run] | Mapping[str, list[Run]], groups: pd.Series, metric: str = "ndcg@20", split: str = "test"
+def _without_seed(run: Run) -> str:
+    return storage.canonical_json({name: value for name, value in run.config.items() if name != "seed"})
+
+
+def per_user_metric(
+    runs: Sequence[Run], metric: str = MONITOR, split: str = "test", users: pd.Index | None = None
+) -> pd.Series:
+    """Metric of every user (or of some ``users``), the mean over runs that differ in the seed only.
+
+    Raises
+    ------
+    DataError
+        If the runs differ in more than the seed, do not rank the same users, or rank none of ``users``.
+    ConfigError
+        If there is no run, or no such metric.
+    """
+    if not runs:
+        raise ConfigError("there is no run to average", "train one first")
+    if len({_without_seed(run) for run in runs}) > 1:
+        raise DataError(f"{some([run.path.name for run in runs])} differ in more than the seed")
+    columns = [_of_users(run, metric, split) for run in runs]
+    if any(not column.index.equals(columns[0].index) for column in columns):
+        raise DataError(f"{some([run.path.name for run in runs])} do not rank the same users on {split}")
+    values = pd.concat(columns, axis=1).mean(axis=1).rename(metric)
+    if users is not None:
+        values = values.loc[values.index.intersection(users)]
+        if values.empty:
+            raise DataError("none of these users is ranked")
+    return values
+
+
+def _of_users(run: Run, metric: str, split: str) -> pd.Series:
+    table = run.per_user
+    if metric not in table:
+        known = [name for name in table.columns if "@" in name]
+        raise ConfigError(f"{run.path.name} has no metric {metric!r}", f"it has {some(known, limit=20)}")
+    return table[table["split"] == split].set_index("user")[metric].sort_index()
+
+
+def seed_means(
+    runs: Sequence[Run], metric: str = MONITOR, split: str = "test", users: pd.Index | None = None
+) -> pd.Series:
+    """Mean of a metric over all users (or some ``users``) for each run of a group, indexed by its seed.
+
+    Raises
+    ------
+    ConfigError
+        If a run has no such metric.
+    """
+    if users is not None:
+        return pd.Series({run.config["seed"]: per_user_metric([run], metric, split, users).mean() for run in runs})
+    means = {}
+    for run in runs:
+        if metric not in run.metrics[split]:
+            known = some(sorted(run.metrics[split]), limit=20)
+            raise ConfigError(f"{run.path.name} has no metric {metric!r}", f"it has {known}")
+        means[run.config["seed"]] = run.metrics[split][metric]
+    return pd.Series(means, dtype=float)
+
+
+def over_shared_seeds(a: Sequence[Run], b: Sequence[Run]) -> tuple[list[Run], list[Run]]:
+    """Runs of two models with the seeds that both have, so that a pairing compares like with like; may be empty."""
+    ours, theirs = ({run.config["seed"]: run for run in runs} for runs in (a, b))
+    shared = [seed for seed in ours if seed in theirs]
+    return [ours[seed] for seed in shared], [theirs[seed] for seed in shared]
+
+
+def main_runs(runs: Sequence[Run]) -> list[Run]:
+    """Runs of every model at its best: tuned where it was, else as it is recommended, else trained otherwise.
+
+    In the same order for every data set, so that a model keeps its colour: those without training, the trained ones,
+    SPiKE.
+    """
+    trained = {name for name, model in MODELS.items() if issubclass(model, TrainedRecommender)}
+    chosen: list[Run] = []
+    names = list(MODELS)
+    known = {run.config["model"] for run in runs}
+    for model in sorted(known, key=lambda name: (name == "spike", name in trained, names.index(name))):
+        try:
+            full, _ = full_model(runs, model)
+        except DataError:
+            continue
+        chosen += preset_runs(runs, model, full[0].config["preset"]) or full
+    return chosen
+
+
+def preset_runs(runs: Sequence[Run], model: str, preset: str = "recommended") -> list[Run]:
+    """Runs of a model as its preset says, with the usual text, of the versions of the last of them."""
+    usual = [run for run in _unchanged(runs, model, preset) if _same_as_usual(run, "training_settings")]
+    return [run for run in usual if versions(run.config) == versions(usual[-1].config)]
+
+
+def _same_as_usual(run: Run, part: str) -> bool:
+    return run.config[part] == usual_settings(run)[part]
+
+
+def _unchanged(runs: Sequence[Run], model: str, preset: str) -> list[Run]:
+    """Runs of a model with the settings of a preset and the usual text, however trained."""
+    return [
+        run
+        for run in runs
+        if run.config["model"] == model
+        and run.config["preset"] == preset
+        and _same_as_usual(run, "model_settings")
+        and all(run.config.get(key, value) == value for key, value in USUAL_TEXT.items())
+    ]
+
+
+def full_model(runs: Sequence[Run], model: str = "spike") -> tuple[list[Run], list[Run]]:
+    """Part the runs of a model into those of its tuned form, or else its recommended preset, and its ablations.
+
+    Ablations share preset and training settings with the full model; where there are several such settings, those with
+    the most ablations are taken.
+
+    Raises
+    ------
+    DataError
+        If the full model was not run.
+    """
+    for preset in (TUNED, "recommended"):
+        unchanged = _unchanged(runs, model, preset)
+        groups: dict[str, tuple[list[Run], list[Run]]] = {}
+        for run in runs:
+            config = run.config
+            if config["model"] == model and config["preset"] == preset:
+                same = [config["training_settings"], config["data_sha256"], versions(config)]
+                full, others = groups.setdefault(storage.canonical_json(same), ([], []))
+                (full if run in unchanged else others).append(run)
+        found = [group for group in groups.values() if group[0]]
+        if found:
+            return max(found, key=lambda group: len(grouped_by_seed(group[1])))
+    raise DataError(f"the full model of {model} was not run", f"train it: spike-kit train --model {model}")
+
+
+def results_table(
+    runs: Sequence[Run],
+    split: str = "test",
+    metrics: Sequence[str] = HEADLINE,
+    values: Sequence[Mapping[str, float]] | None = None,
 ) -> pd.DataFrame:
+    """Average runs that differ in nothing but the seed.
+
+    Parameters
+    ----------
+    runs
+        Finished runs; the order of first appearance is kept.
+    split
+        ``valid`` or ``test``.
+    metrics
+        Columns to show.
+    values
+        Metrics of each run; default: those stored in the run folders.
+
+    Returns
+    -------
+    DataFrame
+        model, seeds, and for every metric its mean and ``"<metric> sd"`` over seeds (NaN for a single seed).
+
+    Raises
+    ------
+    ConfigError
+        If a metric is unknown.
+    """
+    given = [run.metrics[split] for run in runs] if values is None else values
+    known = {run.path: means for run, means in zip(runs, given, strict=True)}
+    for means in given:
+        if unknown := [name for name in metrics if name not in means]:
+            raise ConfigError(f"no metric named {some(unknown)}", f"known: {some(sorted(means), limit=20)}")
+    rows = []
+    for label, group in grouped_by_seed(runs).items():
+        numbers = pd.DataFrame([known[run.path] for run in group])[list(metrics)]
+        row = {"model": label, "seeds": len({run.config["seed"] for run in group})}
+        rows.append(row | numbers.mean().to_dict() | numbers.std().add_suffix(" sd").to_dict())
+    return pd.DataFrame(rows, columns=["model", "seeds", *metrics, *(f"{name} sd" for name in metrics)])
+
+
+def results_frame(runs: Runs, metrics: Sequence[str] = HEADLINE, split: str = "test") -> pd.DataFrame:
+    """Mean of every metric for every model, with an interval.
+
+    Returns
+    -------
+    DataFrame
+        model, split, metric, seeds, mean, low, high, and what the interval is: mean -+ one standard deviation over
+        seeds, or, where there is one seed, a 95 % bootstrap interval over users; ``low`` and ``high`` are the mean, and
+        what they are is empty, where users' values of some metric are not known (an archive has NDCG@20 only).
+    """
+    rows = []
+    for label, group in grouped_by_seed(runs).items():
+        known = all(metric in group[0].per_user for metric in metrics)
+        for metric in metrics:
+            values = seed_means(group, metric, split)
+            mean = float(values.mean())
+            low, high, what = mean, mean, ""
+            if len(values) > 1:
+                low, high, what = mean - values.std(), mean + values.std(), "sd over seeds"
+            elif known:
+                low, high = bootstrap_interval(per_user_metric(group, metric, split).to_numpy())
+                what = "95 % over users"
+            row = {"model": label, "split": split, "metric": metric, "seeds": len(values)}
+            rows.append(row | {"mean": mean, "low": low, "high": high, "interval": what})
+    return pd.DataFrame(rows)
+
+
+def sensitivity_frame(runs: Sequence[Run], metric: str = MONITOR, split: str = "valid") -> pd.DataFrame:
+    """Runs that differ in one setting (and the seed), for every such setting.
+
+    Returns
+    -------
+    DataFrame
+        model, setting, value, metric, split, seeds, mean, sd over seeds (NaN for one); sorted by value. Of several
+        series of one setting the one with the most values is kept.
+    """
+    flat = [(_flat(run), run.metrics[split][metric]) for run in runs]
+    settings = dict.fromkeys(name for config, _ in flat for name in config if name.startswith(_SETTING))
+    parts = []
+    for name in settings:
+        series: dict[str, list[tuple[Any, float]]] = {}
+        for config, result in flat:
+            if name in config:
+                rest = {key: value for key, value in config.items() if key != name}
+                series.setdefault(storage.canonical_json(rest), []).append((config[name], result))
+        key, longest = max(series.items(), key=lambda item: len({str(value) for value, _ in item[1]}))
+        if len({str(value) for value, _ in longest}) > 1:
+            frame = pd.DataFrame(longest, columns=["value", "result"])
+            groups = frame.groupby("value", sort=True)["result"].agg(seeds="count", mean="mean", sd="std").reset_index()
+            groups["value"] = groups["value"].astype(object)
+            about = {"model": json.loads(key)["model"], "setting": name.removeprefix(_SETTING)}
+            parts.append(groups.assign(**about, metric=metric, split=split))
+    columns = ["model", "setting", "value", "metric", "split", "seeds", "mean", "sd"]
+    return pd.concat(parts, ignore_index=True)[columns] if parts else pd.DataFrame(columns=columns)
+
+
+def _flat(run: Run) -> dict[str, Any]:
+    """What may differ between runs besides the seed: settings, text, data and code."""
+    config = run.config
+    kept = ("model", "data_sha256", "profiles", "encoder", "vectors_sha256")
+    settings = config["model_settings"] | config["training_settings"]
+    known = {key: config.get(key, "") for key in kept} | {"versions": versions(config)}
+    return known | {f"{_SETTING}{key}": value for key, value in settings.items()}
+
+
+def group_means(runs: Runs, groups: pd.Series, metric: str = MONITOR, split: str = "test") -> pd.DataFrame:
     """Mean of a metric over the users of each group, for every model (over its seeds).
 
     Parameters
     ----------
     runs
-        Finished runs of one data set, or grouped ones (`grouped_by_seed`).
+        Finished runs of one data set.
     groups
         Group of every user, from `sparsity_groups`; users that a run does not rank are left out.
 
@@ -57,3 +314,111 @@ def group_means(
     means = parts.mean()
     means.insert(0, "users", parts.size())
     return means.reset_index()
+
+
+def sparsity_frame(
+    data: Dataset | pd.Series, runs: Runs, metric: str = MONITOR, split: str = "test", n: int = 4
+) -> pd.DataFrame:
+    """Each model in each group of users by train interactions; ``data`` may also be the number of these of every user.
+
+    Returns
+    -------
+    DataFrame
+        model, group (train interactions), users, metric, split, mean, low, high (95 % bootstrap interval over users).
+    """
+    groups, rows = sparsity_groups(data, n), []
+    for label, group in grouped_by_seed(runs).items():
+        values = per_user_metric(group, metric, split)
+        for name, inside in values.groupby(groups.reindex(values.index), observed=True):
+            low, high = bootstrap_interval(inside.to_numpy())
+            row = {"model": label, "group": name, "users": len(inside), "metric": metric, "split": split}
+            rows.append(row | {"mean": float(inside.mean()), "low": low, "high": high})
+    return pd.DataFrame(rows)
+
+
+def efficiency_frame(runs: Runs, metric: str = MONITOR, split: str = "test") -> pd.DataFrame:
+    """What a model's training takes, and what it gives; means over seeds.
+
+    Returns
+    -------
+    DataFrame
+        model, metric, split, seeds, quality, seconds of training, peak_gib (largest memory of the training process;
+        NaN where it was not recorded), device.
+    """
+    rows = []
+    for label, group in grouped_by_seed(runs).items():
+        row = {"model": label, "metric": metric, "split": split, "seeds": len(group)}
+        row |= {"quality": seed_means(group, metric, split).mean(), **costs(group)}
+        rows.append(row | {"device": group[0].environment["device"]})
+    return pd.DataFrame(rows)
+
+
+def costs(runs: Sequence[Run]) -> dict[str, float]:
+    """Mean seconds of training and mean peak_gib of a group's runs; NaN where no run recorded its memory."""
+    names = ("seconds", "peak_gib")
+    recorded = pd.DataFrame([{name: run.metrics.get(name) for name in names} for run in runs], dtype=float).mean()
+    return {name: float(recorded[name]) for name in names}
+
+
+def curves_frame(runs: Runs, metric: str = MONITOR) -> pd.DataFrame:
+    """Validation metric of every validated epoch: model, seed, epoch, seconds, metric, value."""
+    column, parts = f"valid_{metric}", []
+    for label, group in grouped_by_seed(runs).items():
+        for run in group:
+            if column in run.history:
+                rows = run.history.dropna(subset=[column])
+                part = pd.DataFrame({"epoch": rows["epoch"], "seconds": rows["seconds"], "value": rows[column]})
+                parts.append(part.assign(model=label, seed=run.config["seed"], metric=metric))
+    columns = ["model", "seed", "epoch", "seconds", "metric", "value"]
+    return pd.concat(parts, ignore_index=True)[columns] if parts else pd.DataFrame(columns=columns)
+
+
+def degree_frame(data: Dataset) -> pd.DataFrame:
+    """How many nodes have at least a degree.
+
+    Returns
+    -------
+    DataFrame
+        of (users and items by train interactions, items and other entities by triples), degree, nodes (with at least
+        this degree), share of all nodes of the kind; degree 0 is left out, since the axis is logarithmic.
+    """
+    train, n_items = data.split("train"), len(data.items)
+    ends = pd.concat([data.triples["head"], data.triples["tail"]]).to_numpy()
+    triples = np.bincount(ends, minlength=len(data.entities))
+    degrees = {
+        "users, interactions": np.bincount(train["user"], minlength=len(data.users)),
+        "items, interactions": np.bincount(train["item"], minlength=n_items),
+        "items, triples": triples[:n_items],
+        "other entities, triples": triples[n_items:],
+    }
+    parts = []
+    for name, degree in degrees.items():
+        values, counts = np.unique(degree, return_counts=True)
+        above = counts[::-1].cumsum()[::-1]
+        part = pd.DataFrame({"of": name, "degree": values, "nodes": above, "share": above / max(len(degree), 1)})
+        parts.append(part[part["degree"] > 0])
+    return pd.concat(parts, ignore_index=True)
+
+
+def relation_frame(data: Dataset) -> pd.DataFrame:
+    """Relation and number of its triples, the most frequent first."""
+    counts = data.triples["relation"].value_counts()
+    labels = data.relations.set_index("relation")["label"]
+    frame = pd.DataFrame({"relation": labels, "triples": counts.reindex(labels.index, fill_value=0)})
+    return frame.sort_values("triples", ascending=False, kind="stable").reset_index(drop=True)
+
+
+def quality_frame(measured: pd.DataFrame) -> pd.DataFrame:
+    """Quality of profile sets by subject, from `spike_kit.profiles.quality.measure_profiles`.
+
+    Returns
+    -------
+    DataFrame
+        profiles (name of the set), subject, n (of profiles), faithfulness (mean share of named facts that stand in
+        the prompt), and quantiles of the words (`WORD_SHARES`).
+    """
+    groups = measured.groupby(["profiles", "subject"], sort=False)
+    frame = groups.agg(n=("words", "size"), faithfulness=("faithfulness", "mean"))
+    frame = frame.assign(**{name: groups["words"].quantile(share) for name, share in WORD_SHARES.items()}).reset_index()
+    order = frame["subject"].map(SUBJECTS.index)
+    return frame.iloc[np.lexsort([order, frame["profiles"].factorize()[0]])].reset_index(drop=True)

@@ -11,10 +11,8 @@ from dataclasses import dataclass
 import numpy as np
 import pandas as pd
 
-from spike_kit.base import storage
-from spike_kit.base.errors import ConfigError, DataError, require, some
+from spike_kit.base.errors import DataError
 from spike_kit.base.seeds import numpy_generator
-from spike_kit.experiments.run_folder import Run
 
 _CHUNK_CELLS = 2**22
 """Random numbers held at once (32 MiB)."""
@@ -56,42 +54,6 @@ class PairedTest:
     p_permutation: float
 
 
-def per_user_metric(runs: Sequence[Run], metric: str = "ndcg@20", split: str = "test") -> pd.Series:
-    """Metric of every user, the mean over runs that differ in the seed only.
-
-    Raises
-    ------
-    DataError
-        If the runs differ in more than the seed, or do not rank the same users.
-    ConfigError
-        If there is no run, or no such metric.
-    """
-    if not runs:
-        raise ConfigError("there is no run to average", "train one first")
-    configs = {storage.canonical_json({k: v for k, v in run.config.items() if k != "seed"}) for run in runs}
-    if len(configs) > 1:
-        raise DataError(f"{some([run.path.name for run in runs])} differ in more than the seed")
-    columns = [_of_users(run, metric, split) for run in runs]
-    if any(not column.index.equals(columns[0].index) for column in columns):
-        raise DataError(f"{some([run.path.name for run in runs])} do not rank the same users on {split}")
-    return pd.concat(columns, axis=1).mean(axis=1).rename(metric)
-
-
-def over_shared_seeds(a: Sequence[Run], b: Sequence[Run]) -> tuple[list[Run], list[Run]]:
-    """Runs of two models with the seeds that both have, so that a pairing compares like with like; may be empty."""
-    ours, theirs = ({run.config["seed"]: run for run in runs} for runs in (a, b))
-    shared = [seed for seed in ours if seed in theirs]
-    return [ours[seed] for seed in shared], [theirs[seed] for seed in shared]
-
-
-def _of_users(run: Run, metric: str, split: str) -> pd.Series:
-    table = run.per_user
-    if metric not in table:
-        known = [name for name in table.columns if "@" in name]
-        raise ConfigError(f"{run.path.name} has no metric {metric!r}", f"it has {some(known, limit=20)}")
-    return table[table["split"] == split].set_index("user")[metric].sort_index()
-
-
 def paired_test(a: pd.Series, b: pd.Series, *, seed: int = 0, permutations: int = 10_000) -> PairedTest:
     """Compare two models on the same users; all tests are two-sided.
 
@@ -124,9 +86,10 @@ def paired_test(a: pd.Series, b: pd.Series, *, seed: int = 0, permutations: int 
     mean = float(differences.mean())
     p_t = p_wilcoxon = p_permutation = 1.0
     if deviation > 0:
-        stats = require("scipy.stats", "lab")
+        from scipy import stats
+
         p_t = float(stats.ttest_1samp(differences, 0.0).pvalue)
-        p_wilcoxon = float(stats.wilcoxon(differences, zero_method="zsplit", method="asymptotic").pvalue)
+        p_wilcoxon = float(stats.wilcoxon(differences, zero_method="zsplit", method="approx").pvalue)
         p_permutation = _sign_flips(differences, seed, permutations)
     effect = mean / deviation if deviation else 0.0
     return PairedTest(len(differences), mean, low, high, effect, p_t, p_wilcoxon, p_permutation)
@@ -164,16 +127,20 @@ def _chunks(total: int, width: int) -> list[int]:
     return [min(size, total - start) for start in range(0, total, size)]
 
 
-def holm(p_values: Sequence[float]) -> np.ndarray:
-    """Holm's adjusted p-values ``[n]`` (Holm 1979): rejecting those below alpha errs anywhere with at most alpha."""
+def holm(p_values: Sequence[float] | pd.Series) -> np.ndarray:
+    """Holm's adjusted p-values ``[n]`` (Holm 1979): rejecting those below alpha errs anywhere with at most alpha.
+
+    NaN stands for no test: it stays, and does not count.
+    """
     given = np.asarray(p_values, dtype=np.float64)
-    order = np.argsort(given, kind="stable")
-    scaled = given[order] * np.arange(len(given), 0, -1)
-    adjusted = np.empty_like(given)
+    n_tests = int((~np.isnan(given)).sum())
+    order = np.argsort(given, kind="stable")[:n_tests]
+    scaled = given[order] * np.arange(n_tests, 0, -1)
+    adjusted = np.full_like(given, np.nan)
     adjusted[order] = np.minimum(np.maximum.accumulate(scaled), 1.0)
     return adjusted
 
 
 def mark(p: float) -> str:
-    """Significance mark of a p-value (`MARKS`); empty where it is not significant."""
+    """Significance mark of a p-value (`MARKS`); empty where it is not significant, or NaN."""
     return next((sign for level, sign in MARKS if p < level), "")

@@ -21,7 +21,8 @@ from spike_kit.figures.style import COLOURS
 from spike_kit.models.spike import SpikeConfig
 from spike_kit.profiles.encode import DEFAULT_ENCODER
 from spike_kit.profiles.template import TEMPLATE
-from spike_kit.results.significance import PairedTest, holm, mark, over_shared_seeds, paired_test, per_user_metric
+from spike_kit.results.frames import over_shared_seeds, per_user_metric
+from spike_kit.results.significance import PairedTest, holm, mark, paired_test
 from spike_kit.training.checkpoint import MONITOR
 from spike_kit.views.charts import DASHES
 from spike_kit.views.safe import shown

@@ -26,7 +26,8 @@ from spike_kit.models import find_model
 from spike_kit.models.recommender import TrainedRecommender
 from spike_kit.profiles.encode import DEFAULT_ENCODER, ensure_vectors
 from spike_kit.profiles.template import TEMPLATE, ensure_profiles
-from spike_kit.results.tables import as_markdown, results_table
+from spike_kit.results.frames import results_table
+from spike_kit.results.tables import as_markdown
 
 logger = logging.getLogger(__name__)
 

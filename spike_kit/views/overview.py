@@ -15,9 +15,8 @@ from spike_kit.evaluation.groups import sparsity_groups
 from spike_kit.experiments.archive import with_archived
 from spike_kit.experiments.run import data_version
 from spike_kit.experiments.run_folder import Run, list_runs
-from spike_kit.figures.comparisons import curves_frame, sensitivity_frame
 from spike_kit.figures.style import COLOURS
-from spike_kit.results.frames import group_means, grouped_by_seed
+from spike_kit.results.frames import curves_frame, group_means, grouped_by_seed, sensitivity_frame
 from spike_kit.training.checkpoint import MONITOR
 from spike_kit.views.charts import DASHES, PATTERNS
 from spike_kit.views.safe import shown

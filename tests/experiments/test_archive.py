@@ -13,7 +13,7 @@ from spike_kit.experiments.archive import PER_USER, RUNS, find_kept, keep_run, k
 from spike_kit.experiments.run import RunConfig, finished_runs, load_model, run
 from spike_kit.experiments.run_folder import Run
 from spike_kit.results.comparison import comparison_table
-from spike_kit.results.tables import results_table
+from spike_kit.results.frames import results_table
 from spike_kit.training.loop import MONITOR
 
 

@@ -22,13 +22,16 @@ from spike_kit.experiments.ablation import ABLATIONS
 from spike_kit.experiments.archive import ArchivedRun, read_archive, write_archive
 from spike_kit.experiments.run import RunConfig, run
 from spike_kit.experiments.run_folder import Run
-from spike_kit.figures import comparisons, dataset_charts
+from spike_kit.figures import comparisons
 from spike_kit.figures.gallery import FIGURES, export_all
-from spike_kit.figures.latex import latex_table, latex_text
-from spike_kit.figures.results import results_frame
 from spike_kit.figures.style import COLOURS, DASHES, FORMATS, HATCHES, MARKERS, legend_columns
 from spike_kit.models import MODELS, find_preset
-from spike_kit.results.significance import holm, paired_test, per_user_metric
+from spike_kit.results import frames
+from spike_kit.results.comparison import ablation_frame
+from spike_kit.results.frames import per_user_metric, results_frame
+from spike_kit.results.latex import latex_table, latex_text
+from spike_kit.results.significance import holm, paired_test
+from spike_kit.results.tables import ablation_label
 
 SHORT = {"epochs": 2, "eval_every": 1}
 
@@ -115,15 +118,15 @@ def test_many_series_differ_in_colour_or_form() -> None:
 
 def test_models_keep_their_order(runs: list[Run]) -> None:
     for given in (runs, runs[::-1]):
-        models = dict.fromkeys(one.config["model"] for one in comparisons.main_runs(given))
+        models = dict.fromkeys(one.config["model"] for one in frames.main_runs(given))
         assert list(models) == ["popularity", "lightgcn", "spike"]
 
 
 def test_ablations_are_compared_with_the_full_model(data: Dataset, runs: list[Run]) -> None:
-    full, others = comparisons.full_model(runs)
+    full, others = frames.full_model(runs)
     assert full == runs[2:4]
     assert others == runs[4:]
-    frame = comparisons.ablation_frame(full, others, split="valid")
+    frame = ablation_frame(full, others, split="valid")
     assert frame[["model", "seeds"]].to_dict("list") == {
         "model": ["w/o matching", "rho=0.25", "rho=1.0"],
         "seeds": [2, 1, 1],
@@ -131,22 +134,22 @@ def test_ablations_are_compared_with_the_full_model(data: Dataset, runs: list[Ru
     assert frame["model"][0] in ABLATIONS
     config = full[0].config | {"profiles": "gpt", "encoder": "e5"}
     elsewhere = ArchivedRun(full[0].path, {"config": config}, full[0].per_user)
-    assert comparisons.ablation_label(elsewhere) == "profiles from gpt, encoded by e5"
+    assert ablation_label(elsewhere) == "profiles from gpt, encoded by e5"
     pairs = ((runs[4:6], full), ([runs[6]], [runs[2]]), ([runs[7]], [runs[2]]))
     tests = [paired_test(*(per_user_metric(group, "ndcg@20", "valid") for group in pair)) for pair in pairs]
     assert frame["difference"].tolist() == pytest.approx([test.difference for test in tests])
     assert frame["p"].tolist() == holm([test.p_permutation for test in tests]).tolist()
-    assert comparisons.ablation_frame(full[1:], runs[6:]).empty
+    assert ablation_frame(full[1:], runs[6:]).empty
     with pytest.raises(DataError, match="was not run"):
-        comparisons.full_model(runs[4:])
+        frames.full_model(runs[4:])
 
 
 def test_recommended_training_is_preferred(data: Dataset, runs: list[Run]) -> None:
     usual = dataclasses.replace(runs[2])
     preset = find_preset("spike").training.model_dump(mode="json")
     usual.__dict__["config"] = runs[2].config | {"training_settings": preset}
-    assert comparisons.main_runs([*runs, usual]) == [*runs[:2], usual]
-    assert comparisons.main_runs(runs) == runs[:4]
+    assert frames.main_runs([*runs, usual]) == [*runs[:2], usual]
+    assert frames.main_runs(runs) == runs[:4]
 
 
 def test_tuned_runs_are_preferred_and_their_ablations_have_names(runs: list[Run]) -> None:
@@ -162,24 +165,24 @@ def test_tuned_runs_are_preferred_and_their_ablations_have_names(runs: list[Run]
     settings = base["model_settings"] | {"matching": "off"}
     without.__dict__["config"] = tuned.config | {"model_settings": settings}
     known = [*runs, tuned, without]
-    assert comparisons.main_runs(known) == [*runs[:2], tuned]
-    full, others = comparisons.full_model(known)
+    assert frames.main_runs(known) == [*runs[:2], tuned]
+    full, others = frames.full_model(known)
     assert (full, others) == ([tuned], [without])
-    assert comparisons.ablation_frame(full, others)["model"].tolist() == ["w/o matching"]
+    assert ablation_frame(full, others)["model"].tolist() == ["w/o matching"]
 
 
 def test_sensitivity_holds_everything_else_equal(data: Dataset, runs: list[Run]) -> None:
-    frame = comparisons.sensitivity_frame(runs)
+    frame = frames.sensitivity_frame(runs)
     assert set(frame["setting"]) == {"rho", "matching"}
     rho = frame[frame["setting"] == "rho"]
     assert rho["value"].tolist() == [0.25, 0.5, 1.0]
     assert rho["seeds"].tolist() == [1, 2, 1]
     assert rho["mean"].iloc[1] == pytest.approx(np.mean([one.metrics["valid"]["ndcg@20"] for one in runs[2:4]]))
-    assert comparisons.sensitivity_frame(runs[:2]).empty
+    assert frames.sensitivity_frame(runs[:2]).empty
 
 
 def test_efficiency_shows_memory_where_it_is_known(data: Dataset, runs: list[Run]) -> None:
-    frame = comparisons.efficiency_frame(runs[1:4])
+    frame = frames.efficiency_frame(runs[1:4])
     assert (frame["seconds"] > 0).all()
     assert (frame["peak_gib"] > 0.05).all()
     assert len(comparisons.efficiency_points(frame).axes) == 2
@@ -188,7 +191,7 @@ def test_efficiency_shows_memory_where_it_is_known(data: Dataset, runs: list[Run
 
 @pytest.mark.parametrize("names", [tuple(ABLATIONS), ("w/o matching", "a name that is long " * 4, "another " * 8)])
 def test_labels_of_ablations_do_not_overlap(data: Dataset, runs: list[Run], names: tuple[str, ...]) -> None:
-    frame = comparisons.ablation_frame(runs[2:4], runs[4:6])
+    frame = ablation_frame(runs[2:4], runs[4:6])
     rows = pd.concat([frame.assign(model=name) for name in names])
     # The range of the study on ml-100k, where the labels of the differences once ran together.
     figure = comparisons.ablation_bars(rows.assign(difference=-0.0109, low=-0.0164, high=0.0034, mark="**"))
@@ -201,11 +204,11 @@ def test_labels_of_ablations_do_not_overlap(data: Dataset, runs: list[Run], name
 
 
 def test_degrees_are_those_of_the_graph(data: Dataset) -> None:
-    rows = {row["of"]: row for row in dataset_charts.degree_frame(data).to_dict("records")}
+    rows = {row["of"]: row for row in frames.degree_frame(data).to_dict("records")}
     users = {"of": "users, interactions", "degree": 10, "nodes": len(data.users), "share": 1.0}
     assert rows["users, interactions"] == users
     assert rows["items, triples"]["degree"] == 2
-    assert dataset_charts.relation_frame(data)["triples"].tolist() == [48, 48]
+    assert frames.relation_frame(data)["triples"].tolist() == [48, 48]
 
 
 def hostile(frame: pd.DataFrame, *columns: str) -> pd.DataFrame:
@@ -215,10 +218,10 @@ def hostile(frame: pd.DataFrame, *columns: str) -> pd.DataFrame:
 @pytest.mark.parametrize(
     "draw",
     [
-        lambda runs: comparisons.ablation_bars(hostile(comparisons.ablation_frame(runs[2:4], runs[4:6]), "model")),
-        lambda runs: comparisons.sensitivity_lines(hostile(comparisons.sensitivity_frame(runs), "value")),
-        lambda runs: comparisons.efficiency_points(hostile(comparisons.efficiency_frame(runs), "model")),
-        lambda runs: comparisons.curve_lines(hostile(comparisons.curves_frame(runs[1:2]), "model")),
+        lambda runs: comparisons.ablation_bars(hostile(ablation_frame(runs[2:4], runs[4:6]), "model")),
+        lambda runs: comparisons.sensitivity_lines(hostile(frames.sensitivity_frame(runs), "value")),
+        lambda runs: comparisons.efficiency_points(hostile(frames.efficiency_frame(runs), "model")),
+        lambda runs: comparisons.curve_lines(hostile(frames.curves_frame(runs[1:2]), "model")),
     ],
 )
 def test_hostile_names_are_drawn(data: Dataset, runs: list[Run], draw: Callable[[list[Run]], Any]) -> None:

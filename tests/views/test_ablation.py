@@ -16,7 +16,8 @@ from spike_kit.data.dataset import Dataset
 from spike_kit.experiments import archive, tuned
 from spike_kit.experiments.run import RunConfig, run
 from spike_kit.experiments.search import save_tuned, search
-from spike_kit.results.significance import paired_test, per_user_metric
+from spike_kit.results.frames import per_user_metric
+from spike_kit.results.significance import paired_test
 from spike_kit.views.ablation import AblationStudy
 from spike_kit.views.ablation_panel import ablation_panel
 

@@ -15,7 +15,7 @@ from spike_kit.data.dataset import Dataset
 from spike_kit.experiments import archive
 from spike_kit.experiments.run import RunConfig, run
 from spike_kit.experiments.run_folder import Run
-from spike_kit.results.significance import per_user_metric
+from spike_kit.results.frames import per_user_metric
 from spike_kit.views.overview import Overview
 from spike_kit.views.overview_panel import overview_panel
 

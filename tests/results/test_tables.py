@@ -10,7 +10,8 @@ from spike_kit.data.dataset import Dataset
 from spike_kit.evaluation.maps import umap_coordinates
 from spike_kit.experiments.run import RunConfig, run
 from spike_kit.profiles.encode import DEFAULT_ENCODER as USUAL
-from spike_kit.results.tables import as_markdown, results_table, run_label
+from spike_kit.results.frames import results_table
+from spike_kit.results.tables import as_markdown, run_label
 from tests.world import World
 
 SHORT = {"epochs": 2, "batch_size": 512}

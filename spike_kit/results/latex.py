@@ -6,8 +6,8 @@ from collections.abc import Mapping, Sequence
 
 import pandas as pd
 
-from spike_kit.figures.style import metric_name
-from spike_kit.results.tables import HEADLINE
+from spike_kit.evaluation.ranking import HEADLINE
+from spike_kit.results.tables import metric_name
 
 _ESCAPES = {
     "\\": r"\textbackslash{}",
@@ -41,7 +41,7 @@ def latex_table(
     Parameters
     ----------
     table
-        As `spike_kit.results.tables.results_table` gives it.
+        As `spike_kit.results.frames.results_table` gives it.
     metrics
         Columns.
     digits
@@ -61,11 +61,11 @@ def latex_table(
         " & ".join(["Model", *(latex_text(metric_name(name)) for name in metrics)]) + r" \\",
         r"\midrule",
     ]
-    for place, row in table.reset_index(drop=True).iterrows():
+    for place, row in enumerate(table.to_dict("records")):
         cells = [latex_text(str(row["model"]))]
         for name in metrics:
             text = f"{row[name]:.{digits}f}"
-            rank = ranks[name].iloc[int(str(place))]
+            rank = ranks[name].iloc[place]
             text = rf"\textbf{{{text}}}" if rank == 1 else rf"\underline{{{text}}}" if rank == 2 else text
             sign = (marks or {}).get(name, {}).get(str(row["model"]), "")
             text += rf"\textsuperscript{{{latex_text(sign)}}}" if sign else ""

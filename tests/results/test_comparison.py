@@ -14,7 +14,8 @@ from spike_kit.data.dataset import Dataset
 from spike_kit.experiments.run import RunConfig, run
 from spike_kit.experiments.run_folder import Run
 from spike_kit.results.comparison import comparison_markdown, comparison_table
-from spike_kit.results.significance import holm, paired_test, per_user_metric
+from spike_kit.results.frames import per_user_metric
+from spike_kit.results.significance import holm, paired_test
 
 EPOCHS = {"lightgcn": 12, "bprmf": 1, "sgl": 2}
 

@@ -12,7 +12,8 @@ from spike_kit.base.seeds import numpy_generator
 from spike_kit.data.dataset import Dataset
 from spike_kit.experiments.run import RunConfig, run
 from spike_kit.results import significance
-from spike_kit.results.significance import bootstrap_interval, holm, mark, paired_test, per_user_metric
+from spike_kit.results.frames import per_user_metric
+from spike_kit.results.significance import bootstrap_interval, holm, mark, paired_test
 
 
 def samples(n: int, shift: float = 0.0, seed: int = 0) -> tuple[pd.Series, pd.Series]:

@@ -6,24 +6,41 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pandas as pd
+import torch
 
 from spike_kit.base import paths, storage
 from spike_kit.base.errors import ConfigError, DataError
 from spike_kit.data.dataset import Dataset
+from spike_kit.evaluation.beyond import measure_lists
 from spike_kit.evaluation.groups import sparsity_groups, train_interactions
-from spike_kit.evaluation.ranking import HEADLINE
+from spike_kit.evaluation.ranking import HEADLINE, RankingTask, evaluate
 from spike_kit.experiments.archive import archived_activity, known_runs, read_archive
+from spike_kit.experiments.run import load_model
 from spike_kit.experiments.run_folder import Run, versions
 from spike_kit.experiments.tuned import read_tuned, tuned_path
-from spike_kit.figures.comparisons import ablation_frame, ablation_label, full_model, main_runs, preset_runs
-from spike_kit.figures.latex import latex_table
 from spike_kit.models import MODELS, find_model
-from spike_kit.results.comparison import HYPOTHESES, comparison_markdown, comparison_table, shown_mark
-from spike_kit.results.frames import group_means, grouped_by_seed
-from spike_kit.results.significance import per_user_metric
-from spike_kit.results.tables import markdown_table, results_table, run_label
+from spike_kit.results.comparison import (
+    HYPOTHESES,
+    ablation_frame,
+    comparison_markdown,
+    comparison_table,
+    shown_difference,
+    shown_mark,
+)
+from spike_kit.results.frames import (
+    costs,
+    full_model,
+    group_means,
+    grouped_by_seed,
+    main_runs,
+    per_user_metric,
+    preset_runs,
+    results_table,
+    seed_means,
+)
+from spike_kit.results.latex import latex_table
+from spike_kit.results.tables import ablation_label, as_markdown, markdown_table, run_label, spread
 from spike_kit.training.checkpoint import MONITOR
 
 OVERVIEW = "all data sets"
@@ -138,12 +155,11 @@ def _models(main: Sequence[Run], groups: pd.Series, reference: str) -> str:
     for row in everyone.to_dict("records"):
         group = found[row["model"]]
         few = sparsest.loc[row["model"]].to_dict()
-        cells = [str(row["model"]), str(row["seeds"]), f"{_mean(group, _RECALL):.4f}"]
-        cells += [_bold(row[MONITOR], best[MONITOR]) + _spread(row["sd"]), _difference(row)]
+        cells = [str(row["model"]), str(row["seeds"]), f"{seed_means(group, _RECALL).mean():.4f}"]
+        cells += [_bold(row[MONITOR], best[MONITOR]) + spread(row["sd"]), _difference(row)]
         cells += [_bold(few[MONITOR], best["sparsest"]), _difference(few)]
-        seconds = np.mean([run.metrics["seconds"] for run in group])
-        peaks = [peak for run in group if (peak := run.metrics.get("peak_gib")) is not None]
-        lines.append([*cells, f"{seconds:.0f}", f"{np.mean(peaks):.2f}" if peaks else ""])
+        seconds, peak = costs(group).values()
+        lines.append([*cells, f"{seconds:.0f}", "" if pd.isna(peak) else f"{peak:.2f}"])
     return markdown_table(lines)
 
 
@@ -193,11 +209,11 @@ def _ablations(runs: Sequence[Run], reference: str) -> str:
     frame = ablation_frame(full, others)
     if frame.empty:
         return ""
-    values = pd.Series([run.metrics["test"][MONITOR] for run in full])
+    values = seed_means(full)
     lines = [["SPiKE", "seeds", "NDCG@20", "difference [95 %]", "p (Holm)"]]
-    lines.append([ablation_label(full[0]), str(len(full)), f"{values.mean():.4f}{_spread(values.std())}", "", ""])
+    lines.append([ablation_label(full[0]), str(len(full)), f"{values.mean():.4f}{spread(values.std())}", "", ""])
     for row in frame.sort_values("difference", ascending=False).to_dict("records"):
-        cells = [row["model"], str(row["seeds"]), f"{row['mean']:.4f}{_spread(row['sd'])}"]
+        cells = [row["model"], str(row["seeds"]), f"{row['mean']:.4f}{spread(row['sd'])}"]
         lines.append([*cells, _difference(row, interval=True), f"{row['p']:.2g}"])
     return markdown_table(lines)
 
@@ -234,24 +250,15 @@ def _version_name(run: Run) -> str:
     return old or ", ".join(f"{part} {number}" for part, number in versions(run.config).items())
 
 
-def _mean(group: Sequence[Run], metric: str) -> float:
-    return float(np.mean([run.metrics["test"][metric] for run in group]))
-
-
 def _bold(value: float, best: float) -> str:
     return f"**{value:.4f}**" if value == best else f"{value:.4f}"
-
-
-def _spread(sd: float) -> str:
-    return "" if pd.isna(sd) else f" ± {sd:.4f}"
 
 
 def _difference(row: dict[Any, Any], interval: bool = False) -> str:
     """Difference to the reference with its mark, and its interval if asked for."""
     if pd.isna(row["difference"]):
         return ""
-    between = f" [{row['low']:+.4f}, {row['high']:+.4f}]" if interval else ""
-    return f"{row['difference']:+.4f}{between}{shown_mark(row['mark'])}"
+    return f"{shown_difference(row) if interval else format(row['difference'], '+.4f')}{shown_mark(row['mark'])}"
 
 
 def tables_of(
@@ -349,3 +356,38 @@ def _quarter(dataset: str, quarter: int | None) -> tuple[pd.Index | None, str]:
         raise ConfigError(f"the users of {dataset} are in {len(names)} groups", "ties stay together")
     chosen = names[quarter - 1]
     return groups.index[groups == chosen], f", users with {chosen} train interactions"
+
+
+def ranked_table(
+    data: Dataset,
+    runs: Sequence[Run],
+    split: str,
+    metrics: Sequence[str],
+    cutoffs: Sequence[int],
+    device: torch.device,
+) -> str:
+    """Results of runs in Markdown; cut-offs that were not stored are ranked anew from the stored weights.
+
+    Raises
+    ------
+    ConfigError
+        If a metric is unknown or a cut-off is not positive.
+    """
+    names = [f"{metric}@{k}" for metric in metrics for k in cutoffs]
+    values = None
+    if not all(name in run.metrics[split] for run in runs for name in names):
+        task = RankingTask.from_tables(data.tables, split, device)
+        values = [evaluate(load_model(run, data, device), task, cutoffs)[0] for run in runs]
+    return as_markdown(results_table(runs, split, names, values), names)
+
+
+def lists_markdown(data: Dataset, runs: Sequence[Run], split: str, k: int, device: torch.device) -> str:
+    """What the lists of k items are like beyond accuracy, a Markdown table for each aspect."""
+    models = ((run_label(run), load_model(run, data, device)) for run in runs)
+    parts = []
+    for title, table in measure_lists(data, models, split, k).items():
+        numbers = table.set_index("model").map("{:.4f}".format).replace("nan", "")
+        rows = [[str(model), *cells] for model, cells in zip(numbers.index, numbers.to_numpy(), strict=True)]
+        shown = markdown_table([[str(name) for name in table], *rows])
+        parts.append(f"{title}, lists of {k}, {split} split\n\n{shown}\n")
+    return "\n".join(parts)

@@ -8,9 +8,9 @@ from pathlib import Path
 import pytest
 
 from spike_kit.experiments.archive import archived_activity, read_archive
-from spike_kit.figures.report import OVERVIEW, insert_tables, overview, report
+from spike_kit.results.report import OVERVIEW, insert_tables, overview, report
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 TEXT = (ROOT / "docs" / "results.md").read_text(encoding="utf-8")
 TOLD = re.findall(r"^<!-- end of (.+) -->$", TEXT, re.MULTILINE)
 DATASETS = [name for name in TOLD if name != OVERVIEW]

@@ -18,10 +18,10 @@ from spike_kit.experiments import archive, tuned
 from spike_kit.experiments.run import RunConfig, run
 from spike_kit.experiments.run_folder import Run
 from spike_kit.experiments.search import save_tuned, search
-from spike_kit.figures.report import overview, report
 from spike_kit.models import find_preset
-from spike_kit.results.frames import group_means, grouped_by_seed
-from spike_kit.results.significance import holm, paired_test, per_user_metric
+from spike_kit.results.frames import group_means, grouped_by_seed, per_user_metric
+from spike_kit.results.report import overview, report
+from spike_kit.results.significance import holm, paired_test
 from spike_kit.results.tables import run_label
 
 SHORT = {"epochs": 2, "eval_every": 1}

@@ -1,0 +1,1 @@
+"""Tests of spike_kit.results."""
