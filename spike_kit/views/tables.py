@@ -10,6 +10,7 @@ from torch.nn import functional
 
 from spike_kit.base.errors import DataError, require
 from spike_kit.base.seeds import numpy_generator
+from spike_kit.data.build import compared
 from spike_kit.data.dataset import Dataset
 from spike_kit.evaluation.ranking import recommendations as recommendations
 from spike_kit.models.recommender import Recommender
@@ -113,3 +114,8 @@ def final_entity_vectors(model: Recommender) -> Tensor:
         raise DataError(f"{type(model).__name__} has no embeddings of entities")
     with torch.no_grad():
         return nodes()[1]
+
+
+def published_table(data: Dataset) -> pd.DataFrame:
+    """Counts that the owners of a data set published beside ours, before any filter."""
+    return compared(data.manifest)
