@@ -22,10 +22,10 @@ lab: setup
 	JUPYTER_CONFIG_PATH=$(CURDIR)/.jupyter $(BIN)/jupyter lab notebooks
 
 bench: setup
-	$(BIN)/python -m benchmarks data
-	$(BIN)/python -m benchmarks profiles
-	$(BIN)/python -m benchmarks train
-	$(BIN)/python -m benchmarks train --synthetic 10000,50000,200000
+	$(BIN)/python -m benchmarks.data
+	$(BIN)/python -m benchmarks.profiles
+	$(BIN)/python -m benchmarks.train
+	$(BIN)/python -m benchmarks.train --synthetic 10000,50000,200000
 
 llm: setup
 	@PYTHON=$(PYTHON) .ci/setup-llm

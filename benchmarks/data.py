@@ -6,22 +6,23 @@ after Zipf, skewed activity of users and items, some HTML, some repeated texts.
 
 from __future__ import annotations
 
-import json
+import gzip
+import shutil
+import sys
 import tempfile
 import time
-import zlib
 from collections.abc import Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Literal
 
 import duckdb
 import numpy as np
+import pandas as pd
+from pydantic import Field
 from tqdm.auto import tqdm
 
-from benchmarks.measure import alone
+from benchmarks.common import GIB, Measured, Setup, alone, main
 from spike_kit.base import paths
-from spike_kit.base.config import Config
 from spike_kit.base.devices import peak_bytes
 from spike_kit.base.seeds import numpy_generator
 from spike_kit.data.build import build
@@ -33,68 +34,45 @@ CATEGORY = "Synthetic"
 """Category of the synthetic file."""
 
 _CHUNK = 50_000
-_RATINGS = np.array([0.06, 0.05, 0.08, 0.19, 0.62])
+_RATINGS = [0.06, 0.05, 0.08, 0.19, 0.62]
 _REVIEWS_PER_USER, _REVIEWS_PER_ITEM, _ITEMS_PER_BRAND = 4, 20, 12
+_NAMES_2018 = {"rating": "overall", "user_id": "reviewerID", "text": "reviewText", "title": "summary"}
 
 
-class DataBenchmark(Config):
-    """What `bench_data` measured."""
+class DataSetup(Setup):
+    """What `bench_data` measures."""
 
-    release: Release
+    reviews: int = Field(default=1_000_000, ge=1000)
+    """Reviews in the synthetic file (ten million take about 5 GiB of disk), at least 1000: fewer tell nothing."""
+    release: Release = "2018"
     """Format of the synthetic file."""
-    reviews: int
-    """Reviews in it."""
-    file_gib: float
-    """Size of the packed file in GiB."""
-    seconds: float
-    """Time of the whole build, from the raw files to the finished data-set folder."""
-    reviews_per_second: float
-    """Raw reviews per second of the build."""
-    scan_seconds: float
-    """Time in which duckdb counts the rows of the same file and sums the lengths of the texts: the floor."""
-    ratio: float
-    """Build over bare scan."""
-    peak_rss_gib: float
-    """Largest resident memory of the building process in GiB, the interpreter and its libraries included."""
-    interactions: int
-    """Interactions in the data-set folder."""
-    kept_reviews: int
-    """Reviews in the data-set folder."""
 
 
-def bench_data(reviews: int, release: Release = "2018", seed: int = 0) -> DataBenchmark:
-    """Write a synthetic Amazon category, scan it, build a data-set folder from it, and remove all of it again.
+def bench_data(setup: DataSetup) -> Measured:
+    """Build a data set from a synthetic raw file, beside a bare scan of it.
 
-    Scan and build run in a fresh process each, so that memory is theirs alone.
-
-    Parameters
-    ----------
-    reviews
-        Number of raw reviews.
-    release
-        Format of the files.
-    seed
-        Seed of the synthetic data.
+    Scan and build run in a fresh process each, so that memory is theirs alone; everything is removed again.
     """
     root = paths.data_root()
     root.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix=".spike-kit-tmp-bench-", dir=root) as temporary:
         folder = Path(temporary)
-        path = write_reviews(folder, reviews, release, seed)
-        scan_seconds = alone(_scan, path, release)
-        seconds, peak, interactions, kept = alone(_build, folder, release)
-        return DataBenchmark(
-            release=release,
-            reviews=reviews,
-            file_gib=round(path.stat().st_size / 2**30, 3),
-            seconds=round(seconds, 2),
-            reviews_per_second=round(reviews / seconds),
-            scan_seconds=round(scan_seconds, 2),
-            ratio=round(seconds / scan_seconds, 2),
-            peak_rss_gib=round(peak / 2**30, 2),
-            interactions=interactions,
-            kept_reviews=kept,
-        )
+        path = write_reviews(folder, setup.reviews, setup.release)
+        scan_seconds = alone(_scan, path, setup.release)
+        seconds, peak, counts = alone(_build, folder, setup.release)
+        size = path.stat().st_size
+    return {
+        "release": (setup.release, "format of the synthetic file"),
+        "reviews": (setup.reviews, "reviews in it"),
+        "file_gib": (round(size / GIB, 3), "size of the packed file in GiB"),
+        "seconds": (round(seconds, 2), "time of the whole build, from the raw files to the finished data-set folder"),
+        "reviews_per_second": (round(setup.reviews / seconds), "raw reviews per second of the build"),
+        "scan_seconds": (round(scan_seconds, 2), "time in which duckdb counts the rows and sums the lengths of texts"),
+        "ratio": (round(seconds / scan_seconds, 2), "build over bare scan"),
+        "peak_rss_gib": (round(peak / GIB, 2), "largest resident memory of the build in GiB, the interpreter included"),
+        "interactions": (counts["interactions"], "interactions in the data-set folder"),
+        "kept_reviews": (counts.get("reviews", 0), "reviews in the data-set folder"),
+    }
 
 
 def _scan(path: Path, release: Release) -> float:
@@ -106,31 +84,32 @@ def _scan(path: Path, release: Release) -> float:
         return time.perf_counter() - started
 
 
-def _build(folder: Path, release: Release) -> tuple[float, int, int, int]:
+def _build(folder: Path, release: Release) -> tuple[float, int, dict[str, int]]:
     started = time.perf_counter()
-    data = build("amazon", AmazonConfig(generation=release), name=f"{folder.name.lstrip('.')}-study", raw=folder)
+    data = build("amazon", AmazonConfig(generation=release), name=f"{folder.name.lstrip('.')}-built", raw=folder)
     seconds = time.perf_counter() - started
-    counts = data.manifest.counts
-    peak = peak_bytes()
-    for file in data.path.iterdir():
-        file.unlink()
-    data.path.rmdir()
-    return seconds, peak, counts["interactions"], counts.get("reviews", 0)
+    counts, peak = data.manifest.counts, peak_bytes()
+    shutil.rmtree(data.path)
+    return seconds, peak, counts
 
 
 def write_reviews(folder: Path, reviews: int, release: Release, seed: int = 0) -> Path:
     """Write a synthetic category of ``reviews`` reviews with its metadata; returns the file of the reviews."""
     rng = numpy_generator(seed, "bench data")
-    n_users = max(reviews // _REVIEWS_PER_USER, 1)
-    n_items = max(reviews // _REVIEWS_PER_ITEM, 1)
-    suffix = "jsonl" if release == "2023" else "json"
-    path = folder / f"{CATEGORY}{'' if release == '2023' else '_5'}.{suffix}.gz"
+    n_users, n_items = max(reviews // _REVIEWS_PER_USER, 1), max(reviews // _REVIEWS_PER_ITEM, 1)
     sentences = _sentences(rng)
-    chunks = _review_chunks(rng, reviews, n_users, n_items, release, sentences)
-    _write_packed(path, chunks, reviews, "write reviews")
-    products = _product_chunks(rng, n_items, release, sentences)
-    _write_packed(folder / f"meta_{CATEGORY}.{suffix}.gz", products, n_items, "write metadata")
+    suffix, kind = ("jsonl.gz", "") if release == "2023" else ("json.gz", "_5")
+    path = folder / f"{CATEGORY}{kind}.{suffix}"
+    sizes = [min(_CHUNK, reviews - start) for start in range(0, reviews, _CHUNK)]
+    _write(path, (_reviews(rng, size, n_users, n_items, release, sentences) for size in sizes), len(sizes))
+    _write(folder / f"meta_{CATEGORY}.{suffix}", iter([_products(rng, n_items, release, sentences)]), 1)
     return path
+
+
+def _write(path: Path, frames: Iterator[pd.DataFrame], total: int) -> None:
+    with gzip.open(path, "wb", compresslevel=6) as file:
+        for frame in tqdm(frames, total=total, desc=f"write {path.name}", unit="part"):
+            frame.to_json(file, orient="records", lines=True)
 
 
 def _sentences(rng: np.random.Generator) -> list[str]:
@@ -138,37 +117,38 @@ def _sentences(rng: np.random.Generator) -> list[str]:
     letters = np.array(list("etaoinshrdlucmfwypvbgk"))
     words = ["".join(rng.choice(letters, size=size)) for size in rng.integers(2, 10, size=8_000)]
     frequency = 1 / np.arange(1, len(words) + 1)
-    frequency /= frequency.sum()
     sizes = rng.integers(5, 20, size=40_000)
-    drawn = iter(rng.choice(len(words), size=int(sizes.sum()), p=frequency))
+    drawn = iter(rng.choice(len(words), size=int(sizes.sum()), p=frequency / frequency.sum()))
     return [" ".join(words[next(drawn)] for _ in range(size)).capitalize() + "." for size in sizes]
 
 
-def _review_chunks(
-    rng: np.random.Generator, reviews: int, n_users: int, n_items: int, release: Release, sentences: list[str]
-) -> Iterator[tuple[int, bytes]]:
-    for start in range(0, reviews, _CHUNK):
-        size = min(_CHUNK, reviews - start)
-        users = (n_users * rng.random(size) ** 1.8).astype(np.int64)
-        items = (n_items * rng.random(size) ** 2.5).astype(np.int64)
-        ratings = rng.choice(5, size=size, p=_RATINGS) + 1
-        times = rng.integers(1_300_000_000, 1_538_000_000, size=size)
-        n_sentences = np.clip(rng.lognormal(1.2, 0.8, size=size), 1, 60).astype(np.int64)
-        first = rng.integers(0, len(sentences) - 60, size=size)
-        line = _review_2023 if release == "2023" else _review_2018
-        lines = [
-            line(user, item, rating, at, _text(sentences, begin, n))
-            for user, item, rating, at, begin, n in zip(
-                users.tolist(),
-                items.tolist(),
-                ratings.tolist(),
-                times.tolist(),
-                first.tolist(),
-                n_sentences.tolist(),
-                strict=True,
-            )
-        ]
-        yield size, "".join(lines).encode()
+def _reviews(
+    rng: np.random.Generator, size: int, n_users: int, n_items: int, release: Release, sentences: list[str]
+) -> pd.DataFrame:
+    users = (n_users * rng.random(size) ** 1.8).astype(np.int64)
+    asin = _asins((n_items * rng.random(size) ** 2.5).astype(np.int64))
+    ratings = rng.choice(5, size=size, p=_RATINGS) + 1.0
+    seconds = rng.integers(1_300_000_000, 1_538_000_000, size=size)
+    lengths = np.clip(rng.lognormal(1.2, 0.8, size=size), 1, 60).astype(np.int64)
+    first = rng.integers(0, len(sentences) - 60, size=size)
+    texts = [_text(sentences, begin, n) for begin, n in zip(first.tolist(), lengths.tolist(), strict=True)]
+    frame = pd.DataFrame(
+        {
+            "rating": ratings,
+            "title": [text[:30] for text in texts],
+            "text": texts,
+            "asin": asin,
+            "user_id": [f"A{number * 2_654_435_761 % 2**44:012X}" for number in users.tolist()],
+        }
+    )
+    if release == "2023":
+        rest = {"parent_asin": asin, "timestamp": seconds * 1000, "helpful_vote": 0, "verified_purchase": True}
+        return frame.assign(**rest, images=pd.Series([[]] * size))
+    rest = {"unixReviewTime": seconds, "verified": True, "reviewTime": "01 1, 2018"}
+    names = [f"Reader {number}" for number in users.tolist()]
+    return frame.rename(columns=_NAMES_2018).assign(
+        **rest, style=pd.Series([{"Format:": " Paperback"}] * size), reviewerName=names
+    )
 
 
 def _text(sentences: list[str], begin: int, n: int) -> str:
@@ -176,69 +156,27 @@ def _text(sentences: list[str], begin: int, n: int) -> str:
     return text.replace(". ", ".<br />", 1) + " &quot;So it is&quot;" if begin % 17 == 0 else text
 
 
-def _user(number: int) -> str:
-    return f"A{number * 2_654_435_761 % 2**44:012X}"
+def _asins(numbers: np.ndarray) -> list[str]:
+    return [f"B{number * 40_503 % 2**36:09X}" for number in numbers.tolist()]
 
 
-def _item(number: int) -> str:
-    return f"B{number * 40_503 % 2**36:09X}"
-
-
-def _review_2018(user: int, item: int, rating: int, at: int, text: str) -> str:
-    return (
-        f'{{"overall": {rating}.0, "verified": true, "reviewTime": "01 1, 2018", "reviewerID": "{_user(user)}", '
-        f'"asin": "{_item(item)}", "style": {{"Format:": " Paperback"}}, "reviewerName": "Reader {user}", '
-        f'"reviewText": "{text}", "summary": "{text[:30]}", "unixReviewTime": {at}}}\n'
-    )
-
-
-def _review_2023(user: int, item: int, rating: int, at: int, text: str) -> str:
-    return (
-        f'{{"rating": {rating}.0, "title": "{text[:30]}", "text": "{text}", "images": [], "asin": "{_item(item)}", '
-        f'"parent_asin": "{_item(item)}", "user_id": "{_user(user)}", "timestamp": {at * 1000}, "helpful_vote": 0, '
-        f'"verified_purchase": true}}\n'
-    )
-
-
-def _product_chunks(
-    rng: np.random.Generator, n_items: int, release: Release, sentences: list[str]
-) -> Iterator[tuple[int, bytes]]:
+def _products(rng: np.random.Generator, n_items: int, release: Release, sentences: list[str]) -> pd.DataFrame:
     brands = rng.integers(0, max(n_items // _ITEMS_PER_BRAND, 1), size=n_items).tolist()
-    picked = rng.integers(0, len(sentences), size=(n_items, 2)).tolist()
-    item, maker, categories = (
-        ("parent_asin", "store", "categories") if release == "2023" else ("asin", "brand", "category")
+    described, titled = rng.integers(0, len(sentences), size=(2, n_items)).tolist()
+    asin = _asins(np.arange(n_items))
+    frame = pd.DataFrame(
+        {
+            "categories": [["Synthetic", f"Shelf {brand % 40}", f"Board {brand % 400}"] for brand in brands],
+            "description": [[sentences[number]] for number in described],
+            "title": [f"{sentences[number][:40]} {row}" for row, number in enumerate(titled)],
+            "store": [f"Maker {brand}" for brand in brands],
+            "also_buy": [[asin[(row + step) % n_items] for step in range(1, 6)] for row in range(n_items)],
+            "parent_asin": asin,
+        }
     )
-    for start in range(0, n_items, _CHUNK):
-        rows = range(start, min(start + _CHUNK, n_items))
-        lines = [
-            json.dumps(
-                {
-                    categories: ["Synthetic", f"Shelf {brands[row] % 40}", f"Board {brands[row] % 400}"],
-                    "description": [sentences[picked[row][0]]],
-                    "title": f"{sentences[picked[row][1]][:40]} {row}",
-                    maker: f"Maker {brands[row]}",
-                    "also_buy": [_item((row + step) % n_items) for step in range(1, 6)],
-                    item: _item(row),
-                }
-            )
-            for row in rows
-        ]
-        yield len(rows), ("\n".join(lines) + "\n").encode()
+    names_2018 = {"categories": "category", "store": "brand", "parent_asin": "asin"}
+    return frame if release == "2023" else frame.rename(columns=names_2018)
 
 
-def _write_packed(path: Path, chunks: Iterator[tuple[int, bytes]], total: int, what: str) -> None:
-    """Write chunks as one gzip file of several members, two of them packed at a time."""
-    waiting: list[Future[bytes]] = []
-    with path.open("wb") as file, ThreadPoolExecutor(2) as pool, tqdm(total=total, desc=what, unit="row") as bar:
-        for size, content in chunks:
-            waiting.append(pool.submit(_packed, content))
-            bar.update(size)
-            if len(waiting) > 3:
-                file.write(waiting.pop(0).result())
-        for done in waiting:
-            file.write(done.result())
-
-
-def _packed(content: bytes) -> bytes:
-    packer = zlib.compressobj(6, zlib.DEFLATED, 31)
-    return packer.compress(content) + packer.flush()
+if __name__ == "__main__":
+    sys.exit(main(DataSetup, bench_data))

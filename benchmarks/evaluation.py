@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import statistics
+import sys
 import time
 
 import torch
-from torch import Tensor
+from pydantic import Field
 from tqdm.auto import tqdm
 
-from benchmarks.measure import alone
-from spike_kit.base.config import Config
+from benchmarks.common import GIB, Measured, Setup, alone, main
 from spike_kit.base.devices import peak_bytes
 from spike_kit.base.errors import ConfigError
 from spike_kit.base.seeds import torch_generator
@@ -24,80 +24,49 @@ DIM, SEEN, RELEVANT = 64, 80, 10
 """Dimensions of an embedding; seen and relevant items of a user."""
 
 
-class EvaluationBenchmark(Config):
-    """What `bench_evaluation` measured."""
+class EvaluationSetup(Setup):
+    """What `bench_evaluation` measures."""
 
-    users: int
-    """Users that are ranked for."""
-    items: int
-    """Items, all of them ranked for every user."""
-    seconds: float
-    """Time of one evaluation, metrics included (median over rounds)."""
-    users_per_second: float
-    """Users per second of it."""
-    floor_seconds: float
-    """Time of the products of all user and item embeddings alone, in the same chunks (median over rounds)."""
-    floor_ratio: float
-    """Median over rounds of the first by the second."""
-    chunk_entries: int
-    """Scores held in memory at once."""
-    peak_rss_gib: float
-    """Largest resident memory of the evaluating process in GiB, the interpreter and its libraries included."""
-    threads: int
-    """Threads of a product."""
+    users: int = Field(default=10_000, ge=1000)
+    """Users to rank for, at least 1000: fewer tell nothing."""
+    items: int = Field(default=25_000, ge=1000)
+    """Items to rank, at least 1000."""
 
 
-def bench_evaluation(users: int, items: int, seed: int = 0) -> EvaluationBenchmark:
-    """Evaluate random embeddings on the CPU, in a process of its own.
-
-    Parameters
-    ----------
-    users, items
-        Sizes of the synthetic task.
-    seed
-        Seed of the task and the embeddings.
-
-    Raises
-    ------
-    ConfigError
-        If there are too few items.
-    """
-    ours, bare, peak, threads = alone(_measure, users, items, seed)
+def bench_evaluation(setup: EvaluationSetup) -> Measured:
+    """Rank all items for random embeddings on the CPU, beside the bare products of the embeddings."""
+    ours, bare, peak, threads = alone(_measure, setup.users, setup.items)
     seconds = statistics.median(ours)
-    return EvaluationBenchmark(
-        users=users,
-        items=items,
-        seconds=round(seconds, 4),
-        users_per_second=round(users / seconds, 1),
-        floor_seconds=round(statistics.median(bare), 4),
-        floor_ratio=round(statistics.median(our / floor for our, floor in zip(ours, bare, strict=True)), 3),
-        chunk_entries=ranking.CHUNK_ENTRIES,
-        peak_rss_gib=round(peak / 2**30, 3),
-        threads=threads,
-    )
+    ratio = statistics.median(our / floor for our, floor in zip(ours, bare, strict=True))
+    return {
+        "users": (setup.users, "users that are ranked for"),
+        "items": (setup.items, "items, all of them ranked for every user"),
+        "seconds": (round(seconds, 4), "time of one evaluation, metrics included (median over rounds)"),
+        "users_per_second": (round(setup.users / seconds, 1), "users per second of it"),
+        "floor_seconds": (round(statistics.median(bare), 4), "time of the bare products, in the same chunks (median)"),
+        "floor_ratio": (round(ratio, 3), "median over rounds of the first by the second"),
+        "chunk_entries": (ranking.CHUNK_ENTRIES, "scores held in memory at once"),
+        "peak_rss_gib": (round(peak / GIB, 3), "largest resident memory in GiB, the interpreter included"),
+        "threads": (threads, "threads of a product"),
+    }
 
 
-def _measure(users: int, items: int, seed: int) -> tuple[list[float], list[float], int, int]:
+def _measure(users: int, items: int) -> tuple[list[float], list[float], int, int]:
     """Seconds of each evaluation and of the bare products, peak memory of the evaluation, and threads."""
-    recommender, task = synthetic_task(users, items, seed)
+    recommender, task = synthetic_task(users, items)
     evaluate(recommender, task)
     peak = peak_bytes()
-    rows = min(max(1, ranking.CHUNK_ENTRIES // items), users)
-    buffer = torch.empty(rows, items)
+    buffer = torch.empty(min(max(1, ranking.CHUNK_ENTRIES // items), users), items)
     ours, bare = [], []
     for _ in tqdm(range(ROUNDS), desc="bench evaluation", unit="round"):
         started = time.perf_counter()
         evaluate(recommender, task)
         ours.append(time.perf_counter() - started)
         started = time.perf_counter()
-        _products(recommender, buffer)
+        for part in recommender.users.split(buffer.shape[0]):
+            torch.mm(part, recommender.items.T, out=buffer[: part.shape[0]])
         bare.append(time.perf_counter() - started)
     return ours, bare, peak, torch.get_num_threads()
-
-
-def _products(recommender: FixedEmbeddings, buffer: Tensor) -> None:
-    for part in recommender.users.split(buffer.shape[0]):
-        torch.mm(part, recommender.items.T, out=buffer[: part.shape[0]])
 
 
 def synthetic_task(users: int, items: int, seed: int = 0) -> tuple[FixedEmbeddings, RankingTask]:
@@ -132,3 +101,7 @@ def synthetic_task(users: int, items: int, seed: int = 0) -> tuple[FixedEmbeddin
         n_without_relevant=0,
     )
     return recommender, task
+
+
+if __name__ == "__main__":
+    sys.exit(main(EvaluationSetup, bench_evaluation))

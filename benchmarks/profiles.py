@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import statistics
+import sys
 import tempfile
 import time
 from collections.abc import Iterator
@@ -16,11 +17,11 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
+from pydantic import Field
 from tqdm.auto import tqdm
 
-from benchmarks.measure import alone
+from benchmarks.common import GIB, Measured, Setup, alone, main
 from spike_kit.base import paths
-from spike_kit.base.config import Config
 from spike_kit.base.devices import peak_bytes
 from spike_kit.base.errors import require
 from spike_kit.base.seeds import numpy_generator
@@ -37,79 +38,56 @@ ROUNDS = 3
 
 _CONCURRENCY = 32
 _TRIPLES_PER_ITEM, _TRAIN_PER_USER = 5, 12
-_KEY = "no-key-needed"
+_RELATIONS = ["director", "writer", "cast", "company"]
 
 
-class ProfileBenchmark(Config):
-    """What `bench_profiles` measured."""
+class ProfilesSetup(Setup):
+    """What `bench_profiles` measures."""
 
-    profiles: int
-    """Profiles of the large run."""
-    profiles_per_second: float
-    """Profiles per second: prompt, call, checks and commit (median over rounds)."""
-    bare_client_per_second: float
-    """Requests per second of a bare loop over AsyncOpenAI with the same prompts and concurrency (median)."""
-    client_ratio: float
-    """Median over rounds of the first by the second."""
-    seconds: float
-    """Time of the large run, the profiles table included."""
-    peak_rss_gib: float
-    """Largest resident memory of the large run in GiB, the interpreter and its libraries included."""
-    small_peak_rss_gib: float
-    """The same for a run of a tenth of the profiles."""
-    rss_growth_mib: float
-    """Difference of the two in MiB."""
+    profiles: int = Field(default=50_000, ge=1000)
+    """Profiles to generate (50,000 take about two minutes), at least 1000: fewer tell nothing."""
 
 
-def bench_profiles(profiles: int, seed: int = 0) -> ProfileBenchmark:
-    """Generate so many profiles of a synthetic study, and a tenth of them; everything is removed again.
+def bench_profiles(setup: ProfilesSetup) -> Measured:
+    """Generate profiles of a synthetic data set, and a tenth of them beside a bare loop of the same client.
 
-    Each run has a process of its own, so that memory is its alone.
-
-    Parameters
-    ----------
-    profiles
-        Profiles of the large run.
-    seed
-        Seed of the synthetic study.
+    Each run has a process of its own, so that memory is its alone; everything is removed again.
     """
     root = paths.data_root()
     root.mkdir(parents=True, exist_ok=True)
-    small = max(profiles // 10, 100)
+    size = setup.profiles // 10
     with tempfile.TemporaryDirectory(prefix=".spike-kit-tmp-bench-", dir=root) as temporary:
-        folder = Path(temporary)
-        bare, ours = [], []
+        small, large, bare, ours = Path(temporary) / "small", Path(temporary) / "large", [], []
         with LoopbackProcess() as server, tqdm(total=2 * ROUNDS + 2, desc="bench profiles", unit="run") as bar:
-            for name, size in (("small", small), ("large", profiles)):
-                alone(synthetic_dataset, folder / name, size, seed)
+            alone(synthetic_dataset, small, size)
+            alone(synthetic_dataset, large, setup.profiles)
             for number in range(ROUNDS):
-                bare.append(small / alone(_bare, folder / "small", small, server.base_url))
+                bare.append(size / alone(_bare, small, size, server.base_url))
                 bar.update()
-                ours.append(small / alone(_generate, folder / "small", f"{number}", server.base_url)[0])
+                ours.append(size / alone(_generate, small, f"{number}", server.base_url)[0])
                 bar.update()
-            _, _, small_peak = alone(_generate, folder / "small", "peak", server.base_url)
+            _, _, small_peak = alone(_generate, small, "peak", server.base_url)
             bar.update()
-            _, seconds, peak = alone(_generate, folder / "large", "peak", server.base_url)
+            _, seconds, peak = alone(_generate, large, "peak", server.base_url)
             bar.update()
-    return ProfileBenchmark(
-        profiles=profiles,
-        profiles_per_second=round(statistics.median(ours), 1),
-        bare_client_per_second=round(statistics.median(bare), 1),
-        client_ratio=round(statistics.median(our / their for our, their in zip(ours, bare, strict=True)), 3),
-        seconds=round(seconds, 1),
-        peak_rss_gib=round(peak / 2**30, 3),
-        small_peak_rss_gib=round(small_peak / 2**30, 3),
-        rss_growth_mib=round((peak - small_peak) / 2**20, 1),
-    )
+    ratio = statistics.median(our / their for our, their in zip(ours, bare, strict=True))
+    return {
+        "profiles": (setup.profiles, "profiles of the large run"),
+        "profiles_per_second": (round(statistics.median(ours), 1), "prompt, call, checks and commit (median)"),
+        "bare_client_per_second": (round(statistics.median(bare), 1), "requests of a bare loop over AsyncOpenAI"),
+        "client_ratio": (round(ratio, 3), "median over rounds of the first by the second"),
+        "seconds": (round(seconds, 1), "time of the large run, the profiles table included"),
+        "peak_rss_gib": (round(peak / GIB, 3), "largest resident memory of it in GiB, the interpreter included"),
+        "small_peak_rss_gib": (round(small_peak / GIB, 3), "the same for a run of a tenth of the profiles"),
+        "rss_growth_mib": (round((peak - small_peak) / 2**20, 1), "difference of the two in MiB"),
+    }
 
 
 def _generate(folder: Path, name: str, base_url: str) -> tuple[float, float, int]:
     """Seconds of asking, seconds with the table, and peak memory of one run."""
-    data = Dataset.open(folder)
     llm = LLMConfig(model=MODEL, base_url=base_url, concurrency=_CONCURRENCY)
-    generation = Generation(
-        data, GenerationConfig(llm=llm), "bench", answers=folder.with_name(f"{folder.name}-{name}.sqlite")
-    )
+    answers = folder.with_name(f"{folder.name}-{name}.sqlite")
+    generation = Generation(Dataset.open(folder), GenerationConfig(llm=llm), "bench", answers=answers)
     progress = Progress()
     require("openai", "llm")
     started = time.perf_counter()
@@ -125,12 +103,11 @@ def _bare(folder: Path, requests: int, base_url: str) -> float:
     texts = dict.fromkeys(data.expected_ids("item"), "profile " * 60)
     writer = PromptWriter(data)
     prompts = (prompt.messages for subject in SUBJECTS for prompt in writer.prompts(subject, lambda _: texts))
-    return asyncio.run(_loop(list(islice(prompts, requests)), base_url))
+    return asyncio.run(_loop(iter(list(islice(prompts, requests))), base_url))
 
 
-async def _loop(chats: list[list[Message]], base_url: str) -> float:
-    waiting: Iterator[list[Message]] = iter(chats)
-    async with require("openai", "llm").AsyncOpenAI(base_url=base_url, api_key=_KEY, max_retries=0) as client:
+async def _loop(waiting: Iterator[list[Message]], base_url: str) -> float:
+    async with require("openai", "llm").AsyncOpenAI(base_url=base_url, api_key="none", max_retries=0) as client:
 
         async def work() -> None:
             for messages in waiting:
@@ -146,56 +123,35 @@ def synthetic_dataset(path: Path, profiles: int, seed: int = 0) -> Dataset:
     rng = numpy_generator(seed, "bench profiles")
     n_users = n_items = max(profiles // 4, 10)
     n_others = max(profiles - n_users - n_items, 10)
-    labels = [f"Film {number} (19{number % 90 + 10})" for number in range(n_items)]
-    others = [f"Person {number}" for number in range(n_others)]
-    ids = [f"node:{number}" for number in range(n_items + n_others)]
     heads = np.repeat(np.arange(n_items), _TRIPLES_PER_ITEM)
     tails = n_items + (n_others * rng.random(len(heads)) ** 2).astype(np.int64)
-    triples = pd.DataFrame({"head": heads, "relation": rng.integers(0, 4, len(heads)), "tail": tails}).drop_duplicates()
-    pairs = pd.DataFrame(
-        {
-            "user": np.repeat(np.arange(n_users), _TRAIN_PER_USER),
-            "item": (n_items * rng.random(n_users * _TRAIN_PER_USER) ** 1.5).astype(np.int64),
-        }
-    ).drop_duplicates()
-    pairs = pairs.sort_values(["user", "item"], ignore_index=True)
-    names = ["director", "writer", "cast", "company"]
+    triples = pd.DataFrame({"head": heads, "relation": rng.integers(0, 4, len(heads)), "tail": tails})
+    users = np.repeat(np.arange(n_users), _TRAIN_PER_USER)
+    pairs = pd.DataFrame({"user": users, "item": (n_items * rng.random(len(users)) ** 1.5).astype(np.int64)})
+    interactions = pairs.drop_duplicates().sort_values(["user", "item"], ignore_index=True)
+    interactions = interactions.assign(split="train", rating=float("nan"), timestamp=None)
+    labels = [f"Film {number} (19{number % 90 + 10})" for number in range(n_items)]
+    entities = pd.DataFrame({"entity": range(n_items + n_others)})
+    entities["source_id"] = [f"node:{number}" for number in entities["entity"]]
+    entities["label"] = [*labels, *(f"Person {number}" for number in range(n_others))]
+    entities["kind"] = ["item"] * n_items + ["person"] * n_others
+    items = entities[:n_items].rename(columns={"entity": "item"}).drop(columns="kind")
+    items["description"] = [f"A film of {80 + number % 70} minutes." for number in range(n_items)]
+    people = pd.DataFrame({"user": range(n_users)})
+    people["source_id"], people["label"] = [[f"{kind}{number}" for number in range(n_users)] for kind in ("u", "User ")]
+    relations = pd.DataFrame({"relation": range(4), "source_id": _RELATIONS, "label": _RELATIONS})
+    relations["template"] = [f"The {name} of {{head}} is {{tail}}." for name in _RELATIONS]
     tables = Tables(
-        users=pd.DataFrame(
-            {
-                "user": range(n_users),
-                "source_id": [f"u{number}" for number in range(n_users)],
-                "label": [f"User {number}" for number in range(n_users)],
-            }
-        ),
-        items=pd.DataFrame(
-            {
-                "item": range(n_items),
-                "source_id": ids[:n_items],
-                "label": labels,
-                "description": [f"A film of {80 + number % 70} minutes." for number in range(n_items)],
-            }
-        ),
-        entities=pd.DataFrame(
-            {
-                "entity": range(n_items + n_others),
-                "source_id": ids,
-                "label": [*labels, *others],
-                "kind": ["item"] * n_items + ["person"] * n_others,
-            }
-        ),
-        relations=pd.DataFrame(
-            {
-                "relation": range(len(names)),
-                "source_id": names,
-                "label": names,
-                "template": [f"The {name} of {{head}} is {{tail}}." for name in names],
-            }
-        ),
-        interactions=pairs.assign(split="train", rating=float("nan"), timestamp=None).astype(
-            {"split": "str", "timestamp": "Int64"}
-        ),
-        triples=triples.reset_index(drop=True),
+        users=people,
+        items=items,
+        entities=entities,
+        relations=relations,
+        interactions=interactions.astype({"split": "str", "timestamp": "Int64"}),
+        triples=triples.drop_duplicates(ignore_index=True),
     )
     source = SourceFile(name="synthetic", sha256="0" * 64, licence="none", origin="benchmarks.profiles")
     return create_dataset(path, "bench-profiles", tables, sources=[source], build={}, funnel=[])
+
+
+if __name__ == "__main__":
+    sys.exit(main(ProfilesSetup, bench_profiles))

@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
+import sys
 import time
 from contextlib import suppress
-from dataclasses import dataclass
+from operator import itemgetter
 from typing import Any
 
 from pydantic import Field
 from tqdm.auto import tqdm
 
-from benchmarks.measure import alone
-from spike_kit.base.config import Config
+from benchmarks.common import Measured, Setup, alone, main
+from spike_kit.base.devices import resolve_device
 from spike_kit.data.dataset import Dataset
 from spike_kit.experiments.run import RunConfig, train
 from spike_kit.experiments.search import VALID
@@ -21,8 +22,11 @@ from spike_kit.training.checkpoint import EpochRow
 TOO_SLOW = 2
 """A preset is given up once it has taken this many times the time of the plain run."""
 
+Curve = tuple[list[tuple[float, float, int]], float]
+"""Validations of one training (NDCG@20, seconds and epoch of each), and its seconds."""
 
-class QualitySetup(Config):
+
+class QualitySetup(Setup):
     """What `bench_quality` measures."""
 
     model: str = "spike"
@@ -33,92 +37,50 @@ class QualitySetup(Config):
     """Named setting that is timed."""
     plain: str = "released_code"
     """Named setting that is trained plainly, to the end."""
-    plain_training: dict[str, Any] = Field(
-        default_factory=lambda: {"epochs": 40, "learning_rate": 1e-3, "batch_size": 1024}
-    )
-    """Training settings of the plain run that differ from its named setting."""
-    device: str = "cpu"
-    """Device, such as cpu or cuda:0."""
+    plain_epochs: int = Field(default=40, ge=1)
+    """Epochs of the plain run."""
+    device: str = "auto"
+    """Device: auto (CUDA where present), cpu, cuda or cuda:N."""
     seed: int = 0
     """Seed of both."""
-
-
-class QualityBenchmark(Config):
-    """What `bench_quality` measured; times include validation, not the reading of the data."""
-
-    dataset: str
-    """Data set."""
-    plain: str
-    """Named setting that was trained plainly."""
-    plain_seconds: float
-    """Time of its training."""
-    plain_best_ndcg: float
-    """Best NDCG@20 on validation it reached."""
-    plain_best_seconds: float
-    """When it reached it."""
-    preset: str
-    """Named setting that was timed."""
-    seconds: float | None
-    """When it was at least as good; none if it never was."""
-    ratio: float | None
-    """Time of the plain run by that time."""
-    epochs: int | None
-    """Epochs until then."""
-    best_ndcg: float
-    """Best NDCG@20 on validation it reached in the end."""
-    best_seconds: float
-    """When it reached that."""
-
-
-@dataclass(frozen=True)
-class _Curve:
-    """Validations of one training: epoch, seconds and NDCG@20 of each."""
-
-    points: list[tuple[int, float, float]]
-    seconds: float
-
-    @property
-    def best(self) -> tuple[int, float, float]:
-        return max(self.points, key=lambda point: point[2])
 
 
 class _TooSlowError(Exception):
     """The time given to a training is over."""
 
 
-def bench_quality(setup: QualitySetup) -> QualityBenchmark:
-    """Train the plain setting to its end, then the other one, each in a process of its own.
+def bench_quality(setup: QualitySetup) -> Measured:
+    """Train a preset until it is as good on validation as released_code gets in 40 epochs.
 
-    Raises
-    ------
-    ConfigError, DataError
-        If the model or a setting is unknown, or there is no such data set.
+    Each training has a process of its own; times include validation, not the reading of the data.
     """
     for preset in (setup.plain, setup.preset):
         find_preset(setup.model, preset)
+    setup = setup.replace(device=str(resolve_device(setup.device)))
+    training = {"epochs": setup.plain_epochs, "learning_rate": 1e-3, "batch_size": 1024}
     with tqdm(total=2, desc="bench quality", unit="training") as bar:
-        plain = alone(_curve, setup, setup.plain, setup.plain_training, None)
+        validations, seconds = alone(_curve, setup, setup.plain, training, None)
         bar.update()
-        ours = alone(_curve, setup, setup.preset, {}, TOO_SLOW * plain.seconds)
+        ours, _ = alone(_curve, setup, setup.preset, {}, TOO_SLOW * seconds)
         bar.update()
-    target = plain.best[2]
-    reached = next((point for point in ours.points if point[2] >= target), None)
-    return QualityBenchmark(
-        dataset=setup.dataset,
-        plain=setup.plain,
-        plain_seconds=round(plain.seconds, 2),
-        plain_best_ndcg=round(target, 4),
-        plain_best_seconds=round(plain.best[1], 2),
-        preset=setup.preset,
-        seconds=None if reached is None else round(reached[1], 2),
-        ratio=None if reached is None else round(plain.seconds / reached[1], 2),
-        epochs=None if reached is None else reached[0],
-        best_ndcg=round(ours.best[2], 4),
-        best_seconds=round(ours.best[1], 2),
-    )
+    plain, best = max(validations, key=itemgetter(0)), max(ours, key=itemgetter(0))
+    reached = next((point for point in ours if point[0] >= plain[0]), None)
+    return {
+        "dataset": (setup.dataset, "data set"),
+        "plain": (setup.plain, "named setting that was trained plainly"),
+        "plain_seconds": (round(seconds, 2), "time of its training"),
+        "plain_best_ndcg": (round(plain[0], 4), "best NDCG@20 on validation it reached"),
+        "plain_best_seconds": (round(plain[1], 2), "when it reached it"),
+        "preset": (setup.preset, "named setting that was timed"),
+        "seconds": (reached and round(reached[1], 2), "when it was at least as good; none if it never was"),
+        "ratio": (reached and round(seconds / reached[1], 2), "time of the plain run by that time"),
+        "epochs": (reached and reached[2], "epochs until then"),
+        "best_ndcg": (round(best[0], 4), "best NDCG@20 on validation it reached in the end"),
+        "best_seconds": (round(best[1], 2), "when it reached that"),
+    }
 
 
-def _curve(setup: QualitySetup, preset: str, training: dict[str, Any], longest: float | None) -> _Curve:
+def _curve(setup: QualitySetup, preset: str, training: dict[str, Any], longest: float | None) -> Curve:
     config = RunConfig(model=setup.model, dataset=setup.dataset, preset=preset, training=training, seed=setup.seed)
     data, points = Dataset.open(setup.dataset), []
     started = time.perf_counter()
@@ -126,10 +88,14 @@ def _curve(setup: QualitySetup, preset: str, training: dict[str, Any], longest: 
     def report(row: EpochRow) -> None:
         seconds = time.perf_counter() - started
         if VALID in row:
-            points.append((int(row["epoch"]), seconds, row[VALID]))
+            points.append((row[VALID], seconds, int(row["epoch"])))
         if longest is not None and seconds > longest:
             raise _TooSlowError
 
     with suppress(_TooSlowError):
         train(config, data, setup.device, progress=False, report=report)
-    return _Curve(points, time.perf_counter() - started)
+    return points, time.perf_counter() - started
+
+
+if __name__ == "__main__":
+    sys.exit(main(QualitySetup, bench_quality))

@@ -2,32 +2,36 @@
 
 A step is everything the loop does but validation: its share of shuffling an epoch and drawing negatives, its batch, the
 model's draws, losses, gradients, and the optimiser. The floor is what no implementation can leave out that projects
-every profile: the float32 products of two linear layers, forward and backward, into buffers that exist already.
+every profile: the float32 products of two linear layers with the vectors that the model projects (after whitening,
+where the preset whitens them), forward and backward, rows into buffers that exist already.
 """
 
 from __future__ import annotations
 
 import statistics
+import sys
 import time
-from collections.abc import Iterator, Sequence
-from typing import Any
+from collections.abc import Callable, Iterator
 
 import torch
 from pydantic import Field
 from torch import Tensor
 from tqdm.auto import tqdm
+from tyro.conf import UseAppendAction
 
-from benchmarks.measure import alone
-from benchmarks.synthetic import SyntheticSize, synthetic_graph, synthetic_vectors
+from benchmarks.common import GIB, Measured, Setup, alone, main
+from benchmarks.synthetic import SyntheticSize, parse_sizes, synthetic_graph, synthetic_vectors
 from spike_kit.base.config import Config
-from spike_kit.base.devices import deterministic, peak_bytes
+from spike_kit.base.devices import deterministic, peak_bytes, resolve_device
 from spike_kit.base.errors import ConfigError
 from spike_kit.base.seeds import torch_generator
 from spike_kit.data.dataset import Dataset
 from spike_kit.data.graph import Graph
 from spike_kit.data.vectors import ProfileVectors
+from spike_kit.experiments.run import RunConfig
+from spike_kit.experiments.search_space import parse_fixed
 from spike_kit.models import find_model, find_preset
-from spike_kit.models.recommender import Batch, TrainedRecommender
+from spike_kit.models.recommender import TrainedRecommender
 from spike_kit.models.spike import Spike
 from spike_kit.profiles.encode import DEFAULT_ENCODER
 from spike_kit.profiles.template import TEMPLATE
@@ -38,255 +42,163 @@ ROUNDS = 5
 """Rounds in which steps and floor take turns."""
 
 _WARM_UP = 5
-_GIB = 2**30
 
 
-class TrainSetup(Config):
+class TrainSetup(Setup):
     """What `bench_train` measures."""
 
     model: str = "spike"
     """Name of a model that is trained."""
     preset: str = "recommended"
     """Named setting of the model and its training."""
-    settings: dict[str, Any] = Field(default_factory=dict)
-    """Model settings that differ from the preset."""
+    fix: UseAppendAction[tuple[str, ...]] = ()
+    """A model setting that differs from the preset, as name=value; may be repeated: --fix text_precision=bfloat16."""
     dataset: str = "ml-100k"
     """Data set: a name under data/ or the path of a data-set folder; not looked at where ``synthetic`` is given."""
-    synthetic: SyntheticSize | None = None
-    """Size of a synthetic study, made in memory."""
+    synthetic: str = ""
+    """Train on a synthetic graph instead: amazon-book, a number of nodes, or several with commas (how cost grows)."""
     steps: int = Field(default=50, ge=30)
     """Training steps to measure, after a warm-up."""
     batch_size: int | None = Field(default=None, ge=1)
     """Train interactions per step; none: what the preset says."""
-    device: str = "cpu"
-    """Device, such as cpu or cuda:0."""
-    seed: int = 0
-    """Seed of the synthetic study and of everything the steps draw."""
+    device: str = "auto"
+    """Device: auto (CUDA where present), cpu, cuda or cuda:N."""
 
 
-class TrainBenchmark(Config):
-    """What `bench_train` measured."""
+def bench_train(setup: TrainSetup) -> Measured | list[Measured]:
+    """Take training steps, beside the bare products of the text projection; with several sizes, without them.
 
-    dataset: str
-    """Data set, or synthetic size."""
-    model: str
-    """Model."""
-    preset: str
-    """Named setting."""
-    device: str
-    """Device."""
-    threads: int
-    """Threads of torch on the CPU."""
-    precision: str
-    """Number format of the products of the text projection, or of the parameters where there is none."""
-    nodes: int
-    """Users and entities, U + E."""
-    edges: int
-    """Directed edges of the knowledge graph, inverses included."""
-    interactions: int
-    """Train interactions."""
-    text_dim: int | None
-    """Dimension d_t of the profile vectors; none if the model uses no text."""
-    batch_size: int
-    """Train interactions per step."""
-    step_seconds: float
-    """Seconds per training step: median, and a step's share of shuffling an epoch."""
-    floor_seconds: float | None
-    """Seconds of the bare products of the projection of all profiles, forward and backward (median); SPiKE only."""
-    floor_ratio: float | None
-    """Median over rounds of the first by the second."""
-    peak_rss_gib: float
-    """Largest resident memory of the stepping process in GiB, the interpreter and its libraries included."""
-    peak_cuda_gib: float | None
-    """Largest CUDA memory in GiB that tensors took during the steps; none without CUDA."""
-
-
-class GrowthRow(Config):
-    """One row of the growth curve of `bench_growth`."""
-
-    nodes: int
-    """Users and entities, U + E."""
-    edges: int
-    """Directed edges of the knowledge graph, inverses included."""
-    step_seconds: float
-    """Seconds per training step."""
-    seconds_per_million: float
-    """Seconds per step for every million of edges and nodes together."""
-    peak_rss_gib: float
-    """Largest resident memory in GiB, the interpreter and its libraries included."""
-
-
-def bench_train(setup: TrainSetup) -> TrainBenchmark:
-    """Take training steps in a process of its own, and the floor in turns with them.
-
-    Raises
-    ------
-    ConfigError, DataError
-        If the model is unknown or not trained, or there is no such data set.
+    Every size has a process of its own.
     """
-    _check(setup)
-    return alone(_measure, setup, True)
-
-
-def bench_growth(setup: TrainSetup, sizes: Sequence[SyntheticSize]) -> list[GrowthRow]:
-    """Take training steps on synthetic studies of several sizes, each in a process of its own, without a floor.
-
-    Raises
-    ------
-    ConfigError
-        If the model is unknown or not trained.
-    """
-    _check(setup)
-    rows = []
+    setup = setup.replace(device=str(resolve_device(setup.device)))
+    _settings(setup)
+    sizes = parse_sizes(setup.synthetic) if setup.synthetic else [None]
+    if len(sizes) == 1:
+        return alone(_measure, setup, sizes[0], True)
+    growth = []
     for size in tqdm(sizes, desc="bench train", unit="size"):
-        measured = alone(_measure, setup.replace(synthetic=size), False)
-        rows.append(
-            GrowthRow(
-                nodes=measured.nodes,
-                edges=measured.edges,
-                step_seconds=measured.step_seconds,
-                seconds_per_million=_rounded(1e6 * measured.step_seconds / (measured.nodes + measured.edges)),
-                peak_rss_gib=measured.peak_rss_gib,
-            )
-        )
-    return rows
+        measured = alone(_measure, setup, size, False)
+        nodes, edges, seconds = (measured[name][0] for name in ("nodes", "edges", "step_seconds"))
+        per_million = _rounded(1e6 * seconds / (nodes + edges))
+        row = {name: measured[name] for name in ("nodes", "edges", "step_seconds", "peak_rss_gib")}
+        growth.append(row | {"seconds_per_million": (per_million, "seconds per step for a million of edges and nodes")})
+    return growth
 
 
-def _check(setup: TrainSetup) -> None:
-    find_preset(setup.model, setup.preset).model.replace(**setup.settings)
+def _settings(setup: TrainSetup) -> Config:
+    """Settings of the model, if it is one that is trained."""
+    config = RunConfig(model=setup.model, preset=setup.preset)
     if not issubclass(find_model(setup.model), TrainedRecommender):
         raise ConfigError(f"model {setup.model} is not trained: it has no step to measure", "choose another model")
+    return find_preset(setup.model, setup.preset).model.replace(**parse_fixed(config, setup.fix))
 
 
-def _measure(setup: TrainSetup, with_floor: bool) -> TrainBenchmark:
+def _measure(setup: TrainSetup, size: SyntheticSize | None, with_floor: bool) -> Measured:
     with deterministic():
-        loop = _Loop(setup)
+        model, graph, text = _model(setup, size)
+        batch_size = setup.batch_size or find_preset(setup.model, setup.preset).training.batch_size
+        shuffles: list[float] = []
+        steps = _steps(model, graph, batch_size, shuffles)
         for _ in range(_WARM_UP):
-            loop.step()
-        floor, peak, steps, floors = None, (0, None), [], []
+            next(steps)
+        floor, peaks, ours, bare = None, (0, 0), [], []
         for number in tqdm(range(ROUNDS), desc="bench train", unit="round", disable=not with_floor):
-            steps.append([loop.step() for _ in range(-(-setup.steps // ROUNDS))])
+            ours.append([next(steps) for _ in range(-(-setup.steps // ROUNDS))])
             if number == 0:
-                peak = peak_bytes(), _peak_cuda(loop.graph.device)
-                floor = _Floor(loop) if with_floor and loop.projects else None
+                peaks = peak_bytes(), peak_bytes(graph.device)
+                floor = _floor(model, text) if with_floor and text and isinstance(model, Spike) else None
             if floor is not None:
-                floors.append([floor.products() for _ in steps[-1]])
-    extra = loop.epoch_share()
-    ratios = [
-        (statistics.median(ours) + extra) / statistics.median(bare) for ours, bare in zip(steps, floors, strict=False)
-    ]
-    return TrainBenchmark(
-        dataset=setup.synthetic.name if setup.synthetic else setup.dataset,
-        model=setup.model,
-        preset=setup.preset,
-        device=str(loop.graph.device),
-        threads=torch.get_num_threads(),
-        precision=_precision(loop.model),
-        nodes=loop.graph.n_nodes,
-        edges=loop.graph.n_edges,
-        interactions=loop.graph.n_interactions,
-        text_dim=loop.vectors.dim if loop.vectors else None,
-        batch_size=loop.batch_size,
-        step_seconds=_rounded(_median(steps) + extra),
-        floor_seconds=_rounded(_median(floors)) if floors else None,
-        floor_ratio=round(statistics.median(ratios), 3) if ratios else None,
-        peak_rss_gib=round(peak[0] / _GIB, 3),
-        peak_cuda_gib=None if peak[1] is None else round(peak[1] / _GIB, 3),
-    )
+                bare.append([floor() for _ in ours[-1]])
+    extra = statistics.median(shuffles) / -(-graph.n_interactions // batch_size)
+    rounds = zip(ours, bare, strict=True) if bare else ()
+    ratios = [(statistics.median(one) + extra) / statistics.median(other) for one, other in rounds]
+    precision = getattr(model.config, "text_precision", str(next(model.parameters()).dtype).removeprefix("torch."))
+    cuda = round(peaks[1] / GIB, 3) if graph.device.type == "cuda" else None
+    return {
+        "dataset": (size.name if size else setup.dataset, "data set, or synthetic size"),
+        "model": (setup.model, "model"),
+        "preset": (setup.preset, "named setting"),
+        "device": (str(graph.device), "device"),
+        "threads": (torch.get_num_threads(), "threads of torch on the CPU"),
+        "precision": (precision, "number format of the products of the text projection, or of the parameters"),
+        "nodes": (graph.n_nodes, "users and entities, U + E"),
+        "edges": (graph.n_edges, "directed edges of the knowledge graph, inverses included"),
+        "interactions": (graph.n_interactions, "train interactions"),
+        "text_dim": (text and text.dim, "dimension of the vectors that the model multiplies; none without text"),
+        "batch_size": (batch_size, "train interactions per step"),
+        "step_seconds": (_rounded(_median(ours) + extra), "seconds per step (median), with its share of shuffling"),
+        "floor_seconds": (_rounded(_median(bare)) if bare else None, "seconds of the bare products; SPiKE only"),
+        "floor_ratio": (round(statistics.median(ratios), 3) if bare else None, "step by floor, median over rounds"),
+        "peak_rss_gib": (round(peaks[0] / GIB, 3), "largest resident memory in GiB, the interpreter included"),
+        "peak_cuda_gib": (cuda, "largest CUDA memory in GiB that tensors took; none without CUDA"),
+    }
 
 
-def _precision(model: TrainedRecommender) -> str:
-    parameters = str(next(model.parameters()).dtype).removeprefix("torch.")
-    return getattr(model.config, "text_precision", parameters)
-
-
-class _Loop:
-    """A model on its data, and steps like those of `spike_kit.training.loop.fit`."""
-
-    def __init__(self, setup: TrainSetup) -> None:
-        cls, preset = find_model(setup.model), find_preset(setup.model, setup.preset)
-        self.graph, self.vectors = _data(setup, cls.uses_text)
-        model = cls(
-            preset.model.replace(**setup.settings), self.graph, self.vectors, torch_generator(setup.seed, "init")
-        )
-        assert isinstance(model, TrainedRecommender)
-        self.model = model
-        self.projects = isinstance(model, Spike) and model.config.uses_text
-        self.batch_size = setup.batch_size or preset.training.batch_size
-        self.sampler = NegativeSampler(self.graph)
-        self.order = torch_generator(setup.seed, "batches")
-        self.draws = torch_generator(setup.seed, "draws", self.graph.device)
-        self.optimizer = torch.optim.Adam(model.parameters(), lr=preset.training.learning_rate, fused=True)
-        self.batches: Iterator[Batch] = iter(())
-        self.epoch_seconds: list[float] = []
-        model.train()
-
-    def step(self) -> float:
-        """Take the next step; returns its seconds, without those of shuffling where an epoch begins."""
-        started = _now(self.graph.device)
-        batch = next(self.batches, None)
-        if batch is None:
-            self.batches = epoch_batches(self.graph, self.sampler, self.batch_size, self.order)
-            batch = next(self.batches)
-            begun = _now(self.graph.device)
-            self.epoch_seconds.append(begun - started)
-            started = begun
-        training_step(self.model, batch, self.model.draw(self.draws), self.optimizer)
-        return _now(self.graph.device) - started
-
-    def epoch_share(self) -> float:
-        """Seconds of shuffling an epoch and drawing its negatives, for each of its steps."""
-        n_steps = -(-self.graph.n_interactions // self.batch_size)
-        return statistics.median(self.epoch_seconds) / n_steps
-
-
-class _Floor:
-    """Products of Linear(d_t, d_t) and Linear(d_t, d) over all profiles: forward, and backward to the weights."""
-
-    def __init__(self, loop: _Loop) -> None:
-        assert loop.vectors is not None
-        self.device = loop.graph.device
-        vectors = loop.vectors.to(self.device)
-        self.blocks = [_Block(text, loop.model.config.dim) for text in (vectors.user, vectors.entity)]
-
-    def products(self) -> float:
-        """Seconds of all products once."""
-        started = _now(self.device)
-        for block in self.blocks:
-            block.products()
-        return _now(self.device) - started
-
-
-class _Block:
-    def __init__(self, text: Tensor, dim: int) -> None:
-        generator = torch_generator(0, "floor", text.device)
-        n, text_dim = text.shape
-
-        def table(rows: int, columns: int) -> Tensor:
-            return torch.randn(rows, columns, generator=generator, device=text.device) / text_dim**0.5
-
-        self.text, self.first, self.second = text, table(text_dim, text_dim), table(dim, text_dim)
-        self.hidden, self.to_hidden = text.new_empty(n, text_dim), text.new_empty(n, text_dim)
-        self.output, self.to_output = text.new_empty(n, dim), table(n, dim)
-        self.to_first, self.to_second = torch.empty_like(self.first), torch.empty_like(self.second)
-
-    def products(self) -> None:
-        torch.mm(self.text, self.first.T, out=self.hidden)
-        torch.mm(self.hidden, self.second.T, out=self.output)
-        torch.mm(self.to_output.T, self.hidden, out=self.to_second)
-        torch.mm(self.to_output, self.second, out=self.to_hidden)
-        torch.mm(self.to_hidden.T, self.text, out=self.to_first)
-
-
-def _data(setup: TrainSetup, uses_text: bool) -> tuple[Graph, ProfileVectors | None]:
-    if setup.synthetic is not None:
-        graph = synthetic_graph(setup.synthetic, setup.seed)
-        vectors = synthetic_vectors(setup.synthetic, setup.seed) if uses_text else None
+def _model(setup: TrainSetup, size: SyntheticSize | None) -> tuple[TrainedRecommender, Graph, ProfileVectors | None]:
+    """Untrained model, its graph, and the vectors that it multiplies."""
+    cls, vectors = find_model(setup.model), None
+    if size is not None:
+        graph = synthetic_graph(size)
+        vectors = synthetic_vectors(size) if cls.uses_text else None
     else:
         data = Dataset.open(setup.dataset)
         graph = Graph.from_tables(data.tables)
-        vectors = data.vectors(TEMPLATE, DEFAULT_ENCODER) if uses_text else None
-    return graph.to(setup.device), vectors
+        vectors = data.vectors(TEMPLATE, DEFAULT_ENCODER) if cls.uses_text else None
+    graph = graph.to(setup.device)
+    model = cls(_settings(setup), graph, vectors, torch_generator(0, "init"))
+    assert isinstance(model, TrainedRecommender)
+    return model, graph, getattr(model, "text", vectors)
+
+
+def _steps(model: TrainedRecommender, graph: Graph, batch_size: int, shuffles: list[float]) -> Iterator[float]:
+    """Take steps like those of `spike_kit.training.loop.fit`, without end; yields the seconds of each.
+
+    Seconds of shuffling an epoch and drawing its negatives are appended to ``shuffles`` instead.
+    """
+    sampler, order, draws = (
+        NegativeSampler(graph),
+        torch_generator(0, "batches"),
+        torch_generator(0, "draws", graph.device),
+    )
+    optimizer = torch.optim.Adam(model.parameters(), lr=1e-3, fused=True)
+    model.train()
+    while True:
+        begun = _now(graph.device)
+        for number, batch in enumerate(epoch_batches(graph, sampler, batch_size, order)):
+            started = _now(graph.device)
+            if number == 0:
+                shuffles.append(started - begun)
+            training_step(model, batch, model.draw(draws), optimizer)
+            yield _now(graph.device) - started
+
+
+def _floor(model: TrainedRecommender, text: ProfileVectors) -> Callable[[], float]:
+    """Function that forms the products of Linear(d_t, d_t) and Linear(d_t, d) over all profiles, and says its seconds.
+
+    They are the forward products and the backward ones to the weights.
+    """
+    device, dim = model.device, model.config.dim
+    generator = torch_generator(0, "floor", device)
+
+    def block(rows: Tensor) -> tuple[Tensor, ...]:
+        n, text_dim = rows.shape
+        shapes = (text_dim, text_dim), (dim, text_dim), (n, dim)
+        tables = (torch.randn(shape, generator=generator, device=device) / text_dim**0.5 for shape in shapes)
+        return rows, *tables, rows.new_empty(n, text_dim), rows.new_empty(n, text_dim), rows.new_empty(n, dim)
+
+    blocks = [block(rows) for rows in (text.user.to(device), text.entity.to(device))]
+
+    def products() -> float:
+        started = _now(device)
+        for rows, first, second, to_output, hidden, to_hidden, output in blocks:
+            torch.mm(rows, first.T, out=hidden)
+            torch.mm(hidden, second.T, out=output)
+            torch.mm(to_output.T, hidden)
+            torch.mm(to_output, second, out=to_hidden)
+            torch.mm(to_hidden.T, rows)
+        return _now(device) - started
+
+    return products
 
 
 def _now(device: torch.device) -> float:
@@ -295,13 +207,13 @@ def _now(device: torch.device) -> float:
     return time.perf_counter()
 
 
-def _peak_cuda(device: torch.device) -> int | None:
-    return torch.cuda.max_memory_allocated(device) if device.type == "cuda" else None
-
-
 def _median(rounds: list[list[float]]) -> float:
     return statistics.median(seconds for measured in rounds for seconds in measured)
 
 
 def _rounded(seconds: float) -> float:
     return float(f"{seconds:.4g}")
+
+
+if __name__ == "__main__":
+    sys.exit(main(TrainSetup, bench_train))

@@ -1,0 +1,58 @@
+"""What the benchmarks share: a command line over a class of settings, a process of its own, a table or JSON."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Callable, Sequence
+from typing import Annotated, Any, TypeVar
+
+import pandas as pd
+import tyro
+
+from spike_kit.base.config import Config
+from spike_kit.base.errors import SpikeKitError
+from spike_kit.base.processes import fresh_process
+
+GIB = 2**30
+
+Measured = dict[str, tuple[Any, str]]
+"""What was measured: value and meaning of each number by its name."""
+Result = TypeVar("Result")
+SetupT = TypeVar("SetupT", bound="Setup")
+
+
+class Setup(Config):
+    """Settings of a benchmark; each is an option of its command line."""
+
+    as_json: Annotated[bool, tyro.conf.arg(name="json")] = False
+    """Print JSON instead of a table: one object, or a list of them where the table has several rows."""
+
+
+def alone(function: Callable[..., Result], *arguments: object) -> Result:
+    """Run a function in a fresh process, whose memory is its alone."""
+    with fresh_process() as pool:
+        return pool.submit(function, *arguments).result()
+
+
+def main(
+    setup_class: type[SetupT],
+    bench: Callable[[SetupT], Measured | list[Measured]],
+    arguments: Sequence[str] | None = None,
+) -> int:
+    """Read the settings, measure and print; returns the exit code."""
+    try:
+        setup = tyro.cli(setup_class, args=arguments, prog=f"python -m {bench.__module__}", description=bench.__doc__)
+        measured = bench(setup)
+    except SpikeKitError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    if isinstance(measured, list):
+        rows = [{name: value for name, (value, _) in row.items()} for row in measured]
+        print(json.dumps(rows) if setup.as_json else pd.DataFrame(rows).to_string(index=False))
+    elif setup.as_json:
+        print(json.dumps({name: value for name, (value, _) in measured.items()}))
+    else:
+        for name, (value, meaning) in measured.items():
+            print(f"{name:22} {value!s:<12} {meaning}")
+    return 0
