@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -78,7 +79,7 @@ def build(
             sources=work.sources(),
             build={"source": recipe.source, **settings.model_dump(mode="json")},
             funnel=work.funnel.steps,
-            notes=work.notes,
+            notes=[note.replace(f"{folder}{os.sep}", "") for note in work.notes],
             reviews=cleaned_reviews(work, settings),
             published=published.counts if published else {},
             published_in=published.where if published else "",
