@@ -3,16 +3,22 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Literal, overload
 
 import pandas as pd
 import torch
+from tqdm.auto import tqdm
 
+from spike_kit import __version__
+from spike_kit.base import paths
 from spike_kit.base.config import TrainingConfig
 from spike_kit.base.devices import resolve_device
 from spike_kit.base.errors import ConfigError
+from spike_kit.base.notebooks import NOTEBOOKS, execute_notebook
 from spike_kit.data import build as builder
 from spike_kit.data.dataset import Dataset
 from spike_kit.data.sources import find_recipe
@@ -26,6 +32,7 @@ from spike_kit.experiments.archive import known_runs
 from spike_kit.experiments.run import RunConfig, load_model
 from spike_kit.experiments.run_folder import Run
 from spike_kit.experiments.search import SearchResult
+from spike_kit.figures.gallery import export_all
 from spike_kit.models import find_model, find_preset
 from spike_kit.models.recommender import TrainedRecommender
 from spike_kit.profiles import report
@@ -37,10 +44,13 @@ from spike_kit.profiles.quality import quality_table
 from spike_kit.profiles.template import TEMPLATE, WORD_LIMIT, ensure_profiles
 from spike_kit.results.comparison import comparison_table
 from spike_kit.results.frames import results_table
-from spike_kit.results.tables import run_label
+from spike_kit.results.tables import as_markdown, run_label
 from spike_kit.views.ablation import AblationStudy
 
 logger = logging.getLogger(__name__)
+
+DEMO_MODELS = ("popularity", "bprmf", "lightgcn", "spike")
+"""Models of the demo's results table."""
 
 
 class Runs(list[Run]):
@@ -337,6 +347,72 @@ def search(
     """Search for settings of a model on validation alone (`spike_kit.experiments.search.search`)."""
     config = RunConfig(model=model, dataset=str(data.path), preset=preset)
     return searching.search(config, trials, device=resolve_device(device), **options)
+
+
+def demo(
+    dataset: str = "ml-100k",
+    *,
+    max_users: int | None = None,
+    seeds: int = 1,
+    epochs: int | None = None,
+    notebooks: bool = True,
+    device: str | torch.device = "auto",
+) -> str:
+    """Run the whole pipeline, as far as it is not done: data, profiles, vectors, four models, figures, notebooks.
+
+    Parameters
+    ----------
+    dataset
+        Name of the data set to build or reuse.
+    max_users
+        Build a small cut with this many users; default: everyone.
+    seeds
+        Seeds per model.
+    epochs
+        Cap on the epochs of every model; default: what the presets say.
+    notebooks
+        Execute the notebooks and keep the executed copies.
+    device
+        Device of encoder and training.
+
+    Returns
+    -------
+    str
+        Results table, paths of all artefacts, and how to go on.
+    """
+    started = time.perf_counter()
+    with _stage("data"):
+        data = builder.open_or_build(dataset, "ml-100k", max_users=max_users)
+    with _stage("models, with the profiles and vectors they need"):
+        cap = {} if epochs is None else {"epochs": epochs}
+        finished = train(DEMO_MODELS, data, seeds=seeds, device=device, **cap)
+    with _stage("figures"):
+        drawn = export_all(data, known_runs(data))
+    executed = []
+    if notebooks:
+        logging.getLogger("traitlets").setLevel(logging.WARNING)
+        with _stage("notebooks"):
+            for source in tqdm(sorted(NOTEBOOKS.glob("[0-9][0-9]_*.ipynb")), desc="notebooks", unit="notebook"):
+                executed.append(paths.data_root() / "notebooks" / data.name / source.name)
+                execute_notebook(source, executed[-1], dataset, experiment.data_version(data) + __version__)
+    figures = [file for artefact in drawn for file in artefact.files if file.suffix != ".csv"]
+    made = {"data set": [data.path], "run": [one.path for one in finished], "figure": figures, "notebook": executed}
+    return "\n".join(
+        [
+            f"\n{data.name}: test split, weights chosen on validation\n\n{as_markdown(results_table(finished))}\n",
+            *(f"{what:10} {paths.shown(path)}" for what, files in made.items() for path in files),
+            *(f"not run    {artefact.name}: {artefact.missing}" for artefact in drawn if artefact.missing),
+            f"\nfinished in {time.perf_counter() - started:.0f} s; open the notebooks in JupyterLab with: make lab",
+        ]
+    )
+
+
+@contextmanager
+def _stage(name: str) -> Iterator[None]:
+    started = time.perf_counter()
+    logger.info("== %s", name)
+    yield
+    logger.info("   %s: %.1f s", name, time.perf_counter() - started)
 
 
 def _several(runs: Run | Sequence[Run]) -> list[Run]:

@@ -653,9 +653,10 @@ def demo(
     on
         Where encoder and training compute.
     """
-    from spike_kit.views.demo import run_demo
+    from spike_kit import api
 
-    print(run_demo(dataset, max_users, seeds, epochs, on.resolve(), notebooks))
+    place = on.resolve()
+    print(api.demo(dataset, max_users=max_users, seeds=seeds, epochs=epochs, notebooks=notebooks, device=place))
 
 
 def bench() -> None:

@@ -6,16 +6,15 @@ from pathlib import Path
 import nbformat
 import pandas as pd
 import pytest
-import torch
 
+from spike_kit import api
 from spike_kit.base import paths
 from spike_kit.base.errors import ConfigError, NotebookError
+from spike_kit.base.notebooks import execute_notebook
 from spike_kit.data.build import open_or_build
 from spike_kit.data.dataset import Dataset
 from spike_kit.experiments import archive
 from spike_kit.experiments.run import RunConfig, run
-from spike_kit.views import demo
-from spike_kit.views.demo import execute_notebook, run_demo
 
 
 def notebook(folder: Path, *cells: str) -> Path:
@@ -47,13 +46,12 @@ def test_a_failing_cell_is_an_error_and_the_copy_so_far_is_kept(tmp_path: Path) 
 
 
 def test_a_second_demo_trains_nothing(data: Dataset, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(demo, "MODELS", ("popularity", "bprmf"))
-    cpu = torch.device("cpu")
-    first = run_demo("world", None, 2, 2, cpu, notebooks=False)
+    monkeypatch.setattr(api, "DEMO_MODELS", ("popularity", "bprmf"))
+    first = api.demo("world", seeds=2, epochs=2, notebooks=False, device="cpu")
     runs = sorted(paths.runs_root().iterdir())
     assert len(runs) == 3
     monkeypatch.setattr("spike_kit.experiments.run.train", lambda *_: pytest.fail("trained twice"))
-    second = run_demo("world", None, 2, 2, cpu, notebooks=False)
+    second = api.demo("world", seeds=2, epochs=2, notebooks=False, device="cpu")
     for text in (first, second):
         assert "| Popularity" in text
         assert "recall@10" in text
@@ -67,11 +65,11 @@ def test_figures_show_what_the_archive_keeps(
     data: Dataset, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, home: Path
 ) -> None:
     monkeypatch.setattr(archive, "ROOT", tmp_path / "study")
-    monkeypatch.setattr(demo, "MODELS", ("popularity",))
+    monkeypatch.setattr(api, "DEMO_MODELS", ("popularity",))
     kept = run(RunConfig(model="itemknn", dataset="world"), progress=False)
     archive.write_archive([kept], data)
     shutil.rmtree(kept.path)
-    text = run_demo("world", None, 1, 1, torch.device("cpu"), notebooks=False)
+    text = api.demo("world", epochs=1, notebooks=False, device="cpu")
     assert "Item-kNN" not in text
     models = pd.read_csv(home / "figures" / "results-world.csv")["model"]
     assert set(models) == {"Popularity", "Item-kNN"}
