@@ -168,7 +168,7 @@ def export(
     overwrite
         Replace a folder that is not empty.
     """
-    from spike_kit.data.formats import export
+    from spike_kit.data.export import export
 
     data = _open(dataset)
     folder = to or paths.exports_root() / f"{data.name}-{format}"

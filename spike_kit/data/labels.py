@@ -64,3 +64,21 @@ def relation_name(identifier: str) -> str:
 
 
 _ONTOLOGY = re.compile(r"^(?:dbo|dbp|wdt|schema)[ :](?=\S)")
+
+_ARTICLES = "the|a|an|le|la|les|l'|il|lo|gli|el|los|las|der|die|das|den|det|un|une|het|o"
+
+
+def turned(title: str) -> str:
+    """Title with a trailing article put first, inside and outside of parentheses: "Crow, The" is The Crow."""
+    parts = re.split(r"([()])", title)
+    return "".join(re.sub(rf"^(.*), ({_ARTICLES})(\s*)$", _article_first, part, flags=re.IGNORECASE) for part in parts)
+
+
+def _article_first(match: re.Match[str]) -> str:
+    space = "" if match[2].endswith("'") else " "
+    return f"{match[2]}{space}{match[1]}{match[3]}"
+
+
+def without_article(title: str) -> str:
+    """Title in lower case without its leading article, unless nothing would be left."""
+    return re.sub(rf"^({_ARTICLES}) (?=.)", "", title)

@@ -22,6 +22,9 @@ import pyarrow
 import pyarrow.parquet
 
 from spike_kit.base.errors import DataError, some
+from spike_kit.data.text import CONTROL
+
+Kind = Literal["id", "number", "integer", "text", "date"]
 
 AGAIN = "download it again"
 """What to do about a damaged file."""
@@ -47,7 +50,7 @@ class Field:
     """
 
     source: str
-    kind: Literal["id", "number", "integer", "text", "date"] = "id"
+    kind: Kind = "id"
     required: bool = True
     scale: int = 1
     only_if: str = ""
@@ -71,7 +74,7 @@ class Field:
         if self.required and self.kind != "text":
             found.append((f"{raw} IS NULL OR {raw} = ''", f"{name} is missing"))
         if self.kind == "id":
-            found.append((f"regexp_matches({raw}, '[\\x00-\\x1f\\x7f]')", f"{name} holds a control character"))
+            found.append((f"regexp_matches({raw}, {literal(CONTROL)})", f"{name} holds a control character"))
         elif self.kind != "text":
             expected = "a date" if self.kind == "date" else "a number"
             broken = f"NOT coalesce(isfinite(CAST({self.value()} AS DOUBLE)), false)"
@@ -293,11 +296,11 @@ def literal(text: str) -> str:
     return "'" + text.replace("'", "''") + "'"
 
 
-def open_text(path: Path, encoding: str = "utf-8", strict: bool = False) -> IO[str]:
-    """Open a text file, packed or not; unless ``strict``, broken characters are replaced (for headers and messages)."""
+def open_text(path: Path, encoding: str = "utf-8", errors: str = "replace") -> IO[str]:
+    """Open a text file, packed or not; broken characters are replaced unless ``errors`` says otherwise."""
     opener: Any = gzip.open if path.suffix == ".gz" else open
     encoding += "-sig" if encoding == "utf-8" else ""
-    return opener(path, "rt", encoding=encoding, errors="strict" if strict else "replace", newline="")
+    return opener(path, "rt", encoding=encoding, errors=errors, newline="")
 
 
 def check_readable(path: Path, text: bool = True) -> None:

@@ -1,12 +1,13 @@
-"""What a source is: how it parses raw files, and the recipes of the data sets it is known for."""
+"""What a reader is: how it parses raw files, the data sets it is known for, and how its format is written."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from spike_kit.data.dataset import Dataset
 from spike_kit.data.fetch import Wheel
 from spike_kit.data.pipeline import BuildConfig
 from spike_kit.data.workspace import Workspace
@@ -28,15 +29,24 @@ class Published:
 
     Attributes
     ----------
-    counts
-        Of the raw data, before any filter of ours: users, items, interactions, entities (without the items),
-        relations, triples.
     where
         Who published them.
+    users, items, interactions, entities, relations, triples
+        Counts of the raw data, before any filter of ours; entities without the items; 0 if it was not published.
     """
 
-    counts: Mapping[str, int]
     where: str
+    users: int
+    items: int
+    interactions: int
+    entities: int = 0
+    relations: int = 0
+    triples: int = 0
+
+    @property
+    def counts(self) -> dict[str, int]:
+        """The counts that are known, by name."""
+        return {name: count for name, count in asdict(self).items() if name != "where" and count}
 
 
 @dataclass(frozen=True)
@@ -46,7 +56,7 @@ class Recipe:
     Attributes
     ----------
     source
-        Name of the source that parses it.
+        Name of the reader that parses it.
     settings
         Settings of the build.
     about
@@ -65,6 +75,22 @@ class Recipe:
 
 
 @dataclass(frozen=True)
+class WriteOptions:
+    """What some writers want to know.
+
+    Attributes
+    ----------
+    merge_valid
+        Put the validation part into train, for codes that know two files only (kgat, spike-release).
+    vectors
+        Profile set and encoder whose vectors are written (spike-release).
+    """
+
+    merge_valid: bool = False
+    vectors: tuple[str, str] = ("template", "all-MiniLM-L6-v2")
+
+
+@dataclass(frozen=True)
 class Source:
     """A kind of raw data.
 
@@ -76,8 +102,11 @@ class Source:
         Named data sets; the first has the name of the source.
     wheels
         Files that can be fetched from the package index, if it is one of those.
+    write
+        Writes a data set into an empty folder in this format, if the format can be exported.
     """
 
     parse: Callable[[Path, Any, Workspace], None]
     recipes: Mapping[str, Recipe]
-    wheels: tuple[Wheel, ...] = field(default=())
+    wheels: tuple[Wheel, ...] = ()
+    write: Callable[[Dataset, Path, WriteOptions], None] | None = None

@@ -127,6 +127,12 @@ class Workspace:
         self.db.execute(f"INSERT INTO {table} ({names}) SELECT {names} FROM incoming")
         self.db.unregister("incoming")
 
+    def table(self, name: str, frame: pd.DataFrame) -> None:
+        """Make a table of a frame; one of the same name is replaced."""
+        self.db.register("incoming", frame)
+        self.db.execute(f"CREATE OR REPLACE TABLE {quoted(name)} AS SELECT * FROM incoming")
+        self.db.unregister("incoming")
+
     def count(self, table: str) -> int:
         """Rows of a table."""
         return self.value(f"SELECT count(*) FROM {table}")

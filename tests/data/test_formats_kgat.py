@@ -15,8 +15,7 @@ from hypothesis import strategies as st
 
 from spike_kit.base.errors import DataError, StorageError
 from spike_kit.data.dataset import Dataset
-from spike_kit.data.formats.kgat import export_kgat
-from spike_kit.data.formats.spike_release import export_spike_release
+from spike_kit.data.export import export
 from spike_kit.data.pipeline import reorganize
 from spike_kit.data.sources import kgat, spike_release
 from spike_kit.data.sources.kgat import AS_IT_IS, KgatConfig
@@ -59,7 +58,7 @@ def content(made: Tables) -> list[Any]:
 @settings(max_examples=150, **SLOW)
 def test_a_study_comes_back_from_its_release(tmp_path: Path, made: Tables) -> None:
     data = write_study(made, tmp_path / "made")
-    again, vectors = read_release(export_spike_release(data, tmp_path / "release", *VECTORS, overwrite=True))
+    again, vectors = read_release(export(data, "spike-release", tmp_path / "release", vectors=VECTORS, overwrite=True))
     assert content(again) == content(made)
     assert torch.equal(vectors.user, data.vectors(*VECTORS).user)
     assert torch.equal(vectors.entity, data.vectors(*VECTORS).entity)
@@ -102,7 +101,7 @@ def test_a_release_comes_back_from_its_study(
         made, vectors = reorganize(work, config), work.vectors[VECTORS]
     path = tmp_path / "made"
     data = in_memory(made, path, vectors)
-    place = export_spike_release(data, tmp_path / "again", *VECTORS, merge_valid=True, overwrite=True)
+    place = export(data, "spike-release", tmp_path / "again", vectors=VECTORS, merge_valid=True, overwrite=True)
     assert {name: (place / name).read_text().splitlines() for name in files} == files
     for name, ids in (("user", range(len(train))), ("item", range(7)), ("entity", range(7, 10))):
         found, rows = read_vectors(place / f"{name}_embeddings.npz")
@@ -111,7 +110,8 @@ def test_a_release_comes_back_from_its_study(
 
 
 def test_merging_puts_valid_into_train_and_leaves_test(data: Dataset, tmp_path: Path) -> None:
-    apart, merged = export_kgat(data, tmp_path / "apart"), export_kgat(data, tmp_path / "merged", merge_valid=True)
+    apart = export(data, "kgat", tmp_path / "apart")
+    merged = export(data, "kgat", tmp_path / "merged", merge_valid=True)
     sizes = [len(data.split(name)) for name in ("train", "valid", "test")]
     assert min(sizes) > 0
     assert [len(read_kgat(apart).interactions.query("split == @name")) for name in ("train", "valid", "test")] == sizes
@@ -154,20 +154,20 @@ def test_an_id_that_a_list_cannot_hold_is_an_error_and_nothing_is_written(
 ) -> None:
     data = write_study(small(**names), home / "made")
     with pytest.raises(DataError, match=r"cannot hold .* ids that begin or end in a blank"):
-        export_kgat(data, home / "out" / "kgat")
+        export(data, "kgat", home / "out" / "kgat")
     assert list((home / "out").iterdir()) == []
 
 
 def test_ids_that_look_like_columns_of_a_list_come_back(home: Path) -> None:
     made = small(users=["user:1", "user:0"], nodes=["1 0", '"1" 2 3', "item:0"], relations=["0", "relation:0"])
     data = write_study(made, home / "made")
-    assert same(made, read_kgat(export_kgat(data, home / "kgat")))
+    assert same(made, read_kgat(export(data, "kgat", home / "kgat")))
 
 
 def test_a_relation_that_a_release_cannot_hold_is_an_error_and_nothing_is_written(home: Path) -> None:
     data = write_study(small(), home / "made")
     with pytest.raises(DataError, match=r"cannot hold relations without a triple .* relation 1"):
-        export_spike_release(data, home / "out" / "release", *VECTORS)
+        export(data, "spike-release", home / "out" / "release", vectors=VECTORS)
     assert not (home / "out").exists()
 
 
@@ -181,5 +181,5 @@ def test_a_full_disk_leaves_what_stood_there(data: Dataset, home: Path, monkeypa
 
     monkeypatch.setattr(np, "savez", full)
     with pytest.raises(StorageError, match="the disk is full"):
-        export_spike_release(data, place, "template", "all-MiniLM-L6-v2", overwrite=True)
+        export(data, "spike-release", place, overwrite=True)
     assert [path.name for path in (home / "out").rglob("*")] == ["release", "mine.txt"]

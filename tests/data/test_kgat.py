@@ -11,7 +11,7 @@ from spike_kit.base import paths
 from spike_kit.base.errors import DataError
 from spike_kit.data.build import build, compared
 from spike_kit.data.dataset import Dataset
-from spike_kit.data.formats.kgat import export_kgat
+from spike_kit.data.export import export
 from spike_kit.data.pipeline import reorganize
 from spike_kit.data.sources.kgat import AS_IT_IS, KgatConfig, parse
 from spike_kit.data.tables import Tables
@@ -90,7 +90,7 @@ BAD = {
     "no number": ("test.txt", ["0 x"], r"test\.txt line 1: 'x' is not an id"),
     "user twice": ("train.txt", [*TRAIN, "1 2"], r"train\.txt line 4: user 1 has a line already \(line 2\)"),
     "user gap": ("train.txt", [TRAIN[0], "2 0"], r"train\.txt: users 1 have no line"),
-    "absent user": ("test.txt", ["7 1"], r"test\.txt line 1: user 7 has no line in train\.txt"),
+    "absent user": ("test.txt", ["7 1"], r"test\.txt line 1: user 7 is not in train\.txt"),
     "two fields": ("kg_final.txt", [*KG, "0 1"], r"kg_final\.txt line 5: it is not a triple of ids.*'0 1'"),
     "negative entity": ("kg_final.txt", [*KG, "0 1 -3"], r"kg_final\.txt line 5: it is not a triple of ids"),
     "unknown entity": ("kg_final.txt", [*KG, "0 1 99"], r"kg_final\.txt line 5: an entity is not in entity_list\.txt"),
@@ -184,7 +184,7 @@ def read_back(place: Path) -> Tables:
 @settings(max_examples=150, **SLOW)
 def test_a_study_comes_back_from_its_export(tmp_path: Path, made: Tables) -> None:
     data = write_study(made, tmp_path / "made")
-    place = export_kgat(data, tmp_path / "kgat", overwrite=True)
+    place = export(data, "kgat", tmp_path / "kgat", overwrite=True)
     again = read_back(place)
     assert same(made, again)
 
@@ -208,7 +208,7 @@ def test_a_folder_comes_back_from_its_study(
     with workspace() as work:
         parse(folder, CONFIG, work)
         data = write_study(reorganize(work, CONFIG), tmp_path / "made")
-    place = export_kgat(data, tmp_path / "kgat", merge_valid=True, overwrite=True)
+    place = export(data, "kgat", tmp_path / "kgat", merge_valid=True, overwrite=True)
     for name in ("train.txt", "kg_final.txt"):
         assert (place / name).read_text() == (folder / name).read_text()
     found = [line for line in (folder / "test.txt").read_text().splitlines() if " " in line]
@@ -221,10 +221,10 @@ def test_an_export_replaces_nothing_it_should_not(data: Dataset, tmp_path: Path)
     place.mkdir()
     (place / "precious.txt").write_text("mine")
     with pytest.raises(DataError, match="is not empty"):
-        export_kgat(data, place)
+        export(data, "kgat", place)
     with pytest.raises(DataError, match="holds a data set"):
-        export_kgat(data, data.path, overwrite=True)
-    export_kgat(data, place, overwrite=True)
+        export(data, "kgat", data.path, overwrite=True)
+    export(data, "kgat", place, overwrite=True)
     assert not (place / "precious.txt").exists()
 
 

@@ -16,9 +16,9 @@ from spike_kit.base import paths
 from spike_kit.base.errors import DataError
 from spike_kit.data.build import build
 from spike_kit.data.dataset import Dataset
-from spike_kit.data.formats.recbole import MAX_TIMESTAMP, MISSING, export_recbole
+from spike_kit.data.export import export
 from spike_kit.data.pipeline import reorganize
-from spike_kit.data.sources.recbole import RecboleConfig, parse
+from spike_kit.data.sources.recbole import MAX_TIMESTAMP, MISSING, RecboleConfig, parse
 from spike_kit.data.tables import SPLITS, Tables
 from spike_kit.data.text import clean, plain
 from spike_kit.data.workspace import OnError, Workspace, workspace
@@ -433,7 +433,7 @@ def holding(data: Dataset, tables: Tables) -> Dataset:
 def test_what_is_exported_is_read_back_exactly(data: Dataset, tables: Tables) -> None:
     tables.check()
     with tempfile.TemporaryDirectory(dir=data.path.parent) as place:
-        folder = export_recbole(holding(data, tables), Path(place) / "out")
+        folder = export(holding(data, tables), "recbole", Path(place) / "out")
         with workspace() as work:
             parse(folder, AS_IS, work)
             again = reorganize(work, AS_IS)
@@ -473,19 +473,19 @@ def test_what_the_format_cannot_hold_is_an_error_and_nothing_is_written(
     data: Dataset, tmp_path: Path, table: str, column: str, value: object, message: str
 ) -> None:
     with pytest.raises(DataError, match=message):
-        export_recbole(damaged(data, table, column, value), tmp_path / "out")
+        export(damaged(data, table, column, value), "recbole", tmp_path / "out")
     assert not (tmp_path / "out").exists()
 
 
 def test_a_folder_is_replaced_only_on_demand(data: Dataset, tmp_path: Path) -> None:
     out = tmp_path / "out"
     out.mkdir()
-    export_recbole(data, out)
+    export(data, "recbole", out)
     (out / "mine.txt").write_text("kept", encoding="utf-8")
     with pytest.raises(DataError, match="is not empty"):
-        export_recbole(data, out)
+        export(data, "recbole", out)
     assert (out / "mine.txt").exists()
-    export_recbole(data, out, overwrite=True)
+    export(data, "recbole", out, overwrite=True)
     assert {path.name for path in out.iterdir()} == {
         f"world.{suffix}"
         for suffix in ("train.inter", "valid.inter", "test.inter", "item", "user", "kg", "link", "ent", "rel")
@@ -499,9 +499,9 @@ def test_a_folder_is_replaced_only_on_demand(data: Dataset, tmp_path: Path) -> N
 @pytest.mark.parametrize("where", [lambda data: data.path, lambda data: data.path.parent])
 def test_a_study_is_never_replaced(data: Dataset, where: Callable[[Dataset], Path]) -> None:
     with pytest.raises(DataError, match="holds a data set"):
-        export_recbole(data, where(data), overwrite=True)
+        export(data, "recbole", where(data), overwrite=True)
     assert (data.path / paths.MANIFEST).is_file()
     file = data.path.parent / "file"
     file.write_text("", encoding="utf-8")
     with pytest.raises(DataError, match="is a file"):
-        export_recbole(data, file, overwrite=True)
+        export(data, "recbole", file, overwrite=True)

@@ -15,7 +15,7 @@ from spike_kit.base import paths
 from spike_kit.base.errors import ConfigError, DataError
 from spike_kit.data.build import build
 from spike_kit.data.dataset import Dataset
-from spike_kit.data.formats import export
+from spike_kit.data.export import export
 from spike_kit.data.sources import find_recipe
 from spike_kit.data.sources.spike_release import VECTORS, read_vectors
 from spike_kit.experiments.run import RunConfig, run

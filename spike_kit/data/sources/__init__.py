@@ -1,38 +1,33 @@
-"""Raw sources: each module parses one kind of raw data into a workspace and names the recipes of its data sets."""
+"""Readers of raw data: each module reads one kind of raw files, names its data sets and may write its format."""
 
 from __future__ import annotations
 
+from importlib import import_module
+
 from spike_kit.base.errors import lookup
 from spike_kit.data.recipes import Recipe, Source
-from spike_kit.data.sources import (
-    amazon,
-    colakg,
-    kgat,
-    lastfm,
-    ml_100k,
-    movielens,
-    recbole,
-    spike_release,
-    tables,
-    yelp,
+
+READERS = (
+    "ml_100k",
+    "amazon",
+    "yelp",
+    "kgat",
+    "spike_release",
+    "recbole",
+    "movielens",
+    "lastfm",
+    "colakg",
+    "tables",
 )
+"""Modules of this package with a reader each; a new reader is a new module and one line here."""
 
-SOURCES: dict[str, Source] = {
-    "ml-100k": ml_100k.SOURCE,
-    "amazon": amazon.SOURCE,
-    "yelp": yelp.SOURCE,
-    "kgat": kgat.SOURCE,
-    "spike-release": spike_release.SOURCE,
-    "recbole": recbole.SOURCE,
-    "movielens": movielens.SOURCE,
-    "lastfm": lastfm.SOURCE,
-    "ml-1m-colakg": colakg.SOURCE,
-    "tables": tables.SOURCE,
-}
-"""Every source by its name."""
+_FOUND: tuple[Source, ...] = tuple(import_module(f"{__name__}.{module}").SOURCE for module in READERS)
 
-RECIPES: dict[str, Recipe] = {name: recipe for source in SOURCES.values() for name, recipe in source.recipes.items()}
-"""Every named data set; each source has one of its own name besides."""
+SOURCES: dict[str, Source] = {next(iter(source.recipes)): source for source in _FOUND}
+"""Every reader by its name, that of its first data set."""
+
+RECIPES: dict[str, Recipe] = {name: recipe for source in _FOUND for name, recipe in source.recipes.items()}
+"""Every named data set; each reader has one of its own name besides."""
 
 
 def find_recipe(name: str) -> Recipe:

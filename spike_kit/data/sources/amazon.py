@@ -10,20 +10,20 @@ from __future__ import annotations
 import ast
 import json
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Literal
-
-import pandas as pd
+from typing import Literal, NamedTuple
 
 from spike_kit.base.errors import DataError, some
 from spike_kit.data.pipeline import BuildConfig
-from spike_kit.data.raw import Field, JsonLines, check_readable, literal, open_text, quoted, unpacking
+from spike_kit.data.raw import Field, JsonLines, literal, open_text, unpacking
+from spike_kit.data.reading import check_folder, interaction_fields, put_relations, read_reviews, registered
 from spike_kit.data.recipes import UNFILTERED, Published, Recipe, Source
 from spike_kit.data.sources import recbole
 from spike_kit.data.text import plain
-from spike_kit.data.workspace import Workspace, review_view
+from spike_kit.data.workspace import Workspace
 
 LICENCE = "no licence stated; released for research, not for redistribution"
 
@@ -66,20 +66,13 @@ class Release:
     links: Mapping[str, str]
 
 
-_UNTIL_2018 = {
-    "user": Field("reviewerID"),
-    "item": Field("asin"),
-    "rating": Field("overall", "number"),
-    "timestamp": Field("unixReviewTime", "integer", required=False),
-    "text": Field("reviewText", "text"),
-}
-_2023 = {
-    "user": Field("user_id"),
-    "item": Field("parent_asin"),
-    "rating": Field("rating", "number"),
-    "timestamp": Field("timestamp", "integer", required=False, scale=1000),
-    "text": Field("text", "text"),
-}
+_UNTIL_2018 = interaction_fields(
+    {"user": "reviewerID", "item": "asin", "rating": "overall", "timestamp": "unixReviewTime", "text": "reviewText"}
+)
+_2023 = interaction_fields(
+    {"user": "user_id", "item": "parent_asin", "rating": "rating", "timestamp": "timestamp", "text": "text"},
+    time="milliseconds",
+)
 
 RELEASES: dict[str, Release] = {
     "2014": Release(
@@ -125,8 +118,7 @@ _BROKEN_TITLE = r"getTime\(|aPageStart|<style|<script"
 _LONGEST_LINE = 16 << 20
 
 
-@dataclass(frozen=True)
-class Files:
+class Files(NamedTuple):
     """Files of one category in a folder."""
 
     generation: Generation
@@ -151,22 +143,13 @@ def parse(folder: Path, config: AmazonConfig, work: Workspace) -> None:
         missing = "reviews" if files.reviews is None else "metadata (meta_<category>)"
         raise DataError(f"{folder} holds no file of {missing}", "docs/datasets.md says where to get it")
     _read_reviews(files.reviews, files.generation, config, work)
-    review_view(work)
     is_book = "book" in files.category.lower() or "kindle" in files.category.lower()
     maker = "author" if is_book else "brand"
     release = RELEASES[files.generation]
     links = tuple(release.links) if config.behavioural else ()
     _read_metadata(files.metadata, files.generation, work)
     _put_products(work, release, maker, links)
-    relations = pd.DataFrame({"relation": [maker, "category", *links]})
-    work.put(
-        "relations",
-        relations.assign(
-            label=relations["relation"].str.replace("_", " "),
-            template=relations["relation"].map(_TEMPLATES),
-            behavioural=relations["relation"].isin(links),
-        ),
-    )
+    put_relations({name: _TEMPLATES[name] for name in (maker, "category", *links)}, work, behavioural=links)
 
 
 def find_files(folder: Path, config: AmazonConfig) -> Files:
@@ -177,19 +160,17 @@ def find_files(folder: Path, config: AmazonConfig) -> Files:
     DataError
         If the folder does not exist, or holds several categories or releases of which none was chosen.
     """
-    if not folder.is_dir():
-        raise DataError(f"{folder} is no folder", "name the folder of the raw files with --raw")
+    check_folder(folder)
     names = sorted(path.name for path in folder.iterdir() if path.is_file())
-    found: dict[tuple[Generation, str], list[tuple[bool, str]]] = {}
-    for name in names:
+    found: dict[tuple[Generation, str], str] = {}
+    for name in sorted(names, key=lambda name: "_5.json" not in name):
         for generation, pattern in _NAMES:
             if match := re.fullmatch(pattern, name):
-                key = (generation, match["category"])
-                found.setdefault(key, []).append((not match["core"], name))
+                found.setdefault((generation, match["category"]), name)
                 break
     wanted: list[tuple[Generation, str]] = [
         (generation, category)
-        for generation, category in found
+        for generation, category in sorted(found)
         if config.generation in ("auto", generation) and config.category in ("", category)
     ]
     if len(wanted) > 1:
@@ -197,40 +178,35 @@ def find_files(folder: Path, config: AmazonConfig) -> Files:
             f"{folder} holds several categories or releases: {some(f'{c} ({g})' for g, c in wanted)}",
             "choose with --category and --generation",
         )
-    if not wanted:
-        if config.graph == "amazon-kg":
-            release: Generation = "2018" if config.generation == "auto" else config.generation
-            return Files(release, config.category, None, _metadata_file(names, folder, release, config.category))
+    if not wanted and config.graph != "amazon-kg":
         raise DataError(
             f"{folder} holds no reviews{' of ' + config.category if config.category else ''}: expected "
             "<category>_5.json.gz (2018), <category>.jsonl.gz (2023) or reviews_<category>.json.gz (2014)",
             "docs/datasets.md says where to get them",
         )
-    generation, category = wanted[0]
-    reviews = folder / min(found[wanted[0]])[1]
-    return Files(generation, category, reviews, _metadata_file(names, folder, generation, category))
+    chosen: Generation = "2018" if config.generation == "auto" else config.generation
+    generation, category = wanted[0] if wanted else (chosen, config.category)
+    metadata = f"meta_{category}.{'jsonl' if generation == '2023' else 'json'}"
+    reviews = folder / found[wanted[0]] if wanted else None
+    known = (folder / name for name in names if name in (metadata, f"{metadata}.gz"))
+    return Files(generation, category, reviews, next(known, None))
 
 
-def _metadata_file(names: Iterable[str], folder: Path, generation: Generation, category: str) -> Path | None:
-    suffix = "jsonl" if generation == "2023" else "json"
-    known = {f"meta_{category}.{suffix}", f"meta_{category}.{suffix}.gz"}
-    return next((folder / name for name in names if name in known), None)
-
-
-def _read_reviews(path: Path, generation: Generation, config: AmazonConfig, work: Workspace) -> None:
-    """Read the reviews once, into ``reviews.parquet``; texts that are no positive are not needed."""
-    work.register(path, LICENCE, f"Amazon reviews {generation} (McAuley lab)")
+def _read_reviews(
+    path: Path, generation: Generation, config: AmazonConfig, work: Workspace, interactions: bool = True
+) -> None:
+    """Read the reviews, as interactions too unless told otherwise; texts that are no positive are not needed."""
+    registered(path, LICENCE, f"Amazon reviews {generation} (McAuley lab)", work)
     fields = dict(RELEASES[generation].reviews)
     if config.min_rating is not None:
         positive = f"{fields['rating'].value()} >= {config.min_rating}"
         fields["text"] = replace(fields["text"], only_if=positive)
-    content = f"hash(coalesce({quoted(fields['text'].source)}, ''))"
-    work.read(_lines(path, generation, work), "reviews.parquet", fields, extra={"content": content})
+    read_reviews(_lines(path, generation, work), fields, work, interactions=interactions)
 
 
 def _read_metadata(path: Path, generation: Generation, work: Workspace) -> None:
     """Read the metadata of the products that have an interaction into the table ``products``."""
-    work.register(path, LICENCE, f"Amazon product metadata {generation} (McAuley lab)")
+    registered(path, LICENCE, f"Amazon product metadata {generation} (McAuley lab)", work)
     release = RELEASES[generation]
     outer = {name.split(".")[0] for name in (*release.maker, release.categories, *release.links.values())}
     fields = {name: Field(name, "text") for name in sorted(outer | {"title", "description"})}
@@ -245,30 +221,21 @@ def _read_metadata(path: Path, generation: Generation, work: Workspace) -> None:
 
 
 def _lines(path: Path, generation: Generation, work: Workspace) -> JsonLines:
-    return JsonLines(path, _strict(path, work) if generation == "2014" else None)
-
-
-def _strict(path: Path, work: Workspace) -> Path:
-    """Rewrite a file whose lines are Python literals (2014) as JSON, line by line; nothing in it is executed."""
-    check_readable(path)
-    target = work.folder / f"strict-{path.name.split('.')[0]}.jsonl"
-    with unpacking(path), open_text(path) as file, target.open("w", encoding="utf-8") as out:
+    """Lines of a file; those of 2014 are Python literals and rewritten as JSON, nothing in them is executed."""
+    if generation != "2014":
+        return JsonLines(path)
+    strict = work.folder / f"strict-{path.name.split('.')[0]}.jsonl"
+    with unpacking(path), open_text(path) as file, strict.open("w", encoding="utf-8") as out:
         out.writelines((_as_json(line) if line.strip() else "") + "\n" for line in file)
-    return target
+    return JsonLines(path, strict)
 
 
 def _as_json(line: str) -> str:
-    """One line as JSON; what is neither becomes a text, which is a bad row later."""
-    if len(line) > _LONGEST_LINE:
-        return json.dumps(line[:200])
-    try:
-        return json.dumps(json.loads(line))
-    except (ValueError, RecursionError):
-        pass
-    try:
-        return json.dumps(ast.literal_eval(line.strip()))
-    except (ValueError, SyntaxError, TypeError, MemoryError, RecursionError):
-        return json.dumps(line[:200])
+    """One line as JSON; what is neither JSON nor a Python literal becomes a text, which is a bad row later."""
+    for read in (json.loads, ast.literal_eval) if len(line) <= _LONGEST_LINE else ():
+        with suppress(ValueError, SyntaxError, TypeError, MemoryError, RecursionError):
+            return json.dumps(read(line.strip()))
+    return json.dumps(line[:200])
 
 
 def _put_products(work: Workspace, release: Release, maker: str, links: tuple[str, ...]) -> None:
@@ -282,19 +249,12 @@ def _put_products(work: Workspace, release: Release, maker: str, links: tuple[st
             UNION ALL SELECT item, 'category', unnest({_texts(_inside(release.categories))}) FROM products"""
     )
     names = work.frame("SELECT DISTINCT relation, raw FROM facts WHERE raw IS NOT NULL ORDER BY 1, 2")
-    makes = names["relation"] == maker
-    names["name"] = [(_maker if is_maker else plain)(raw) for is_maker, raw in zip(makes, names["raw"], strict=True)]
-    names = names[names["name"] != ""]
-    names["entity"] = names["relation"] + ":" + names["name"]
-    work.put(
-        "entities",
-        names.drop_duplicates("entity").rename(columns={"name": "label", "relation": "kind"}),
-    )
-    db.register("names", names[["relation", "raw", "entity"]])
-    db.execute(
-        """INSERT INTO triples SELECT DISTINCT item, relation, entity FROM facts JOIN names USING (relation, raw)"""
-    )
-    db.unregister("names")
+    cleaned = names["raw"].map(plain)
+    names["label"] = cleaned.where(names["relation"] != maker, cleaned.map(_maker))
+    names = names[names["label"] != ""].assign(entity=names["relation"] + ":" + names["label"], kind=names["relation"])
+    work.put("entities", names.drop_duplicates("entity"))
+    work.table("names", names)
+    db.execute("INSERT INTO triples SELECT item, relation, entity FROM facts JOIN names USING (relation, raw)")
     for relation in links:
         others = _texts(_inside(release.links[relation]))
         db.execute(f"INSERT INTO triples SELECT item, '{relation}', unnest({others}) FROM products")
@@ -322,11 +282,9 @@ _TITLE = f"CASE WHEN regexp_matches(title, {literal(_BROKEN_TITLE)}) THEN '' ELS
 _DESCRIPTION = f"array_to_string({_texts('description')}, ' ')"
 
 
-def _maker(text: str) -> str:
-    name = plain(text)
-    if match := _SHOP_PAGE.match(name):
-        name = match[1]
-    return _ROLE.sub("", name).strip()
+def _maker(name: str) -> str:
+    match = _SHOP_PAGE.match(name)
+    return _ROLE.sub("", match[1] if match else name).strip()
 
 
 def _parse_amazon_kg(folder: Path, files: Files, config: AmazonConfig, work: Workspace) -> None:
@@ -347,20 +305,17 @@ def _parse_amazon_kg(folder: Path, files: Files, config: AmazonConfig, work: Wor
                       GROUP BY item) AS found WHERE found.item = items.item"""
         )
     if files.reviews is not None:
-        _read_reviews(files.reviews, files.generation, config, work)
-        review_view(work, interactions=False)
+        _read_reviews(files.reviews, files.generation, config, work, interactions=False)
         work.db.execute(
-            """CREATE TABLE latest AS SELECT "user", item, "timestamp", review FROM raw_reviews
-               SEMI JOIN interactions USING ("user", item)
-               QUALIFY row_number() OVER (
-                 PARTITION BY "user", item ORDER BY "timestamp" DESC NULLS LAST, review DESC) = 1"""
-        )
-        work.db.execute(
-            """UPDATE interactions SET "timestamp" = latest."timestamp", review = latest.review FROM latest
+            """UPDATE interactions SET "timestamp" = latest."timestamp", review = latest.review FROM (
+                 SELECT "user", item, "timestamp", review FROM raw_reviews SEMI JOIN interactions USING ("user", item)
+                 QUALIFY row_number() OVER (
+                   PARTITION BY "user", item ORDER BY "timestamp" DESC NULLS LAST, review DESC) = 1) AS latest
                WHERE latest."user" = interactions."user" AND latest.item = interactions.item"""
         )
 
 
+_AMAZON_KG_PAPER = "Amazon-KG v2.0 (Wang et al., SIGIR 2024)"
 _AMAZON_KG = AmazonConfig(graph="amazon-kg", **UNFILTERED)
 
 SOURCE = Source(
@@ -380,35 +335,15 @@ SOURCE = Source(
             _AMAZON_KG.replace(category="Books"),
             "Books of the paper: Amazon-KG v2.0 (DBpedia), titles and reviews of 2018",
             ("Amazon-KG-5core-Books",),
-            Published(
-                {
-                    "users": 10_485,
-                    "items": 8_696,
-                    "interactions": 115_572,
-                    "entities": 35_995,
-                    "relations": 20,
-                    "triples": 80_684,
-                },
-                "Amazon-KG v2.0 (Wang et al., SIGIR 2024)",
-            ),
+            Published(_AMAZON_KG_PAPER, 10_485, 8_696, 115_572, 35_995, 20, 80_684),
         ),
         "movie": Recipe(
             "amazon",
             _AMAZON_KG.replace(category="Movies_and_TV"),
             "Movies & TV of the paper: Amazon-KG v2.0 (DBpedia), titles and reviews of 2018",
             ("Amazon-KG-5core-Movies_and_TV",),
-            Published(
-                {
-                    "users": 5_648,
-                    "items": 4_896,
-                    "interactions": 67_066,
-                    "entities": 53_096,
-                    "relations": 20,
-                    "triples": 151_515,
-                },
-                "Amazon-KG v2.0 (Wang et al., SIGIR 2024)",
-            ),
+            Published(_AMAZON_KG_PAPER, 5_648, 4_896, 67_066, 53_096, 20, 151_515),
         ),
     },
 )
-"""The source, with Books and Movies & TV by name."""
+"""The reader, with Books and Movies & TV by name."""

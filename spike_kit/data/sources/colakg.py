@@ -10,20 +10,17 @@ from pathlib import Path
 
 import pandas as pd
 
+from spike_kit.data.labels import turned
 from spike_kit.data.lists import read_mapped_split
 from spike_kit.data.pipeline import BuildConfig
-from spike_kit.data.raw import Delimited, Field, check_readable
+from spike_kit.data.raw import Delimited, Field
+from spike_kit.data.reading import facts_in, put_facts, put_relations, registered
 from spike_kit.data.recipes import Published, Recipe, Source
-from spike_kit.data.sources.ml_100k import turned
 from spike_kit.data.text import plain
 from spike_kit.data.workspace import Workspace
 
 LICENCE = "none stated; ratings: GroupLens terms of use, research only, no redistribution"
 ORIGIN = "split and film facts of CoLaKG (MovieLens-1M, TMDB)"
-
-_FILMS = "ml1m_extended_movie.csv"
-_SEVERAL = "|"
-"""What stands between several names in one cell."""
 
 _RELATIONS = {
     "genre": ("Genres", "{head} is a film of the genre {tail}."),
@@ -47,54 +44,39 @@ def parse(folder: Path, config: BuildConfig, work: Workspace) -> None:  # noqa: 
     DataError
         If a file is missing or damaged, or a row is bad.
     """
-    films = folder / _FILMS
-    check_readable(films)
-    work.register(films, LICENCE, ORIGIN)
+    films = registered(folder / "ml1m_extended_movie.csv", LICENCE, ORIGIN, work)
     given = read_mapped_split(folder, work, LICENCE, ORIGIN)
     work.put("interactions", given.rows)
-    work.put("users", pd.DataFrame({"user": given.users}, dtype="str").assign(label=[f"User {u}" for u in given.users]))
+    work.put("users", pd.DataFrame({"user": given.users}, dtype="str"))
     table = Delimited(films)
-    columns = {column for column, _ in _RELATIONS.values()}
-    fields = {"item": Field("MovieID"), "title": Field("Title", "text"), "overview": Field("overview", "text")}
-    work.read(table, "raw_films", fields | {f"raw_{name}": Field(name, "text") for name in sorted(columns)})
+    columns = {
+        "title": "Title",
+        "description": "overview",
+        **{name: column for name, (column, _) in _RELATIONS.items()},
+    }
+    fields = {"item": Field("MovieID"), **{name: Field(column, "text") for name, column in columns.items()}}
+    work.read(table, "raw_films", fields)
     work.located["items"] = (table, "MovieID")
-    rows = work.frame("SELECT * FROM raw_films ORDER BY rowid").astype(object)
-    rows = rows.where(rows.notna(), "")
-    for item, named in rows.groupby("item")["title"]:
-        if len(titles := named.unique()) > 1:
-            problem = f"it has different labels: {titles[0][:60]!r} and {titles[1][:60]!r}"
-            work.bad(f"{films}: film {item!r}", problem, "keep one of the rows", len(titles) - 1)
-    films_in = rows.drop_duplicates("item").set_index("item").reindex(given.items, fill_value="")
-    work.put(
-        "items",
-        pd.DataFrame(
-            {
-                "item": given.items,
-                "label": [turned(plain(title)) or item for item, title in films_in["title"].items()],
-                "description": films_in["overview"].map(plain).to_numpy(),
-            },
-            dtype="str",
-        ),
-    )
-    _put_facts(films_in, work)
+    raw = work.frame("SELECT * EXCLUDE (fault) FROM raw_films ORDER BY rowid")
+    rows = pd.DataFrame({"item": given.items}, dtype="str").merge(raw, how="left").fillna("")
+    work.put("items", rows.assign(label=rows["title"].map(plain).map(turned)))
+    _put_facts(rows.drop_duplicates("item"), work)
 
 
 def _put_facts(films: pd.DataFrame, work: Workspace) -> None:
-    """Put triples of the films (by raw id) and their tails; persons are one entity whatever they did."""
-    facts: dict[tuple[str, str, str], str] = {}
-    tails: dict[str, tuple[str, str]] = {}
-    for relation, (column, _) in _RELATIONS.items():
+    """Put the facts of the films; persons are one entity whatever they did."""
+    for relation in _RELATIONS:
         kind = "person" if relation in _PERSONS else relation
-        for item, cell in films[f"raw_{column}"].items():
-            for name in filter(None, map(plain, str(cell).split(_SEVERAL))):
-                label = f"{name[:3]}0s" if relation == "decade" else name
-                tails.setdefault(f"{kind}:{label}", (label, kind))
-                facts[str(item), relation, f"{kind}:{label}"] = label
-    work.put("triples", pd.DataFrame(list(facts), columns=["head", "relation", "tail"], dtype="str"))
-    rows = [(entity, label, kind) for entity, (label, kind) in tails.items()]
-    work.put("entities", pd.DataFrame(rows, columns=["entity", "label", "kind"], dtype="str"))
-    relations = [(name, name, template, False) for name, (_, template) in _RELATIONS.items()]
-    work.put("relations", pd.DataFrame(relations, columns=["relation", "label", "template", "behavioural"]))
+        put_facts(facts_in(films, relation, relation, _decades if relation == "decade" else _names, kind), work)
+    put_relations({name: template for name, (_, template) in _RELATIONS.items()}, work)
+
+
+def _names(cell: str) -> list[str]:
+    return cell.split("|")
+
+
+def _decades(cell: str) -> list[str]:
+    return [f"{year[:3]}0s" for year in map(plain, _names(cell)) if year]
 
 
 _SETTINGS = BuildConfig(
@@ -108,8 +90,8 @@ SOURCE = Source(
             "ml-1m-colakg",
             _SETTINGS,
             "MovieLens-1M in the split of CoLaKG with film facts; 2,000 users drawn by the seed",
-            published=Published({"users": 6_040, "items": 3_260, "interactions": 998_539}, "the data of CoLaKG"),
+            published=Published("the data of CoLaKG", 6_040, 3_260, 998_539),
         )
     },
 )
-"""The source."""
+"""The reader."""

@@ -6,18 +6,22 @@ sample data 2026.1, drawn from Wikidata (CC0). The two share no id and are joine
 
 from __future__ import annotations
 
-import io
 import re
 import sqlite3
 import unicodedata
 from collections import defaultdict
+from collections.abc import Iterable
+from contextlib import closing
 from pathlib import Path
 
 import pandas as pd
 
 from spike_kit.base.errors import DataError
 from spike_kit.data.fetch import Wheel, checked_wheel, read_member
+from spike_kit.data.labels import turned, without_article
 from spike_kit.data.pipeline import BuildConfig
+from spike_kit.data.raw import Delimited, Field
+from spike_kit.data.reading import facts_in, interaction_fields, put_facts, put_relations
 from spike_kit.data.recipes import Published, Recipe, Source
 from spike_kit.data.workspace import Workspace
 
@@ -40,23 +44,22 @@ FACTS = Wheel(
 )
 WHEELS = (RATINGS, FACTS)
 
-_FOLDER = "recbole/dataset_example/ml-100k/"
-_DATABASE = "bokeh_sampledata/_data/movies.db"
+_TEMPLATES = {
+    "director": "{head} was directed by {tail}.",
+    "writer": "{head} was written by {tail}.",
+    "cast": "{head} stars {tail}.",
+    "genre": "{head} is a film of the genre {tail}.",
+    "language": "{head} is spoken in {tail}.",
+    "country": "{head} was made in {tail}.",
+    "company": "{head} was produced by {tail}.",
+}
 
-_RELATIONS = (
-    ("director", "person", "{head} was directed by {tail}."),
-    ("writer", "person", "{head} was written by {tail}."),
-    ("cast", "person", "{head} stars {tail}."),
-    ("genre", "genre", "{head} is a film of the genre {tail}."),
-    ("language", "language", "{head} is spoken in {tail}."),
-    ("country", "country", "{head} was made in {tail}."),
-    ("company", "company", "{head} was produced by {tail}."),
-)
-"""Relation, kind of its tails, sentence."""
-
-_ARTICLES = "the|a|an|le|la|les|l'|il|lo|gli|el|los|las|der|die|das|den|det|un|une|het|o"
+_PERSONS = ("director", "writer", "cast")
 
 _NAME_SUFFIX = re.compile(r"^(Jr|Sr|Inc|Ltd|LLC|Co|II|III|IV|PhD|M\.D)\.?$")
+
+_Index = dict[str, list[tuple[int, int]]]
+"""Films (year, row) by a form of their title."""
 
 
 def parse(folder: Path, config: BuildConfig, work: Workspace) -> None:
@@ -71,16 +74,18 @@ def parse(folder: Path, config: BuildConfig, work: Workspace) -> None:
     ratings, facts = (checked_wheel(wheel, folder) for wheel in WHEELS)
     for wheel in WHEELS:
         work.register(folder / wheel.file_name, wheel.licence, wheel.origin)
-    join(
-        read_member(ratings, f"{_FOLDER}ml-100k.inter"),
-        read_member(ratings, f"{_FOLDER}ml-100k.item"),
-        read_member(facts, _DATABASE),
-        work,
-    )
+    members = {
+        f"{NAME}.inter": (ratings, f"recbole/dataset_example/{NAME}/{NAME}.inter"),
+        f"{NAME}.item": (ratings, f"recbole/dataset_example/{NAME}/{NAME}.item"),
+        "movies.db": (facts, "bokeh_sampledata/_data/movies.db"),
+    }
+    for name, (archive, member) in members.items():
+        (work.folder / name).write_bytes(read_member(archive, member))
+    join(work.folder, work)
 
 
-def join(inter: bytes, item: bytes, database: bytes, work: Workspace) -> None:
-    """Parse the three raw files and join films with facts.
+def join(folder: Path, work: Workspace) -> None:
+    """Parse the three raw files ``ml-100k.inter``, ``ml-100k.item``, ``movies.db``; join films with facts.
 
     Films without a link are dropped and counted in the funnel; two ids of one and the same film are merged into the
     smaller one.
@@ -90,29 +95,31 @@ def join(inter: bytes, item: bytes, database: bytes, work: Workspace) -> None:
     DataError
         If a file lacks a column or holds a value of another type.
     """
-    ratings, films, facts = _read_ratings(inter), _read_films(item), _read_facts(database)
-    users = pd.DataFrame({"user": sorted(ratings["user"].unique(), key=int)})
-    users["label"] = "User " + users["user"]
-    work.funnel.add(
-        "raw files",
-        {"users": len(users), "items": len(films), "interactions": len(ratings)},
-    )
+    columns = {"user": "user_id", "item": "item_id", "rating": "rating", "timestamp": "timestamp"}
+    work.read(_atomic(folder / f"{NAME}.inter"), "raw_ratings", interaction_fields(columns))
+    films, facts = _read_films(folder / f"{NAME}.item", work), _read_facts(folder / "movies.db")
+    users = work.frame('SELECT DISTINCT "user" FROM raw_ratings ORDER BY TRY_CAST("user" AS BIGINT)')
+    counts = {"users": len(users), "items": len(films), "interactions": work.count("raw_ratings")}
+    work.funnel.add("raw files", counts)
     linked = films.assign(fact=films.index.map(link_films(films, facts))).dropna(subset=["fact"])
-    first = linked.groupby("fact")["item"].transform("first")
-    ratings = ratings[ratings["item"].isin(linked["item"])]
-    ratings = ratings.assign(item=ratings["item"].map(dict(zip(linked["item"], first, strict=True))))
-    described = linked[linked["item"] == first].merge(facts, left_on="fact", right_index=True, suffixes=("", "_fact"))
-    description = [
-        _describe(year, minutes) for year, minutes in zip(described["year"], described["minutes"], strict=True)
-    ]
-    triples, entities = _triples(described)
+    linked["first"] = linked.groupby("fact")["item"].transform("first")
+    work.table("linked", linked[["item", "first"]])
+    names = '"user", item, rating, "timestamp"'
+    work.db.execute(
+        f"""INSERT INTO interactions ({names}) SELECT {names.replace("item", "first")} FROM raw_ratings
+            JOIN linked USING (item)"""
+    )
+    described = linked[linked["item"] == linked["first"]].merge(
+        facts, left_on="fact", right_index=True, suffixes=("", "_fact")
+    )
+    length = ["" if pd.isna(minutes) else f" of {minutes:.0f} minutes" for minutes in described["minutes"]]
+    description = [f"A film{long}, released in {year}." for long, year in zip(length, described["year"], strict=True)]
     work.put("users", users)
-    work.put("items", described[["item", "label"]].assign(description=description))
-    work.put("entities", entities)
-    relations = pd.DataFrame(_RELATIONS, columns=["relation", "kind", "template"])
-    work.put("relations", relations.assign(label=relations["relation"]))
-    work.put("triples", triples)
-    work.put("interactions", ratings)
+    work.put("items", described.assign(description=description))
+    kinds = {relation: "person" if relation in _PERSONS else relation for relation in _TEMPLATES}
+    named = [facts_in(described, relation, relation, split_names, kind) for relation, kind in kinds.items()]
+    put_facts(pd.concat(named).sort_values(["kind", "label"]), work)
+    put_relations(_TEMPLATES, work)
     work.parsed = "films linked by title and year"
     work.extra |= {"films_without_link": len(films) - len(linked), "films_merged": len(linked) - len(described)}
 
@@ -137,50 +144,33 @@ def link_films(films: pd.DataFrame, facts: pd.DataFrame) -> dict[int, int]:
     dict
         Row label of ``films`` to row label of ``facts``, for the films that link.
     """
-    exact: dict[str, list[tuple[int, int]]] = defaultdict(list)
-    bare: dict[str, list[tuple[int, int]]] = defaultdict(list)
-    affix: dict[str, list[tuple[int, int]]] = defaultdict(list)
+    exact, bare, affix = (defaultdict(list) for _ in range(3))
     for row, title, year in zip(facts.index, facts["title"], facts["year"], strict=True):
         for key in _keys(title):
             exact[key].append((year, row))
-            bare[_without_article(key)].append((year, row))
+            bare[without_article(key)].append((year, row))
         for part in _affixes(title):
             affix[part].append((year, row))
-    whole = {row: _keys(title) for row, title in facts["title"].items()}
     links = {}
-    for row, title, year in zip(films.index, films["title"], films["year"], strict=True):
-        if pd.isna(year):
-            continue
+    dated = films.dropna(subset=["year"])
+    for row, title, year in zip(dated.index, dated["title"], dated["year"], strict=True):
         keys = _keys(title)
         candidates = (
-            _nearest(exact, keys, year, (0, 1))
-            or _nearest(bare, [_without_article(key) for key in keys], year, (0,))
-            or _only_affix(affix, exact, title, year)
+            _near(exact, keys, year, 0)
+            or _near(exact, keys, year, 1)
+            or _near(bare, map(without_article, keys), year, 0)
         )
+        if not candidates:
+            found = {*_near(affix, keys, year, 1), *_near(exact, _affixes(title), year, 1)}
+            candidates = found if len(found) == 1 else ()
         if candidates:
-            links[row] = min(candidates, key=lambda fact: (len(whole[fact][0]), fact))
+            links[row] = min(candidates, key=lambda fact: (len(_keys(facts["title"][fact])[0]), fact))
     return links
 
 
-def _nearest(
-    index: dict[str, list[tuple[int, int]]], keys: list[str], year: int, distances: tuple[int, ...]
-) -> list[int]:
-    for distance in distances:
-        found = [row for key in keys for fact_year, row in index.get(key, ()) if abs(fact_year - year) == distance]
-        if found:
-            return found
-    return []
-
-
-def _only_affix(
-    affix: dict[str, list[tuple[int, int]]], exact: dict[str, list[tuple[int, int]]], title: str, year: int
-) -> list[int]:
-    near = [
-        *(fact for key in _keys(title) for fact in affix.get(key, ())),
-        *(fact for part in _affixes(title) for fact in exact.get(part, ())),
-    ]
-    found = {row for fact_year, row in near if abs(fact_year - year) <= 1}
-    return list(found) if len(found) == 1 else []
+def _near(index: _Index, keys: Iterable[str], year: int, distance: int) -> list[int]:
+    """Rows of the films under one of the keys whose year is no further away."""
+    return [row for key in keys for found, row in index.get(key, ()) if abs(found - year) <= distance]
 
 
 def _keys(title: str) -> list[str]:
@@ -196,10 +186,6 @@ def _key(title: str) -> str:
     return " ".join(re.findall(r"[a-z0-9]+", folded.replace("&", " and ").replace("'", "")))
 
 
-def _without_article(key: str) -> str:
-    return re.sub(rf"^({_ARTICLES}) (?=.)", "", key)
-
-
 def _affixes(title: str) -> set[str]:
     """Proper beginnings and ends of a title that are long enough to stand for it, as keys."""
     parts = {key for part in re.split(r":| – ", title) if (key := _key(part))}
@@ -207,26 +193,8 @@ def _affixes(title: str) -> set[str]:
         words = key.split()
         cuts = range(1, len(words))
         affixes = [" ".join(words[:n]) for n in cuts] + [" ".join(words[n:]) for n in cuts]
-        parts.update(part for part in affixes if " " in _without_article(part))
+        parts.update(part for part in affixes if " " in without_article(part))
     return parts - set(_keys(title))
-
-
-def _describe(year: int, minutes: float) -> str:
-    length = "" if pd.isna(minutes) else f" of {minutes:.0f} minutes"
-    return f"A film{length}, released in {year}."
-
-
-def _triples(films: pd.DataFrame) -> tuple[pd.DataFrame, pd.DataFrame]:
-    """Triples of films, and the auxiliary entities in them (one per kind and name)."""
-    parts = []
-    for relation, kind, _ in _RELATIONS:
-        names = films.set_index("item")[relation].dropna().map(split_names).explode().dropna()
-        part = pd.DataFrame({"head": names.index, "relation": relation, "label": names.to_numpy(), "kind": kind})
-        parts.append(part.assign(tail=part["kind"] + ":" + part["label"]))
-    rows = pd.concat(parts, ignore_index=True).astype("str")
-    entities = rows.drop_duplicates("tail").sort_values("tail")[["tail", "label", "kind"]]
-    triples = rows[["head", "relation", "tail"]].drop_duplicates(ignore_index=True)
-    return triples, entities.rename(columns={"tail": "entity"})
 
 
 def split_names(text: str) -> list[str]:
@@ -241,79 +209,40 @@ def split_names(text: str) -> list[str]:
     return names
 
 
-def _read_ratings(content: bytes) -> pd.DataFrame:
-    frame = _read_atomic(content, f"{NAME}.inter", ["user_id", "item_id", "rating", "timestamp"])
-    frame.columns = pd.Index(["user", "item", "rating", "timestamp"])
-    for column in ("rating", "timestamp"):
-        numbers = pd.to_numeric(frame[column], errors="coerce")
-        broken = frame.index[numbers.isna()]
-        if len(broken):
-            raise DataError(
-                f"{NAME}.inter line {broken[0] + 2}: {column} is {frame[column][broken[0]]!r}, expected a number",
-                "fetch it again",
-            )
-        frame[column] = numbers
-    return frame.astype({"rating": "float64", "timestamp": "int64"})
+def _atomic(path: Path) -> Delimited:
+    return Delimited(path, "\t", quoting=False, typed=True)
 
 
-def _read_films(content: bytes) -> pd.DataFrame:
-    frame = _read_atomic(content, f"{NAME}.item", ["item_id", "movie_title", "release_year"])
-    films = pd.DataFrame({"item": frame["item_id"], "title": frame["movie_title"]})
+def _read_films(path: Path, work: Workspace) -> pd.DataFrame:
+    """Read the films: item, title, year (of the title where the column has none), label."""
+    columns = {"title": "movie_title", "year": "release_year"}
+    fields = {"item": Field("item_id"), **{name: Field(column, "text") for name, column in columns.items()}}
+    work.read(_atomic(path), "raw_films", fields)
+    films = work.frame("SELECT item, title, year FROM raw_films ORDER BY rowid")
     inside = films["title"].str.extract(r"^(.*) \((\d{4})\)$")
     films["title"] = inside[0].fillna(films["title"])
-    year = frame["release_year"].where(frame["release_year"].str.fullmatch(r"\d{4}"), inside[1])
+    year = films["year"].where(films["year"].str.fullmatch(r"\d{4}"), inside[1])
     films["year"] = pd.to_numeric(year).astype("Int64")
     shown = films["title"].map(turned)
-    films["label"] = [
-        name if pd.isna(year) else f"{name} ({year})" for name, year in zip(shown, films["year"], strict=True)
-    ]
-    return films
+    return films.assign(label=(shown + " (" + year + ")").fillna(shown))
 
 
-def turned(title: str) -> str:
-    """Title with a trailing article put first, inside and outside of parentheses."""
-    parts = re.split(r"([()])", title)
-    return "".join(re.sub(rf"^(.*), ({_ARTICLES})(\s*)$", _article_first, part, flags=re.IGNORECASE) for part in parts)
-
-
-def _article_first(match: re.Match[str]) -> str:
-    space = "" if match[2].endswith("'") else " "
-    return f"{match[2]}{space}{match[1]}{match[3]}"
-
-
-def _read_atomic(content: bytes, name: str, columns: list[str]) -> pd.DataFrame:
-    """Read a RecBole atomic file: tab-separated, header ``field:type``; every value stays a string."""
-    try:
-        frame = pd.read_csv(io.BytesIO(content), sep="\t", dtype="str", quoting=3, keep_default_na=False)
-    except (ValueError, UnicodeDecodeError) as error:
-        raise DataError(f"{name} is not a tab-separated table in UTF-8: {error}", "fetch it again") from error
-    frame.columns = frame.columns.str.split(":").str[0]
-    missing = [column for column in columns if column not in frame]
-    if missing or frame.empty:
-        problem = f"lacks the column {missing[0]}" if missing else "holds no row"
-        raise DataError(f"{name} {problem}", "fetch it again")
-    return frame[columns]
-
-
-def _read_facts(database: bytes) -> pd.DataFrame:
+def _read_facts(path: Path) -> pd.DataFrame:
+    """Read the films of the database with their facts."""
     query = """
         SELECT o.Title AS title, o.Year AS year, o.Runtime AS minutes, o.Director AS director, o.Writer AS writer,
                o."Cast" AS "cast", o.Genre AS genre, o.Language AS language, o.Country AS country,
                t.Production AS company
-        FROM omdb AS o LEFT JOIN tomatoes AS t ON t.ID = o.ID ORDER BY o.ID
+        FROM omdb AS o LEFT JOIN tomatoes AS t ON t.ID = o.ID
+        WHERE o.Title IS NOT NULL AND o.Year IS NOT NULL ORDER BY o.ID
     """
-    if not database.startswith(b"SQLite format 3\0"):
-        raise DataError(f"{_DATABASE} is not the expected SQLite database", "fetch it again")
-    connection = sqlite3.connect(":memory:")
     try:
-        connection.deserialize(database)
-        facts = pd.read_sql_query(query, connection)
+        with closing(sqlite3.connect(path)) as connection:
+            facts = pd.read_sql_query(query, connection)
     except (sqlite3.Error, pd.errors.DatabaseError) as error:
-        raise DataError(f"{_DATABASE} is not the expected SQLite database: {error}", "fetch it again") from error
-    finally:
-        connection.close()
-    facts = facts.dropna(subset=["title", "year"])
-    return facts.astype({"title": "str", "year": "int64"}).reset_index(drop=True)
+        raise DataError(f"{path} is not the expected SQLite database: {error}", "fetch it again") from error
+    texts = facts.columns.drop(["year", "minutes"])
+    return facts.astype({"year": "int64"}).fillna(dict.fromkeys(texts, ""))
 
 
 SOURCE = Source(
@@ -323,11 +252,9 @@ SOURCE = Source(
             NAME,
             BuildConfig(),
             "MovieLens-100K joined with film facts of Wikidata; both fetched from the package index",
-            published=Published(
-                {"users": 943, "items": 1682, "interactions": 100_000}, "the README of MovieLens-100K (GroupLens)"
-            ),
+            published=Published("the README of MovieLens-100K (GroupLens)", 943, 1682, 100_000),
         )
     },
     WHEELS,
 )
-"""The source, with its one data set."""
+"""The reader, with its one data set."""

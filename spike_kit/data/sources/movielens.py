@@ -6,18 +6,17 @@ of the release and, on request, tags of users.
 
 from __future__ import annotations
 
-import re
 from pathlib import Path
-from typing import Literal
 
 import pandas as pd
 from pydantic import Field as Setting
 
 from spike_kit.base.errors import DataError
+from spike_kit.data.labels import turned
 from spike_kit.data.pipeline import BuildConfig
-from spike_kit.data.raw import Delimited, Field, check_readable, open_text
+from spike_kit.data.raw import Delimited, Field, open_text
+from spike_kit.data.reading import facts_in, interaction_fields, put_facts, put_relations, read_interactions, registered
 from spike_kit.data.recipes import Published, Recipe, Source
-from spike_kit.data.sources.ml_100k import turned
 from spike_kit.data.text import plain
 from spike_kit.data.workspace import Workspace
 
@@ -27,18 +26,15 @@ ORIGIN = "MovieLens (GroupLens)"
 NO_GENRE = "(no genres listed)"
 """What stands in place of the genres of a film that has none."""
 
-_YEAR = re.compile(r"\(([0-9]{4})(?:[-–][0-9]{0,4})?\)\s*$")
+_YEAR = r"\(([0-9]{4})(?:[-–][0-9]{0,4})?\)\s*$"
 
-_RELATIONS = (
-    ("genre", "{head} is a film of the genre {tail}.", False),
-    ("decade", "{head} was released in the {tail}.", False),
-    ("tag", "Viewers tagged {head} with {tail}.", True),
-)
-"""Relation (and kind of its tails), sentence, whether it comes from what users did."""
+_TEMPLATES = {
+    "genre": "{head} is a film of the genre {tail}.",
+    "decade": "{head} was released in the {tail}.",
+    "tag": "Viewers tagged {head} with {tail}.",
+}
 
-_RATINGS = ("userId", "movieId", "rating", "timestamp")
-_MOVIES = ("movieId", "title", "genres")
-_TAGS = ("userId", "movieId", "tag", "timestamp")
+_COLUMNS = {"user": "userId", "item": "movieId", "rating": "rating", "timestamp": "timestamp"}
 
 
 class MovieLensConfig(BuildConfig):
@@ -56,104 +52,68 @@ def parse(folder: Path, config: MovieLensConfig, work: Workspace) -> None:
     DataError
         If a file is missing or damaged, or a row is bad.
     """
-    suffix = _layout(folder)
-    ratings, movies, tags = (folder / f"{name}.{suffix}" for name in ("ratings", "movies", "tags"))
-    for path in (ratings, movies):
-        check_readable(path)
-        work.register(path, LICENCE, ORIGIN)
-    work.read(
-        _table(ratings, _RATINGS),
-        "raw_ratings",
-        {
-            "user": Field("userId"),
-            "item": Field("movieId"),
-            "rating": Field("rating", "number"),
-            "timestamp": Field("timestamp", "integer", required=False),
-        },
-    )
-    names = '"user", item, rating, "timestamp"'
-    work.db.execute(f"INSERT INTO interactions ({names}) SELECT {names} FROM raw_ratings")
-    work.db.execute("DROP TABLE raw_ratings")
+    suffix = next((suffix for suffix in ("csv", "dat") if (folder / f"ratings.{suffix}").is_file()), "")
+    if not suffix:
+        raise DataError(
+            f"{folder} holds neither ratings.csv nor ratings.dat",
+            "unpack an archive of MovieLens there, or name its folder with --raw",
+        )
+    ratings = _table(folder / f"ratings.{suffix}", tuple(_COLUMNS.values()), work)
+    movies = _table(folder / f"movies.{suffix}", ("movieId", "title", "genres"), work)
+    read_interactions(ratings, interaction_fields(_COLUMNS), work)
     _read_movies(movies, work)
-    if tags.is_file():
-        work.register(tags, LICENCE, ORIGIN)
-        _read_tags(tags, config.min_taggers, work)
-    used = [row for row in _RELATIONS if row[0] != "tag" or tags.is_file()]
-    relations = pd.DataFrame(used, columns=["relation", "template", "behavioural"])
-    work.put("relations", relations.assign(label=relations["relation"]))
+    templates = dict(_TEMPLATES)
+    if (folder / f"tags.{suffix}").is_file():
+        _read_tags(_table(folder / f"tags.{suffix}", ("userId", "movieId", "tag", "timestamp"), work), config, work)
+    else:
+        del templates["tag"]
+    put_relations(templates, work, behavioural={"tag"})
 
 
-def _layout(folder: Path) -> Literal["csv", "dat"]:
-    """Tell the layout by the file of the ratings."""
-    for suffix in ("csv", "dat"):
-        if (folder / f"ratings.{suffix}").is_file():
-            return suffix
-    raise DataError(
-        f"{folder} holds neither ratings.csv nor ratings.dat",
-        "unpack an archive of MovieLens there, or name its folder with --raw",
-    )
-
-
-def _table(path: Path, names: tuple[str, ...]) -> Delimited:
+def _table(path: Path, names: tuple[str, ...], work: Workspace) -> Delimited:
+    """Register a file; the older layout has no header, and is in UTF-8 (10M) or in latin-1 (1M)."""
+    registered(path, LICENCE, ORIGIN, work)
     if path.suffix == ".csv":
         return Delimited(path)
-    return Delimited(path, separator="::", names=names, quoting=False, encoding=_encoding(path))
-
-
-def _encoding(path: Path) -> Literal["utf-8", "latin-1"]:
-    """Tell UTF-8 (10M) from latin-1 (1M)."""
     try:
-        with open_text(path, strict=True) as file:
+        with open_text(path, errors="strict") as file:
             while file.read(1 << 20):
                 pass
     except UnicodeDecodeError:
-        return "latin-1"
-    return "utf-8"
+        return Delimited(path, "::", names, quoting=False, encoding="latin-1")
+    return Delimited(path, "::", names, quoting=False)
 
 
-def _read_movies(path: Path, work: Workspace) -> None:
+def _read_movies(table: Delimited, work: Workspace) -> None:
     """Read the films with the facts in their rows."""
-    table = _table(path, _MOVIES)
     fields = {"item": Field("movieId"), "title": Field("title", "text"), "genres": Field("genres", "text")}
     work.read(table, "raw_movies", fields)
     work.located["items"] = (table, "movieId")
     films = work.frame("SELECT item, title, genres FROM raw_movies ORDER BY rowid")
-    titles = films["title"].map(plain)
-    years = [match[1] if (match := _YEAR.search(title)) else "" for title in titles]
-    described = [f"A film released in {year}." if year else "" for year in years]
-    work.put("items", films.assign(label=titles.map(turned), description=described))
-    facts = []
-    for item, genres, year in zip(films["item"], films["genres"], years, strict=True):
-        if genres != NO_GENRE:
-            facts += [(item, "genre", name) for name in map(plain, genres.split("|")) if name]
-        if year:
-            facts.append((item, "decade", f"{year[:3]}0s"))
-    _put_facts(pd.DataFrame(facts, columns=["head", "relation", "label"], dtype="str"), work)
+    films["title"] = films["title"].map(plain)
+    year = films["title"].str.extract(_YEAR)[0]
+    described = ("A film released in " + year + ".").fillna("")
+    work.put("items", films.assign(label=films["title"].map(turned), description=described))
+    films["genres"] = films["genres"].replace(NO_GENRE, "")
+    films["decade"] = (year.str[:3] + "0s").fillna("")
+    genres = facts_in(films, "genres", "genre", lambda cell: cell.split("|"))
+    facts = pd.concat([genres, facts_in(films, "decade", "decade", lambda cell: [cell])])
+    put_facts(facts.sort_values(["kind", "label"]), work)
 
 
-def _put_facts(facts: pd.DataFrame, work: Workspace) -> None:
-    """Put triples (head, relation, label of the tail) and their tails, whose kind is the relation."""
-    facts = facts.assign(tail=facts["relation"] + ":" + facts["label"], kind=facts["relation"])
-    work.put("triples", facts)
-    tails = facts.drop_duplicates("tail").sort_values(["kind", "label"])
-    work.put("entities", tails.rename(columns={"tail": "entity"}))
-
-
-def _read_tags(path: Path, min_taggers: int, work: Workspace) -> None:
+def _read_tags(table: Delimited, config: MovieLensConfig, work: Workspace) -> None:
     """Read the tags that enough users gave to a film, regardless of case; empty ones are passed over."""
     fields = {"user": Field("userId"), "item": Field("movieId"), "tag": Field("tag", "text")}
-    work.read(_table(path, _TAGS), "raw_tags", fields)
+    work.read(table, "raw_tags", fields)
     tags = work.frame("SELECT DISTINCT tag FROM raw_tags")
-    cleaned = tags.assign(label=tags["tag"].map(plain).str.lower())
-    work.db.register("raw_cleaned", cleaned)
+    work.table("tag_labels", tags.assign(label=tags["tag"].map(plain).str.lower()))
     facts = work.frame(
-        f"""SELECT item AS head, 'tag' AS relation, label FROM raw_tags JOIN raw_cleaned USING (tag)
-            WHERE label <> '' GROUP BY item, label HAVING count(DISTINCT "user") >= {min_taggers}
-            ORDER BY item, label"""
+        f"""SELECT item AS head, 'tag' AS relation, label, 'tag' AS kind FROM raw_tags JOIN tag_labels USING (tag)
+            WHERE label <> '' GROUP BY item, label HAVING count(DISTINCT "user") >= {config.min_taggers}
+            ORDER BY label"""
     )
-    work.db.unregister("raw_cleaned")
     work.db.execute("DROP TABLE raw_tags")
-    _put_facts(facts.astype("str"), work)
+    put_facts(facts, work)
 
 
 _README = "its README (GroupLens)"
@@ -166,17 +126,17 @@ SOURCE = Source(
             "movielens",
             MovieLensConfig(),
             "MovieLens-1M with genres and decades",
-            published=Published({"users": 6_040, "items": 3_706, "interactions": 1_000_209}, _README),
+            published=Published(_README, 6_040, 3_706, 1_000_209),
         ),
         "ml-20m": Recipe(
             "movielens",
             MovieLensConfig(),
             "MovieLens-20M with genres and decades, and tags on request",
-            published=Published({"users": 138_493, "items": 26_744, "interactions": 20_000_263}, _README),
+            published=Published(_README, 138_493, 26_744, 20_000_263),
         ),
         "ml-latest-small": Recipe(
             "movielens", MovieLensConfig(), "MovieLens latest small; it changes from time to time"
         ),
     },
 )
-"""The source, with the archives it is known for."""
+"""The reader, with the archives it is known for."""

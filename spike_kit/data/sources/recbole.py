@@ -1,24 +1,29 @@
 """RecBole atomic files: tab-separated tables with a header ``field:type`` (Zhao et al., CIKM 2021).
 
-Two more files, ``NAME.ent`` and ``NAME.rel``, bring the names of entities and relations; `export_recbole` of
-`spike_kit.data.formats.recbole` writes them, and RecBole reads such files through ``additional_feat_suffix``.
+Two more files, ``NAME.ent`` and ``NAME.rel``, bring the names of entities and relations; `write` writes them, and
+RecBole reads such files through ``additional_feat_suffix``.
 """
 
 from __future__ import annotations
 
+import csv
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pandas as pd
 
 from spike_kit.base.errors import DataError, some
+from spike_kit.data.dataset import Dataset
 from spike_kit.data.labels import FREEBASE_ID, readable
 from spike_kit.data.pipeline import BuildConfig
-from spike_kit.data.raw import Delimited, Field, check_readable, literal, open_text, quoted
-from spike_kit.data.recipes import Recipe, Source
+from spike_kit.data.raw import Delimited, Field, literal, open_text, quoted
+from spike_kit.data.reading import check_folder, interaction_fields, read_interactions, registered
+from spike_kit.data.recipes import Recipe, Source, WriteOptions
 from spike_kit.data.tables import SPLITS
-from spike_kit.data.text import CONTROL
+from spike_kit.data.text import clean, plain
 from spike_kit.data.workspace import Workspace
 
 LICENCE = "that of the data set"
@@ -27,6 +32,24 @@ ORIGIN = "atomic files in RecBole's format"
 _PARTS = {f"{split}.inter": split for split in SPLITS}
 _SUFFIXES = ("inter", *_PARTS, "item", "user", "kg", "link", "ent", "rel")
 _BATCH_ROWS = 50_000
+
+MAX_TIMESTAMP = 2**53
+"""Largest timestamp that a field of the type float holds exactly."""
+
+MISSING = frozenset(
+    "#N/A|#N/A N/A|#NA|-1.#IND|-1.#QNAN|-NaN|-nan|1.#IND|1.#QNAN|<NA>|N/A|NA|NULL|NaN|None|n/a|nan|null".split("|")  # noqa: SIM905
+)
+"""Tokens that RecBole takes for a missing value (it reads with the defaults of pandas)."""
+
+_JOINER = "\u2060"
+
+_FIELDS = {
+    "item": {"item_id:token": "source_id", "title:token_seq": "label", "description:token_seq": "description"},
+    "user": {"user_id:token": "source_id", "label:token_seq": "label"},
+    "ent": {"entity_id:token": "source_id", "label:token_seq": "label", "kind:token": "kind"},
+    "rel": {"relation_id:token": "source_id", "label:token_seq": "label", "template:token_seq": "template"},
+}
+"""Fields of the files of names that are written, and the columns they hold."""
 
 
 class RecboleConfig(BuildConfig):
@@ -57,13 +80,11 @@ def parse(folder: Path, config: RecboleConfig, work: Workspace) -> None:
     """
     name, files = find_files(folder, config.dataset)
     for path in files.values():
-        check_readable(path)
-        work.register(path, LICENCE, ORIGIN)
+        registered(path, LICENCE, ORIGIN, work)
     _read_interactions(files, config, work)
-    if "user" in files:
-        _read_users(files["user"], work)
+    _read_users(files, work)
     facts = _read_items(files, config, work)
-    _read_links(files, work)
+    _read(files, "link", {"item": Field("item_id"), "entity": Field("entity_id")}, work)
     _put_items(work)
     _put_facts(facts, work)
     if "kg" in files:
@@ -84,8 +105,7 @@ def find_files(folder: Path, dataset: str = "") -> tuple[str, dict[str, Path]]:
     DataError
         If there is none, or several of which none was chosen; the message lists them.
     """
-    if not folder.is_dir():
-        raise DataError(f"{folder} is no folder", "name the folder of the raw files with --raw")
+    check_folder(folder)
     names = {re.sub(rf"\.({'|'.join(SPLITS)})$", "", path.stem) for path in folder.glob("*.inter") if path.is_file()}
     known = sorted(name for name in names if name)
     if not known or (dataset and dataset not in known):
@@ -100,14 +120,12 @@ def find_files(folder: Path, dataset: str = "") -> tuple[str, dict[str, Path]]:
 
 
 def _table(path: Path) -> Delimited:
-    return Delimited(path, separator="\t", quoting=False, typed=True)
+    return Delimited(path, "\t", quoting=False, typed=True)
 
 
-def _fields(path: Path) -> dict[str, str]:
+def _kinds(path: Path) -> dict[str, str]:
     """Types of the fields of a file, by name."""
-    with open_text(path) as file:
-        header = file.readline().rstrip("\r\n").split("\t")
-    return {name: kind for name, _, kind in (field.rpartition(":") for field in header)}
+    return {name: kind for name, _, kind in (field.rpartition(":") for field in _table(path).first_row())}
 
 
 def _has_rows(path: Path) -> bool:
@@ -116,10 +134,27 @@ def _has_rows(path: Path) -> bool:
         return any(line.strip() for line in file)
 
 
-def _no_control(*names: str) -> list[tuple[str, str]]:
-    """Faults of fields that become ids."""
-    pattern = literal(CONTROL)
-    return [(f"regexp_matches({quoted(name)}, {pattern})", f"{name!r} holds a control character") for name in names]
+def _read(
+    files: Mapping[str, Path],
+    suffix: str,
+    fields: Mapping[str, Field],
+    work: Workspace,
+    faults: Sequence[tuple[str, str]] = (),
+    names: str = "",
+) -> None:
+    """Read a file into the table ``raw_<suffix>``, which is empty if there is none; ``names`` is what it names.
+
+    Fields that are not required and that the file does not have are empty.
+    """
+    if suffix not in files:
+        work.db.execute(f"CREATE TABLE raw_{suffix} ({', '.join(f'{quoted(name)} VARCHAR' for name in fields)})")
+        return
+    known = _kinds(files[suffix])
+    given = {name: field for name, field in fields.items() if field.required or field.source in known}
+    absent = {name: "''" for name in fields if name not in given}
+    work.read(_table(files[suffix]), f"raw_{suffix}", given, faults, absent)
+    if names:
+        work.located[names] = (_table(files[suffix]), next(iter(fields.values())).source)
 
 
 def _read_interactions(files: Mapping[str, Path], config: RecboleConfig, work: Workspace) -> None:
@@ -129,80 +164,53 @@ def _read_interactions(files: Mapping[str, Path], config: RecboleConfig, work: W
         if "train.inter" not in files:
             path = next(iter(files.values())).parent
             raise DataError(f"{path} holds {some(parts)} of a given split but no train.inter", "add it")
-        chosen = {suffix: literal(split) for suffix, split in parts.items()}
     else:
-        chosen = {"inter": "NULL"}
-    for suffix, split in chosen.items():
+        parts = {"inter": ""}
+    for suffix, split in parts.items():
         path = files[suffix]
         if suffix in ("valid.inter", "test.inter") and not _has_rows(path):
             continue
-        fields = {"user": Field("user_id"), "item": Field("item_id")}
-        known = _fields(path)
-        if "rating" in known:
+        optional = [name for name in ("rating", "timestamp") if name in _kinds(path)]
+        fields = interaction_fields({"user": "user_id", "item": "item_id", **{name: name for name in optional}})
+        if "rating" in fields:
             fields["rating"] = Field("rating", "number", required=False)
-        if "timestamp" in known:
-            fields["timestamp"] = Field("timestamp", "integer", required=False)
-        work.read(_table(path), "raw_inter", fields, _no_control("user_id", "item_id"))
-        names = ", ".join(map(quoted, fields))
-        work.db.execute(f"INSERT INTO interactions ({names}, split) SELECT {names}, {split} FROM raw_inter")
-        work.db.execute("DROP TABLE raw_inter")
+        read_interactions(_table(path), fields, work, split)
 
 
-def _read_users(path: Path, work: Workspace) -> None:
+def _read_users(files: Mapping[str, Path], work: Workspace) -> None:
     """Read ``.user``; users it lacks follow."""
-    fields = {"user": Field("user_id")}
-    if "label" in _fields(path):
-        fields["label"] = Field("label", "text")
-    work.read(_table(path), "raw_user", fields, _no_control("user_id"))
-    label = "nullif(label, '')" if "label" in fields else "NULL"
+    _read(files, "user", {"user": Field("user_id"), "label": Field("label", "text", False)}, work, names="users")
     work.db.execute(
-        f"""INSERT INTO users SELECT row_number() OVER (ORDER BY place NULLS LAST, "user") - 1, "user", label FROM (
-              SELECT rowid AS place, "user", {label} AS label FROM raw_user
-              UNION ALL SELECT DISTINCT NULL, "user", NULL FROM interactions ANTI JOIN raw_user USING ("user"))"""
+        """INSERT INTO users SELECT row_number() OVER (ORDER BY place NULLS LAST, "user") - 1, "user", label FROM (
+             SELECT rowid AS place, "user", nullif(label, '') AS label FROM raw_user
+             UNION ALL SELECT DISTINCT NULL, "user", NULL FROM interactions ANTI JOIN raw_user USING ("user"))"""
     )
-    work.located["users"] = (_table(path), "user_id")
 
 
 def _read_items(files: Mapping[str, Path], config: RecboleConfig, work: Workspace) -> dict[str, str]:
     """Read ``.item`` into the table ``raw_item``; returns the types of the fields that become triples."""
-    if "item" not in files:
-        if chosen := [name for name in (config.label_field, config.description_field, *config.facts) if name]:
-            raise DataError(f"there is no file of the items, which should hold {some(chosen)}", "add NAME.item")
-        work.db.execute("CREATE TABLE raw_item (item VARCHAR, label VARCHAR, description VARCHAR)")
-        return {}
-    path = files["item"]
-    known = _fields(path)
-    for name in filter(None, (config.label_field, config.description_field, *config.facts)):
-        if name not in known:
-            raise DataError(f"{path} line 1: there is no field {name!r}; it has {some(known, 20)}", "choose another")
-    named = [
+    chosen = [name for name in (config.label_field, config.description_field, *config.facts) if name]
+    if "item" not in files and chosen:
+        raise DataError(f"there is no file of the items, which should hold {some(chosen)}", "add NAME.item")
+    known = _kinds(files["item"]) if "item" in files else {}
+    if unknown := [name for name in chosen if name not in known]:
+        path = files["item"]
+        raise DataError(f"{path} line 1: there is no field {unknown[0]!r}; it has {some(known, 20)}", "choose another")
+    named = (
         name
         for name, kind in known.items()
         if kind in ("token", "token_seq") and name != "item_id" and re.search("title|name", name, re.I)
-    ]
-    label = config.label_field or next(iter(named), "")
-    description = config.description_field or ("description" if "description" in known else "")
-    texts = [
-        name for name, kind in known.items() if kind == "token_seq" and name not in ("item_id", label, description)
-    ]
-    facts = list(dict.fromkeys(config.facts)) or ([] if "kg" in files else texts)
-    fields = {"item": Field("item_id")}
-    fields |= {target: Field(name, "text") for target, name in (("label", label), ("description", description)) if name}
-    fields |= {f"fact:{name}": Field(name, "text") for name in facts}
-    work.read(_table(path), "raw_item", fields, _no_control("item_id", *facts))
-    for target in ("label", "description"):
-        if target not in fields:
-            work.db.execute(f"ALTER TABLE raw_item ADD COLUMN {target} VARCHAR DEFAULT ''")
-    work.located["items"] = (_table(path), "item_id")
+    )
+    label, description = config.label_field or next(named, ""), config.description_field or "description"
+    facts = list(dict.fromkeys(config.facts))
+    if not facts and "kg" not in files:
+        sequences = [name for name, kind in known.items() if kind == "token_seq"]
+        facts = [name for name in sequences if name not in ("item_id", label, description)]
+    texts = {"label": Field(label, "text", False), "description": Field(description, "text", False)}
+    fields = {"item": Field("item_id"), **texts}
+    fields |= {f"fact:{name}": Field(name, required=False) for name in facts}
+    _read(files, "item", fields, work, names="items")
     return {name: known[name] for name in facts}
-
-
-def _read_links(files: Mapping[str, Path], work: Workspace) -> None:
-    if "link" in files:
-        fields = {"item": Field("item_id"), "entity": Field("entity_id")}
-        work.read(_table(files["link"]), "raw_link", fields, _no_control("item_id", "entity_id"))
-    else:
-        work.db.execute("CREATE TABLE raw_link (item VARCHAR, entity VARCHAR)")
 
 
 def _put_items(work: Workspace) -> None:
@@ -239,11 +247,12 @@ def _put_facts(facts: Mapping[str, str], work: Workspace) -> None:
 def _read_triples(files: Mapping[str, Path], work: Workspace) -> None:
     """Read ``.kg``; heads and tails that are linked to an item become the item."""
     db = work.db
-    fields = {"head": Field("head_id"), "relation": Field("relation_id"), "tail": Field("tail_id")}
-    work.read(_table(files["kg"]), "raw_kg", fields, _no_control("head_id", "relation_id", "tail_id"))
+    _read(files, "kg", {"head": Field("head_id"), "relation": Field("relation_id"), "tail": Field("tail_id")}, work)
     if "link" not in files:
         db.execute("INSERT INTO raw_link SELECT item, item FROM items")
-    _read_entities(files, work)
+    fields = {"entity": Field("entity_id"), "label": Field("label", "text"), "kind": Field("kind", "text")}
+    faults = [("trim(kind) = 'item'", "the kind 'item' is for the items alone")]
+    _read(files, "ent", fields, work, faults, names="entities")
     db.execute("CREATE TABLE raw_linked AS SELECT DISTINCT entity, item FROM raw_link SEMI JOIN items USING (item)")
     db.execute(
         """CREATE TABLE raw_free AS SELECT place, entity, label, kind FROM (
@@ -276,43 +285,114 @@ def _read_triples(files: Mapping[str, Path], work: Workspace) -> None:
         )
 
 
-def _read_entities(files: Mapping[str, Path], work: Workspace) -> None:
-    """Read ``.ent`` into the table ``raw_ent``."""
-    if "ent" not in files:
-        work.db.execute("CREATE TABLE raw_ent (entity VARCHAR, label VARCHAR, kind VARCHAR)")
-        return
-    fields = {"entity": Field("entity_id"), "label": Field("label", "text"), "kind": Field("kind", "text")}
-    faults = [*_no_control("entity_id"), ("trim(kind) = 'item'", "the kind 'item' is for the items alone")]
-    work.read(_table(files["ent"]), "raw_ent", fields, faults)
-    work.located["entities"] = (_table(files["ent"]), "entity_id")
-
-
 def _put_relations(files: Mapping[str, Path], facts: list[str], work: Workspace) -> None:
     """Put the relations of ``.rel`` in their order, then the others."""
-    parts = [pd.DataFrame({"relation": [], "label": [], "template": []}, dtype="str")]
-    if "rel" in files:
-        fields = {
-            "relation": Field("relation_id"),
-            "label": Field("label", "text"),
-            "template": Field("template", "text"),
-        }
-        incomplete = "template <> '' AND NOT (contains(template, '{head}') AND contains(template, '{tail}'))"
-        faults = [*_no_control("relation_id"), (incomplete, "the template lacks {head} or {tail}")]
-        work.read(_table(files["rel"]), "raw_rel", fields, faults)
-        parts.append(work.frame("SELECT relation, label, template FROM raw_rel ORDER BY rowid"))
-        work.located["relations"] = (_table(files["rel"]), "relation_id")
+    texts = {name: Field(name, "text") for name in ("label", "template")}
+    incomplete = "template <> '' AND NOT (contains(template, '{head}') AND contains(template, '{tail}'))"
+    faults = [(incomplete, "the template lacks {head} or {tail}")]
+    _read(files, "rel", {"relation": Field("relation_id"), **texts}, work, faults, names="relations")
+    known = work.frame("SELECT relation, label, template FROM raw_rel ORDER BY rowid")
     used = work.frame("SELECT DISTINCT relation FROM triples ORDER BY relation")["relation"]
-    known = set(parts[-1]["relation"])
-    others = [name for name in dict.fromkeys([*facts, *used]) if name not in known]
-    parts.append(pd.DataFrame({"relation": others, "label": "", "template": ""}, dtype="str"))
-    relations = pd.concat(parts, ignore_index=True)
+    others = [name for name in dict.fromkeys([*facts, *used]) if name not in set(known["relation"])]
+    rest = pd.DataFrame({"relation": others, "label": "", "template": ""}, dtype="str")
+    relations = pd.concat([known, rest], ignore_index=True)
     relations["label"] = _labels(relations["label"], relations["relation"])
     default = "{head} is linked to {tail} by " + relations["label"] + "."
     work.put("relations", relations.assign(template=relations["template"].where(relations["template"] != "", default)))
 
 
+def write(data: Dataset, folder: Path, options: WriteOptions) -> None:
+    """Write RecBole atomic files ``<name>.train.inter``, ``.item``, ``.kg``, ...; the split as benchmark files.
+
+    `parse` reads all of it back exactly; reviews, profiles and vectors have no place in it. Titles and descriptions are
+    read back through `spike_kit.data.text.plain`; the few that would change under it are written with escaped ``&`` or
+    with invisible word joiners.
+
+    Raises
+    ------
+    DataError
+        If something cannot be held by the format: an id that RecBole takes for a quoted or a missing value, a text that
+        is no clean line, an infinite rating, a timestamp beyond `MAX_TIMESTAMP`.
+    """
+    del options
+    users, items, entities, relations, interactions, triples = data.tables.named().values()
+    _check_ids({"users": users, "entities": entities, "relations": relations})
+    _check_numbers(interactions)
+    nodes = entities["source_id"]
+    rows = {
+        "user_id:token": _coded(interactions["user"], users["source_id"]),
+        "item_id:token": _coded(interactions["item"], items["source_id"]),
+        "rating:float": interactions["rating"],
+        "timestamp:float": interactions["timestamp"],
+    }
+    facts = {
+        "head_id:token": _coded(triples["head"], nodes),
+        "relation_id:token": _coded(triples["relation"], relations["source_id"]),
+        "tail_id:token": _coded(triples["tail"], nodes),
+    }
+    files = {f"{split}.inter": pd.DataFrame(rows)[interactions["split"] == split] for split in SPLITS}
+    files["kg"] = pd.DataFrame(facts)
+    files["link"] = pd.DataFrame({"item_id:token": items["source_id"], "entity_id:token": items["source_id"]})
+    named = {"item": items, "user": users, "ent": entities[len(items) :], "rel": relations}
+    files |= {suffix: _named(table, _FIELDS[suffix]) for suffix, table in named.items() if len(table)}
+    for suffix, frame in files.items():
+        path = folder / f"{data.name}.{suffix}"
+        frame.to_csv(path, sep="\t", index=False, quoting=csv.QUOTE_NONE, lineterminator="\n", encoding="utf-8")
+
+
+def _named(table: pd.DataFrame, fields: Mapping[str, str]) -> pd.DataFrame:
+    """Columns of a table of names, as fields of a file."""
+    ids = table["source_id"]
+    return pd.DataFrame(
+        {field: ids if column == "source_id" else _texts(table, column) for field, column in fields.items()}
+    )
+
+
+def _coded(numbers: pd.Series, ids: pd.Series) -> pd.Categorical[Any]:
+    """Ids by number, without a copy of each."""
+    return pd.Categorical.from_codes(numbers, pd.Index(ids))
+
+
+def _check_ids(tables: Mapping[str, pd.DataFrame]) -> None:
+    """Refuse ids that RecBole would not read as they are."""
+    for name, table in tables.items():
+        ids = table["source_id"]
+        for what, wrong in (("a missing value", ids.isin(MISSING)), ("the start of a quoted value", ids.str[0] == '"')):
+            if wrong.any():
+                problem = f"table {name}: RecBole takes the id {ids[wrong].iloc[0]!r} for {what}"
+                raise DataError(problem, "rename it in the raw files")
+
+
+def _check_numbers(interactions: pd.DataFrame) -> None:
+    rating, stamp = interactions["rating"], interactions["timestamp"]
+    infinite, beyond = np.isinf(rating.to_numpy()), stamp.abs().gt(MAX_TIMESTAMP).fillna(value=False)
+    if infinite.any():
+        row = infinite.argmax()
+        raise DataError(f"table interactions row {row}: the rating is infinite", "correct the raw files")
+    if beyond.any():
+        row = int(beyond.argmax())
+        problem = f"table interactions row {row}: the timestamp {stamp[row]} is too large for a float"
+        raise DataError(problem, "build the data set with timestamps in seconds")
+
+
+def _texts(table: pd.DataFrame, column: str) -> list[str]:
+    """Texts of a column in a form that a build (which takes markup out of some) turns back into the same text."""
+    read = plain if column in ("label", "description") else clean
+    written = []
+    for source_id, text in zip(table["source_id"], table[column], strict=True):
+        loose = "".join(character if character.isascii() else _JOINER + character for character in text)
+        forms = (text, text.replace("&", "&amp;"), loose, _JOINER.join(text))
+        marked = (_JOINER + form if text.startswith('"') else form for form in forms)
+        found = next((form for form in marked if read(form) == text), None)
+        if found is None:
+            raise DataError(f"{column} of {source_id!r} is no clean line: {text[:80]!r}", "build the data set again")
+        written.append(found)
+    return written
+
+
 SOURCE = Source(
     parse,
     {"recbole": Recipe("recbole", RecboleConfig(min_rating=None), "RecBole atomic files (.inter, .item, .kg, .link)")},
+    write=write,
 )
-"""The source."""
+"""The reader and the writer."""

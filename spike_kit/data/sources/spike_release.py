@@ -17,10 +17,11 @@ import numpy as np
 import torch
 
 from spike_kit.base.errors import DataError, some
+from spike_kit.data.dataset import Dataset
+from spike_kit.data.lists import Known
 from spike_kit.data.pipeline import BuildConfig
-from spike_kit.data.recipes import Recipe, Source
-from spike_kit.data.sources.kgat import AS_IT_IS, load
-from spike_kit.data.sources.kgat_rows import Bounds
+from spike_kit.data.recipes import Recipe, Source, WriteOptions
+from spike_kit.data.sources.kgat import AS_IT_IS, Bounds, load, write_rows
 from spike_kit.data.vectors import ProfileVectors
 from spike_kit.data.workspace import Workspace
 
@@ -69,13 +70,18 @@ def parse(folder: Path, config: BuildConfig, work: Workspace) -> None:
             "it must hold every item or none",
         )
     auxiliary = vectors["entity"][n_items:] if holds_items else vectors["entity"]
-    n_entities = n_items + len(auxiliary)
-    bounds = Bounds(
-        (len(ids["user"]), files["user"].name), (n_items, files["item"].name), (n_entities, files["entity"].name)
-    )
+    sizes = {"user": len(ids["user"]), "item": n_items, "entity": n_items + len(auxiliary)}
+    bounds = Bounds(*(Known(range(size), files[name].name) for name, size in sizes.items()))
     users = load(folder, config, work, bounds)
     entities = np.concatenate([vectors["item"], auxiliary])
     work.vectors[VECTORS] = ProfileVectors(torch.from_numpy(vectors["user"][users]), torch.from_numpy(entities))
+
+
+_UNREADABLE = (
+    *(ValueError, OSError, EOFError, NotImplementedError, SyntaxError, MemoryError, OverflowError, TypeError),
+    *(AttributeError, RuntimeError, zipfile.BadZipFile, zlib.error, TokenError, LZMAError),
+)
+"""Everything that numpy may raise for bytes that are no archive of arrays."""
 
 
 def read_vectors(path: Path) -> tuple[np.ndarray, np.ndarray]:
@@ -93,10 +99,8 @@ def read_vectors(path: Path) -> tuple[np.ndarray, np.ndarray]:
             arrays = {name: np.asarray(archive[name]) for name in ("ids", "embeddings")}
     except KeyError as error:
         raise DataError(f"{path} holds no array {error.args[0]!r}", "it needs the arrays ids and embeddings") from error
-    except (ValueError, OSError, EOFError, zipfile.BadZipFile, zlib.error, NotImplementedError, SyntaxError) as error:
-        raise DataError(f"{path} is not a readable npz file without pickles: {error}", "download it again") from error
-    except (MemoryError, OverflowError, TypeError, AttributeError, RuntimeError, TokenError, LZMAError) as error:
-        raise DataError(f"{path} is damaged: {error}", "download it again") from error
+    except _UNREADABLE as error:
+        raise DataError(f"{path} is damaged, or no npz file without pickles: {error}", "download it again") from error
     ids, embeddings = arrays["ids"], arrays["embeddings"]
     if ids.ndim != 1 or not np.issubdtype(ids.dtype, np.integer):
         raise DataError(f"{path}: ids has shape {list(ids.shape)} of {ids.dtype}, expected [n] of integers")
@@ -132,14 +136,38 @@ def _check_dense(path: Path, ids: np.ndarray, first: int) -> None:
     )
 
 
+def write(data: Dataset, folder: Path, options: WriteOptions) -> None:
+    """Write train.txt, valid.txt, test.txt, kg_final.txt and {user,item,entity}_embeddings.npz.
+
+    The entity file holds the auxiliary entities, ids I..E-1.
+
+    Raises
+    ------
+    DataError
+        If the data set has no such vectors, or its last relations have no triple.
+    """
+    last = int(data.triples["relation"].max())
+    if last + 1 < len(data.relations):
+        raise DataError(
+            f"the format cannot hold relations without a triple after the last one that has some: relation {last + 1}",
+            "build the data set with --min-relation-triples 1",
+        )
+    vectors = data.vectors(*options.vectors)
+    n_items = len(data.items)
+    parts = {
+        "user": (0, vectors.user.numpy()),
+        "item": (0, vectors.entity[:n_items].numpy()),
+        "entity": (n_items, vectors.entity[n_items:].numpy()),
+    }
+    write_rows(data, folder, options.merge_valid)
+    for name, (first, rows) in parts.items():
+        ids = np.arange(first, first + len(rows), dtype=np.int64)
+        np.savez(folder / f"{name}_embeddings.npz", ids=ids, embeddings=rows.astype(np.float32))
+
+
 SOURCE = Source(
     parse,
-    {
-        NAME: Recipe(
-            NAME,
-            BuildConfig(**AS_IT_IS),
-            "the folder the authors of SPiKE release, text vectors included",
-        )
-    },
+    {NAME: Recipe(NAME, BuildConfig(**AS_IT_IS), "the folder the authors of SPiKE release, text vectors included")},
+    write=write,
 )
-"""The source."""
+"""The reader and the writer."""

@@ -10,27 +10,27 @@ import ast
 import json
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import pandas as pd
 
 from spike_kit.base.errors import DataError
 from spike_kit.data.pipeline import BuildConfig
 from spike_kit.data.raw import Field, JsonLines
+from spike_kit.data.reading import interaction_fields, put_facts, put_relations, read_reviews, registered
 from spike_kit.data.recipes import Recipe, Source
 from spike_kit.data.text import plain
-from spike_kit.data.workspace import Workspace, review_view
+from spike_kit.data.workspace import Workspace
 
 LICENCE = "Yelp data set terms of use: academic use only, no redistribution"
 
-_RELATIONS = (
-    ("city", "city", "{head} is in {tail}."),
-    ("state", "state", "{head} is in the state {tail}."),
-    ("category", "category", "{head} is a business of the kind {tail}."),
-    ("attribute", "attribute", "{head} has the attribute {tail}."),
-    ("lies_in", "lies in", "{head} lies in the state {tail}."),
-)
-"""Relation, label, sentence."""
+_TEMPLATES = {
+    "city": "{head} is in {tail}.",
+    "state": "{head} is in the state {tail}.",
+    "category": "{head} is a business of the kind {tail}.",
+    "attribute": "{head} has the attribute {tail}.",
+    "lies_in": "{head} lies in the state {tail}.",
+}
 
 _NO = frozenset({"", "none", "no", "false", "null"})
 _LONGEST_ATTRIBUTE = 2_000
@@ -52,54 +52,33 @@ def parse(folder: Path, config: YelpConfig, work: Workspace) -> None:
     DataError
         If a file is missing or damaged, or a row is bad.
     """
-    businesses, reviews = (_find(folder, what) for what in ("business", "review"))
-    work.register(businesses, LICENCE, "Yelp academic data set, businesses")
-    work.register(reviews, LICENCE, "Yelp academic data set, reviews")
-    work.read(
-        JsonLines(reviews),
-        "reviews.parquet",
-        {
-            "user": Field("user_id"),
-            "item": Field("business_id"),
-            "rating": Field("stars", "number"),
-            "timestamp": Field("date", "date", required=False),
-            "text": Field("text", "text"),
-        },
-        extra={"content": "hash(coalesce(text, ''))"},
-    )
-    review_view(work)
+    businesses, reviews = (JsonLines(_find(folder, name, work)) for name in ("business", "review"))
+    columns = {"user": "user_id", "item": "business_id", "rating": "stars", "timestamp": "date", "text": "text"}
+    read_reviews(reviews, interaction_fields(columns, time="date"), work)
     _read_businesses(businesses, config, work)
-    relations = pd.DataFrame(_RELATIONS, columns=["relation", "label", "template"])
-    work.put("relations", relations)
+    put_relations(_TEMPLATES, work)
 
 
-def _find(folder: Path, what: str) -> Path:
+def _find(folder: Path, what: Literal["business", "review"], work: Workspace) -> Path:
     name = f"yelp_academic_dataset_{what}.json"
     found = next((path for path in (folder / name, folder / f"{name}.gz") if path.is_file()), None)
     if found is None:
         raise DataError(f"{folder} holds no {name} (or {name}.gz)", "docs/datasets.md says where to get it")
-    return found
+    contents = {"business": "businesses", "review": "reviews"}
+    return registered(found, LICENCE, f"Yelp academic data set, {contents[what]}", work)
 
 
-def _read_businesses(path: Path, config: YelpConfig, work: Workspace) -> None:
-    file = JsonLines(path)
-    texts = ("name", "address", "city", "state", "categories", "attributes")
-    work.read(file, "businesses", {"item": Field("business_id"), **{name: Field(name, "text") for name in texts}})
+def _read_businesses(file: JsonLines, config: YelpConfig, work: Workspace) -> None:
+    texts = {"label": "name", **{name: name for name in ("address", "city", "state", "categories", "attributes")}}
+    fields = {"item": Field("business_id"), **{name: Field(source, "text") for name, source in texts.items()}}
+    work.read(file, "businesses", fields)
     work.located["items"] = (file, "business_id")
-    seen: set[str] = set()
     query = "SELECT * FROM businesses SEMI JOIN interactions USING (item) ORDER BY businesses.rowid"
     for batch in work.batches(query, _BATCH_ROWS):
-        items, entities, triples = [], [], []
-        for row in batch.to_dict("records"):
-            items.append((row["item"], row["name"], _description(row)))
-            for head, relation, tail, label, kind in _facts(row, config.attributes):
-                triples.append((head, relation, tail))
-                if tail not in seen:
-                    seen.add(tail)
-                    entities.append((tail, label, kind))
-        work.put("items", pd.DataFrame(items, columns=["item", "label", "description"], dtype="str"))
-        work.put("entities", pd.DataFrame(entities, columns=["entity", "label", "kind"], dtype="str"))
-        work.put("triples", pd.DataFrame(triples, columns=["head", "relation", "tail"], dtype="str"))
+        rows = batch.to_dict("records")
+        work.put("items", batch.assign(description=list(map(_description, rows))))
+        facts = [fact for row in rows for fact in _facts(row, config.attributes)]
+        put_facts(pd.DataFrame(facts, columns=["head", "relation", "tail", "label", "kind"], dtype="str"), work)
 
 
 def _description(row: Mapping[Any, str]) -> str:
@@ -167,4 +146,4 @@ SOURCE = Source(
         )
     },
 )
-"""The source, with its one data set (the version is chosen by the files)."""
+"""The reader, with its one data set (the version is chosen by the files)."""
