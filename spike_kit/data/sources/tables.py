@@ -121,10 +121,11 @@ def parse(folder: Path, config: TablesConfig, work: Workspace) -> None:
             f"there are sentences for relations that do not exist: {some(unknown)}",
             f"there are: {some(relations, limit=20)}",
         )
-    names = [(relation, relation_name(relation)) for relation in relations]
-    frame = pd.DataFrame(names, columns=["relation", "label"], dtype="str")
-    default = "The " + frame["label"] + " of {head} is {tail}."
-    work.put("relations", frame.assign(template=frame["relation"].map(config.templates).fillna(default)))
+    rows = []
+    for relation in relations:
+        name = relation_name(relation)
+        rows.append((relation, name, config.templates.get(relation, f"The {name} of {{head}} is {{tail}}.")))
+    work.put("relations", pd.DataFrame(rows, columns=["relation", "label", "template"], dtype="str"))
 
 
 def _columns(what: str, given: Mapping[str, str]) -> Mapping[str, str]:
