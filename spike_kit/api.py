@@ -21,6 +21,7 @@ from spike_kit.base.errors import ConfigError
 from spike_kit.base.notebooks import NOTEBOOKS, execute_notebook
 from spike_kit.data import build as builder
 from spike_kit.data.dataset import Dataset
+from spike_kit.data.frames import dataset_from_frames
 from spike_kit.data.sources import find_recipe
 from spike_kit.data.vectors import ProfileVectors
 from spike_kit.evaluation import ranking
@@ -103,6 +104,32 @@ def build(
     """
     recipe = find_recipe(reader).settings.replace(**settings)
     return builder.build(reader, recipe, name=name, raw=None if raw is None else Path(raw), overwrite=overwrite)
+
+
+def dataset(
+    interactions: pd.DataFrame, items: pd.DataFrame, triples: pd.DataFrame, *, name: str, **options: Any
+) -> Dataset:
+    """Build a data set from three data frames of your own; they go through the whole pipeline.
+
+    Parameters
+    ----------
+    interactions
+        Columns user, item; where they exist rating, timestamp, review, split.
+    items
+        Columns item, title; where it exists description.
+    triples
+        Columns head, relation, tail; heads and tails are items or other entities.
+    name
+        Name of the data set.
+    options
+        ``entities``, ``relations``, ``overwrite``, filters and split: see `spike_kit.data.frames.dataset_from_frames`.
+
+    Raises
+    ------
+    DataError
+        If a column is missing, an id is unknown, or the filters leave nothing.
+    """
+    return dataset_from_frames(interactions, items, triples, name=name, **options)
 
 
 def profile(

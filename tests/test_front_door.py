@@ -16,7 +16,7 @@ from spike_kit.data.dataset import Dataset
 SHORT = {"epochs": 2, "batch_size": 512, "progress": False}
 
 NAMES = {
-    *("load", "build", "profile", "prompt", "encode", "quality"),
+    *("load", "dataset", "build", "profile", "prompt", "encode", "quality"),
     *("train", "runs", "settings", "table", "evaluate", "compare", "ablate", "search"),
     *("views", "figures", "Dataset", "Run", "Runs"),
 }
