@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Iterator, Sequence
-from contextlib import ExitStack
-from dataclasses import dataclass, field
+from collections.abc import Generator, Iterator, Sequence
+from contextlib import ExitStack, closing
+from dataclasses import astuple, dataclass, field
 from pathlib import Path
 from typing import Any, TextIO
 
@@ -15,9 +15,9 @@ from spike_kit.base.errors import DataError
 from spike_kit.base.storage import canonical_json, sha256_text
 from spike_kit.data.dataset import SUBJECTS
 from spike_kit.profiles.generate import Generation
-from spike_kit.profiles.jobs import Job, once_more
-from spike_kit.profiles.llm import CONTENT, read_completion, storable
-from spike_kit.profiles.store import Key, Statement, Store, answered, asked, exclusive, failed
+from spike_kit.profiles.jobs import once_more
+from spike_kit.profiles.replies import LONGEST_MESSAGE, is_about_content, read_completion, storable, words_of
+from spike_kit.profiles.store import Key, Store, exclusive
 
 MAX_REQUESTS = 50_000
 """Requests per file that OpenAI takes."""
@@ -26,7 +26,6 @@ MAX_BYTES = 190_000_000
 """Bytes per file; OpenAI takes 200 MB."""
 
 _URL = "/v1/chat/completions"
-_COMMIT_EVERY = 500
 
 
 @dataclass
@@ -79,61 +78,42 @@ def export_batch(generation: Generation, path: Path) -> tuple[str, list[Path]]:
         If a file exists.
     """
     store = Store(generation.answers)
-    with exclusive(store), store:
+    with exclusive(store), store, ExitStack() as stack:
         for subject in SUBJECTS:
-            files: list[Path] = []
-            open_jobs = (
-                job
-                for job in generation.jobs(subject, store)
-                if not generation.found(job, store) and not generation.given_up(job, store)
-            )
-            lines = _lines(open_jobs, generation, store)
-            first = next(lines, None)
-            with ExitStack() as stack:
-                while first is not None:
-                    target = path if not files else path.with_stem(f"{path.stem}-{len(files) + 1}")
+            written: list[Path] = []
+            count = size = 0
+            file: TextIO | None = None
+            for line in stack.enter_context(closing(_lines(subject, generation, store))):
+                count, size = count + 1, size + len(line.encode()) + 1
+                if file is None or count > MAX_REQUESTS or size > MAX_BYTES:
+                    target = path.with_stem(f"{path.stem}-{len(written) + 1}") if written else path
                     if target.exists():
                         raise DataError(f"{target} exists", "choose another name, or remove it")
                     temporary = stack.enter_context(storage.atomic_file(target))
-                    with temporary.open("w", encoding="utf-8") as file:
-                        first = _fill(file, first, lines)
-                    files.append(target)
-            if files:
-                return subject, files
+                    file = stack.enter_context(temporary.open("w", encoding="utf-8"))
+                    count, size = 1, len(line.encode()) + 1
+                    written.append(target)
+                file.write(line + "\n")
+            if written:
+                return subject, written
     return "", []
 
 
-def _lines(jobs: Iterator[Job], generation: Generation, store: Store) -> Iterator[str]:
-    """Lines of the open questions; their ids and prompts are in the store before they are in a file."""
-    statements: list[Statement] = []
-    request = generation.config.llm.request
-    for job in jobs:
-        earlier = store.rejected(job.key)
-        messages = once_more(job, earlier[-1]) if earlier else job.messages
-        mark = sha256_text(canonical_json([*job.key.values, len(earlier)]))[:16]
-        custom_id = f"{job.key.subject}:{job.key.id}:{mark}"
-        statements.append(("INSERT OR IGNORE INTO batched VALUES (?,?,?,?,?,?,0)", (custom_id, *job.key.values)))
-        statements.append(asked(job.key.prompt_sha256, job.version, job.shown))
-        if len(statements) >= _COMMIT_EVERY:
-            store.write(statements)
-            statements = []
-        body = {**request, "messages": messages}
-        yield json.dumps({"custom_id": custom_id, "method": "POST", "url": _URL, "body": body}, ensure_ascii=False)
-    store.write(statements)
-
-
-def _fill(file: TextIO, first: str, lines: Iterator[str]) -> str | None:
-    """Write lines until a file is full; gives the first line of the next one."""
-    line: str | None = first
-    count = size = 0
-    while line is not None:
-        size += len(line.encode()) + 1
-        count += 1
-        if count > MAX_REQUESTS or size > MAX_BYTES:
-            return line
-        file.write(line + "\n")
-        line = next(lines, None)
-    return None
+def _lines(subject: str, generation: Generation, store: Store) -> Generator[str]:
+    """Lines of the open questions; their ids and prompts are on the disk before the file is in its place."""
+    with store.transaction():
+        for job in generation.jobs(subject, store):
+            if generation.found(job.key, store) or generation.given_up(job, store):
+                continue
+            earlier = store.rejected(job.key)
+            messages = once_more(job, earlier[-1]) if earlier else job.messages
+            key = astuple(job.key)
+            mark = sha256_text(canonical_json([*key, len(earlier)]))[:16]
+            custom_id = f"{job.key.subject}:{job.key.id}:{mark}"
+            store.run("INSERT OR IGNORE INTO batched VALUES (?,?,?,?,?,?,0)", (custom_id, *key))
+            store.keep_prompt(job.key.prompt_sha256, job.version, job.shown)
+            body = {**generation.config.llm.request, "messages": messages}
+            yield json.dumps({"custom_id": custom_id, "method": "POST", "url": _URL, "body": body}, ensure_ascii=False)
 
 
 def import_batch(generation: Generation, files: Sequence[Path]) -> Imported:
@@ -149,76 +129,66 @@ def import_batch(generation: Generation, files: Sequence[Path]) -> Imported:
     with exclusive(store), store:
         for path in files:
             for number, values in _records(path):
-                where = f"{path} line {number}"
                 custom_id = values.get("custom_id")
                 if not isinstance(custom_id, str):
-                    raise DataError(f"{where} has no custom_id", "is it the output file of a batch?")
-                custom_id = storable(custom_id)
-                rows = store.run("SELECT * FROM batched WHERE custom_id=?", (custom_id,))
+                    raise DataError(f"{path} line {number} has no custom_id", "is it the output file of a batch?")
+                rows = store.run("SELECT * FROM batched WHERE custom_id=?", (storable(custom_id),))
                 if not rows:
                     result.unknown += 1
                 elif rows[0][-1]:
                     result.already += 1
                 else:
-                    key = Key(*rows[0][1:6])
-                    asked_before = bool(store.rejected(key))
-                    store.write(_statements(generation, key, custom_id, values, asked_before, result))
+                    with store.transaction():
+                        _take_in(generation, store, Key(*rows[0][1:6]), values, result)
     return result
 
 
-def _statements(
-    generation: Generation, key: Key, custom_id: str, values: dict[str, Any], asked_before: bool, result: Imported
-) -> list[Statement]:
-    """What one line of an output or error file means for the store."""
+def _take_in(generation: Generation, store: Store, key: Key, values: dict[str, Any], result: Imported) -> None:
+    """Store what one line of an output or error file says of a question."""
     response = values.get("response")
-    status = response.get("status_code") if isinstance(response, dict) else None
-    body = response.get("body") if isinstance(response, dict) else None
+    status, body = (response.get("status_code"), response.get("body")) if isinstance(response, dict) else (None, None)
     if values.get("error") or status != 200:
-        code, message = (storable(part) for part in _error(values, status, body))
+        said = values.get("error") or body
+        place = said.get("error", said) if isinstance(said, dict) else None
+        code = str((place.get("code") if isinstance(place, dict) else None) or status or "error")
+        code = storable(code)[:60]
         result.errors[code] += 1
-        return [failed(key, "content" if CONTENT.search(code) else "batch", f"{code}: {message}")]
+        words = storable(words_of(said))[:LONGEST_MESSAGE] or "no message"
+        store.fail(key, "content" if is_about_content(code, words) else "batch", f"{code}: {words}")
+        return
     try:
-        answer = read_completion(body, 0.0)
+        answer = read_completion(body)
     except ValueError as error:
         result.errors["garbage"] += 1
-        return [failed(key, "garbage", str(error))]
+        store.fail(key, "garbage", str(error))
+        return
     verdict = generation.judge(key.subject, answer)
-    usable = verdict.usable and (not verdict.problem or asked_before)
+    usable = verdict.usable and (not verdict.problem or bool(store.rejected(key)))
     result.usable += usable
     result.tokens_in += answer.usage["prompt_tokens"]
     result.tokens_out += answer.usage["completion_tokens"]
     if verdict.problem:
         result.problems[verdict.problem] += 1
-    statements = answered(key, answer, verdict.text, verdict.problem, usable=usable, attempts=1, server="batch")
-    return [*statements, ("UPDATE batched SET imported=1 WHERE custom_id=?", (custom_id,))]
-
-
-def _error(values: dict[str, Any], status: Any, body: Any) -> tuple[str, str]:
-    """Code and message of a request that failed, wherever the server put them."""
-    for place in (values.get("error"), body.get("error") if isinstance(body, dict) else None):
-        if isinstance(place, dict):
-            return str(place.get("code") or status or "error")[:60], " ".join(str(place.get("message")).split())[:300]
-    return str(status or "error")[:60], "no message"
+    store.keep(key, answer, verdict.text, verdict.problem, usable=usable, attempts=1, server="batch")
+    store.run("UPDATE batched SET imported=1 WHERE custom_id=?", (storable(values["custom_id"]),))
 
 
 def _records(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
     """Objects of a file of JSON lines with their line numbers; blank lines are passed over."""
+    number = 0
     try:
         with path.open(encoding="utf-8-sig") as file:
             for number, line in enumerate(file, start=1):
                 if not line.strip():
                     continue
-                try:
-                    values = json.loads(line)
-                except (ValueError, RecursionError) as error:
-                    raise DataError(
-                        f"{path} line {number} is not JSON ({error})",
-                        "was the download complete? Lines before it are kept",
-                    ) from error
+                values = json.loads(line)
                 if not isinstance(values, dict):
                     raise DataError(f"{path} line {number} is no JSON object", "is it the output file of a batch?")
                 yield number, values
     except UnicodeDecodeError as error:
         raise DataError(f"{path} is not text in UTF-8: {error}", "download it again") from error
+    except (ValueError, RecursionError) as error:
+        hint = "was the download complete? Lines before it are kept"
+        raise DataError(f"{path} line {number} is not JSON ({error})", hint) from error
     except OSError as error:
         raise DataError(f"{path} cannot be read: {error.strerror}") from error

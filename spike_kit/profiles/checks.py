@@ -7,13 +7,14 @@ import re
 from typing import Literal
 
 from spike_kit.data.text import clean, mostly_not_latin
-from spike_kit.profiles.llm import Answer
+from spike_kit.profiles.replies import Answer
 
-Problem = Literal["", "empty", "refused", "truncated", "format", "language", "too_long"]
+Problem = Literal["", "empty", "thoughts", "refused", "truncated", "format", "language", "too_long"]
 """What is wrong with an answer; nothing if empty. All but ``too_long`` make it unusable."""
 
 REMEDIES: dict[str, str] = {
     "empty": "The reply held no paragraph. Write the profile now, as one paragraph of plain English.",
+    "thoughts": "The reply held thoughts alone. Write the profile at once, without thinking about it first.",
     "refused": (
         "Nothing here calls for declining: it is a short, factual description for a recommender. Write the profile "
         "as one paragraph from the data alone."
@@ -33,6 +34,13 @@ _FEWEST_WORDS = 3
 _FOREIGN_SHARE = 0.08
 _FOREIGN_FROM = 8
 
+_NAMES = "think|thinking|thought|thoughts|reasoning"
+_THOUGHTS_BEGIN = re.compile(
+    rf"<(?:{_NAMES})>|◁think▷|\[THINK\]|<\|channel\|>(?:analysis|commentary)<\|message\|>|\A\s*analysis(?=[A-Z])"
+)
+_THOUGHTS_END = re.compile(rf"</(?:{_NAMES})>|◁/think▷|\[/THINK\]|<\|channel\|>final<\|message\|>")
+_BARE_CHANNELS = re.compile(r"\A\s*analysis(?=[A-Z]).*assistantfinal", re.S)
+_CONTROL = re.compile(r"<\|[\w/]{1,40}\|>|</?s>|<(?:start|end)_of_turn>|\[/?INST\]")
 _LABEL = re.compile(r"^\W{0,3}(?:user |item |entity )?profile\W{0,3}:[\s*]{0,3}", re.I)
 _REFUSAL = re.compile(
     r"^\W*(?:(?:i['’]m|i am) (?:sorry|unable|not able)|sorry\b|i (?:cannot|can['’]t|can not|won['’]t)"
@@ -60,7 +68,7 @@ _FOREIGN = frozenset(
 
 
 def tidy(text: str) -> str:
-    """Turn an answer into one line, without thoughts in ``<think>``, fences, a JSON wrapper, heading or quotes."""
+    """Turn an answer into one line, without thoughts, control tokens, fences, a JSON wrapper, heading or quotes."""
     for _ in range(_LAYERS):
         before, text = text, _unpacked(text)
         if text == before:
@@ -70,7 +78,7 @@ def tidy(text: str) -> str:
 
 def _unpacked(text: str) -> str:
     """Take one layer of each wrapper off."""
-    text = _without_fence(without_thoughts(text).strip())
+    text = _without_fence(_CONTROL.sub("", without_thoughts(text)).strip())
     if text.startswith("{"):
         text = _unwrapped(text)
     text = clean(_LABEL.sub("", _without_heading(text), count=1).replace("**", ""))
@@ -80,10 +88,31 @@ def _unpacked(text: str) -> str:
 
 
 def without_thoughts(text: str) -> str:
-    """What follows the last ``</think>``, or else what stands before the first ``<think>``."""
-    if "</think>" not in text:
+    """What follows the last end of thoughts, or else what stands before their first beginning.
+
+    Thoughts that do not end stay: see `find_problem`. Known are the marks of ``<think>`` and its like, of Kimi
+    (``◁think▷``), Magistral (``[THINK]``) and gpt-oss (channels, with their marks or without).
+    """
+    *before, last = _THOUGHTS_END.split(_BARE_CHANNELS.sub("</think>", text))
+    if not before:
         return text
-    return text.rpartition("</think>")[2].strip() or text.partition("<think>")[0]
+    return last.strip() or _THOUGHTS_BEGIN.split(text)[0]
+
+
+def thoughts_advice(answer: Answer) -> str:
+    """What to change where a model spent the whole answer on its thoughts; empty where it did not."""
+    if not _is_thoughts_alone(answer):
+        return ""
+    where = f"the answer lies in `{answer.thoughts}`" if answer.thoughts else "the answer holds thoughts alone"
+    return f'{where}: raise --max-tokens, or switch thinking off, --extra \'{{"reasoning_effort": "none"}}\' say'
+
+
+def _is_thoughts_alone(answer: Answer) -> bool:
+    """Whether thoughts did not end, or text is missing where there are thoughts or the limit was reached."""
+    text = without_thoughts(answer.text).strip()
+    if not text:
+        return bool(answer.thoughts) or (answer.finish_reason == "length" and not answer.refusal)
+    return _THOUGHTS_BEGIN.match(text) is not None
 
 
 def _without_fence(text: str) -> str:
@@ -121,7 +150,9 @@ def find_problem(answer: Answer, limit: int) -> Problem:
     words = text.split()
     if answer.refusal or answer.finish_reason == "content_filter":
         return "refused"
-    if answer.finish_reason == "length" or text.startswith("<think>"):
+    if _is_thoughts_alone(answer):
+        return "thoughts"
+    if answer.finish_reason == "length":
         return "truncated"
     if text[:1] in ("{", "[") and text[-1:] in ("}", "]"):
         return "format"
@@ -142,6 +173,6 @@ def _is_foreign(text: str) -> bool:
     return len(words) >= _FOREIGN_FROM and foreign > english and foreign >= _FOREIGN_SHARE * len(words)
 
 
-def remedy(problem: str, text: str, limit: int) -> str:
+def remedy(limit: int, problem: str, text: str) -> str:
     """Words for asking once more after an answer with a problem."""
     return REMEDIES[problem].format(limit=limit, words=len(text.split()))

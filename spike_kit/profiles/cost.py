@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import math
 import tomllib
-from dataclasses import dataclass
 from datetime import date
 from pathlib import Path
-from typing import Any
 
 import pandas as pd
+from pydantic import Field
 
 from spike_kit.base import paths
+from spike_kit.base.config import Config
 from spike_kit.base.errors import DataError
 
 BYTES_PER_TOKEN = 4.0
@@ -31,8 +31,16 @@ def estimate_tokens(text: str) -> int:
     return math.ceil(len(text.encode()) / BYTES_PER_TOKEN)
 
 
-@dataclass(frozen=True)
-class Prices:
+class Price(Config):
+    """Price of a million tokens."""
+
+    input: float = Field(ge=0, strict=True)
+    """Of the prompt."""
+    output: float = Field(ge=0, strict=True)
+    """Of the answer."""
+
+
+class Prices(Config):
     """Price list: currency per million tokens, by model."""
 
     as_of: date
@@ -41,18 +49,17 @@ class Prices:
     """Currency of all prices."""
     path: Path
     """File they were read from."""
-    models: dict[str, tuple[float, float]]
-    """Price of a million tokens in and out."""
-    batch_share: float
+    models: dict[str, Price]
+    """Prices by model."""
+    batch_share: float = Field(ge=0, strict=True)
     """What a batch costs, as a share of the same calls made one by one."""
 
     def cost(self, model: str, tokens_in: int, tokens_out: int, batch: bool = False) -> float | None:
         """Cost of so many tokens; none if the model has no price."""
         if model not in self.models:
             return None
-        price_in, price_out = self.models[model]
-        share = self.batch_share if batch else 1.0
-        return share * (tokens_in * price_in + tokens_out * price_out) / _MILLION
+        price, share = self.models[model], self.batch_share if batch else 1.0
+        return share * (tokens_in * price.input + tokens_out * price.output) / _MILLION
 
     def table(self, model: str, tokens_in: int, tokens_out: int) -> pd.DataFrame:
         """Cost of so many tokens with every model of the list, the chosen one first: model, cost, cost as a batch."""
@@ -77,22 +84,9 @@ def prices() -> Prices:
     own = paths.data_root() / OWN_PRICES
     path = own if own.is_file() else Path(__file__).with_name(OWN_PRICES)
     try:
-        values: dict[str, Any] = tomllib.loads(path.read_text(encoding="utf-8"))
-        models = {
-            str(name): (_price(entry["input"]), _price(entry["output"])) for name, entry in values["models"].items()
-        }
-        as_of, share = values["as_of"], _price(values["batch_share"])
-        if not isinstance(as_of, date):
-            raise TypeError("as_of is not a date")
-        return Prices(as_of, str(values["currency"]), path, models, share)
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        return Prices.model_validate({**tomllib.loads(path.read_text(encoding="utf-8")), "path": path})
+    except ValueError as error:
         raise DataError(
-            f"{path} is not a price list: {error!r}",
+            f"{path} is not a price list: {error}",
             f"compare it with {Path(__file__).with_name(OWN_PRICES)}, or remove it",
         ) from error
-
-
-def _price(value: Any) -> float:
-    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value < math.inf:
-        raise ValueError(f"{value!r} is no price")
-    return float(value)

@@ -2,18 +2,14 @@
 
 from __future__ import annotations
 
-import asyncio
 import re
-import signal
 import threading
 import time
-from collections.abc import Collection, Coroutine, Iterator, Mapping
-from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager, suppress
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property, partial
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Any, Literal
 
 import numpy as np
 import pandas as pd
@@ -23,15 +19,15 @@ from spike_kit.base.errors import DataError
 from spike_kit.base.storage import now, sha256_text
 from spike_kit.data.dataset import FILLED, SUBJECTS, TEMPLATE, Dataset, check_profiles_name, texts_by_subject
 from spike_kit.profiles import loopback
-from spike_kit.profiles.checks import find_problem, remedy, tidy
+from spike_kit.profiles.checks import find_problem, remedy, thoughts_advice, tidy
 from spike_kit.profiles.cost import TOKENS_PER_WORD, estimate_tokens, prices
-from spike_kit.profiles.jobs import TRIES, Job, Progress, Verdict, Watch, run_jobs, watched
-from spike_kit.profiles.llm import Answer, LLMConfig
+from spike_kit.profiles.jobs import TRIES, Job, Progress, Verdict, Watch, in_own_loop, run_jobs
+from spike_kit.profiles.llm import LLMConfig
 from spike_kit.profiles.prompts import VERSION, Prompt, PromptConfig, PromptWriter, domain_name
+from spike_kit.profiles.replies import Answer
 from spike_kit.profiles.store import Key, Store, answers_path, exclusive
 from spike_kit.profiles.template import UNKNOWN_TASTE, WORD_LIMIT, ensure_profiles
 
-Result = TypeVar("Result")
 _CHUNK = 2000
 _NOT_ASKED = "none"
 
@@ -124,37 +120,39 @@ class Generation:
 
         Profiles that do not exist yet are counted with the length they may have, so tokens are a little high.
         """
-        rows, shown = [], []
+        rows: list[dict[str, Any]] = []
+        shown: list[Prompt] = []
         with Store(self.answers) as store:
-            complete = True
             for subject in SUBJECTS:
-                answered = to_ask = tokens_in = 0
-                texts = partial(self._item_texts, store) if complete else _placeholders
-                for prompt in self.writer.prompts(subject, texts):
-                    stored = store.answer(self._key(prompt)) if complete else None
-                    if stored is not None:
-                        answered += 1
-                        self._place(subject, prompt.id, stored.row)
-                        continue
-                    if to_ask < samples:
-                        quoted = texts if complete else _announced
-                        shown.append(self.writer.prompt(subject, prompt.id, quoted))
-                    to_ask += 1
-                    tokens_in += estimate_tokens(prompt.text)
-                complete = complete and (to_ask == 0 or bool(self.config.fill))
-                rows.append(
-                    {
-                        "subject": subject,
-                        "answered": answered,
-                        "to ask": to_ask,
-                        "without material": len(self.data.expected_ids(subject)) - answered - to_ask,
-                        "tokens in": tokens_in,
-                        "tokens out": round(to_ask * WORD_LIMIT[subject] * TOKENS_PER_WORD),
-                    }
-                )
+                earlier = sum(row["to ask"] for row in rows)
+                quotes_known = earlier == 0 or bool(self.config.fill)
+                rows.append(self._estimated(subject, store, quotes_known, shown, samples))
         table = pd.DataFrame(rows)
         totals = int(table["tokens in"].sum()), int(table["tokens out"].sum())
         return Estimate(table, prices().table(self.config.llm.model, *totals), tuple(shown))
+
+    def _estimated(
+        self, subject: str, store: Store, quotes_known: bool, shown: list[Prompt], samples: int
+    ) -> dict[str, Any]:
+        """Row of one subject; prompts that quote profiles not written yet stand in with their length."""
+        answered = to_ask = tokens_in = 0
+        texts = partial(self._item_texts, store) if quotes_known else _placeholders
+        for prompt in self.writer.prompts(subject, texts):
+            if quotes_known and self.found(self._key(prompt), store):
+                answered += 1
+                continue
+            if to_ask < samples:
+                shown.append(prompt if quotes_known else self.writer.prompt(subject, prompt.id, _announced))
+            to_ask += 1
+            tokens_in += estimate_tokens(prompt.text)
+        return {
+            "subject": subject,
+            "answered": answered,
+            "to ask": to_ask,
+            "without material": len(self.data.expected_ids(subject)) - answered - to_ask,
+            "tokens in": tokens_in,
+            "tokens out": round(to_ask * WORD_LIMIT[subject] * TOKENS_PER_WORD),
+        }
 
     def run(
         self, progress: Progress | None = None, stop: threading.Event | None = None, watch: Watch | None = None
@@ -179,43 +177,31 @@ class Generation:
 
     async def _run(self, progress: Progress, stop: threading.Event, watch: Watch | None) -> Outcome:
         store = Store(self.answers)
-        with exclusive(store), store, stopped_by_signals(stop):
-            progress.total = sum(
-                self.writer.has_material(subject, number)
-                for subject in SUBJECTS
-                for number in self.data.expected_ids(subject)
-            )
+        with exclusive(store), store:
+            progress.total = sum(sum(self._has_material(subject)) for subject in SUBJECTS)
+            started = time.perf_counter()
             for subject in SUBJECTS:
-                started = time.perf_counter()
-                await self._ask(subject, store, progress, stop, watch)
-                progress.asking_seconds += time.perf_counter() - started
+                showing = None if watch is None else partial(watch, subject, progress)
+                jobs = self.jobs(subject, store)
+                await run_jobs(jobs, self.config.llm, store, progress, self._place, stop, showing)
+                progress.asking_seconds = time.perf_counter() - started
                 if stop.is_set() or (self._missing(subject) and not self.config.fill):
                     break
             missing = {subject: count for subject in SUBJECTS if (count := self._missing(subject))}
-            if stop.is_set() or (missing and not self.config.fill):
-                return Outcome(progress, missing, None)
-            return Outcome(progress, missing, self.write(store))
-
-    async def _ask(
-        self, subject: str, store: Store, progress: Progress, stop: threading.Event, watch: Watch | None
-    ) -> None:
-        jobs = self.jobs(subject, store)
-        asking = run_jobs(
-            jobs, self.config.llm, store, progress, lambda key, row: self._place(subject, key.id, row), stop
-        )
-        await watched(asking, subject, progress, watch, stop)
+            path = None if stop.is_set() or (missing and not self.config.fill) else self.write(store)
+            return Outcome(progress, missing, path)
 
     def jobs(self, subject: str, store: Store) -> Iterator[Job]:
         """Questions about all items, auxiliary entities or users, answered or not."""
         for prompt in self.writer.prompts(subject, partial(self._item_texts, store)):
-            judge, again = partial(self.judge, subject), partial(_remedy, WORD_LIMIT[subject])
+            judge, again = partial(self.judge, subject), partial(remedy, WORD_LIMIT[subject])
             yield Job(self._key(prompt), prompt.messages, prompt.version, judge, again)
 
-    def found(self, job: Job, store: Store) -> bool:
+    def found(self, key: Key, store: Store) -> bool:
         """Whether a question has a usable answer, which later prompts then quote."""
-        stored = store.answer(job.key)
+        stored = store.answer(key)
         if stored is not None:
-            self._place(job.key.subject, job.key.id, stored.row)
+            self._place(key, stored.row)
         return stored is not None
 
     def given_up(self, job: Job, store: Store) -> bool:
@@ -226,18 +212,19 @@ class Generation:
     def judge(subject: str, answer: Answer) -> Verdict:
         """Judge an answer about an item, an auxiliary entity or a user."""
         problem = find_problem(answer, WORD_LIMIT[subject])
-        return Verdict(tidy(answer.text), problem, problem in ("", "too_long"))
+        return Verdict(tidy(answer.text), problem, problem in ("", "too_long"), thoughts_advice(answer))
 
     def _key(self, prompt: Prompt) -> Key:
         return Key(prompt.subject, prompt.id, prompt.sha256, self.config.llm.model, self._parameters)
 
-    def _place(self, subject: str, number: int, row: int) -> None:
-        self._rows[subject][number - self.data.expected_ids(subject).start] = row
+    def _place(self, key: Key, row: int) -> None:
+        self._rows[key.subject][key.id - self.data.expected_ids(key.subject).start] = row
+
+    def _has_material(self, subject: str) -> list[bool]:
+        return [self.writer.has_material(subject, number) for number in self.data.expected_ids(subject)]
 
     def _missing(self, subject: str) -> int:
-        ids = self.data.expected_ids(subject)
-        rows = zip(ids, self._rows[subject].tolist(), strict=True)
-        return sum(not row and self.writer.has_material(subject, number) for number, row in rows)
+        return int((np.array(self._has_material(subject), dtype=bool) & (self._rows[subject] == 0)).sum())
 
     @cached_property
     def _template(self) -> Mapping[tuple[str, int], str]:
@@ -246,43 +233,37 @@ class Generation:
     def _item_texts(self, store: Store, items: Collection[int]) -> dict[int, str]:
         """Finished profiles of items; where one is missing the template stands in, if that was chosen."""
         rows = {int(self._rows["item"][item]): item for item in items if self._rows["item"][item]}
-        texts = {rows[row]: text for row, text in store.texts(list(rows)).items()}
+        texts = {rows[row]: text for row, (text, *_) in store.details(list(rows)).items()}
         if self.config.fill:
             texts |= {item: self._template["item", item] for item in items if item not in texts}
         return texts
 
     def write(self, store: Store) -> Path:
         """Write the profiles table from the answers that were found."""
-        filled, too_long = self._flaws(store)
-        return self.data.write_profiles(self.profiles, self._batches(store), self._provenance(filled, too_long))
-
-    def _flaws(self, store: Store) -> tuple[int, int]:
-        """Profiles that are filled in, and that are longer than they should be."""
         filled = sum(self._missing(subject) for subject in SUBJECTS)
-        return filled, store.with_problem("too_long", self._used())
+        provenance = self._provenance(filled, store.with_problem("too_long", self._used))
+        return self.data.write_profiles(self.profiles, self._batches(store), provenance)
 
+    @property
     def _used(self) -> list[int]:
         """Rows of the answers that the table is written from."""
         return [row for subject in SUBJECTS for row in self._rows[subject].tolist() if row]
 
     def _batches(self, store: Store) -> Iterator[pd.DataFrame]:
         """Rows of the profiles table; a stand-in is as old as the newest answer, so equal answers give equal tables."""
-        created = store.newest(self._used()) or now()
+        newest = max(self._used, default=0)
+        *_, created = store.details([newest])[newest] if newest else [now()]
         for subject in SUBJECTS:
-            ids = self.data.expected_ids(subject)
+            ids, rows = self.data.expected_ids(subject), self._rows[subject]
             for start in range(0, len(ids), _CHUNK):
-                numbers = list(ids[start : start + _CHUNK])
-                rows = self._rows[subject][start : start + _CHUNK].tolist()
-                details = {row: rest for row, *rest in store.details([row for row in rows if row])}
-                columns: dict[str, list[Any]] = {
-                    name: [] for name in ("text", "prompt_sha256", "model", "usage", "created")
-                }
-                for number, row in zip(numbers, rows, strict=True):
-                    values = details[row] if row else self._stand_in(subject, number, created)
-                    for name, value in zip(columns, values, strict=True):
-                        columns[name].append(value)
-                subjects = [subject] * len(numbers)
-                yield pd.DataFrame({"subject": subjects, "id": numbers, **columns})
+                part = slice(start, start + _CHUNK)
+                chunk = list(zip(ids[part], rows[part].tolist(), strict=True))
+                details = store.details([row for _, row in chunk if row])
+                values = [details[row] if row else self._stand_in(subject, number, created) for number, row in chunk]
+                frame = pd.DataFrame(values, columns=["text", "prompt_sha256", "model", "usage", "created"])
+                frame.insert(0, "subject", subject)
+                frame.insert(1, "id", [number for number, _ in chunk])
+                yield frame
 
     def _stand_in(self, subject: str, number: int, created: str) -> list[str]:
         """Row of a profile that the model did not write: the template's, or a fixed text where nothing is known."""
@@ -307,10 +288,6 @@ class Generation:
         }
 
 
-def _remedy(limit: int, problem: str, text: str) -> str:
-    return remedy(problem, text, limit)
-
-
 def _placeholders(items: Collection[int]) -> dict[int, str]:
     """Texts as long as item profiles may be."""
     return dict.fromkeys(items, "profile " * WORD_LIMIT["item"])
@@ -323,54 +300,3 @@ def _announced(items: Collection[int]) -> dict[int, str]:
 
 def _set_name(model: str) -> str:
     return re.sub(r"-+", "-", re.sub(r"[^A-Za-z0-9._]", "-", model)).strip("-._") or "llm"
-
-
-def in_own_loop(work: Coroutine[Any, Any, Result], stop: threading.Event) -> Result:
-    """Run a coroutine to its end, also where an event loop is running already (as in a notebook).
-
-    There an interrupt sets ``stop`` and is raised again when the run has ended.
-    """
-    if not _loop_is_running():
-        return asyncio.run(work)
-    with ThreadPoolExecutor(1) as thread:
-        running = thread.submit(asyncio.run, work)
-        try:
-            return running.result()
-        except BaseException:
-            stop.set()
-            raise
-
-
-def _loop_is_running() -> bool:
-    try:
-        asyncio.get_running_loop()
-    except RuntimeError:
-        return False
-    return True
-
-
-@contextmanager
-def stopped_by_signals(stop: threading.Event) -> Iterator[None]:
-    """Let the first SIGINT or SIGTERM set ``stop``; a second one acts as usual. Only in the main thread."""
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-    loop = asyncio.get_running_loop()
-    numbers = (signal.SIGINT, signal.SIGTERM)
-
-    def remove() -> None:
-        for number in numbers:
-            with suppress(NotImplementedError, RuntimeError):
-                loop.remove_signal_handler(number)
-
-    def first() -> None:
-        stop.set()
-        remove()
-
-    for number in numbers:
-        with suppress(NotImplementedError):
-            loop.add_signal_handler(number, first)
-    try:
-        yield
-    finally:
-        remove()

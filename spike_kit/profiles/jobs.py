@@ -3,20 +3,23 @@
 from __future__ import annotations
 
 import asyncio
-import random
+import signal
 import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Coroutine, Iterator
-from dataclasses import dataclass, field, replace
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass, field
 from itertools import chain
-from typing import Any
+from typing import Any, TypeVar
 
 from spike_kit.base.errors import LLMError
 from spike_kit.data.text import cut
-from spike_kit.profiles.limiter import Limiter
-from spike_kit.profiles.llm import AMBIGUOUS, RETRIED, Answer, CallError, Client, LLMConfig, Message, open_client
-from spike_kit.profiles.store import Committer, Key, Store, Stored, answered, asked, event, failed
+from spike_kit.profiles.client import BUSY_FACTOR, Call, Client, open_client
+from spike_kit.profiles.llm import LLMConfig, Message
+from spike_kit.profiles.replies import AMBIGUOUS, RETRIED, Answer, CallError
+from spike_kit.profiles.store import Key, Store, Stored
 
 TRIES = 2
 """Answers per question in one run: the first, and one more if that cannot be used."""
@@ -24,28 +27,29 @@ TRIES = 2
 FAILURES_IN_A_ROW = 5
 """Questions that may fail one after the other, without any answer in between, before a run stops."""
 
-_BUSY_FACTOR = 5
-"""A busy server is tried so many times as often as one that fails."""
-
 _OF_ONE_SUBJECT = frozenset({"content", "empty", "refused", "truncated", "language", "format"})
 """Failures that say nothing about the other questions."""
 
 _QUOTED = 3000
 """Characters of an unusable answer that the model is shown again."""
 
-_FIRST_PAUSE = 0.5
-_WATCH_SECONDS = 0.5
-_LONGEST_PAUSE = 30.0
 _TICK = 0.2
+"""Seconds between two looks at the progress, and at whether the run is to end."""
+
+Result = TypeVar("Result")
 
 
 @dataclass(frozen=True)
 class Verdict:
-    """Judgement of an answer: its clean text, what is wrong with it, whether it may be used all the same."""
+    """Judgement of an answer: its clean text, what is wrong with it, whether it may be used all the same.
+
+    ``advice`` says what must change before it is of any use to ask again; the question is then not asked once more.
+    """
 
     text: str
     problem: str
     usable: bool
+    advice: str = ""
 
 
 @dataclass(frozen=True)
@@ -136,7 +140,7 @@ class Progress:
 
 
 Watch = Callable[[str, Progress], None]
-"""Called about twice a second with what is asked about and the progress."""
+"""Called some times a second with what is asked about and the progress."""
 
 
 async def run_jobs(
@@ -146,6 +150,7 @@ async def run_jobs(
     progress: Progress,
     on_answer: Callable[[Key, int], None] | None = None,
     stop: threading.Event | None = None,
+    watch: Callable[[], None] | None = None,
 ) -> None:
     """Ask all questions that have no usable answer yet.
 
@@ -163,6 +168,8 @@ async def run_jobs(
         Called with the key and the row of every usable answer, old or new.
     stop
         Set from any thread to end the run: calls in flight are still awaited and stored.
+    watch
+        Called some times a second; should it fail, the run ends in the same way.
 
     Raises
     ------
@@ -171,29 +178,13 @@ async def run_jobs(
     StorageError
         If an answer cannot be written.
     """
-    runner = _Runner(jobs, config, store, progress, on_answer, stop or threading.Event())
+    runner = _Runner(jobs, config, store, progress, on_answer, stop or threading.Event(), watch)
     first = runner.next_open()
     if first is not None:
-        async with open_client(config) as client:
+        async with open_client(config, runner.on_failure) as client:
             await runner.run(first, client)
-
-
-async def watched(
-    asking: Coroutine[Any, Any, None], label: str, progress: Progress, watch: Watch | None, stop: threading.Event
-) -> None:
-    """Await `run_jobs` and show its progress twice a second; should ``watch`` fail, what is in flight is still kept."""
-    task = asyncio.create_task(asking)
-    try:
-        while watch is not None and not task.done():
-            watch(label, progress)
-            await asyncio.wait([task], timeout=_WATCH_SECONDS)
-    except Exception:
-        stop.set()
-        await task
-        raise
-    await task
     if watch is not None:
-        watch(label, progress)
+        watch()
 
 
 class _Runner:
@@ -207,23 +198,30 @@ class _Runner:
         progress: Progress,
         on_answer: Callable[[Key, int], None] | None,
         stop: threading.Event,
+        watch: Callable[[], None] | None,
     ) -> None:
         self._jobs, self._config, self._store, self._progress = jobs, config, store, progress
-        self._on_answer, self._stop = on_answer, stop
+        self._on_answer, self._stop, self._watch = on_answer, stop, watch
         self._client: Client
-        self._committer = Committer(store)
-        self._limiter = Limiter(config.concurrency)
+        self._calls: dict[asyncio.Task[Any] | None, Call] = {}
         self._error: Exception | None = None
         self._failed_in_a_row = 0
-        self._jitter = random.Random(0)
 
     async def run(self, first: Job, client: Client) -> None:
         """Settle all questions, beginning with one that is known to be open."""
         self._client, self._jobs = client, chain([first], self._jobs)
-        try:
-            await asyncio.gather(*(self._work() for _ in range(self._config.concurrency)))
-        finally:
-            await self._committer.close()
+        waiting = {asyncio.create_task(self._work()) for _ in range(self._config.concurrency)}
+        while waiting:
+            _, waiting = await asyncio.wait(waiting, timeout=_TICK)
+            try:
+                await asyncio.to_thread(self._store.flush)
+                if self._watch is not None and self._error is None:
+                    self._watch()
+            except Exception as error:
+                self._error = self._error or error
+            for task in waiting if self._ending else ():
+                if task not in self._calls or not self._calls[task].at_server:
+                    task.cancel()
         self._progress.stopped = self._stop.is_set()
         if self._error is not None:
             raise self._error
@@ -233,7 +231,7 @@ class _Runner:
         return self._error is not None or self._stop.is_set()
 
     async def _work(self) -> None:
-        """Settle one question after another; an error ends the run, but what others have in flight is still kept."""
+        """Settle one question after another; an error ends the run, but what others have at the server is kept."""
         while not self._ending:
             try:
                 job = self.next_open()
@@ -246,140 +244,137 @@ class _Runner:
     def next_open(self) -> Job | None:
         """Next question without a usable answer."""
         for job in self._jobs:
-            stored = self._store.answer(job.key)
-            if stored is None:
+            if not self._announce(job.key):
                 return job
             self._progress.found += 1
-            self._announce(job.key, stored.row)
         return None
 
-    def _announce(self, key: Key, row: int) -> None:
-        if self._on_answer is not None:
-            self._on_answer(key, row)
+    def _announce(self, key: Key) -> bool:
+        """Tell of the usable answer under a key, if there is one."""
+        stored = self._store.answer(key)
+        if stored is not None and self._on_answer is not None:
+            self._on_answer(key, stored.row)
+        return stored is not None
 
     async def _settle(self, job: Job) -> None:
         """Ask until there is a usable answer, or until the tries of this run are used up."""
         earlier = self._store.rejected(job.key)
         last = earlier[-1] if earlier else None
-        used, allowed = len(earlier), max(TRIES, len(earlier) + 1)
-        while not self._ending:
-            outcome = await self._call(job, job.messages if last is None else once_more(job, last))
-            if outcome is None:
+        for used in range(len(earlier) + 1, max(TRIES, len(earlier) + 1) + 1):
+            if self._ending:
                 return
-            answer, attempts = outcome
+            call = Call(job.messages if last is None else once_more(job, last), job)
+            self._calls[asyncio.current_task()] = call
+            try:
+                answer = await self._client.ask(call)
+            except CallError as error:
+                self._give_up(job, error.kind, error.message)
+                return
             verdict = job.judge(answer)
-            verdict = replace(verdict, text=self._client.without_key(verdict.text))
-            used += 1
-            usable = verdict.usable and (not verdict.problem or used >= allowed)
-            await self._keep(job, answer, verdict, usable, attempts)
-            if usable:
-                return
-            last = Stored(0, verdict.text, verdict.problem)
-            if used >= allowed:
-                await self._give_up(
-                    job, verdict.problem, f"{used} answers, none usable; the last: {verdict.text[:80]!r}"
-                )
+            last = Stored(0, self._client.without_key(verdict.text), verdict.problem)
+            is_last = used >= TRIES or bool(verdict.advice)
+            usable = verdict.usable and (is_last or not verdict.problem)
+            self._keep(call, answer, last, usable)
+            if not verdict.advice:
+                self._failed_in_a_row = 0
+            if not usable and is_last:
+                said = verdict.advice or f"{used} answers, none usable; the last: {last.text[:80]!r}"
+                self._give_up(job, last.problem, said)
+            if usable or is_last:
                 return
 
-    async def _keep(self, job: Job, answer: Answer, verdict: Verdict, usable: bool, attempts: int) -> None:
+    def _keep(self, call: Call, answer: Answer, judged: Stored, usable: bool) -> None:
         """Commit an answer, then count it."""
-        statements = answered(
-            job.key,
-            answer,
-            verdict.text,
-            verdict.problem,
-            usable=usable,
-            attempts=attempts,
-            server=self._config.server,
-        )
-        statements.append(asked(job.key.prompt_sha256, job.version, job.shown))
-        await self._committer.commit(statements)
+        job, attempts = call.subject, call.failures.total() + 1
+        with self._store.transaction():
+            self._store.keep(
+                job.key,
+                answer,
+                judged.text,
+                judged.problem,
+                usable=usable,
+                attempts=attempts,
+                server=self._config.server,
+            )
+            self._store.keep_prompt(job.key.prompt_sha256, job.version, job.shown)
+        self._progress.calls += 1
         self._progress.tokens_in += answer.usage["prompt_tokens"]
         self._progress.tokens_out += answer.usage["completion_tokens"]
-        if verdict.problem:
-            self._progress.problems[verdict.problem] += 1
+        if judged.problem:
+            self._progress.problems[judged.problem] += 1
         if usable:
-            stored = self._store.answer(job.key)
-            assert stored is not None
             self._progress.done += 1
-            self._announce(job.key, stored.row)
+            self._announce(job.key)
 
-    async def _call(self, job: Job, messages: list[Message]) -> tuple[Answer, int] | None:
-        """Call until an answer comes; gives it with the number of attempts, or nothing when there will be none."""
-        met: Counter[str] = Counter()
-        while True:
-            await self._rest(lambda: self._limiter.pause)
-            await self._limiter.enter()
-            started = time.monotonic()
-            try:
-                if self._ending:
-                    return None
-                if self._limiter.pause > 0:
-                    continue
-                self._progress.calls += 1
-                answer = await self._client.ask(messages)
-            except CallError as error:
-                failure = error
-                if failure.kind == "busy":
-                    self._limiter.busy(started, self._wait(failure, met))
-            else:
-                self._limiter.succeeded()
-                self._failed_in_a_row = 0
-                return answer, met.total() + 1
-            finally:
-                self._limiter.leave()
-            self._progress.unclear += failure.kind in AMBIGUOUS
-            met["busy" if failure.kind == "busy" else "other"] += 1
-            await self._committer.commit([event(job.key, failure.kind, failure.message)])
-            if not await self._may_retry(job, failure, met):
-                return None
-
-    async def _may_retry(self, job: Job, failure: CallError, met: Counter[str]) -> bool:
-        """Decide what a failed attempt means; waits where the call is to be made again."""
-        if failure.kind == "stop":
+    def on_failure(self, call: Call, failure: CallError) -> None:
+        """Decide what a failed attempt means; returns where the SDK is to wait and to make the call again."""
+        kind, most = failure.kind, self._config.attempts
+        self._progress.calls += 1
+        self._progress.unclear += kind in AMBIGUOUS
+        self._progress.waits += kind == "busy"
+        self._store.record(call.subject.key, kind, failure.message)
+        call.failures["busy" if kind == "busy" else "other"] += 1
+        if kind == "stop":
             raise LLMError(failure.message, failure.hint)
-        spent = met["other"] >= self._config.attempts or met["busy"] >= _BUSY_FACTOR * self._config.attempts
-        if failure.kind not in RETRIED or spent:
-            await self._give_up(job, failure.kind, failure.message)
-            return False
-        wait = self._wait(failure, met)
-        if wait > self._config.longest_wait:
-            raise LLMError(
-                f"the server asks to wait {wait:.0f} s: {failure.message}", "run the same command again later"
-            )
-        if failure.kind == "busy":
-            self._progress.waits += 1
-        else:
-            until = time.monotonic() + wait
-            await self._rest(lambda: until - time.monotonic())
-        return True
+        if failure.wait is not None and failure.wait > self._config.longest_wait:
+            asked = f"the server asks to wait {failure.wait:.0f} s: {failure.message}"
+            raise LLMError(asked, "run the same command again later")
+        if kind not in RETRIED or call.failures["other"] >= most or call.failures["busy"] >= BUSY_FACTOR * most:
+            raise failure
+        if self._ending:
+            raise asyncio.CancelledError
 
-    def _wait(self, failure: CallError, met: Counter[str]) -> float:
-        """Seconds to wait after a failure: what the server asks for, else longer from time to time."""
-        if failure.wait is not None:
-            return failure.wait
-        return min(_LONGEST_PAUSE, _FIRST_PAUSE * 2 ** met.total()) * self._jitter.uniform(0.5, 1.0)
-
-    async def _rest(self, left: Callable[[], float]) -> None:
-        """Sleep for as long as there is something left, or until the run ends."""
-        while (seconds := left()) > 0 and not self._ending:
-            await asyncio.sleep(min(seconds, _TICK))
-
-    async def _give_up(self, job: Job, kind: str, message: str) -> None:
-        await self._committer.commit([failed(job.key, kind, message)])
+    def _give_up(self, job: Job, kind: str, message: str) -> None:
+        self._store.fail(job.key, kind, message)
         self._progress.fail(job.key, kind, message)
         if kind in _OF_ONE_SUBJECT:
             return
         self._failed_in_a_row += 1
         if self._failed_in_a_row >= FAILURES_IN_A_ROW and self._error is None:
-            self._error = LLMError(
-                f"{self._failed_in_a_row} questions in a row failed; the last: {kind}: {message}",
-                f"is the server running at {self._config.server or 'OpenAI'}, and does it know these settings? "
-                "Answers so far are kept; the same command goes on.",
-            )
+            said = f"{self._failed_in_a_row} questions in a row failed; the last: {kind}: {message}"
+            server = self._config.server or "OpenAI"
+            hint = f"is the server running at {server}, and does it know these settings? The same command goes on"
+            if kind == "thoughts":
+                hint = "change these settings first: the same command would pay for the same again"
+            self._error = LLMError(said, f"{hint}. Answers so far are kept.")
 
 
 def once_more(job: Job, last: Stored) -> list[Message]:
     """Continue the chat after an answer that could not be used."""
     said = [{"role": "assistant", "content": cut(last.text, _QUOTED)}] if last.text else []
     return [*job.messages, *said, {"role": "user", "content": job.remedy(last.problem, last.text)}]
+
+
+def in_own_loop(work: Coroutine[Any, Any, Result], stop: threading.Event) -> Result:
+    """Run a coroutine to its end, also where an event loop is running already (as in a notebook).
+
+    The first SIGINT or SIGTERM sets ``stop`` (only in the main thread); a second one acts as usual.
+    """
+    with _stopped_by_signals(stop):
+        try:
+            asyncio.get_running_loop()
+        except RuntimeError:
+            return asyncio.run(work)
+        with ThreadPoolExecutor(1) as thread:
+            return thread.submit(asyncio.run, work).result()
+
+
+@contextmanager
+def _stopped_by_signals(stop: threading.Event) -> Iterator[None]:
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    usual = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+
+    def restore(*_: object) -> None:
+        stop.set()
+        for number, handler in usual.items():
+            signal.signal(number, handler)
+
+    for number in usual:
+        signal.signal(number, restore)
+    try:
+        yield
+    finally:
+        for number, handler in usual.items():
+            signal.signal(number, handler)

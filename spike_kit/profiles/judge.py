@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import threading
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property, partial
 from itertools import combinations
@@ -24,12 +24,12 @@ from spike_kit.base.seeds import numpy_generator
 from spike_kit.base.storage import canonical_json, sha256_text
 from spike_kit.data.dataset import FILLED, SUBJECTS, TEMPLATE, Dataset, texts_by_subject
 from spike_kit.data.text import clean
-from spike_kit.profiles.checks import without_thoughts
+from spike_kit.profiles.checks import thoughts_advice, without_thoughts
 from spike_kit.profiles.cost import estimate_tokens, prices
-from spike_kit.profiles.generate import in_own_loop, stopped_by_signals
-from spike_kit.profiles.jobs import Job, Progress, Verdict, Watch, run_jobs, watched
-from spike_kit.profiles.llm import Answer, LLMConfig
-from spike_kit.profiles.prompts import PromptConfig, fenced, prompt_writer_of
+from spike_kit.profiles.jobs import Job, Progress, Verdict, Watch, in_own_loop, run_jobs
+from spike_kit.profiles.llm import LLMConfig
+from spike_kit.profiles.prompts import PromptConfig, PromptWriter, fenced, prompt_writer_of
+from spike_kit.profiles.replies import Answer
 from spike_kit.profiles.store import Key, Store, answers_path, exclusive
 from spike_kit.profiles.template import ensure_profiles
 
@@ -45,6 +45,8 @@ CRITERIA: dict[str, str] = {
 
 _TOKENS_PER_VERDICT = 160
 _TIE = "tie"
+_SCORES = (1, 2, 3, 4, 5)
+_PREFERENCES = ("A", "B", _TIE)
 _ORDERS = ("as given", "swapped")
 
 
@@ -79,7 +81,7 @@ class Judge:
     Parameters
     ----------
     data
-        Data-set folder with the all profile sets.
+        Data-set folder with all profile sets.
     profiles
         Profile sets; two or more for ``pairwise``.
     config
@@ -91,11 +93,8 @@ class Judge:
     def __init__(
         self, data: Dataset, profiles: Sequence[str], config: JudgeConfig, answers: Path | None = None
     ) -> None:
-        if (
-            _TIE in profiles
-            or len(set(profiles)) != len(profiles)
-            or len(profiles) < (2 if config.mode == "pairwise" else 1)
-        ):
+        fewest = 2 if config.mode == "pairwise" else 1
+        if _TIE in profiles or len(set(profiles)) != len(profiles) or len(profiles) < fewest:
             raise ConfigError(
                 f"{config.mode} judging of the profile sets {some(profiles) or 'none'} is not possible",
                 "name different profile sets, at least two of them for pairs",
@@ -112,38 +111,38 @@ class Judge:
     def questions(self) -> list[_Question]:
         """All questions, in order; one profile is held to what its prompt held, a pair to the template's facts."""
         ensure_profiles(self.data)
-        usual = PromptConfig()
-        told = {name: prompt_writer_of(self.data, name, usual) for name in {*self.profiles, TEMPLATE}}
+        names = {*self.profiles, TEMPLATE}
+        told = {name: prompt_writer_of(self.data, name, PromptConfig()) for name in names}
+        if self.config.mode == "single":
+            showings = [(name,) for name in self.profiles]
+        else:
+            showings = [order for a, b in combinations(self.profiles, 2) for order in ((a, b), (b, a))]
         found: list[_Question] = []
         for subject in SUBJECTS:
-            ids = [
-                number
-                for number in self.data.expected_ids(subject)
-                if all((subject, number) in texts for texts in self._texts.values())
-                and told[TEMPLATE][0].has_material(subject, number)
-            ]
-            rng = numpy_generator(self.config.seed, f"judge {subject}")
-            drawn = sorted(rng.choice(ids, min(self.config.sample, len(ids)), replace=False).tolist()) if ids else []
-            for number in drawn:
-                for shown in self._showings():
+            for number in self._drawn(subject, told[TEMPLATE][0]):
+                for shown in showings:
                     writer, items = told[shown[0] if len(shown) == 1 else TEMPLATE]
                     data = writer.prompt(subject, number, lambda _, items=items: items).data
-                    texts = tuple(self._texts[name][subject, number] for name in shown)
-                    found.append(self._question(subject, number, shown, texts, data))
+                    found.append(self._question(subject, number, shown, data))
         return found
 
-    def _showings(self) -> list[tuple[str, ...]]:
-        if self.config.mode == "single":
-            return [(name,) for name in self.profiles]
-        return [order for a, b in combinations(self.profiles, 2) for order in ((a, b), (b, a))]
+    def _drawn(self, subject: str, writer: PromptWriter) -> list[int]:
+        """Random subjects of one kind, among those that have a profile in every set and something to say."""
+        ids = [
+            number
+            for number in self.data.expected_ids(subject)
+            if all((subject, number) in texts for texts in self._texts.values())
+            and writer.has_material(subject, number)
+        ]
+        rng = numpy_generator(self.config.seed, f"judge {subject}")
+        return sorted(rng.choice(ids, min(self.config.sample, len(ids)), replace=False).tolist()) if ids else []
 
-    def _question(
-        self, subject: str, number: int, shown: tuple[str, ...], texts: tuple[str, ...], data: str
-    ) -> _Question:
+    def _question(self, subject: str, number: int, shown: tuple[str, ...], data: str) -> _Question:
+        texts = tuple(self._texts[name][subject, number] for name in shown)
         messages = _messages(data, texts)
         sha256 = sha256_text(canonical_json([VERSION, *(message["content"] for message in messages)]))
         key = Key(f"judge {subject}", number, sha256, self.config.llm.model, self.config.llm.parameters)
-        job = Job(key, messages, VERSION, partial(_verdict, len(texts)), _remedy)
+        job = Job(key, messages, VERSION, partial(_verdict, len(texts)), lambda *_: _REMEDY)
         return _Question(subject, number, shown, texts, data, job)
 
     @property
@@ -183,15 +182,14 @@ class Judge:
 
     async def _run(self, progress: Progress, stop: threading.Event, watch: Watch | None) -> pd.DataFrame:
         store = Store(self.answers)
-        with exclusive(store), store, stopped_by_signals(stop):
+        with exclusive(store), store:
             progress.total = len(self._jobs)
-            asking = run_jobs(iter(self._jobs), self.config.llm, store, progress, stop=stop)
-            await watched(asking, "judge", progress, watch, stop)
+            showing = None if watch is None else partial(watch, "judge", progress)
+            await run_jobs(iter(self._jobs), self.config.llm, store, progress, stop=stop, watch=showing)
             rows = [row for question in self.questions for row in _rows(question, store)]
-        columns = ["profiles"] if self.config.mode == "single" else ["first", "second", "order"]
-        value = "score" if self.config.mode == "single" else "better"
-        names = [*columns, "subject", "id", "criterion", value, "evidence", "evidence_found"]
-        return pd.DataFrame(rows, columns=names)
+        names = ["profiles"] if self.config.mode == "single" else ["first", "second", "order"]
+        names += ["subject", "id", "criterion", "score" if self.config.mode == "single" else "better"]
+        return pd.DataFrame(rows, columns=[*names, "evidence", "evidence_found"])
 
 
 def _messages(data: str, texts: Sequence[str]) -> list[dict[str, str]]:
@@ -216,35 +214,31 @@ def _messages(data: str, texts: Sequence[str]) -> list[dict[str, str]]:
     return [{"role": "system", "content": system}, {"role": "user", "content": f"{shown}\n\n{task}"}]
 
 
+_REMEDY = "That could not be read. Reply with the JSON object alone, complete and of the form asked for, in few words."
+
+
 def _verdict(n_texts: int, answer: Answer) -> Verdict:
     """Read the judge's JSON object; its canonical form is what is stored."""
-    values = _read(answer.text, n_texts)
-    if values is None:
-        return Verdict(clean(answer.text), "truncated" if answer.finish_reason == "length" else "format", False)
-    return Verdict(canonical_json(values), "", True)
-
-
-def _remedy(problem: str, text: str) -> str:  # noqa: ARG001
-    return "That could not be read. Reply with the JSON object alone, complete and of the form asked for, in few words."
-
-
-def _read(text: str, n_texts: int) -> dict[str, dict[str, Any]] | None:
-    text = without_thoughts(text)
-    start, end = text.find("{"), text.rfind("}")
     try:
-        values = json.loads(text[start : end + 1])
-        read = {}
-        for name in CRITERIA:
-            entry = values[name]
-            value = entry["score"] if n_texts == 1 else entry["better"]
-            allowed = range(1, 6) if n_texts == 1 else ("A", "B", "tie")
-            if isinstance(value, bool) or value not in allowed:
-                return None
-            field = "score" if n_texts == 1 else "better"
-            evidence = clean(str(entry.get("evidence", "")))
-            read[name] = {field: int(value) if n_texts == 1 else value, "evidence": evidence}
+        return Verdict(canonical_json(_read(answer.text, n_texts)), "", True)
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
-        return None
+        advice = thoughts_advice(answer)
+        problem = "thoughts" if advice else "truncated" if answer.finish_reason == "length" else "format"
+        return Verdict(clean(answer.text), problem, False, advice)
+
+
+def _read(text: str, n_texts: int) -> dict[str, dict[str, Any]]:
+    """Verdict and evidence by criterion; raises what it meets where the text is of another form."""
+    text = without_thoughts(text)
+    values = json.loads(text[text.find("{") : text.rfind("}") + 1])
+    field, allowed = ("score", _SCORES) if n_texts == 1 else ("better", _PREFERENCES)
+    read = {}
+    for name in CRITERIA:
+        value = values[name][field]
+        if isinstance(value, bool) or value not in allowed:
+            raise ValueError(f"{value!r} is no {field}")
+        value = int(value) if n_texts == 1 else value
+        read[name] = {field: value, "evidence": clean(str(values[name].get("evidence", "")))}
     return read
 
 
@@ -252,23 +246,16 @@ def _rows(question: _Question, store: Store) -> Iterator[dict[str, Any]]:
     stored = store.answer(question.job.key)
     if stored is None:
         return
-    shown = clean(" ".join([question.data, *question.texts])).casefold()
+    seen = clean(" ".join([question.data, *question.texts])).casefold()
+    first, second = min(question.shown), max(question.shown)
+    names = {"A": question.shown[0], "B": question.shown[-1], _TIE: _TIE}
     for criterion, entry in json.loads(stored.text).items():
+        row = {"profiles": first, "first": first, "second": second, "order": _ORDERS[question.shown[0] != first]}
+        row |= {"subject": question.subject, "id": question.id, "criterion": criterion}
+        row |= {"score": entry.get("score"), "better": names.get(entry.get("better"))}
         evidence = entry["evidence"]
-        common = {
-            "subject": question.subject,
-            "id": question.id,
-            "criterion": criterion,
-            "evidence": evidence,
-            "evidence_found": bool(evidence) and evidence.casefold().strip(" .\"'") in shown,
-        }
-        if len(question.shown) == 1:
-            yield {"profiles": question.shown[0], "score": entry["score"], **common}
-        else:
-            names = dict(zip(("A", "B"), question.shown, strict=True)) | {_TIE: _TIE}
-            first, second = sorted(question.shown)
-            order = _ORDERS[question.shown != (first, second)]
-            yield {"first": first, "second": second, "order": order, "better": names[entry["better"]], **common}
+        found = bool(evidence) and evidence.casefold().strip(" .\"'") in seen
+        yield {**row, "evidence": evidence, "evidence_found": found}
 
 
 def score_table(verdicts: pd.DataFrame) -> pd.DataFrame:
@@ -289,21 +276,11 @@ def preference_table(verdicts: pd.DataFrame) -> pd.DataFrame:
     if not set(_ORDERS) <= set(both.columns):
         raise DataError("no pair was judged in both orders", "run the judge to its end")
     given, swapped = both[_ORDERS[0]], both[_ORDERS[1]]
-    agreed = given.where(given == swapped, "tie")
-    frame = agreed.rename("better").reset_index()
-    frame["biased"] = ((given != swapped) & (given != "tie") & (swapped != "tie")).to_numpy()
-    groups: Mapping[Any, pd.DataFrame] = dict(iter(frame.groupby(["first", "second", "criterion"], sort=False)))
-    rows = [
-        {
-            "first": first,
-            "second": second,
-            "criterion": criterion,
-            "pairs": len(part),
-            "first_wins": int((part["better"] == first).sum()),
-            "ties": int((part["better"] == "tie").sum()),
-            "second_wins": int((part["better"] == second).sum()),
-            "position_bias": float(part["biased"].mean()),
-        }
-        for (first, second, criterion), part in groups.items()
-    ]
-    return pd.DataFrame(rows)
+    frame = given.where(given == swapped, _TIE).rename("better").reset_index()
+    frame["pairs"] = 1
+    frame["first_wins"] = frame["better"] == frame["first"]
+    frame["ties"] = frame["better"] == _TIE
+    frame["second_wins"] = frame["better"] == frame["second"]
+    frame["position_bias"] = ((given != swapped) & (given != _TIE) & (swapped != _TIE)).to_numpy(dtype=float)
+    counted = dict.fromkeys(["pairs", "first_wins", "ties", "second_wins"], "sum") | {"position_bias": "mean"}
+    return frame.groupby(["first", "second", "criterion"], sort=False).agg(counted).reset_index()

@@ -6,20 +6,17 @@ profiles are excerpts of the prompts, not prose of a language model, and the nam
 
 from __future__ import annotations
 
-import asyncio
 import json
 import subprocess
 import sys
-from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager
-from types import TracebackType
+import threading
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any, Self
 
 MODEL = "loopback-excerpt"
 """Name under which the server answers."""
 
 _WORDS = 90
-_HEAD_LIMIT = 64 * 1024
 
 
 def excerpt(body: dict[str, Any]) -> str:
@@ -40,53 +37,6 @@ def excerpt(body: dict[str, Any]) -> str:
     return " and ".join(parts) or "Nothing is known of it."
 
 
-class LoopbackServer:
-    """The server, inside a running event loop; see `LoopbackProcess` for one in a process of its own.
-
-    Parameters
-    ----------
-    answer
-        What makes the text of an answer from the body of a request.
-    """
-
-    def __init__(self, answer: Callable[[dict[str, Any]], str] = excerpt) -> None:
-        self.answer = answer
-        self.requests = 0
-
-    @asynccontextmanager
-    async def running(self) -> AsyncIterator[str]:
-        """Listen on a free port of 127.0.0.1; gives the base URL."""
-        server = await asyncio.start_server(self._serve, "127.0.0.1", 0, limit=_HEAD_LIMIT)
-        async with server:
-            yield f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}/v1"
-
-    async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        try:
-            while True:
-                head = await reader.readuntil(b"\r\n\r\n")
-                size = next(
-                    (int(line[15:]) for line in head.split(b"\r\n") if line[:15].lower() == b"content-length:"), 0
-                )
-                await self.respond(head, await reader.readexactly(size), writer)
-                await writer.drain()
-        except (
-            asyncio.IncompleteReadError,
-            asyncio.LimitOverrunError,
-            asyncio.CancelledError,
-            ConnectionError,
-            ValueError,
-        ):
-            pass
-        finally:
-            writer.close()
-
-    async def respond(self, head: bytes, body: bytes, writer: asyncio.StreamWriter) -> None:  # noqa: ARG002
-        """Answer one request; ``head`` are its request line and headers."""
-        self.requests += 1
-        request = json.loads(body)
-        writer.write(response(200, completion(self.answer(request), request)))
-
-
 def completion(text: str, request: dict[str, Any], finish_reason: str = "stop") -> dict[str, Any]:
     """Body of a chat completion; tokens are counted as words."""
     asked = sum(len(str(message["content"]).split()) for message in request.get("messages", ()))
@@ -103,11 +53,29 @@ def completion(text: str, request: dict[str, Any], finish_reason: str = "stop") 
     }
 
 
-def response(status: int, value: Any, headers: str = "") -> bytes:
-    """HTTP response with a JSON body; ``headers`` are further lines, each ending in CRLF."""
-    body = json.dumps(value).encode()
-    head = f"HTTP/1.1 {status} -\r\nContent-Type: application/json\r\nContent-Length: {len(body)}\r\n{headers}\r\n"
-    return head.encode() + body
+class _Handler(BaseHTTPRequestHandler):
+    protocol_version = "HTTP/1.1"
+    wbufsize = -1  # head and body leave together, which saves the pause between two small packets
+
+    def do_POST(self) -> None:
+        """Answer one request."""
+        request = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+        body = json.dumps(completion(excerpt(request), request)).encode()
+        self.send_response(200)
+        self.send_header("Content-Type", "application/json")
+        self.send_header("Content-Length", str(len(body)))
+        self.end_headers()
+        self.wfile.write(body)
+
+    def log_message(self, format: str, *args: object) -> None:
+        """Say nothing."""
+
+
+class _Server(ThreadingHTTPServer):
+    request_queue_size = 1024
+
+    def handle_error(self, request: object, client_address: object) -> None:
+        """Say nothing of clients that went away."""
 
 
 class LoopbackProcess:
@@ -129,9 +97,7 @@ class LoopbackProcess:
         self.base_url = self._process.stdout.readline().strip()
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self.stop()
 
     def start(self) -> Self:
@@ -143,13 +109,15 @@ class LoopbackProcess:
         self._process.communicate()
 
 
-async def _main() -> None:
-    """Serve until standard input ends."""
-    async with LoopbackServer().running() as base_url:
-        sys.stdout.write(base_url + "\n")
+def _main() -> None:
+    """Serve on a free port until standard input ends."""
+    with _Server(("127.0.0.1", 0), _Handler) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        sys.stdout.write(f"http://127.0.0.1:{server.server_address[1]}/v1\n")
         sys.stdout.flush()
-        await asyncio.get_running_loop().run_in_executor(None, sys.stdin.read)
+        sys.stdin.read()
+        server.shutdown()
 
 
 if __name__ == "__main__":
-    asyncio.run(_main())
+    _main()

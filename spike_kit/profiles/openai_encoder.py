@@ -14,6 +14,7 @@ import numpy as np
 from spike_kit.base.errors import ConfigError, DataError, FetchError, SpikeKitError, require, some
 from spike_kit.data.vectors import normalised
 from spike_kit.profiles.llm import hide_key
+from spike_kit.profiles.replies import LONGEST_MESSAGE, error_code, is_about_content, read_body
 
 MAX_INPUTS = 2048
 """Texts per request that OpenAI allows."""
@@ -86,13 +87,13 @@ class OpenAIEncoder:
                 model=self.model, input=texts, encoding_format="float"
             )
         except self._library.OpenAIError as error:
-            raise self._explain(error) from None
+            raise self._explain(error, texts) from None
         try:
             entries = json.loads(answer.content)["data"]
             places = [entry["index"] for entry in entries]
             vectors = np.array([entry["embedding"] for entry in entries], dtype=np.float64)
         except (ValueError, TypeError, KeyError, OverflowError, RecursionError):
-            raise self._broken("its answer is not a list of embeddings of one size") from None
+            raise self._broken("its answer is not a list of embeddings of one size", answer.content) from None
         if any(type(place) is not int for place in places) or sorted(places) != list(range(len(texts))):
             raise self._broken(f"its answer has the indices {some(places)}, expected 0..{len(texts) - 1}, each once")
         if vectors.ndim != 2 or not vectors.shape[1]:
@@ -101,29 +102,43 @@ class OpenAIEncoder:
             raise self._broken("its answer holds NaN or infinity")
         return normalised(vectors[np.argsort(places)])
 
-    def _broken(self, problem: str) -> DataError:
-        return DataError(
-            f"openai:{self.model} at {self._host}: {problem}", "run again; if it stays so, the server is not compatible"
-        )
+    def _broken(self, problem: str, body: bytes = b"") -> DataError:
+        said = f": {self._shown(read_body(body)[1])}" if body else ""
+        hint = "run again; if it stays so, the server is not compatible"
+        return DataError(f"openai:{self.model} at {self._host}: {problem}{said}", hint)
 
-    def _explain(self, error: Exception) -> SpikeKitError:
-        status: Any = getattr(error, "status_code", None)
-        reason = self._without_key(str(error))
-        message = f"openai:{self.model} at {self._host}: {reason[:500]}"
-        match status:
-            case 401 | 403:
-                return DataError(message, "check OPENAI_API_KEY, and that its account may use this model")
-            case 429:
-                return FetchError(message, "check the quota, or wait and run again: what is encoded is kept")
-            case int() if 400 <= status < 500:
-                return DataError(message, "check the name of the model and OPENAI_BASE_URL; or try smaller batches")
-            case _:
-                return FetchError(
-                    message, "check the network and OPENAI_BASE_URL, and run again: what is encoded is kept"
-                )
+    def _explain(self, error: Any, texts: list[str]) -> SpikeKitError:
+        response = getattr(error, "response", None)
+        values, words = (None, str(error)) if response is None else read_body(response.content)
+        status = 0 if response is None else response.status_code
+        said = self._shown(f"{status}: {words}" if status else words)
+        message = f"openai:{self.model} at {self._host}: {said}"
+        if 400 <= status < 500 and is_about_content(error_code(values), words):
+            return TooLongError(message, max(texts, key=len))
+        if status in (401, 403):
+            return DataError(message, "check OPENAI_API_KEY, and that its account may use this model")
+        if status in (402, 429):
+            return FetchError(message, "check the quota, or wait and run again: what is encoded is kept")
+        if 300 <= status < 500:
+            return DataError(message, "check the name of the model and OPENAI_BASE_URL; or try smaller batches")
+        return FetchError(message, "check the network and OPENAI_BASE_URL, and run again: what is encoded is kept")
 
-    def _without_key(self, text: str) -> str:
-        return hide_key(text, self._key) if self._key else text
+    def _shown(self, text: str) -> str:
+        return hide_key(text, self._key)[:LONGEST_MESSAGE]
+
+
+class TooLongError(DataError):
+    """A text is too long for the model.
+
+    Attributes
+    ----------
+    text
+        The longest text of the request, which must be the one.
+    """
+
+    def __init__(self, message: str, text: str) -> None:
+        super().__init__(f"{message}: {text[:60]!r}...", "shorten the profile, or choose another encoder")
+        self.text = text
 
 
 def request_batches(texts: Sequence[str], batch_size: int = MAX_INPUTS) -> list[slice]:
@@ -131,17 +146,14 @@ def request_batches(texts: Sequence[str], batch_size: int = MAX_INPUTS) -> list[
 
     Raises
     ------
-    DataError
+    TooLongError
         If a text is too long.
     """
     batches, start, total = [], 0, 0
     for place, text in enumerate(texts):
         tokens = -(-len(text.encode()) // 3)
         if tokens > MAX_TEXT_TOKENS:
-            raise DataError(
-                f"a text of about {tokens} tokens is too long for OpenAI ({MAX_TEXT_TOKENS}): {text[:60]!r}...",
-                "shorten the profile, or choose another encoder",
-            )
+            raise TooLongError(f"a text of about {tokens} tokens is too long for OpenAI ({MAX_TEXT_TOKENS})", text)
         if place - start == min(batch_size, MAX_INPUTS) or total + tokens > MAX_REQUEST_TOKENS:
             batches.append(slice(start, place))
             start, total = place, 0

@@ -57,10 +57,13 @@ def generated(generation: Generation) -> str:
         lines.append(f"  and {more} more: table failures of {paths.shown(generation.answers)}")
     if outcome.path is None:
         missing = ", ".join(f"{count} {subject}" for subject, count in outcome.missing.items())
+        hint = "the same command goes on from here"
+        if progress.failures["thoughts"]:
+            hint = "leave the model room for its answer first: the same command would pay for the same again"
+        if not progress.stopped:
+            hint += "; or complete the table from the template profiles: --fill template"
         raise LLMError(
-            "\n".join([*lines, f"the profiles are not complete, there is no answer yet for: {missing}"]),
-            "the same command goes on from here"
-            + ("" if progress.stopped else "; or complete the table from the template profiles: --fill template"),
+            "\n".join([*lines, f"the profiles are not complete, there is no answer yet for: {missing}"]), hint
         )
     return "\n".join([*lines, paths.shown(outcome.path)])
 

@@ -8,25 +8,23 @@ answer that arrived), ``failures`` (what has no answer, and why), ``events`` (at
 
 from __future__ import annotations
 
-import asyncio
 import json
+import os
 import sqlite3
-from collections.abc import Iterable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
-from dataclasses import dataclass
+from dataclasses import astuple, dataclass
 from pathlib import Path
 from typing import Any, Self
 
 from spike_kit.base import paths, storage
-from spike_kit.base.errors import StorageError
 from spike_kit.base.storage import database_errors, now
 from spike_kit.data.dataset import Dataset
-from spike_kit.profiles.llm import Answer
+from spike_kit.profiles.replies import Answer
 
 _KEY = "subject, id, prompt_sha256, model, parameters"
 _OF_KEY = "subject=? AND id=? AND prompt_sha256=? AND model=? AND parameters=?"
-_ROWS_AT_A_TIME = 500
+_OF_ROWS = "row IN (SELECT value FROM json_each(?))"
 _KEY_COLUMNS = (
     "subject TEXT NOT NULL, id INTEGER NOT NULL, prompt_sha256 TEXT NOT NULL, model TEXT NOT NULL, "
     "parameters TEXT NOT NULL"
@@ -46,27 +44,18 @@ CREATE TABLE IF NOT EXISTS events
 CREATE TABLE IF NOT EXISTS batched (custom_id TEXT PRIMARY KEY, {_KEY_COLUMNS}, imported INTEGER NOT NULL);
 CREATE TABLE IF NOT EXISTS prompts (sha256 TEXT PRIMARY KEY, version TEXT NOT NULL, text TEXT NOT NULL);
 """
-_INSERT = {
-    table: f"{verb} INTO {table} ({_KEY}, text, usage, finish_reason, latency, attempts, problem, server, created) "
-    "VALUES (?,?,?,?,?,?,?,?,?,?,?,?,?)"
-    for table, verb in (("answers", "INSERT OR IGNORE"), ("rejected", "INSERT"))
-}
+_ANSWER_VALUES = "text, usage, finish_reason, latency, attempts, problem, server, created"
 
 
 @dataclass(frozen=True)
 class Key:
-    """What an answer is stored under."""
+    """What an answer is stored under; the fields are in the order of the columns."""
 
     subject: str
     id: int
     prompt_sha256: str
     model: str
     parameters: str
-
-    @property
-    def values(self) -> tuple[str, int, str, str, str]:
-        """In the order of the columns."""
-        return self.subject, self.id, self.prompt_sha256, self.model, self.parameters
 
 
 @dataclass(frozen=True)
@@ -76,9 +65,6 @@ class Stored:
     row: int
     text: str
     problem: str
-
-
-Statement = tuple[str, Sequence[Any]]
 
 
 class Store:
@@ -101,188 +87,94 @@ class Store:
     def __enter__(self) -> Self:
         with database_errors(self.path):
             self.path.parent.mkdir(parents=True, exist_ok=True)
-            self._writer = sqlite3.connect(self.path, timeout=60, isolation_level=None, check_same_thread=False)
-            self._writer.execute("PRAGMA journal_mode = WAL")
-            self._writer.execute("PRAGMA synchronous = FULL")
-            self._writer.executescript(_SCHEMA)
-            self._reader = sqlite3.connect(self.path, timeout=60, isolation_level=None)
+            self._database = sqlite3.connect(self.path, timeout=60, isolation_level=None)
+            self._database.execute("PRAGMA journal_mode = WAL")
+            self._database.execute("PRAGMA synchronous = NORMAL")
+            self._database.executescript(_SCHEMA)
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._reader.close()
-        self._writer.close()
+        self.flush()
+        self._database.close()
+
+    def flush(self) -> None:
+        """Wait until the disk itself has what was committed: a kill loses nothing, a power cut what came after this."""
+        with database_errors(self.path):
+            if (journal := self.path.with_name(f"{self.path.name}-wal")).is_file():
+                with journal.open("r+b") as file:
+                    os.fsync(file.fileno())
 
     def run(self, sql: str, values: Sequence[Any] = ()) -> list[tuple[Any, ...]]:
-        """Run one query."""
+        """Run one statement; outside of a `transaction` what it writes is committed once this returns."""
         with database_errors(self.path):
-            return self._reader.execute(sql, values).fetchall()
-
-    def write(self, statements: Iterable[Statement]) -> None:
-        """Run statements in one transaction; once this returns they are on the disk, or none is."""
-        self.begin(statements)
-        self.commit()
-
-    def begin(self, statements: Iterable[Statement]) -> None:
-        """Run statements in a transaction that `commit` ends."""
-        with database_errors(self.path), self._or_none():
-            self._writer.execute("BEGIN IMMEDIATE")
-            for sql, values in statements:
-                self._writer.execute(sql, values)
-
-    def commit(self) -> None:
-        """End the transaction: it is on the disk once this returns."""
-        with database_errors(self.path), self._or_none():
-            self._writer.execute("COMMIT")
+            return self._database.execute(sql, values).fetchall()
 
     @contextmanager
-    def _or_none(self) -> Iterator[None]:
+    def transaction(self) -> Iterator[None]:
+        """Make the statements of a block one transaction: at its end all are committed, or none is."""
+        self.run("BEGIN IMMEDIATE")
         try:
             yield
+            self.run("COMMIT")
         except BaseException:
-            if self._writer.in_transaction:
-                self._writer.execute("ROLLBACK")
+            if self._database.in_transaction:
+                self._database.execute("ROLLBACK")
             raise
 
     def answer(self, key: Key) -> Stored | None:
         """Usable answer under a key."""
-        rows = self.run(f"SELECT row, text, problem FROM answers WHERE {_OF_KEY}", key.values)
+        rows = self.run(f"SELECT row, text, problem FROM answers WHERE {_OF_KEY}", astuple(key))
         return Stored(*rows[0]) if rows else None
 
     def rejected(self, key: Key) -> list[Stored]:
         """Answers under a key that were not usable, oldest first."""
-        rows = self.run(f"SELECT row, text, problem FROM rejected WHERE {_OF_KEY} ORDER BY row", key.values)
+        rows = self.run(f"SELECT row, text, problem FROM rejected WHERE {_OF_KEY} ORDER BY row", astuple(key))
         return [Stored(*row) for row in rows]
 
     def is_refused(self, key: Key) -> bool:
         """Whether the server would not take a question because of its content."""
-        return bool(self.run(f"SELECT 1 FROM failures WHERE {_OF_KEY} AND kind='content'", key.values))
+        return bool(self.run(f"SELECT 1 FROM failures WHERE {_OF_KEY} AND kind='content'", astuple(key)))
 
-    def texts(self, rows: Sequence[int]) -> dict[int, str]:
-        """Texts of answers by row."""
-        return dict(self._by_row("row, text", rows))
-
-    def details(self, rows: Sequence[int]) -> Iterator[tuple[Any, ...]]:
-        """Row, text, prompt_sha256, model, usage and creation time of answers."""
-        return self._by_row("row, text, prompt_sha256, model, usage, created", rows)
-
-    def newest(self, rows: Sequence[int]) -> str | None:
-        """Creation time of the answer among these that was stored last."""
-        return next((created for (created,) in self._by_row("created", [max(rows)])), None) if rows else None
-
-    def _by_row(self, columns: str, rows: Sequence[int]) -> Iterator[tuple[Any, ...]]:
-        for start in range(0, len(rows), _ROWS_AT_A_TIME):
-            part = rows[start : start + _ROWS_AT_A_TIME]
-            marks = ",".join("?" * len(part))
-            yield from self.run(f"SELECT {columns} FROM answers WHERE row IN ({marks})", part)
+    def details(self, rows: Sequence[int]) -> dict[int, list[Any]]:
+        """Text, prompt_sha256, model, usage and creation time of answers by row."""
+        columns = "row, text, prompt_sha256, model, usage, created"
+        found = self.run(f"SELECT {columns} FROM answers WHERE {_OF_ROWS}", [json.dumps(rows)])
+        return {row: values for row, *values in found}
 
     def with_problem(self, problem: str, rows: Sequence[int]) -> int:
         """How many of these answers have a problem that did not make them unusable."""
-        flawed = {row for (row,) in self.run("SELECT row FROM answers WHERE problem=?", (problem,))}
-        return sum(row in flawed for row in rows)
+        sql = f"SELECT count(*) FROM answers WHERE problem=? AND {_OF_ROWS}"
+        return self.run(sql, (problem, json.dumps(rows)))[0][0]
 
     def prompt(self, sha256: str) -> str | None:
         """Text of a prompt by its hash."""
         rows = self.run("SELECT text FROM prompts WHERE sha256=?", (sha256,))
         return rows[0][0] if rows else None
 
+    def keep(
+        self, key: Key, answer: Answer, text: str, problem: str, *, usable: bool, attempts: int, server: str
+    ) -> None:
+        """Store an answer, with its text and problem as judged; a usable one ends what was said of its failure."""
+        usage = json.dumps(answer.usage)
+        values = (text, usage, answer.finish_reason, answer.seconds, attempts, problem, server, now())
+        verb, table = ("INSERT OR IGNORE", "answers") if usable else ("INSERT", "rejected")
+        marks = ",".join("?" * 13)
+        self.run(f"{verb} INTO {table} ({_KEY}, {_ANSWER_VALUES}) VALUES ({marks})", (*astuple(key), *values))
+        if usable:
+            forget = "DELETE FROM failures WHERE subject=? AND id=? AND model=? AND parameters=?"
+            self.run(forget, (key.subject, key.id, key.model, key.parameters))
 
-def answered(
-    key: Key, answer: Answer, text: str, problem: str, *, usable: bool, attempts: int, server: str
-) -> list[Statement]:
-    """Statements that store an answer; a usable one ends what was said of its failure."""
-    values = (
-        *key.values,
-        text,
-        json.dumps(answer.usage),
-        answer.finish_reason,
-        answer.seconds,
-        attempts,
-        problem,
-        server,
-        now(),
-    )
-    if not usable:
-        return [(_INSERT["rejected"], values)]
-    forget = "DELETE FROM failures WHERE subject=? AND id=? AND model=? AND parameters=?"
-    return [
-        (_INSERT["answers"], values),
-        (forget, (key.subject, key.id, key.model, key.parameters)),
-    ]
+    def keep_prompt(self, sha256: str, version: str, text: str) -> None:
+        """Store the text of a prompt."""
+        self.run("INSERT OR IGNORE INTO prompts VALUES (?,?,?)", (sha256, version, text))
 
+    def fail(self, key: Key, kind: str, message: str) -> None:
+        """List a subject as failed."""
+        self.run("INSERT OR REPLACE INTO failures VALUES (?,?,?,?,?,?,?,?)", (*astuple(key), kind, message, now()))
 
-def failed(key: Key, kind: str, message: str) -> Statement:
-    """Statement that lists a subject as failed."""
-    return f"INSERT OR REPLACE INTO failures ({_KEY}, kind, message, created) VALUES (?,?,?,?,?,?,?,?)", (
-        *key.values,
-        kind,
-        message,
-        now(),
-    )
-
-
-def event(key: Key, kind: str, message: str) -> Statement:
-    """Statement that records an attempt without an answer."""
-    return "INSERT INTO events VALUES (?,?,?,?,?)", (key.subject, key.id, kind, message, now())
-
-
-def asked(sha256: str, version: str, text: str) -> Statement:
-    """Statement that keeps the text of a prompt."""
-    return "INSERT OR IGNORE INTO prompts VALUES (?,?,?)", (sha256, version, text)
-
-
-class Committer:
-    """Writes to a store from an event loop: what is handed in meanwhile is committed together.
-
-    Only the commit, which waits for the disk, runs in a thread: every single statement there would wait for the
-    interpreter's lock.
-
-    Parameters
-    ----------
-    store
-        An open store.
-    """
-
-    def __init__(self, store: Store) -> None:
-        self._store = store
-        self._pending: list[tuple[list[Statement], asyncio.Future[None]]] = []
-        self._task: asyncio.Task[None] | None = None
-        self._thread = ThreadPoolExecutor(1)
-
-    async def commit(self, statements: list[Statement]) -> None:
-        """Return once the statements are on the disk.
-
-        Raises
-        ------
-        StorageError
-            If they could not be written.
-        """
-        done: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        self._pending.append((statements, done))
-        if self._task is None:
-            self._task = asyncio.create_task(self._write())
-        await asyncio.shield(done)
-
-    async def _write(self) -> None:
-        loop = asyncio.get_running_loop()
-        while self._pending:
-            batch, self._pending = self._pending, []
-            everything = [statement for statements, _ in batch for statement in statements]
-            try:
-                self._store.begin(everything)
-                await loop.run_in_executor(self._thread, self._store.commit)
-            except Exception as error:
-                for _, done in batch:
-                    done.set_exception(_copy(error))
-            else:
-                for _, done in batch:
-                    done.set_result(None)
-        self._task = None
-
-    async def close(self) -> None:
-        """Wait for what is being written."""
-        while self._task is not None:
-            await self._task
-        self._thread.shutdown()
+    def record(self, key: Key, kind: str, message: str) -> None:
+        """Record an attempt without an answer."""
+        self.run("INSERT INTO events VALUES (?,?,?,?,?)", (key.subject, key.id, kind, message, now()))
 
 
 def answers_path(data: Dataset) -> Path:
@@ -295,10 +187,3 @@ def exclusive(store: Store) -> AbstractContextManager[None]:
     return storage.exclusive(
         store.path.with_suffix(".lock"), f"another process is asking a model for {store.path.stem}"
     )
-
-
-def _copy(error: Exception) -> Exception:
-    """The same error for another waiter: one exception object must not be raised twice."""
-    if isinstance(error, StorageError):
-        return StorageError(error.message, error.hint)
-    return RuntimeError(f"an answer could not be stored: {error!r}")

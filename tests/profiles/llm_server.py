@@ -9,23 +9,23 @@ import asyncio
 import gzip
 import hashlib
 import json
+import re
 import sqlite3
 import threading
 import time
 from collections import Counter
 from collections.abc import Awaitable, Callable
-from contextlib import closing
+from contextlib import closing, suppress
 from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
-from types import TracebackType
 from typing import Any, Self
 
 from spike_kit.data.dataset import Dataset, SourceFile, create_dataset
 from spike_kit.profiles.generate import Generation, GenerationConfig
 from spike_kit.profiles.jobs import Progress, run_jobs
 from spike_kit.profiles.llm import LLMConfig
-from spike_kit.profiles.loopback import LoopbackServer, completion, response
+from spike_kit.profiles.loopback import completion
 from spike_kit.profiles.store import Store
 from tests.world import ITEMS_PER_GROUP, USERS_PER_GROUP, make_world
 
@@ -83,7 +83,14 @@ def prose(asked: Asked, words: int = 30) -> str:
     return " ".join((said.split() * 20)[:words])
 
 
-class ScriptedServer(LoopbackServer):
+def response(status: int, value: Any, headers: str = "") -> bytes:
+    """HTTP response with a JSON body, or with these bytes; ``headers`` are further lines, each ending in CRLF."""
+    body = value if isinstance(value, bytes) else json.dumps(value).encode()
+    kind = "" if "Content-Type" in headers else "Content-Type: application/json\r\n"
+    return f"HTTP/1.1 {status} -\r\n{kind}Content-Length: {len(body)}\r\n{headers}\r\n".encode() + body
+
+
+class ScriptedServer:
     """Answers as a script says, counts and remembers; use it as a context: it runs in a thread.
 
     Parameters
@@ -100,9 +107,10 @@ class ScriptedServer(LoopbackServer):
     """
 
     def __init__(self, script: Script | None = None) -> None:
-        super().__init__()
         self.script: Script = script or (lambda _: good())
         self.log: list[Asked] = []
+        self.bodies: list[dict[str, Any]] = []
+        self.requests = 0
         self.counts: Counter[str] = Counter()
         self.peak = 0
         self.base_url = ""
@@ -115,24 +123,32 @@ class ScriptedServer(LoopbackServer):
         assert self._ready.wait(10), "the server did not start"
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self._loop.call_soon_threadsafe(self._over.set)
         self._thread.join(10)
         assert not self._thread.is_alive(), "the server did not end"
 
     async def _run(self) -> None:
         self._loop, self._over = asyncio.get_running_loop(), asyncio.Event()
-        async with self.running() as self.base_url:
+        async with await asyncio.start_server(self._serve, "127.0.0.1", 0) as server:
+            self.base_url = f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}/v1"
             self._ready.set()
             await self._over.wait()
             for task in asyncio.all_tasks() - {asyncio.current_task()}:
                 task.cancel()
 
-    async def respond(self, head: bytes, body: bytes, writer: asyncio.StreamWriter) -> None:
+    async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        with suppress(asyncio.IncompleteReadError, asyncio.CancelledError, ConnectionError):
+            while True:
+                head = await reader.readuntil(b"\r\n\r\n")
+                size = int(head.lower().partition(b"content-length:")[2].split(b"\r\n")[0])
+                await self._respond(head, await reader.readexactly(size), writer)
+        writer.close()
+
+    async def _respond(self, head: bytes, body: bytes, writer: asyncio.StreamWriter) -> None:
         """Answer one request as the script says."""
         request = json.loads(body)
+        self.bodies.append(request)
         subject = subject_of(request["messages"])
         self.requests += 1
         self.counts[subject] += 1
@@ -180,11 +196,11 @@ def fails(status: int, code: str = "", message: str = "made to fail", headers: s
     return reply
 
 
-def sends(value: Any) -> Reply:
-    """Status 200 with this JSON value, or with these bytes."""
+def sends(value: Any, status: int = 200, headers: str = "") -> Reply:
+    """A JSON value, or bytes as they are."""
 
     async def reply(asked: Asked, writer: asyncio.StreamWriter) -> None:
-        writer.write(_head(len(value)) + value if isinstance(value, bytes) else response(200, value))
+        writer.write(response(status, value, headers))
 
     return reply
 
@@ -253,7 +269,7 @@ async def never_ends(asked: Asked, writer: asyncio.StreamWriter) -> None:
 async def compresses(asked: Asked, writer: asyncio.StreamWriter) -> None:
     """Send a good answer compressed, though the client asked for identity."""
     body = gzip.compress(json.dumps(completion(prose(asked), asked.body)).encode())
-    writer.write(_head(len(body), "Content-Encoding: gzip\r\n") + body)
+    writer.write(response(200, body, "Content-Encoding: gzip\r\n"))
 
 
 async def redirects(asked: Asked, writer: asyncio.StreamWriter) -> None:
@@ -262,11 +278,6 @@ async def redirects(asked: Asked, writer: asyncio.StreamWriter) -> None:
 
 
 _CHUNKED = b"HTTP/1.1 200 -\r\nContent-Type: application/json\r\nTransfer-Encoding: chunked\r\n\r\n"
-
-
-def _head(size: int, headers: str = "") -> bytes:
-    head = f"HTTP/1.1 200 -\r\nContent-Type: application/json\r\nContent-Length: {size}\r\n{headers}\r\n"
-    return head.encode()
 
 
 class Gate:
@@ -299,6 +310,12 @@ class Gate:
             await asyncio.sleep(0.003)
         self.left -= 1
         await good()(asked, writer)
+
+
+def item_of(asked: Asked) -> int:
+    """Item a prompt is about; -1 for prompts about others."""
+    named = re.match(r'item: "\w+ film (\d+)"', asked.prompt.splitlines()[1])
+    return int(named[1]) if named else -1
 
 
 def distinct_world(path: Path) -> Dataset:

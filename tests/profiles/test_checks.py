@@ -9,7 +9,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from spike_kit.profiles.checks import REMEDIES, find_problem, remedy, tidy
-from spike_kit.profiles.llm import Answer
+from spike_kit.profiles.replies import Answer
 
 GOOD = "A slow, sad drama about the people of a small town, for viewers who like quiet films."
 
@@ -37,6 +37,14 @@ def answer(text: str, finish_reason: str = "stop", refusal: str = "") -> Answer:
         f"<think>Let me see. A drama.</think>\n\n{GOOD}",
         f"<think>\nOne.\n</think>{GOOD}",
         f"<think></think>\n```\n{GOOD}\n```",
+        f"<|channel|>analysis<|message|>Be short.<|end|><|start|>assistant<|channel|>final<|message|>{GOOD}",
+        f"analysisWe need to write a profile and keep it short.assistantfinal{GOOD}",
+        f"◁think▷The user wants a profile.◁/think▷{GOOD}",
+        f"[THINK]The user wants a profile.[/THINK]{GOOD}",
+        f"<thinking>The user wants a profile.</thinking>\n{GOOD}",
+        f"{GOOD}<|im_end|>",
+        f"<s> {GOOD}</s>",
+        f"{GOOD}<end_of_turn>",
         f"# Profile\n\n{GOOD}",
         f"### Heat (1995)\n{GOOD}",
         f"Profile: {GOOD}",
@@ -99,7 +107,8 @@ def test_thoughts_whose_beginning_the_server_ate_are_taken_off_too() -> None:
         ("**I'm unable to write the profile that was asked for.**", "refused"),
         ("I'm sorry " + "and the story of the town goes on with the people of it " * 8, ""),
         ("Sorry Wrong Number is one of the great films of its decade, tense and dark.", "refused"),
-        ("<think>It is a drama and I should", "truncated"),
+        ("<think>It is a drama and I should", "thoughts"),
+        ("analysisWe need to write a profile of the film, which is", "thoughts"),
         ("Ein langsames, trauriges Drama über Menschen in einer kleinen Stadt, die vieles verlieren und doch hoffen.",
          "language"),
         ("Медленная драма о людях маленького города, для тех, кто любит тихие фильмы и долгие разговоры.", "language"),
@@ -119,7 +128,9 @@ def test_what_is_wrong_with_an_answer(text: str, problem: str) -> None:
     ("given_answer", "problem"),
     [
         (answer(GOOD, "length"), "truncated"),
-        (answer("", "length"), "truncated"),
+        (answer("", "length"), "thoughts"),
+        (Answer("", "stop", {}, 0.1, thoughts="reasoning"), "thoughts"),
+        (Answer(GOOD, "stop", {}, 0.1, thoughts="reasoning"), ""),
         (answer(GOOD, "content_filter"), "refused"),
         (answer("", "stop", refusal="I will not."), "refused"),
         (answer(GOOD, "eos"), ""),
@@ -138,7 +149,7 @@ def test_the_limit_is_that_of_the_subject() -> None:
 
 @pytest.mark.parametrize("problem", REMEDIES)
 def test_every_remedy_is_complete(problem: str) -> None:
-    said = remedy(problem, "one two three", 100)
+    said = remedy(100, problem, "one two three")
     assert "{" not in said
     assert said.endswith(".")
     if problem == "too_long":
@@ -146,7 +157,29 @@ def test_every_remedy_is_complete(problem: str) -> None:
         assert "100 words" in said
 
 
-MARKS = ["```", "<think>", "</think>", "{", "}", '"', "“", "”", "'", "**", "*", '{"a": "', '"}', '{"a":' * 50, "[" * 50]
+MARKS = [
+    "<|end|>",
+    "<|channel|>final<|message|>",
+    "[THINK]",
+    "</s>",
+    "analysisW",
+    "assistantfinal",
+    "```",
+    "<think>",
+    "</think>",
+    "{",
+    "}",
+    '"',
+    "“",
+    "”",
+    "'",
+    "**",
+    "*",
+    '{"a": "',
+    '"}',
+    '{"a":' * 50,
+    "[" * 50,
+]
 WORDS = ["\n", " ", "word ", "json\n", "# Head\n", "Profile: ", "I'm sorry", "\u200b", "\x00", "\\", "é", "影"]
 PIECES = st.sampled_from([*MARKS, *WORDS])
 TEXTS = st.one_of(st.text(max_size=80), st.lists(PIECES, max_size=14).map("".join))

@@ -47,12 +47,12 @@ def test_english_is_estimated_a_little_high() -> None:
 def test_the_list_of_the_kit_has_the_models_and_a_date() -> None:
     listed = prices()
     assert {"gpt-4o-mini", "gpt-4o", "gpt-5-mini"} <= set(listed.models)
-    assert listed.models["gpt-4o-mini"] == (0.15, 0.60)
+    assert listed.cost("gpt-4o-mini", 1_000_000, 1_000_000) == pytest.approx(0.15 + 0.60)
     assert date(2026, 1, 1) <= listed.as_of <= date.today()
     assert listed.currency == "USD"
     assert listed.batch_share == 0.5
     assert listed.path.name == "prices.toml"
-    assert all(0 < cheap < dear for cheap, dear in listed.models.values())
+    assert all(0 < price.input < price.output for price in listed.models.values())
 
 
 def test_costs_are_what_one_gets_by_hand() -> None:

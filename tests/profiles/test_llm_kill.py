@@ -2,25 +2,26 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
+import multiprocessing
 import os
 import random
 import shutil
 import signal
-import subprocess
-import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from types import TracebackType
-from typing import Any, Self
+from typing import Any
 
+import httpx2
 import pytest
 
-from spike_kit.base import paths
+from spike_kit.base.errors import SpikeKitError
 from spike_kit.data.dataset import Dataset
-from spike_kit.profiles.llm import AMBIGUOUS
-from tests.profiles.llm_server import Gate, ScriptedServer, distinct_world, generation, stored
+from spike_kit.profiles.generate import Outcome
+from spike_kit.profiles.replies import AMBIGUOUS
+from tests.profiles.llm_server import Gate, ScriptedServer, generation, stored
 
 SUBJECTS = 124
 CONCURRENCY = 8
@@ -28,142 +29,74 @@ KILLS = 20
 PATIENCE = 60.0
 """Seconds that anything may take before a test gives up; none of them is part of what is tested."""
 
-CLIENT = """
-import asyncio, json, os, sys
 
-from spike_kit.data.dataset import Study
-from spike_kit.errors import SpikeKitError, require
-from tests.profiles.llm_server import generation
+def generate(order: dict[str, Any]) -> None:
+    """Run a generation in a process of its own, in a running event loop as in a notebook's cell or without."""
+    os.environ["SPIKE_KIT_HOME"] = order["home"]
+    setattr(httpx2._transports.default, "create_ssl_context", lambda **_: _CERTIFICATES)  # noqa: B010
+    made = generation(Dataset.open("world"), order["base_url"], concurrency=CONCURRENCY)
 
-require("openai", "llm"), require("httpx2", "llm")
+    async def cell() -> Outcome:
+        return made.run()
 
-
-def generate(order):
     try:
-        os.environ["SPIKE_KIT_HOME"] = order["home"]
-        made = generation(Dataset.open("world"), order["base_url"], concurrency=order["concurrency"])
-        outcome = asyncio.new_event_loop().run_until_complete(cell(made)) if order["notebook"] else made.run()
+        outcome = asyncio.run(cell()) if order["notebook"] else made.run()
         result = {"stopped": outcome.progress.stopped, "done": outcome.progress.done, "path": str(outcome.path)}
     except (SpikeKitError, KeyboardInterrupt) as error:
         result = {"error": type(error).__name__, "message": str(error)}
-    with open(order["result"], "w") as file:
-        json.dump(result, file)
-
-
-async def cell(made):
-    return made.run()
-
-
-def say(value):
-    sys.stdout.write(f"{value}\\n")
-    sys.stdout.flush()
-
-
-say("ready")
-while line := sys.stdin.readline():
-    order = json.loads(line)
-    if "wait" in order:
-        say(os.waitstatus_to_exitcode(os.waitpid(order["wait"], 0)[1]))
-        continue
-    child = os.fork()
-    if child == 0:
-        code = 1
-        try:
-            generate(order)
-            code = 0
-        finally:
-            os._exit(code)
-    say(child)
-"""
-"""A process that has imported everything, and starts clients by forking: a new one costs milliseconds."""
+    Path(order["result"]).write_text(json.dumps(result))
 
 
 class Clients:
-    """Starts client processes, one ``run`` each; use it as a context.
+    """Starts client processes, one ``run`` each, forked from one that has imported everything."""
 
-    Attributes
-    ----------
-    base_url
-        Server the clients ask.
-    home
-        Their home folder, where their results are left, too.
-    """
+    def __init__(self, home: Path, base_url: str) -> None:
+        self._order = {"home": str(home), "base_url": base_url}
+        self._results: dict[Any, Path] = {}
 
-    def __init__(self) -> None:
-        self.base_url, self.home = "", Path()
-        self._started: dict[int, Path] = {}
-
-    def __enter__(self) -> Self:
-        self._parent = subprocess.Popen(
-            [sys.executable, "-c", CLIENT], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
-        )
-        assert self._line() == "ready"
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self._parent.communicate(timeout=10)
-
-    def _line(self) -> str:
-        assert self._parent.stdout is not None
-        return self._parent.stdout.readline().strip()
-
-    def _order(self, value: dict[str, Any]) -> int:
-        assert self._parent.stdin is not None
-        self._parent.stdin.write(json.dumps(value) + "\n")
-        self._parent.stdin.flush()
-        return int(self._line())
-
-    def start(self, notebook: bool = False) -> int:
-        """Start a run, in a running event loop as in a notebook's cell or without; gives the id of its process."""
-        result = self.home / f"result-{time.monotonic_ns()}.json"
-        order = {"base_url": self.base_url, "home": str(self.home), "result": str(result)}
-        process = self._order(order | {"concurrency": CONCURRENCY, "notebook": notebook})
-        self._started[process] = result
+    def start(self, notebook: bool = False) -> Any:
+        """Start a run; gives its process."""
+        result = Path(self._order["home"]) / f"result-{len(self._results)}.json"
+        order = self._order | {"notebook": notebook, "result": str(result)}
+        process = _CONTEXT.Process(target=generate, args=(order,))
+        process.start()
+        self._results[process] = result
         return process
 
-    def wait(self, process: int) -> tuple[int, dict[str, Any]]:
+    def wait(self, process: Any) -> tuple[int, dict[str, Any]]:
         """Wait for the end of a run: exit code (negative: the signal that ended it), and what it said."""
-        code = self._order({"wait": process})
-        result = self._started.pop(process)
-        return code, json.loads(result.read_text()) if result.is_file() else {}
+        process.join(PATIENCE)
+        result = self._results[process]
+        return process.exitcode, json.loads(result.read_text()) if result.is_file() else {}
 
-    def kill(self, process: int) -> float:
-        """End a run the hard way; gives the time just before."""
-        moment = time.monotonic()
-        os.kill(process, signal.SIGKILL)
+    def kill(self, process: Any) -> None:
+        """End a run the hard way."""
+        process.kill()
         assert self.wait(process)[0] == -signal.SIGKILL
-        return moment
 
     def kill_all(self) -> None:
         """End what is still running."""
-        for process in list(self._started):
-            self.kill(process)
+        for process in self._results:
+            process.kill()
+            process.join()
+
+
+_CERTIFICATES = httpx2.create_ssl_context()
+"""Read once, in the process that the clients are forked from."""
+
+_CONTEXT = multiprocessing.get_context("forkserver")
+
+
+@pytest.fixture(scope="module", autouse=True)
+def preloaded() -> None:
+    _CONTEXT.set_forkserver_preload(["openai", "httpx2", __name__])
 
 
 @pytest.fixture
-def films(home: Path) -> Dataset:
-    return distinct_world(paths.data_root() / "world")
-
-
-@pytest.fixture
-def server() -> Iterator[ScriptedServer]:
-    with ScriptedServer() as running:
-        yield running
-
-
-@pytest.fixture(scope="module")
-def parent() -> Iterator[Clients]:
-    with Clients() as running:
-        yield running
-
-
-@pytest.fixture
-def clients(parent: Clients, films: Dataset, server: ScriptedServer, home: Path) -> Iterator[Clients]:
-    parent.base_url, parent.home = server.base_url, home
-    yield parent
-    parent.kill_all()
+def clients(films: Dataset, server: ScriptedServer, home: Path) -> Iterator[Clients]:
+    running = Clients(home, server.base_url)
+    yield running
+    running.kill_all()
 
 
 def until(condition: Callable[[], bool], what: str, seconds: float = PATIENCE) -> None:
@@ -272,8 +205,8 @@ def test_a_polite_signal_awaits_the_calls_in_flight(
     server.script = gate
     process = clients.start()
     until(lambda: len(server.log) == 30 + CONCURRENCY, "calls in flight")
-    os.kill(process, number)
-    time.sleep(1.0)
+    os.kill(process.pid, number)
+    time.sleep(0.5)
     assert len(server.log) == 30 + CONCURRENCY
     gate.left = SUBJECTS
     code, result = clients.wait(process)
@@ -293,9 +226,9 @@ def test_a_second_polite_signal_ends_at_once_and_keeps_what_arrived(
     process = clients.start()
     until(lambda: len(server.log) == 30 + CONCURRENCY, "calls in flight")
     until(lambda: len(kept(films, server)) == 30, "the answers on disk")
-    os.kill(process, signal.SIGTERM)
-    time.sleep(1.0)
-    os.kill(process, signal.SIGTERM)
+    os.kill(process.pid, signal.SIGTERM)
+    time.sleep(0.5)
+    os.kill(process.pid, signal.SIGTERM)
     assert clients.wait(process)[0] == -signal.SIGTERM
     gate.dead = time.monotonic()
     assert stored(generation(films, server.base_url), "SELECT count(*) FROM answers") == [(30,)]
@@ -312,8 +245,8 @@ def test_an_interrupted_cell_of_a_notebook_ends_the_run_too(
     server.script = gate
     process = clients.start(notebook=True)
     until(lambda: len(server.log) == 30 + CONCURRENCY, "calls in flight")
-    os.kill(process, signal.SIGINT)
-    time.sleep(1.0)
+    os.kill(process.pid, signal.SIGINT)
+    time.sleep(0.5)
     gate.left = SUBJECTS
     clients.wait(process)
     assert len(server.log) == 30 + CONCURRENCY, "the run went on after the interrupt"
@@ -346,11 +279,11 @@ def test_a_kill_while_the_table_is_written_costs_no_request(
     assert clients.wait(clients.start())[0] == 0
     table = films.profiles_path("told")
     halves = 0
-    for _ in range(3):
+    for _ in range(2):
         table.unlink()
         process = clients.start()
         until(lambda: table.exists() or any(table.parent.glob(".spike-kit-tmp-*")), "the table or its beginning")
-        os.kill(process, signal.SIGKILL)
+        os.kill(process.pid, signal.SIGKILL)
         clients.wait(process)
         halves += not table.exists()
         for left in table.parent.glob(".spike-kit-tmp-*"):

@@ -10,7 +10,7 @@ import sqlite3
 import threading
 import time
 import traceback
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Collection
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -22,7 +22,6 @@ from spike_kit.base import paths
 from spike_kit.base.errors import LLMError, SpikeKitError, StorageError
 from spike_kit.data.dataset import Dataset, SourceFile, create_dataset
 from spike_kit.data.tables import Tables
-from spike_kit.profiles import jobs
 from spike_kit.profiles.checks import tidy
 from spike_kit.profiles.jobs import Progress
 from spike_kit.profiles.prompts import Prompt, PromptWriter
@@ -32,18 +31,18 @@ from tests.profiles.llm_server import (
     Reply,
     ScriptedServer,
     ask,
-    distinct_world,
     events,
     fails,
     generation,
     good,
     ids,
+    item_of,
     prose,
     says,
     sends,
     stored,
 )
-from tests.world import cut_world, make_world
+from tests.world import make_world
 
 SUBJECTS = 124
 KINDS = ("item", "auxiliary", "user")
@@ -54,6 +53,7 @@ GERMAN = (
 JAPANESE = "これは海辺の町で暮らす家族の物語です。 静かな 映画が 好きな 人に 向いています。 音楽も 美しい。"
 CANNOT = "I'm sorry, but I can't help with writing a profile of this person from the data that you gave me."
 
+THINKING = "Okay, the user wants a profile of the film, so I look at the data."
 BAD: dict[str, tuple[Reply, str]] = {
     "nothing": (says(""), "empty"),
     "a word": (says("Sure!"), "empty"),
@@ -63,51 +63,46 @@ BAD: dict[str, tuple[Reply, str]] = {
     "no content but a refusal": (says("", content=None, refusal="No."), "refused"),
     "a filter": (says(prose, finish_reason="content_filter"), "refused"),
     "cut": (says(prose, finish_reason="length"), "truncated"),
-    "thoughts without an end": (says("<think>The film is about the sea and the people of it, so"), "truncated"),
     "German": (says(GERMAN), "language"),
     "Japanese": (says(JAPANESE), "language"),
 }
 """Answers that cannot be used."""
 
+THOUGHTS: dict[str, tuple[Reply, str]] = {
+    "Ollama": (says("", reasoning=THINKING), "the answer lies in `reasoning`"),
+    "Ollama, cut": (says("", "length", reasoning=THINKING), "the answer lies in `reasoning`"),
+    "DeepSeek": (says("", content=None, reasoning_content=THINKING), "the answer lies in `reasoning_content`"),
+    "hidden": (says("", "length"), "the answer holds thoughts alone"),
+    "without an end": (says(f"<think>{THINKING}", "length"), "the answer holds thoughts alone"),
+    "gpt-oss": (says(f"<|channel|>analysis<|message|>{THINKING}"), "the answer holds thoughts alone"),
+}
+"""Answers that a model spent on its thoughts, and what is said of them."""
+
 LONG = says(lambda asked: prose(asked, 200))
 
-
-@pytest.fixture
-def films(home: Path) -> Dataset:
-    return distinct_world(paths.data_root() / "world")
-
-
-@pytest.fixture(autouse=True)
-def short_pauses(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(jobs, "_FIRST_PAUSE", 0.02)
-
-
-@pytest.fixture
-def server() -> Iterator[ScriptedServer]:
-    with ScriptedServer() as running:
-        yield running
+pytestmark = pytest.mark.usefixtures("short_pauses")
 
 
 def about(asked: Asked, *items: int) -> bool:
-    """Whether this is the prompt of one of these items (of the first group)."""
-    return asked.prompt.splitlines()[1] in {f'item: "Comedy film {item}"' for item in items}
+    """Whether it is the prompt of one of these items."""
+    return item_of(asked) in items
 
 
-@pytest.mark.parametrize("case", BAD)
 def test_an_answer_that_cannot_be_used_is_asked_for_once_more_then_reported(
-    films: Dataset, server: ScriptedServer, case: str
+    films: Dataset, server: ScriptedServer
 ) -> None:
-    reply, problem = BAD[case]
-    server.script = lambda asked: reply if about(asked, 2, 5) else good()
+    cases, n = list(BAD.values()), len(BAD)
+    server.script = lambda asked: cases[item_of(asked)][0] if item_of(asked) < n else good()
     made = generation(films, server.base_url)
-    progress = ask(made, 8)
-    assert (server.requests, progress.calls, progress.done, progress.failed) == (6 + 2 * 2, 10, 6, 2)
-    assert (dict(progress.problems), dict(progress.failures)) == ({problem: 4}, {problem: 2})
-    assert sorted(stored(made, "SELECT id, kind FROM failures")) == [(2, problem), (5, problem)]
-    assert ids(made, "answers") == {0, 1, 3, 4, 6, 7}
-    assert sorted(stored(made, "SELECT id, problem FROM rejected")) == [(2, problem)] * 2 + [(5, problem)] * 2
+    progress = ask(made, n + 4)
+    kinds = [kind for _, kind in cases]
+    assert (server.requests, progress.calls, progress.done, progress.failed) == (2 * n + 4, 2 * n + 4, 4, n)
+    assert progress.problems == {kind: 2 * kinds.count(kind) for kind in kinds}
+    assert stored(made, "SELECT id, kind FROM failures ORDER BY id") == list(enumerate(kinds))
+    assert stored(made, "SELECT id, problem FROM rejected ORDER BY id")[::2] == list(enumerate(kinds))
+    assert ids(made, "answers") == set(range(n, n + 4))
     assert (events(made), progress.unclear) == ({}, 0)
-    for item in (2, 5):
+    for item in range(n):
         first, second = (asked.messages for asked in server.log if about(asked, item))
         assert second[:2] == first
         said = [text for (text,) in stored(made, f"SELECT text FROM rejected WHERE id={item} ORDER BY row LIMIT 1")]
@@ -115,12 +110,32 @@ def test_an_answer_that_cannot_be_used_is_asked_for_once_more_then_reported(
         assert second[-1]["role"] == "user"
         assert len(second[-1]["content"]) > 40
     server.forget()
-    progress = ask(made, 8)
-    assert (server.requests, progress.found, progress.failed) == (2, 6, 2), "one more try each"
-    assert all(about(asked, 2, 5) and len(asked.messages) > 2 for asked in server.log)
+    progress = ask(made, n + 4)
+    assert (server.requests, progress.found, progress.failed) == (n, 4, n), "one more try each"
+    assert all(item_of(asked) < n and len(asked.messages) > 2 for asked in server.log)
     server.script = lambda _: good()
-    assert (ask(made, 8).done, server.requests) == (2, 4)
-    assert (ids(made, "answers"), ids(made, "failures")) == (set(range(8)), set())
+    assert (ask(made, n + 4).done, server.requests) == (n, 2 * n)
+    assert (ids(made, "answers"), ids(made, "failures")) == (set(range(n + 4)), set())
+
+
+def test_thoughts_without_an_answer_are_named_and_not_paid_for_again(films: Dataset, server: ScriptedServer) -> None:
+    cases, n = list(THOUGHTS.values()), len(THOUGHTS)
+    server.script = lambda asked: cases[item_of(asked) // 2][0] if item_of(asked) % 2 else good()
+    made = generation(films, server.base_url, concurrency=1)
+    progress = ask(made, 2 * n)
+    assert (server.requests, progress.done, progress.failures) == (2 * n, n, {"thoughts": n})
+    for place, (_, said) in enumerate(cases):
+        assert said in progress.first_failures[place]
+        assert "raise --max-tokens, or switch thinking off" in progress.first_failures[place]
+    server.forget()
+    server.script = lambda _: cases[0][0]
+    more = generation(films, server.base_url, max_tokens=500)
+    with pytest.raises(
+        LLMError,
+        match=r"(?s)5 questions in a row.*the answer lies in `reasoning`: raise --max-.*pay for the same again",
+    ):
+        ask(more, 48)
+    assert server.requests <= 5 + 4, "the whole run was paid for"
 
 
 def test_profiles_that_are_missing_keep_the_table_from_being_written(films: Dataset, server: ScriptedServer) -> None:
@@ -209,6 +224,8 @@ WRAPPED = {
     "fence": f"```\n{CLEAN}\n```",
     "fence with a language": f"```markdown\n{CLEAN}\n```",
     "thoughts": f'<think>\nThe film is "about" the sea.\n</think>\n\n{CLEAN}',
+    "thoughts of Kimi": f"◁think▷The user wants a profile.◁/think▷{CLEAN}",
+    "thoughts of gpt-oss": f"<|channel|>analysis<|message|>Short.<|end|><|channel|>final<|message|>{CLEAN}<|return|>",
     "thoughts without their beginning": f"The user wants a profile, so I look at the data.\n</think>\n\n{CLEAN}",
     "heading": f"# Profile\n\n{CLEAN}",
     "heading in bold": f"**Profile:** {CLEAN}",
@@ -221,14 +238,12 @@ WRAPPED = {
 }
 
 
-@pytest.mark.parametrize("wrapping", WRAPPED)
-def test_what_stands_around_a_profile_is_taken_off_or_asked_for_again(
-    films: Dataset, server: ScriptedServer, wrapping: str
-) -> None:
-    server.script = lambda asked: says(WRAPPED[wrapping]) if asked.nth == 1 else says(CLEAN)
+def test_what_stands_around_a_profile_is_taken_off_or_asked_for_again(films: Dataset, server: ScriptedServer) -> None:
+    wrappings = list(WRAPPED.values())
+    server.script = lambda asked: says(wrappings[item_of(asked)] if asked.nth == 1 else CLEAN)
     made = generation(films, server.base_url)
-    ask(made, 2)
-    assert [text for (text,) in stored(made, "SELECT text FROM answers")] == [CLEAN] * 2
+    ask(made, len(wrappings))
+    assert dict(stored(made, "SELECT id, text FROM answers")) == dict.fromkeys(range(len(wrappings)), CLEAN)
 
 
 @pytest.mark.parametrize(
@@ -272,42 +287,38 @@ ECHOES: dict[str, Callable[[str], Reply]] = {
     "error 500": lambda key: fails(500, key, f"no rights for {key}"),
     "error 429": lambda key: fails(429, "", f"too much of {key}", "Retry-After: 0\r\n"),
     "error 400": lambda key: fails(400, "content_filter", f"{key} is filtered"),
-    "error 401": lambda key: fails(401, "invalid_api_key", f"Incorrect API key provided: {key}."),
-    "error 401 with the key at the cut": lambda key: fails(401, "", "x" * 290 + key),
     "headers": lambda key: fails(500, headers=f"X-Request-Id: {key}\r\nSet-Cookie: session={key}\r\n"),
 }
 
 
 @pytest.mark.parametrize("key", [PLAIN_KEY, ODD_KEY], ids=["plain", "odd"])
-@pytest.mark.parametrize("where", ECHOES)
 def test_the_key_is_nowhere_after_a_run(
+    films: Dataset,
     server: ScriptedServer,
     monkeypatch: pytest.MonkeyPatch,
     caplog: pytest.LogCaptureFixture,
     home: Path,
-    where: str,
     key: str,
 ) -> None:
     monkeypatch.setenv("OPENAI_API_KEY", key)
     for name in ("", "openai", "httpx2", "httpcore2", "httpx", "httpcore", "asyncio"):
         caplog.set_level(logging.DEBUG, name)
-    echo = ECHOES[where](key)
-    server.script = lambda asked: echo if about(asked, 1) else good()
-    source = SourceFile(name="world.py", sha256="0" * 64, licence="MIT", origin="made by tests/world.py")
-    path = paths.data_root() / "small"
-    data = create_dataset(path, "small", cut_world(10, 6), sources=(source,), build={}, funnel=())
-    made, progress = generation(data, server.base_url, "echoed", fill="template", attempts=2), Progress()
-    shown = ""
+    echoes = [echo(key) for echo in ECHOES.values()]
+    server.script = lambda asked: echoes[item_of(asked)] if 0 <= item_of(asked) < len(echoes) else good()
+    made, progress = generation(films, server.base_url, "echoed", fill="template", attempts=2), Progress()
     copies: list[Path] = []
-    try:
-        made.run(progress, watch=lambda *_: copies.extend(_copied(made.answers, home)) if not copies else None)
-    except LLMError as error:
-        shown = "".join(traceback.format_exception(error))
+    made.run(progress, watch=lambda *_: copies.extend(_copied(made.answers, home)) if not copies else None)
     assert f"authorization: Bearer {key}".encode() in server.log[0].head, "the key was not in use"
-    assert any(about(asked, 1) for asked in server.log)
-    assert (shown != "") == (where.startswith("error 401"))
+    assert {item_of(asked) for asked in server.log} >= set(range(len(echoes)))
+    texts = [repr(progress)]
+    for message in (f"Incorrect API key provided: {key}.", "x" * 290 + key):
+        server.script = lambda _, message=message: fails(401, "invalid_api_key", message)
+        with pytest.raises(LLMError) as caught:
+            generation(films, server.base_url, "refused", temperature=0.5).run()
+        texts.append("".join(traceback.format_exception(caught.value)))
+    assert key[:8] not in texts[-1], "the beginning of the key stands where the message was cut"
     assert _holding(home, key) == []
-    texts = [shown, repr(progress), *(_record(record) for record in caplog.records)]
+    texts += map(_record, caplog.records)
     assert any(record.name == "httpx2" for record in caplog.records)
     assert [text[:200] for text in texts if _holds(text.encode(), key)] == []
 
@@ -468,36 +479,6 @@ def test_labels_with_line_breaks_cannot_leave_their_line_either(
     assert sum("OWNED" in prompt.user for prompt in prompts) > 100
 
 
-def full_after(pages: int) -> Callable[[Store], Store]:
-    """`Store.__enter__` with a disk that has room for so many pages of the file."""
-    enter = Store.__enter__
-
-    def entering(store: Store) -> Store:
-        opened = enter(store)
-        opened._writer.execute(f"PRAGMA max_page_count = {pages}")
-        return opened
-
-    return entering
-
-
-def test_a_full_disk_stops_the_run_and_the_next_one_goes_on(
-    films: Dataset, server: ScriptedServer, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    made = generation(films, server.base_url)
-    with monkeypatch.context() as patched:
-        patched.setattr(Store, "__enter__", full_after(40))
-        with pytest.raises(StorageError, match=r"(?s)world\.sqlite.*database or disk is full.*free some space"):
-            made.run()
-    kept = stored(made, "SELECT count(*) FROM answers")[0][0]
-    assert 10 < kept < 120
-    assert kept <= server.requests <= kept + 4
-    assert stored(made, "PRAGMA integrity_check") == [("ok",)]
-    before = server.requests
-    assert generation(films, server.base_url).run().path is not None
-    assert stored(made, "SELECT count(*) FROM answers") == [(SUBJECTS,)]
-    assert server.requests - before == SUBJECTS - kept
-
-
 class FailingCommit:
     """A connection whose commits fail from the n-th on, as they do when the disk fills up between."""
 
@@ -515,26 +496,39 @@ class FailingCommit:
         return getattr(self._connection, name)
 
 
-def test_a_commit_that_fails_stores_nothing_by_halves(
-    films: Dataset, server: ScriptedServer, monkeypatch: pytest.MonkeyPatch
+def small_disk(store: Store) -> None:
+    """Room for 40 pages of the file."""
+    store.run("PRAGMA max_page_count = 40")
+
+
+def failing_commits(store: Store) -> None:
+    """Room for five commits."""
+    store.__dict__["_database"] = FailingCommit(store._database, 5)
+
+
+@pytest.mark.parametrize("disk", [small_disk, failing_commits])
+def test_a_full_disk_stops_the_run_and_the_next_one_goes_on(
+    films: Dataset, server: ScriptedServer, monkeypatch: pytest.MonkeyPatch, disk: Callable[[Store], None]
 ) -> None:
     enter = Store.__enter__
 
     def entering(store: Store) -> Store:
-        opened = enter(store)
-        opened.__dict__["_writer"] = FailingCommit(opened._writer, 5)
-        return opened
+        disk(enter(store))
+        return store
 
     made = generation(films, server.base_url)
     with monkeypatch.context() as patched:
         patched.setattr(Store, "__enter__", entering)
-        with pytest.raises(StorageError, match="database or disk is full"):
+        with pytest.raises(StorageError, match=r"(?s)world\.sqlite.*database or disk is full.*free some space"):
             made.run()
-    before, kept = server.requests, ids(made, "answers")
-    assert 5 <= len(kept) <= 20
-    assert before <= len(kept) + 4
-    assert generation(films, server.base_url).run().progress.done == SUBJECTS - len(kept)
-    assert server.requests == before + SUBJECTS - len(kept)
+    kept = stored(made, "SELECT count(*) FROM answers")[0][0]
+    assert 5 <= kept < 120
+    assert kept <= server.requests <= kept + 4
+    assert stored(made, "PRAGMA integrity_check") == [("ok",)]
+    before = server.requests
+    assert generation(films, server.base_url).run().path is not None
+    assert stored(made, "SELECT count(*) FROM answers") == [(SUBJECTS,)]
+    assert server.requests - before == SUBJECTS - kept
 
 
 @pytest.mark.parametrize("spoiled", ["folder", "answers", "lock", "answers folder", "lock folder"])
@@ -577,13 +571,14 @@ def test_a_stop_ends_the_run_soon_and_nothing_is_asked_twice(films: Dataset, ser
 @pytest.mark.parametrize("status", [429, 503])
 def test_a_stop_ends_a_long_pause(films: Dataset, server: ScriptedServer, status: int) -> None:
     stop = threading.Event()
-    server.script = lambda asked: fails(status, headers="Retry-After: 300\r\n") if asked.number > 6 else good()
-    timer = threading.Timer(1.0, stop.set)
-    timer.start()
-    started = time.monotonic()
-    progress = ask(generation(films, server.base_url), 48, stop=stop)
-    timer.join()
-    assert time.monotonic() - started < 4
+
+    def script(asked: Asked) -> Reply:
+        if asked.number == 7:
+            threading.Timer(0.3, stop.set).start()
+        return fails(status, headers="Retry-After: 100\r\n") if asked.number > 6 else good()
+
+    server.script = script
+    progress = ask(generation(films, server.base_url), 48, stop=stop, limit=20)
     assert (progress.stopped, progress.done, progress.failed) == (True, 6, 0)
     assert server.requests <= 6 + 4 + 3
 

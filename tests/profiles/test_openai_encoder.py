@@ -16,7 +16,7 @@ from spike_kit.data.dataset import Dataset
 from spike_kit.data.vectors import ProfileVectors
 from spike_kit.profiles import openai_encoder
 from spike_kit.profiles.encode import encode_profiles, encode_texts, ensure_vectors
-from spike_kit.profiles.openai_encoder import OpenAIEncoder, request_batches
+from spike_kit.profiles.openai_encoder import OpenAIEncoder, TooLongError, request_batches
 
 KEY = "sk-'se\\cret/+1234"
 
@@ -180,7 +180,7 @@ def test_a_refusal_says_what_to_do_and_never_the_key(
     server: Server, monkeypatch: pytest.MonkeyPatch, status: int, kind: type[Exception], hint: str, form: str
 ) -> None:
     def echo(_texts: list[str], key: str) -> Answer:
-        message = "x" * 350 + f" you sent {key}, and again: {key}"
+        message = "x" * 150 + f" you sent {key}, and again: " + "x" * 60 + key
         return status, {"error": {"message": message}} if form == "json" else message.encode()
 
     monkeypatch.setattr(openai_encoder, "_RETRIES", 0)
@@ -193,6 +193,27 @@ def test_a_refusal_says_what_to_do_and_never_the_key(
     assert hint in shown
     assert "cret" not in shown
     assert caught.value.__suppress_context__
+
+
+@pytest.mark.parametrize(
+    ("status", "body", "words"),
+    [
+        (400, {"error": "the input length exceeds the context length"}, "400: the input length exceeds the context"),
+        (400, {"error": {"message": "the input length exceeds the context length"}}, "400: the input length exceeds"),
+        (413, {"detail": "inputs are too long"}, "413: inputs are too long"),
+    ],
+)
+def test_a_text_that_is_too_long_for_the_server_is_named(server: Server, status: int, body: Any, words: str) -> None:
+    server.answers = [lambda _texts, _key: (status, body)]
+    with pytest.raises(TooLongError, match=f"(?s){words}.*: 'a long one'.*shorten the profile") as caught:
+        OpenAIEncoder("m").encode(["one", "a long one", "two"])
+    assert caught.value.text == "a long one"
+
+
+def test_what_a_server_says_instead_of_vectors_is_shown(server: Server) -> None:
+    server.answers = [constant(b"<html><body>Please log in</body></html>")]
+    with pytest.raises(DataError, match="not a list of embeddings of one size: it is a web page: Please log in"):
+        OpenAIEncoder("m").encode(["a"])
 
 
 def test_no_server_is_an_error_that_names_it(monkeypatch: pytest.MonkeyPatch) -> None:

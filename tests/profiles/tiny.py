@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import asyncio
-import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from typing import Any
 
 import pandas as pd
@@ -16,8 +13,8 @@ from spike_kit.data.dataset import Dataset, SourceFile, create_dataset
 from spike_kit.data.tables import Tables
 from spike_kit.profiles.generate import Generation, GenerationConfig
 from spike_kit.profiles.llm import LLMConfig
-from spike_kit.profiles.loopback import LoopbackServer
 from spike_kit.profiles.prompts import PromptConfig
+from tests.profiles.llm_server import ScriptedServer, says
 
 FILMS = ("Alien", "Aliens", "Gladiator", "Thelma", "Heat", "Brazil")
 OTHERS = (
@@ -145,43 +142,11 @@ def prose(body: dict[str, Any]) -> str:
     return f"This is a profile of {quoted}, which is liked by those who care for the sea and for the people in it."
 
 
-@dataclass
-class Asked:
-    """Base URL of a server, and the bodies of the requests it got."""
-
-    base_url: str
-    bodies: list[dict[str, Any]]
-
-
 @contextmanager
-def served(answer: Callable[[dict[str, Any]], str] = prose) -> Iterator[Asked]:
-    """Run a loopback server in a thread; ``answer`` makes the text of an answer from the body of a request."""
-    ready, asked = threading.Event(), Asked("", [])
-    over: list[tuple[asyncio.AbstractEventLoop, asyncio.Event]] = []
-
-    def remembered(body: dict[str, Any]) -> str:
-        asked.bodies.append(body)
-        return answer(body)
-
-    async def serve() -> None:
-        ended = asyncio.Event()
-        async with LoopbackServer(remembered).running() as asked.base_url:
-            over.append((asyncio.get_running_loop(), ended))
-            ready.set()
-            await ended.wait()
-            for task in asyncio.all_tasks() - {asyncio.current_task()}:
-                task.cancel()
-
-    thread = threading.Thread(target=lambda: asyncio.run(serve()), daemon=True)
-    thread.start()
-    assert ready.wait(10), "the server did not start"
-    try:
-        yield asked
-    finally:
-        loop, ended = over[0]
-        loop.call_soon_threadsafe(ended.set)
-        thread.join(10)
-        assert not thread.is_alive(), "the server did not end"
+def served(answer: Callable[[dict[str, Any]], str] = prose) -> Iterator[ScriptedServer]:
+    """Run a server in a thread; ``answer`` makes the text of an answer from the body of a request."""
+    with ScriptedServer(lambda _: says(lambda asked: answer(asked.body))) as server:
+        yield server
 
 
 def generation(
