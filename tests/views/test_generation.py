@@ -9,7 +9,8 @@ from typing import Any
 import pytest
 
 from spike_kit.views.generation import GenerationSession, generation_panel
-from tests.profiles.tiny import Asked, generation, prose, served, tiny_study, tiny_tables
+from tests.profiles.llm_server import ScriptedServer
+from tests.profiles.tiny import generation, prose, served, tiny_study, tiny_tables
 
 KEY = "sk-planted-secret"
 
@@ -39,13 +40,13 @@ def slow() -> Slow:
 
 
 @pytest.fixture
-def server(slow: Slow) -> Iterator[Asked]:
+def server(slow: Slow) -> Iterator[ScriptedServer]:
     with served(slow) as running:
         yield running
         slow.open.set()
 
 
-def test_start_stop_and_resume(server: Asked, slow: Slow) -> None:
+def test_start_stop_and_resume(server: ScriptedServer, slow: Slow) -> None:
     data = tiny_study()
     changes: list[str] = []
     session = GenerationSession(generation(data, server.base_url, concurrency=1))
@@ -85,7 +86,7 @@ def test_start_stop_and_resume(server: Asked, slow: Slow) -> None:
     assert (session.progress.found, session.share) == (15, 1)
 
 
-def test_a_session_that_meets_finished_work_says_so(server: Asked) -> None:
+def test_a_session_that_meets_finished_work_says_so(server: ScriptedServer) -> None:
     data = tiny_study()
     first = GenerationSession(generation(data, server.base_url))
     first.start()
@@ -99,7 +100,7 @@ def test_a_session_that_meets_finished_work_says_so(server: Asked) -> None:
     assert "0 tokens in" in second.status
 
 
-def test_costs_are_shown_where_the_model_has_a_price(server: Asked) -> None:
+def test_costs_are_shown_where_the_model_has_a_price(server: ScriptedServer) -> None:
     session = GenerationSession(generation(tiny_study(), server.base_url, model="gpt-4o"))
     session.start()
     session.wait(20)
@@ -115,7 +116,7 @@ def test_gaps_are_shown_as_gaps() -> None:
     assert session.status.startswith("ended with gaps; start goes on from here (0 of 15 answered, 6 failed; ")
 
 
-def test_an_error_is_shown_without_the_key(monkeypatch: pytest.MonkeyPatch, server: Asked) -> None:
+def test_an_error_is_shown_without_the_key(monkeypatch: pytest.MonkeyPatch, server: ScriptedServer) -> None:
     monkeypatch.delenv("MY_KEY", raising=False)
     session = GenerationSession(generation(tiny_study(), "", key_variable="MY_KEY"))
     session.start()
@@ -141,7 +142,7 @@ def texts_of(widget: Any) -> list[str]:
     return own + [text for child in getattr(widget, "children", ()) for text in texts_of(child)]
 
 
-def test_the_panel_follows_the_session(server: Asked, slow: Slow) -> None:
+def test_the_panel_follows_the_session(server: ScriptedServer, slow: Slow) -> None:
     pytest.importorskip("ipywidgets")
     panel = generation_panel(generation(tiny_study(), server.base_url))
     session = panel.session

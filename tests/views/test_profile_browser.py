@@ -15,19 +15,20 @@ from spike_kit.profiles.template import TEMPLATE, template_profiles
 from spike_kit.views.passages import MARK
 from spike_kit.views.profile_browser import ProfileBrowser
 from spike_kit.views.profile_browser_panel import MOST_FACTS, profile_panel
-from tests.profiles.tiny import Asked, generation, served, tiny_study
+from tests.profiles.llm_server import ScriptedServer
+from tests.profiles.tiny import generation, served, tiny_study
 
 HOSTILE = '<img src=x onerror="alert(1)"> </script> $x$'
 
 
 @pytest.fixture
-def server() -> Iterator[Asked]:
+def server() -> Iterator[ScriptedServer]:
     with served() as asked:
         yield asked
 
 
 @pytest.fixture
-def tiny(server: Asked) -> Dataset:
+def tiny(server: ScriptedServer) -> Dataset:
     """A data set with template profiles and those of a model, which was asked through a server."""
     data = tiny_study(reviews={(0, 0): "A quiet film about the sea."})
     data.write_profiles(TEMPLATE, template_profiles(data))
@@ -74,7 +75,9 @@ def test_every_template_profile_is_held_to_all_a_prompt_could_say(data: Dataset)
         assert view.prompt(TEMPLATE).origin == "never asked"
 
 
-def test_the_prompt_is_the_one_that_was_asked(tiny: Dataset, server: Asked, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_prompt_is_the_one_that_was_asked(
+    tiny: Dataset, server: ScriptedServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
     sent = {"\n\n".join(message["content"] for message in body["messages"]) for body in server.bodies}
     view = ProfileBrowser(tiny)
     asked = [node for node in range(view.nodes.n_nodes) if PromptWriter(tiny).has_material(*view.nodes.subject(node))]
