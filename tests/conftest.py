@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -48,11 +49,18 @@ def world() -> World:
     return make_world()
 
 
-@pytest.fixture
-def data(home: Path, world: World) -> Dataset:
-    """The tiny world as a data-set folder with profiles and vectors, found under the name ``world``."""
-    written = write_world(paths.data_root() / "world")
+@pytest.fixture(scope="session")
+def built_world(tmp_path_factory: pytest.TempPathFactory, world: World) -> Path:
+    """Folder of the tiny world with profiles and vectors, made once; tests work on copies."""
+    written = write_world(tmp_path_factory.mktemp("built") / "world")
     written.write_profiles(TEMPLATE, template_profiles(written))
     metadata = vectors_metadata(written.profiles(), DEFAULT_ENCODER)
     world.vectors.save(written.embeddings_path(TEMPLATE, DEFAULT_ENCODER), metadata)
-    return written
+    return written.path
+
+
+@pytest.fixture
+def data(home: Path, built_world: Path) -> Dataset:
+    """The tiny world as a data-set folder with profiles and vectors, found under the name ``world``."""
+    shutil.copytree(built_world, paths.data_root() / "world")
+    return Dataset.open("world")

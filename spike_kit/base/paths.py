@@ -79,7 +79,7 @@ def also_called(dataset: str) -> tuple[str, ...]:
     return (dataset, *others)
 
 
-RESERVED = frozenset({"raw", "cache", "runs", "searches", "notebooks", "exports", "llm"})
+RESERVED = frozenset({"raw", "cache", "runs", "searches", "tuned", "archive", "notebooks", "exports", "llm"})
 """Folders under data/ that are no data-set folders."""
 
 

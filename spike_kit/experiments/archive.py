@@ -1,6 +1,7 @@
-"""Results that live in the repository: what is left of finished runs when their folders are not there.
+"""Tables of finished runs: what is left of them when their folders are not there.
 
-``docs/study/<data set>/`` holds ``runs.parquet`` (one row per run: configuration, metrics, environment, as JSON) and
+The archive of this machine is ``data/archive``; that of the repository, docs/study, is only read unless it is named. In
+either, ``<data set>/`` holds ``runs.parquet`` (one row per run: configuration, metrics, environment, as JSON) and
 ``per_user.parquet`` (split, user, number of train interactions, and NDCG@20 of every run in steps of 1/65535; no raw
 ids). Weights and learning curves stay behind.
 """
@@ -9,7 +10,6 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
 from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import Any
@@ -28,7 +28,7 @@ from spike_kit.experiments.run_folder import Run
 from spike_kit.training.loop import MONITOR
 
 ROOT = Path(__file__).resolve().parent.parent.parent / "docs" / "study"
-"""Where the tables live."""
+"""The archive of the repository."""
 
 RUNS, PER_USER = "runs.parquet", "per_user.parquet"
 
@@ -41,37 +41,20 @@ _TRAIN = "train"
 _PARTS = ("config", "metrics", "environment")
 
 
-@dataclass(frozen=True)
 class ArchivedRun(Run):
     """A run of which only the tables are left; it reads like any other, but has no weights and no learning curve."""
 
-    parts: dict[str, Any] = field(default_factory=dict, compare=False)
-    values: pd.DataFrame = field(default_factory=pd.DataFrame, compare=False)
+    @classmethod
+    def of(cls, path: Path, parts: Mapping[str, Any], per_user: pd.DataFrame) -> ArchivedRun:
+        """The run with what `Run` would read from its folder: ``parts`` by name, and ``per_user``."""
+        run = cls(path)
+        vars(run).update(parts, per_user=per_user, history=pd.DataFrame())
+        return run
 
     @cached_property
-    def config(self) -> dict[str, Any]:
-        """What was run."""
-        return self.parts["config"]
-
-    @cached_property
-    def metrics(self) -> dict[str, Any]:
-        """Metrics of both splits, epochs, seconds, memory."""
-        return self.parts["metrics"]
-
-    @cached_property
-    def environment(self) -> dict[str, Any]:
-        """Versions, device and commit."""
-        return self.parts["environment"]
-
-    @cached_property
-    def history(self) -> pd.DataFrame:
-        """Empty: learning curves are not kept."""
-        return pd.DataFrame()
-
-    @cached_property
-    def per_user(self) -> pd.DataFrame:
-        """Split, user, NDCG@20."""
-        return self.values
+    def question(self) -> str:
+        """What the run answers, whatever the versions it was made with."""
+        return _question(self.config)
 
     def tensors(self) -> dict[str, Tensor]:
         """Refuse: weights are not kept.
@@ -84,7 +67,12 @@ class ArchivedRun(Run):
         raise DataError(f"the weights of {self.path.name} are not kept in {self.path.parent}", "train it again")
 
 
-def write_archive(runs: Sequence[Run], data: Dataset, folder: Path | None = None) -> Path:
+def own_root() -> Path:
+    """The archive of this machine."""
+    return paths.data_root() / "archive"
+
+
+def write_archive(runs: Sequence[Run], data: Dataset, root: Path | None = None) -> Path:
     """Write the tables of finished runs of one data set; those of an earlier archive are replaced.
 
     Parameters
@@ -93,25 +81,25 @@ def write_archive(runs: Sequence[Run], data: Dataset, folder: Path | None = None
         The runs.
     data
         Their data set.
-    folder
-        Where; default: that of their data set in `ROOT`.
+    root
+        The archive; default: that of this machine.
 
     Raises
     ------
     DataError
-        If there are no runs, or not all of the study as it is.
+        If there are no runs, or not all of the data set as it is.
     """
     builds = {(run.config["dataset"], run.config["data_sha256"]) for run in runs}
     if builds != {(data.name, data_version(data))}:
-        raise DataError(f"not all runs are of {data.name} as it is built now", "give those of one build of one study")
-    target = folder or ROOT / runs[0].config["dataset"]
+        raise DataError(
+            f"not all runs are of {data.name} as it is built now", "give those of one build of one data set"
+        )
+    target = (root or own_root()) / data.name
     rows = [{"run": run.path.name, **{part: json.dumps(getattr(run, part)) for part in _PARTS}} for run in runs]
     columns = {}
     for run in runs:
         values = run.per_user.set_index(["split", "user"])[MONITOR]
         columns[run.path.name] = (values * _STEPS).round().astype("UInt16")
-    with storage.storage_errors(target):
-        target.mkdir(parents=True, exist_ok=True)
     per_user = pd.DataFrame(columns).reset_index()
     per_user.insert(2, _TRAIN, train_interactions(data).reindex(per_user["user"], fill_value=0).to_numpy())
     for name, table, numbers in ((PER_USER, per_user, list(columns)), (RUNS, pd.DataFrame(rows), [])):
@@ -127,79 +115,92 @@ def write_archive(runs: Sequence[Run], data: Dataset, folder: Path | None = None
     return target
 
 
-def read_archive(dataset: str, folder: Path | None = None) -> list[Run]:
-    """Runs of a data set in the archive, in its order; none if it has none.
+def read_archive(dataset: str, root: Path | None = None) -> list[Run]:
+    """Kept runs of one build of a data set, in their order; none if there are none.
+
+    Without ``root`` those of this machine come first, then what only the repository has.
 
     Raises
     ------
     DataError
         If the files are damaged.
     """
-    folder = folder or ROOT / dataset
-    if not (folder / RUNS).is_file():
-        return []
-    table, values = storage.read_parquet(folder / RUNS), storage.read_parquet(folder / PER_USER)
-    found: list[Run] = []
+    kept = _kept(dataset, root)
+    return [run for run in kept if run.config["data_sha256"] == kept[0].config["data_sha256"]]
+
+
+def _kept(dataset: str, root: Path | None = None) -> list[ArchivedRun]:
+    """Kept runs of a data set, each question once."""
+    found: dict[str, ArchivedRun] = {}
+    for folder in (root,) if root else (own_root(), ROOT):
+        files = [folder / dataset / name for name in (RUNS, PER_USER)]
+        if files[0].is_file():
+            for run in _read(*files, *(_stamp(file) for file in files)):
+                found.setdefault(run.question, run)
+    return list(found.values())
+
+
+def _stamp(file: Path) -> int:
+    return file.stat().st_mtime_ns if file.is_file() else 0
+
+
+@lru_cache(maxsize=8)
+def _read(runs: Path, per_user: Path, *_: int) -> tuple[ArchivedRun, ...]:
+    """Runs of an archive's two files, which are read again when they were written anew."""
+    table, values = storage.read_parquet(runs), storage.read_parquet(per_user)
+    found: list[ArchivedRun] = []
     try:
         for row in table.to_dict("records"):
             parts = {part: json.loads(row[part]) for part in _PARTS}
             own = values[["split", "user", row["run"]]].dropna().rename(columns={row["run"]: MONITOR})
             own[MONITOR] = own[MONITOR].astype(np.float64) / _STEPS
-            found.append(ArchivedRun(folder / str(row["run"]), parts, own.reset_index(drop=True)))
+            found.append(ArchivedRun.of(runs.parent / str(row["run"]), parts, own.reset_index(drop=True)))
     except (KeyError, TypeError, json.JSONDecodeError) as error:
-        raise DataError(f"{folder} is damaged: {error!r}", "take the files of the repository again") from error
-    return found
+        raise DataError(f"{runs.parent} is damaged: {error!r}", "take the files of the repository again") from error
+    return tuple(found)
 
 
-def archived_activity(dataset: str, folder: Path | None = None) -> pd.Series:
-    """Train interactions of every user that the archive of a data set knows, as `train_interactions` of the study.
+def archived_activity(dataset: str) -> pd.Series:
+    """Train interactions of every user that the archive of a data set knows, as `train_interactions` of the data set.
 
     Raises
     ------
     DataError
         If there is no archive, or it is damaged.
     """
-    folder = folder or ROOT / dataset
-    table = storage.read_parquet(folder / PER_USER)
+    own = own_root() / dataset / PER_USER
+    file = own if own.is_file() else ROOT / dataset / PER_USER
+    table = storage.read_parquet(file)
     if not {"user", _TRAIN} <= set(table):
-        raise DataError(f"{folder} is damaged", "take the files of the repository again")
+        raise DataError(f"{file} is damaged", "take the files of the repository again")
     counts = table.drop_duplicates("user").set_index("user")[_TRAIN].sort_index()
     return counts[counts > 0]
 
 
-def keep_run(run: Run, data: Dataset, folder: Path | None = None) -> None:
-    """Add a finished run to the archive, in the place of one with the same question if there is one.
+def keep_run(run: Run, data: Dataset, root: Path | None = None) -> None:
+    """Add a finished run to an archive, in the place of one with the same question if there is one.
 
     Raises
     ------
     DataError
         If the archive holds another build of the data set, or is damaged.
     """
-    same = find_kept(run.config, folder)
-    if same is not None and same.config == run.config:
-        return
-    kept = read_archive(data.name, folder)
-    question = _question(run.config)
-    write_archive([*(other for other in kept if _question(other.config) != question), run], data, folder)
+    root = root or own_root()
+    kept, question = _kept(data.name, root), _question(run.config)
+    if all(run.config != other.config for other in kept):
+        write_archive([*(other for other in kept if other.question != question), run], data, root)
 
 
-def find_kept(config: Mapping[str, Any], folder: Path | None = None) -> Run | None:
-    """The archive's run of a configuration, whatever the version of the code it was made with.
+def find_kept(config: Mapping[str, Any], root: Path | None = None) -> Run | None:
+    """The kept run of a configuration, whatever versions it was made with; of all archives without ``root``.
 
     Raises
     ------
     DataError
-        If the archive is damaged.
+        If an archive is damaged.
     """
-    where = folder or ROOT / config["dataset"]
-    stamps = tuple(file.stat().st_mtime_ns for name in (RUNS, PER_USER) if (file := where / name).is_file())
-    return _by_question(where, stamps).get(_question(config))
-
-
-@lru_cache(maxsize=8)
-def _by_question(folder: Path, stamps: tuple[int, ...]) -> dict[str, Run]:  # noqa: ARG001 (read again when they change)
-    """Kept runs of a folder by their question."""
-    return {_question(run.config): run for run in read_archive(folder.name, folder)}
+    question = _question(config)
+    return next((run for run in _kept(config["dataset"], root) if run.question == question), None)
 
 
 def known_runs(data: Dataset) -> list[Run]:
@@ -208,7 +209,7 @@ def known_runs(data: Dataset) -> list[Run]:
 
 
 def with_archived(data: Dataset, here: Sequence[Run]) -> list[Run]:
-    """Runs of this machine; what was not run here is taken from the archive, if it is of the study's present build.
+    """Runs of this machine; what was not run here is taken from the archive, if it is of the data set's present build.
 
     Two runs are the same one here if they differ in nothing but the declared versions, and the vectors' last bits.
     Seeds of different versions are not averaged: as soon as one seed was run here by another version, the archive's
@@ -221,9 +222,9 @@ def with_archived(data: Dataset, here: Sequence[Run]) -> list[Run]:
     build = data_version(data)
     return [*here] + [
         run
-        for run in read_archive(data.name)
+        for run in _kept(data.name)
         if run.config["data_sha256"] == build
-        and _question(run.config) not in known
+        and run.question not in known
         and _version(run.config) in versions.get(_question(run.config, seed=False), {_version(run.config)})
     ]
 

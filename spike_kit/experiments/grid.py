@@ -12,9 +12,10 @@ import math
 import time
 import tomllib
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from concurrent.futures import FIRST_COMPLETED, Future, wait
 from contextlib import contextmanager
 from dataclasses import dataclass
+from itertools import product
 from pathlib import Path
 from typing import Any, Literal
 
@@ -107,46 +108,29 @@ class Grid(Config):
             raise ConfigError(f"{file} is not a readable grid: {error}", "see docs/experiments.md for one") from error
         return cls.parse(values)
 
-    def texts(self) -> list[Cell]:
-        """Profiles and vectors that models of the grid read, each once."""
-        wanted = dict.fromkeys(
-            (cell.config.dataset, cell.config.profiles, cell.config.encoder)
-            for cell in (*self.searches(), *self.runs())
-            if find_model(cell.config.model).uses_text
-        )
-        return [
-            Cell(
-                "text",
-                RunConfig(dataset=dataset, profiles=profiles, encoder=encoder),
-                generation=self.profiles.get(profiles),
-            )
-            for dataset, profiles, encoder in wanted
-        ]
-
-    def searches(self) -> list[Cell]:
-        """Searches the grid needs, each once."""
-        wanted = dict.fromkeys(
-            (dataset, model)
-            for block in self.blocks
-            if block.preset == TUNED
-            for dataset in block.datasets
-            for model in block.models
-        )
-        return [Cell("search", RunConfig(model=m, dataset=d, seed=self.search.seed), self.search) for d, m in wanted]
-
-    def runs(self) -> list[Cell]:
-        """Runs of the grid, each once, in the order of the blocks."""
-        found: dict[str, Cell] = {}
+    def cells(self) -> list[Cell]:
+        """Cells of the grid, each once: texts, then searches, then runs, each after what it needs."""
+        runs: dict[str, Cell] = {}
+        searches: dict[tuple[str, str], Cell] = {}
         for block in self.blocks:
-            for dataset in block.datasets:
-                for model in block.models:
-                    for variant, changes in block.variants.items():
-                        for seed in block.seeds:
-                            config = _changed(
-                                RunConfig(model=model, dataset=dataset, preset=block.preset, seed=seed), changes
-                            )
-                            found.setdefault(config.model_dump_json(), Cell("run", config, variant=variant))
-        return list(found.values())
+            combinations = product(block.datasets, block.models, block.variants.items(), block.seeds)
+            for dataset, model, (variant, changes), seed in combinations:
+                config = RunConfig(model=model, dataset=dataset, preset=block.preset, seed=seed)
+                config = _changed(config, changes)
+                runs.setdefault(config.model_dump_json(), Cell("run", config, variant=variant))
+                if block.preset == TUNED:
+                    start = RunConfig(model=model, dataset=dataset, seed=self.search.seed)
+                    searches.setdefault((dataset, model), Cell("search", start, self.search))
+        texts = {
+            (used.dataset, used.profiles, used.encoder): Cell(
+                "text",
+                RunConfig(dataset=used.dataset, profiles=used.profiles, encoder=used.encoder),
+                generation=self.profiles.get(used.profiles),
+            )
+            for used in (cell.config for cell in (*searches.values(), *runs.values()))
+            if find_model(used.model).uses_text
+        }
+        return [*texts.values(), *searches.values(), *runs.values()]
 
 
 def _changed(config: RunConfig, changes: Mapping[str, Any]) -> RunConfig:
@@ -183,18 +167,13 @@ class Cell:
     variant: str = ""
     generation: GenerationConfig | None = None
 
-    @property
-    def needs_search(self) -> bool:
-        """Whether the settings must be tuned first."""
-        return self.kind == "run" and self.config.preset == TUNED
-
     def needs(self, other: Cell) -> bool:
         """Whether another cell must be finished first."""
         mine, its = self.config, other.config
         if self.kind == "text" or mine.dataset != its.dataset:
             return False
         if other.kind == "search":
-            return self.needs_search and mine.model == its.model
+            return self.kind == "run" and mine.preset == TUNED and mine.model == its.model
         same = (mine.profiles, mine.encoder) == (its.profiles, its.encoder)
         return other.kind == "text" and same and find_model(mine.model).uses_text
 
@@ -277,15 +256,14 @@ class GridRun:
         What is to be done.
     only
         Words that the name of a cell must hold; a run of tuned settings needs its search among the cells, or done.
-    keep
-        Whether the tables of finished runs are kept in the repository, and those found there taken for done: a long
-        study goes on where data/ was left behind (`spike_kit.experiments.archive`).
+    archive
+        Where the tables of finished runs are kept (`spike_kit.experiments.archive`), and those found there taken for
+        done: a long study goes on where data/ was left behind. None: nowhere.
     """
 
-    def __init__(self, grid: Grid, only: Sequence[str] = (), keep: bool = False) -> None:
-        self.grid, self.keep = grid, keep
-        cells = [*grid.texts(), *grid.searches(), *grid.runs()]
-        self.cells = [cell for cell in cells if all(word in cell.name.split() for word in only)]
+    def __init__(self, grid: Grid, only: Sequence[str] = (), archive: Path | None = None) -> None:
+        self.grid, self.archive = grid, archive
+        self.cells = [cell for cell in grid.cells() if all(word in cell.name.split() for word in only)]
         self.states: dict[Cell, State] = dict.fromkeys(self.cells, "waiting")
         self.outcomes: dict[Cell, Outcome] = {}
 
@@ -294,32 +272,27 @@ class GridRun:
         """Progress: kind, dataset, model, variant, seed, state, valid (NDCG@20), seconds, error; one row per cell."""
         rows = []
         for cell in self.cells:
-            outcome = self.outcomes.get(cell, Outcome())
-            of_text = cell.kind == "text"
-            rows.append(
-                {
-                    "kind": cell.kind,
-                    "dataset": cell.config.dataset,
-                    "model": "" if of_text else cell.config.model,
-                    "variant": f"{cell.config.profiles} by {cell.config.encoder}" if of_text else cell.variant,
-                    "seed": cell.config.seed,
-                    "state": self.states[cell],
-                    "valid": outcome.valid,
-                    "seconds": outcome.seconds,
-                    "error": outcome.error,
-                }
-            )
+            config, text = cell.config, cell.kind == "text"
+            row = {
+                "kind": cell.kind,
+                "dataset": config.dataset,
+                "model": "" if text else config.model,
+                "variant": f"{config.profiles} by {config.encoder}" if text else cell.variant,
+                "seed": config.seed,
+                "state": self.states[cell],
+            }
+            rows.append(row | vars(self.outcomes.get(cell, Outcome())))
         return pd.DataFrame(rows)
 
     def look(self) -> None:
         """Find out which cells are finished, without doing any."""
         for cell in self.cells:
             outcome = self._found(cell)
-            if not outcome.error and outcome is not _NOTHING:
-                self._note(cell, outcome)
+            if outcome is not None and not outcome.error:
+                self._end(cell, outcome)
 
     def do(self, submit: Submit, jobs: int, report: Callable[[Cell, Outcome], None] | None = None) -> None:
-        """Do all cells that are not finished, at most ``jobs`` at a time; a failure does not stop the others.
+        """Do all cells that are not finished, in their order; a failure does not stop the others.
 
         Parameters
         ----------
@@ -331,75 +304,62 @@ class GridRun:
             Told of every cell when it has ended.
         """
         waiting, running = list(self.cells), dict[Future[Outcome], Cell]()
-        needed = {cell: [other for other in self.cells if cell.needs(other)] for cell in self.cells}
+
+        def end(cell: Cell, outcome: Outcome, state: State | None = None) -> None:
+            self._end(cell, outcome, state)
+            if report is not None:
+                report(cell, outcome)
+
         while waiting or running:
-            for cell in list(waiting):
-                if len(running) >= jobs:
-                    break
-                failed = [other for other in needed[cell] if self.states[other] in ("failed", "blocked")]
-                if not failed and any(self.states[other] != "finished" for other in needed[cell]):
-                    continue
-                waiting.remove(cell)
-                if failed:
-                    outcome = Outcome(error=f"needs what failed: {failed[0].name}")
-                    self.states[cell], self.outcomes[cell] = "blocked", outcome
-                elif (outcome := self._found(cell)) is _NOTHING:
-                    running[submit(cell)] = cell
-                    self.states[cell] = "running"
-                    continue
-                else:
-                    self._end(cell, outcome)
-                if report is not None:
-                    report(cell, outcome)
-            if running:
+            needed = [other for other in self.cells if waiting and waiting[0].needs(other)]
+            if not waiting or len(running) >= jobs or any(self.states[other] == "running" for other in needed):
                 for future in wait(running, return_when=FIRST_COMPLETED).done:
-                    cell = running.pop(future)
-                    self._end(cell, _outcome(future))
-                    if report is not None:
-                        report(cell, self.outcomes[cell])
+                    end(running.pop(future), _outcome(future))
+                continue
+            cell = waiting.pop(0)
+            failed = [other for other in needed if self.states[other] != "finished"]
+            if failed:
+                end(cell, Outcome(error=f"needs what failed: {failed[0].name}"), "blocked")
+            elif (found := self._found(cell)) is not None:
+                end(cell, found)
+            else:
+                running[submit(cell)] = cell
+                self.states[cell] = "running"
 
     @property
     def failed(self) -> list[str]:
         """Names of the cells that failed, or wait for one that did."""
         return [cell.name for cell in self.cells if self.states[cell] in ("failed", "blocked")]
 
-    def _found(self, cell: Cell) -> Outcome:
-        """Outcome of a cell that is finished, or that cannot begin; `_NOTHING` where it is still to be done."""
+    def _found(self, cell: Cell) -> Outcome | None:
+        """Outcome of a cell that is finished, or that cannot begin; none where it is still to be done."""
         config = cell.config
         try:
-            if cell.kind == "search":
+            if cell.kind == "search" or config.preset == TUNED:
                 if not tuned_path(config.dataset, config.model).is_file():
-                    return _NOTHING
+                    return None
                 tuned = read_tuned(config.dataset, config.model)
-                return Outcome(tuned.valid, tuned.seconds)
-            if cell.needs_search and not tuned_path(config.dataset, config.model).is_file():
-                return _NOTHING
+                if cell.kind == "search":
+                    return Outcome(tuned.valid, tuned.seconds)
             data = Dataset.open(config.dataset)
             if cell.kind == "text":
-                return Outcome(seconds=0.0) if _has_text(data, config) else _NOTHING
+                return Outcome(seconds=0.0) if _has_text(data, config) else None
             described = describe(config, data)
-            found = find_run(described) or (find_kept(described) if self.keep else None)
-            return _NOTHING if found is None else Outcome(found.metrics["valid"][MONITOR], found.metrics["seconds"])
+            found = find_run(described) or (find_kept(described, self.archive) if self.archive else None)
+            return None if found is None else Outcome(found.metrics["valid"][MONITOR], found.metrics["seconds"])
         except SpikeKitError as error:
             return Outcome(error=str(error))
 
-    def _end(self, cell: Cell, outcome: Outcome) -> None:
+    def _end(self, cell: Cell, outcome: Outcome, state: State | None = None) -> None:
         """Note the outcome of a cell that is done, and keep what it left here."""
-        if self.keep and cell.kind == "run" and not outcome.error:
+        if self.archive and cell.kind == "run" and not outcome.error:
             data = Dataset.open(cell.config.dataset)
             found = find_run(describe(cell.config, data))
             if found is not None:
-                keep_run(found, data)
-        self._note(cell, outcome)
-
-    def _note(self, cell: Cell, outcome: Outcome) -> None:
+                keep_run(found, data, self.archive)
         self.outcomes[cell] = outcome
-        self.states[cell] = "failed" if outcome.error else "finished"
+        self.states[cell] = state or ("failed" if outcome.error else "finished")
         logger.info("%s: %s", cell.name, outcome.summary)
-
-
-_NOTHING = Outcome()
-"""Stands for a cell that was not done."""
 
 
 def _has_text(data: Dataset, config: RunConfig) -> bool:
@@ -425,20 +385,14 @@ def on_this_machine(device: str = "cpu", threads: int | None = 1) -> Iterator[Su
 
     They end soon after this process, however that ended; trainings write their state before.
     """
-    pools: list[ProcessPoolExecutor] = []
 
     def submit(cell: Cell) -> Future[Outcome]:
         pool = fresh_process()
-        pools.append(pool)
         future = pool.submit(perform, cell, device, threads)
         pool.shutdown(wait=False)
         return future
 
-    try:
-        yield submit
-    finally:
-        for pool in pools:
-            pool.shutdown(wait=False, cancel_futures=True)
+    yield submit
 
 
 @contextmanager
@@ -470,7 +424,7 @@ def carry_out(
     file: Path = STUDY,
     only: Sequence[str] = (),
     *,
-    keep: bool = False,
+    archive: Path | None = None,
     look: bool = False,
     jobs: int = 2,
     threads: int = 1,
@@ -483,7 +437,7 @@ def carry_out(
     ----------
     file
         The grid; default: the study behind docs/results.md.
-    only, keep
+    only, archive
         As in `GridRun`.
     look
         Only look how far it is.
@@ -501,7 +455,7 @@ def carry_out(
     """
     if jobs < 1:
         raise ConfigError(f"{jobs} cells at a time were asked for", "give at least 1")
-    progress = GridRun(Grid.read(file), only, keep)
+    progress = GridRun(Grid.read(file), only, archive)
     if not progress.cells:
         raise ConfigError("no cell has such a name", "see all with --look")
     if look:

@@ -122,9 +122,8 @@ def run(
         return run_folder.find_run(described) is not None
 
     if distributed.on_first(is_done):
-        found = run_folder.find_run(described) or Run(path)
-        logger.info("%s is done already", found.path.name)
-        return found
+        logger.info("%s is done already", path.name)
+        return run_folder.find_run(described) or Run(path)
     if leaky := described.get("possibly_leaky"):
         logger.warning(
             "profiles of %s may describe held-out interactions (%s): report no gain from them",
@@ -157,21 +156,14 @@ def _make(
     """Train, evaluate and write a run."""
     started = time.perf_counter()
     reset_peak(device)
-    model, history = train(
-        config, data, device, progress, report, state=run_folder.run_path(described) / run_folder.STATE
-    )
+    state = run_folder.run_path(described) / run_folder.STATE
+    model, history = train(config, data, device, progress, report, state=state)
     seconds = history.earlier_seconds + time.perf_counter() - started
     peak = peak_bytes(device) / 2**30
 
     def write() -> None:
-        metrics: dict[str, Any] = {}
-        per_user = []
-        for split, task in tasks.items():
-            means, table = evaluate(model, task, CUTOFFS)
-            table.insert(0, "split", split)
-            metrics[split] = means
-            per_user.append(table)
-        metrics |= {
+        evaluated = {split: evaluate(model, task, CUTOFFS) for split, task in tasks.items()}
+        metrics = {split: means for split, (means, _) in evaluated.items()} | {
             "best_epoch": history.best_epoch,
             "epochs": len(history.rows),
             "seconds": seconds,
@@ -179,12 +171,13 @@ def _make(
             "users_ranked": {split: task.users.numel() for split, task in tasks.items()},
             "users_without_train": tasks["test"].n_without_train,
         }
+        per_user = [table.assign(split=split) for split, (_, table) in evaluated.items()]
         run_folder.write_run(
             described,
             device=device,
             history=history.frame(),
             metrics=metrics,
-            per_user=pd.concat(per_user, ignore_index=True),
+            per_user=pd.concat(per_user, ignore_index=True)[["split", *evaluated["test"][1]]],
             tensors=model.tensors(),
             resumed=history.resumed,
         )
@@ -205,24 +198,29 @@ def train(
 
     ``report`` and ``state`` are passed on to `spike_kit.training.loop.fit`; without ``state`` nothing is written.
     """
-    settings, training = config.resolved()
-    graph = Graph.from_tables(data.tables)
-    if isinstance(settings, TrainedConfig):
-        dim = text_dim(config, data, settings)
-        needed = check_memory(settings, graph, dim, training.batch_size, torch.device(device))
-        logger.info("training takes about %s of memory, beside what Python and torch take", needed)
-    graph = graph.to(device)
-    model = build_model(config, data, settings, graph)
+    graph = Graph.from_tables(data.tables).to(device)
+    model = build_model(config, data, graph, to_train=True)
     if not isinstance(model, TrainedRecommender):
         return model, History()
-    validation = RankingTask.from_tables(data.tables, "valid", device)
+    training, validation = config.resolved()[1], RankingTask.from_tables(data.tables, "valid", device)
     return model, fit(model, graph, validation, training, config.seed, progress, report, state=state)
 
 
-def text_dim(config: RunConfig, data: Dataset, settings: ModelConfig) -> int:
-    """Dimension d_t of the profile vectors that a configuration uses; 0 if it uses none."""
-    uses_text = _wants_text(find_model(config.model), settings)
-    return data.vectors(config.profiles, config.encoder).dim if uses_text else 0
+def build_model(config: RunConfig, data: Dataset, graph: Graph, to_train: bool = False) -> Recommender:
+    """Build the untrained model of a configuration on the device of the graph.
+
+    Raises
+    ------
+    ConfigError
+        If the model is to be trained and does not fit into memory.
+    """
+    cls, (settings, training) = find_model(config.model), config.resolved()
+    vectors = data.vectors(config.profiles, config.encoder) if _wants_text(cls, settings) else None
+    if to_train and isinstance(settings, TrainedConfig):
+        batch_size = min(training.batch_size, graph.n_interactions)
+        needed = check_memory(settings, graph, vectors.dim if vectors else 0, batch_size, graph.device)
+        logger.info("training takes about %s of memory, beside what Python and torch take", needed)
+    return cls(settings, graph, vectors, torch_generator(config.seed, "init"))
 
 
 def check_memory(
@@ -240,21 +238,13 @@ def check_memory(
     if needed.total > free:
         fitting = ((how, footprint(leaner, graph, text_dim, batch_size)) for how, leaner in leaner_settings(settings))
         proposals = [f"{how} (about {gib(lean.total)})" for how, lean in fitting if lean.total <= free]
-        proposals += (
-            ["vectors of fewer dimensions (spike-kit encode --encoder <encoder>@pca64)"] if text_dim > 64 else []
-        )
+        if text_dim > 64:
+            proposals.append("vectors of fewer dimensions (spike-kit encode --encoder <encoder>@pca64)")
         raise ConfigError(
             f"this training takes about {needed} of memory, but only {gib(free)} are free on {device}",
             f"try {', or '.join(proposals)}" if proposals else "try a smaller --dim, or another machine",
         )
     return needed
-
-
-def build_model(config: RunConfig, data: Dataset, settings: ModelConfig, graph: Graph) -> Recommender:
-    """Build the untrained model of a configuration on the device of the graph."""
-    cls = find_model(config.model)
-    vectors = data.vectors(config.profiles, config.encoder) if _wants_text(cls, settings) else None
-    return cls(settings, graph, vectors, torch_generator(config.seed, "init"))
 
 
 def load_model(run: Run, data: Dataset | None = None, device: torch.device | str = "cpu") -> Recommender:
@@ -272,16 +262,15 @@ def load_model(run: Run, data: Dataset | None = None, device: torch.device | str
             f"{run.path.name} was trained on another build of data set {data.name}",
             "train it again, or build the data set as it was",
         )
-    known = ("model", "dataset", "preset", "seed", "profiles", "encoder")
-    config = RunConfig.parse({name: stored[name] for name in known if name in stored})
-    settings = find_model(config.model).config_class.parse(stored["model_settings"])
     if not _same_vectors(run, data):
         raise DataError(
             f"{run.path.name} was trained with other vectors of {stored['profiles']} by {stored['encoder']} than "
             f"{data.path} holds now",
             "train it again, or encode the profiles it was trained with",
         )
-    model = build_model(config, data, settings, Graph.from_tables(data.tables).to(device))
+    known = {name: stored[name] for name in ("model", "dataset", "seed", "profiles", "encoder") if name in stored}
+    config = RunConfig.parse({**known, "settings": stored["model_settings"]})
+    model = build_model(config, data, Graph.from_tables(data.tables).to(device))
     model.load_tensors({name: tensor.to(device) for name, tensor in run.tensors().items()})
     return model
 

@@ -8,8 +8,10 @@ from __future__ import annotations
 import logging
 import math
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -17,16 +19,18 @@ import pandas as pd
 import torch
 
 from spike_kit.base import paths, storage
-from spike_kit.base.errors import ConfigError, TrainingError, require
+from spike_kit.base.errors import ConfigError, StorageError, TrainingError, require
 from spike_kit.base.seeds import stream_seed
 from spike_kit.data.dataset import Dataset
 from spike_kit.data.graph import Graph
 from spike_kit.evaluation.ranking import RankingTask, evaluate
-from spike_kit.experiments.run import RunConfig, build_model, check_memory, data_version, describe, text_dim
-from spike_kit.experiments.search_space import Range, Space, as_json, chosen, space_of, suggest, with_settings
-from spike_kit.experiments.tuned import Tuned, stamp, write_tuned
+from spike_kit.experiments import run_folder
+from spike_kit.experiments.run import RunConfig, build_model, data_version, declared_versions, describe
+from spike_kit.experiments.search_space import chosen, distributions, space_of, with_settings
+from spike_kit.experiments.tuned import Tuned, write_tuned
 from spike_kit.models import find_model
-from spike_kit.models.recommender import ModelConfig, TrainedConfig, TrainedRecommender
+from spike_kit.models.recommender import TrainedRecommender
+from spike_kit.models.spaces import Range, Space
 from spike_kit.training.checkpoint import EpochRow
 from spike_kit.training.loop import MONITOR, fit
 
@@ -43,6 +47,8 @@ WARMUP_SHARES = 4
 VALID = f"valid_{MONITOR}"
 
 _REACHED = "reached"
+_COUNTED = ("WAITING", "COMPLETE", "PRUNED")
+"""States of trials that need not be planned again; one that was interrupted does."""
 
 
 @dataclass(frozen=True)
@@ -67,16 +73,6 @@ class SearchResult:
     seconds: float
     trials: pd.DataFrame
 
-    @property
-    def settings(self) -> dict[str, Any]:
-        """Changes to the preset of the model, for `RunConfig`."""
-        return self.config.settings
-
-    @property
-    def training(self) -> dict[str, Any]:
-        """Changes to the preset of its training."""
-        return self.config.training
-
 
 def search(
     config: RunConfig,
@@ -100,8 +96,8 @@ def search(
     trials
         Trials in all.
     space
-        Values by name of a setting, of the model or of its training; default: `QUALITY_SPACE` of the model, or
-        `TIME_SPACE` if there is a target.
+        Values by name of a setting, of the model or of its training; default: the model's own
+        ``search_space``, or `spike_kit.models.spaces.TIME` if there is a target.
     device
         Where to train.
     target
@@ -122,51 +118,81 @@ def search(
     TrainingError
         If no trial completed: no loss stayed finite, or none reached the target.
     """
-    if trials < 1:
-        raise ConfigError(f"{trials} trials were asked for, expected at least 1")
-    if timeout is not None and not timeout > 0:
-        raise ConfigError(f"the timeout is {timeout} seconds, expected more than 0")
-    if trial_seconds is not None and not trial_seconds > 0:
-        raise ConfigError(f"a trial may take {trial_seconds} seconds, expected more than 0")
-    if target is not None and not 0 < target < 1:
-        raise ConfigError(f"the target is {target}, expected a validation {MONITOR} between 0 and 1")
-    optuna = require("optuna", "search")
+    for wrong, message in (
+        (trials < 1, f"{trials} trials were asked for, expected at least 1"),
+        (not (timeout is None or timeout > 0), f"the timeout is {timeout} seconds, expected more than 0"),
+        (not (trial_seconds is None or trial_seconds > 0), f"a trial may take {trial_seconds} seconds, expected more"),
+        (not (target is None or 0 < target < 1), f"the target is {target}, expected a {MONITOR} between 0 and 1"),
+    ):
+        if wrong:
+            raise ConfigError(message)
     space = space_of(config, target is not None, space)
     data = Dataset.open(config.dataset)
-    key: list[Any] = [describe(config, data), as_json(space)]
-    if target is not None:
-        key.append({"target": target, "device": str(device), "threads": torch.get_num_threads()})
-    if trial_seconds is not None:
-        key.append({"trial_seconds": trial_seconds})
+    file = paths.data_root() / "searches" / f"{config.model}-{data.name}.sqlite"
+    numbers = {name: vars(values) if isinstance(values, Range) else values for name, values in space.items()}
+    timed = [target, str(device), torch.get_num_threads()] if target else []
+    question = storage.canonical_json([describe(config, data), numbers, timed, trial_seconds])
+    trained = issubclass(find_model(config.model), TrainedRecommender)
+    planned = _starts(config, space) if trained else _grid(space)
+    trials = trials if trained else len(planned)
+    with _file_errors(file):
+        found = _study(file, storage.sha256_text(question)[:12], config.seed, trials, target is None, trial_seconds)
+        known = [trial.system_attrs.get("fixed_params") for trial in found.trials if trial.state.name in _COUNTED]
+        for params in planned:
+            if params not in known:
+                found.enqueue_trial(params)
+        _try(found, _Objective(config, data, space, device, target, trial_seconds), trials, timeout)
+        return _result(config, space, _finished(found), target)
+
+
+def _study(file: Path, name: str, seed: int, trials: int, by_quality: bool, trial_seconds: float | None) -> Any:
+    """Optuna's study of a search, new or gone on with."""
+    optuna = require("optuna", "search")
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     found = optuna.create_study(
-        storage=f"sqlite:///{search_path(config, data)}",
-        study_name=storage.sha256_text(storage.canonical_json(key))[:12],
-        direction="maximize" if target is None else "minimize",
+        storage=f"sqlite:///{file}",
+        study_name=name,
+        direction="maximize" if by_quality else "minimize",
         load_if_exists=True,
     )
-    done = len(_finished(found))
-    seed = stream_seed(config.seed, f"search after {done} trials") % 2**32
-    trained = issubclass(find_model(config.model), TrainedRecommender)
-    if trained:
-        found.sampler = optuna.samplers.TPESampler(seed=seed, n_startup_trials=max(3, trials // 3), constant_liar=False)
-    else:
-        choices = {name: list(values) for name, values in space.items() if not isinstance(values, Range)}
-        found.sampler, trials = optuna.samplers.GridSampler(choices, seed=0), math.prod(map(len, choices.values()))
-    found.pruner = (
-        optuna.pruners.MedianPruner(
-            n_startup_trials=3, n_warmup_steps=WARMUP_EPOCHS if trial_seconds is None else WARMUP_SHARES
-        )
-        if target is None
-        else optuna.pruners.NopPruner()
-    )
-    for start in _starts(config, space) if trained else ():
-        if not any(_is_of(trial, start) for trial in found.trials):
-            found.enqueue_trial(start)
-    objective = _Objective(config, data, space, torch.device(device), target, trial_seconds)
-    if done < trials:
-        found.optimize(objective, n_trials=trials - done, timeout=timeout, callbacks=[_log])
-    return _result(config, space, _finished(found), target)
+    seed = stream_seed(seed, f"search after {len(_finished(found))} trials") % 2**32
+    found.sampler = optuna.samplers.TPESampler(seed=seed, n_startup_trials=max(3, trials // 3), constant_liar=False)
+    warmup = WARMUP_EPOCHS if trial_seconds is None else WARMUP_SHARES
+    median = optuna.pruners.MedianPruner(n_startup_trials=3, n_warmup_steps=warmup)
+    found.pruner = median if by_quality else optuna.pruners.NopPruner()
+    return found
+
+
+@contextmanager
+def _file_errors(file: Path) -> Iterator[None]:
+    """Turn an error of the file of trials (damaged, locked, a full disk) into a `StorageError` that names it."""
+    broken = require("sqlalchemy.exc", "search").SQLAlchemyError, require("optuna", "search").exceptions.OptunaError
+    try:
+        with storage.storage_errors(file):
+            file.parent.mkdir(parents=True, exist_ok=True)
+        yield
+    except broken as error:
+        raise StorageError(
+            f"{file} cannot be used: {str(error.__cause__ or error).splitlines()[0]}",
+            "wait until nobody else uses it; if it is damaged, move it away, and the search begins anew",
+        ) from error
+
+
+def _try(found: Any, objective: _Objective, trials: int, timeout: float | None) -> None:
+    """Try settings until so many trials are done, or the time is over."""
+    optuna = require("optuna", "search")
+    wanted, started = distributions(objective.space), time.perf_counter()
+    for _ in range(trials - len(_finished(found))):
+        if timeout is not None and time.perf_counter() - started >= timeout:
+            break
+        trial = found.ask(wanted)
+        try:
+            done = found.tell(trial, objective(trial))
+        except optuna.TrialPruned:
+            done = found.tell(trial, state=optuna.trial.TrialState.PRUNED)
+        reached = done.user_attrs[_REACHED]
+        shown = (done.state.name.lower(), MONITOR, reached[VALID], reached["seconds"], done.params)
+        logger.info("trial %d: %s, %s %.4f, %.1f s, %s", done.number, *shown)
 
 
 def save_tuned(config: RunConfig, result: SearchResult, trial_seconds: float | None) -> Path:
@@ -177,8 +203,8 @@ def save_tuned(config: RunConfig, result: SearchResult, trial_seconds: float | N
             model=config.model,
             dataset=data.name,
             preset=config.preset,
-            settings=result.settings,
-            training=result.training,
+            settings=result.config.settings,
+            training=result.config.training,
             valid=round(result.valid, 6),
             trials=len(trials),
             pruned=int((trials["state"] == "pruned").sum()),
@@ -187,21 +213,80 @@ def save_tuned(config: RunConfig, result: SearchResult, trial_seconds: float | N
             seconds=round(float(trials["seconds"].sum()), 1),
             seed=config.seed,
             data_sha256=data_version(data),
-            **stamp(),
+            versions=declared_versions(config.model),
+            commit=run_folder.commit(),
+            date=storage.now()[:10],
         )
     )
 
 
-def search_path(config: RunConfig, data: Dataset) -> Path:
-    """Sqlite file with the searches of a model on a data set; its folder is made."""
-    file = paths.data_root() / "searches" / f"{config.model}-{data.name}.sqlite"
-    with storage.storage_errors(file):
-        file.parent.mkdir(parents=True, exist_ok=True)
-    return file
-
-
 class _StopTrial(Exception):  # noqa: N818 (nothing went wrong)
     """Ends the training of a trial whose outcome is known."""
+
+
+class _Watch:
+    """Follows one trial: notes what it reached, and ends it where that is decided.
+
+    Parameters
+    ----------
+    trial
+        Optuna's trial.
+    target, trial_seconds
+        As in `search`.
+    fastest
+        Seconds of the fastest trial so far that reached the target.
+    """
+
+    def __init__(self, trial: Any, target: float | None, trial_seconds: float | None, fastest: float) -> None:
+        self.trial, self.target, self.trial_seconds, self.fastest = trial, target, trial_seconds, fastest
+        self.reached = {VALID: 0.0, "best_epoch": 0, "epochs": 0, "seconds": 0.0, "capped": False}
+        self._told, self._started = 0, time.perf_counter()
+
+    def note(self, epoch: int, value: float) -> None:
+        """Note a validation."""
+        self.reached.update(epochs=epoch, seconds=time.perf_counter() - self._started)
+        if value > self.reached[VALID]:
+            self.reached.update({VALID: value, "best_epoch": epoch})
+
+    def __call__(self, row: EpochRow) -> None:
+        """Look at an epoch of the training."""
+        limit = self.trial_seconds
+        capped = limit is not None and time.perf_counter() - self._started > limit
+        if VALID in row:
+            self.note(int(row["epoch"]), row[VALID])
+            if self.target is not None:
+                if row[VALID] >= self.target or self.reached["seconds"] > self.fastest:
+                    raise _StopTrial
+            elif self._is_worse(int(row["epoch"]), row[VALID]):
+                raise require("optuna", "search").TrialPruned
+        if capped:
+            self.reached["capped"] = True
+            raise _StopTrial
+
+    def _is_worse(self, epoch: int, value: float) -> bool:
+        """Tell Optuna how far the trial is; whether it is to be given up.
+
+        Without a limit trials are compared after equally many epochs. With one, they are after equal time: epochs of
+        large batches are cheap, and would lose every comparison by number.
+        """
+        if self.trial_seconds is None:
+            self.trial.report(value, epoch)
+        else:
+            share = int(self.reached["seconds"] / self.trial_seconds * SHARES)
+            for step in range(self._told, share + 1):
+                self.trial.report(self.reached[VALID], step)
+            self._told = max(self._told, share + 1)
+        return self.trial.should_prune()
+
+    def outcome(self) -> float | None:
+        """Value of the trial that has ended; none where it is to be given up."""
+        best = self.reached[VALID]
+        if self.target is None:
+            return None if self.reached["capped"] and not best else best
+        if best >= self.target:
+            return self.reached["seconds"]
+        self.trial.report(self.target - best, 0)
+        return None
 
 
 class _Objective:
@@ -212,142 +297,66 @@ class _Objective:
         config: RunConfig,
         data: Dataset,
         space: Space,
-        device: torch.device,
+        device: torch.device | str,
         target: float | None,
         trial_seconds: float | None,
     ) -> None:
         self.config, self.data, self.space = config, data, space
-        self.target, self.trial_seconds, self._told = target, trial_seconds, 0
+        self.target, self.trial_seconds = target, trial_seconds
         self.graph = Graph.from_tables(data.tables).to(device)
         self.validation = RankingTask.from_tables(data.tables, "valid", device)
         self.validation.check()
 
     def __call__(self, trial: Any) -> float:
         pruned = require("optuna", "search").TrialPruned
-        candidate = with_settings(self.config, suggest(trial, self.space))
-        settings, training = candidate.resolved()
-        if not isinstance(settings, TrainedConfig):
-            return self._without_training(trial, candidate, settings)
-        dim = text_dim(candidate, self.data, settings)
-        check_memory(settings, self.graph, dim, training.batch_size, self.graph.device)
-        model = build_model(candidate, self.data, settings, self.graph)
-        assert isinstance(model, TrainedRecommender)
-        complete = [other for other in _finished(trial.study) if other.state.name == "COMPLETE"]
-        fastest = min((other.user_attrs[_REACHED]["seconds"] for other in complete), default=math.inf)
-        reached = {VALID: 0.0, "best_epoch": 0, "epochs": 0, "seconds": 0.0, "capped": False}
-        started, self._told = time.perf_counter(), 0
-
-        def report(row: EpochRow) -> None:
-            capped = self.trial_seconds is not None and time.perf_counter() - started > self.trial_seconds
-            if capped and VALID not in row:
-                reached["capped"] = True
-                raise _StopTrial
-            if VALID not in row:
-                return
-            epoch, value = int(row["epoch"]), row[VALID]
-            reached.update(epochs=epoch, seconds=time.perf_counter() - started)
-            if value > reached[VALID]:
-                reached.update({VALID: value, "best_epoch": epoch})
-            if self.target is None:
-                if self._is_worse(trial, epoch, value, reached):
-                    raise pruned
-                if capped:
-                    reached["capped"] = True
-                    raise _StopTrial
-            elif value >= self.target or reached["seconds"] > fastest:
-                raise _StopTrial
-
+        candidate = with_settings(self.config, chosen(trial.params, self.space))
+        model = build_model(candidate, self.data, self.graph, to_train=True)
+        times = [other.user_attrs[_REACHED]["seconds"] for other in _finished(trial.study, complete=True)]
+        watch = _Watch(trial, self.target, self.trial_seconds, min(times, default=math.inf))
         try:
-            fit(model, self.graph, self.validation, training, candidate.seed, progress=False, report=report)
+            if isinstance(model, TrainedRecommender):
+                training = candidate.resolved()[1]
+                fit(model, self.graph, self.validation, training, candidate.seed, progress=False, report=watch)
+            else:
+                watch.note(0, evaluate(model, self.validation, (20,))[0][MONITOR])
         except _StopTrial:
-            logger.debug("trial %d: stopped in epoch %d", trial.number, reached["epochs"])
+            logger.debug("trial %d: stopped in epoch %d", trial.number, watch.reached["epochs"])
         except TrainingError as error:
             logger.warning("trial %d: %s", trial.number, error)
             raise pruned from error
         finally:
-            trial.set_user_attr(_REACHED, reached)
-        if self.target is None:
-            if reached[VALID] == 0 and reached["capped"]:
-                raise pruned
-            return reached[VALID]
-        if reached[VALID] >= self.target:
-            return reached["seconds"]
-        trial.report(self.target - reached[VALID], 0)
-        raise pruned
-
-    def _is_worse(self, trial: Any, epoch: int, value: float, reached: Mapping[str, float]) -> bool:
-        """Tell Optuna how far a trial is; whether it is to be given up.
-
-        Without a limit trials are compared after equally many epochs. With one, they are after equal time: epochs of
-        large batches are cheap, and would lose every comparison by number.
-        """
-        if self.trial_seconds is None:
-            trial.report(value, epoch)
-            return trial.should_prune()
-        share = int(reached["seconds"] / self.trial_seconds * SHARES)
-        for step in range(self._told, share + 1):
-            trial.report(reached[VALID], step)
-        self._told = max(self._told, share + 1)
-        return trial.should_prune()
-
-    def _without_training(self, trial: Any, candidate: RunConfig, settings: ModelConfig) -> float:
-        """Validation NDCG@20 of a model that has nothing to train."""
-        started = time.perf_counter()
-        model = build_model(candidate, self.data, settings, self.graph)
-        value = evaluate(model, self.validation, (20,))[0][MONITOR]
-        seconds = time.perf_counter() - started
-        trial.set_user_attr(_REACHED, {VALID: value, "best_epoch": 0, "epochs": 0, "seconds": seconds, "capped": False})
+            trial.set_user_attr(_REACHED, watch.reached)
+        value = watch.outcome()
+        if value is None:
+            raise pruned
         return value
 
 
-def _finished(found: Any) -> list[Any]:
-    """Trials that came to their end; one that was interrupted or killed did not."""
+def _finished(found: Any, complete: bool = False) -> list[Any]:
+    """Trials that came to their end, or were completed; one that was interrupted or killed did not."""
     states = require("optuna", "search").trial.TrialState
-    return found.get_trials(deepcopy=False, states=(states.COMPLETE, states.PRUNED))
+    return found.get_trials(deepcopy=False, states=(states.COMPLETE,) if complete else (states.COMPLETE, states.PRUNED))
 
 
-def _starts(config: RunConfig, space: Space) -> Iterator[dict[str, Any]]:
+def _starts(config: RunConfig, space: Space) -> list[dict[str, Any]]:
     """First trials: the preset as far as the space holds it, once under each loss."""
     settings, usual = config.resolved()
     values = {**dict(settings), **dict(usual)}
     known = {name: values[name] for name, options in space.items() if values[name] in options}
-    if "loss" not in space:
-        yield known
-        return
-    losses = space["loss"]
-    for loss in losses if isinstance(losses, Sequence) else ():
-        yield {**known, "loss": loss}
+    losses = space.get("loss")
+    return [{**known, "loss": loss} for loss in losses] if isinstance(losses, Sequence) else [known]
 
 
-def _is_of(trial: Any, start: dict[str, Any]) -> bool:
-    """Whether a trial is a start that was tried to its end, or still waits."""
-    if trial.state.name == "WAITING":
-        return trial.system_attrs.get("fixed_params") == start
-    finished = trial.state.name in ("COMPLETE", "PRUNED")
-    return finished and all(trial.params.get(name) == value for name, value in start.items())
-
-
-def _log(_: Any, trial: Any) -> None:
-    reached = trial.user_attrs[_REACHED]
-    logger.info(
-        "trial %d: %s, %s %.4f, %.1f s, %s",
-        trial.number,
-        trial.state.name.lower(),
-        MONITOR,
-        reached[VALID],
-        reached["seconds"],
-        trial.params,
-    )
+def _grid(space: Space) -> list[dict[str, Any]]:
+    """Every combination of choices."""
+    choices = [values for values in space.values() if isinstance(values, Sequence)]
+    return [dict(zip(space, values, strict=True)) for values in product(*choices)]
 
 
 def _result(config: RunConfig, space: Space, finished: Sequence[Any], target: float | None) -> SearchResult:
     rows = [
-        {
-            "trial": trial.number,
-            "state": trial.state.name.lower(),
-            **chosen(trial.params, space),
-            **trial.user_attrs[_REACHED],
-        }
+        {"trial": trial.number, "state": trial.state.name.lower(), **chosen(trial.params, space)}
+        | trial.user_attrs[_REACHED]
         for trial in finished
     ]
     if not rows:
@@ -359,11 +368,9 @@ def _result(config: RunConfig, space: Space, finished: Sequence[Any], target: fl
     table = table.assign(better=better).sort_values(["state", "better"], ignore_index=True).drop(columns="better")
     best = table.iloc[0]
     if best["state"] != "complete":
-        wanted = (
-            "no trial kept a finite loss" if target is None else f"no trial reached a validation {MONITOR} of {target}"
-        )
+        missed = "kept a finite loss" if target is None else f"reached a validation {MONITOR} of {target}"
         raise TrainingError(
-            f"{wanted}; the best of {len(table)} had {best[VALID]:.4f}",
+            f"no trial {missed}; the best of {len(table)} had {best[VALID]:.4f}",
             "search on with more trials, a lower target or another space",
         )
     number = best["trial"]

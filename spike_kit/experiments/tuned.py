@@ -1,22 +1,24 @@
-"""Settings that a search chose, kept beside the code: one small JSON file per data set and model."""
+"""Settings that a search chose: one small JSON file per data set and model.
+
+Those of searches made here live in ``data/tuned``; those of docs/study come with the package and are only read.
+"""
 
 from __future__ import annotations
 
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 from pydantic import Field
 
-from spike_kit.base import storage
+from spike_kit.base import paths, storage
 from spike_kit.base.config import Config
 from spike_kit.base.errors import ConfigError
-from spike_kit.experiments import run_folder
 
 TUNED = "tuned"
 """Name of the preset that takes the settings of these files."""
 
 ROOT = Path(__file__).parent / "tuned"
+"""Files that come with the package."""
 
 
 class Tuned(Config):
@@ -58,9 +60,15 @@ class Tuned(Config):
     """Day of the search."""
 
 
+def own_path(dataset: str, model: str) -> Path:
+    """File that a search made here is kept in."""
+    return paths.data_root() / "tuned" / dataset / f"{model}.json"
+
+
 def tuned_path(dataset: str, model: str) -> Path:
-    """File with the tuned settings of a model for a data set."""
-    return ROOT / dataset / f"{model}.json"
+    """File with the tuned settings of a model for a data set: that of a search made here, else that of the package."""
+    own, shipped = own_path(dataset, model), ROOT / dataset / f"{model}.json"
+    return shipped if shipped.is_file() and not own.is_file() else own
 
 
 def read_tuned(dataset: str, model: str) -> Tuned:
@@ -85,14 +93,6 @@ def read_tuned(dataset: str, model: str) -> Tuned:
 
 def write_tuned(found: Tuned) -> Path:
     """Write tuned settings, all or nothing; earlier ones are replaced."""
-    file = tuned_path(found.dataset, found.model)
-    with storage.storage_errors(file):
-        file.parent.mkdir(parents=True, exist_ok=True)
+    file = own_path(found.dataset, found.model)
     storage.write_json(file, found.model_dump(mode="json"))
     return file
-
-
-def stamp() -> dict[str, Any]:
-    """Commit and day, as `Tuned` holds them."""
-    today = datetime.now(UTC).date().isoformat()
-    return {"commit": run_folder.commit(), "date": today}

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from spike_kit.base.config import TrainingConfig
 from spike_kit.models.recommender import Batch, Preset, TableRecommender, TrainedConfig
+from spike_kit.models.spaces import SHARED
 
 
 class BprMfConfig(TrainedConfig):
@@ -29,6 +30,7 @@ class BprMf(TableRecommender[BprMfConfig]):
             BprMfConfig(loss="cosine_softmax", temperature=0.25, l2=0.0), TrainingConfig(learning_rate=5e-3)
         ),
     }
+    search_space: ClassVar = SHARED
 
     def training_losses(self, batch: Batch, draws: None = None) -> dict[str, Tensor]:  # noqa: ARG002
         """Recommendation loss and L2."""

@@ -17,6 +17,7 @@ from spike_kit.models import losses
 from spike_kit.models.bipartite import EdgeWeights, PropagatedConfig, PropagatedRecommender
 from spike_kit.models.layers import keep_mask, kept_share, linear, xavier_table
 from spike_kit.models.recommender import Batch, Preset, user_item_text
+from spike_kit.models.spaces import PROPAGATED
 
 _SLOPE = 0.2
 _ROWS = 1024
@@ -67,6 +68,12 @@ class CoLaKg(PropagatedRecommender[CoLaKgConfig]):
     presets: ClassVar = {
         "recommended": Preset(CoLaKgConfig(), TrainingConfig(learning_rate=5e-3)),
         "reference": Preset(CoLaKgConfig(), TrainingConfig(epochs=2000, patience=0, keep="last")),
+    }
+    search_space: ClassVar = {
+        **PROPAGATED,
+        "neighbours": (5, 10, 20, 30),
+        "text_dropout": (0.0, 0.2, 0.4, 0.6),
+        "neighbour_dropout": (0.0, 0.2, 0.4, 0.6),
     }
     uses_text: ClassVar = True
 

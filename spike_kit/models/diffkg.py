@@ -19,6 +19,7 @@ from spike_kit.models.bipartite import contrast
 from spike_kit.models.layers import check_generator, keep_mask, linear, random_nodes
 from spike_kit.models.recommender import Batch, Preset
 from spike_kit.models.relational_gat import RelationalGat, RelationalGatConfig
+from spike_kit.models.spaces import CONTRAST, PROPAGATED, Range
 from spike_kit.models.sparse import dense_rows, spmm
 
 
@@ -131,6 +132,14 @@ class DiffKg(RelationalGat[DiffKgConfig]):
     presets: ClassVar = {
         "recommended": Preset(DiffKgConfig(), TrainingConfig(learning_rate=5e-3)),
         "reference": Preset(DiffKgConfig(l2_on="all"), TrainingConfig(epochs=50, batch_size=1024)),
+    }
+    search_space: ClassVar = {
+        **PROPAGATED,
+        **CONTRAST,
+        "kg_layers": (1, 2),
+        "residual": Range(0.1, 1.0),
+        "edge_keep": Range(0.1, 1.0),
+        "predict_on": ("original", "denoised"),
     }
 
     kept_edges: Tensor

@@ -35,6 +35,7 @@ class Ease(ItemModel[EaseConfig]):
     title: ClassVar = "EASE^R"
     config_class: ClassVar = EaseConfig
     presets: ClassVar = {"recommended": Preset(EaseConfig(), TrainingConfig())}
+    search_space: ClassVar = {"regularisation": (1.0, 10.0, 30.0, 100.0, 300.0, 1000.0, 3000.0)}
 
     @cached_property
     def weights(self) -> Tensor:

@@ -36,6 +36,7 @@ class ItemKnn(ItemModel[ItemKnnConfig]):
     title: ClassVar = "Item-kNN"
     config_class: ClassVar = ItemKnnConfig
     presets: ClassVar = {"recommended": Preset(ItemKnnConfig(), TrainingConfig())}
+    search_space: ClassVar = {"neighbours": (20, 50, 100, 200, 500), "shrinkage": (0.0, 10.0, 100.0)}
 
     @cached_property
     def nearest(self) -> tuple[Tensor, Tensor]:

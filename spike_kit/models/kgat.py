@@ -17,6 +17,7 @@ from spike_kit.data.vectors import ProfileVectors
 from spike_kit.models import losses
 from spike_kit.models.layers import check_generator, keep_mask, kept_share, linear, xavier_table
 from spike_kit.models.recommender import Batch, Preset, TrainedConfig, TrainedRecommender
+from spike_kit.models.spaces import SHARED
 from spike_kit.models.sparse import SparsePattern, segment_softmax, spmm
 
 
@@ -61,6 +62,7 @@ class Kgat(TrainedRecommender[KgatConfig]):
         "recommended": Preset(KgatConfig(), TrainingConfig(learning_rate=5e-3)),
         "reference": Preset(KgatConfig(), TrainingConfig(epochs=1000, batch_size=1024, learning_rate=1e-4)),
     }
+    search_space: ClassVar = {**SHARED, "layers": (1, 2, 3), "message_dropout": (0.0, 0.1, 0.3)}
 
     attention: Tensor
 

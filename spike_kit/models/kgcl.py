@@ -17,6 +17,7 @@ from spike_kit.models.bipartite import EdgeWeights, contrast
 from spike_kit.models.layers import check_generator, keep_mask
 from spike_kit.models.recommender import Batch, Preset
 from spike_kit.models.relational_gat import RelationalGat, RelationalGatConfig
+from spike_kit.models.spaces import CONTRAST, PROPAGATED, Range
 
 LEAST, MOST = 0.3, 0.95
 """Least relative agreement of an item, and largest probability to keep an interaction (authors' code)."""
@@ -67,6 +68,12 @@ class Kgcl(RelationalGat[KgclConfig]):
     title: ClassVar = "KGCL"
     config_class: ClassVar = KgclConfig
     presets: ClassVar = {"recommended": Preset(KgclConfig(), TrainingConfig(learning_rate=5e-3))}
+    search_space: ClassVar = {
+        **PROPAGATED,
+        **CONTRAST,
+        "view_keep": Range(0.3, 0.9),
+        "interaction_keep": Range(0.4, 0.9),
+    }
 
     def __init__(
         self,

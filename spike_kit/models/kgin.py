@@ -15,6 +15,7 @@ from spike_kit.data.vectors import ProfileVectors
 from spike_kit.models.kg_encoder import EncoderDraws, KgEncoder, KgEncoderConfig
 from spike_kit.models.layers import xavier_table
 from spike_kit.models.recommender import Batch, Preset
+from spike_kit.models.spaces import SHARED, Range
 
 
 class KginConfig(KgEncoderConfig):
@@ -40,6 +41,7 @@ class Kgin(KgEncoder[KginConfig]):
         "recommended": Preset(KginConfig(), TrainingConfig(learning_rate=5e-3)),
         "reference": Preset(KginConfig(), TrainingConfig(epochs=1000, batch_size=1024, learning_rate=1e-4)),
     }
+    search_space: ClassVar = {**SHARED, "layers": (1, 2, 3), "edge_keep": Range(0.3, 1.0), "intents": (2, 4, 8)}
 
     def __init__(
         self,

@@ -19,6 +19,7 @@ from spike_kit.data.vectors import ProfileVectors
 from spike_kit.models.kg_encoder import EncoderDraws, KgEncoder, KgEncoderConfig
 from spike_kit.models.layers import check_generator, linear, normalized, random_nodes
 from spike_kit.models.recommender import Batch, Preset
+from spike_kit.models.spaces import SHARED, Range
 from spike_kit.models.sparse import SparsePattern, count, spmm
 
 
@@ -86,6 +87,14 @@ class KgRec(KgEncoder[KgRecConfig]):
             KgRecConfig(skip_last_relation=True),
             TrainingConfig(epochs=500, batch_size=1024, learning_rate=1e-4, eval_every=10, patience=0, keep="last"),
         ),
+    }
+    search_space: ClassVar = {
+        **SHARED,
+        "layers": (1, 2, 3),
+        "edge_keep": Range(0.3, 1.0),
+        "reconstruction_weight": Range(1e-3, 1.0, log=True),
+        "contrast_weight": Range(1e-4, 0.1, log=True),
+        "contrast_temperature": Range(0.05, 1.0, log=True),
     }
 
     def __init__(

@@ -14,6 +14,7 @@ from spike_kit.data.vectors import ProfileVectors
 from spike_kit.models import losses
 from spike_kit.models.bipartite import Bipartite, EdgeWeights, PropagatedConfig, PropagatedRecommender
 from spike_kit.models.recommender import Batch, Preset
+from spike_kit.models.spaces import CONTRAST, PROPAGATED
 from spike_kit.models.sparse import spmm
 
 CLAMP = 5.0
@@ -76,6 +77,7 @@ class LightGcl(PropagatedRecommender[LightGclConfig]):
             TrainingConfig(learning_rate=2e-3),
         ),
     }
+    search_space: ClassVar = {**PROPAGATED, **CONTRAST, "rank": (5, 10, 20)}
 
     def __init__(
         self, config: LightGclConfig, graph: Graph, vectors: ProfileVectors | None, generator: torch.Generator

@@ -9,6 +9,7 @@ from torch import Tensor
 from spike_kit.base.config import TrainingConfig
 from spike_kit.models.bipartite import EdgeWeights, PropagatedConfig, PropagatedRecommender
 from spike_kit.models.recommender import Batch, Preset
+from spike_kit.models.spaces import PROPAGATED
 
 
 class LightGcnConfig(PropagatedConfig):
@@ -29,6 +30,7 @@ class LightGcn(PropagatedRecommender[LightGcnConfig]):
             LightGcnConfig(layers=2, combine="sum", edge_keep=0.5, l2=1e-8, l2_on="all"), TrainingConfig()
         ),
     }
+    search_space: ClassVar = PROPAGATED
 
     def training_losses(self, batch: Batch, draws: EdgeWeights | None = None) -> dict[str, Tensor]:
         """Recommendation loss on the propagated embeddings, and L2."""

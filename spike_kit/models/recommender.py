@@ -18,6 +18,7 @@ from spike_kit.data.vectors import ProfileVectors
 from spike_kit.models import losses
 from spike_kit.models.layers import normalized, xavier_table
 from spike_kit.models.losses import RecommendationLoss
+from spike_kit.models.spaces import Space
 
 
 class ModelConfig(Config):
@@ -63,6 +64,8 @@ class Recommender(ABC):
     """Class of the model's settings."""
     presets: ClassVar[dict[str, Preset]]
     """Named settings; ``recommended`` always exists."""
+    search_space: ClassVar[Space] = {}
+    """What a search for quality may choose (`spike_kit.models.spaces`); empty: there is nothing to search."""
     version: ClassVar[int] = 1
     """Version of the model's numbers: raised by whoever changes what it computes, so that its runs are made anew."""
     uses_text: ClassVar[bool] = False

@@ -17,6 +17,13 @@ from spike_kit.models import losses
 from spike_kit.models.bipartite import EdgeWeights, PropagatedConfig, PropagatedRecommender, contrast
 from spike_kit.models.layers import linear, normalized, random_nodes
 from spike_kit.models.recommender import Batch, Preset, user_item_text
+from spike_kit.models.spaces import PROPAGATED, Range
+
+_SPACE = {
+    **PROPAGATED,
+    "text_weight": Range(1e-3, 1.0, log=True),
+    "text_temperature": Range(0.05, 1.0, log=True),
+}
 
 
 class RlmRecConfig(PropagatedConfig):
@@ -92,6 +99,7 @@ class RlmRecCon(_RlmRec[RlmRecConConfig]):
             TrainingConfig(eval_every=3, patience=5),
         ),
     }
+    search_space: ClassVar = _SPACE
 
     def __init__(
         self, config: RlmRecConConfig, graph: Graph, vectors: ProfileVectors | None, generator: torch.Generator
@@ -158,6 +166,7 @@ class RlmRecGen(_RlmRec[RlmRecGenConfig]):
             TrainingConfig(eval_every=3, patience=5),
         ),
     }
+    search_space: ClassVar = {**_SPACE, "mask_share": Range(0.05, 0.3)}
 
     def __init__(
         self, config: RlmRecGenConfig, graph: Graph, vectors: ProfileVectors | None, generator: torch.Generator

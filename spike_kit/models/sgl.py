@@ -12,6 +12,7 @@ from torch import Tensor
 from spike_kit.base.config import TrainingConfig
 from spike_kit.models.bipartite import EdgeWeights, PropagatedConfig, PropagatedRecommender, contrast
 from spike_kit.models.recommender import Batch, Preset
+from spike_kit.models.spaces import CONTRAST, PROPAGATED, Range
 
 
 class SglConfig(PropagatedConfig):
@@ -55,6 +56,7 @@ class Sgl(PropagatedRecommender[SglConfig]):
             TrainingConfig(),
         ),
     }
+    search_space: ClassVar = {**PROPAGATED, **CONTRAST, "view_keep": Range(0.5, 0.95)}
 
     def draw(self, generator: torch.Generator) -> SglDraws:
         """Edges of both views."""

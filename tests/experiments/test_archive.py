@@ -21,7 +21,7 @@ from spike_kit.training.loop import MONITOR
 def own_archive(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """An archive of one's own."""
     monkeypatch.setattr(archive, "ROOT", tmp_path / "study")
-    return tmp_path / "study"
+    return archive.own_root()
 
 
 @pytest.fixture
@@ -91,9 +91,9 @@ def test_an_archive_of_another_build_is_not_shown(data: Dataset, done: list[Run]
 
 def test_a_kept_run_takes_the_place_of_the_one_with_the_same_question(data: Dataset, done: list[Run]) -> None:
     write_archive(done[:3], data)
-    table = storage.read_parquet(archive.ROOT / "world" / RUNS)
+    table = storage.read_parquet(archive.own_root() / "world" / RUNS)
     table["config"] = [text.replace('"graph": 1', '"graph": 2') for text in table["config"]]
-    table.to_parquet(archive.ROOT / "world" / RUNS, index=False)
+    table.to_parquet(archive.own_root() / "world" / RUNS, index=False)
     for one in (done[0], done[3], done[3]):
         keep_run(one, data)
     found = read_archive("world")

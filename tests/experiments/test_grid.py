@@ -45,12 +45,6 @@ SHORT = {"epochs": 2, "batch_size": 512}
 BUDGET = SearchBudget(trials=1, trial_seconds=30)
 
 
-@pytest.fixture(autouse=True)
-def own_settings(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Tuned settings of tests stay out of the package."""
-    monkeypatch.setattr(tuned, "ROOT", tmp_path / "tuned")
-
-
 def small(**changes: object) -> Grid:
     block = Block(
         datasets=("world",),

@@ -26,17 +26,10 @@ from spike_kit.experiments import search as module
 from spike_kit.experiments.run import RunConfig
 from spike_kit.experiments.run_folder import Run
 from spike_kit.experiments.search import VALID, search
-from spike_kit.experiments.search_space import (
-    QUALITY_SPACE,
-    TIME_SPACE,
-    Range,
-    chosen,
-    parse_fixed,
-    space_of,
-    with_settings,
-)
+from spike_kit.experiments.search_space import chosen, parse_fixed, space_of, with_settings
 from spike_kit.models import MODELS
 from spike_kit.models.recommender import TrainedRecommender
+from spike_kit.models.spaces import TIME, Range
 from spike_kit.training.checkpoint import EpochRow
 
 SHORT = {"epochs": 2, "batch_size": 512, "learning_rate": 1e-2}
@@ -97,8 +90,8 @@ def test_the_best_trial_is_returned_and_earlier_trials_count(data: Dataset, trai
     assert len(search(config(), 5, SPACE).trials) == len(trained) == 5
     assert second.valid == second.trials[VALID].max() > 0
     best = second.trials.iloc[0]
-    assert second.settings == {"dim": best["dim"], "l2": best["l2"]}
-    assert second.training == SHORT
+    assert second.config.settings == {"dim": best["dim"], "l2": best["l2"]}
+    assert second.config.training == SHORT
     assert best["epochs"] == 2
     assert {path.name for path in (paths.data_root() / "searches").iterdir()} == {"bprmf-world.sqlite"}
 
@@ -114,7 +107,7 @@ def test_another_question_is_another_search(data: Dataset, trained: list[Trainin
 def test_settings_that_are_held_fixed_are_not_searched(data: Dataset) -> None:
     result = search(config(dim=8), 2, SPACE)
     assert "dim" not in result.trials
-    assert result.settings["dim"] == 8
+    assert result.config.settings["dim"] == 8
 
 
 def test_the_test_split_is_never_looked_at(data: Dataset, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -160,7 +153,7 @@ def test_a_trial_that_fails_is_counted_and_left_out(
     monkeypatch.setattr(module, "fit", fail_once)
     with caplog.at_level(logging.WARNING, "spike_kit"):
         result = search(config(), 8, SPACE)
-    assert result.settings["dim"] == 16
+    assert result.config.settings["dim"] == 16
     assert len(result.trials) == 8
     assert set(result.trials.query("dim == 8")["state"]) == {"pruned"}
     assert set(result.trials.query("dim == 16")["state"]) == {"complete"}
@@ -174,7 +167,7 @@ def test_a_loss_that_really_becomes_nan_is_counted_and_left_out(data: Dataset) -
         search(start, 6, {"learning_rate": (1e17, 1e18)})
     good = start.replace(settings={})
     result = search(good, 4, space)
-    assert result.training["learning_rate"] == 1e-2
+    assert result.config.training["learning_rate"] == 1e-2
 
 
 def test_a_trial_below_the_median_is_pruned(data: Dataset, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -236,7 +229,7 @@ def test_the_least_time_to_a_quality_is_found(data: Dataset, trained: list[Train
     pruned = result.trials.query("state == 'pruned'")
     assert len(pruned) > 0
     assert (pruned[VALID] < REACHABLE).all()
-    assert result.training["learning_rate"] == result.trials.iloc[0]["learning_rate"]
+    assert result.config.training["learning_rate"] == result.trials.iloc[0]["learning_rate"]
     assert result.valid >= REACHABLE
     again = search(timed_config(), 8, RATES, target=REACHABLE)
     assert again.trials.equals(result.trials)
@@ -278,8 +271,9 @@ def test_every_trained_model_has_a_space_with_the_same_shared_settings() -> None
         if issubclass(model, TrainedRecommender):
             start = RunConfig(model=name)
             spaces[name] = space_of(start, timed=False)
-            assert space_of(start, timed=True) == TIME_SPACE
-    assert len(spaces) == len(QUALITY_SPACE) - len({"itemknn", "ease"})
+            assert space_of(start, timed=True) == TIME
+        else:
+            assert bool(model.search_space) == (name in ("itemknn", "ease"))
     for setting in shared:
         offered = {name for name, space in spaces.items() if space.get(setting) == spaces["lightgcn"][setting]}
         assert set(spaces) - offered == ({"spike"} if setting == "loss" else set())
@@ -428,7 +422,7 @@ def test_trials_with_a_limit_are_compared_after_equal_time(
 ) -> None:
     good, bad = [0.1 * n for n in range(1, 9)], [0.01] * 60
     script(monkeypatch, good, good, good, bad)
-    trials = search(config(), 4, {"dim": (8, 16)}, trial_seconds=60).trials.sort_values("trial")
+    trials = search(config(), 4, {"dim": (8, 16)}, trial_seconds=30).trials.sort_values("trial")
     assert trials["state"].tolist() == ["complete"] * 3 + ["pruned"]
     assert trials["epochs"].tolist()[-1] < 60
 
@@ -442,7 +436,7 @@ def test_an_impossible_limit_is_an_error(data: Dataset, trained: list[TrainingCo
 
 def test_a_model_without_training_tries_its_whole_grid(data: Dataset) -> None:
     result = search(RunConfig(model="ease", dataset="world"), 1)
-    assert sorted(result.trials["regularisation"]) == sorted(QUALITY_SPACE["ease"]["regularisation"])  # pyright: ignore[reportArgumentType]
+    assert sorted(result.trials["regularisation"]) == [1, 10, 30, 100, 300, 1000, 3000]
     assert result.valid == result.trials[VALID].max() > 0.5
     with pytest.raises(ConfigError, match="give choices, not a range"):
         search(RunConfig(model="ease", dataset="world"), 1, {"regularisation": Range(1, 2)})
@@ -451,12 +445,11 @@ def test_a_model_without_training_tries_its_whole_grid(data: Dataset) -> None:
 
 
 def test_the_command_keeps_what_it_found_as_the_preset_tuned(
-    data: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    data: Dataset, home: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(tuned, "ROOT", tmp_path / "tuned")
     words = "search --model bprmf --dataset world --trials 2 --fix epochs=2 --trial-seconds 30 --device cpu --save"
     assert main(words.split()) == 0
-    assert "bprmf.json" in capsys.readouterr().out
+    assert str(home / "data/tuned/world/bprmf.json") in capsys.readouterr().out
     found = tuned.read_tuned("world", "bprmf")
     assert (found.trials, found.trial_seconds, found.training["epochs"]) == (2, 30.0, 2)
     settings, training = RunConfig(model="bprmf", dataset="world", preset="tuned").resolved()

@@ -133,7 +133,7 @@ def test_ablations_are_compared_with_the_full_model(data: Dataset, runs: list[Ru
     }
     assert frame["model"][0] in ABLATIONS
     config = full[0].config | {"profiles": "gpt", "encoder": "e5"}
-    elsewhere = ArchivedRun(full[0].path, {"config": config}, full[0].per_user)
+    elsewhere = ArchivedRun.of(full[0].path, {"config": config}, full[0].per_user)
     assert ablation_label(elsewhere) == "profiles from gpt, encoded by e5"
     pairs = ((runs[4:6], full), ([runs[6]], [runs[2]]), ([runs[7]], [runs[2]]))
     tests = [paired_test(*(per_user_metric(group, "ndcg@20", "valid") for group in pair)) for pair in pairs]
