@@ -495,6 +495,7 @@ def grid(
     jobs: int = 2,
     cluster: str | None = None,
     only: UseAppendAction[tuple[str, ...]] = (),
+    archive: Path | None = None,
     keep: bool = False,
     look: bool = False,
     on: On = ANYWHERE,
@@ -515,18 +516,23 @@ def grid(
         Address of a Ray cluster (extra: cluster), "auto" for this machine's, "local" to start Ray here.
     only
         Only cells with this word in their name, a data set or a model for example; if repeated, with all of them.
+    archive
+        Keep the tables of finished runs in this folder, and take what is found there for done; default: nowhere.
     keep
-        Keep the tables of finished runs in docs/study, and take what is found there for done.
+        The same with the folder data/archive.
     look
         Only look how far it is.
     on
         Where cells compute.
     """
+    from spike_kit.experiments.archive import own_root
     from spike_kit.experiments.grid import STUDY, carry_out
 
-    progress = carry_out(
-        file or STUDY, only, keep=keep, look=look, jobs=jobs, threads=threads, cluster=cluster, device=str(on.resolve())
-    )
+    if keep and archive is None:
+        archive = own_root()
+        print(f"note: --keep now means --archive {paths.shown(archive)}, no longer docs/study", file=sys.stderr)
+    where = {"cluster": cluster, "device": str(on.resolve()), "threads": threads}
+    progress = carry_out(file or STUDY, only, archive=archive, look=look, jobs=jobs, **where)
     print(progress.table.to_string(index=False, float_format=lambda number: f"{number:.4g}", na_rep=""))
     if failed := progress.failed:
         raise TrainingError(f"{len(failed)} of {len(progress.cells)} cells failed: {failed[0]}", "see the table")

@@ -180,7 +180,7 @@ def _check_interruptions(rank: int) -> None:
     assert all(torch.equal(tensor, expected.tensors()[name]) for name, tensor in done.tensors().items())
 
 
-@pytest.mark.usefixtures("study")
+@pytest.mark.usefixtures("data")
 def test_gradients_messages_and_interruptions_of_two_processes() -> None:
     start_processes(member, (free_port(),), nprocs=2, start_method="spawn")
 

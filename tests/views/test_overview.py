@@ -104,7 +104,7 @@ def test_runs_of_the_archive_are_shown_where_their_folders_are_gone(data: Datase
 
 def test_runs_of_other_code_are_told_apart_and_never_mixed(data: Dataset, runs: list[Run]) -> None:
     archive.write_archive(runs, data)
-    file = archive.ROOT / "world" / archive.RUNS
+    file = archive.own_root() / "world" / archive.RUNS
     table = storage.read_parquet(file)
     table["config"] = [text.replace('"graph": 1', '"graph": 2') for text in table["config"]]
     table.to_parquet(file, index=False)
