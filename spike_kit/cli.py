@@ -489,7 +489,7 @@ def evaluate(
 
 
 def grid(
-    file: Positional[Path] | None = None,
+    file: Positional[Path | None] = None,
     *,
     threads: int = 1,
     jobs: int = 2,
