@@ -295,7 +295,7 @@ def import_vectors(
     name
         They become the encoder given:<name>.
     """
-    from spike_kit.profiles.given import import_vectors
+    from spike_kit.profiles.imported import import_vectors
 
     print(paths.shown(import_vectors(_open(dataset), profiles, name, users, entities)))
 

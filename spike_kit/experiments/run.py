@@ -28,8 +28,8 @@ from spike_kit.experiments.tuned import TUNED, read_tuned
 from spike_kit.models import MODELS, find_model, find_preset
 from spike_kit.models.footprint import Footprint, footprint, gib, leaner_settings
 from spike_kit.models.recommender import ModelConfig, Preset, Recommender, TrainedConfig, TrainedRecommender
-from spike_kit.profiles import given
 from spike_kit.profiles.encode import DEFAULT_ENCODER, check_fresh
+from spike_kit.profiles.imported import possibly_leaky
 from spike_kit.profiles.template import TEMPLATE
 from spike_kit.training.checkpoint import EpochRow
 from spike_kit.training.loop import TRAINING_VERSION, History, fit
@@ -355,7 +355,7 @@ def describe_text(data: Dataset, profiles: str, encoder: str) -> dict[str, Any]:
     check_fresh(data, profiles, encoder)
     sha256 = data.vectors_sha256(profiles, encoder)
     described: dict[str, Any] = {"profiles": profiles, "encoder": encoder, "vectors_sha256": sha256}
-    leaky = data.provenance(profiles).get("possibly_leaky") or given.possibly_leaky(encoder)
+    leaky = data.provenance(profiles).get("possibly_leaky") or possibly_leaky(encoder)
     return described | ({"possibly_leaky": leaky} if leaky else {})
 
 

@@ -1,1 +1,26 @@
-"""Profiles: facts into text, text into vectors."""
+"""Profiles: facts into texts, texts into vectors; and the registry of text encoders: a new one is a class and a line.
+
+An encoder named ``mine`` gives the vectors ``mine:<model>``. Its entry is called with the model and a device.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+from spike_kit.base.registry import Registry
+
+if TYPE_CHECKING:
+    import torch
+
+    from spike_kit.profiles.encoders import Encoder
+
+ENCODERS: Registry[Callable[[str, torch.device | str], Encoder]] = Registry(
+    "text encoder",
+    {
+        "transformer": "spike_kit.profiles.encoders:SentenceTransformerEncoder",
+        "openai": "spike_kit.profiles.openai_encoder:OpenAIEncoder",
+        "tfidf": "spike_kit.profiles.encoders:TfidfEncoder",
+    },
+)
+"""Every text encoder by its name."""

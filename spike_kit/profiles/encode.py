@@ -1,22 +1,29 @@
 """Profile texts into vectors, cached by content, so that nothing is encoded twice.
 
-Encoders and their names stand in `spike_kit.profiles.encoders`, the cache in `spike_kit.profiles.vector_cache`.
+Encoders and their names stand in `spike_kit.profiles.encoders`. TF-IDF is never cached: its vectors depend on all texts
+together.
 """
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+import json
+import logging
+import sqlite3
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cache, cached_property
 from pathlib import Path
+from urllib.parse import quote
 
 import numpy as np
 import pandas as pd
 import torch
+from tqdm.auto import tqdm
 
-from spike_kit.base import storage
-from spike_kit.base.errors import ConfigError, DataError
+from spike_kit.base import paths, storage
+from spike_kit.base.errors import ConfigError, DataError, StorageError, some
 from spike_kit.data.dataset import Dataset
 from spike_kit.data.vectors import ProfileVectors
 from spike_kit.profiles.encoders import (
@@ -28,15 +35,18 @@ from spike_kit.profiles.encoders import (
     parse_encoder,
     principal_components,
 )
-from spike_kit.profiles.vector_cache import encode_cached
+from spike_kit.profiles.openai_encoder import MAX_INPUTS, request_batches
+
+logger = logging.getLogger(__name__)
+
+_BATCH_SIZE = 32
+"""Texts per batch of an encoder that runs here."""
 
 
 def encode_texts(
     texts: Sequence[str], name: str, encoder: Encoder, batch_size: int | None = None, progress: bool = True
 ) -> np.ndarray:
     """Encode texts, each distinct one once ever; batches hold texts of similar length, the longest first.
-
-    TF-IDF is the exception: its vectors depend on all texts together, so they are made anew and never cached.
 
     Parameters
     ----------
@@ -67,7 +77,7 @@ def encode_texts(
     parsed = parse_encoder(name)
     if parsed.reduction or parsed.kind == "given":
         raise ConfigError(f"{name} makes no vectors from texts alone", f"name a plain encoder, {DEFAULT_ENCODER} say")
-    return encode_cached(texts, parsed, _weights_version(parsed), encoder, batch_size, progress)
+    return _encode(texts, parsed, _weights_version(parsed), lambda: encoder, batch_size, progress)
 
 
 def encode_profiles(
@@ -80,12 +90,12 @@ def encode_profiles(
     batch_size: int | None = None,
     progress: bool = True,
 ) -> Path:
-    """Encode all profiles of a set and write them into the study's embeddings.
+    """Encode all profiles of a set and write the vectors into the data-set folder.
 
     Parameters
     ----------
     data
-        Data-set folder with the profiles.
+        Data set with the profiles.
     profiles
         Profile set, ``"template"`` for example.
     name
@@ -107,9 +117,9 @@ def encode_profiles(
     DataError
         If a profile is missing, the encoder fails, or given vectors were not imported.
     """
-    job = _Job(data, profiles, name, encoder, device, batch_size, progress)
-    reduction = job.parsed.reduction
-    return job.write_base() if reduction is None else job.write_reduced(job.ensure_base(), reduction)
+    job = _Job(data, profiles, parse_encoder(name), encoder, device, batch_size, progress)
+    reduction = job.encoder_name.reduction
+    return job.write_base() if reduction is None else job.write_reduced(name, reduction, job.ensure_base())
 
 
 def ensure_vectors(
@@ -117,7 +127,7 @@ def ensure_vectors(
 ) -> ProfileVectors:
     """Return the vectors of a profile set under an encoder, encoding first if they are missing or of older texts.
 
-    Vectors that are given, or whose profiles the study does not hold, are returned as they are.
+    Vectors that are given, or whose profiles the data set does not hold, are returned as they are.
 
     Raises
     ------
@@ -126,12 +136,10 @@ def ensure_vectors(
     DataError
         If a profile is missing, the encoder fails, or given vectors were not imported.
     """
-    job = _Job(data, profiles, name, device=device, progress=progress)
-    base, reduction = job.ensure_base(), job.parsed.reduction
-    if reduction is None:
-        return base
-    if not job.base_facts(base).items() <= job.stored(name).items():
-        job.write_reduced(base, reduction)
+    job = _Job(data, profiles, parse_encoder(name), device=device, progress=progress)
+    base, reduction = job.ensure_base(), job.encoder_name.reduction
+    if reduction is not None and not job.base_facts(base).items() <= job.stored(name).items():
+        job.write_reduced(name, reduction, base)
     return data.vectors(profiles, name)
 
 
@@ -143,7 +151,7 @@ def check_fresh(data: Dataset, profiles: str, name: str) -> None:
     DataError
         If the profiles, the files of the encoder or the unreduced vectors were written anew after they were encoded.
     """
-    if older := _Job(data, profiles, name).older(name):
+    if older := _Job(data, profiles, parse_encoder(name)).older(name):
         raise DataError(
             f"the vectors of {profiles} by {name} belong to {older}",
             f"encode them again: spike-kit encode {data.name} --profiles {profiles} --encoder {name}",
@@ -152,11 +160,8 @@ def check_fresh(data: Dataset, profiles: str, name: str) -> None:
 
 def vectors_metadata(profiles: pd.DataFrame, name: str) -> dict[str, str]:
     """Hashes of what decides vectors: the texts, and the weights of an encoder that is a folder."""
-    return {"texts_sha256": _texts_sha256(profiles), "weights": _weights_version(parse_encoder(name))}
-
-
-def _texts_sha256(profiles: pd.DataFrame) -> str:
-    return storage.sha256_text(storage.canonical_json(profiles["text"].tolist()))
+    texts_sha256 = storage.sha256_text(storage.canonical_json(profiles["text"].tolist()))
+    return {"texts_sha256": texts_sha256, "weights": _weights_version(parse_encoder(name))}
 
 
 def _weights_version(name: EncoderName) -> str:
@@ -169,122 +174,198 @@ def _weights_version(name: EncoderName) -> str:
     return storage.sha256_text(storage.canonical_json(hashes))[:16]
 
 
-def _tensors_sha256(vectors: ProfileVectors) -> str:
-    digest = hashlib.sha256()
-    for rows in (vectors.user, vectors.entity):
-        digest.update(f"{list(rows.shape)}".encode())
-        digest.update(rows.contiguous().to(torch.float32).numpy().data)
-    return digest.hexdigest()
-
-
 @dataclass(frozen=True)
 class _Job:
     """One call: texts and weights are read and hashed at most once, when they are first needed."""
 
     data: Dataset
-    profile_set: str
-    name: str
+    profiles: str
+    encoder_name: EncoderName
     encoder: Encoder | None = None
     device: torch.device | str = "cpu"
     batch_size: int | None = None
     progress: bool = True
 
     @cached_property
-    def parsed(self) -> EncoderName:
-        return parse_encoder(self.name)
-
-    @cached_property
-    def profiles(self) -> pd.DataFrame:
-        return self.data.profiles(self.profile_set)
-
-    @cached_property
-    def has_profiles(self) -> bool:
-        return self.profile_set in self.data.profile_sets()
+    def table(self) -> pd.DataFrame:
+        return self.data.profiles(self.profiles)
 
     @cached_property
     def metadata(self) -> dict[str, str]:
-        """As `vectors_metadata`."""
-        return {"texts_sha256": _texts_sha256(self.profiles), "weights": self.weights}
+        return vectors_metadata(self.table, self.encoder_name.base)
 
-    @cached_property
-    def weights(self) -> str:
-        return _weights_version(self.parsed)
+    @property
+    def has_profiles(self) -> bool:
+        return self.data.profiles_path(self.profiles).is_file()
 
     def file(self, name: str) -> Path:
-        """File of the vectors under the full name or its base."""
-        return self.data.embeddings_path(self.profile_set, name)
+        return self.data.embeddings_path(self.profiles, name)
 
     def stored(self, name: str) -> dict[str, str]:
-        """Metadata of that file."""
+        """Metadata of the vectors under the full name or its base."""
         return ProfileVectors.metadata(self.file(name))
 
     def older(self, name: str) -> str:
         """What the stored vectors belong to, if it is not what is there now; else empty."""
-        stored, base = self.stored(name), self.parsed.base
+        stored, base = self.stored(name), self.encoder_name.base
         if "texts_sha256" in stored and self.has_profiles:
             if stored["texts_sha256"] != self.metadata["texts_sha256"]:
-                return f"older texts than {self.data.profiles_path(self.profile_set)} holds"
-            if self.weights and stored.get("weights", "") != self.weights:
+                return f"older texts than {self.data.profiles_path(self.profiles)} holds"
+            if self.metadata["weights"] not in ("", stored.get("weights")):
                 return f"other weights than the folder {base} holds"
         if "base_sha256" in stored and self.file(base).is_file():
-            vectors = self.data.vectors(self.profile_set, base)
-            if stored["base_sha256"] != _tensors_sha256(vectors):
+            present = self.base_facts(self.data.vectors(self.profiles, base))
+            if stored["base_sha256"] != present["base_sha256"]:
                 return f"other vectors than {self.file(base)} holds"
         return ""
 
     def ensure_base(self) -> ProfileVectors:
         """Vectors under the base name, encoded first if they are missing or older; given ones as they are."""
-        base = self.parsed.base
+        base = self.encoder_name.base
         as_they_are = self.file(base).is_file() and not self.has_profiles
         if not as_they_are and ("texts_sha256" not in self.stored(base) or self.older(base)):
             self.write_base()
-        return self.data.vectors(self.profile_set, base)
+        return self.data.vectors(self.profiles, base)
 
     def write_base(self) -> Path:
         """Encode the profiles under the base name; of given vectors, check that they are there."""
-        parsed, target = self.parsed, self.file(self.parsed.base)
-        if parsed.kind == "given":
+        name, target = self.encoder_name, self.file(self.encoder_name.base)
+        if name.kind == "given":
             if not target.is_file():
                 raise DataError(
-                    f"data set {self.data.name} has no vectors {parsed.base} of profile set {self.profile_set!r} "
+                    f"data set {self.data.name} has no vectors {name.base} of profile set {self.profiles!r} "
                     f"({target} does not exist)",
-                    "given vectors are never computed: import them, spike_kit.profiles.given.import_vectors",
+                    "given vectors are never computed: import them, spike_kit.profiles.imported.import_vectors",
                 )
             return target
-        texts, is_user = self.profiles["text"].tolist(), (self.profiles["subject"] == "user").to_numpy()
-        encoder = self.encoder or _Lazy(parsed, self.device)
-        vectors = encode_cached(texts, parsed, self.weights, encoder, self.batch_size, self.progress)
+        texts, is_user = self.table["text"].tolist(), (self.table["subject"] == "user").to_numpy()
+        make = cache(lambda: self.encoder or make_encoder(name, self.device))
+        vectors = _encode(texts, name, self.metadata["weights"], make, self.batch_size, self.progress)
         result = ProfileVectors(torch.from_numpy(vectors[is_user]), torch.from_numpy(vectors[~is_user]))
-        result.check(len(self.data.users), len(self.data.entities), f"vectors of {self.profile_set} by {parsed.base}")
-        result.save(target, {"source": self.profile_set, "encoder": parsed.base, **self.metadata})
+        result.check(len(self.data.users), len(self.data.entities), f"vectors of {self.profiles} by {name.base}")
+        result.save(target, {"source": self.profiles, "encoder": name.base, **self.metadata})
         return target
 
     def base_facts(self, base: ProfileVectors) -> dict[str, str]:
         """Hashes of what decides reduced vectors."""
-        kept = {
-            key: value for key, value in self.stored(self.parsed.base).items() if key in ("texts_sha256", "weights")
-        }
-        return {**kept, "base_sha256": _tensors_sha256(base)}
+        digest = hashlib.sha256()
+        for rows in (base.user, base.entity):
+            digest.update(f"{list(rows.shape)}".encode())
+            digest.update(rows.contiguous().to(torch.float32).numpy().data)
+        stored = self.stored(self.encoder_name.base)
+        kept = {key: stored[key] for key in ("texts_sha256", "weights") if key in stored}
+        return {**kept, "base_sha256": digest.hexdigest()}
 
-    def write_reduced(self, base: ProfileVectors, reduction: Reduction) -> Path:
+    def write_reduced(self, name: str, reduction: Reduction, base: ProfileVectors) -> Path:
         """Reduce the vectors of the base and write them under the full name."""
-        rows = torch.cat([base.user, base.entity]).numpy()
-        scores, share = principal_components(rows, reduction, f"{self.profile_set} by {self.name}")
+        rows, target = torch.cat([base.user, base.entity]).numpy(), self.file(name)
+        scores, share = principal_components(rows, reduction, f"{self.profiles} by {name}")
         user, entity = torch.from_numpy(scores).split([len(base.user), len(base.entity)])
-        facts = {"base": self.parsed.base, "explained_variance": f"{share:.6f}", **self.base_facts(base)}
-        target = self.file(self.name)
-        ProfileVectors(user, entity).save(target, {"source": self.profile_set, "encoder": self.name, **facts})
+        facts = {"base": self.encoder_name.base, "explained_variance": f"{share:.6f}", **self.base_facts(base)}
+        ProfileVectors(user, entity).save(target, {"source": self.profiles, "encoder": name, **facts})
         return target
 
 
-class _Lazy:
-    """Makes the encoder when the first text needs it: with everything cached it is never made."""
+def _encode(
+    texts: Sequence[str],
+    name: EncoderName,
+    weights: str,
+    make: Callable[[], Encoder],
+    batch_size: int | None,
+    progress: bool,
+) -> np.ndarray:
+    """Encode the texts that the cache does not hold; ``make`` is called only if there are any."""
+    if name.kind == "tfidf":
+        return _checked(make().encode(texts, len(texts)), len(texts), name.base)
+    stored = VectorCache(paths.cache_root() / f"vectors--{quote(name.base + weights, safe='')}.sqlite")
+    keys = [storage.sha256_text(text) for text in texts]
+    distinct = dict(zip(keys, texts, strict=True))
+    known = stored.get(list(distinct))
+    todo = sorted((key for key in distinct if key not in known), key=lambda key: (-len(distinct[key]), key))
+    with tqdm(total=len(distinct), desc=f"encode {name.base}", unit="text", disable=not progress) as bar:
+        bar.update(len(known))
+        for part in _batches(name, [distinct[key] for key in todo], batch_size):
+            batch = [distinct[key] for key in todo[part]]
+            vectors = _checked(make().encode(batch, len(batch)), len(batch), name.base)
+            stored.put(todo[part], vectors)
+            known |= dict(zip(todo[part], vectors, strict=True))
+            bar.update(len(batch))
+    widths = {len(row) for row in known.values()}
+    if len(widths) != 1:
+        raise DataError(
+            f"vectors of encoder {name.base!r} have different sizes: {some(sorted(widths))}", "remove its cache"
+        )
+    return np.stack([known[key] for key in keys])
 
-    def __init__(self, name: EncoderName, device: torch.device | str) -> None:
-        self._arguments = (name, device)
-        self._encoder: Encoder | None = None
 
-    def encode(self, texts: Sequence[str], batch_size: int) -> np.ndarray:
-        if self._encoder is None:
-            self._encoder = make_encoder(*self._arguments)
-        return self._encoder.encode(texts, batch_size)
+def _batches(name: EncoderName, texts: Sequence[str], batch_size: int | None) -> list[slice]:
+    if batch_size is not None and batch_size < 1:
+        raise ConfigError(f"the batch size is {batch_size}, expected at least 1")
+    if name.kind == "openai":
+        return request_batches(texts, batch_size or MAX_INPUTS)
+    step = batch_size or _BATCH_SIZE
+    return [slice(start, start + step) for start in range(0, len(texts), step)]
+
+
+def _checked(vectors: np.ndarray, n: int, name: str) -> np.ndarray:
+    if vectors.ndim != 2 or len(vectors) != n:
+        raise DataError(f"encoder {name!r} returned shape {list(vectors.shape)} for {n} texts")
+    if not np.isfinite(vectors).all():
+        raise DataError(f"encoder {name!r} returned NaN or infinity")
+    return vectors
+
+
+class VectorCache:
+    """Vectors by content: one sqlite file per encoder, key = sha256 of the text. Safe to interrupt at any time.
+
+    Parameters
+    ----------
+    path
+        The file.
+    timeout
+        Seconds to wait for another process that is writing.
+
+    Raises
+    ------
+    StorageError
+        By its methods, if the disk is full, or the file is locked or cannot be read or written.
+    """
+
+    def __init__(self, path: Path, timeout: float = 60) -> None:
+        self.path = path
+        self.timeout = timeout
+
+    def get(self, keys: Sequence[str]) -> dict[str, np.ndarray]:
+        """Return the known vectors among ``keys``; a damaged cache file is set aside and counts as empty."""
+        if not self.path.is_file():
+            return {}
+        query = "SELECT key, vector FROM vectors WHERE key IN (SELECT value FROM json_each(?))"
+        try:
+            with self._open(sqlite3.OperationalError) as database:
+                rows = database.execute(query, [json.dumps(keys)])
+                return {key: np.frombuffer(vector, dtype="<f4") for key, vector in rows}
+        except sqlite3.DatabaseError as error:
+            aside = self.path.with_suffix(".broken")
+            self.path.replace(aside)
+            logger.warning("%s is not a readable cache (%s); moved to %s", self.path, error, aside.name)
+            return {}
+
+    def put(self, keys: Sequence[str], vectors: np.ndarray) -> None:
+        """Store vectors ``[n, d_t]``, all or none."""
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        rows = [(key, row.astype("<f4").tobytes()) for key, row in zip(keys, vectors, strict=True)]
+        with self._open(sqlite3.DatabaseError) as database:
+            database.executemany("INSERT OR REPLACE INTO vectors VALUES (?, ?)", rows)
+
+    @contextmanager
+    def _open(self, failure: type[sqlite3.DatabaseError]) -> Iterator[sqlite3.Connection]:
+        """One transaction; a ``failure`` in it becomes a `StorageError`."""
+        try:
+            with closing(sqlite3.connect(self.path, timeout=self.timeout)) as database, database:
+                database.execute("CREATE TABLE IF NOT EXISTS vectors (key TEXT PRIMARY KEY, vector BLOB NOT NULL)")
+                yield database
+        except failure as error:
+            raise StorageError(
+                f"the vector cache {self.path} cannot be used: {error}",
+                "free some space, or wait until no other process encodes, and run again; the file may be deleted",
+            ) from error

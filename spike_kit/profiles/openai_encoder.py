@@ -47,7 +47,7 @@ class OpenAIEncoder:
         If the package openai is not installed.
     """
 
-    def __init__(self, model: str) -> None:
+    def __init__(self, model: str, _device: object = None) -> None:
         self.model = model
         url = os.environ.get("OPENAI_BASE_URL", "").strip() or "https://api.openai.com/v1"
         host = urlsplit(url).hostname

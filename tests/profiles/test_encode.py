@@ -12,8 +12,14 @@ from spike_kit.base import paths, storage
 from spike_kit.base.errors import ConfigError, DataError, StorageError
 from spike_kit.data.dataset import Dataset
 from spike_kit.data.vectors import ProfileVectors
-from spike_kit.profiles.encode import check_fresh, encode_profiles, encode_texts, ensure_vectors, vectors_metadata
-from spike_kit.profiles.vector_cache import VectorCache
+from spike_kit.profiles.encode import (
+    VectorCache,
+    check_fresh,
+    encode_profiles,
+    encode_texts,
+    ensure_vectors,
+    vectors_metadata,
+)
 
 
 class Counting:
@@ -122,7 +128,7 @@ def test_a_cache_that_cannot_be_written_is_an_error(monkeypatch: pytest.MonkeyPa
     def full(*_: object, **__: object) -> sqlite3.Connection:
         raise sqlite3.OperationalError("database or disk is full")
 
-    monkeypatch.setattr("spike_kit.profiles.vector_cache.sqlite3.connect", full)
+    monkeypatch.setattr("spike_kit.profiles.encode.sqlite3.connect", full)
     with pytest.raises(StorageError, match="database or disk is full"):
         encode_texts(["a"], "fake", Counting(), progress=False)
 

@@ -13,7 +13,7 @@ from spike_kit.base.errors import ConfigError, DataError
 from spike_kit.data.dataset import Dataset
 from spike_kit.data.vectors import ProfileVectors
 from spike_kit.profiles.encode import check_fresh, encode_profiles, ensure_vectors
-from spike_kit.profiles.given import import_vectors
+from spike_kit.profiles.imported import import_vectors
 
 
 def given_rows(data: Dataset, dim: int = 3) -> tuple[np.ndarray, np.ndarray]:
