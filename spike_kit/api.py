@@ -33,12 +33,14 @@ from spike_kit.experiments.archive import known_runs
 from spike_kit.experiments.run import RunConfig, load_model
 from spike_kit.experiments.run_folder import Run
 from spike_kit.experiments.search import SearchResult
+from spike_kit.experiments.tuned import TUNED, tuned_path
 from spike_kit.figures.gallery import export_all
 from spike_kit.models import find_model, find_preset
 from spike_kit.models.recommender import TrainedRecommender
 from spike_kit.profiles import report
 from spike_kit.profiles.encode import DEFAULT_ENCODER, ensure_vectors
 from spike_kit.profiles.generate import Estimate, Generation, GenerationConfig
+from spike_kit.profiles.judge import Judge, JudgeConfig, preference_table, score_table
 from spike_kit.profiles.llm import LLMConfig
 from spike_kit.profiles.prompts import Prompt, PromptConfig, PromptWriter, prompt_texts
 from spike_kit.profiles.quality import quality_table
@@ -172,18 +174,31 @@ def profile(
     """
     if not model:
         return ensure_profiles(data)
+    generated = generation(data, model, profiles=profiles, fill=fill, **settings)
+    estimate = generated.estimate()
+    if dry_run:
+        return estimate
+    logger.info("%s calls, about %s tokens in and %s out", estimate.calls, *estimate.tokens)
+    logger.info(report.generated(generated))
+    return data.profiles(generated.profiles)
+
+
+def generation(
+    data: Dataset, model: str, *, profiles: str = "", fill: Literal["", "template"] = "", **settings: Any
+) -> Generation:
+    """Prepare profiles by a language model, to look at before asking: ``sk.views.generation`` shows it as a panel.
+
+    Parameters
+    ----------
+    data, model, profiles, fill, settings
+        As in `profile`.
+    """
     llm = {name: value for name, value in settings.items() if name in LLMConfig.model_fields}
     prompts = {name: value for name, value in settings.items() if name not in llm}
     config = GenerationConfig(
         llm=LLMConfig.parse({"model": model, **llm}), prompts=PromptConfig.parse(prompts), fill=fill
     )
-    generation = Generation(data, config, profiles)
-    estimate = generation.estimate()
-    if dry_run:
-        return estimate
-    logger.info("%s calls, about %s tokens in and %s out", estimate.calls, *estimate.tokens)
-    logger.info(report.generated(generation))
-    return data.profiles(generation.profiles)
+    return Generation(data, config, profiles)
 
 
 def prompt(data: Dataset, subject: Literal["item", "auxiliary", "user"], number: int, **settings: Any) -> Prompt:
@@ -217,6 +232,44 @@ def quality(
     texts = {name: data.profiles(name) for name in profiles}
     prompts = {name: prompt_texts(data, name) for name in profiles}
     return quality_table(texts, prompts, WORD_LIMIT, vectors), signal_table(data, vectors)
+
+
+def judge(
+    data: Dataset,
+    profiles: Sequence[str],
+    model: str,
+    *,
+    mode: Literal["single", "pairwise"] = "single",
+    sample: int = 20,
+    dry_run: bool = False,
+    **settings: Any,
+) -> pd.DataFrame | tuple[int, pd.DataFrame]:
+    """Let a language model judge profiles: scores from 1 to 5, or which of two profile sets is better.
+
+    Parameters
+    ----------
+    data, profiles
+        Data set, and its profile sets to judge on the same subjects.
+    model, settings
+        Model that judges, and settings of `LLMConfig`.
+    mode
+        Scores of each profile, or pairs in both orders.
+    sample
+        Items, auxiliary entities and users drawn at random: so many of each.
+    dry_run
+        Ask nothing; return the number of calls and what they would cost.
+
+    Returns
+    -------
+    DataFrame, or calls and costs
+        Scores or preferences.
+    """
+    llm = LLMConfig.parse({"model": model, **settings})
+    asked = Judge(data, profiles, JudgeConfig(llm=llm, mode=mode, sample=sample))
+    if dry_run:
+        return asked.estimate()
+    verdicts = asked.run()
+    return score_table(verdicts) if mode == "single" else preference_table(verdicts)
 
 
 @overload
@@ -305,9 +358,11 @@ def runs(data: Dataset) -> Runs:
     return Runs(known_runs(data))
 
 
-def settings(model: str) -> pd.DataFrame:
-    """Settings of a model and its training, one column per preset."""
+def settings(model: str, data: Dataset | None = None) -> pd.DataFrame:
+    """Settings of a model and its training, a column per preset; with a data set also ``tuned``, where there is one."""
     found = {name: find_preset(model, name) for name in find_model(model).presets}
+    if data is not None and tuned_path(data.name, model).is_file():
+        found[TUNED] = RunConfig(model=model, dataset=str(data.path), preset=TUNED).base()
     return pd.DataFrame({name: one.model.model_dump() | one.training.model_dump() for name, one in found.items()})
 
 

@@ -16,7 +16,7 @@ from spike_kit.data.dataset import Dataset
 SHORT = {"epochs": 2, "batch_size": 512, "progress": False}
 
 NAMES = {
-    *("load", "dataset", "build", "profile", "prompt", "encode", "quality"),
+    *("load", "dataset", "build", "profile", "prompt", "generation", "judge", "encode", "quality"),
     *("train", "runs", "settings", "table", "evaluate", "compare", "ablate", "search"),
     *("views", "figures", "Dataset", "Run", "Runs"),
 }
@@ -99,6 +99,10 @@ def test_profiles_prompts_vectors(data: Dataset) -> None:
     measured, signal = sk.quality(data, encoder="tfidf-8")
     assert not measured.empty
     assert "template" in signal["profiles"].tolist()
+    calls, costs = sk.judge(data, ["template"], "gpt-4o", sample=2, dry_run=True)
+    assert calls == 6
+    assert "gpt-4o" in costs["model"].tolist()
+    assert sk.generation(data, "gpt-4o-mini", profiles="mini").profiles == "mini"
     with pytest.raises(ConfigError, match="temprature"):
         sk.profile(data, "gpt-4o-mini", dry_run=True, temprature=1)
 
@@ -112,6 +116,7 @@ def test_a_misspelt_setting_or_model_is_an_error(data: Dataset) -> None:
         sk.ablate(data, "bprmf")
     assert {"recommended", "released_code"} <= set(sk.settings("spike"))
     assert "rho" in sk.settings("spike").index
+    assert "tuned" not in sk.settings("spike", data)
 
 
 def test_ablations_and_search(data: Dataset) -> None:
