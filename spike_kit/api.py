@@ -48,7 +48,7 @@ from spike_kit.profiles.template import TEMPLATE, WORD_LIMIT, ensure_profiles
 from spike_kit.results.comparison import comparison_table
 from spike_kit.results.frames import results_table
 from spike_kit.results.tables import as_markdown, run_label
-from spike_kit.views.ablation import AblationStudy
+from spike_kit.views.ablation_study import AblationStudy
 
 logger = logging.getLogger(__name__)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 from collections.abc import Iterator, Mapping, MutableMapping
+from operator import attrgetter
 from typing import TypeVar, cast
 
 from spike_kit.base.errors import lookup
@@ -34,7 +35,7 @@ class Registry(MutableMapping[str, Entry]):
         entry = lookup(self._entries, name, self.what)
         if isinstance(entry, str):
             module, _, attribute = entry.partition(":")
-            entry = self._entries[name] = cast(Entry, getattr(importlib.import_module(module), attribute))
+            entry = self._entries[name] = cast(Entry, attrgetter(attribute)(importlib.import_module(module)))
         return entry
 
     def __setitem__(self, name: str, entry: Entry) -> None:

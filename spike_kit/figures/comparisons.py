@@ -156,8 +156,8 @@ def _number(value: float, _: int) -> str:
     return f"{value:g}"
 
 
-def curve_lines(frame: pd.DataFrame) -> Figure:
-    """Draw the validation metric over seconds of training, a line per run; seeds of a model look alike."""
+def curve_lines(frame: pd.DataFrame, x: str = "seconds") -> Figure:
+    """Draw the validation metric over ``seconds`` of training or ``epoch``, a line per run; seeds look alike."""
     from matplotlib.figure import Figure
 
     models = frame["model"].unique().tolist()
@@ -168,8 +168,8 @@ def curve_lines(frame: pd.DataFrame) -> Figure:
             index = models.index(model)
             style = {"color": COLOURS[index % len(COLOURS)], "linestyle": DASHES[index % len(DASHES)]}
             label = plain(str(model)) if model not in axes.get_legend_handles_labels()[1] else "_seed"
-            axes.plot(part["seconds"], part["value"], linewidth=1.1, label=label, **style)
-        axes.set_xlabel("training, s")
+            axes.plot(part[x], part["value"], linewidth=1.1, label=label, **style)
+        axes.set_xlabel({"seconds": "training, s"}.get(x, x))
         axes.set_ylabel(f"{metric_name(frame['metric'].iloc[0])} (validation)")
         handles, labels = axes.get_legend_handles_labels()
         figure.legend(handles, labels, loc="outside upper center", ncols=legend_columns(labels, ONE_COLUMN))

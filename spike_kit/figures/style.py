@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import datetime
+import io
+import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -61,8 +63,26 @@ _SETTINGS = {
 def figure_style() -> Iterator[None]:
     """Apply the house style inside the block, without touching any global state of matplotlib."""
     matplotlib = require("matplotlib", "figures")
+    _show_in_notebooks()
     with matplotlib.rc_context(_SETTINGS):
         yield
+
+
+def picture(figure: Figure, dpi: int = 130) -> bytes:
+    """Draw a figure as PNG."""
+    file = io.BytesIO()
+    with figure_style():
+        figure.savefig(file, format="png", dpi=dpi)
+    return file.getvalue()
+
+
+def _show_in_notebooks() -> None:
+    """Let IPython show a figure that a cell returns as a picture: without pyplot it does not know how."""
+    shell = sys.modules["IPython"].get_ipython() if "IPython" in sys.modules else None
+    if shell is not None:
+        formatter = shell.display_formatter.formatters["image/png"]
+        if ("matplotlib.figure", "Figure") not in formatter.deferred_printers:
+            formatter.for_type_by_name("matplotlib.figure", "Figure", picture)
 
 
 def plain(text: str) -> str:
@@ -85,7 +105,13 @@ _CHARACTER, _HANDLE, _LINE = 0.062, 0.42, 0.145
 """Inches of a character of a legend on average, of the mark before a label, and of a row."""
 
 
-def export(figure: Figure, name: str, folder: Path | None = None, data: pd.DataFrame | None = None) -> list[Path]:
+def export(
+    figure: Figure,
+    name: str,
+    folder: Path | None = None,
+    data: pd.DataFrame | None = None,
+    formats: Sequence[str] = FORMATS,
+) -> list[Path]:
     """Write a figure as PDF, SVG and PNG, and the table it was drawn from as CSV.
 
     Parameters
@@ -98,18 +124,20 @@ def export(figure: Figure, name: str, folder: Path | None = None, data: pd.DataF
         Where to write; default: figures/.
     data
         The table; none writes no CSV.
+    formats
+        File types of the figure, of `FORMATS`.
 
     Returns
     -------
     list of Path
-        The files, in the order of `FORMATS`, the CSV last.
+        The files, in the order of ``formats``, the CSV last.
     """
     folder = folder or paths.figures_root()
     date = datetime.datetime(2026, 1, 1, tzinfo=datetime.UTC)
     metadata = {"pdf": {"CreationDate": date}, "svg": {"Date": date.isoformat()}, "png": {"Software": "matplotlib"}}
     files = []
     with figure_style():
-        for kind in FORMATS:
+        for kind in formats:
             file = folder / f"{name}.{kind}"
             with storage.atomic_file(file) as temporary:
                 figure.savefig(temporary, format=kind, metadata=metadata[kind])

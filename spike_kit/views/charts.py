@@ -1,24 +1,21 @@
-"""Interactive charts: each function returns a plotly figure and shows nothing by itself."""
+"""Small interactive charts of the notebooks: each function returns a plotly figure."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 import pandas as pd
 
-from spike_kit.base.errors import require
+from spike_kit.base.errors import ConfigError, require, some
 from spike_kit.data.dataset import Dataset
+from spike_kit.evaluation.signal import REFERENCE
 from spike_kit.experiments.run_folder import Run
-from spike_kit.results.tables import run_label
+from spike_kit.figures.style import COLOURS
 from spike_kit.views.safe import shown
+from spike_kit.views.widgets import DASHES
 
 if TYPE_CHECKING:
     from plotly.graph_objects import Figure
-
-DASHES = ("solid", "dash", "dot", "dashdot", "longdash", "longdashdot")
-PATTERNS = ("", "/", ".", "x", "\\", "+", "-", "|")
-"""Second codings of lines and bars, for those who see no colours."""
 
 
 def funnel_chart(data: Dataset) -> Figure:
@@ -33,45 +30,6 @@ def funnel_chart(data: Dataset) -> Figure:
     return chart.update_layout(yaxis_range=[0, 1.05], yaxis_tickformat=".0%", xaxis_title=None, height=420)
 
 
-def degree_chart(data: Dataset) -> Figure:
-    """Draw how many train interactions users and items have, from the most to the fewest, on logarithmic axes."""
-    train = data.split("train")
-    return _ranked({name: train[name].value_counts() for name in ("user", "item")}, "train interactions")
-
-
-def entity_degree_chart(data: Dataset) -> Figure:
-    """Draw how many triples items and other entities have, from the most to the fewest, on logarithmic axes."""
-    ends = pd.concat([data.triples["head"], data.triples["tail"]])
-    is_item = ends < len(data.items)
-    return _ranked({"item": ends[is_item].value_counts(), "other entity": ends[~is_item].value_counts()}, "triples")
-
-
-def _ranked(degrees: dict[str, pd.Series], what: str) -> Figure:
-    """Draw degrees over their rank, one line per kind of node."""
-    express = require("plotly.express", "lab")
-    parts = []
-    for name, counts in degrees.items():
-        degree = counts.sort_values(ascending=False).reset_index(drop=True)
-        parts.append(pd.DataFrame({"rank": degree.index + 1, what: degree, "of": name}))
-    chart = express.line(pd.concat(parts), x="rank", y=what, color="of", log_x=True, log_y=True)
-    return chart.update_layout(height=380)
-
-
-def learning_curves(finished: Sequence[Run], metric: str = "ndcg@20") -> Figure:
-    """Draw a validation metric over seconds of training, one line per run."""
-    express = require("plotly.express", "lab")
-    parts = []
-    for run in finished:
-        history = run.history
-        if f"valid_{metric}" not in history:
-            continue
-        rows = history.dropna(subset=[f"valid_{metric}"])[["epoch", "seconds", f"valid_{metric}"]]
-        parts.append(rows.assign(run=shown(f"{run_label(run)} s{run.config['seed']}")))
-    frame = pd.concat(parts) if parts else pd.DataFrame(columns=["epoch", "seconds", f"valid_{metric}", "run"])
-    chart = express.line(frame, x="seconds", y=f"valid_{metric}", color="run", hover_data=["epoch"])
-    return chart.update_layout(height=420)
-
-
 def loss_chart(run: Run) -> Figure:
     """Draw every term of the optimised loss over epochs."""
     express = require("plotly.express", "lab")
@@ -79,3 +37,45 @@ def loss_chart(run: Run) -> Figure:
     terms = [name for name in run.history.columns if name not in known and not name.startswith("valid_")]
     frame = run.history[["epoch", *terms]].melt("epoch", var_name="term", value_name="loss")
     return express.line(frame, x="epoch", y="loss", color="term", log_y=True).update_layout(height=380)
+
+
+def signal_chart(table: pd.DataFrame, metric: str = "recall@20") -> Figure:
+    """Draw how well profile vectors alone rank validation items: a bar per profile set and scorer, references as lines.
+
+    Parameters
+    ----------
+    table
+        From `spike_kit.evaluation.signal.signal_table`.
+    metric
+        One of its metrics.
+
+    Raises
+    ------
+    ConfigError
+        If the table has no such metric.
+    """
+    if metric not in table:
+        known = [name for name in table.columns if "@" in name]
+        raise ConfigError(f"the table has no metric {metric!r}", f"it has {some(known)}")
+    express = require("plotly.express", "lab")
+    is_reference = table["profiles"] == REFERENCE
+    bars = table[~is_reference]
+    chart = express.bar(
+        bars.assign(profiles=bars["profiles"].map(shown)),
+        x="profiles",
+        y=metric,
+        color="scorer",
+        barmode="group",
+        text_auto=".3f",
+        hover_data={"users": True},
+        color_discrete_sequence=COLOURS,
+    )
+    for dash, (_, line) in zip(DASHES[1:], table[is_reference].iterrows(), strict=False):
+        label = f"{shown(line['scorer'])} {line[metric]:.3f}"
+        chart.add_hline(y=line[metric], line_dash=dash, line_color="black", annotation_text=label)
+    return chart.update_layout(
+        xaxis_title="profile set",
+        yaxis_title=f"{shown(metric)} on validation items",
+        yaxis_rangemode="tozero",
+        height=420,
+    )

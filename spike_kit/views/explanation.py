@@ -4,26 +4,33 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from functools import cached_property
-from typing import TYPE_CHECKING, Literal
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import pandas as pd
 
-from spike_kit.base.errors import DataError, require
+from spike_kit.base.errors import DataError, SpikeKitError
 from spike_kit.data.dataset import Dataset
 from spike_kit.evaluation.ranking import SEEN
-from spike_kit.figures.style import COLOURS
+from spike_kit.experiments.run_folder import Run
+from spike_kit.figures.style import COLOURS, HATCHES, TWO_COLUMNS, figure_style, picture
 from spike_kit.models.spike_explainer import PARTS, Removal, SpikeExplainer, what_if
-from spike_kit.views.charts import PATTERNS
-from spike_kit.views.graph_view import GraphView
-from spike_kit.views.passages import Passages, marked
-from spike_kit.views.safe import html_rows, html_text, shown
+from spike_kit.views.graph_view import GraphView, explainer_of
+from spike_kit.views.profile_browser import Passages, marked
+from spike_kit.views.safe import html_rows, html_table, html_text, printed
 from spike_kit.views.search import Nodes
+from spike_kit.views.widgets import Panel, write
 
 if TYPE_CHECKING:
-    from plotly.graph_objects import Figure
+    from matplotlib.figure import Figure as Drawing
 
 Split = Literal["valid", "test"]
+By = Literal["origin", "layer"]
+
+_NOTE = "The model computes the list again without what is chosen; its parameters stay as they were trained."
+_SHOWN = 15
+"""Train items that are named."""
 
 
 class Explanation:
@@ -32,7 +39,7 @@ class Explanation:
     Parameters
     ----------
     data
-        The study.
+        The data set.
     explainer
         A trained SPiKE.
     user
@@ -44,6 +51,11 @@ class Explanation:
         those of train.
     profiles
         Profile set whose passages are compared.
+
+    Attributes
+    ----------
+    by
+        Whether the figure parts the scores by ``origin`` or by ``layer``, see `parts`.
 
     Raises
     ------
@@ -63,7 +75,15 @@ class Explanation:
     ) -> None:
         self.data, self.explainer, self.k, self.split, self.profiles = data, explainer, k, split, profiles
         self.nodes = Nodes(data)
+        self.by: By = "origin"
         self.choose(user)
+
+    @classmethod
+    def of(cls, run: Run, user: int = 0, device: str = "auto", **options: Any) -> Explanation:
+        """Explain the list of a user with the model of a SPiKE run, and the profiles that it was trained with."""
+        data = Dataset.open(run.config["dataset"])
+        options = {"profiles": run.config.get("profiles", "template"), **options}
+        return cls(data, explainer_of(run, data, device), user, **options)
 
     def choose(self, user: int) -> None:
         """Explain another user's list."""
@@ -80,7 +100,11 @@ class Explanation:
         """The graph with users, for paths."""
         return GraphView(self.data, self.explainer, users=True)
 
-    def parts(self, by: Literal["origin", "layer"] = "origin") -> pd.DataFrame:
+    def label(self, item: int) -> str:
+        """Name of an item, as it came from outside."""
+        return self.nodes.labels[self.nodes.n_users + item]
+
+    def parts(self, by: By = "origin") -> pd.DataFrame:
         """Parts of the scores of the list; those of an item sum to its score.
 
         Parameters
@@ -112,54 +136,46 @@ class Explanation:
         DataFrame
             rank, item, score, ``in <split>`` (whether the split holds it), and the parts by origin.
         """
-        parts = self.parts()
-        labels = self.data.items["label"].to_numpy()
-        frame = pd.DataFrame(
-            {
-                "rank": range(1, len(self.items) + 1),
-                "item": labels[self.items],
-                "score": parts.sum(axis=1).to_numpy(),
-                f"in {self.split}": [item in self.held_out for item in self.items],
-            }
-        )
+        return self._listed("origin")
+
+    def _listed(self, by: By) -> pd.DataFrame:
+        parts = self.parts(by)
+        frame = pd.DataFrame({"rank": range(1, len(self.items) + 1), "item": [self.label(item) for item in self.items]})
+        frame["score"] = parts.sum(axis=1).to_numpy()
+        frame[f"in {self.split}"] = [item in self.held_out for item in self.items]
         return frame.join(parts.reset_index(drop=True))
 
-    def figure_of(self, by: Literal["origin", "layer"]) -> Figure:
-        """Stacked bars of `parts`, one bar per item, the best on top; a mark where they add up: the score."""
-        objects = require("plotly.graph_objects", "lab")
-        parts = self.parts(by)
-        names = [f"{rank}. {shown(self.data.items['label'].iloc[item], 40)}" for rank, item in enumerate(self.items, 1)]
-        chart = objects.Figure()
-        for number, column in enumerate(parts):
-            chart.add_bar(
-                y=names,
-                x=parts[column].tolist(),
-                name=str(column).replace(" x ", " × "),
-                orientation="h",
-                marker={
-                    "color": COLOURS[number % len(COLOURS)],
-                    "pattern": {"shape": PATTERNS[(number + number // len(COLOURS)) % len(PATTERNS)], "solidity": 0.25},
-                },
-                hovertemplate="%{y}<br>%{x:+.4f}<extra>%{fullData.name}</extra>",
-            )
-        marker = {"symbol": "diamond", "size": 9, "color": "white", "line": {"color": "black", "width": 1.5}}
-        scores = parts.sum(axis=1).tolist()
-        hover = "%{y}<br>%{x:.4f}<extra>score</extra>"
-        chart.add_scatter(x=scores, y=names, mode="markers", name="score", marker=marker, hovertemplate=hover)
-        return chart.update_layout(
-            template="plotly_white",
-            barmode="relative",
-            height=140 + 28 * len(names),
-            margin={"l": 10, "r": 10, "t": 40, "b": 40},
-            xaxis_title="part of the score",
-            yaxis={"autorange": "reversed", "automargin": True},
-            legend_title={"origin": "user's × item's origin", "layer": "user's × item's layer"}[by],
-        )
-
     @property
-    def figure(self) -> Figure:
-        """Bars by origin."""
-        return self.figure_of("origin")
+    def figure(self) -> Drawing:
+        """Stacked bars of `parts`, one bar per item, the best on top; a mark where they add up: the score."""
+        from matplotlib.figure import Figure
+
+        parts = self.parts(self.by)
+        names = [f"{rank}. {printed(self.label(item), 40)}" for rank, item in enumerate(self.items, 1)]
+        title = {"origin": "user's × item's origin", "layer": "user's × item's layer"}[self.by]
+        with figure_style():
+            figure = Figure(figsize=(TWO_COLUMNS, 1.1 + 0.2 * len(names)))
+            axes = figure.subplots()
+            places = np.arange(len(names))
+            for number, (column, values) in enumerate(parts.items()):
+                before = parts.iloc[:, :number].to_numpy()
+                left = np.where(np.sign(before) == np.sign(values.to_numpy())[:, None], before, 0.0).sum(axis=1)
+                look = {"color": COLOURS[number % len(COLOURS)], "edgecolor": "white", "linewidth": 0.4}
+                look["hatch"] = HATCHES[(number + number // len(COLOURS)) % len(HATCHES)]
+                axes.barh(places, values, 0.7, left, label=str(column).replace(" x ", " × "), **look)
+            score = {"marker": "D", "s": 16, "color": "white", "edgecolors": "black", "zorder": 3}
+            axes.scatter(parts.sum(axis=1), places, label="score", **score)
+            axes.axvline(0, color="black", linewidth=0.6)
+            axes.set_yticks(places, names)
+            axes.invert_yaxis()
+            axes.set_xlabel("part of the score")
+            figure.legend(loc="outside right upper", title=title)
+        return figure
+
+    def export(self, folder: Path | None = None) -> list[Path]:
+        """Write the figure as PDF, and the list with the parts that are drawn as CSV; returns the files."""
+        state = f"user-{self.user}-{self.by}"
+        return write("why", self.data, state, self.figure, self._listed(self.by), folder)
 
     def paths(self, item: int, k: int = 5) -> pd.DataFrame:
         """Strongest paths from the user's train items through the triples to an item, see `GraphView.paths`."""
@@ -225,7 +241,7 @@ class Explanation:
             item (name), rank, new rank, score, new score, change; every item of the old or the new list.
         """
         table = what_if(self.explainer, self.user, self.seen, removals, self.k)
-        table["item"] = self.data.items["label"].to_numpy()[table["item"]]
+        table["item"] = [self.label(item) for item in table["item"]]
         return table[["item", "rank", "new rank", "score", "new score", "change"]]
 
     def influence(self, item: int, removals: Sequence[str] | None = None) -> pd.DataFrame:
@@ -243,21 +259,74 @@ class Explanation:
         DataFrame
             taken out, score, change, rank, new rank; the largest fall first.
         """
-        known = self.removals(item)
+        known, seen = self.removals(item), [other for other in self.seen if other != item]
         rows = []
-        before = self._rank(self.explainer, item)
         for name in known if removals is None else removals:
             if name not in known:
                 raise DataError(f"nothing named {name!r} can be taken out")
-            score, rank = self._rank(self.explainer.without(known[name]), item)
-            rows.append((name, score, score - before[0], before[1], rank))
+            table = what_if(self.explainer, self.user, seen, [known[name]], self.nodes.n_items)
+            rows.append({"taken out": name} | table.set_index("item").loc[item].to_dict())
         frame = pd.DataFrame(rows, columns=["taken out", "score", "change", "rank", "new rank"])
-        return frame.sort_values("change", kind="stable").reset_index(drop=True)
+        ranks = frame.astype({"rank": int, "new rank": int})
+        return ranks.sort_values("change", kind="stable").reset_index(drop=True)
 
-    def _rank(self, explainer: SpikeExplainer, item: int) -> tuple[float, int]:
-        scores = explainer.scores(self.user).detach().cpu().numpy().copy()
-        scores[[other for other in self.seen if other != item]] = -np.inf
-        return float(scores[item]), int((scores > scores[item]).sum()) + 1
+    def panel(self) -> Any:
+        """The list, the parts of its scores, paths, shared passages, and what the list would be without something."""
+        panel = Panel(self)
+
+        def user(number: int) -> None:
+            self.choose(number)
+            refresh()
+
+        def by(name: By) -> None:
+            self.by = name
+            panel["why"].value = picture(self.figure)
+
+        def refresh() -> None:
+            panel["table"].value = html_table(self.table)
+            names = ", ".join(self.label(item) for item in self.train[:_SHOWN])
+            rest = f" and {len(self.train) - _SHOWN} more" if len(self.train) > _SHOWN else ""
+            panel["train"].value = f"in train: {html_text(names)}{rest}"
+            panel["why"].value = picture(self.figure)
+            panel.offer("item", [(f"{rank}. {self.label(one)[:60]}", one) for rank, one in enumerate(self.items, 1)])
+            item(panel["item"].value)
+
+        def item(one: int | None) -> None:
+            paths = pd.DataFrame() if one is None else self.paths(one)
+            none = html_text("no path leads from the user to this item")
+            panel["paths"].value = html_table(paths) if len(paths) else none
+            panel["passages"].value = "" if one is None else self.passages_html(one)
+            panel["out"].options = [] if one is None else list(self.removals(one))
+            panel["answer"].value = ""
+
+        def compute(_: object) -> None:
+            panel["answer"].value = self._answer(panel["item"].value, panel["out"].value)
+
+        last = self.nodes.n_users - 1
+        chosen = {"value": self.user, "min": 0, "max": last, "continuous_update": False}
+        number = panel.add("user", "BoundedIntText", user, description="user", **chosen)
+        parts = panel.add("by", "ToggleButtons", by, options=["origin", "layer"], description="parts by", value=self.by)
+        wide = panel.widgets.Layout(width="70%")
+        out = panel.add("out", "SelectMultiple", description="take out", rows=6, layout=wide)
+        button = panel.add("whatif", "Button", compute, description="What if", tooltip=_NOTE)
+        table, train, paths, passages, answer = panel.texts("table", "train", "paths", "passages", "answer")
+        chart = panel.add("why", "Image", format="png")
+        note = panel.widgets.HTML(html_text(_NOTE))
+        tabs = panel.tabs(paths=paths, passages=passages, what_if=panel.widgets.VBox([note, out, button, answer]))
+        row = panel.row(parts, panel.exporter(self))
+        box = panel.box(number, train, table, row, chart, panel.add("item", "Dropdown", item, description="item"), tabs)
+        refresh()
+        return box
+
+    def _answer(self, item: int, chosen: Sequence[str]) -> str:
+        """What the list would be without some `removals` of an item, for an HTML widget."""
+        if not chosen:
+            return html_text("choose what is taken out first")
+        known = self.removals(item)
+        try:
+            return html_table(self.what_if(*(known[name] for name in chosen)))
+        except SpikeKitError as error:
+            return html_text(error)
 
 
 def _by_name(found: Sequence[tuple[str, Removal]]) -> dict[str, Removal]:

@@ -1,35 +1,44 @@
-"""Overview of a data set: leaderboard of all runs with filters, learning curves, sensitivity, sparsity groups."""
+"""All runs of a data set: leaderboard with filters, learning curves, sensitivity, sparsity groups."""
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from functools import cached_property
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
-import numpy as np
 import pandas as pd
 
-from spike_kit.base.errors import ConfigError, DataError, require, some
+from spike_kit.base.errors import ConfigError, DataError, SpikeKitError, some
 from spike_kit.data.dataset import Dataset
-from spike_kit.evaluation.groups import sparsity_groups
 from spike_kit.experiments.archive import with_archived
 from spike_kit.experiments.run import data_version
 from spike_kit.experiments.run_folder import Run, list_runs
-from spike_kit.figures.style import COLOURS
-from spike_kit.results.frames import curves_frame, group_means, grouped_by_seed, sensitivity_frame
+from spike_kit.figures.comparisons import curve_lines, sensitivity_lines, sparsity_bars
+from spike_kit.figures.style import picture
+from spike_kit.results.frames import (
+    costs,
+    curves_frame,
+    grouped_by_seed,
+    seed_means,
+    sensitivity_frame,
+    sparsity_frame,
+)
 from spike_kit.training.checkpoint import MONITOR
-from spike_kit.views.charts import DASHES, PATTERNS
-from spike_kit.views.safe import shown
+from spike_kit.views.safe import html_table, html_text
 from spike_kit.views.search import fold
+from spike_kit.views.widgets import TYPED, Panel
 
 if TYPE_CHECKING:
-    from plotly.graph_objects import Figure
+    from matplotlib.figure import Figure
 
 Split = Literal["valid", "test"]
 
 MOST_CURVES = 40
 """Runs whose learning curves are drawn; more cannot be told apart."""
-_LABEL = 60
+MOST_GROUPS = 8
+"""Models whose groups of users are drawn."""
+MOST_ROWS = 50
+"""Rows of the leaderboard that a panel shows."""
 
 
 def _all_runs(data: Dataset) -> list[Run]:
@@ -43,9 +52,9 @@ class Overview:
     Parameters
     ----------
     data
-        The study.
+        The data set.
     runs
-        Finished runs; default: all of the study's name, oldest first, then what only the archive has
+        Finished runs; default: all of the data set's name, oldest first, then what only the archive has
         (`spike_kit.experiments.archive`).
     split
         ``valid``, by which one may choose, or ``test``.
@@ -98,11 +107,6 @@ class Overview:
     def _data_version(self) -> str:
         return data_version(self.data)
 
-    @cached_property
-    def groups(self) -> pd.Series:
-        """Sparsity group of every user."""
-        return sparsity_groups(self.data)
-
     def kept(self) -> dict[str, list[Run]]:
         """What the filters leave, best first by the mean of the metric."""
         words = fold(self.text).split()
@@ -114,15 +118,12 @@ class Overview:
             wanted &= len(group) >= self.at_least and all(word in fold(label) for word in words)
             if wanted and (self.older or config["data_sha256"] == self._data_version):
                 found[label] = group
-        return dict(sorted(found.items(), key=lambda item: -self._mean(item[1])))
+        return dict(sorted(found.items(), key=lambda item: -seed_means(item[1], self.metric, self.split).mean()))
 
     @property
     def runs(self) -> list[Run]:
         """Runs that the filters leave."""
         return [run for group in self.kept().values() for run in group]
-
-    def _mean(self, group: Sequence[Run]) -> float:
-        return float(np.mean([run.metrics[self.split][self.metric] for run in group]))
 
     @property
     def table(self) -> pd.DataFrame:
@@ -136,14 +137,12 @@ class Overview:
         """
         rows = []
         for rank, (label, group) in enumerate(self.kept().items(), start=1):
-            values = [run.metrics[self.split][self.metric] for run in group]
-            row = {"rank": rank, "model": label, "seeds": len(group), self.metric: float(np.mean(values))}
-            row |= {"sd": float(np.std(values, ddof=1)) if len(values) > 1 else np.nan}
-            for name, key in (("best epoch", "best_epoch"), *((key, key) for key in ("epochs", "seconds", "peak_gib"))):
-                known = [run.metrics[key] for run in group if run.metrics.get(key) is not None]
-                row[name] = float(np.mean(known)) if known else np.nan
-            row["data"] = "present" if group[0].config["data_sha256"] == self._data_version else "older"
-            rows.append(row)
+            values = seed_means(group, self.metric, self.split)
+            row = {"rank": rank, "model": label, "seeds": len(group), self.metric: values.mean(), "sd": values.std()}
+            counts = pd.DataFrame([{name: run.metrics.get(name) for name in ("best_epoch", "epochs")} for run in group])
+            row |= counts.astype(float).mean().rename({"best_epoch": "best epoch"}).to_dict() | costs(group)
+            present = group[0].config["data_sha256"] == self._data_version
+            rows.append(row | {"data": "present" if present else "older"})
         columns = ["rank", "model", "seeds", self.metric, "sd", "best epoch", "epochs", "seconds", "peak_gib", "data"]
         return pd.DataFrame(rows, columns=columns)
 
@@ -157,131 +156,121 @@ class Overview:
             f"of {self.data.name}, by {self.metric} on {self.split}"
         )
 
-    @property
-    def sensitivity(self) -> pd.DataFrame:
-        """Runs that differ in one setting, for every such setting; see `sensitivity_frame`."""
-        return sensitivity_frame(self.runs, self.metric, self.split)
-
-    @property
-    def group_table(self) -> pd.DataFrame:
-        """Mean of the metric in every sparsity group of users: group, users, and a column for every model."""
-        kept = self.kept()
-        if not kept:
-            return pd.DataFrame(columns=["group", "users"])
-        return group_means(kept, self.groups, self.metric, self.split)
-
-    @property
-    def figure(self) -> Figure:
-        """Leaderboard as points with the spread over seeds."""
-        objects = require("plotly.graph_objects", "lab")
-        table = self.table
-        names = [f"{rank}. {shown(model, _LABEL)}" for rank, model in zip(table["rank"], table["model"], strict=True)]
-        spread = {"type": "data", "array": table["sd"].fillna(0).tolist(), "color": COLOURS[0]}
-        chart = objects.Figure()
-        chart.add_scatter(
-            x=table[self.metric].tolist(),
-            y=names,
-            mode="markers",
-            marker={"size": 9, "color": COLOURS[0]},
-            error_x=spread,
-            customdata=table["seeds"].tolist(),
-            hovertemplate="%{y}<br>%{x:.4f}, %{customdata} seed(s)<extra></extra>",
-        )
-        chart.update_xaxes(title=f"{shown(self.metric)} on {self.split} (bars: sd over seeds)")
-        chart.update_yaxes(autorange="reversed", automargin=True)
-        return _laid_out(chart, 120 + 26 * max(len(names), 2))
-
     def curves(self, x: Literal["epoch", "seconds"] = "epoch") -> Figure:
-        """Validation metric of the runs that the filters leave, over epochs or seconds of training; seeds look alike.
+        """Validation metric of the runs that the filters leave, over epochs or seconds of training.
 
         Of more than `MOST_CURVES` runs those of the best models are drawn.
+
+        Raises
+        ------
+        DataError
+            If no run has a learning curve.
         """
-        objects = require("plotly.graph_objects", "lab")
         drawn, left = dict[str, list[Run]](), MOST_CURVES
         for label, group in self.kept().items():
             drawn[label] = group[:left]
             left -= len(drawn[label])
-        frame = curves_frame(drawn, self.metric)
-        chart = objects.Figure()
-        models = frame["model"].unique().tolist()
-        for (model, seed), part in frame.groupby(["model", "seed"], sort=False):
-            number = models.index(model)
-            name = shown(model, _LABEL)
-            chart.add_scatter(
-                x=part[x].tolist(),
-                y=part["value"].tolist(),
-                mode="lines",
-                line={"color": COLOURS[number % len(COLOURS)], "dash": DASHES[number % len(DASHES)], "width": 1.5},
-                name=name,
-                legendgroup=str(number),
-                showlegend=bool(seed == frame.loc[frame["model"] == model, "seed"].iloc[0]),
-                hovertemplate=f"%{{y:.4f}}<extra>{name}, seed {seed}</extra>",
-            )
-        chart.update_xaxes(title={"epoch": "epoch", "seconds": "training, s"}[x], rangemode="tozero")
-        chart.update_yaxes(title=f"{shown(self.metric)} on validation")
-        return _laid_out(chart, 360 + 18 * len(models))
+        return curve_lines(_some(curves_frame(drawn, self.metric), "no run here has a learning curve"), x)
 
-    def sensitivity_figure(self, columns: int = 3) -> Figure:
-        """One panel for every setting of `sensitivity`.
+    def sensitivity(self) -> Figure:
+        """One panel for every setting in which runs differ, with all else equal.
 
         Raises
         ------
         DataError
             If no two runs differ in one setting only.
         """
-        frame = self.sensitivity
-        if frame.empty:
-            raise DataError("no two of these runs differ in one setting only", "train some: see notebook 05")
-        subplots = require("plotly.subplots", "lab")
-        panels = list(frame.groupby(["model", "setting"], sort=False))
-        titles = [shown(f"{model}: {setting}", 40) for (model, setting), _ in panels]
-        n_rows = -(-len(panels) // columns)
-        chart = subplots.make_subplots(n_rows, columns, subplot_titles=titles, shared_yaxes=True)
-        for number, (_, part) in enumerate(panels):
-            numbers = all(isinstance(value, int | float) and not isinstance(value, bool) for value in part["value"])
-            row, column = number // columns + 1, number % columns + 1
-            chart.add_scatter(
-                x=part["value"].tolist() if numbers else [shown(value, 30) for value in part["value"]],
-                y=part["mean"].tolist(),
-                error_y={"type": "data", "array": part["sd"].fillna(0).tolist()},
-                mode="lines+markers",
-                line={"color": COLOURS[0]},
-                customdata=part["seeds"].tolist(),
-                hovertemplate="%{x}: %{y:.4f}, %{customdata} seed(s)<extra></extra>",
-                showlegend=False,
-                row=row,
-                col=column,
-            )
-            if not numbers:
-                chart.update_xaxes(type="category", row=row, col=column)
-        chart.update_yaxes(title=f"{shown(self.metric)} ({self.split})", col=1)
-        return _laid_out(chart, 90 + 230 * n_rows)
+        frame = sensitivity_frame(self.runs, self.metric, self.split)
+        return sensitivity_lines(_some(frame, "no two of these runs differ in one setting only"))
 
-    def group_figure(self, most: int = 8) -> Figure:
-        """Bars of `group_table`, one colour and pattern per model; the ``most`` best models."""
-        objects = require("plotly.graph_objects", "lab")
-        table = self.group_table
-        chart = objects.Figure()
-        axis = [f"{group}<br>({users} users)" for group, users in zip(table["group"], table["users"], strict=True)]
-        for number, model in enumerate(list(self.kept())[:most]):
-            name = shown(model, _LABEL)
-            chart.add_bar(
-                x=axis,
-                y=table[model].tolist(),
-                name=name,
-                marker={"color": COLOURS[number % len(COLOURS)], "pattern_shape": PATTERNS[number % len(PATTERNS)]},
-                hovertemplate=f"%{{y:.4f}}<extra>{name}</extra>",
-            )
-        chart.update_xaxes(title="users by train interactions", type="category")
-        chart.update_yaxes(title=f"{shown(self.metric)} on {self.split}")
-        return _laid_out(chart.update_layout(barmode="group"), 360 + 18 * min(most, len(self.kept())))
+    def groups(self) -> Figure:
+        """Bars of the metric in every sparsity group of users, of the `MOST_GROUPS` best models.
+
+        Raises
+        ------
+        DataError
+            If the filters leave no run.
+        """
+        best = dict(list(self.kept().items())[:MOST_GROUPS])
+        return sparsity_bars(_some(sparsity_frame(self.data, best, self.metric, self.split), "no run is left"))
+
+    def panel(self) -> Any:
+        """Filters, leaderboard, learning curves, sensitivity, sparsity groups."""
+        panel = Panel(self)
+        filters = ("metric", "split", "models", "presets", "text", "at_least", "older")
+        draw: dict[str, Callable[[], Figure]] = {
+            "curves": lambda: self.curves(panel["x"].value),
+            "sensitivity": self.sensitivity,
+            "groups": self.groups,
+        }
+
+        def reload(_: object = None) -> None:
+            self.reload()
+            offer()
+
+        def offer() -> None:
+            for name, key in (("models", "model"), ("presets", "preset")):
+                known = sorted({run.config[key] for run in self.all})
+                panel.offer(name, known, [value for value in panel[name].value if value in known])
+            known = self.metrics
+            panel.offer("metric", known, self.metric if self.metric in known else known[0])
+            refresh()
+
+        def refresh(_: object = None) -> None:
+            for name in filters:
+                setattr(self, name, panel[name].value)
+            table = self.table
+            rest = f"; {MOST_ROWS} are listed" if len(table) > MOST_ROWS else ""
+            panel["status"].value = html_text(self.summary + rest)
+            panel["leaderboard"].value = html_table(table.head(MOST_ROWS))
+            show()
+
+        def show(_: object = None) -> None:
+            """Draw what the open tab shows."""
+            name = list(draw)[tabs.selected_index or 0]
+            panel["note"].value, panel[name].layout.display = "", None
+            try:
+                panel[name].value = picture(draw[name]())
+            except SpikeKitError as error:
+                panel["note"].value, panel[name].layout.display = html_text(error), "none"
+
+        rows = self._filters(panel, refresh, reload)
+        x = panel.add("x", "ToggleButtons", show, options=["epoch", "seconds"], description="over")
+        pictures = {name: panel.add(name, "Image", format="png") for name in draw}
+        pictures["curves"] = panel.widgets.VBox([x, pictures["curves"]])
+        tabs = panel.tabs(
+            learning_curves=pictures["curves"], sensitivity=pictures["sensitivity"], by_sparsity=pictures["groups"]
+        )
+        tabs.observe(show, names="selected_index")
+        box = panel.box(*rows, *panel.texts("status", "leaderboard", "note"), tabs)
+        offer()
+        return box
+
+    def _filters(self, panel: Panel, refresh: Callable[[Any], None], reload: Callable[[Any], None]) -> list[Any]:
+        """Rows of a panel with the filters."""
+        size = panel.widgets.Layout(height="6em", width="16em")
+        wide = {"description": "seeds at least", "style": {"description_width": "initial"}}
+        metrics = {"options": self.metrics, "value": self.metric}
+        splits = {"options": ["valid", "test"], "value": self.split}
+        line = panel.row(
+            panel.add("metric", "Dropdown", refresh, description="metric", **metrics),
+            panel.add("split", "Dropdown", refresh, description="split", **splits),
+            panel.add("text", "Text", refresh, description="label", **TYPED),
+            panel.add("at_least", "BoundedIntText", refresh, value=1, min=1, max=1000, **wide),
+            panel.add("older", "Checkbox", refresh, value=self.older, description="also of older data"),
+            panel.add(
+                "reload", "Button", reload, description="Reload", tooltip="Look for runs that finished meanwhile"
+            ),
+        )
+        lists = (
+            panel.add(name, "SelectMultiple", refresh, description=name, tooltip="none: all", layout=size)
+            for name in ("models", "presets")
+        )
+        return [line, panel.row(*lists)]
 
 
-def _laid_out(chart: Figure, height: int) -> Figure:
-    """House style of these charts: legend below, where long names have room."""
-    return chart.update_layout(
-        template="plotly_white",
-        height=height,
-        margin={"l": 10, "r": 10, "t": 40, "b": 40},
-        legend={"orientation": "h", "yanchor": "top", "y": -0.2, "entrywidth": 0.48, "entrywidthmode": "fraction"},
-    )
+def _some(frame: pd.DataFrame, missing: str) -> pd.DataFrame:
+    """A table that is not empty."""
+    if frame.empty:
+        raise DataError(missing, "change the filters, or train some: see notebook 05")
+    return frame

@@ -1,4 +1,4 @@
-"""Text from outside, made safe to show: in plotly, in HTML widgets, in tables.
+"""Text from outside, made safe to show: in plotly, in matplotlib, in HTML widgets, in tables.
 
 Titles, reviews and profiles come from strangers. Plotly reads ``<b>`` and ``<a href>`` in labels and hovers, and
 ``$...$`` as mathematics; an HTML widget reads everything. All of it must show as the characters it is made of.
@@ -15,6 +15,8 @@ from html import escape
 import pandas as pd
 from pandas.api.types import is_bool_dtype, is_float_dtype, is_numeric_dtype
 
+from spike_kit.figures.style import plain
+
 _INVISIBLE = re.compile(r"[\x00-\x1f\x7f-\x9f\u200b-\u200f\u2028-\u202e\u2060-\u2069\ufeff]+")
 """Control characters, and those that hide text or turn its direction around."""
 
@@ -28,6 +30,11 @@ def wrapped(text: object, width: int = 60, lines: int = 6) -> str:
     """Text as plotly shows it in a hover, broken into at most ``lines`` lines of ``width`` characters."""
     parts = textwrap.wrap(_line(text, None), width, max_lines=lines, placeholder=" …")
     return "<br>".join(shown(part) for part in parts)
+
+
+def printed(text: object, length: int | None = None) -> str:
+    """Text on one line as matplotlib prints it unchanged: no formula; cut to ``length`` characters."""
+    return plain(_line(text, length))
 
 
 def html_text(text: object, length: int | None = None) -> str:

@@ -22,13 +22,20 @@ class Nodes:
     Parameters
     ----------
     data
-        The study.
+        The data set.
+
+    Attributes
+    ----------
+    bounds
+        First node of every subject, and the node after its last one.
     """
 
     def __init__(self, data: Dataset) -> None:
         self.data = data
         self.n_users, self.n_items = len(data.users), len(data.items)
         self.n_nodes = self.n_users + len(data.entities)
+        first, rest = self.n_users, self.n_users + self.n_items
+        self.bounds = {"user": (0, first), "item": (first, rest), "auxiliary": (rest, self.n_nodes)}
 
     @cached_property
     def labels(self) -> list[str]:
@@ -63,6 +70,11 @@ class Nodes:
         return node
 
     @cached_property
+    def popular_item(self) -> int:
+        """Node of the item with the most train interactions: where a view begins."""
+        return self.n_users + int(self.data.split("train")["item"].mode()[0])
+
+    @cached_property
     def _folded(self) -> list[str]:
         return [fold(label) for label in self.labels]
 
@@ -75,15 +87,13 @@ class Nodes:
         wanted = fold(text).split()
         if not wanted:
             return []
-        bounds = {"user": (0, self.n_users), "item": (self.n_users, self.n_users + self.n_items)}
-        bounds["auxiliary"] = (bounds["item"][1], self.n_nodes)
         folded = self._folded
         first, *others = sorted(wanted, key=len, reverse=True)
         found = [
             node
             for kind in KINDS
             if kind in kinds
-            for node in range(*bounds[kind])
+            for node in range(*self.bounds[kind])
             if first in folded[node] and all(word in folded[node] for word in others)
         ]
         whole = " ".join(wanted)

@@ -40,13 +40,13 @@ def graph_statistics(data: Dataset) -> pd.DataFrame:
 
     Components are those of the graph without directions; an entity without a triple is a component of its own.
     """
-    csgraph, sparse = require("scipy.sparse.csgraph", "lab"), require("scipy.sparse", "lab")
+    networkx = require("networkx", "lab")
     triples, n_items, n_entities = data.triples, len(data.items), len(data.entities)
-    ones = np.ones(len(triples), dtype=np.int8)
-    ends = triples["head"].to_numpy(), triples["tail"].to_numpy()
-    graph = sparse.coo_array((ones, ends), shape=(n_entities, n_entities))
-    n_components, component = csgraph.connected_components(graph, directed=False)
-    degree = np.bincount(np.concatenate(ends), minlength=n_entities)
+    graph = networkx.Graph()
+    graph.add_nodes_from(range(n_entities))
+    graph.add_edges_from(triples[["head", "tail"]].to_numpy().tolist())
+    sizes = [len(component) for component in networkx.connected_components(graph)]
+    degree = np.bincount(triples[["head", "tail"]].to_numpy().ravel(), minlength=n_entities)
     rows = {
         "entities, items among them": n_entities,
         "items": n_items,
@@ -55,8 +55,8 @@ def graph_statistics(data: Dataset) -> pd.DataFrame:
         "triples per item (median)": float(np.median(degree[:n_items])),
         "items without a triple": int((degree[:n_items] == 0).sum()),
         "other entities without a triple": int((degree[n_items:] == 0).sum()),
-        "connected components": int(n_components),
-        "entities in the largest component": int(np.bincount(component).max()),
+        "connected components": len(sizes),
+        "entities in the largest component": max(sizes),
     }
     return pd.DataFrame({"what": list(rows), "value": pd.Series(list(rows.values()), dtype=object)})
 
@@ -70,16 +70,16 @@ def relation_statistics(data: Dataset) -> pd.DataFrame:
     return table.astype({"triples": int, "heads": int, "tails": int}).sort_values("triples", ascending=False)
 
 
-def profile_of(data: Dataset, subject: str, number: int, profiles: str = "template") -> str:
-    """Profile text of an ``item``, an ``auxiliary`` entity or a ``user``.
+def profile_of(data: Dataset, subject: str, number: int, name: str = "template") -> str:
+    """Profile text of an ``item``, an ``auxiliary`` entity or a ``user`` in a profile set.
 
     Raises
     ------
     DataError
         If there is no such subject.
     """
-    texts = data.profiles(profiles)
-    text = texts.loc[(texts["subject"] == subject) & (texts["id"] == number), "text"]
+    profiles = data.profiles(name)
+    text = profiles.loc[(profiles["subject"] == subject) & (profiles["id"] == number), "text"]
     if text.empty:
         raise DataError(f"{data.name} has no {subject} {number}")
     return str(text.iloc[0])

@@ -1,17 +1,39 @@
-"""What the interactive panels share: live figures, clicks on points, a search box."""
+"""What the views share: live figures, panels of named widgets, a search box, and the export of what is shown."""
 
 from __future__ import annotations
 
+import hashlib
+import re
 from collections.abc import Callable, Collection
 from functools import cache
-from typing import TYPE_CHECKING, Any
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol
 
-from spike_kit.base.errors import require
-from spike_kit.views.search import KINDS, Nodes
+import pandas as pd
+
+from spike_kit.base import paths
+from spike_kit.base.errors import SpikeKitError, require
+from spike_kit.data.dataset import Dataset
+from spike_kit.figures import style
+from spike_kit.views.safe import html_text
+from spike_kit.views.search import KINDS, Nodes, fold
 
 if TYPE_CHECKING:
+    from matplotlib.figure import Figure as Drawing
     from plotly.graph_objects import Figure
 
+LAYOUT = {"template": "plotly_white", "margin": {"l": 10, "r": 10, "t": 40, "b": 40}}
+"""House style of the interactive figures."""
+
+DASHES = ("solid", "dash", "dot", "dashdot", "longdash", "longdashdot")
+PATTERNS = ("", "/", ".", "x", "\\", "+", "-", "|")
+"""Second codings of lines and bars, for those who see no colours."""
+
+TYPED = {"placeholder": "part of a name", "continuous_update": False, "tooltip": "type, then press Enter"}
+"""Options of a text box for names."""
+
+_FOUND = 20
+"""Most nodes that a search lists."""
 
 _FITTING = """
 function render({ el }) {
@@ -34,27 +56,44 @@ the window only (seen with plotly 7.1 and JupyterLab 4).
 """
 
 
-def live_figure(figure: Figure) -> Any:
-    """Plotly figure as a widget that Python can change afterwards; `chart_box` gives it its width."""
-    widget = require("plotly.graph_objects", "lab").FigureWidget(figure)
-    widget._config = {**widget._config, "responsive": True}
-    return widget
+class Exportable(Protocol):
+    """A view that can write what it shows."""
+
+    def export(self, folder: Path | None = None) -> list[Path]:
+        """Write the present state as PDF and CSV; returns the files."""
+        ...
 
 
-def chart_box(*parts: Any, name: str = "") -> Any:
-    """Box around a live figure, and what belongs to it, in which the figure is as wide as the page.
+def write(
+    view: str, data: Dataset, state: str, figure: Drawing, table: pd.DataFrame, folder: Path | None
+) -> list[Path]:
+    """Write a figure of a view as PDF and its table as CSV; equal tables give equal files, byte for byte.
 
     Parameters
     ----------
-    parts
-        Widgets, one of them made by `live_figure`.
-    name
-        Name of the box's CSS class, without ``spike-``.
+    view, data, state
+        What the file names begin with: the view, the name of the data set, and what is shown in words from outside.
+        They end with a hash of the table, so that two states never share a file.
+    figure, table
+        The figure, and the table that it was drawn from.
+    folder
+        Where to write; default: figures/.
+
+    Raises
+    ------
+    StorageError
+        If a file cannot be written.
     """
-    box = require("ipywidgets", "lab").VBox([*parts, _fitter()()])
-    if name:
-        box.add_class(f"spike-{name}")
-    return box
+    digest = hashlib.sha256(table.to_csv(index=False).encode()).hexdigest()[:8]
+    name = re.sub(r"[^A-Za-z0-9._]+", "-", f"{view}-{data.name}-{fold(state)[:40]}-{digest}")
+    return style.export(figure, name, folder, table, formats=("pdf",))
+
+
+def live_figure(figure: Figure) -> Any:
+    """Plotly figure as a widget that Python can change afterwards; `Panel.chart` gives it its width."""
+    widget = require("plotly.graph_objects", "lab").FigureWidget(figure)
+    widget._config = {**widget._config, "responsive": True}
+    return widget
 
 
 @cache
@@ -85,65 +124,113 @@ def clickable(widget: Any, chosen: Callable[[int], None]) -> None:
             trace.on_click(on_click)
 
 
-class SearchBox:
-    """A text box and a list of what it finds.
+class Panel:
+    """Widgets of a view by their names; a widget's name is its CSS class too, after ``spike-``.
 
     Parameters
     ----------
-    nodes
-        What can be found.
-    name
-        Description of the box.
-    on_choice
-        Called with the node that is chosen.
-    kinds
-        What to search: ``user``, ``item``, ``auxiliary``.
-    most
-        Most results.
+    view
+        The view behind the widgets.
 
     Attributes
     ----------
-    widget
-        What a panel shows.
-    chosen
-        Node of the last choice, if there was one.
+    parts
+        Every widget by its name.
     """
 
-    def __init__(
+    def __init__(self, view: object) -> None:
+        self.view = view
+        self.widgets = require("ipywidgets", "lab")
+        self.parts: dict[str, Any] = {}
+        self._quiet = False
+
+    def __getitem__(self, name: str) -> Any:
+        return self.parts[name]
+
+    def add(self, name: str, kind: str, change: Callable[[Any], object] | None = None, **options: Any) -> Any:
+        """Make a widget of some kind of ipywidgets; ``change`` is called with its new value, or at a click."""
+        widget = getattr(self.widgets, kind)(**options)
+        widget.add_class(f"spike-{name}")
+        if change is not None and kind == "Button":
+            widget.on_click(lambda _: change(widget))
+        elif change is not None:
+            widget.observe(lambda event: None if self._quiet else change(event["new"]), names="value")
+        self.parts[name] = widget
+        return widget
+
+    def offer(self, name: str, options: list[Any], value: Any = None) -> None:
+        """Give a list other options and choose a value, by default the first one; nobody is told of it."""
+        self._quiet = True
+        self[name].options = options
+        if value is not None:
+            self[name].value = value
+        else:
+            self[name].index = 0 if options else None
+        self._quiet = False
+
+    def texts(self, *names: str) -> list[Any]:
+        """Make empty HTML widgets."""
+        return [self.add(name, "HTML") for name in names]
+
+    def chart(self, name: str, figure: Figure, *others: Any) -> Any:
+        """Make a live figure and return the box, with ``others`` above it, in which it is as wide as the page."""
+        self.parts[name] = live_figure(figure)
+        box = self.widgets.VBox([*others, self.parts[name], _fitter()()])
+        box.add_class(f"spike-{name}")
+        return box
+
+    def search(
         self,
-        nodes: Nodes,
         name: str,
-        on_choice: Callable[[int], None],
-        *,
+        nodes: Nodes,
+        chosen: Callable[[int], object] | None = None,
+        label: str = "search",
         kinds: Collection[str] = KINDS,
-        most: int = 20,
-    ) -> None:
-        widgets = require("ipywidgets", "lab")
-        self.nodes, self.kinds, self.most, self.on_choice = nodes, kinds, most, on_choice
-        self.chosen: int | None = None
-        self.text = widgets.Text(
-            description=name, placeholder="part of a name", continuous_update=False, tooltip="type, then press Enter"
-        )
-        self.results = widgets.Dropdown(options=[], tooltip="what was found")
-        self.text.observe(lambda change: self._find(change["new"]), names="value")
-        self.results.observe(self._chosen, names="value")
-        self.widget = widgets.HBox([self.text, self.results])
-        self.text.add_class("spike-search")
-        self.results.add_class("spike-results")
+    ) -> Any:
+        """Make a text box and a list of the nodes it finds (the widget of that name); returns what shows both.
 
-    def _find(self, text: str) -> None:
-        found = self.nodes.search(text, self.most, self.kinds)
-        kinds, labels = self.nodes.kinds, self.nodes.labels
-        self.results.unobserve(self._chosen, names="value")
-        self.results.options = [(f"{labels[node][:60]} ({kinds[node]})", node) for node in found]
-        self.results.index = 0 if found else None
-        self.results.observe(self._chosen, names="value")
-        self._choose(self.results.value)
+        ``chosen`` is called with the node of a choice.
+        """
 
-    def _chosen(self, change: dict[str, Any]) -> None:
-        self._choose(change["new"])
+        def find(text: str) -> None:
+            found = nodes.search(text, _FOUND, kinds)
+            self.offer(name, [(f"{nodes.labels[node][:60]} ({nodes.kinds[node]})", node) for node in found])
+            choose(self[name].value)
 
-    def _choose(self, node: int | None) -> None:
-        if node is not None:
-            self.chosen = node
-            self.on_choice(node)
+        def choose(node: int | None) -> None:
+            if node is not None and chosen is not None:
+                chosen(node)
+
+        text = self.add(f"{name}-text", "Text", find, description=label, **TYPED)
+        box = self.widgets.HBox([text, self.add(name, "Dropdown", choose, tooltip="what was found")])
+        box.add_class(f"spike-{name}-search")
+        return box
+
+    def row(self, *parts: Any) -> Any:
+        """Put widgets beside each other, in several lines where the page is narrow."""
+        return self.widgets.HBox(list(parts), layout=self.widgets.Layout(flex_flow="row wrap"))
+
+    def tabs(self, **parts: Any) -> Any:
+        """Put each widget on a tab of its own; the names are the titles, with spaces for underscores."""
+        tabs = self.widgets.Tab(list(parts.values()))
+        tabs.titles = tuple(name.replace("_", " ") for name in parts)
+        return tabs
+
+    def exporter(self, view: Exportable) -> Any:
+        """Make a button that writes what the view shows, and a line with the files that were written."""
+
+        def export(_: object) -> None:
+            try:
+                files = "written: " + ", ".join(paths.shown(file) for file in view.export())
+            except SpikeKitError as error:
+                files = str(error)
+            self["exported"].value = html_text(files)
+
+        button = self.add("export", "Button", export, description="Export", tooltip="Write what is shown: PDF and CSV")
+        return self.row(button, *self.texts("exported"))
+
+    def box(self, *rows: Any) -> Any:
+        """What a notebook shows: a VBox with the attributes ``view`` and ``parts``."""
+        box = self.widgets.VBox(list(rows))
+        box.view, box.parts = self.view, self.parts
+        return box

@@ -25,51 +25,24 @@ HOSTILE = f'{TAGS} [link](javascript:window.hacked=1) <a href="javascript:window
 
 CELLS = (
     """
-from spike_kit.data.dataset import Study
-from spike_kit.models.spike_explainer import SpikeExplainer
+from spike_kit import views
+from spike_kit.data.dataset import Dataset
 from spike_kit.experiments.run import RunConfig, load_model, run
 from spike_kit.views import tables
-study = Dataset.open("named")
+data = Dataset.open("named")
 done = run(RunConfig(dataset="named", training={"epochs": 2, "eval_every": 1}))
-model = load_model(done, study)
-explainer = SpikeExplainer(model)
+model = load_model(done, data)
 """,
-    """
-from spike_kit.views.embedding_map import map_of_run, node_spaces
-from spike_kit.views.embedding_map_panel import map_panel
-map_panel(map_of_run(study, done, k=3))
-""",
-    """
-from spike_kit.views.profile_browser import ProfileBrowser
-from spike_kit.views.profile_browser_panel import profile_panel
-profile_panel(ProfileBrowser(study, spaces=node_spaces(study, done, ("text",))))
-""",
-    """
-from spike_kit.views.graph_view import GraphView
-from spike_kit.views.graph_view_panel import graph_panel
-graph = GraphView(study, explainer, users=True)
-graph.show(len(data.users))
-graph_panel(graph)
-""",
-    """
-from spike_kit.views.explanation import Explanation
-from spike_kit.views.explanation_panel import explanation_panel
-explanation_panel(Explanation(study, explainer, 0))
-""",
-    """
-from spike_kit.views.ablation import AblationStudy
-from spike_kit.views.ablation_panel import ablation_panel
-ablation_panel(AblationStudy(study))
-""",
-    """
-from spike_kit.views.overview import Overview
-from spike_kit.views.overview_panel import overview_panel
-overview_panel(Overview(study))
-""",
-    "tables.named_triples(study, 5)",
-    "tables.recommendations(study, model, 0)",
-    "tables.neighbours(study, tables.final_entity_vectors(model), 0)",
-    "map_of_run(study, done, k=3).morph()",
+    "views.map(done, k=3).panel()",
+    "views.profiles(done).panel()",
+    "views.graph(done).panel()",
+    "views.why(done).panel()",
+    "views.ablation(data).panel()",
+    "views.leaderboard(data).panel()",
+    "tables.named_triples(data, 5)",
+    "tables.recommendations(data, model, 0)",
+    "tables.neighbours(data, tables.final_entity_vectors(model), 0)",
+    "views.map(done, k=3).morph()",
 )
 
 
@@ -107,7 +80,7 @@ def test_hostile_names_show_as_text_in_every_view(
     assert "<img src=x" in (page.locator(".hoverlayer .hovertext").first.text_content() or "")
     page.mouse.click(*notebook.point(chart, 0, 3))
     notebook.until(lambda: notebook.find("results").locator("tbody tr").count() == 1)
-    for name in ("results", "profile", "facts", "prompt", "paths"):
+    for name in ("results", "cards", "facts", "prompt", "paths"):
         assert name == "paths" or "<img src=x" in notebook.find(name).inner_text(), name
     notebook.choose(notebook.find("profile-search"), "alpha")
     page.wait_for_timeout(1000)

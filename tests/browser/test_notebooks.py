@@ -102,7 +102,7 @@ def test_the_map_the_profiles_the_graph_and_the_reasons(window: BrowserContext, 
     page.mouse.click(*notebook.point(chart, 0, 5))
     notebook.until(lambda: found.locator("tbody tr").count() == 1)
 
-    browser, profile = notebook.find("profile-search"), notebook.find("profile")
+    browser, profile = notebook.find("profile-search"), notebook.find("cards")
     before = profile.inner_text()
     notebook.choose(browser, "comedy")
     notebook.until(lambda: profile.inner_text() != before)

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import shutil
+import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -10,18 +11,19 @@ import numpy as np
 import pandas as pd
 import pytest
 
+from spike_kit import views
 from spike_kit.base import paths
-from spike_kit.base.errors import ConfigError
+from spike_kit.base.errors import ConfigError, DataError
 from spike_kit.data.dataset import Dataset
 from spike_kit.experiments import archive, tuned
-from spike_kit.experiments.run import RunConfig, run
+from spike_kit.experiments.run import RunConfig
+from spike_kit.experiments.run_folder import Run
 from spike_kit.experiments.search import save_tuned, search
 from spike_kit.results.frames import per_user_metric
 from spike_kit.results.significance import paired_test
-from spike_kit.views.ablation import AblationStudy
-from spike_kit.views.ablation_panel import ablation_panel
+from spike_kit.views.ablation_study import AblationStudy
+from tests.views.conftest import HOSTILE, SHORT, safe, written
 
-SHORT = {"epochs": 2, "eval_every": 1}
 SECONDS = 120
 
 
@@ -32,21 +34,23 @@ def until(happened: Callable[[], bool]) -> None:
         time.sleep(0.02)
 
 
+def watched() -> bool:
+    """Whether a panel watches a training."""
+    return any(thread.name == "spike_kit ablation" for thread in threading.enumerate())
+
+
 def axis_of(view: AblationStudy) -> dict[str, Any]:
     return view.figure.to_plotly_json()["layout"]["yaxis"]
 
 
-def trained(view: AblationStudy, **settings: Any) -> None:
-    for job in view.jobs(view.combination(**settings)):
-        run(job.config, progress=False)
+def lines(figure: Any) -> list[Any]:
+    return [line for line in figure.data if len(line.x)]
 
 
 @pytest.fixture
 def view(data: Dataset) -> AblationStudy:
-    made = AblationStudy(data, seeds=(0, 1), training=SHORT, threads=1)
-    trained(made)
-    trained(made, matching="off")
-    return made
+    """Full model and ``matching=off`` with both seeds, ``rho`` with one."""
+    return AblationStudy(data, seeds=(0, 1), training=SHORT, threads=1, device="cpu")
 
 
 def test_a_combination_without_effect_is_the_full_model(data: Dataset) -> None:
@@ -61,22 +65,20 @@ def test_a_combination_without_effect_is_the_full_model(data: Dataset) -> None:
         view.combination(layers=0)
 
 
-def test_runs_of_the_archive_are_finished_ones(
-    data: Dataset, view: AblationStudy, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(archive, "ROOT", tmp_path / "study")
+def test_runs_of_the_archive_are_finished_ones(data: Dataset, view: AblationStudy, home: Path) -> None:
     off = view.combination(matching="off")
     view.add(off)
-    table = view.table
+    table, groups = view.table, view.group_table
     archive.write_archive([run for one in (view.full, off) for run in view.runs(one)], data)
     shutil.rmtree(paths.runs_root())
     again = AblationStudy(data, seeds=(0, 1), training=SHORT)
     again.add(off)
     pd.testing.assert_frame_equal(again.table, table, atol=1e-4)
+    pd.testing.assert_frame_equal(again.group_table, groups, atol=1e-4)
     again.train(off)
     assert not again.busy(off)
     assert again.progress(off) == 1
-    assert not again.curves().to_plotly_json()["data"]
+    assert not lines(again.curves())
 
 
 def test_ablations_of_tuned_settings(data: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -125,26 +127,23 @@ def test_figures_show_what_the_tables_hold(view: AblationStudy) -> None:
     assert list(bars.x) == [view.table["difference"][1]]
     assert missing.y == (1,)
     assert missing.text == ("not trained",)
-    assert [name.split()[:2] for name in axis_of(view)["ticktext"]] == [
-        ["w/o", "matching"],
-        ["mean", "instead"],
-    ]
-    assert len(view.group_figure.data) == 1
-    lines = view.curves().data
-    assert len(lines) == 2 * 2 * 2
-    assert {len(line.x) for line in lines} == {2}
-    assert len({line.line.dash for line in lines}) == 2
+    assert [name.split()[:2] for name in axis_of(view)["ticktext"]] == [["w/o", "matching"], ["mean", "instead"]]
+    (groups,) = lines(view.group_figure)
+    assert list(groups.y) == view.group_table["difference"].tolist()
+    curves = lines(view.curves())
+    assert len(curves) == 2 * 2 * 2
+    assert {len(line.x) for line in curves} == {2}
+    assert len({line.line.dash for line in curves}) == 2
+    history = view.runs(off)[1].history
+    assert any(list(line.y) == history["loss"].tolist() for line in curves)
+    assert any(list(line.y) == history["valid_ndcg@20"].tolist() for line in curves)
 
 
-def test_only_the_seeds_that_both_have_are_compared(data: Dataset) -> None:
-    view = AblationStudy(data, seeds=(0, 1), training=SHORT)
+def test_only_the_seeds_that_both_have_are_compared(view: AblationStudy, runs: list[Run]) -> None:
     off = view.combination(matching="off")
-    run(view.jobs(off)[1].config, progress=False)
-    run(view.jobs(view.full)[0].config, progress=False)
     view.add(off)
-    assert np.isnan(view.table["difference"][1])
-    assert view.group_table.empty
-    trained(view)
+    aside = view.data.path / "aside"
+    shutil.move(runs[4].path, aside)
     sides = [per_user_metric(view.runs(one)[-1:], "ndcg@20", "valid") for one in (off, view.full)]
     assert view.table["difference"][1] == pytest.approx((sides[0] - sides[1]).mean())
     groups = view.group_table
@@ -152,25 +151,26 @@ def test_only_the_seeds_that_both_have_are_compared(data: Dataset) -> None:
     assert view.state(off) == "not trained"
     assert view.status(off) == "not trained (1 of 2 seeds finished)"
     assert list(view.figure.data[0].x) == [view.table["difference"][1]]
-
-
-def test_a_finished_run_without_a_full_model_says_so(data: Dataset) -> None:
-    view = AblationStudy(data, training=SHORT)
-    trained(view, matching="off")
-    view.add(view.combination(matching="off"))
+    shutil.rmtree(runs[3].path)
+    assert np.isnan(view.table["difference"][1])
+    assert view.group_table.empty
+    shutil.move(aside, runs[4].path)
+    shutil.rmtree(runs[2].path)
     assert view.figure.data[1].text == ("the full model is not trained",)
+    with pytest.raises(DataError, match="no comparison"):
+        view.export()
 
 
-def test_long_names_that_begin_alike_stay_apart(data: Dataset) -> None:
-    view = AblationStudy(data, training=SHORT)
-    trained(view)
+def test_long_names_that_begin_alike_stay_apart(view: AblationStudy) -> None:
     long = {"matching_weight": 0.5, "temperature": 0.25, "rho": 0.75, "layers": 2, "user_to_item": "add"}
+    finished = view.jobs(view.combination(matching="off"))
     for heads in (2, 4):
-        trained(view, **long, heads=heads)
-        view.add(view.combination(**long, heads=heads))
+        combination = view.combination(**long, heads=heads)
+        view.add(combination)
+        view._jobs[combination] = finished
     assert len(set(view.figure.data[0].y)) == 2
     assert len(axis_of(view)["ticktext"]) == 2
-    assert len(view.group_figure.data) == 2
+    assert sum(len(line.x) for line in lines(view.group_figure)) == len(view.group_table)
 
 
 def test_the_text_is_read_once_for_all_combinations(data: Dataset, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -182,97 +182,92 @@ def test_the_text_is_read_once_for_all_combinations(data: Dataset, monkeypatch: 
     assert reads == ["vectors"]
 
 
-def test_labels_from_outside_show_as_text(data: Dataset) -> None:
-    view = AblationStudy(data, training=SHORT)
-    hostile = "<img src=x onerror=alert(1)>"
-    view.add(view.combination(encoder=hostile))
-    view._jobs[view.chosen[0]] = []
-    view._jobs[view.full] = []
+def test_an_export_holds_the_comparison(view: AblationStudy, tmp_path: Path) -> None:
+    view.add(view.combination(matching="off"))
+    view.add(view.combination(attention="mean"))
+    table = written(view.export(tmp_path / "a"), view.export(tmp_path / "b"))
+    assert table["model"].tolist() == view.table["model"].tolist()
+    assert table["difference"].to_numpy() == pytest.approx(view.table["difference"].to_numpy(), nan_ok=True, abs=1e-5)
+    assert (set(table["metric"]), set(table["split"])) == ({"ndcg@20"}, {"valid"})
+    panel = view.panel().parts
+    panel["export"].click()
+    assert {file.name for file in paths.figures_root().iterdir()} == {file.name for file in (tmp_path / "a").iterdir()}
+    view.chosen = []
+    panel["export"].click()
+    assert "no comparison to export" in panel["exported"].value
+
+
+def test_labels_from_outside_show_as_text(view: AblationStudy) -> None:
+    view.add(view.combination(encoder=HOSTILE))
+    view._jobs[view.chosen[0]] = view.jobs(view.combination(matching="off"))
     for figure in (view.figure, view.group_figure, view.curves()):
-        assert "<img" not in str(figure.to_json())
+        assert "onerror" in str(figure.to_json())
+        safe(figure.to_json())
+    panel = view.panel().parts
+    safe(panel["table"].value, panel["status"].value)
+    assert all("<" not in file.name for file in view.export())
 
 
-def test_missing_seeds_are_trained_one_after_the_other(data: Dataset) -> None:
-    view = AblationStudy(data, seeds=(0, 1), training=SHORT, threads=1)
-    combination = view.combination(layers=2)
+def test_the_panel_trains_missing_seeds_one_after_the_other(view: AblationStudy) -> None:
+    panel = view.panel().parts
+    assert "finished" in panel["status"].value
+    assert panel["train"].disabled
+    assert panel["compare"].disabled
+    panel["user_profiles"].value = False
+    assert panel["user_profiles"].icon == "times"
+    assert "w/o user profiles" in panel["status"].value
+    assert "not trained" in panel["status"].value
+    assert not panel["train"].disabled
+    panel["train"].click()
+    assert panel["train"].disabled
+    combination = view.chosen[0]
     view.train(combination)
-    view.train(combination)
-    assert view.busy()
-    assert [job.state for job in view.jobs(combination)][1] == "not trained"
+    assert [job.state for job in view.jobs(combination)] == ["training", "not trained"]
     assert view.status(combination).startswith("training seed 0: epoch ")
-    until(lambda: not view.advance())
-    assert view.state(combination) == "finished"
-    assert view.progress(combination) == 1.0
+    until(lambda: view.state(combination) == "finished" and not watched())
+    assert view.progress(combination) == panel["bar"].value == 1.0
     assert not view.busy()
-
-
-def test_the_panel_trains_and_compares(data: Dataset) -> None:
-    view = AblationStudy(data, training=SHORT, threads=1)
-    trained(view)
-    panel = ablation_panel(view).panel
-    assert "finished" in panel.status.value
-    assert panel.train.disabled
-    assert panel.compare.disabled
-    panel.controls.toggles["user_profiles"].value = False
-    assert "w/o user profiles" in panel.status.value
-    assert "not trained" in panel.status.value
-    assert not panel.train.disabled
-    panel.train.click()
-    assert panel.train.disabled
-    assert "not trained" not in panel.status.value
-    until(lambda: "finished" in panel.status.value and not panel._watcher.is_alive())
-    assert "w/o user profiles" in panel.table.value
-    assert len(panel.chart.data[0].x) == 1
-    assert panel.compare.description == "Take out"
-    panel.compare.click()
+    assert "w/o user profiles" in panel["table"].value
+    assert len(panel["chart"].data[0].x) == 1
+    assert panel["compare"].description == "Take out"
+    panel["compare"].click()
     assert view.chosen == []
-    panel.rows.value = view.combination(matching="off")
-    assert panel.controls.choices["matching"].value == "off"
-    assert panel.controls.toggles["user_profiles"].value is True
+    panel["rows"].value = view.combination(matching="off")
+    assert panel["matching"].value == "off"
+    assert panel["user_profiles"].value is True
 
 
-def test_the_panel_stops_and_goes_on(data: Dataset) -> None:
-    view = AblationStudy(data, training={"epochs": 100_000, "patience": 0}, threads=1)
-    panel = ablation_panel(view).panel
-    panel.train.click()
-    until(lambda: len(view.jobs(view.full)[0].history) > 2)
-    assert not panel.stop.disabled
-    panel.stop.click()
-    until(lambda: not panel._watcher.is_alive() and view.state(view.full) == "interrupted")
-    panel.refresh()
-    assert "goes on from the last state" in panel.status.value
-    assert not panel.train.disabled
-
-
-def test_a_training_that_another_kernel_started_is_watched_and_stopped(data: Dataset) -> None:
+def test_a_training_that_another_kernel_started_is_watched_stopped_and_goes_on(data: Dataset) -> None:
     settings = {"epochs": 100_000, "patience": 0}
-    other = AblationStudy(data, training=settings, threads=1)
+    other = AblationStudy(data, training=settings, threads=1, device="cpu")
     other.train(other.full)
-    view = AblationStudy(data, training=settings, threads=1)
-    panel = ablation_panel(view).panel
-    assert "training seed 0" in panel.status.value
-    assert not panel.stop.disabled
-    until(lambda: len(view.jobs(view.full)[0].history) > 0)
-    panel.stop.click()
-    until(lambda: not panel._watcher.is_alive() and view.state(view.full) == "interrupted")
+    view = AblationStudy(data, training=settings, threads=1, device="cpu")
+    panel = view.panel().parts
+    assert "training seed 0" in panel["status"].value
+    assert not panel["stop"].disabled
+    until(lambda: len(view.jobs(view.full)[0].history) > 2)
+    panel["stop"].click()
+    until(lambda: not watched() and view.state(view.full) == "interrupted")
+    panel["rows"].value = view.combination(matching="off")
+    panel["rows"].value = view.full
+    assert "goes on from the last state" in panel["status"].value
+    assert not panel["train"].disabled
 
 
 def test_the_panel_says_why_training_failed(data: Dataset) -> None:
-    view = AblationStudy(data, training=SHORT | {"learning_rate": 1e30}, threads=1)
-    panel = ablation_panel(view).panel
-    panel.train.click()
-    until(lambda: not panel._watcher.is_alive())
-    assert "failed: " in panel.status.value
-    assert "(epoch 1)" in panel.status.value
-    assert not panel.train.disabled
+    view = views.ablation(data, training=SHORT | {"learning_rate": 1e30}, threads=1, device="cpu")
+    panel = view.panel().parts
+    panel["train"].click()
+    until(lambda: not watched())
+    assert "failed: " in panel["status"].value
+    assert "(epoch 1)" in panel["status"].value
+    assert not panel["train"].disabled
 
 
 def test_text_of_other_profile_sets_can_be_chosen(data: Dataset) -> None:
     source, target = data.embeddings_path("template", "all-MiniLM-L6-v2"), data.embeddings_path("llm", "a/b c")
     Path(target).write_bytes(source.read_bytes())
     assert data.encoded() == [("llm", "a/b c"), ("template", "all-MiniLM-L6-v2")]
-    panel = ablation_panel(AblationStudy(data, training=SHORT)).panel
-    assert [value for _, value in panel.controls.text.options] == [
-        ("template", "all-MiniLM-L6-v2"),
-        ("llm", "a/b c"),
-    ]
+    panel = AblationStudy(data, training=SHORT).panel().parts
+    known = [value for _, value in panel["text"].options]
+    assert known == [("template", "all-MiniLM-L6-v2"), ("llm", "a/b c")]

@@ -8,7 +8,8 @@ from typing import Any
 
 import pytest
 
-from spike_kit.views.generation import GenerationSession, generation_panel
+from spike_kit import views
+from spike_kit.views.generation_session import GenerationSession
 from tests.profiles.llm_server import ScriptedServer
 from tests.profiles.tiny import generation, prose, served, tiny_study, tiny_tables
 
@@ -144,17 +145,13 @@ def texts_of(widget: Any) -> list[str]:
 
 def test_the_panel_follows_the_session(server: ScriptedServer, slow: Slow) -> None:
     pytest.importorskip("ipywidgets")
-    panel = generation_panel(generation(tiny_study(), server.base_url))
-    session = panel.session
-    start, stop, bar = panel.children[3].children
-    status = panel.children[4]
+    session = views.generation(generation(tiny_study(), server.base_url))
+    box = session.panel()
+    start, stop, bar, status = (box.parts[name] for name in ("start", "stop", "bar", "status"))
     assert (start.disabled, stop.disabled, bar.value) == (False, True, 0)
-    assert panel.children[2].titles == ("item 0", "auxiliary 6", "user 0")
-    shown = unescape(" ".join(texts_of(panel)))
-    assert "to ask" in shown
-    assert "gpt-4o-mini" in shown
-    assert "prices of 20" in shown
-    assert "BEGIN DATA" in shown
+    assert box.children[2].titles == ("item 0", "auxiliary 6", "user 0")
+    shown = unescape(" ".join(texts_of(box)))
+    assert all(text in shown for text in ("to ask", "gpt-4o-mini", "prices of 20", "BEGIN DATA"))
     slow.open.clear()
     start.click()
     until(lambda: len(server.bodies) == 1)
@@ -178,14 +175,14 @@ def test_the_panel_shows_errors_and_escapes_everything() -> None:
     hostile = "<img src=x onerror=alert(1)> & <b>Alien</b>"
     tables = tiny_tables(labels={0: hostile}, descriptions={0: "</pre><script>alert(1)</script>"})
     model = "<script>alert(2)</script>"
-    panel = generation_panel(generation(tiny_study(tables=tables), "http://127.0.0.1:9/v1", model=model, attempts=1))
-    start, _, bar = panel.children[3].children
-    start.click()
-    until(lambda: not panel.session.running and not start.disabled, 40)
-    assert bar.bar_style == "danger"
-    assert "stopped by an error" in panel.children[4].value
-    shown = " ".join(texts_of(panel))
+    asked = generation(tiny_study(tables=tables), "http://127.0.0.1:9/v1", model=model, attempts=1)
+    box = GenerationSession(asked).panel()
+    box.parts["start"].click()
+    until(lambda: not box.view.running and not box.parts["start"].disabled, 40)
+    assert box.parts["bar"].bar_style == "danger"
+    assert "stopped by an error" in box.parts["status"].value
+    shown = " ".join(texts_of(box))
     assert "&lt;img src=x onerror=alert(1)&gt; &amp; &lt;b&gt;Alien" in shown
     assert "&lt;script&gt;alert(2)" in shown
     assert not any(tag in shown for tag in ("<img", "<b>", "<script", "</script"))
-    assert shown.count("</pre>") == len(panel.session.samples)
+    assert shown.count("</pre>") == len(box.view.samples)

@@ -6,7 +6,7 @@ import pandas as pd
 from hypothesis import given
 from hypothesis import strategies as st
 
-from spike_kit.views.safe import html_table, html_text, shown, wrapped
+from spike_kit.views.safe import html_table, html_text, printed, shown, wrapped
 
 HOSTILE = '<img src=x onerror="alert(1)"> $\\alpha$ </script> &amp;'
 
@@ -23,6 +23,8 @@ def test_nothing_is_left_that_a_page_or_plotly_reads(text: str) -> None:
 def test_what_is_shown_is_what_was_given(text: str) -> None:
     assert unescape(shown(text)) == text
     assert unescape(html_text(text)) == text
+    assert printed(text).replace(r"\$", "$") == text
+    assert printed(text).count("$") == printed(text).count(r"\$")
 
 
 def test_invisible_characters_go_and_long_text_is_cut() -> None:

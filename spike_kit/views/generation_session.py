@@ -8,15 +8,16 @@ from typing import Any
 
 import pandas as pd
 
-from spike_kit.base.errors import SpikeKitError, require
+from spike_kit.base.errors import SpikeKitError
 from spike_kit.profiles.cost import prices
 from spike_kit.profiles.generate import Estimate, Generation, Outcome
 from spike_kit.profiles.jobs import Progress
 from spike_kit.views.safe import html_table, html_text
+from spike_kit.views.widgets import Panel
 
 
 class GenerationSession:
-    """A run of a `Generation` in a thread of its own, so that the notebook stays usable; the logic behind the panel.
+    """A run of a `Generation` in a thread of its own, so that the notebook stays usable.
 
     Parameters
     ----------
@@ -108,55 +109,34 @@ class GenerationSession:
         """One prompt of each subject that has open questions."""
         return {f"{prompt.subject} {prompt.id}": prompt.text for prompt in self.estimate.samples}
 
+    def panel(self) -> Any:
+        """Estimate, costs, sample prompts, start, stop and progress."""
+        panel = Panel(self)
 
-def generation_panel(generation: Generation) -> Any:
-    """Show a `GenerationSession` as widgets: estimate, costs, sample prompts, start, stop, progress.
+        def refresh() -> None:
+            panel["bar"].value = self.share
+            done = self.outcome is not None and self.outcome.path is not None
+            panel["bar"].bar_style = "danger" if self.error else "success" if done else ""
+            panel["status"].value = html_text(self.status)
+            panel["start"].disabled, panel["stop"].disabled = self.running, not self.running
 
-    Returns
-    -------
-    VBox
-        The widgets; the session is its attribute ``session``.
-    """
-    widgets = require("ipywidgets", "lab")
-    session = GenerationSession(generation)
-    start = widgets.Button(description="Start", button_style="primary", tooltip="Ask what has no answer yet")
-    stop = widgets.Button(description="Stop", disabled=True, tooltip="Finish the calls in flight and keep everything")
-    bar = widgets.FloatProgress(min=0.0, max=1.0, value=session.share, layout=widgets.Layout(width="60%"))
-    status = widgets.HTML(html_text(session.status))
+        def start(_: object) -> None:
+            self.start()
+            refresh()
 
-    def refresh() -> None:
-        bar.value = session.share
-        bar.bar_style = "danger" if session.error else "success" if session.outcome and session.outcome.path else ""
-        status.value = html_text(session.status)
-        start.disabled, stop.disabled = session.running, not session.running
-
-    def begin(_: object) -> None:
-        session.start()
+        self.on_change = refresh
+        listed, known = prices(), self.estimate.costs
+        costs = html_table(known.round(2).astype(object).where(known.notna(), "?"))
+        note = f"<p>prices of {listed.as_of}, from {html_text(listed.path.name)}; tokens are estimated</p>"
+        html = panel.widgets.HTML
+        texts = [html(f"<pre style='white-space: pre-wrap'>{html_text(text)}</pre>") for text in self.samples.values()]
+        prompts = panel.widgets.Accordion(texts, titles=tuple(self.samples))
+        tip = "Finish the calls in flight and keep everything"
+        buttons = (
+            panel.add("start", "Button", start, description="Start", tooltip="Ask what has no answer yet"),
+            panel.add("stop", "Button", lambda _: self.stop(), description="Stop", tooltip=tip),
+            panel.add("bar", "FloatProgress", max=1.0),
+        )
+        rows = [html(html_table(self.table)), html(costs + note), prompts, panel.row(*buttons), *panel.texts("status")]
         refresh()
-
-    session.on_change = refresh
-    start.on_click(begin)
-    stop.on_click(lambda _: session.stop())
-    prompts = widgets.Accordion(
-        [
-            widgets.HTML(f"<pre style='white-space: pre-wrap'>{html_text(text)}</pre>")
-            for text in session.samples.values()
-        ],
-        titles=tuple(session.samples),
-    )
-    listed = prices()
-    known = session.estimate.costs
-    costs = html_table(known.round(2).astype(object).where(known.notna(), "?"))
-    panel = widgets.VBox(
-        [
-            widgets.HTML(html_table(session.table)),
-            widgets.HTML(
-                f"{costs}<p>prices of {listed.as_of}, from {html_text(listed.path.name)}; tokens are estimated</p>"
-            ),
-            prompts,
-            widgets.HBox([start, stop, bar]),
-            status,
-        ]
-    )
-    panel.session = session
-    return panel
+        return panel.box(*rows)

@@ -1,22 +1,26 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import math
 from itertools import pairwise
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
 import pytest
 
+from spike_kit import views
 from spike_kit.base import paths
-from spike_kit.base.errors import DataError
-from spike_kit.base.seeds import torch_generator
+from spike_kit.base.errors import ConfigError, DataError
+from spike_kit.base.seeds import numpy_generator, torch_generator
 from spike_kit.data.dataset import Dataset, create_dataset
+from spike_kit.experiments.run_folder import Run
 from spike_kit.models.spike import Spike, SpikeConfig
 from spike_kit.models.spike_explainer import SpikeExplainer
-from spike_kit.views.graph_view import GraphView
-from spike_kit.views.graph_view_panel import graph_panel
+from spike_kit.views.graph_view import GraphView, best_paths
+from tests.views.conftest import HOSTILE, safe, written
 from tests.world import ITEMS_PER_GROUP, World
 
 
@@ -111,15 +115,22 @@ def test_paths_go_from_a_user_to_an_item(data: Dataset, explainer: SpikeExplaine
         GraphView(data, explainer).paths(0, target)
 
 
-def test_expansions_prefer_degree_on_demand(data: Dataset) -> None:
-    view = GraphView(data, by="degree", most=1)
-    view.show(view.nodes.node("item", 0))
-    (neighbour,) = set(view.positions) - {view.nodes.node("item", 0)}
-    assert view.nodes.kinds[neighbour] == "genre"
+def test_relations_take_turns_and_users_come_last(data: Dataset) -> None:
+    genre = data.triples[data.triples["relation"] == 0].iloc[0]
+    more = pd.DataFrame({"head": 0, "relation": 0, "tail": range(len(data.items) + 1, len(data.items) + 4)})
+    tables = dataclasses.replace(data.tables, triples=pd.concat([data.triples, more], ignore_index=True))
+    linked = create_dataset(paths.data_root() / "linked", "linked", tables, sources=(), build={}, funnel=())
+    view = GraphView(linked, users=True, most=3)
+    view.show(view.nodes.node("item", int(genre["head"])))
+    relations = [name for name in view.links["name"] if name != "interaction"]
+    assert sorted(relations) == ["director", "genre", "genre"]
+    view.most = 50
+    view.expand(view.nodes.node("item", int(genre["head"])))
+    assert "interaction" in set(view.links["name"])
 
 
 def test_relations_keep_their_look_when_others_appear(data: Dataset) -> None:
-    view = GraphView(data, most=1, by="degree", users=True)
+    view = GraphView(data, most=1, users=True)
     genre = data.entities.index[data.entities["label"] == "comedy"][0]
     view.show(view.nodes.node("auxiliary", int(genre)))
     before = {trace.name: trace.line for trace in traces(view) if trace.mode == "lines"}
@@ -165,37 +176,115 @@ def test_an_item_without_an_edge_has_no_path(data: Dataset) -> None:
     assert len(traces(view)) == 1
 
 
-def test_hostile_names_are_text(data: Dataset) -> None:
-    hostile = "<img src=x onerror=alert(1)> $x$ </script>"
-    entities, items = data.entities.copy(), data.items.copy()
-    entities["label"], items["label"] = hostile, hostile
-    relations = data.relations.assign(label=hostile)
-    tables = dataclasses.replace(data.tables, entities=entities, items=items, relations=relations)
-    named = create_dataset(paths.data_root() / "named", "named", tables, sources=(), build={}, funnel=())
-    panel = graph_panel(GraphView(named, users=True)).panel
-    panel.search.text.value = "onerror"
-    panel.item.text.value = "onerror"
-    panel.find.click()
-    for html in (str(panel.chart.to_json()), panel.table.value, panel.status.value, panel.paths.value):
-        assert "<img" not in html
-        assert "</script" not in html
-    assert len(panel.view.positions) > 1
+def test_hostile_names_are_text(hostile: Dataset, tmp_path: Path) -> None:
+    view = GraphView(hostile, users=True)
+    panel = view.panel().parts
+    panel["centre-text"].value = "onerror"
+    panel["item-text"].value = "onerror"
+    panel["path"].click()
+    safe(panel["graph"].to_json(), panel["table"].value, panel["shown"].value, panel["paths"].value)
+    assert "&lt;img" in panel["paths"].value
+    assert len(view.positions) > 1
+    files = view.export(tmp_path)
+    assert all(file.parent == tmp_path and "<" not in file.name for file in files)
+    assert set(pd.read_csv(files[1])["head"]) == {HOSTILE}
+    assert HOSTILE.replace("$", r"\$")[:20] in view.drawing.axes[0].texts[0].get_text()
 
 
 def test_the_panel_searches_expands_and_finds_paths(data: Dataset, explainer: SpikeExplainer) -> None:
-    panel = graph_panel(GraphView(data, explainer, users=True)).panel
-    panel.search.text.value = "comedy film 0"
-    assert panel.search.results.label.startswith("Comedy film 0")
-    assert len(panel.view.positions) > 3
-    before = len(panel.view.positions)
-    panel.names.value = next(node for node in panel.view.positions if panel.view.nodes.kinds[node] == "genre")
-    panel.expand.click()
-    assert len(panel.view.positions) > before
-    traces = [trace for trace in panel.chart.data if trace.customdata is not None]
-    assert sum(len(trace.customdata) for trace in traces) == len(panel.view.positions)
-    panel.find.click()
-    assert "choose an item" in panel.paths.value
-    panel.item.text.value = "comedy film 1"
-    panel.find.click()
-    assert "→" in panel.paths.value
-    assert np.isfinite(panel.view.table[["to head", "to tail"]].to_numpy(float)).any()
+    view = GraphView(data, explainer, users=True)
+    panel = view.panel().parts
+    panel["centre-text"].value = "comedy film 0"
+    assert panel["centre"].label.startswith("Comedy film 0")
+    assert len(view.positions) > 3
+    before = len(view.positions)
+    panel["names"].value = next(node for node in view.positions if view.nodes.kinds[node] == "genre")
+    panel["expand"].click()
+    assert len(view.positions) > before
+    traces = [trace for trace in panel["graph"].data if trace.customdata is not None]
+    assert sum(len(trace.customdata) for trace in traces) == len(view.positions)
+    panel["path"].click()
+    assert "choose an item" in panel["paths"].value
+    panel["item-text"].value = "comedy film 1"
+    panel["path"].click()
+    assert "→" in panel["paths"].value
+    assert np.isfinite(view.table[["to head", "to tail"]].to_numpy(float)).any()
+
+
+def test_an_export_holds_the_edges_that_are_shown(spike_run: Run, tmp_path: Path) -> None:
+    view = views.graph(spike_run, device="cpu")
+    assert view.expanded == [view.nodes.popular_item]
+    table = written(view.export(tmp_path / "a"), view.export(tmp_path / "b"))
+    pd.testing.assert_frame_equal(table[list(view.table)], view.table, atol=1e-5, check_dtype=False)
+    first: Any = table.loc[0, ["head x", "head y"]]
+    places = view.positions[view.nodes.labels.index(table["head"][0])]
+    assert first.tolist() == pytest.approx(places, abs=1e-4)
+    (axes,) = view.drawing.axes
+    assert len([line for line in axes.lines if len(line.get_xdata())]) == len(table)
+    assert {text.get_text() for text in axes.texts} == {view.nodes.labels[node] for node in view.positions}
+    before = {file.name for file in view.export(tmp_path / "a")}
+    view.expand(list(view.positions)[1])
+    panel = view.panel().parts
+    panel["export"].click()
+    names = {file.name for file in paths.figures_root().iterdir()}
+    assert len(names - before) == 2
+    assert all(name in panel["exported"].value for name in names)
+
+
+def test_a_graph_of_a_data_set_has_no_model(data: Dataset) -> None:
+    view = views.graph(data, most=2, users=False)
+    assert (view.explainer, view.most, view.users) == (None, 2, False)
+    empty = GraphView(data)
+    assert traces(empty) == []
+    assert len(empty.export()) == 2
+
+
+Edges = pd.DataFrame
+
+
+@pytest.fixture
+def edges() -> Edges:
+    rng = numpy_generator(0, "paths")
+    source, target = (rng.integers(0, 8, 40) for _ in range(2))
+    frame = pd.DataFrame({"source": source, "target": target, "weight": rng.uniform(0.01, 1, 40)})
+    return frame.sort_values("weight", ascending=False).drop_duplicates(["source", "target"])
+
+
+def all_paths(edges: Edges, longest: int) -> dict[tuple[int, ...], float]:
+    """Every path from 0 to 1 by trying all sequences of nodes."""
+    best = edges.set_index(["source", "target"])["weight"].to_dict()
+    found = {}
+    for n in range(longest):
+        for middle in itertools.permutations(range(2, 8), n):
+            path = (0, *middle, 1)
+            if all(pair in best for pair in pairwise(path)):
+                found[path] = math.prod(best[pair] for pair in pairwise(path))
+    return found
+
+
+@pytest.mark.parametrize("longest", [1, 2, 3, 5])
+def test_paths_are_those_of_trying_everything(edges: Edges, longest: int) -> None:
+    expected = all_paths(edges, longest)
+    strongest = [tuple(path) for path in best_paths(edges, 0, 1, 1000, longest)]
+    assert strongest == sorted(expected, key=lambda path: -expected[path])
+    shortest = [tuple(path) for path in best_paths(edges, 0, 1, 1000, longest, strongest=False)]
+    assert shortest == sorted(expected, key=lambda path: (len(path), -expected[path]))
+    assert best_paths(edges, 0, 1, 2, longest) == [list(path) for path in strongest[:2]]
+
+
+def test_no_edges_no_paths_and_numbers_are_checked(edges: Edges) -> None:
+    assert best_paths(edges.head(0), 0, 1, 5) == []
+    assert best_paths(edges[edges["target"] != 1], 0, 1, 5) == []
+    for k, longest in ((0, 4), (1, 0)):
+        with pytest.raises(ConfigError, match="at least 1"):
+            best_paths(edges, 0, 1, k, longest)
+
+
+def test_an_edge_counts_once_with_its_largest_weight(data: Dataset) -> None:
+    twice = data.triples[data.triples["relation"] == 1].head(1).assign(relation=0)
+    tables = dataclasses.replace(data.tables, triples=pd.concat([data.triples, twice], ignore_index=True))
+    view = GraphView(create_dataset(paths.data_root() / "two", "two", tables, sources=(), build={}, funnel=()))
+    ends = (view.edges["source"], view.edges["target"])
+    largest = view.edges.groupby(list(ends))["weight"].max()
+    pd.testing.assert_series_equal(view._between["weight"], largest.loc[view._between.index])
+    assert len(view._between) == len(view.edges) - 2

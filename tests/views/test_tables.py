@@ -6,16 +6,14 @@ from typing import Any
 import pytest
 
 from spike_kit.base import paths
-from spike_kit.base.errors import DataError
+from spike_kit.base.errors import ConfigError, DataError
 from spike_kit.data.dataset import Dataset, create_dataset
-from spike_kit.experiments.run import RunConfig, load_model, run
+from spike_kit.evaluation.signal import signal_table
+from spike_kit.experiments.run import load_model
 from spike_kit.experiments.run_folder import Run
 from spike_kit.views import charts, tables
-
-
-@pytest.fixture
-def spike_run(data: Dataset) -> Run:
-    return run(RunConfig(dataset="world", training={"epochs": 2, "batch_size": 512, "eval_every": 1}), progress=False)
+from tests.views.conftest import HOSTILE, safe
+from tests.world import World
 
 
 def test_triples_carry_names_and_sentences(data: Dataset) -> None:
@@ -75,11 +73,10 @@ def test_recommendations_have_names_and_truth(data: Dataset, spike_run: Run) -> 
     assert set(frame.loc[frame["in test"], "item"]) <= truth
 
 
-def test_final_vectors_exist_for_spike_only(data: Dataset, spike_run: Run) -> None:
-    assert tables.final_entity_vectors(load_model(spike_run)).shape == (len(data.entities), 64)
-    bprmf = run(RunConfig(model="bprmf", dataset="world", training={"epochs": 1}), progress=False)
-    with pytest.raises(DataError, match="BprMf has no embeddings of entities"):
-        tables.final_entity_vectors(load_model(bprmf))
+def test_final_vectors_exist_for_spike_only(data: Dataset, runs: list[Run]) -> None:
+    assert tables.final_entity_vectors(load_model(runs[2])).shape == (len(data.entities), 64)
+    with pytest.raises(DataError, match="LightGcn has no embeddings of entities"):
+        tables.final_entity_vectors(load_model(runs[1]))
 
 
 def traces(chart: Any) -> dict[str, list[Any]]:
@@ -87,14 +84,8 @@ def traces(chart: Any) -> dict[str, list[Any]]:
     return {trace.name: list(trace.y) for trace in chart.data}
 
 
-def test_charts_hold_the_numbers(data: Dataset, spike_run: Run) -> None:
-    (curve,) = traces(charts.learning_curves([spike_run])).values()
-    assert curve == spike_run.history["valid_ndcg@20"].tolist()
+def test_the_losses_are_drawn(spike_run: Run) -> None:
     assert traces(charts.loss_chart(spike_run))["matching"] == spike_run.history["matching"].tolist()
-    degrees = traces(charts.degree_chart(data))
-    assert sum(degrees["user"]) == sum(degrees["item"]) == len(data.split("train"))
-    ends = traces(charts.entity_degree_chart(data))
-    assert sum(ends["item"]) == sum(ends["other entity"]) == len(data.triples)
 
 
 def test_the_funnel_chart_escapes_and_scales(data: Dataset) -> None:
@@ -107,3 +98,18 @@ def test_the_funnel_chart_escapes_and_scales(data: Dataset) -> None:
 
 def test_a_study_without_a_funnel_has_an_empty_chart(data: Dataset) -> None:
     assert all(values == [] for values in traces(charts.funnel_chart(data)).values())
+
+
+def test_bars_of_the_signal_and_lines_of_the_references(data: Dataset, world: World) -> None:
+    table = signal_table(data, {HOSTILE: world.vectors})
+    chart: Any = charts.signal_chart(table)
+    assert [list(bar["y"]) for bar in chart.data] == [[value] for value in table["recall@20"][:2]]
+    assert [line["y0"] for line in chart.layout.shapes] == table["recall@20"][2:].tolist()
+    notes = [note["text"] for note in chart.layout.annotations]
+    assert [note.split()[0] for note in notes] == ["popularity", "random"]
+    with pytest.raises(ConfigError, match=r"(?s)no metric 'recall@3'.*recall@20"):
+        charts.signal_chart(table, "recall@3")
+    safe(chart.to_dict())
+    assert "&lt;img" in str(chart.to_dict())
+    assert chart.layout.xaxis.title.text
+    assert chart.layout.yaxis.title.text

@@ -1,24 +1,24 @@
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 
 import numpy as np
 import pandas as pd
 import pytest
 
+from spike_kit import views
 from spike_kit.base.errors import DataError
 from spike_kit.data.dataset import Dataset
+from spike_kit.experiments.run_folder import Run
 from spike_kit.profiles import prompts
 from spike_kit.profiles.prompts import PromptWriter, statements
 from spike_kit.profiles.store import answers_path
 from spike_kit.profiles.template import TEMPLATE, template_profiles
-from spike_kit.views.passages import MARK
-from spike_kit.views.profile_browser import ProfileBrowser
-from spike_kit.views.profile_browser_panel import MOST_FACTS, profile_panel
+from spike_kit.views.profile_browser import MARK, MOST_FACTS, Passages, ProfileBrowser, marked
 from tests.profiles.llm_server import ScriptedServer
 from tests.profiles.tiny import generation, served, tiny_study
-
-HOSTILE = '<img src=x onerror="alert(1)"> </script> $x$'
+from tests.views.conftest import HOSTILE, safe
 
 
 @pytest.fixture
@@ -52,7 +52,7 @@ def test_statements_are_those_of_the_data(tiny: Dataset) -> None:
             assert all(text in prompt.data.replace('\\"', '"') for _, text in found)
 
 
-def test_profile_sets_stand_side_by_side_with_what_the_prompt_does_not_say(tiny: Dataset) -> None:
+def test_sources_stand_side_by_side_with_what_the_prompt_does_not_say(tiny: Dataset) -> None:
     frame = tiny.profiles("llm")
     changed = frame["text"].where(frame.index != 0, "It was made by Nobody Known in 1999.")
     tiny.write_profiles("llm", frame.assign(text=changed), tiny.provenance("llm"))
@@ -93,7 +93,7 @@ def test_the_prompt_is_the_one_that_was_asked(
     answers_path(tiny).unlink()
     lost = ProfileBrowser(tiny, node=asked[-1])
     assert lost.prompt("llm").origin == "written again"
-    assert "which is not stored here" in profile_panel(lost).panel.prompt.value or lost.profile_sets[0] != "llm"
+    assert "which is not stored here" in lost.panel().parts["prompt"].value
 
 
 def test_facts_that_the_profile_mentions_are_marked(data: Dataset) -> None:
@@ -155,38 +155,80 @@ def test_errors_name_what_is_missing(data: Dataset) -> None:
 def test_the_panel_shows_another_node_and_another_profile_set(tiny: Dataset) -> None:
     view = ProfileBrowser(tiny)
     view = ProfileBrowser(tiny, spaces={"text": np.eye(view.nodes.n_nodes)})
-    panel = profile_panel(view).panel
+    panel = view.panel().parts
     label = view.nodes.labels[view.nodes.n_nodes - 1]
-    panel.search.text.value = label
-    assert panel.title.value.startswith(f"<h3>{label}")
-    assert "<b>llm</b> by small-model" in panel.profiles.value
-    assert "<b>template</b>" in panel.profiles.value
-    assert "asked exactly this" in panel.prompt.value
-    panel.profile_set.value = "template"
-    assert "No language model was asked" in panel.prompt.value
-    assert "in text space" in panel.spaces["text"].value
+    panel["profile-text"].value = label
+    assert panel["title"].value.startswith(f"<h3>{label}")
+    assert "<b>llm</b> by small-model" in panel["cards"].value
+    assert "<b>template</b>" in panel["cards"].value
+    assert "asked exactly this" in panel["prompt"].value
+    panel["profiles"].value = "template"
+    assert "No language model was asked" in panel["prompt"].value
+    assert "in text space" in panel["neighbours"].value
 
 
 def test_many_statements_are_cut_and_counted(tiny: Dataset, monkeypatch: pytest.MonkeyPatch) -> None:
     view = ProfileBrowser(tiny)
-    facts = [("facts", f"statement {number}", number % 50 == 0) for number in range(200)]
-    monkeypatch.setattr(view, "facts_html", lambda _: facts)
-    html = profile_panel(view).panel.facts.value
+    rows = [("facts", f"statement {number}", ["statement"] if number % 50 == 0 else []) for number in range(200)]
+    facts = pd.DataFrame(rows, columns=["section", "statement", "mentions"])
+    monkeypatch.setattr(view, "facts", lambda _: facts)
+    html = view.facts_html("llm")
     assert f"{MOST_FACTS} of 200 statements shown" in html
     assert html.count("<tr>") == MOST_FACTS
-    assert "statement 150<" in html
+    assert html.count("✓") == 4
+    assert f"{MARK}statement</mark> 150<" in html
+    assert html.count("<b>facts</b>") == 1
 
 
-def test_hostile_text_shows_as_text(data: Dataset) -> None:
-    frame: pd.DataFrame = data.profiles()
-    data.write_profiles(TEMPLATE, frame.assign(text=f"{HOSTILE} Director of Nothing 1999"))
-    view = ProfileBrowser(data, spaces={HOSTILE: np.eye(len(data.users) + len(data.entities))})
-    view.nodes.__dict__["labels"] = [HOSTILE] * view.nodes.n_nodes
-    panel = profile_panel(view).panel
-    panel.search.text.value = "img"
-    values = [panel.title, panel.profiles, panel.facts, panel.prompt, *panel.spaces.values()]
-    for html in (widget.value for widget in values):
-        assert "<img" not in html
-        assert "</script" not in html
-    assert "&lt;img" in panel.title.value
-    assert "&lt;img" in panel.profiles.value
+def test_hostile_text_shows_as_text(hostile: Dataset) -> None:
+    view = ProfileBrowser(hostile, spaces={HOSTILE: np.eye(len(hostile.users) + len(hostile.entities))})
+    panel = view.panel().parts
+    panel["profile-text"].value = "img"
+    safe(*(panel[name].value for name in ("title", "cards", "facts", "prompt", "neighbours")))
+    assert "&lt;img" in panel["title"].value
+    assert "&lt;img" in panel["cards"].value
+
+
+def test_a_run_brings_its_spaces(spike_run: Run, data: Dataset) -> None:
+    view = views.profiles(spike_run, device="cpu")
+    assert list(view.spaces) == ["text", "final"]
+    assert view.node == view.nodes.popular_item
+    assert views.profiles(data).spaces == {}
+
+
+USER = "Likes films by Hal Ashby and melancholy trains. Prefers: genre Romance, Drama; cast Peter Barnes."
+ITEM = "It was directed by Hal Ashby. It is a Drama. It stars Peter Mullan. A melancholy film of 1996."
+
+
+def passages_of(monkeypatch: pytest.MonkeyPatch, subjects: list[str], texts: list[str], name: float) -> Passages:
+    """Passages of the first user and of items."""
+    monkeypatch.setattr("spike_kit.views.profile_browser.COMMON_WORD", 0.3)
+    monkeypatch.setattr("spike_kit.views.profile_browser.COMMON_NAME", name)
+    table = pd.DataFrame({"subject": subjects, "id": [0, *range(len(subjects) - 1)], "text": texts})
+    monkeypatch.setattr(Dataset, "profiles", lambda *_: table)
+    return Passages(Dataset.__new__(Dataset), "any")
+
+
+def test_names_and_telling_words_are_found(monkeypatch: pytest.MonkeyPatch) -> None:
+    texts = [USER, ITEM, *["A film, a drama."] * 4, *["Something else of 1996."] * 4]
+    passages = passages_of(monkeypatch, ["user", *["item"] * 9], texts, 0.6)
+    found = passages.phrases(("user", 0), ("item", 0))
+    assert found == pytest.approx({"hal ashby": 0.2, "melancholy": 0.2, "drama": 0.6})
+    table = passages.shared(("user", 0), ("item", 0))
+    assert table["shared"].tolist() == [["hal ashby"], ["melancholy"], ["drama"]]
+    assert table["telling"].tolist() == pytest.approx([-math.log(0.2)] * 2 + [-math.log(0.6)])
+    assert table["one"][2] == "Prefers: genre Romance, Drama;"
+    assert table["other"][0] == "It was directed by Hal Ashby."
+    assert passages.shared(("user", 7), ("item", 0)).empty
+
+
+def test_an_initial_ends_no_passage(monkeypatch: pytest.MonkeyPatch) -> None:
+    passages = passages_of(monkeypatch, ["user", "item"], ["Stars John C. Reilly. It rained."] * 2, 1.0)
+    assert passages.shared(("user", 0), ("item", 0))["one"].tolist() == ["Stars John C. Reilly."]
+
+
+def test_marks_are_safe() -> None:
+    assert marked("A <b>Noir</b> film", ["noir"]) == f"A &lt;b&gt;{MARK}Noir</mark>&lt;/b&gt; film"
+    assert marked("By Hal Ashby, not Hal.", ["hal ashby"]) == f"By {MARK}Hal Ashby</mark>, not Hal."
+    assert marked("Amélie <script>", ["amelie", "script"]) == f"{MARK}Amélie</mark> &lt;{MARK}script</mark>&gt;"
+    assert marked("", ["x"]) == ""

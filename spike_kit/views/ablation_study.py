@@ -1,36 +1,50 @@
-"""The ablation panel's logic: combinations of switches, the runs that exist for them, and how they compare."""
+"""Ablations of SPiKE: combinations of switches, their runs, training in the background, and the comparison."""
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
 import pandas as pd
 
-from spike_kit.base.errors import require
+from spike_kit.base.devices import resolve_device
+from spike_kit.base.errors import DataError, SpikeKitError, require
 from spike_kit.data.dataset import Dataset
 from spike_kit.evaluation.groups import sparsity_groups
 from spike_kit.experiments import ablation
 from spike_kit.experiments.jobs import JobState, TrainingJob
 from spike_kit.experiments.run import RunConfig, describe, describe_text
 from spike_kit.experiments.run_folder import Run
+from spike_kit.figures.comparisons import ablation_bars
 from spike_kit.figures.style import COLOURS
 from spike_kit.models.spike import SpikeConfig
 from spike_kit.profiles.encode import DEFAULT_ENCODER
 from spike_kit.profiles.template import TEMPLATE
-from spike_kit.results.frames import over_shared_seeds, per_user_metric
-from spike_kit.results.significance import PairedTest, holm, mark, paired_test
+from spike_kit.results.comparison import corrected, paired
+from spike_kit.results.frames import over_shared_seeds, seed_means
 from spike_kit.training.checkpoint import MONITOR
-from spike_kit.views.charts import DASHES
-from spike_kit.views.safe import shown
+from spike_kit.views.safe import html_table, html_text, shown
+from spike_kit.views.widgets import DASHES, LAYOUT, PATTERNS, Panel, redraw, write
 
 if TYPE_CHECKING:
     from plotly.graph_objects import Figure
 
-COLUMNS = ("model", "state", "seeds", "mean", "sd", "difference", "low", "high", "p (Holm)", "mark")
+REFRESH_SECONDS = 0.7
+"""Time between two looks at a running training."""
+
+_COMPARED = ("difference", "low", "high", "p permutation")
+_TOGGLES = ("user_profiles", "item_profiles", "auxiliary_profiles", "inject", "remove")
+_CHOICES = {
+    "matching": ("exact", "sampled", "off"),
+    "attention": ("attention", "mean"),
+    "user_to_item": ("off", "add", "instead"),
+}
+_SLIDERS = {"rho": (0.0, 2.0, 0.05), "gamma": (0.05, 1.0, 0.05), "layers": (1, 4, 1)}
+_ICONS = {True: "check", False: "times"}
 
 
 @dataclass(frozen=True)
@@ -59,12 +73,12 @@ class Combination:
 
 
 class AblationStudy:
-    """Ablations of SPiKE on one study: what is trained, what it gives, and training what is missing.
+    """Ablations of SPiKE on one data set: what is trained, what it gives, and training what is missing.
 
     Parameters
     ----------
     data
-        The study; it needs profiles and vectors.
+        The data set; it needs profiles and vectors.
     seeds
         Seeds of every combination.
     training
@@ -76,7 +90,8 @@ class AblationStudy:
     metric
         Metric of the comparison.
     device, threads
-        Where missing runs are trained, and on how many CPU threads (none: one per core).
+        Where missing runs are trained (``auto``: on a GPU where there is one), and on how many CPU threads (none: one
+        per core).
 
     Attributes
     ----------
@@ -93,15 +108,15 @@ class AblationStudy:
         preset: str = "recommended",
         split: str = "valid",
         metric: str = MONITOR,
-        device: str = "cpu",
+        device: str = "auto",
         threads: int | None = None,
     ) -> None:
         self.data, self.seeds, self.preset = data, tuple(seeds), preset
         self.training, self.split, self.metric = dict(training or {}), split, metric
-        self.device, self.threads = device, threads
+        self.device, self.threads = str(resolve_device(device)), threads
         self.chosen: list[Combination] = []
         self._jobs: dict[Combination, list[TrainingJob]] = {}
-        self._tests: dict[tuple[str, ...], PairedTest] = {}
+        self._compared: dict[tuple[Any, ...], dict[str, float]] = {}
         self._wanted: list[Combination] = []
         self._texts: dict[tuple[str, str, int], dict[str, Any]] = {}
 
@@ -268,41 +283,32 @@ class AblationStudy:
             permutation test's p (paired by user, Holm's correction over the rows) with its mark. What is not trained is
             blank.
         """
-        rows = [self._row(combination) for combination in (self.full, *self.chosen)]
-        frame = pd.DataFrame(rows, columns=list(COLUMNS))
-        tested = frame["p (Holm)"].notna()
-        if tested.any():
-            frame.loc[tested, "p (Holm)"] = holm(frame.loc[tested, "p (Holm)"].to_numpy(dtype=float))
-        frame["mark"] = [mark(p) if pd.notna(p) else "" for p in frame["p (Holm)"]]
-        return frame
+        rows = []
+        for combination in (self.full, *self.chosen):
+            runs = self.runs(combination)
+            row = {"model": combination.label, "state": self.state(combination), "seeds": len(runs)}
+            means = seed_means(runs, self.metric, self.split) if runs else pd.Series(dtype=float)
+            rows.append(row | {"mean": means.mean(), "sd": means.std()} | self._difference(combination))
+        frame = corrected(pd.DataFrame(rows, columns=["model", "state", "seeds", "mean", "sd", *_COMPARED]))
+        return frame.rename(columns={"p permutation": "p (Holm)"})
 
-    def _row(self, combination: Combination) -> dict[str, Any]:
-        runs = self.runs(combination)
-        values = [run.metrics[self.split][self.metric] for run in runs]
-        row: dict[str, Any] = dict.fromkeys(COLUMNS, np.nan)
-        row |= {"model": combination.label, "state": self.state(combination), "seeds": len(runs), "mark": ""}
-        if values:
-            row |= {"mean": float(np.mean(values)), "sd": float(np.std(values, ddof=1)) if len(values) > 1 else np.nan}
-        test = self._test(combination) if combination != self.full else None
-        if test is not None:
-            found = {"difference": test.difference, "low": test.low, "high": test.high}
-            row |= {**found, "p (Holm)": test.p_permutation}
-        return row
+    def _difference(self, combination: Combination, group: str = "") -> dict[str, float]:
+        """What `paired` gives against the full model over the seeds that both have finished, remembered.
 
-    def _test(self, combination: Combination) -> PairedTest | None:
-        """Test against the full model over the seeds that both have finished, remembered; none if there are none."""
-        ours, full = self._paired(combination)
-        if not ours:
-            return None
-        key = (self.split, self.metric, *(run.path.name for run in (*ours, *full)))
-        if key not in self._tests:
-            sides = [per_user_metric(runs, self.metric, self.split) for runs in (ours, full)]
-            self._tests[key] = paired_test(*sides)
-        return self._tests[key]
+        Empty for the full model, where nothing can be compared, and where a group of users has no ranked one.
+        """
+        ours, full = over_shared_seeds(self.runs(combination), self.runs(self.full))
+        users = self.groups.index[self.groups == group] if group else None
+        if not ours or combination == self.full or (users is not None and not self._ranked(ours[0], users)):
+            return {}
+        key = (self.split, self.metric, group, *(run.path.name for run in (*ours, *full)))
+        if key not in self._compared:
+            self._compared[key] = paired(ours, full, self.metric, self.split, users)
+        return self._compared[key]
 
-    def _paired(self, combination: Combination) -> tuple[list[Run], list[Run]]:
-        """Runs of a combination and of the full model with the seeds that both have finished."""
-        return over_shared_seeds(self.runs(combination), self.runs(self.full))
+    def _ranked(self, run: Run, users: pd.Index) -> bool:
+        ranked = run.per_user
+        return bool(ranked.loc[ranked["split"] == self.split, "user"].isin(users).any())
 
     @property
     def group_table(self) -> pd.DataFrame:
@@ -313,17 +319,12 @@ class AblationStudy:
         DataFrame
             model, group (train interactions), users, difference, low, high (95 % bootstrap interval).
         """
-        rows = []
-        for combination in self.chosen:
-            if self._test(combination) is None:
-                continue
-            ours, full = (per_user_metric(side, self.metric, self.split) for side in self._paired(combination))
-            for name in self.groups.cat.categories:
-                users = self.groups.index[self.groups == name].intersection(ours.index)
-                if len(users):
-                    test = paired_test(ours.loc[users], full.loc[users], permutations=1)
-                    found = {"difference": test.difference, "low": test.low, "high": test.high}
-                    rows.append({"model": combination.label, "group": name, "users": len(users), **found})
+        pairs = [(combination, group) for combination in self.chosen for group in self.groups.cat.categories]
+        rows = [
+            {"model": combination.label, "group": group, **found}
+            for combination, group in pairs
+            if (found := self._difference(combination, group))
+        ]
         return pd.DataFrame(rows, columns=["model", "group", "users", "difference", "low", "high"])
 
     @property
@@ -331,10 +332,8 @@ class AblationStudy:
         """Bars of the differences to the full model, with intervals and marks; where there is none, why."""
         objects = require("plotly.graph_objects", "lab")
         table = self.table.iloc[1:].reset_index(drop=True)
-        trained = table[table["difference"].notna()]
-        names = [
-            shown(f"{model} {mark}".strip(), 60) for model, mark in zip(table["model"], table["mark"], strict=True)
-        ]
+        names = [shown(f"{row.model} {row.mark}".strip(), 60) for row in table.itertuples()]
+        trained, missing = table[table["difference"].notna()], table[table["difference"].isna()]
         chart = objects.Figure()
         chart.add_bar(
             y=trained.index.tolist(),
@@ -342,30 +341,30 @@ class AblationStudy:
             x=trained["difference"].tolist(),
             orientation="h",
             marker_color=[COLOURS[0] if x >= 0 else COLOURS[5] for x in trained["difference"]],
-            error_x=_interval(trained),
+            error_x={
+                "symmetric": False,
+                "array": (trained["high"] - trained["difference"]).tolist(),
+                "arrayminus": (trained["difference"] - trained["low"]).tolist(),
+                "color": "black",
+                "thickness": 1,
+            },
             hovertemplate="%{customdata}: %{x:+.4f}<extra></extra>",
         )
-        missing = table[table["difference"].isna()]
         if len(missing):
-            why = [self._why_missing(*row) for row in zip(missing["state"], missing["seeds"], strict=True)]
+            why = [self._why_missing(row.state, row.seeds) for row in missing.itertuples()]
             places = {"y": missing.index.tolist(), "x": [0] * len(missing)}
             chart.add_scatter(**places, mode="text", text=why, hoverinfo="skip")
         chart.add_vline(x=0, line_color="black", line_width=1)
+        ticks = {"tickvals": list(range(len(names))), "ticktext": names, "range": [len(names) - 0.5, -0.5]}
         return chart.update_layout(
-            template="plotly_white",
+            **LAYOUT,
             showlegend=False,
             height=120 + 34 * max(len(table), 2),
-            margin={"l": 10, "r": 10, "t": 30, "b": 40},
             xaxis_title=f"{shown(self.metric)} minus full model ({shown(self.split)})",
-            yaxis={
-                "tickvals": list(range(len(names))),
-                "ticktext": names,
-                "range": [len(names) - 0.5, -0.5],
-                "automargin": True,
-            },
+            yaxis={**ticks, "automargin": True},
         )
 
-    def _why_missing(self, state: str, seeds: int) -> str:
+    def _why_missing(self, state: Any, seeds: Any) -> str:
         """Why a row of the table has no difference to the full model."""
         if state != "finished":
             return state + (f" ({seeds} of {len(self.seeds)} seeds finished)" if seeds else "")
@@ -374,64 +373,146 @@ class AblationStudy:
     @property
     def group_figure(self) -> Figure:
         """Differences to the full model per sparsity group, one colour and hatch per combination."""
-        objects = require("plotly.graph_objects", "lab")
-        chart = objects.Figure()
-        shapes = ("", "/", ".", "x", "\\", "+")
-        for number, (name, part) in enumerate(self.group_table.groupby("model", sort=False)):
-            chart.add_bar(
-                x=[f"{row.group}<br>({row.users} users)" for row in part.itertuples()],
-                y=part["difference"].tolist(),
-                name=shown(name, 40),
-                error_y=_interval(part),
-                marker={"color": COLOURS[number % len(COLOURS)], "pattern_shape": shapes[number % len(shapes)]},
-                hovertemplate="%{y:+.4f}<extra>" + shown(name, 40) + "</extra>",
-            )
-        return chart.update_layout(
-            template="plotly_white",
-            barmode="group",
-            height=340,
-            margin={"l": 10, "r": 10, "t": 30, "b": 40},
-            xaxis={"title": "users by train interactions", "type": "category"},
-            yaxis_title=f"{shown(self.metric)} minus full model",
-            legend={"orientation": "h", "y": 1.15},
-        )
+        express = require("plotly.express", "lab")
+        frame = self.group_table
+        frame["model"] = [shown(model, 40) for model in frame["model"]]
+        frame["group"] = [f"{row.group}<br>({row.users} users)" for row in frame.itertuples()]
+        frame["above"], frame["below"] = frame["high"] - frame["difference"], frame["difference"] - frame["low"]
+        looks = {"color_discrete_sequence": COLOURS, "pattern_shape_sequence": PATTERNS, "barmode": "group"}
+        errors = {"error_y": "above", "error_y_minus": "below"}
+        chart = express.bar(frame, x="group", y="difference", color="model", pattern_shape="model", **errors, **looks)
+        chart.update_xaxes(title="users by train interactions", type="category")
+        chart.update_yaxes(title=f"{shown(self.metric)} minus full model")
+        return chart.update_layout(**LAYOUT, height=340, legend={"orientation": "h", "y": 1.15, "title": None})
 
     def curves(self, *combinations: Combination) -> Figure:
         """Loss and validation metric over epochs, finished and running; default: the full model and the chosen ones."""
-        subplots = require("plotly.subplots", "lab")
-        chart = subplots.make_subplots(rows=1, cols=2, subplot_titles=("loss", f"{shown(self.metric)} on validation"))
-        for number, combination in enumerate(combinations or (self.full, *self.chosen)):
-            style = {"color": COLOURS[number % len(COLOURS)], "dash": DASHES[number % len(DASHES)], "width": 1.5}
-            first = True
+        express = require("plotly.express", "lab")
+        parts, names = [], {"loss": "loss", f"valid_{self.metric}": f"{shown(self.metric)} on validation"}
+        for combination in combinations or (self.full, *self.chosen):
             for job in self.jobs(combination):
-                history = job.history
-                if history.empty:
-                    continue
-                for column, name in enumerate(("loss", f"valid_{self.metric}"), start=1):
-                    rows = history.dropna(subset=[name]) if name in history else history.iloc[:0]
-                    chart.add_scatter(
-                        x=rows["epoch"].tolist(),
-                        y=rows[name].tolist() if name in rows else [],
-                        mode="lines",
-                        line=style,
-                        name=shown(combination.label, 40),
-                        legendgroup=str(number),
-                        showlegend=first,
-                        row=1,
-                        col=column,
-                    )
-                    first = False
-        chart.update_xaxes(title="epoch", rangemode="tozero")
-        return chart.update_layout(
-            template="plotly_white",
-            height=320,
-            margin={"l": 10, "r": 10, "t": 40, "b": 40},
-            legend={"orientation": "h", "y": -0.25},
+                rows = job.history.reindex(columns=["epoch", *names]).melt("epoch", var_name="what").dropna()
+                parts.append(rows.assign(model=shown(combination.label, 40), seed=job.config.seed))
+        frame = pd.concat(parts) if parts else pd.DataFrame(columns=["epoch", "what", "value", "model", "seed"])
+        looks = {"color_discrete_sequence": COLOURS, "line_dash_sequence": DASHES, "line_group": "seed"}
+        frame["what"] = frame["what"].map(names)
+        facets = {"facet_col": "what", "category_orders": {"what": list(names.values())}}
+        chart = express.line(frame, x="epoch", y="value", color="model", line_dash="model", **looks, **facets)
+        chart.for_each_annotation(lambda title: title.update(text=title.text.partition("=")[2]))
+        chart.update_yaxes(matches=None, showticklabels=True, title=None).update_xaxes(rangemode="tozero")
+        return chart.update_layout(**LAYOUT, height=320, legend={"orientation": "h", "y": -0.25, "title": None})
+
+    def export(self, folder: Path | None = None) -> list[Path]:
+        """Write the comparison as PDF, and `table` as CSV; returns the files.
+
+        Raises
+        ------
+        DataError
+            If nothing can be compared yet.
+        """
+        table = self.table.assign(metric=self.metric, split=self.split)
+        drawn = table[table["difference"].notna()]
+        if drawn.empty:
+            raise DataError("there is no comparison to export", "train the full model, and compare a combination")
+        return write("ablation", self.data, f"{self.metric}-{self.split}", ablation_bars(drawn), table, folder)
+
+    def panel(self) -> Any:
+        """Switches, sliders, Train, Stop, the comparison and live curves."""
+        panel, lock, watchers = Panel(self), threading.RLock(), list[threading.Thread]()
+
+        def chosen() -> Combination:
+            settings = {name: panel[name].value for name in (*_TOGGLES, *_CHOICES, *_SLIDERS)}
+            return self.combination(*panel["text"].value, **settings)
+
+        def choose(combination: Combination) -> None:
+            settings = self.settings.replace(**dict(combination.changed))
+            for name in (*_TOGGLES, *_CHOICES, *_SLIDERS):
+                panel[name].value = getattr(settings, name)
+            panel["text"].value = (combination.profiles, combination.encoder)
+
+        def train(_: object) -> None:
+            self.add(chosen())
+            try:
+                self.retry(chosen())
+            except SpikeKitError as error:
+                panel["status"].value = html_text(error)
+                return
+            refresh(charts=True)
+
+        def stop(_: object) -> None:
+            self.stop(chosen())
+            refresh()
+
+        def compare(_: object) -> None:
+            (self.remove if chosen() in self.chosen else self.add)(chosen())
+            refresh(charts=True)
+
+        def watch() -> None:
+            pause = threading.Event()
+            while self.advance() or self.busy(chosen()):
+                refresh()
+                redraw(panel["curves"], self.curves())
+                pause.wait(REFRESH_SECONDS)
+            refresh(charts=True)
+
+        def refresh(_: object = None, charts: bool = False) -> None:
+            with lock:
+                self._show_state(panel, chosen())
+                if not panel["stop"].disabled and not any(watcher.is_alive() for watcher in watchers):
+                    watchers[:] = [threading.Thread(target=watch, name="spike_kit ablation", daemon=True)]
+                    watchers[0].start()
+                if charts:
+                    panel["table"].value = html_table(self.table)
+                    for name, figure in self._charts().items():
+                        redraw(panel[name], figure)
+
+        rows = self._controls(panel, choose, refresh)
+        buttons = (
+            panel.add("train", "Button", train, description="Train", button_style="primary"),
+            panel.add("stop", "Button", stop, description="Stop", tooltip="Save the state and end the training"),
+            panel.add("compare", "Button", compare, tooltip="Add this combination to the comparison, or take it out"),
+            panel.add("bar", "FloatProgress", max=1.0),
+            panel.exporter(self),
         )
+        charts = {name: panel.chart(name, figure) for name, figure in self._charts().items()}
+        tabs = panel.tabs(difference=charts["chart"], by_sparsity=charts["groups"], learning_curves=charts["curves"])
+        box = panel.box(*rows, panel.row(*buttons), *panel.texts("status", "table"), tabs)
+        refresh(charts=True)
+        return box
 
+    def _charts(self) -> dict[str, Figure]:
+        return {"chart": self.figure, "groups": self.group_figure, "curves": self.curves()}
 
-def _interval(frame: pd.DataFrame) -> dict[str, Any]:
-    """Error bars of plotly from columns difference, low, high."""
-    above = (frame["high"] - frame["difference"]).tolist()
-    below = (frame["difference"] - frame["low"]).tolist()
-    return {"type": "data", "symmetric": False, "array": above, "arrayminus": below, "color": "black", "thickness": 1}
+    def _show_state(self, panel: Panel, combination: Combination) -> None:
+        """Bring status and buttons of a panel up to date."""
+        panel["status"].value = f"<b>{html_text(combination.label)}</b>: {html_text(self.status(combination))}"
+        panel["train"].disabled = self.state(combination) in ("finished", "training")
+        panel["stop"].disabled = not self.busy(combination)
+        panel["compare"].description = "Take out" if combination in self.chosen else "Compare"
+        panel["compare"].disabled = combination == self.full
+        panel["bar"].value = self.progress(combination)
+
+    def _controls(self, panel: Panel, choose: Any, changed: Any) -> list[Any]:
+        """Rows of a panel with a control for every setting."""
+        usual, full = (TEMPLATE, DEFAULT_ENCODER), self.settings
+        pairs = [usual, *(pair for pair in self.data.encoded() if pair != usual)]
+        texts = [(f"{profiles} by {encoder}", (profiles, encoder)) for profiles, encoder in pairs]
+        named = [(combination.label, combination) for combination in self.named()]
+        wide = {"style": {"description_width": "initial"}, "layout": panel.widgets.Layout(width="400px")}
+        rows = panel.add("rows", "Dropdown", choose, options=named, description="ablation", **wide)
+        text = panel.add("text", "Dropdown", changed, options=texts, description="text", **wide)
+        toggles, choices, sliders = [], [], []
+        for name in _TOGGLES:
+            value = bool(getattr(full, name))
+            options = {"description": name.replace("_", " "), "icon": _ICONS[value], "tooltip": f"{name} on or off"}
+            toggles.append(panel.add(name, "ToggleButton", changed, value=value, **options))
+            toggles[-1].observe(lambda event: setattr(event["owner"], "icon", _ICONS[event["new"]]), names="value")
+        for name, options in _CHOICES.items():
+            described = {"description": name, "style": {"description_width": "initial"}}
+            value = getattr(full, name)
+            choices.append(panel.add(name, "Dropdown", changed, options=options, value=value, **described))
+        for name, (low, high, step) in _SLIDERS.items():
+            kind = "IntSlider" if isinstance(step, int) else "FloatSlider"
+            span = {"value": getattr(full, name), "min": low, "max": high, "step": step}
+            sliders.append(panel.add(name, kind, changed, description=name, continuous_update=False, **span))
+        return [panel.row(*parts) for parts in ((rows, text), toggles, choices, sliders)]

@@ -1,26 +1,26 @@
 from __future__ import annotations
 
 import dataclasses
+from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import pytest
-import torch
 
+from spike_kit import views
 from spike_kit.base import paths
 from spike_kit.base.errors import DataError
 from spike_kit.base.seeds import torch_generator
 from spike_kit.data.dataset import Dataset, create_dataset
 from spike_kit.evaluation.ranking import top_items
+from spike_kit.experiments.run_folder import Run
 from spike_kit.models.spike import Spike, SpikeConfig
 from spike_kit.models.spike_explainer import Removal, SpikeExplainer
-from spike_kit.profiles.template import TEMPLATE, template_profiles
-from spike_kit.views.explanation import Explanation
-from spike_kit.views.explanation_panel import explanation_panel
-from spike_kit.views.passages import MARK
+from spike_kit.views.explanation import By, Explanation
+from spike_kit.views.profile_browser import MARK
+from tests.views.conftest import safe, written
 from tests.world import World
-
-HOSTILE = '<img src=x onerror="alert(1)"> </script> $x$'
 
 
 @pytest.fixture
@@ -51,15 +51,18 @@ def test_the_list_is_that_of_the_evaluation(data: Dataset, model: Spike, view: E
 
 
 @pytest.mark.parametrize("by", ["origin", "layer"])
-def test_parts_sum_to_the_scores_and_are_drawn(view: Explanation, by: str) -> None:
-    parts = view.parts(by)  # pyright: ignore[reportArgumentType]
+def test_parts_sum_to_the_scores_and_are_drawn(view: Explanation, by: By) -> None:
+    parts, view.by = view.parts(by), by
     assert parts.sum(axis=1).tolist() == pytest.approx(view.table["score"].tolist())
     assert parts.shape == (5, 4)
-    figure: Any = view.figure_of(by)  # pyright: ignore[reportArgumentType]
-    drawn = figure.data
-    assert [list(trace.x) for trace in drawn[:-1]] == parts.T.to_numpy().tolist()
-    assert list(drawn[-1].x) == pytest.approx(view.table["score"].tolist())
-    assert len({(trace.marker.color, trace.marker.pattern.shape) for trace in drawn[:-1]}) == parts.shape[1]
+    axes: Any = view.figure.axes[0]
+    groups: list[Any] = list(axes.containers)
+    assert [[bar.get_width() for bar in group] for group in groups] == pytest.approx(parts.T.to_numpy())
+    for row, values in enumerate(parts.to_numpy()):
+        ends = sorted((bar.get_x(), bar.get_x() + bar.get_width()) for bar in (group[row] for group in groups))
+        assert min(min(pair) for pair in ends) == pytest.approx(values[values < 0].sum())
+        assert max(max(pair) for pair in ends) == pytest.approx(values[values > 0].sum())
+    assert axes.collections[0].get_offsets()[:, 0].tolist() == pytest.approx(view.table["score"].tolist())
 
 
 def test_shared_passages_stand_in_both_profiles(data: Dataset, view: Explanation) -> None:
@@ -98,9 +101,10 @@ def test_what_if_is_recomputed(view: Explanation) -> None:
 
 def test_parts_of_many_layers_look_different(data: Dataset, world: World) -> None:
     deep = Spike(SpikeConfig(dim=8, layers=3), world.graph, world.vectors, torch_generator(0, "init"))
-    figure: Any = Explanation(data, SpikeExplainer(deep), 0, k=2).figure_of("layer")
-    bars = figure.data[:-1]
-    assert len(bars) == len({(bar.marker.color, bar.marker.pattern.shape) for bar in bars}) == 16
+    view = Explanation(data, SpikeExplainer(deep), 0, k=2)
+    view.by = "layer"
+    bars: list[Any] = [group[0] for group in view.figure.axes[0].containers]
+    assert len(bars) == len({(bar.get_facecolor(), bar.get_hatch()) for bar in bars}) == 16
 
 
 def test_what_can_be_taken_out_is_named_apart(data: Dataset, world: World, model: Spike) -> None:
@@ -123,41 +127,53 @@ def test_a_node_without_a_profile_any_more_changes_only_scores(view: Explanation
     assert table["change"].abs().max() > 0
 
 
-def test_hostile_text_shows_as_text(data: Dataset, world: World, model: Spike) -> None:
-    items = data.items.assign(label=HOSTILE)
-    entities = data.entities.assign(label=HOSTILE)
-    users = data.users.assign(label=HOSTILE)
-    tables = dataclasses.replace(data.tables, items=items, entities=entities, users=users)
-    named = create_dataset(paths.data_root() / "named", "named", tables, sources=(), build={}, funnel=())
-    named.write_profiles(TEMPLATE, template_profiles(named).assign(text=f"{HOSTILE} Peculiar onerror."))
-    panel = explanation_panel(Explanation(named, SpikeExplainer(model), 0, k=3)).panel
-    panel.out.value = panel.out.options[:1]
-    panel.compute.click()
-    shown = [panel.table, panel.train, panel.paths, panel.passages, panel.answer]
-    for html in (*(widget.value for widget in shown), str(panel.chart.to_json())):
-        assert "<img" not in html
-        assert "</script" not in html
-    assert "&lt;img" in panel.table.value
+def test_hostile_text_shows_as_text(hostile: Dataset, model: Spike, tmp_path: Path) -> None:
+    view = Explanation(hostile, SpikeExplainer(model), 0, k=3)
+    panel = view.panel().parts
+    panel["out"].value = panel["out"].options[:1]
+    panel["whatif"].click()
+    safe(*(panel[name].value for name in ("table", "train", "paths", "passages", "answer")))
+    assert "&lt;img" in panel["table"].value
+    files = view.export(tmp_path)
+    assert all(file.parent == tmp_path and "<" not in file.name for file in files)
+    assert "<img" in view.figure.axes[0].get_yticklabels()[0].get_text()
 
 
 def test_the_panel_explains_another_user(view: Explanation, monkeypatch: pytest.MonkeyPatch) -> None:
-    panel = explanation_panel(view).panel
-    before = panel.table.value
-    panel.user.value = 40
+    panel = view.panel().parts
+    before, picture = panel["table"].value, panel["why"].value
+    panel["user"].value = 40
     assert view.user == 40
-    assert panel.table.value != before
-    assert [value for _, value in panel.items.options] == view.items
+    assert panel["table"].value != before
+    assert panel["why"].value != picture
+    assert [value for _, value in panel["item"].options] == view.items
     same = view.items[0]
     monkeypatch.setattr(view, "choose", lambda user: setattr(view, "user", user))
     monkeypatch.setattr(view, "passages_html", lambda item: f"passages of {view.user} and {item}")
-    panel.user.value = 41
-    assert panel.items.value == same
-    assert panel.passages.value == f"passages of 41 and {same}"
-    panel.by.value = "layer"
-    assert panel.chart.data[0].name == "0 × 0"
-    panel.compute.click()
-    assert "choose what is taken out" in panel.answer.value
-    panel.out.value = panel.out.options[:2]
-    panel.compute.click()
-    assert "new rank" in panel.answer.value
-    assert torch.is_tensor(view.explainer.attention())
+    panel["user"].value = 41
+    assert panel["item"].value == same
+    assert panel["passages"].value == f"passages of 41 and {same}"
+    picture = panel["why"].value
+    panel["by"].value = "layer"
+    assert panel["why"].value != picture
+    panel["whatif"].click()
+    assert "choose what is taken out" in panel["answer"].value
+    panel["out"].value = panel["out"].options[:2]
+    panel["whatif"].click()
+    assert "new rank" in panel["answer"].value
+    panel["item"].value = view.items[1]
+    assert panel["passages"].value == f"passages of 41 and {view.items[1]}"
+    assert panel["answer"].value == ""
+
+
+def test_an_export_holds_the_parts_that_are_drawn(spike_run: Run, tmp_path: Path) -> None:
+    view = views.why(spike_run, user=3, device="cpu", k=4)
+    table = written(view.export(tmp_path / "a"), view.export(tmp_path / "b"))
+    pd.testing.assert_frame_equal(table, view.table, atol=1e-5, check_dtype=False)
+    panel = view.panel().parts
+    panel["by"].value = "layer"
+    panel["export"].click()
+    (file,) = paths.figures_root().glob("why-world-user-3-layer-*.csv")
+    assert file.name in panel["exported"].value
+    drawn = pd.read_csv(file)[list(view.parts("layer"))]
+    np.testing.assert_allclose(drawn, view.parts("layer"), atol=1e-5)
