@@ -96,15 +96,22 @@ class Pace:
 
 
 class Client:
-    """Asks a model; use `open_client`."""
+    """Asks a model; use `open_client`. The SDK takes it as its transport, so every attempt passes here."""
 
-    def __init__(self, config: LLMConfig, key: str, on_failure: Callable[[Call, CallError], None]) -> None:
-        self._config, self._key, self._on_failure = config, key, on_failure
+    def __init__(self, config: LLMConfig, on_failure: Callable[[Call, CallError], None]) -> None:
+        openai, self._http = require("openai", "llm"), require("httpx2", "llm")
+        self._config, self._key, self._on_failure = config, config.key(), on_failure
         self._request = config.request
-        self._http = require("httpx2", "llm")
-        self.wire = self._http.AsyncHTTPTransport(limits=self._http.Limits(max_connections=config.concurrency))
-        self.pace = Pace(config.concurrency)
-        self.sdk: Any = None
+        self._pace = Pace(config.concurrency)
+        self._wire = self._http.AsyncHTTPTransport(limits=self._http.Limits(max_connections=config.concurrency))
+        self.sdk = openai.AsyncOpenAI(
+            api_key=self._key,
+            base_url=config.server or None,
+            max_retries=BUSY_FACTOR * config.attempts,
+            timeout=openai.Timeout(config.timeout, connect=min(config.timeout, _CONNECT_SECONDS)),
+            http_client=openai.DefaultAsyncHttpxClient(transport=self, follow_redirects=False),
+            default_headers={"Accept-Encoding": "identity"},
+        )
 
     async def ask(self, call: Call) -> Answer:
         """Make a call, as often as ``on_failure`` returns.
@@ -124,15 +131,19 @@ class Client:
         """Text with the key taken out, should a server have sent it back."""
         return hide_key(text, self._key)
 
-    async def attempt(self, request: Any) -> Any:
+    async def aclose(self) -> None:
+        """Close the connections."""
+        await self._wire.aclose()
+
+    async def handle_async_request(self, request: Any) -> Any:
         """Make one attempt; the SDK gets a response of ours, whose status tells it to go on or to try again."""
         call = _CALL.get()
-        async with self.pace.place() as started:
+        async with self._pace.place() as started:
             call.at_server = True
             try:
                 answer = await self._send(request)
                 call.answer = replace(answer, finish_reason=self.without_key(answer.finish_reason))
-                self.pace.succeeded()
+                self._pace.succeeded()
                 return self._http.Response(200, request=request)
             except CallError as error:
                 failure = error
@@ -140,7 +151,7 @@ class Client:
                 call.at_server = False
             failure.message = self.without_key(failure.message)[:LONGEST_MESSAGE]
             if failure.kind == "busy":
-                self.pace.busy(started, _BUSY_PAUSE if failure.wait is None else failure.wait)
+                self._pace.busy(started, _BUSY_PAUSE if failure.wait is None else failure.wait)
         self._on_failure(call, failure)
         wait = {} if failure.wait is None else {"retry-after-ms": str(1000 * failure.wait)}
         return self._http.Response(429 if failure.kind == "busy" else 503, headers=wait, request=request)
@@ -150,7 +161,7 @@ class Client:
         http, started, body = self._http, time.perf_counter(), bytearray()
         try:
             async with asyncio.timeout(self._config.timeout):
-                response = await self.wire.handle_async_request(request)
+                response = await self._wire.handle_async_request(request)
                 try:
                     async for chunk in response.stream:
                         body += chunk
@@ -188,35 +199,12 @@ async def open_client(config: LLMConfig, on_failure: Callable[[Call, CallError],
     MissingExtraError
         If openai is not installed.
     """
-    openai, http, key = require("openai", "llm"), require("httpx2", "llm"), config.key()
-    client = Client(config, key, on_failure)
-
-    class Transport(http.AsyncBaseTransport):
-        async def handle_async_request(self, request: Any) -> Any:
-            return await client.attempt(request)
-
-    async with (
-        _no_header_logs(),
-        client.wire,
-        openai.AsyncOpenAI(
-            api_key=key,
-            base_url=config.server or None,
-            max_retries=BUSY_FACTOR * config.attempts,
-            timeout=openai.Timeout(config.timeout, connect=min(config.timeout, _CONNECT_SECONDS)),
-            http_client=openai.DefaultAsyncHttpxClient(transport=Transport(), follow_redirects=False),
-            default_headers={"Accept-Encoding": "identity"},
-        ) as client.sdk,
-    ):
-        yield client
-
-
-@asynccontextmanager
-async def _no_header_logs() -> AsyncIterator[None]:
-    """Keep the library from logging headers, in which a server may send the key back, at level DEBUG."""
-    logger = logging.getLogger("httpcore2")
+    client = Client(config, on_failure)
+    logger = logging.getLogger("httpcore2")  # at level DEBUG it logs headers, in which a server may send the key back
     level = logger.level
     logger.setLevel(max(level, logging.INFO))
     try:
-        yield
+        async with client.sdk:
+            yield client
     finally:
         logger.setLevel(level)

@@ -21,7 +21,7 @@ from spike_kit.data.dataset import FILLED, SUBJECTS, TEMPLATE, Dataset, check_pr
 from spike_kit.profiles import loopback
 from spike_kit.profiles.checks import find_problem, remedy, thoughts_advice, tidy
 from spike_kit.profiles.cost import TOKENS_PER_WORD, estimate_tokens, prices
-from spike_kit.profiles.jobs import TRIES, Job, Progress, Verdict, Watch, in_own_loop, run_jobs
+from spike_kit.profiles.jobs import TRIES, Asking, Job, Progress, Verdict, Watch, in_own_loop, unwatched
 from spike_kit.profiles.llm import LLMConfig
 from spike_kit.profiles.prompts import VERSION, Prompt, PromptConfig, PromptWriter, domain_name
 from spike_kit.profiles.replies import Answer
@@ -30,6 +30,10 @@ from spike_kit.profiles.template import UNKNOWN_TASTE, WORD_LIMIT, ensure_profil
 
 _CHUNK = 2000
 _NOT_ASKED = "none"
+_LONG = "profile " * WORD_LIMIT["item"]
+"""As long as item profiles may be: stands in for them in the estimate."""
+_LATER = "(its profile, once it is written)"
+"""What a sample prompt shows where an item's profile will stand."""
 
 
 class GenerationConfig(Config):
@@ -136,13 +140,15 @@ class Generation:
     ) -> dict[str, Any]:
         """Row of one subject; prompts that quote profiles not written yet stand in with their length."""
         answered = to_ask = tokens_in = 0
-        texts = partial(self._item_texts, store) if quotes_known else _placeholders
+        texts = partial(self._item_texts, store) if quotes_known else partial(_alike, _LONG)
         for prompt in self.writer.prompts(subject, texts):
             if quotes_known and self.found(self._key(prompt), store):
                 answered += 1
                 continue
             if to_ask < samples:
-                shown.append(prompt if quotes_known else self.writer.prompt(subject, prompt.id, _announced))
+                shown.append(
+                    prompt if quotes_known else self.writer.prompt(subject, prompt.id, partial(_alike, _LATER))
+                )
             to_ask += 1
             tokens_in += estimate_tokens(prompt.text)
         return {
@@ -155,7 +161,7 @@ class Generation:
         }
 
     def run(
-        self, progress: Progress | None = None, stop: threading.Event | None = None, watch: Watch | None = None
+        self, progress: Progress | None = None, stop: threading.Event | None = None, watch: Watch = unwatched
     ) -> Outcome:
         """Ask what has no answer yet and write the profiles table once nothing is missing.
 
@@ -171,19 +177,17 @@ class Generation:
         StorageError
             If an answer or the table cannot be written.
         """
-        progress = Progress() if progress is None else progress
-        ending = threading.Event() if stop is None else stop
-        return in_own_loop(self._run(progress, ending, watch), ending)
+        stop = stop or threading.Event()
+        return in_own_loop(self._run(progress or Progress(), stop, watch), stop)
 
-    async def _run(self, progress: Progress, stop: threading.Event, watch: Watch | None) -> Outcome:
+    async def _run(self, progress: Progress, stop: threading.Event, watch: Watch) -> Outcome:
         store = Store(self.answers)
         with exclusive(store), store:
             progress.total = sum(sum(self._has_material(subject)) for subject in SUBJECTS)
             started = time.perf_counter()
             for subject in SUBJECTS:
-                showing = None if watch is None else partial(watch, subject, progress)
-                jobs = self.jobs(subject, store)
-                await run_jobs(jobs, self.config.llm, store, progress, self._place, stop, showing)
+                jobs, showing = self.jobs(subject, store), partial(watch, subject, progress)
+                await Asking(jobs, self.config.llm, store, progress, self._place, stop, showing).run()
                 progress.asking_seconds = time.perf_counter() - started
                 if stop.is_set() or (self._missing(subject) and not self.config.fill):
                     break
@@ -288,14 +292,8 @@ class Generation:
         }
 
 
-def _placeholders(items: Collection[int]) -> dict[int, str]:
-    """Texts as long as item profiles may be."""
-    return dict.fromkeys(items, "profile " * WORD_LIMIT["item"])
-
-
-def _announced(items: Collection[int]) -> dict[int, str]:
-    """What a sample prompt shows where an item's profile will stand."""
-    return dict.fromkeys(items, "(its profile, once it is written)")
+def _alike(text: str, items: Collection[int]) -> dict[int, str]:
+    return dict.fromkeys(items, text)
 
 
 def _set_name(model: str) -> str:

@@ -143,18 +143,15 @@ Watch = Callable[[str, Progress], None]
 """Called some times a second with what is asked about and the progress."""
 
 
-async def run_jobs(
-    jobs: Iterator[Job],
-    config: LLMConfig,
-    store: Store,
-    progress: Progress,
-    on_answer: Callable[[Key, int], None] | None = None,
-    stop: threading.Event | None = None,
-    watch: Callable[[], None] | None = None,
-) -> None:
-    """Ask all questions that have no usable answer yet.
+def unwatched(_subject: str, _progress: Progress) -> None:
+    """Show nothing."""
 
-    Parameters
+
+@dataclass
+class Asking:
+    """A run over questions that have no usable answer yet.
+
+    Attributes
     ----------
     jobs
         Questions; drawn one at a time when a slot is free, so they may be written on the way.
@@ -170,95 +167,89 @@ async def run_jobs(
         Set from any thread to end the run: calls in flight are still awaited and stored.
     watch
         Called some times a second; should it fail, the run ends in the same way.
-
-    Raises
-    ------
-    LLMError
-        If the model cannot be asked at all: no key, no quota, no such model, no server.
-    StorageError
-        If an answer cannot be written.
     """
-    runner = _Runner(jobs, config, store, progress, on_answer, stop or threading.Event(), watch)
-    first = runner.next_open()
-    if first is not None:
-        async with open_client(config, runner.on_failure) as client:
-            await runner.run(first, client)
-    if watch is not None:
-        watch()
 
+    jobs: Iterator[Job]
+    config: LLMConfig
+    store: Store
+    progress: Progress
+    on_answer: Callable[[Key, int], None] = lambda _key, _row: None
+    stop: threading.Event = field(default_factory=threading.Event)
+    watch: Callable[[], None] = lambda: None
 
-class _Runner:
-    """State of one `run_jobs`."""
-
-    def __init__(
-        self,
-        jobs: Iterator[Job],
-        config: LLMConfig,
-        store: Store,
-        progress: Progress,
-        on_answer: Callable[[Key, int], None] | None,
-        stop: threading.Event,
-        watch: Callable[[], None] | None,
-    ) -> None:
-        self._jobs, self._config, self._store, self._progress = jobs, config, store, progress
-        self._on_answer, self._stop, self._watch = on_answer, stop, watch
+    def __post_init__(self) -> None:
         self._client: Client
         self._calls: dict[asyncio.Task[Any] | None, Call] = {}
         self._error: Exception | None = None
         self._failed_in_a_row = 0
 
-    async def run(self, first: Job, client: Client) -> None:
-        """Settle all questions, beginning with one that is known to be open."""
-        self._client, self._jobs = client, chain([first], self._jobs)
-        waiting = {asyncio.create_task(self._work()) for _ in range(self._config.concurrency)}
+    async def run(self) -> None:
+        """Ask.
+
+        Raises
+        ------
+        LLMError
+            If the model cannot be asked at all: no key, no quota, no such model, no server.
+        StorageError
+            If an answer cannot be written.
+        """
+        first = self._next_open()
+        if first is not None:
+            self.jobs = chain([first], self.jobs)
+            async with open_client(self.config, self._on_failure) as self._client:
+                await self._settle_all()
+            self.progress.stopped = self.stop.is_set()
+        if self._error is not None:
+            raise self._error
+        self.watch()
+
+    async def _settle_all(self) -> None:
+        waiting = {asyncio.create_task(self._work()) for _ in range(self.config.concurrency)}
         while waiting:
             _, waiting = await asyncio.wait(waiting, timeout=_TICK)
             try:
-                await asyncio.to_thread(self._store.flush)
-                if self._watch is not None and self._error is None:
-                    self._watch()
+                await asyncio.to_thread(self.store.flush)
+                if self._error is None:
+                    self.watch()
             except Exception as error:
                 self._error = self._error or error
             for task in waiting if self._ending else ():
                 if task not in self._calls or not self._calls[task].at_server:
                     task.cancel()
-        self._progress.stopped = self._stop.is_set()
-        if self._error is not None:
-            raise self._error
 
     @property
     def _ending(self) -> bool:
-        return self._error is not None or self._stop.is_set()
+        return self._error is not None or self.stop.is_set()
 
     async def _work(self) -> None:
         """Settle one question after another; an error ends the run, but what others have at the server is kept."""
         while not self._ending:
             try:
-                job = self.next_open()
+                job = self._next_open()
                 if job is None:
                     return
                 await self._settle(job)
             except Exception as error:
                 self._error = self._error or error
 
-    def next_open(self) -> Job | None:
+    def _next_open(self) -> Job | None:
         """Next question without a usable answer."""
-        for job in self._jobs:
+        for job in self.jobs:
             if not self._announce(job.key):
                 return job
-            self._progress.found += 1
+            self.progress.found += 1
         return None
 
     def _announce(self, key: Key) -> bool:
         """Tell of the usable answer under a key, if there is one."""
-        stored = self._store.answer(key)
-        if stored is not None and self._on_answer is not None:
-            self._on_answer(key, stored.row)
+        stored = self.store.answer(key)
+        if stored is not None:
+            self.on_answer(key, stored.row)
         return stored is not None
 
     async def _settle(self, job: Job) -> None:
         """Ask until there is a usable answer, or until the tries of this run are used up."""
-        earlier = self._store.rejected(job.key)
+        earlier = self.store.rejected(job.key)
         last = earlier[-1] if earlier else None
         for used in range(len(earlier) + 1, max(TRIES, len(earlier) + 1) + 1):
             if self._ending:
@@ -285,38 +276,31 @@ class _Runner:
 
     def _keep(self, call: Call, answer: Answer, judged: Stored, usable: bool) -> None:
         """Commit an answer, then count it."""
-        job, attempts = call.subject, call.failures.total() + 1
-        with self._store.transaction():
-            self._store.keep(
-                job.key,
-                answer,
-                judged.text,
-                judged.problem,
-                usable=usable,
-                attempts=attempts,
-                server=self._config.server,
-            )
-            self._store.keep_prompt(job.key.prompt_sha256, job.version, job.shown)
-        self._progress.calls += 1
-        self._progress.tokens_in += answer.usage["prompt_tokens"]
-        self._progress.tokens_out += answer.usage["completion_tokens"]
+        job = call.subject
+        with self.store.transaction():
+            at = {"attempts": call.failures.total() + 1, "server": self.config.server}
+            self.store.keep(job.key, answer, judged.text, judged.problem, usable=usable, **at)
+            self.store.keep_prompt(job.key.prompt_sha256, job.version, job.shown)
+        self.progress.calls += 1
+        self.progress.tokens_in += answer.usage["prompt_tokens"]
+        self.progress.tokens_out += answer.usage["completion_tokens"]
         if judged.problem:
-            self._progress.problems[judged.problem] += 1
+            self.progress.problems[judged.problem] += 1
         if usable:
-            self._progress.done += 1
+            self.progress.done += 1
             self._announce(job.key)
 
-    def on_failure(self, call: Call, failure: CallError) -> None:
+    def _on_failure(self, call: Call, failure: CallError) -> None:
         """Decide what a failed attempt means; returns where the SDK is to wait and to make the call again."""
-        kind, most = failure.kind, self._config.attempts
-        self._progress.calls += 1
-        self._progress.unclear += kind in AMBIGUOUS
-        self._progress.waits += kind == "busy"
-        self._store.record(call.subject.key, kind, failure.message)
+        kind, most = failure.kind, self.config.attempts
+        self.progress.calls += 1
+        self.progress.unclear += kind in AMBIGUOUS
+        self.progress.waits += kind == "busy"
+        self.store.record(call.subject.key, kind, failure.message)
         call.failures["busy" if kind == "busy" else "other"] += 1
         if kind == "stop":
             raise LLMError(failure.message, failure.hint)
-        if failure.wait is not None and failure.wait > self._config.longest_wait:
+        if failure.wait is not None and failure.wait > self.config.longest_wait:
             asked = f"the server asks to wait {failure.wait:.0f} s: {failure.message}"
             raise LLMError(asked, "run the same command again later")
         if kind not in RETRIED or call.failures["other"] >= most or call.failures["busy"] >= BUSY_FACTOR * most:
@@ -325,14 +309,14 @@ class _Runner:
             raise asyncio.CancelledError
 
     def _give_up(self, job: Job, kind: str, message: str) -> None:
-        self._store.fail(job.key, kind, message)
-        self._progress.fail(job.key, kind, message)
+        self.store.fail(job.key, kind, message)
+        self.progress.fail(job.key, kind, message)
         if kind in _OF_ONE_SUBJECT:
             return
         self._failed_in_a_row += 1
         if self._failed_in_a_row >= FAILURES_IN_A_ROW and self._error is None:
             said = f"{self._failed_in_a_row} questions in a row failed; the last: {kind}: {message}"
-            server = self._config.server or "OpenAI"
+            server = self.config.server or "OpenAI"
             hint = f"is the server running at {server}, and does it know these settings? The same command goes on"
             if kind == "thoughts":
                 hint = "change these settings first: the same command would pay for the same again"

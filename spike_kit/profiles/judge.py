@@ -26,7 +26,7 @@ from spike_kit.data.dataset import FILLED, SUBJECTS, TEMPLATE, Dataset, texts_by
 from spike_kit.data.text import clean
 from spike_kit.profiles.checks import thoughts_advice, without_thoughts
 from spike_kit.profiles.cost import estimate_tokens, prices
-from spike_kit.profiles.jobs import Job, Progress, Verdict, Watch, in_own_loop, run_jobs
+from spike_kit.profiles.jobs import Asking, Job, Progress, Verdict, Watch, in_own_loop, unwatched
 from spike_kit.profiles.llm import LLMConfig
 from spike_kit.profiles.prompts import PromptConfig, PromptWriter, fenced, prompt_writer_of
 from spike_kit.profiles.replies import Answer
@@ -158,10 +158,7 @@ class Judge:
         return len(left), prices().table(self.config.llm.model, tokens_in, len(left) * _TOKENS_PER_VERDICT)
 
     def run(
-        self,
-        progress: Progress | None = None,
-        stop: threading.Event | None = None,
-        watch: Watch | None = None,
+        self, progress: Progress | None = None, stop: threading.Event | None = None, watch: Watch = unwatched
     ) -> pd.DataFrame:
         """Ask what has no verdict yet; gives all verdicts there are. Resumable like the generation of profiles.
 
@@ -176,16 +173,15 @@ class Judge:
         LLMError
             If the model cannot be asked.
         """
-        progress = Progress() if progress is None else progress
-        ending = threading.Event() if stop is None else stop
-        return in_own_loop(self._run(progress, ending, watch), ending)
+        stop = stop or threading.Event()
+        return in_own_loop(self._run(progress or Progress(), stop, watch), stop)
 
-    async def _run(self, progress: Progress, stop: threading.Event, watch: Watch | None) -> pd.DataFrame:
+    async def _run(self, progress: Progress, stop: threading.Event, watch: Watch) -> pd.DataFrame:
         store = Store(self.answers)
         with exclusive(store), store:
             progress.total = len(self._jobs)
-            showing = None if watch is None else partial(watch, "judge", progress)
-            await run_jobs(iter(self._jobs), self.config.llm, store, progress, stop=stop, watch=showing)
+            showing = partial(watch, "judge", progress)
+            await Asking(iter(self._jobs), self.config.llm, store, progress, stop=stop, watch=showing).run()
             rows = [row for question in self.questions for row in _rows(question, store)]
         names = ["profiles"] if self.config.mode == "single" else ["first", "second", "order"]
         names += ["subject", "id", "criterion", "score" if self.config.mode == "single" else "better"]

@@ -17,6 +17,15 @@ from spike_kit.profiles.client import Pace
 from tests.profiles.llm_server import ScriptedServer, distinct_world
 
 
+@pytest.fixture(scope="session", autouse=True)
+def certificates() -> Iterator[None]:
+    """Read the certificates once: that takes longer than most tests."""
+    context = functools.cache(httpx2.create_ssl_context)
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr("httpx2._transports.default.create_ssl_context", lambda **_: context())
+        yield
+
+
 @pytest.fixture(scope="session")
 def films_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return distinct_world(tmp_path_factory.mktemp("films") / "world").path
@@ -36,9 +45,7 @@ def server() -> Iterator[ScriptedServer]:
 
 @pytest.fixture
 def short_pauses(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Let the SDK's pauses between attempts, and ours, take milliseconds, and read the certificates once."""
-    context = functools.cache(httpx2.create_ssl_context)
-    monkeypatch.setattr("httpx2._transports.default.create_ssl_context", lambda **_: context())
+    """Let the SDK's pauses between attempts, and ours, take milliseconds."""
     monkeypatch.setattr("openai._base_client.INITIAL_RETRY_DELAY", 0.005)
     monkeypatch.setattr("openai._base_client.MAX_RETRY_DELAY", 0.01)
     monkeypatch.setattr(client, "_BUSY_PAUSE", 0.01)

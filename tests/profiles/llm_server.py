@@ -23,7 +23,7 @@ from typing import Any, Self
 
 from spike_kit.data.dataset import Dataset, SourceFile, create_dataset
 from spike_kit.profiles.generate import Generation, GenerationConfig
-from spike_kit.profiles.jobs import Progress, run_jobs
+from spike_kit.profiles.jobs import Asking, Progress
 from spike_kit.profiles.llm import LLMConfig
 from spike_kit.profiles.loopback import completion
 from spike_kit.profiles.store import Store
@@ -348,7 +348,8 @@ def ask(
     async def asking() -> None:
         with Store(made.answers) as store:
             async with asyncio.timeout(limit):
-                await run_jobs(islice(made.jobs("item", store), most), made.config.llm, store, progress, stop=stop)
+                questions = islice(made.jobs("item", store), most)
+                await Asking(questions, made.config.llm, store, progress, stop=stop or threading.Event()).run()
 
     asyncio.run(asking())
     return progress

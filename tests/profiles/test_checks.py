@@ -198,11 +198,23 @@ def test_no_text_is_too_strange(text: str, reason: str, limit: int) -> None:
     assert find_problem(answer(text, reason), limit) in ("", *REMEDIES)
 
 
-@pytest.mark.parametrize("text", ["```" + "\n" * 1500 + "x", "```" + "\n" * 1000 + "word" + "\n" * 1000 + "x"])
-def test_a_model_that_ends_in_blanks_holds_nothing_up(text: str) -> None:
-    started = time.perf_counter()
-    assert "x" in tidy(text)
-    assert time.perf_counter() - started < 1
+@pytest.mark.parametrize(
+    "text",
+    [
+        "```" + "\n" * 1000 + "word" + "\n" * 1000 + "x",
+        "<think>" * 4000,
+        "<|" * 50_000,
+        "analysis" + "A" * 100_000,
+        "```json\n" + "\n " * 500 + "x",
+        "{" * 50_000,
+        "# " * 50_000,
+    ],
+    ids=["fenced lines", "thoughts", "control tokens", "channels", "fence", "braces", "headings"],
+)
+def test_no_answer_holds_the_run_up_while_it_is_tidied(text: str) -> None:
+    started = time.process_time()
+    tidy(text)
+    assert time.process_time() - started < 0.1
 
 
 @settings(max_examples=300, derandomize=True)

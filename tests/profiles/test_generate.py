@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-import asyncio
 import json
 from typing import Any
 
@@ -170,16 +169,6 @@ def test_a_profile_set_no_file_can_be_called_is_refused_before_anything_is_paid_
         assert server.bodies == []
 
 
-def test_it_works_inside_a_running_event_loop() -> None:
-    with served() as server:
-        asked = generation(tiny_study(), server.base_url)
-
-        async def notebook() -> bool:
-            return asked.run().path is not None
-
-        assert asyncio.run(notebook())
-
-
 class Clock:
     """A time that is a second later at every look."""
 
@@ -246,27 +235,3 @@ def test_a_changed_answer_asks_those_anew_that_quote_it() -> None:
     assert all("Gladiator" in prompt for prompt in holding)
     after = changed.profiles("llm").set_index(["subject", "id"])["text"]
     assert sorted(texts.index[texts != after]) == [("auxiliary", 6), ("item", 2), ("user", 0)]
-
-
-def test_gaps_leave_the_table_waiting_or_are_filled_and_marked() -> None:
-    data = tiny_study()
-
-    def refuses(body: dict[str, Any]) -> str:
-        about = body["messages"][1]["content"].splitlines()[1]
-        return "I'm sorry, I cannot do that." if about.endswith(': "Heat"') else prose(body)
-
-    with served(refuses) as server:
-        progress = Progress()
-        outcome = generation(data, server.base_url).run(progress)
-        assert (outcome.path, outcome.missing["item"]) == (None, 1)
-        assert dict(progress.problems) == {"refused": 2}
-        assert progress.first_failures[0].startswith("item 4: refused: 2 answers, none usable")
-        assert "llm" not in data.profile_sets()
-        assert len(server.bodies) == 7
-        filled = generation(data, server.base_url, fill="template").run()
-    assert filled.path is not None
-    profiles, templates = data.profiles("llm"), data.profiles("template")
-    row = profiles[profiles["model"] == "template"]
-    assert row[["subject", "id", "usage"]].to_numpy().tolist() == [["item", 4, '{"filled": true}']]
-    assert row["text"].tolist() == templates.query("subject == 'item' and id == 4")["text"].tolist()
-    assert data.provenance("llm")["filled_from_template"] == 1

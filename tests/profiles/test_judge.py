@@ -3,6 +3,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Callable
+from itertools import cycle
 from typing import Any
 
 import pytest
@@ -102,51 +103,55 @@ def test_evidence_is_looked_up_in_what_was_shown(data: Dataset) -> None:
     assert shares["relevance"] == 0
 
 
-@pytest.mark.parametrize(
-    "around",
-    ["```json\n{}\n```", "Here is my verdict:\n{}\nI hope it helps.", "<think>It is fine.</think>{}", "\n\n  {}  "],
-)
-def test_what_stands_around_the_verdict_is_passed_over(data: Dataset, around: str) -> None:
-    with served(lambda _: around.replace("{}", verdict())) as server:
+def test_what_stands_around_the_verdict_is_passed_over(data: Dataset) -> None:
+    around = cycle(
+        [
+            "```json\n{}\n```",
+            "Here is my verdict:\n{}\nI hope it helps.",
+            "<think>It is fine.</think>{}",
+            "<think>The form is {{...}}, so:</think>\n{}",
+            "◁think▷Well.◁/think▷{}",
+            "\n\n  {}  ",
+        ]
+    )
+    with served(lambda _: next(around).replace("{}", verdict())) as server:
         progress = Progress()
-        assert len(judge(data, server.base_url).run(progress)) == len(SUBJECTS) * SAMPLE * len(CRITERIA)
-    assert progress.calls == len(SUBJECTS) * SAMPLE
+        assert len(judge(data, server.base_url, sample=6).run(progress)) == 15 * len(CRITERIA)
+    assert (progress.calls, progress.problems) == (15, {})
 
 
-def test_braces_in_thoughts_do_not_hide_the_verdict(data: Dataset) -> None:
-    with served(lambda _: f"<think>The form is {{...}}, so:</think>\n{verdict()}") as server:
+BROKEN = [
+    "It is a good profile.",
+    "{}",
+    *(verdict(relevance={"score": score, "evidence": "x"}) for score in (6, 0, 3.5, True, "4", [4])),
+    verdict(relevance={"evidence": "x"}),
+    verdict(relevance=4),
+    verdict(relevance=None),
+    json.dumps({name: {"score": 3} for name in list(CRITERIA)[:2]}),
+    verdict()[:-10],
+    "[1, 2, 3]",
+    "[" * 50_000,
+]
+
+
+def test_an_unreadable_verdict_is_asked_for_once_more(data: Dataset) -> None:
+    broken = iter(BROKEN)
+    with served(lambda body: verdict() if len(body["messages"]) > 2 else next(broken)) as server:
         progress = Progress()
-        judge(data, server.base_url).run(progress)
-    assert progress.problems == {}
-
-
-@pytest.mark.parametrize(
-    "broken",
-    [
-        "It is a good profile.",
-        "",
-        verdict(relevance={"score": 6, "evidence": "x"}),
-        verdict(relevance={"score": 0, "evidence": "x"}),
-        verdict(relevance={"score": 3.5, "evidence": "x"}),
-        verdict(relevance={"score": True, "evidence": "x"}),
-        verdict(relevance={"score": "4", "evidence": "x"}),
-        verdict(relevance={"score": [4], "evidence": "x"}),
-        verdict(relevance={"evidence": "x"}),
-        verdict(relevance=4),
-        verdict(relevance=None),
-        json.dumps({name: {"score": 3} for name in list(CRITERIA)[:2]}),
-        verdict()[:-10],
-        "[1, 2, 3]",
-    ],
-)
-def test_an_unreadable_verdict_is_asked_for_once_more(data: Dataset, broken: str) -> None:
-    with served(lambda body: verdict() if len(body["messages"]) > 2 else broken) as server:
-        progress = Progress()
-        verdicts = judge(data, server.base_url, sample=1).run(progress)
+        verdicts = judge(data, server.base_url, sample=6).run(progress)
         again = [body["messages"] for body in server.bodies if len(body["messages"]) > 2]
-    assert (progress.done, progress.failed, progress.calls) == (3, 0, 6)
-    assert len(verdicts) == 3 * len(CRITERIA)
+    assert (progress.done, progress.failed, progress.calls) == (15, 0, 30)
+    assert progress.problems == {"format": len(BROKEN)}
+    assert len(verdicts) == 15 * len(CRITERIA)
     assert all("Reply with the JSON object alone" in messages[-1]["content"] for messages in again)
+
+
+def test_a_judge_that_only_thinks_is_told_so(data: Dataset) -> None:
+    with served(lambda _: "<think>Let me see.") as server:
+        progress = Progress()
+        judge(data, server.base_url, sample=1).run(progress)
+    assert (progress.calls, progress.failures) == (3, {"thoughts": 3})
+    assert "raise --max-tokens, or switch thinking off" in progress.first_failures[0]
 
 
 def test_a_judge_that_is_never_readable_fails_and_is_tried_again_later(data: Dataset) -> None:
@@ -170,34 +175,31 @@ def pairs(choose: Callable[[dict[str, str]], str]) -> Script:
     return answer
 
 
-def test_a_judge_who_looks_at_the_order_gives_ties_alone(data: Dataset) -> None:
-    with served(pairs(lambda _: "A")) as server:
-        verdicts = judge(data, server.base_url, "template", "long", mode="pairwise").run()
-        assert len(server.bodies) == 2 * len(SUBJECTS) * SAMPLE
-    table = preference_table(verdicts)
-    assert table["pairs"].tolist() == [len(SUBJECTS) * SAMPLE] * len(CRITERIA)
-    assert table["ties"].equals(table["pairs"])
-    assert table[["first_wins", "second_wins"]].to_numpy().sum() == 0
-    assert table["position_bias"].tolist() == [1.0] * len(CRITERIA)
+def longer(shown: dict[str, str]) -> str:
+    return "A" if len(shown["profile A"]) > len(shown["profile B"]) else "B"
 
 
 @pytest.mark.parametrize("profiles", [("template", "long"), ("long", "template")])
-def test_a_consistent_judge_gives_wins(data: Dataset, profiles: tuple[str, str]) -> None:
-    def longer(shown: dict[str, str]) -> str:
-        return "A" if len(shown["profile A"]) > len(shown["profile B"]) else "B"
-
-    with served(pairs(longer)) as server:
+@pytest.mark.parametrize(
+    ("choose", "winner", "bias"),
+    [
+        (longer, "first_wins", 0.0),
+        (lambda _: "A", "ties", 1.0),
+        (lambda shown: "tie" if "splendid" in shown["profile A"] else "B", "ties", 0.0),
+    ],
+    ids=["the longer one", "the first one", "undecided"],
+)
+def test_only_a_preference_that_survives_the_swap_is_a_win(
+    data: Dataset, profiles: tuple[str, str], choose: Callable[[dict[str, str]], str], winner: str, bias: float
+) -> None:
+    with served(pairs(choose)) as server:
         table = preference_table(judge(data, server.base_url, *profiles, mode="pairwise").run())
+        assert len(server.bodies) == 2 * len(SUBJECTS) * SAMPLE
     assert (table["first"] + ">" + table["second"]).unique().tolist() == ["long>template"]
-    assert table["first_wins"].equals(table["pairs"])
-    assert table["position_bias"].tolist() == [0.0] * len(CRITERIA)
-
-
-def test_ties_and_half_preferences_are_no_wins(data: Dataset) -> None:
-    with served(pairs(lambda shown: "tie" if "splendid" in shown["profile A"] else "B")) as server:
-        table = preference_table(judge(data, server.base_url, "template", "long", mode="pairwise").run())
-    assert table["ties"].equals(table["pairs"])
-    assert table["position_bias"].tolist() == [0.0] * len(CRITERIA)
+    assert table["pairs"].tolist() == [len(SUBJECTS) * SAMPLE] * len(CRITERIA)
+    assert table[winner].equals(table["pairs"])
+    assert (table[["first_wins", "ties", "second_wins"]].sum(axis=1) == table["pairs"]).all()
+    assert table["position_bias"].tolist() == [bias] * len(CRITERIA)
 
 
 def test_pairs_without_a_verdict_say_so(data: Dataset) -> None:

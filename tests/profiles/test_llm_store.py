@@ -22,7 +22,6 @@ from spike_kit.base import paths
 from spike_kit.base.errors import LLMError, SpikeKitError, StorageError
 from spike_kit.data.dataset import Dataset, SourceFile, create_dataset
 from spike_kit.data.tables import Tables
-from spike_kit.profiles.checks import tidy
 from spike_kit.profiles.jobs import Progress
 from spike_kit.profiles.prompts import Prompt, PromptWriter
 from spike_kit.profiles.store import Store
@@ -215,46 +214,23 @@ def test_a_bad_answer_then_a_good_one_is_two_requests_and_no_failure(films: Data
 
 
 CLEAN = "This is the story of a family by the sea and of the winter that it spends there."
-WRAPPED = {
-    "JSON": json.dumps({"profile": CLEAN}),
-    "JSON in a fence": f"```json\n{json.dumps({'profile': CLEAN}, indent=2)}\n```",
-    "JSON with a second field": json.dumps({"profile": CLEAN, "words": 17}),
-    "JSON that is nested": json.dumps({"item": {"profile": CLEAN}}),
-    "JSON in a list": json.dumps([CLEAN]),
-    "fence": f"```\n{CLEAN}\n```",
-    "fence with a language": f"```markdown\n{CLEAN}\n```",
-    "thoughts": f'<think>\nThe film is "about" the sea.\n</think>\n\n{CLEAN}',
-    "thoughts of Kimi": f"◁think▷The user wants a profile.◁/think▷{CLEAN}",
-    "thoughts of gpt-oss": f"<|channel|>analysis<|message|>Short.<|end|><|channel|>final<|message|>{CLEAN}<|return|>",
-    "thoughts without their beginning": f"The user wants a profile, so I look at the data.\n</think>\n\n{CLEAN}",
-    "heading": f"# Profile\n\n{CLEAN}",
-    "heading in bold": f"**Profile:** {CLEAN}",
-    "heading in bold on its own": f"**Item Profile**\n\n{CLEAN}",
-    "word before": f"Profile: {CLEAN}",
-    "quotes": f'"{CLEAN}"',
-    "curly quotes": f"“{CLEAN}”",
-    "lines": CLEAN.replace(" the ", "\n\tthe\u2028\u200b "),
-    "all at once": f"<think>{CLEAN}</think>\n```json\n{json.dumps({'text': f'**Profile:** {CLEAN}'})}\n```\n",
-}
+WRAPPED = [
+    json.dumps({"profile": CLEAN}),
+    json.dumps({"item": {"profile": CLEAN}}),
+    json.dumps([CLEAN]),
+    f"The user wants a profile, so I look at the data.\n</think>\n\n{CLEAN}",
+    f"<|channel|>analysis<|message|>Short.<|end|><|channel|>final<|message|>{CLEAN}<|return|>",
+    CLEAN.replace(" the ", "\n\tthe\u2028\u200b "),
+    f"<think>{CLEAN}</think>\n```json\n{json.dumps({'text': f'**Profile:** {CLEAN}'})}\n```\n",
+]
 
 
 def test_what_stands_around_a_profile_is_taken_off_or_asked_for_again(films: Dataset, server: ScriptedServer) -> None:
-    wrappings = list(WRAPPED.values())
+    wrappings = WRAPPED
     server.script = lambda asked: says(wrappings[item_of(asked)] if asked.nth == 1 else CLEAN)
     made = generation(films, server.base_url)
     ask(made, len(wrappings))
     assert dict(stored(made, "SELECT id, text FROM answers")) == dict.fromkeys(range(len(wrappings)), CLEAN)
-
-
-@pytest.mark.parametrize(
-    "text",
-    ["<think>" * 4000, "```" + " " * 1000 + "x", "```json\n" + "\n " * 500 + "x", "{" * 50_000, "# " * 50_000],
-    ids=["thoughts", "fence", "fenced lines", "braces", "headings"],
-)
-def test_no_answer_can_hold_up_the_run_while_it_is_tidied(text: str) -> None:
-    started = time.process_time()
-    tidy(text)
-    assert time.process_time() - started < 0.1
 
 
 PLAIN_KEY, ODD_KEY = "sk-plain-0123456789", "sk-'o\\dd\"/</&+0123456789"
