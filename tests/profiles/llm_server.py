@@ -149,7 +149,7 @@ class ScriptedServer:
         """Answer one request as the script says."""
         request = json.loads(body)
         self.bodies.append(request)
-        subject = subject_of(request["messages"])
+        subject = subject_of(request.get("messages", []))
         self.requests += 1
         self.counts[subject] += 1
         asked = Asked(self.requests, subject, self.counts[subject], request, head, time.monotonic())

@@ -1,9 +1,7 @@
 from __future__ import annotations
 
-import json
-import threading
-from collections.abc import Callable, Iterator
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+import asyncio
+from collections.abc import Callable
 from itertools import chain
 from typing import Any
 
@@ -17,6 +15,7 @@ from spike_kit.data.vectors import ProfileVectors
 from spike_kit.profiles import openai_encoder
 from spike_kit.profiles.encode import encode_profiles, encode_texts, ensure_vectors
 from spike_kit.profiles.openai_encoder import OpenAIEncoder, TooLongError, request_batches
+from tests.profiles.llm_server import Asked, Reply, ScriptedServer, fails, response, sends
 
 KEY = "sk-'se\\cret/+1234"
 
@@ -37,92 +36,51 @@ def embeddings(texts: list[str]) -> dict[str, Any]:
     return {"object": "list", "model": "m", "data": data, "usage": {"prompt_tokens": 1, "total_tokens": 1}}
 
 
-Answer = tuple[int, Any]
+async def vectors(asked: Asked, writer: asyncio.StreamWriter) -> None:
+    """A correct answer."""
+    writer.write(response(200, embeddings(asked.body["input"])))
 
 
-class Server(ThreadingHTTPServer):
-    """An embeddings server that remembers what it was asked; ``answers`` replaces its first answers."""
-
-    daemon_threads = True
-
-    def __init__(self) -> None:
-        super().__init__(("127.0.0.1", 0), Handler)
-        self.requests: list[dict[str, Any]] = []
-        self.keys: list[str] = []
-        self.answers: list[Callable[[list[str], str], Answer]] = []
-
-    @property
-    def url(self) -> str:
-        return f"http://127.0.0.1:{self.server_address[1]}/v1"
-
-    @property
-    def inputs(self) -> list[list[str]]:
-        return [request["input"] for request in self.requests]
+def first(server: ScriptedServer, *replies: Reply) -> None:
+    """Replies of the first requests; the others are answered correctly."""
+    server.script = lambda asked: replies[asked.number - 1] if asked.number <= len(replies) else vectors
 
 
-class Handler(BaseHTTPRequestHandler):
-    def do_POST(self) -> None:
-        server = self.server
-        assert isinstance(server, Server)
-        request = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
-        key = self.headers["Authorization"]
-        server.requests.append(request)
-        server.keys.append(key)
-        answer = server.answers.pop(0) if server.answers else lambda texts, _: (200, embeddings(texts))
-        status, body = answer(request["input"], key)
-        content = body if isinstance(body, bytes) else json.dumps(body).encode()
-        self.send_response(status if self.path == "/v1/embeddings" else 404)
-        self.send_header("Content-Type", "application/json")
-        self.send_header("Content-Length", str(len(content)))
-        self.send_header("Retry-After-Ms", "1")
-        self.end_headers()
-        self.wfile.write(content)
+def inputs(server: ScriptedServer) -> list[list[str]]:
+    return [body["input"] for body in server.bodies]
 
-    def log_message(self, format: str, *args: Any) -> None:
-        """Say nothing."""
+
+def key_of(asked: Asked) -> str:
+    return asked.head.decode().lower().partition("authorization: bearer ")[2].split("\r\n")[0]
 
 
 @pytest.fixture
-def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[Server]:
-    with Server() as running:
-        thread = threading.Thread(target=running.serve_forever, kwargs={"poll_interval": 0.01})
-        thread.start()
-        monkeypatch.setenv("OPENAI_BASE_URL", running.url)
-        monkeypatch.setenv("OPENAI_API_KEY", KEY)
-        yield running
-        running.shutdown()
-        thread.join()
+def server(server: ScriptedServer, monkeypatch: pytest.MonkeyPatch) -> ScriptedServer:
+    monkeypatch.setenv("OPENAI_BASE_URL", server.base_url)
+    monkeypatch.setenv("OPENAI_API_KEY", KEY)
+    monkeypatch.setattr("openai._base_client.INITIAL_RETRY_DELAY", 0.001)
+    first(server)
+    return server
 
 
-def test_openai_vectors_are_those_of_the_server_at_unit_length(server: Server) -> None:
+def test_openai_vectors_are_those_of_the_server_at_unit_length(server: ScriptedServer) -> None:
     texts = ["one", "two", "drei", "vier"]
     np.testing.assert_allclose(OpenAIEncoder("m").encode(texts), expected_rows(texts), atol=1e-6)
-    assert server.requests == [{"input": texts, "model": "m", "encoding_format": "float"}]
-    assert server.keys == [f"Bearer {KEY}"]
+    assert server.bodies == [{"input": texts, "model": "m", "encoding_format": "float"}]
+    assert key_of(server.log[0]) == KEY.lower()
 
 
-def test_rows_follow_the_index_and_not_the_order_of_the_answer(server: Server) -> None:
-    texts = ["one", "two", "three"]
+def changed(change: Callable[[list[dict[str, Any]]], Any]) -> Reply:
+    """A correct answer to three texts, but for a change of its list."""
+    body = embeddings(["a", "b", "c"])
+    change(body["data"])
+    return sends(body)
 
-    def turned(texts: list[str], _: str) -> Answer:
-        answer = embeddings(texts)
-        return 200, {**answer, "data": [answer["data"][n] for n in (2, 0, 1)]}
 
-    server.answers = [turned]
+def test_rows_follow_the_index_and_not_the_order_of_the_answer(server: ScriptedServer) -> None:
+    texts = ["a", "b", "c"]
+    first(server, changed(lambda data: data.reverse()))
     np.testing.assert_allclose(OpenAIEncoder("m").encode(texts), expected_rows(texts), atol=1e-6)
-
-
-def changed(change: Callable[[list[dict[str, Any]]], Any]) -> Callable[[list[str], str], Answer]:
-    def answer(texts: list[str], _: str) -> Answer:
-        body = embeddings(texts)
-        change(body["data"])
-        return 200, body
-
-    return answer
-
-
-def constant(body: Any) -> Callable[[list[str], str], Answer]:
-    return lambda _texts, _key: (200, body)
 
 
 @pytest.mark.parametrize(
@@ -140,28 +98,27 @@ def constant(body: Any) -> Callable[[list[str], str], Answer]:
         (changed(lambda data: [entry.update(embedding=[]) for entry in data]), r"shape \[3, 0\]"),
         (changed(lambda data: [entry.update(embedding=1.0) for entry in data]), r"shape \[3\]"),
         (changed(lambda data: data[0].pop("index")), "no.* a list of embeddings"),
-        (constant({"data": []}), r"indices , expected 0\.\.2"),
-        (constant({"data": None}), "no.* a list of embeddings"),
-        (constant([]), "no.* a list of embeddings"),
-        (constant(b"<html>hello</html>"), "no.* a list of embeddings"),
-        (constant(b"\xff\xfe"), "no.* a list of embeddings"),
-        (constant(b""), "no.* a list of embeddings"),
+        (sends({"data": []}), r"indices , expected 0\.\.2"),
+        (sends({"data": None}), "no.* a list of embeddings"),
+        (sends([]), "no.* a list of embeddings"),
+        (sends(b"<html>hello</html>"), "no.* a list of embeddings"),
+        (sends(b"\xff\xfe"), "no.* a list of embeddings"),
+        (sends(b""), "no.* a list of embeddings"),
     ],
 )
 def test_an_answer_that_is_not_one_finite_vector_per_text_is_an_error(
-    server: Server, answer: Callable[[list[str], str], Answer], message: str
+    server: ScriptedServer, answer: Reply, message: str
 ) -> None:
-    server.answers = [answer]
+    first(server, answer)
     with pytest.raises(DataError, match=f"openai:m at 127.0.0.1: .*{message}"):
         encode_texts(["a", "b", "c"], "openai:m", OpenAIEncoder("m"), progress=False)
     assert list(paths.cache_root().glob("*")) == []
 
 
-def test_a_busy_server_is_asked_again(server: Server) -> None:
-    busy = (429, {"error": {"message": "slow down", "code": "rate_limit_exceeded"}})
-    server.answers = [lambda _texts, _key: busy] * 8
+def test_a_busy_server_is_asked_again(server: ScriptedServer) -> None:
+    first(server, *[fails(429, "rate_limit_exceeded", headers="Retry-After-Ms: 1\r\n")] * 8)
     np.testing.assert_allclose(OpenAIEncoder("m").encode(["a"]), expected_rows(["a"]), atol=1e-6)
-    assert len(server.requests) == 9
+    assert server.requests == 9
 
 
 @pytest.mark.parametrize(
@@ -177,19 +134,16 @@ def test_a_busy_server_is_asked_again(server: Server) -> None:
 )
 @pytest.mark.parametrize("form", ["json", "text"])
 def test_a_refusal_says_what_to_do_and_never_the_key(
-    server: Server, monkeypatch: pytest.MonkeyPatch, status: int, kind: type[Exception], hint: str, form: str
+    server: ScriptedServer, monkeypatch: pytest.MonkeyPatch, status: int, kind: type[Exception], hint: str, form: str
 ) -> None:
-    def echo(_texts: list[str], key: str) -> Answer:
-        message = "x" * 150 + f" you sent {key}, and again: " + "x" * 60 + key
-        return status, {"error": {"message": message}} if form == "json" else message.encode()
-
+    message = "x" * 150 + f" you sent {KEY}, and again: " + "x" * 60 + KEY
+    reply = sends({"error": {"message": message}} if form == "json" else message.encode(), status)
     monkeypatch.setattr(openai_encoder, "_RETRIES", 0)
-    server.answers = [echo]
+    first(server, reply)
     with pytest.raises(kind) as caught:
         OpenAIEncoder("m").encode(["a"])
     shown = str(caught.value)
-    assert server.keys == [f"Bearer {KEY}"]
-    assert form == "text" or "Bearer [key], and" in shown
+    assert "you sent [key], and" in shown
     assert hint in shown
     assert "cret" not in shown
     assert caught.value.__suppress_context__
@@ -203,22 +157,24 @@ def test_a_refusal_says_what_to_do_and_never_the_key(
         (413, {"detail": "inputs are too long"}, "413: inputs are too long"),
     ],
 )
-def test_a_text_that_is_too_long_for_the_server_is_named(server: Server, status: int, body: Any, words: str) -> None:
-    server.answers = [lambda _texts, _key: (status, body)]
+def test_a_text_that_is_too_long_for_the_server_is_named(
+    server: ScriptedServer, status: int, body: Any, words: str
+) -> None:
+    first(server, sends(body, status))
     with pytest.raises(TooLongError, match=f"(?s){words}.*: 'a long one'.*shorten the profile") as caught:
         OpenAIEncoder("m").encode(["one", "a long one", "two"])
     assert caught.value.text == "a long one"
 
 
-def test_what_a_server_says_instead_of_vectors_is_shown(server: Server) -> None:
-    server.answers = [constant(b"<html><body>Please log in</body></html>")]
+def test_what_a_server_says_instead_of_vectors_is_shown(server: ScriptedServer) -> None:
+    first(server, sends(b"<html><body>Please log in</body></html>"))
     with pytest.raises(DataError, match="not a list of embeddings of one size: it is a web page: Please log in"):
         OpenAIEncoder("m").encode(["a"])
 
 
 def test_no_server_is_an_error_that_names_it(monkeypatch: pytest.MonkeyPatch) -> None:
-    with Server() as closed:
-        url = closed.url
+    with ScriptedServer() as closed:
+        url = closed.base_url
     monkeypatch.setenv("OPENAI_BASE_URL", url.replace("://", "://someone:password@"))
     monkeypatch.setattr(openai_encoder, "_RETRIES", 0)
     with pytest.raises(FetchError, match=r"(?s)openai:m at 127.0.0.1: Connection error.*OPENAI_BASE_URL") as caught:
@@ -234,10 +190,10 @@ def test_openai_itself_needs_a_key(monkeypatch: pytest.MonkeyPatch, url: str) ->
         OpenAIEncoder("m")
 
 
-def test_another_server_needs_no_key(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_another_server_needs_no_key(server: ScriptedServer, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("OPENAI_API_KEY")
     OpenAIEncoder("m").encode(["a"])
-    assert server.keys == ["Bearer none"]
+    assert key_of(server.log[0]) == "none"
 
 
 def test_a_base_url_without_a_host_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -246,19 +202,19 @@ def test_a_base_url_without_a_host_is_an_error(monkeypatch: pytest.MonkeyPatch) 
         OpenAIEncoder("m")
 
 
-def test_many_short_texts_go_in_requests_of_2048(server: Server) -> None:
+def test_many_short_texts_go_in_requests_of_2048(server: ScriptedServer) -> None:
     texts = [f"text {n}" for n in range(5000)]
     vectors = encode_texts(texts, "openai:m", OpenAIEncoder("m"), progress=False)
-    assert [len(texts) for texts in server.inputs] == [2048, 2048, 904]
+    assert [len(texts) for texts in inputs(server)] == [2048, 2048, 904]
     np.testing.assert_allclose(vectors, expected_rows(texts), atol=1e-6)
 
 
-def test_few_long_texts_go_in_requests_of_300_000_tokens(server: Server) -> None:
+def test_few_long_texts_go_in_requests_of_300_000_tokens(server: ScriptedServer) -> None:
     texts = [f"{n:03}" + "é" * 12_000 for n in range(80)]
     encode_texts(texts, "openai:m", OpenAIEncoder("m"), progress=False)
     tokens = 24_003 // 3
-    assert [len(texts) for texts in server.inputs] == [300_000 // tokens, 300_000 // tokens, 80 - 2 * 37]
-    assert sorted(chain(*server.inputs)) == texts
+    assert [len(texts) for texts in inputs(server)] == [300_000 // tokens, 300_000 // tokens, 80 - 2 * 37]
+    assert sorted(chain(*inputs(server))) == texts
 
 
 @pytest.mark.parametrize("batch_size", [1, 7, 2048, 10_000])
@@ -272,46 +228,46 @@ def test_requests_hold_every_text_once_in_order_and_keep_the_limits(batch_size: 
     assert request_batches([]) == []
 
 
-def test_a_text_that_is_too_long_is_an_error_before_anything_is_sent(server: Server) -> None:
+def test_a_text_that_is_too_long_is_an_error_before_anything_is_sent(server: ScriptedServer) -> None:
     longest = "z" * (3 * 8191)
     assert request_batches([longest]) == [slice(0, 1)]
     with pytest.raises(DataError, match=r"about 8192 tokens is too long for OpenAI \(8191\): 'zzzz"):
         encode_texts(["short", longest + "z"], "openai:m", OpenAIEncoder("m"), progress=False)
-    assert server.requests == []
+    assert server.requests == 0
 
 
-def test_a_smaller_batch_size_is_kept(server: Server) -> None:
+def test_a_smaller_batch_size_is_kept(server: ScriptedServer) -> None:
     encode_texts(["a", "b", "c"], "openai:m", OpenAIEncoder("m"), batch_size=2, progress=False)
-    assert [len(texts) for texts in server.inputs] == [2, 1]
+    assert [len(texts) for texts in inputs(server)] == [2, 1]
     with pytest.raises(ConfigError, match="batch size is 0"):
         encode_texts(["d"], "openai:m", OpenAIEncoder("m"), batch_size=0, progress=False)
 
 
-def test_ten_more_texts_are_ten_texts_more(server: Server) -> None:
+def test_ten_more_texts_are_ten_texts_more(server: ScriptedServer) -> None:
     texts = [f"text {n}" for n in range(3000)]
     first = encode_texts(texts, "openai:m", OpenAIEncoder("m"), progress=False)
     more = [f"new {n}" for n in range(10)]
     again = encode_texts([*more, *texts], "openai:m", OpenAIEncoder("m"), progress=False)
-    assert sorted(server.inputs[-1]) == more
-    assert len(server.requests) == 3
+    assert sorted(inputs(server)[-1]) == more
+    assert server.requests == 3
     np.testing.assert_array_equal(again[10:], first)
 
 
-def test_an_error_keeps_the_requests_before_it(server: Server) -> None:
+def test_an_error_keeps_the_requests_before_it(server: ScriptedServer) -> None:
     texts = [f"text {n}" for n in range(3000)]
-    server.answers = [lambda texts, _: (200, embeddings(texts)), constant({"data": []})]
+    first(server, vectors, sends({"data": []}))
     with pytest.raises(DataError):
         encode_texts(texts, "openai:m", OpenAIEncoder("m"), progress=False)
     encode_texts(texts, "openai:m", OpenAIEncoder("m"), progress=False)
-    assert [len(texts) for texts in server.inputs] == [2048, 952, 952]
+    assert [len(texts) for texts in inputs(server)] == [2048, 952, 952]
 
 
 def test_openai_vectors_of_a_study_need_no_server_once_they_are_known(
-    server: Server, data: Dataset, monkeypatch: pytest.MonkeyPatch
+    server: ScriptedServer, data: Dataset, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     vectors = ensure_vectors(data, "template", "openai:m", progress=False)
     texts = data.profiles()["text"].tolist()
-    assert sorted(chain(*server.inputs)) == sorted(set(texts))
+    assert sorted(chain(*inputs(server))) == sorted(set(texts))
     np.testing.assert_allclose(vectors.entity.numpy(), expected_rows(texts[: len(data.entities)]), atol=1e-6)
     monkeypatch.delenv("OPENAI_BASE_URL")
     monkeypatch.delenv("OPENAI_API_KEY")
@@ -320,12 +276,12 @@ def test_openai_vectors_of_a_study_need_no_server_once_they_are_known(
     assert again.user.equal(vectors.user)
 
 
-def test_a_reduction_of_openai_vectors_encodes_the_profiles_once(server: Server, data: Dataset) -> None:
+def test_a_reduction_of_openai_vectors_encodes_the_profiles_once(server: ScriptedServer, data: Dataset) -> None:
     encode_profiles(data, "template", "openai:m@pca2w", progress=False)
-    asked = len(server.requests)
+    asked = server.requests
     assert asked
     vectors = ensure_vectors(data, "template", "openai:m@pca2w", progress=False)
-    assert len(server.requests) == asked
+    assert server.requests == asked
     rows = np.concatenate([vectors.user.numpy(), vectors.entity.numpy()])
     np.testing.assert_allclose(np.cov(rows.T), np.eye(2), atol=1e-4)
     stored = ProfileVectors.metadata(data.embeddings_path("template", "openai:m@pca2w"))
