@@ -35,7 +35,7 @@ from spike_kit.profiles.encoders import (
     parse_encoder,
     principal_components,
 )
-from spike_kit.profiles.openai_encoder import MAX_INPUTS, request_batches
+from spike_kit.profiles.openai_encoder import MAX_INPUTS, TooLongError, request_batches
 
 logger = logging.getLogger(__name__)
 
@@ -240,7 +240,11 @@ class _Job:
             return target
         texts, is_user = self.table["text"].tolist(), (self.table["subject"] == "user").to_numpy()
         make = cache(lambda: self.encoder or make_encoder(name, self.device))
-        vectors = _encode(texts, name, self.metadata["weights"], make, self.batch_size, self.progress)
+        try:
+            vectors = _encode(texts, name, self.metadata["weights"], make, self.batch_size, self.progress)
+        except TooLongError as error:
+            subject, number = self.table.loc[self.table["text"] == error.text, ["subject", "id"]].iloc[0]
+            raise DataError(f"profile of {subject} {number}: {error.message}", error.hint) from None
         result = ProfileVectors(torch.from_numpy(vectors[is_user]), torch.from_numpy(vectors[~is_user]))
         result.check(len(self.data.users), len(self.data.entities), f"vectors of {self.profiles} by {name.base}")
         result.save(target, {"source": self.profiles, "encoder": name.base, **self.metadata})

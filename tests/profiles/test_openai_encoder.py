@@ -166,6 +166,15 @@ def test_a_text_that_is_too_long_for_the_server_is_named(
     assert caught.value.text == "a long one"
 
 
+def test_a_profile_that_is_too_long_for_the_server_is_named(server: ScriptedServer, data: Dataset) -> None:
+    first(server, sends({"error": "the input length exceeds the context length"}, 400))
+    profiles = data.profiles().copy()
+    profiles.loc[3, "text"] += " and so on" * 20
+    data.write_profiles("long", profiles)
+    with pytest.raises(DataError, match=r"(?s)profile of item 3: .*400: the input length exceeds.*shorten the profile"):
+        encode_profiles(data, "long", "openai:m", progress=False)
+
+
 def test_what_a_server_says_instead_of_vectors_is_shown(server: ScriptedServer) -> None:
     first(server, sends(b"<html><body>Please log in</body></html>"))
     with pytest.raises(DataError, match="not a list of embeddings of one size: it is a web page: Please log in"):
