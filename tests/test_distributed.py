@@ -19,6 +19,7 @@ from torch import nn
 from torch.multiprocessing.spawn import start_processes
 
 from spike_kit.base import devices, distributed, paths
+from spike_kit.base.distributed import replicated, shard
 from spike_kit.base.errors import ConfigError, DeviceError, StorageError, TrainingError
 from spike_kit.base.seeds import torch_generator
 from spike_kit.cli import main
@@ -28,8 +29,7 @@ from spike_kit.experiments.run import RunConfig, run, train
 from spike_kit.models import find_model
 from spike_kit.models.recommender import Batch, TrainedRecommender
 from spike_kit.training import loop
-from spike_kit.training.loop import TrainingStoppedError, replicated, training_step
-from spike_kit.training.sampling import shard
+from spike_kit.training.loop import TrainingStoppedError, training_step
 from tests.test_storage import fill_the_disk
 from tests.world import make_world
 
@@ -103,7 +103,7 @@ def member(rank: int, port: int) -> None:
         assert (distributed.rank(), distributed.size()) == (rank, 2)
         for name, settings in MODELS.items():
             model, batches = built(name, settings)
-            replica = replicated(model)
+            replica = replicated(model, model.global_terms)
             for batch, wanted in zip(batches, expected[name], strict=True):
                 found = gradients(model, replica, batch)
                 assert found.keys() == wanted.keys()
@@ -117,7 +117,7 @@ def member(rank: int, port: int) -> None:
 
 def _check_unused_parameters() -> None:
     model = Partly()
-    replica = replicated(model)  # pyright: ignore[reportArgumentType]
+    replica = replicated(model, model.global_terms)
     users = torch.tensor([0, 1, 1])
     for _ in range(3):
         model.zero_grad()

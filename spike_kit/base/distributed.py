@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Callable, Iterator
+import warnings
+from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
@@ -15,8 +16,9 @@ from typing import Any, TypeVar
 
 import psutil
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch import distributed as dist
+from torch.nn.parallel import DistributedDataParallel
 
 from spike_kit.base.errors import SpikeKitError, TrainingError
 
@@ -162,3 +164,61 @@ def _told(value: Any) -> Any:
         payload = torch.empty(int(length), dtype=torch.uint8)
     dist.broadcast(payload, 0)
     return json.loads(payload.numpy().tobytes())
+
+
+BatchT = TypeVar("BatchT")
+
+
+def shard(batch: BatchT, rank: int, size: int) -> tuple[BatchT, float]:
+    """Part of a batch that process ``rank`` of ``size`` computes, and its share of the rows.
+
+    ``batch`` is a dataclass of tensors with equally many rows. A process without a row (fewer rows than processes) gets
+    the first one with share 0, because the mean over nothing has no gradient.
+    """
+    tensors: dict[str, Tensor] = vars(batch)
+    ids = next(iter(tensors.values()))
+    rows = torch.arange(len(ids), device=ids.device).tensor_split(size)[rank]
+    share = rows.numel() / len(ids)
+    if not rows.numel():
+        rows = rows.new_zeros(1)
+    return type(batch)(**{name: tensor.index_select(0, rows) for name, tensor in tensors.items()}), share
+
+
+class Shards(nn.Module):
+    """Loss terms of this process's shard, scaled so that their mean over the processes is the term of the batch.
+
+    Parameters
+    ----------
+    model
+        The model, with the same parameters in every process; it gives loss terms by name for ``(batch, draws)``.
+    global_terms
+        Terms that do not look at the batch; they stay as they are.
+    """
+
+    def __init__(self, model: nn.Module, global_terms: Collection[str]) -> None:
+        super().__init__()
+        self.model, self.global_terms = model, global_terms
+
+    def forward(self, batch: Any, draws: Any) -> dict[str, Tensor]:
+        """Scaled terms of the shard of the whole ``batch``."""
+        part, share = shard(batch, rank(), size())
+        terms: dict[str, Tensor] = self.model(part, draws)
+        return {name: term if name in self.global_terms else share * size() * term for name, term in terms.items()}
+
+
+def replicated(model: nn.Module, global_terms: Collection[str]) -> nn.Module:
+    """The model, or in a group of processes what averages the gradients of its `Shards` over them.
+
+    Torch never lets go of a channel that `DistributedDataParallel` has used. A thread of that channel may then still
+    hold the last message while the interpreter ends, which aborts the process; so messages have a channel of their own.
+    """
+    if size() == 1:
+        return model
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", FutureWarning)  # newer torch has another name for broadcast_buffers
+        return DistributedDataParallel(
+            Shards(model, global_terms),
+            process_group=dist.new_group(),
+            broadcast_buffers=False,
+            find_unused_parameters=True,
+        )

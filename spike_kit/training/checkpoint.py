@@ -2,19 +2,20 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import logging
 import time
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import pandas as pd
 import torch
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from spike_kit.base import distributed, storage
@@ -32,7 +33,7 @@ EpochRow = dict[str, int | float]
 LAST = "last.safetensors"
 """The file of the state; the kept weights stand beside it."""
 
-_KEY = "state"
+_KEY, _SUM = "state", "sha256"
 _MOMENTS = ("step", "exp_avg", "exp_avg_sq")
 _UNUSABLE = (OSError, SafetensorError, ValueError, TypeError, KeyError, RuntimeError)
 
@@ -69,17 +70,18 @@ class _Header(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
 
-    format: Literal[1]
-    epoch: int = Field(ge=1)
-    step: int = Field(ge=0)
+    epoch: int
+    step: int
     rows: list[EpochRow]
     best: float
-    waited: int = Field(ge=0)
-    best_epoch: int = Field(ge=0)
-    seconds: float = Field(ge=0)
+    waited: int
+    best_epoch: int
+    seconds: float
     machine: dict[str, int | str]
     resumed: list[dict[str, int | str]]
-    tensors: list[str]
+    epochs: int
+    n_steps: int
+    layout: dict[str, str]
 
 
 @dataclass
@@ -92,6 +94,8 @@ class TrainingState:
         What is trained, and its Adam.
     batches, draws
         Generators of the batches and of the model's own draws.
+    epochs, n_steps
+        Most epochs of the training, and steps in each.
     epoch, step
         Epoch that is trained, from 1, and the steps done in it.
     epoch_start
@@ -108,6 +112,8 @@ class TrainingState:
     optimizer: torch.optim.Optimizer
     batches: torch.Generator
     draws: torch.Generator
+    epochs: int
+    n_steps: int
     epoch: int = 1
     step: int = 0
     totals: dict[str, Tensor] = field(default_factory=dict)
@@ -172,7 +178,6 @@ class TrainingState:
         best = self.history.best_epoch
         tensors = _on_cpu(self._tensors())
         header = _Header(
-            format=1,
             epoch=self.epoch,
             step=self.step,
             rows=self.history.rows,
@@ -182,15 +187,17 @@ class TrainingState:
             seconds=self.seconds,
             machine=_machine(self.model.device),
             resumed=self.history.resumed,
-            tensors=sorted(tensors),
+            epochs=self.epochs,
+            n_steps=self.n_steps,
+            layout=_layout(self.model.tensors()),
         )
         with storage.atomic_file(folder / LAST) as file:
-            save_file(tensors, file, {_KEY: json.dumps(header.model_dump())})
+            write_state(tensors, header.model_dump(), file)
         for file in folder.iterdir():
             if file.name.startswith(("best-", ".")) and file != best_file(folder, best):
                 file.unlink()
 
-    def resume(self, folder: Path, seed: int, epochs: int, n_steps: int) -> None:
+    def resume(self, folder: Path, seed: int) -> None:
         """Go on from a stored state, if there is one that fits; a warning names a file that does not.
 
         Parameters
@@ -199,15 +206,14 @@ class TrainingState:
             Where `save` wrote.
         seed
             Seed of the draws on another kind of device, which cannot take over the generator's state.
-        epochs, n_steps
-            Epochs of the training, and steps in each.
         """
         found = None
         file = folder / LAST
         if file.is_file():
             try:
                 header, tensors = _read(file)
-                self._check(header, tensors, epochs, n_steps)
+                same = (header.epochs, header.n_steps) == (self.epochs, self.n_steps)
+                _expect(same and header.layout == _layout(self.model.tensors()), "it is of another training")
                 file = best_file(folder, header.best_epoch)
                 found = header, tensors, self._read_kept(file) if header.best_epoch else {}
             except _UNUSABLE as error:
@@ -226,38 +232,9 @@ class TrainingState:
         found |= {f"total.{name}": total for name, total in self.totals.items()}
         return found | {"generator.batches": self.epoch_start, "generator.draws": self.draws.get_state()}
 
-    def _check(self, header: _Header, tensors: dict[str, Tensor], epochs: int, n_steps: int) -> None:
-        """Raise a `ValueError` (or what torch raises) unless the state is one of this training."""
-        validated = [row["epoch"] for row in header.rows if f"valid_{MONITOR}" in row]
-        _expect([row.get("epoch") for row in header.rows] == list(range(1, header.epoch)), "its epochs have gaps")
-        _expect(header.epoch <= epochs + 1 and header.step <= n_steps, "it is of a longer training")
-        _expect(header.step == 0 or header.epoch <= epochs, "it is of a longer training")
-        _expect(bool(header.best_epoch) == bool(validated), "its best epoch is wrong")
-        _expect(not header.best_epoch or header.best_epoch in validated, "its best epoch is wrong")
-        _expect(header.epoch <= epochs or bool(validated), "it was never validated")
-        totals = {name for name in tensors if name.startswith("total.")}
-        _expect(sorted(tensors) == header.tensors and bool(totals) == bool(header.step), "tensors are missing")
-        expected = {f"model.{name}": tensor for name, tensor in self.model.tensors().items()}
-        for name, parameter in self.model.named_parameters():
-            if f"adam.step.{name}" in tensors:
-                step = torch.zeros((), dtype=torch.float32)
-                expected |= {f"adam.{key}.{name}": step if key == "step" else parameter for key in _MOMENTS}
-        expected |= {name: torch.zeros((), dtype=torch.float64) for name in totals}
-        generators = {"generator.batches", "generator.draws"}
-        _expect(set(tensors) == set(expected) | generators, "its tensors are not those of this model")
-        for name, tensor in expected.items():
-            _same_kind(name, tensors[name], tensor)
-        torch.Generator().set_state(tensors["generator.batches"])
-        if _kind(header.machine) == self.draws.device.type:
-            torch.Generator(self.draws.device).set_state(tensors["generator.draws"])
-
     def _read_kept(self, file: Path) -> dict[str, Tensor]:
-        with safe_open(file, framework="pt") as opened:
-            kept = {name: opened.get_tensor(name).clone() for name in opened.keys()}  # noqa: SIM118
-        own = self.model.tensors()
-        _expect(set(kept) == set(own), "its tensors are not those of this model")
-        for name, tensor in own.items():
-            _same_kind(name, kept[name], tensor)
+        kept = _loaded(file)
+        _expect(_layout(kept) == _layout(self.model.tensors()), "its tensors are not those of this model")
         return {name: tensor.to(self.model.device) for name, tensor in kept.items()}
 
     def _take(self, header: _Header, tensors: dict[str, Tensor], kept: dict[str, Tensor], seed: int) -> None:
@@ -323,21 +300,39 @@ def _kind(machine: dict[str, int | str]) -> str:
     return str(machine["device"]).partition(":")[0]
 
 
+def _layout(tensors: dict[str, Tensor]) -> dict[str, str]:
+    """Type and shape of tensors by name."""
+    return {name: f"{tensor.dtype} {list(tensor.shape)}" for name, tensor in sorted(tensors.items())}
+
+
+def write_state(tensors: dict[str, Tensor], header: dict[str, Any], file: Path) -> None:
+    """Write what `save` keeps, with a hash over all of it: a file that was damaged is never taken for a state."""
+    text = json.dumps(header)
+    save_file(tensors, file, {_KEY: text, _SUM: _hash(tensors, text)})
+
+
+def _hash(tensors: dict[str, Tensor], text: str) -> str:
+    found = hashlib.sha256(text.encode())
+    for name, tensor in sorted(tensors.items()):
+        found.update(name.encode())
+        found.update(tensor.reshape(-1).view(torch.uint8).numpy().data)
+    return found.hexdigest()
+
+
 def _read(file: Path) -> tuple[_Header, dict[str, Tensor]]:
     with safe_open(file, framework="pt") as opened:
-        metadata: dict[str, Any] = opened.metadata() or {}
-        tensors = {name: opened.get_tensor(name).clone() for name in opened.keys()}  # noqa: SIM118
+        metadata: dict[str, str] = opened.metadata() or {}
+    tensors = _loaded(file)
     _expect(_KEY in metadata, "it says nothing of a training")
+    _expect(_hash(tensors, metadata[_KEY]) == metadata.get(_SUM), "it is damaged, or of an earlier version")
     return _Header.model_validate(json.loads(metadata[_KEY])), tensors
+
+
+def _loaded(file: Path) -> dict[str, Tensor]:
+    """Tensors of a file, in memory of their own: the file itself is soon replaced."""
+    return {name: tensor.clone() for name, tensor in load_file(file).items()}
 
 
 def _expect(holds: bool, problem: str) -> None:
     if not holds:
         raise ValueError(problem)
-
-
-def _same_kind(name: str, found: Tensor, expected: Tensor) -> None:
-    _expect(
-        found.shape == expected.shape and found.dtype == expected.dtype,
-        f"{name} is {found.dtype} {list(found.shape)}, expected {expected.dtype} {list(expected.shape)}",
-    )

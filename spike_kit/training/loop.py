@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 import signal
 import threading
-import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from itertools import islice
@@ -14,8 +13,6 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch import distributed as dist
-from torch.nn.parallel import DistributedDataParallel
 from tqdm.auto import tqdm
 
 from spike_kit.base import distributed
@@ -27,7 +24,7 @@ from spike_kit.data.graph import Graph
 from spike_kit.evaluation.ranking import RankingTask, evaluate
 from spike_kit.models.recommender import Batch, TrainedRecommender
 from spike_kit.training.checkpoint import MONITOR, EpochRow, History, TrainingState, best_file
-from spike_kit.training.sampling import NegativeSampler, epoch_batches, shard
+from spike_kit.training.sampling import NegativeSampler, epoch_batches
 
 TRAINING_VERSION = 1
 """Version of loop and sampling: raised by whoever changes the numbers of a training."""
@@ -96,11 +93,11 @@ def fit(
     )
     sampler = NegativeSampler(graph)
     generators = torch_generator(seed, "batches"), torch_generator(seed, "draws", graph.device)
-    now = TrainingState(model, optimizer, *generators)
     n_steps = math.ceil(graph.n_interactions / config.batch_size)
+    now = TrainingState(model, optimizer, *generators, config.epochs, n_steps)
     if state is not None:
-        now.resume(state, seed, config.epochs, n_steps)
-    replica = replicated(model)
+        now.resume(state, seed)
+    replica = distributed.replicated(model, model.global_terms)
     quiet = not progress or distributed.rank() > 0
     with (
         deterministic(),
@@ -110,8 +107,7 @@ def fit(
         while now.epoch <= config.epochs and not _is_enough(now, config):
             model.train()
             batches = epoch_batches(graph, sampler, config.batch_size, now.batches)
-            left = islice(batches, now.step, None)
-            _epoch(now, replica, left, config, n_steps, graph.n_interactions, state, stop)
+            _epoch(now, replica, islice(batches, now.step, None), config, graph.n_interactions, state, stop)
             row = _means(now, graph.n_interactions, state)
             bar.update()
             if not now.epoch % config.eval_every or now.epoch == config.epochs:
@@ -129,11 +125,8 @@ def fit(
                 report(row)
             now.history.rows.append(row)
             now.next_epoch()
-            if state is not None:
-                first_or_last = now.epoch == 2 or now.epoch > config.epochs or _is_enough(now, config)
-                stopped, due = distributed.any_of(stop.is_set(), first_or_last or now.unsaved_seconds > SAVE_PAUSE)
-                if stopped or due:
-                    _save(now, state, stopped)
+            first_or_last = now.epoch == 2 or now.epoch > config.epochs or _is_enough(now, config)
+            _save(now, state, stop, due=first_or_last or now.unsaved_seconds > SAVE_PAUSE)
         if _is_enough(now, config):
             bar.total = now.epoch - 1
     model.load_tensors(now.kept)
@@ -146,7 +139,10 @@ def training_step(model: nn.Module, batch: Batch, draws: Any, optimizer: torch.o
 
     ``model`` is a `TrainedRecommender`, or what computes its loss terms for it.
     """
-    terms: dict[str, Tensor] = model(batch, draws)
+    return _step(model(batch, draws), optimizer)
+
+
+def _step(terms: dict[str, Tensor], optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
     optimizer.zero_grad(set_to_none=True)
     torch.stack(list(terms.values())).sum().backward()
     optimizer.step()
@@ -167,71 +163,36 @@ def learning_rate(config: TrainingConfig, step: int, n_steps: int) -> float:
     return config.learning_rate * (1 - done if config.schedule == "linear" else (1 + math.cos(math.pi * done)) / 2)
 
 
-class Shards(nn.Module):
-    """Loss terms of this process's shard, scaled so that their mean over the processes is the term of the batch.
-
-    Parameters
-    ----------
-    model
-        The model, with the same parameters in every process.
-    """
-
-    def __init__(self, model: TrainedRecommender) -> None:
-        super().__init__()
-        self.model = model
-
-    def forward(self, batch: Batch, draws: Any) -> dict[str, Tensor]:
-        """Scaled terms of the shard of the whole ``batch``; terms that do not look at the batch stay as they are."""
-        part, share = shard(batch, distributed.rank(), distributed.size())
-        scale = share * distributed.size()
-        terms: dict[str, Tensor] = self.model(part, draws)
-        return {name: term if name in self.model.global_terms else scale * term for name, term in terms.items()}
-
-
-def replicated(model: TrainedRecommender) -> nn.Module:
-    """The model, or in a group of processes what averages the gradients of its shards over them.
-
-    Torch never lets go of a channel that `DistributedDataParallel` has used. A thread of that channel may then still
-    hold the last message while the interpreter ends, which aborts the process; so messages have a channel of their own.
-    """
-    if distributed.size() == 1:
-        return model
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", FutureWarning)  # newer torch has another name for broadcast_buffers
-        return DistributedDataParallel(
-            Shards(model), process_group=dist.new_group(), broadcast_buffers=False, find_unused_parameters=True
-        )
-
-
 def _epoch(
     now: TrainingState,
     replica: nn.Module,
     batches: Iterator[Batch],
     config: TrainingConfig,
-    n_steps: int,
     n_interactions: int,
     state: Path | None,
     stop: threading.Event,
 ) -> None:
     """Take the remaining steps of the epoch; the model's own phase comes first, if it has one."""
     if now.step == 0:
-        _auxiliary(now, config, n_steps, n_interactions)
+        _auxiliary(now, config, n_interactions)
     for batch in batches:
-        done = (now.epoch - 1) * n_steps + now.step
-        for group in now.optimizer.param_groups:
-            group["lr"] = learning_rate(config, done, config.epochs * n_steps)
+        _set_rate(now, config)
         terms = training_step(replica, batch, now.model.draw(now.draws), now.optimizer)
         for name, term in distributed.mean(terms).items():
             before = now.totals.get(name, torch.zeros_like(term, dtype=torch.float64))
             now.totals[name] = before + term.double() * batch.users.numel()
         now.step += 1
-        if state is not None:
-            stopped, due = distributed.any_of(stop.is_set(), now.unsaved_seconds > SAVE_SECONDS)
-            if stopped or due:
-                _save(now, state, stopped)
+        _save(now, state, stop, due=now.unsaved_seconds > SAVE_SECONDS)
 
 
-def _auxiliary(now: TrainingState, config: TrainingConfig, n_steps: int, n_interactions: int) -> None:
+def _set_rate(now: TrainingState, config: TrainingConfig) -> None:
+    """Give the optimiser the learning rate of the next step."""
+    done = (now.epoch - 1) * now.n_steps + now.step
+    for group in now.optimizer.param_groups:
+        group["lr"] = learning_rate(config, done, now.epochs * now.n_steps)
+
+
+def _auxiliary(now: TrainingState, config: TrainingConfig, n_interactions: int) -> None:
     """Take the steps of the model's own phase, with the learning rate of the epoch's first step."""
     n_phase = now.model.auxiliary_steps
     if not n_phase:
@@ -240,17 +201,12 @@ def _auxiliary(now: TrainingState, config: TrainingConfig, n_steps: int, n_inter
         raise ConfigError(
             "this model has a training phase of its own, which runs in one process only", "use one process"
         )
-    rate = learning_rate(config, (now.epoch - 1) * n_steps, config.epochs * n_steps)
-    for group in now.optimizer.param_groups:
-        group["lr"] = rate
+    _set_rate(now, config)
     for step in range(n_phase):
-        terms = now.model.auxiliary_losses(step, now.draws)
-        now.optimizer.zero_grad(set_to_none=True)
-        torch.stack(list(terms.values())).sum().backward()
-        now.optimizer.step()
+        terms = _step(now.model.auxiliary_losses(step, now.draws), now.optimizer)
         for name, term in terms.items():
             # `_means` divides by the number of interactions; this is a mean over steps.
-            share = term.detach().double() * (n_interactions / n_phase)
+            share = term.double() * (n_interactions / n_phase)
             now.totals[name] = now.totals.get(name, torch.zeros_like(share)) + share
     now.model.after_auxiliary()
 
@@ -293,9 +249,14 @@ def _is_enough(now: TrainingState, config: TrainingConfig) -> bool:
     return bool(config.patience) and now.waited >= config.patience
 
 
-def _save(now: TrainingState, state: Path, stopped: bool) -> None:
-    distributed.on_first(lambda: now.save(state))
-    now.saved()
+def _save(now: TrainingState, state: Path | None, stop: threading.Event, due: bool) -> None:
+    """Write the state where it is due, or where a process was asked to stop, and then stop all of them."""
+    if state is None:
+        return
+    stopped, due = distributed.any_of(stop.is_set(), due)
+    if stopped or due:
+        distributed.on_first(lambda: now.save(state))
+        now.saved()
     if stopped:
         raise TrainingStoppedError(
             f"training was asked to stop: the same command goes on from epoch {now.epoch}, step {now.step}"

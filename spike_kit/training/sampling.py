@@ -64,17 +64,3 @@ def epoch_batches(
     for start in range(0, graph.n_interactions, batch_size):
         part = slice(start, start + batch_size)
         yield Batch(users[part], positives[part], negatives[part])
-
-
-def shard(batch: Batch, rank: int, size: int) -> tuple[Batch, float]:
-    """Part of a batch that process ``rank`` of ``size`` computes, and its share of the interactions.
-
-    A process without an interaction (fewer interactions than processes) gets the first one with share 0, because the
-    mean over nothing has no gradient.
-    """
-    n_rows = batch.users.numel()
-    rows = torch.arange(n_rows, device=batch.users.device).tensor_split(size)[rank]
-    share = rows.numel() / n_rows
-    if not rows.numel():
-        rows = rows.new_zeros(1)
-    return Batch(*(ids.index_select(0, rows) for ids in (batch.users, batch.positives, batch.negatives))), share
