@@ -81,12 +81,13 @@ def dataset_from_frames(
     known = set(items["item"].astype("str"))
     if unknown := sorted(set(interactions["item"].dropna().astype("str")) - known):
         raise DataError(f"interactions: {len(unknown)} items are not in items: {some(unknown)}", "add a row for each")
+    has_dates = "timestamp" in interactions and pd.api.types.is_datetime64_any_dtype(interactions["timestamp"])
     wanted: dict[str, Any] = {"split": "given"} if "split" in columns["interactions"] else {}
     config = find_recipe("tables").settings.replace(
         **wanted | settings,
         interactions=Path("interactions.json"),
         columns=columns["interactions"],
-        time="date" if pd.api.types.is_datetime64_any_dtype(interactions.get("timestamp")) else "seconds",
+        time="date" if has_dates else "seconds",
         items=Path("items.json"),
         item_columns=columns["items"],
         triples=(Path("triples.json"),),

@@ -7,7 +7,6 @@ for every source. All of them run in duckdb, so that the raw rows never have to 
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
-from typing import Literal
 
 import pandas as pd
 from pydantic import Field
@@ -16,7 +15,7 @@ from spike_kit.base.config import Config
 from spike_kit.base.errors import DataError, some
 from spike_kit.base.seeds import numpy_generator
 from spike_kit.data.raw import literal
-from spike_kit.data.splits import split_interactions
+from spike_kit.data.splits import Split, split_interactions
 from spike_kit.data.tables import SPLITS, Tables
 from spike_kit.data.text import MAX_REVIEW_CHARACTERS, clean, cut, mostly_not_latin, plain, without_markup
 from spike_kit.data.workspace import OnError, Workspace
@@ -46,7 +45,7 @@ class BuildConfig(Config):
     """Least number of triples of a relation; 0 keeps relations without any."""
     behavioural: bool = False
     """Keep facts that can encode held-out behaviour (also_buy, also_view, tags given by the same users)."""
-    split: Literal["random", "leave_one_out", "time", "given"] = "random"
+    split: Split = "random"
     """How interactions are split: random per user; each user's last two; by two points in time; as the source gives
     it (a missing validation part is cut from train)."""
     valid: float = Field(default=0.1, ge=0, lt=1)
@@ -78,7 +77,7 @@ def reorganize(work: Workspace, config: BuildConfig) -> Tables:
     for step in STEPS:
         if done := step(work, config):
             label, extra = done
-            work.funnel.add(label, _counts(work), **extra)
+            work.record(label, _counts(work), **extra)
     return _tables(work)
 
 
@@ -413,7 +412,7 @@ def _texts(values: Iterable[str]) -> pd.Series:
 
 
 def cleaned_reviews(work: Workspace, config: BuildConfig) -> Iterator[pd.DataFrame]:
-    """Yield the reviews of the study's interactions in batches, sorted by user and item, each with its split.
+    """Yield the reviews of the final interactions in batches, sorted by user and item, each with its split.
 
     A text becomes one clean line (`plain`), cut at ``max_review_characters``. Empty texts are dropped, and texts that
     the same item or the same user has already, of which the earliest stays; no language is. After the last batch the
@@ -422,27 +421,24 @@ def cleaned_reviews(work: Workspace, config: BuildConfig) -> Iterator[pd.DataFra
     if not config.reviews or not work.reviews:
         return
     counts = _choose_reviews(work)
-    found = {"html_resolved": 0, "control_characters_removed": 0, "cut": 0, "not_latin": 0}
-    kept = 0
     suspect = f"regexp_matches(text, {literal(_NOT_PLAIN)}) OR length(text) > {config.max_review_characters}"
     query = f"""SELECT "user", item, text, chosen."timestamp", split, {suspect} AS suspect FROM chosen
                 JOIN ({work.reviews}) AS raw USING (review) ORDER BY 1, 2"""
     for batch in work.batches(query, BATCH_ROWS):
         look = batch.pop("suspect").to_numpy(dtype=bool)
-        lines = [_review_line(text, config.max_review_characters, found) for text in batch["text"][look]]
         frame = batch.astype({"timestamp": "Int64", "text": "str"})
-        frame.loc[look, "text"] = pd.Series(lines, index=frame.index[look], dtype="str")
+        lines = [_review_line(text, config.max_review_characters, counts) for text in batch["text"][look]]
+        frame.loc[look, "text"] = _texts(lines).to_numpy()
         filled = frame[frame["text"] != ""].reset_index(drop=True)
-        counts["empty"] += len(frame) - len(filled)
-        kept += len(filled)
+        counts["reviews_empty"] += len(frame) - len(filled)
+        counts["reviews"] += len(filled)
         if len(filled):
             yield filled
-    extra = {f"reviews_{name}": count for name, count in {**counts, **found}.items()}
-    work.funnel.add("reviews", _counts(work), reviews=kept, **extra)
+    work.record("reviews", _counts(work), **counts)
 
 
 def _choose_reviews(work: Workspace) -> dict[str, int]:
-    """Choose the raw reviews that are kept into the table ``chosen``; count the others."""
+    """Choose the raw reviews that are kept into the table ``chosen``; returns the counts of the others, and zeros."""
     db = work.db
     db.execute(
         f"""CREATE TABLE candidates AS SELECT "user", item, split, review, raw."timestamp", content
@@ -455,19 +451,22 @@ def _choose_reviews(work: Workspace) -> dict[str, int]:
            QUALIFY row_number() OVER (PARTITION BY item, content ORDER BY "timestamp", "user") = 1
                AND row_number() OVER (PARTITION BY "user", content ORDER BY "timestamp", item) = 1"""
     )
-    return {"empty": empty, "duplicated": work.count("candidates") - work.count("chosen")}
+    duplicated = work.count("candidates") - work.count("chosen")
+    changed = dict.fromkeys((f"reviews_{what}" for what in _CHANGES), 0)
+    return {"reviews": 0, "reviews_empty": empty, "reviews_duplicated": duplicated, **changed}
 
+
+_CHANGES = ("html_resolved", "control_characters_removed", "cut", "not_latin")
 
 _NOT_PLAIN = r"[^!-~ ]|[&<]|^ | $|  "
 """What a text holds that may need cleaning: anything but printable ASCII and single blanks, and HTML."""
 
 
-def _review_line(text: str, max_characters: int, found: dict[str, int]) -> str:
+def _review_line(text: str, max_characters: int, counts: dict[str, int]) -> str:
     bare = without_markup(text)
-    found["html_resolved"] += bare != text
-    found["control_characters_removed"] += not bare.isprintable()
     line = clean(bare)
-    found["not_latin"] += mostly_not_latin(line)
     short = cut(line, max_characters)
-    found["cut"] += short != line
+    happened = (bare != text, not bare.isprintable(), short != line, mostly_not_latin(line))
+    for what, did in zip(_CHANGES, happened, strict=True):
+        counts[f"reviews_{what}"] += did
     return short

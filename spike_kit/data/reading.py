@@ -68,7 +68,7 @@ def read_interactions(
     part = (", split", f", {literal(split)}") if split else ("", "")
     work.db.execute(f"INSERT INTO interactions ({names}{part[0]}) SELECT {names}{part[1]} FROM {table}")
     work.db.execute("DROP TABLE IF EXISTS raw_interactions")
-    work.located["interactions"] = (file, fields["user"].source)
+    work.origins["interactions"] = (file, fields["user"].source)
 
 
 def read_reviews(

@@ -12,7 +12,6 @@ import os
 import shutil
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -61,17 +60,6 @@ at the text that belongs to an interaction (`Workspace.reviews`), if there is on
 
 
 @dataclass
-class Funnel:
-    """Row counts after every step of a build, in order."""
-
-    steps: list[dict[str, Any]] = field(default_factory=list)
-
-    def add(self, step: str, counts: Mapping[str, int], **extra: int) -> None:
-        """Record what is left after ``step``; ``extra`` are counts of what the step dropped, merged or changed."""
-        self.steps.append({"step": step, **{name: int(value) for name, value in {**counts, **extra}.items()}})
-
-
-@dataclass
 class Workspace:
     """What a build works on: a duckdb database in a temporary folder, the funnel, and what the manifest must say.
 
@@ -81,18 +69,16 @@ class Workspace:
         Connection to the database; it holds the tables of `TABLES`.
     folder
         Temporary folder.
-    background
-        A thread for what need not be waited for.
     on_error
         What a bad row does: ``stop`` raises, ``skip`` counts it.
     funnel, notes
-        Rows left after each step, warnings for the reader of the manifest.
+        Rows left after each step (`record`), warnings for the reader of the manifest.
     extra
         Counts that belong to the first row of the funnel.
+    sources
+        Files that were read (`register`).
     origins
-        File that a table was filled from, for messages.
-    located
-        The same with the name of the field that holds the id, so that a message can name the line.
+        What a table was filled from, for messages: a file's name, or a file and the field of it that holds the id.
     reviews
         Query that yields the raw reviews: review (a number that ``interactions`` refer to), timestamp, text, content
         (a hash of the text); empty if there are none.
@@ -105,17 +91,19 @@ class Workspace:
 
     db: duckdb.DuckDBPyConnection
     folder: Path
-    background: ThreadPoolExecutor
     on_error: OnError = "stop"
-    funnel: Funnel = field(default_factory=Funnel)
+    funnel: list[dict[str, Any]] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
     extra: dict[str, int] = field(default_factory=dict)
-    origins: dict[str, str] = field(default_factory=dict)
-    located: dict[str, tuple[RawFile, str]] = field(default_factory=dict)
+    sources: list[SourceFile] = field(default_factory=list)
+    origins: dict[str, str | tuple[RawFile, str]] = field(default_factory=dict)
     reviews: str = ""
     parsed: str = "raw files"
     vectors: dict[tuple[str, str], ProfileVectors] = field(default_factory=dict)
-    _registered: list[tuple[Path, str, str, Future[str]]] = field(default_factory=list)
+
+    def record(self, step: str, counts: Mapping[str, int], **extra: int) -> None:
+        """Add a step to the funnel: what is left after it, and ``extra`` counts of what it dropped or changed."""
+        self.funnel.append({"step": step, **{name: int(value) for name, value in {**counts, **extra}.items()}})
 
     def put(self, table: str, frame: pd.DataFrame) -> None:
         """Append rows to one of `TABLES`; columns that the frame lacks become null."""
@@ -148,22 +136,17 @@ class Workspace:
 
     def batches(self, sql: str, rows: int) -> Iterator[pd.DataFrame]:
         """Rows of a query in its order, so many at a time; the workspace may be written to meanwhile."""
-        cursor = self.db.cursor()
-        cursor.execute("SET enable_progress_bar = false")
-        try:
-            reader = cursor.sql(sql).to_arrow_reader(rows)
-            ahead = self.background.submit(next, reader, None)
-            while (batch := ahead.result()) is not None:
-                ahead = self.background.submit(next, reader, None)
+        with self.db.cursor() as cursor:
+            cursor.execute("SET enable_progress_bar = false")
+            for batch in cursor.sql(sql).to_arrow_reader(rows):
                 yield batch.to_pandas()
-        finally:
-            cursor.close()
 
     def origin(self, table: str, identifier: str) -> str:
         """What to call the last row with an id in messages: file and line, as far as they are known."""
-        if table not in self.located:
-            return self.origins.get(table, f"table {table}")
-        file, name = self.located[table]
+        origin = self.origins.get(table, f"table {table}")
+        if isinstance(origin, str):
+            return origin
+        file, name = origin
         with unpacking(file.path):
             lines = file.lines_with(name, identifier)
         return f"{file.path} {file.unit} {lines[-1]}" if lines else str(file.path)
@@ -268,15 +251,16 @@ class Workspace:
             self.db.execute("DELETE FROM reject_errors; DELETE FROM reject_scans")
 
     def register(self, path: Path, licence: str, origin: str) -> None:
-        """Record a file that is read: its name and sha256 (computed meanwhile) go into the manifest."""
-        self._registered.append((path, licence, origin, self.background.submit(storage.sha256_file, path)))
+        """Record a file that is read: its name and sha256 go into the manifest.
 
-    def sources(self) -> list[SourceFile]:
-        """Files that were read."""
-        return [
-            SourceFile(name=path.name, sha256=sha256.result(), licence=licence, origin=origin)
-            for path, licence, origin, sha256 in self._registered
-        ]
+        Raises
+        ------
+        DataError
+            If it does not exist, or is empty or damaged (`check_readable`).
+        """
+        check_readable(path, text=False)
+        sha256 = storage.sha256_file(path)
+        self.sources.append(SourceFile(name=path.name, sha256=sha256, licence=licence, origin=origin))
 
 
 def _columns(file: RawFile, fields: Mapping[str, Field]) -> list[str]:
@@ -356,8 +340,7 @@ def workspace(on_error: OnError = "stop") -> Iterator[Workspace]:
         db = stack.enter_context(database(folder))
         for table, columns in TABLES.items():
             db.execute(f"CREATE TABLE {table} ({columns})")
-        background = stack.enter_context(ThreadPoolExecutor(1))
-        yield Workspace(db, folder, background, on_error)
+        yield Workspace(db, folder, on_error)
 
 
 def review_view(work: Workspace, interactions: bool = True) -> None:

@@ -98,7 +98,7 @@ def test_parsing_joins_films_with_their_facts(tmp_path: Path, work: Workspace) -
     ]
     tables = reorganize(work, BuildConfig())
     assert len(tables.items) == 6
-    joined = work.funnel.steps[1]
+    joined = work.funnel[1]
     assert joined["step"] == "films linked by title and year"
     assert joined["films_without_link"] == joined["films_merged"] == 1
 

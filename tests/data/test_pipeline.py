@@ -82,12 +82,12 @@ def test_reorganize_filters_numbers_and_counts(work: Workspace) -> None:
     assert tables.relations["source_id"].tolist() == ["cast", "writer"]
     named = tables.triples.merge(tables.entities, left_on="tail", right_on="entity")
     assert sorted(named.loc[named["head"] == 0, "label"]) == ["Ann", "Bob", "Bob"]
-    by_step = {row["step"]: row for row in work.funnel.steps}
+    by_step = {row["step"]: row for row in work.funnel}
     assert by_step["rating >= 4"]["interactions"] == 50
     assert by_step["one interaction per user and item"]["interactions"] == 49
     assert by_step["k-core: users 5, items 5"]["users"] == 8
     assert by_step["entities on at least 2 items"]["entities"] == 2
-    last = work.funnel.steps[-1]
+    last = work.funnel[-1]
     assert last["interactions_train"] + last["interactions_valid"] + last["interactions_test"] == 48
 
 

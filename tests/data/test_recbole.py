@@ -98,7 +98,7 @@ def test_items_stand_for_their_entities(tmp_path: Path, work: Workspace) -> None
         [200],
         [300],
     ]
-    assert len(work.sources()) == len(FILES)
+    assert len(work.sources) == len(FILES)
 
 
 def test_names_come_from_the_files_of_entities_and_relations(tmp_path: Path, work: Workspace) -> None:

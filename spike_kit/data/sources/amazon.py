@@ -212,7 +212,7 @@ def _read_metadata(path: Path, generation: Generation, work: Workspace) -> None:
     fields = {name: Field(name, "text") for name in sorted(outer | {"title", "description"})}
     file = _lines(path, generation, work)
     work.read(file, "metadata.parquet", {"item": Field(release.item), **fields})
-    work.located["items"] = (file, release.item)
+    work.origins["items"] = (file, release.item)
     place = literal(str(work.folder / "metadata.parquet"))
     work.db.execute(
         f"""CREATE TABLE products AS SELECT * EXCLUDE (fault) FROM read_parquet({place}, file_row_number=true)

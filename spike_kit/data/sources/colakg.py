@@ -56,7 +56,7 @@ def parse(folder: Path, config: BuildConfig, work: Workspace) -> None:  # noqa: 
     }
     fields = {"item": Field("MovieID"), **{name: Field(column, "text") for name, column in columns.items()}}
     work.read(table, "raw_films", fields)
-    work.located["items"] = (table, "MovieID")
+    work.origins["items"] = (table, "MovieID")
     raw = work.frame("SELECT * EXCLUDE (fault) FROM raw_films ORDER BY rowid")
     rows = pd.DataFrame({"item": given.items}, dtype="str").merge(raw, how="left").fillna("")
     work.put("items", rows.assign(label=rows["title"].map(plain).map(turned)))

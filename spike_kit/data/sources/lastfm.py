@@ -45,7 +45,7 @@ def parse(folder: Path, config: LastfmConfig, work: Workspace) -> None:
     listens, artists, tags, tagged = (_table(registered(folder / name, LICENCE, ORIGIN, work)) for name in names)
     columns = interaction_fields({"user": "userID", "item": "artistID", "rating": "weight"})
     work.read(artists, "raw_artists", {"item": Field("id"), "label": Field("name", "text")})
-    work.located["items"] = (artists, "id")
+    work.origins["items"] = (artists, "id")
     if config.given:
         work.read(listens, "raw_listens", columns)
         _read_given(folder, work)

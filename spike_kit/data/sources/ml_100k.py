@@ -100,7 +100,7 @@ def join(folder: Path, work: Workspace) -> None:
     films, facts = _read_films(folder / f"{NAME}.item", work), _read_facts(folder / "movies.db")
     users = work.frame('SELECT DISTINCT "user" FROM raw_ratings ORDER BY TRY_CAST("user" AS BIGINT)')
     counts = {"users": len(users), "items": len(films), "interactions": work.count("raw_ratings")}
-    work.funnel.add("raw files", counts)
+    work.record("raw files", counts)
     linked = films.assign(fact=films.index.map(link_films(films, facts))).dropna(subset=["fact"])
     linked["first"] = linked.groupby("fact")["item"].transform("first")
     work.table("linked", linked[["item", "first"]])

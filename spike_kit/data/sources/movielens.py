@@ -88,7 +88,7 @@ def _read_movies(table: Delimited, work: Workspace) -> None:
     """Read the films with the facts in their rows."""
     fields = {"item": Field("movieId"), "title": Field("title", "text"), "genres": Field("genres", "text")}
     work.read(table, "raw_movies", fields)
-    work.located["items"] = (table, "movieId")
+    work.origins["items"] = (table, "movieId")
     films = work.frame("SELECT item, title, genres FROM raw_movies ORDER BY rowid")
     films["title"] = films["title"].map(plain)
     year = films["title"].str.extract(_YEAR)[0]

@@ -154,7 +154,7 @@ def _read(
     absent = {name: "''" for name in fields if name not in given}
     work.read(_table(files[suffix]), f"raw_{suffix}", given, faults, absent)
     if names:
-        work.located[names] = (_table(files[suffix]), next(iter(fields.values())).source)
+        work.origins[names] = (_table(files[suffix]), next(iter(fields.values())).source)
 
 
 def _read_interactions(files: Mapping[str, Path], config: RecboleConfig, work: Workspace) -> None:

@@ -254,7 +254,7 @@ def _read_named(
     ids = ("item", "entity")
     fields = {name: Field(column, "id" if name in ids else "text") for name, column in columns.items()}
     work.read(file, f"{what}_read", fields | {name: Field(column, "text") for name, column in texts.items()})
-    work.located[what] = (file, columns[_COLUMNS[what][0][0]])
+    work.origins[what] = (file, columns[_COLUMNS[what][0][0]])
 
 
 def _read_items(path: Path, config: TablesConfig, work: Workspace) -> None:

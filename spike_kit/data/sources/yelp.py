@@ -72,7 +72,7 @@ def _read_businesses(file: JsonLines, config: YelpConfig, work: Workspace) -> No
     texts = {"label": "name", **{name: name for name in ("address", "city", "state", "categories", "attributes")}}
     fields = {"item": Field("business_id"), **{name: Field(source, "text") for name, source in texts.items()}}
     work.read(file, "businesses", fields)
-    work.located["items"] = (file, "business_id")
+    work.origins["items"] = (file, "business_id")
     query = "SELECT * FROM businesses SEMI JOIN interactions USING (item) ORDER BY businesses.rowid"
     for batch in work.batches(query, _BATCH_ROWS):
         rows = batch.to_dict("records")
