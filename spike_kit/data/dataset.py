@@ -19,7 +19,6 @@ from urllib.parse import quote, unquote
 import pandas as pd
 import pandera.pandas as pa
 import pyarrow
-import pyarrow.dataset
 import pyarrow.parquet
 from pydantic import Field
 
@@ -224,14 +223,10 @@ class Dataset:
         DataError
             If the data set has no reviews, or their file is missing or was changed.
         """
-        wanted = pyarrow.dataset.field("split") == SPLITS[0]
-        for name, ids in (("user", users), ("item", items)):
-            if ids is not None:
-                wanted &= pyarrow.dataset.field(name).isin(list(ids))
-        table = pyarrow.dataset.dataset(self.reviews_file, format="parquet").to_table(
-            columns=["user", "item", "text", "timestamp"], filter=wanted
-        )
-        return table.to_pandas().astype({"timestamp": "Int64"})
+        wanted: list[tuple[str, str, Any]] = [("split", "==", SPLITS[0])]
+        wanted += [(name, "in", list(ids)) for name, ids in (("user", users), ("item", items)) if ids is not None]
+        frame = pd.read_parquet(self.reviews_file, columns=["user", "item", "text", "timestamp"], filters=wanted)
+        return frame.astype({"timestamp": "Int64"})
 
     def split(self, name: str) -> pd.DataFrame:
         """Interactions of one split (train, valid or test)."""

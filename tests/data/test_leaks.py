@@ -12,8 +12,7 @@ from spike_kit.base.errors import DataError
 from spike_kit.data.build import build
 from spike_kit.data.dataset import Dataset, create_dataset
 from spike_kit.data.sources.amazon import AmazonConfig
-from spike_kit.data.tables import ReviewCheck
-from spike_kit.profiles.template import TEMPLATE, template_profiles
+from spike_kit.profiles.template import ensure_profiles
 from tests.data.amazon_files import reviews_2018, write_lines, write_release
 
 CANARY = "zzcanaryzz"
@@ -38,66 +37,45 @@ def planted(tmp_path: Path) -> Dataset:
     return data
 
 
-def test_the_marker_is_in_the_study_but_out_of_reach(planted: Dataset) -> None:
+def test_no_review_or_profile_holds_a_marker_or_lists_a_held_out_item(planted: Dataset) -> None:
     stored = pd.read_parquet(planted.path / "reviews.parquet")
     marked = stored["text"].str.contains(CANARY)
     assert marked.sum() == len(planted.split("valid")) + len(planted.split("test")) == 16
     assert not planted.train_reviews()["text"].str.contains(CANARY).any()
-
-
-def test_no_profile_holds_a_marker_or_lists_a_held_out_item(planted: Dataset) -> None:
-    planted.write_profiles(TEMPLATE, template_profiles(planted))
-    profiles = planted.profiles(TEMPLATE)
+    profiles = ensure_profiles(planted)
     assert not profiles["text"].str.contains(CANARY).any()
     users = profiles[profiles["subject"] == "user"].set_index("id")["text"]
-    labels = planted.items["label"]
+    labels, rows = planted.items["label"], planted.interactions
     assert users[0].count("Book ") == 4
-    rows = planted.interactions
     for user, item, split in zip(rows["user"], rows["item"], rows["split"], strict=True):
         assert (labels[item] in users[user]) == (split == "train")
 
 
-def test_reviews_whose_split_is_not_that_of_their_interaction_are_refused(planted: Dataset) -> None:
-    stored = pd.read_parquet(planted.path / "reviews.parquet").astype({"timestamp": "Int64"})
-    leaking = stored.assign(split="train")
-    with pytest.raises(DataError, match="no interaction of the same split for the review of"):
-        ReviewCheck(planted.interactions)(leaking, "reviews")
-    stranger = stored.iloc[:1].assign(item=planted.interactions.query("user == 0")["item"].max() + 1)
-    with pytest.raises(DataError, match="no interaction of the same split"):
-        ReviewCheck(planted.interactions)(stranger, "reviews")
-    twice = pd.concat([stored.iloc[:1], stored.iloc[:1]])
-    with pytest.raises(DataError, match="sorted by user and item, one for each"):
-        ReviewCheck(planted.interactions)(twice, "reviews")
-    check = ReviewCheck(planted.interactions)
-    check(stored.iloc[5:], "reviews")
-    with pytest.raises(DataError, match="sorted by user and item"):
-        check(stored.iloc[:5], "reviews")
-
-
-def test_a_leaking_review_leaves_no_study(planted: Dataset, tmp_path: Path) -> None:
-    stored = pd.read_parquet(planted.path / "reviews.parquet").astype({"timestamp": "Int64"})
-    with pytest.raises(DataError, match="same split"):
-        create_dataset(
-            tmp_path / "leaking",
-            "leaking",
-            planted.tables,
-            sources=(),
-            build={},
-            funnel=(),
-            reviews=[stored.iloc[:20], stored.iloc[20:].assign(split="train")],
-        )
-    assert not (tmp_path / "leaking").exists()
-    assert not list(tmp_path.glob(".spike-kit-tmp-*"))
-
-
-def test_changed_reviews_are_noticed(planted: Dataset) -> None:
+def test_reviews_whose_split_is_not_that_of_their_interaction_leave_no_data_set(
+    planted: Dataset, tmp_path: Path
+) -> None:
     file = planted.path / "reviews.parquet"
-    frame = pd.read_parquet(file)
-    frame.assign(split="train").to_parquet(file)
+    stored = pd.read_parquet(file).astype({"timestamp": "Int64"})
+    leaking = stored.assign(split="train")
+    first, last_item = stored.iloc[:1], planted.interactions.query("user == 0")["item"].max()
+    for wrong, message in (
+        ([leaking], "no interaction of the same split for the review of"),
+        ([stored.iloc[:20], leaking.iloc[20:]], "no interaction of the same split"),
+        ([first.assign(item=last_item + 1)], "no interaction of the same split"),
+        ([pd.concat([first, first])], "sorted by user and item, one for each"),
+        ([stored.iloc[5:], stored.iloc[:5]], "sorted by user and item"),
+    ):
+        with pytest.raises(DataError, match=message):
+            create_dataset(
+                tmp_path / "leaking", "leaking", planted.tables, sources=(), build={}, funnel=(), reviews=wrong
+            )
+        assert not (tmp_path / "leaking").exists()
+    assert not list(tmp_path.glob(".spike-kit-tmp-*"))
+    leaking.to_parquet(file)
     with pytest.raises(DataError, match=r"reviews\.parquet was changed after the build"):
         Dataset.open("planted").train_reviews()
 
 
-def test_a_study_without_reviews_says_so(data: Dataset) -> None:
+def test_a_data_set_without_reviews_says_so(data: Dataset) -> None:
     with pytest.raises(DataError, match="data set world has no reviews"):
         data.train_reviews()

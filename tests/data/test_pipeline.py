@@ -19,7 +19,7 @@ def frame(pairs: set[tuple[int, int]]) -> pd.DataFrame:
 
 
 @given(PAIRS, st.integers(0, 3), st.integers(0, 3))
-@settings(max_examples=200, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture])
 def test_k_core_is_the_largest_set_that_satisfies_both_degrees(
     work: Workspace, pairs: set[tuple[int, int]], user_core: int, item_core: int
 ) -> None:

@@ -7,6 +7,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
+from spike_kit.base.errors import DataError
 from spike_kit.data.vectors import ProfileVectors, normalised
 from spike_kit.profiles.encoders import Reduction, principal_components
 
@@ -30,26 +31,25 @@ def test_the_same_vectors_and_facts_give_the_same_bytes(vectors: ProfileVectors,
     assert torch.equal(ProfileVectors.load(tmp_path / "v.safetensors").entity, vectors.entity)
 
 
-def test_facts_of_files_with_a_key_per_fact_are_read(vectors: ProfileVectors, tmp_path: Path) -> None:
-    save_file({"user": vectors.user, "entity": vectors.entity}, tmp_path / "v.safetensors", metadata=FACTS)
-    assert ProfileVectors.metadata(tmp_path / "v.safetensors") == FACTS
-
-
 @pytest.mark.parametrize(
-    "text", ["", "{", "[]", "1", '{"texts_sha256": ["x"]}', "[" * 100_000], ids=lambda text: repr(text[:9])
+    ("stored", "facts"),
+    [
+        (FACTS, FACTS),
+        (None, {}),
+        *(({"spike_kit": text}, {}) for text in ("", "{", "[]", "1", '{"texts_sha256": ["x"]}', "[" * 100_000)),
+    ],
 )
-def test_facts_of_no_known_form_are_none(vectors: ProfileVectors, tmp_path: Path, text: str) -> None:
-    save_file({"user": vectors.user}, tmp_path / "v.safetensors", metadata={"spike_kit": text})
-    assert ProfileVectors.metadata(tmp_path / "v.safetensors") == {}
-
-
-def test_files_that_are_missing_damaged_or_of_others_have_no_facts(vectors: ProfileVectors, tmp_path: Path) -> None:
+def test_facts_of_a_key_each_are_read_and_those_of_no_known_form_are_none(
+    vectors: ProfileVectors, tmp_path: Path, stored: dict[str, str] | None, facts: dict[str, str]
+) -> None:
     file = tmp_path / "v.safetensors"
     assert ProfileVectors.metadata(file) == {}
     file.write_bytes(b"damaged")
     assert ProfileVectors.metadata(file) == {}
-    save_file({"user": vectors.user}, file)
-    assert ProfileVectors.metadata(file) == {}
+    save_file({"user": vectors.user}, file, metadata=stored)
+    assert ProfileVectors.metadata(file) == facts
+    with pytest.raises(DataError, match="holds no tensor entity"):
+        ProfileVectors.load(file)
 
 
 def test_rows_get_unit_length_and_zero_rows_stay_zero() -> None:
