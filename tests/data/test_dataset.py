@@ -116,7 +116,7 @@ def test_a_full_disk_keeps_the_old_data_set(data: Dataset, world: World, monkeyp
     ],
 )
 def test_a_missing_surplus_or_empty_profile_is_an_error(
-    data: Dataset, row: int, column: str, value: object, message: str
+    data: Dataset, row: int, column: str, value: int | str | None, message: str
 ) -> None:
     profiles = data.profiles()
     if value is None:
