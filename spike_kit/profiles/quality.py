@@ -9,24 +9,27 @@ from itertools import chain, product
 import numpy as np
 import pandas as pd
 import torch
+from scipy.sparse import csr_array
 from torch import Tensor
 from torch.nn import functional
 
 from spike_kit.base.errors import DataError, lookup, some
+from spike_kit.base.seeds import numpy_generator
 from spike_kit.data.dataset import FILLED, SUBJECTS
 from spike_kit.data.vectors import ProfileVectors
-from spike_kit.profiles.duplicates import CHUNK_ENTRIES, near_duplicates, ngrams, words_of
-from spike_kit.profiles.faithfulness import comparable, lower_words, named_facts, supported
+from spike_kit.profiles.faithfulness import WORD, comparable, lower_words, named_facts, supported
+
+CHUNK_ENTRIES = 8_000_000
+"""Numbers held in memory at once, where a measure works in chunks."""
+BANDS, BAND_ROWS = 25, 5
+"""MinHash: bands, and hash values per band; a pair with Jaccard similarity 0.8 is missed with probability 5e-5."""
+BUCKET_WINDOW = 16
+"""Texts of one bucket that each text is compared with: those that follow it in the order of their hash values."""
 
 
-def lengths(texts: Sequence[str] | pd.Series) -> np.ndarray:
-    """Words of each text (parted by white space), ``[n]`` int64."""
-    return np.array([len(text.split()) for text in texts], dtype=np.int64)
-
-
-def over_limit(texts: Sequence[str] | pd.Series, limit: int) -> float:
-    """Share of texts with more words than ``limit``; NaN without any text."""
-    return float((lengths(texts) > limit).mean()) if len(texts) else math.nan
+def words_of(text: str) -> list[str]:
+    """Words of a text without case."""
+    return WORD.findall(text.casefold())
 
 
 def mattr(texts: Sequence[str] | pd.Series, window: int = 50) -> float:
@@ -81,6 +84,104 @@ def nearest(rows: Tensor) -> float:
     return total / n
 
 
+def ngrams(rows: Sequence[Sequence[str]], size: int) -> tuple[np.ndarray, np.ndarray]:
+    """Word n-grams as dense ids ``[m]``, and the row each comes from ``[m]``, ascending; none crosses rows."""
+    vocabulary: dict[str, int] = {}
+    counts = np.array([len(row) for row in rows], dtype=np.int64)
+    ids = (vocabulary.setdefault(word, len(vocabulary)) for word in chain.from_iterable(rows))
+    words = np.fromiter(ids, dtype=np.int64, count=int(counts.sum()))
+    owner = np.repeat(np.arange(len(rows)), counts)
+    grams = words
+    for step in range(1, size):
+        grams = np.unique(grams[:-1] * len(vocabulary) + words[step:], return_inverse=True)[1]
+    inside = owner[: len(grams)] == owner[len(owner) - len(grams) :]
+    return grams[inside], owner[: len(grams)][inside]
+
+
+def near_duplicates(
+    texts: Sequence[str] | pd.Series, threshold: float = 0.8, seed: int = 0
+) -> tuple[float, pd.DataFrame]:
+    """Share of texts that have another text with much the same 3-word shingles, and the pairs.
+
+    Candidates come from MinHash with banding (Broder 1997), their Jaccard similarity is exact. Texts with the same
+    words are duplicates whatever their length. Cost grows with n log n: of a large group of duplicates not every
+    pair is given, but every text of it has one.
+
+    Parameters
+    ----------
+    texts
+        ``n`` texts.
+    threshold
+        Smallest Jaccard similarity of near-duplicates.
+    seed
+        Seed of the hash functions.
+
+    Returns
+    -------
+    share, pairs
+        The share (NaN without texts), and a table with first, second (positions in ``texts``) and similarity.
+    """
+    code, kept = pd.factorize(np.array([" ".join(words_of(text)) for text in texts], dtype=object))
+    first = np.unique(code, return_index=True)[1]
+    copies = np.setdiff1d(np.arange(len(code)), first)
+    same = pd.DataFrame({"first": first[code[copies]], "second": copies, "similarity": np.ones(len(copies))})
+    a, b, similarity = _similar_rows([key.split() for key in kept], threshold, seed)
+    close = pd.DataFrame({"first": first[a], "second": first[b], "similarity": similarity})
+    pairs = pd.concat([same, close]).sort_values(["first", "second"], ignore_index=True)
+    found = np.union1d(pairs["first"], pairs["second"])
+    return (len(found) / len(code) if len(code) else math.nan), pairs
+
+
+def _similar_rows(
+    rows: Sequence[Sequence[str]], threshold: float, seed: int
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Pairs of rows (first < second) with a Jaccard similarity of 3-grams of at least ``threshold``, and that."""
+    grams, owner = ngrams(rows, 3)
+    if not len(grams):
+        return np.empty(0, np.int64), np.empty(0, np.int64), np.empty(0)
+    holds = csr_array((np.ones(len(grams), np.int64), (owner, grams)), shape=(len(rows), int(grams.max()) + 1))
+    holds.data[:] = 1
+    sizes = np.diff(holds.indptr)
+    shingled = np.flatnonzero(sizes)
+    candidates = _candidates(_minhash(holds.indices, holds.indptr[shingled], seed))
+    a, b = shingled[candidates[:, 0]], shingled[candidates[:, 1]]
+    possible = np.minimum(sizes[a], sizes[b]) >= threshold * np.maximum(sizes[a], sizes[b])
+    a, b = a[possible], b[possible]
+    parts = np.array_split(np.arange(len(a)), 1 + sizes[a].sum() // CHUNK_ENTRIES)
+    shared = np.concatenate([holds[a[part]].multiply(holds[b[part]]).sum(axis=1) for part in parts])
+    similarity = shared / (sizes[a] + sizes[b] - shared)
+    close = similarity >= threshold
+    return a[close], b[close], similarity[close]
+
+
+def _minhash(grams: np.ndarray, starts: np.ndarray, seed: int) -> np.ndarray:
+    """Smallest hash values of each row's n-grams: ``[n, BANDS * BAND_ROWS]`` uint32."""
+    rng = numpy_generator(seed, "near duplicates")
+    factors, shifts = rng.integers(0, 2**63, size=(2, BANDS * BAND_ROWS), dtype=np.uint64)
+    mixed = rng.permutation(int(grams.max()) + 1).astype(np.uint64)[grams]
+    signature = np.empty((len(starts), BANDS * BAND_ROWS), dtype=np.uint32)
+    for column, (factor, shift) in enumerate(zip(factors | np.uint64(1), shifts, strict=True)):
+        signature[:, column] = np.minimum.reduceat((mixed * factor + shift) >> np.uint64(32), starts)
+    return signature
+
+
+def _candidates(signature: np.ndarray) -> np.ndarray:
+    """Pairs of rows ``[m, 2]`` (first < second) that share a whole band; similar rows of a bucket are neighbours."""
+    n = len(signature)
+    found = [np.empty(0, dtype=np.int64)]
+    for band in range(BANDS):
+        columns = signature[:, (np.arange(2 * BAND_ROWS) + band * BAND_ROWS) % signature.shape[1]]
+        order = np.lexsort(columns.T[::-1])
+        shared = columns[order, :BAND_ROWS]
+        for step in range(1, BUCKET_WINDOW + 1):
+            same = np.flatnonzero((shared[:-step] == shared[step:]).all(axis=1))
+            if not len(same):
+                break
+            a, b = order[same], order[same + step]
+            found.append(np.minimum(a, b) * n + np.maximum(a, b))
+    return np.stack(np.divmod(np.unique(np.concatenate(found)), n), axis=1)
+
+
 def measure_profiles(
     profiles: Mapping[str, pd.DataFrame], prompts: Mapping[str, Mapping[tuple[str, int], str]]
 ) -> pd.DataFrame:
@@ -118,20 +219,16 @@ def measure_profiles(
                 f"no prompt of profile set {name} for {some(missing)}",
                 "give the prompt of every profile that is compared",
             )
-    chosen = {name: column.loc[common].tolist() for name, column in texts.items()}
-    asked = {name: [prompts[name][pair] for pair in common] for name in chosen}
-    ordinary = lower_words(chain(*asked.values(), *chosen.values()))
-    parts = []
-    for name, column in chosen.items():
-        facts = [named_facts(text, ordinary) for text in column]
-        keys = map(comparable, asked[name])
-        good = [sum(supported(fact, key) for fact in row) for row, key in zip(facts, keys, strict=True)]
-        frame = pd.DataFrame(common, columns=["subject", "id"])
-        names = np.array([len(row) for row in facts])
-        shares = np.divide(good, names, out=np.full(len(names), math.nan), where=names > 0)
-        parts.append(frame.assign(text=column, words=lengths(column), names=names, faithfulness=shares, profiles=name))
-    order = ["profiles", "subject", "id", "text", "words", "names", "faithfulness"]
-    return pd.concat(parts, ignore_index=True)[order]
+    compared = pd.concat({name: column.loc[common] for name, column in texts.items()}, names=["profiles"])
+    frame = compared.reset_index()
+    asked = [prompts[name][pair] for name in texts for pair in common]
+    ordinary = lower_words(chain(asked, frame["text"]))
+    facts = [named_facts(text, ordinary) for text in frame["text"]]
+    good = [sum(supported(fact, key) for fact in row) for row, key in zip(facts, map(comparable, asked), strict=True)]
+    names = np.array([len(row) for row in facts])
+    shares = np.divide(good, names, out=np.full(len(names), math.nan), where=names > 0)
+    words = [len(text.split()) for text in frame["text"]]
+    return frame.assign(words=words, names=names, faithfulness=shares)
 
 
 def _by_subject(name: str, frame: pd.DataFrame) -> pd.Series:
@@ -193,7 +290,7 @@ def quality_table(
                 "n": len(part),
                 "words_mean": part["words"].mean(),
                 "words_max": part["words"].max(),
-                "over_limit": over_limit(part["text"], limit),
+                "over_limit": (part["words"] > limit).mean(),
                 "faithfulness": part["faithfulness"].mean(),
                 "with_names": int((part["names"] > 0).sum()),
                 "mattr": mattr(part["text"]),

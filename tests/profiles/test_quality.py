@@ -12,8 +12,7 @@ from torch.nn import functional
 
 from spike_kit.base.errors import ConfigError, DataError
 from spike_kit.data.vectors import ProfileVectors
-from spike_kit.profiles import duplicates, quality
-from spike_kit.profiles.duplicates import near_duplicates
+from spike_kit.profiles import quality
 from spike_kit.profiles.faithfulness import (
     comparable,
     faithfulness,
@@ -24,11 +23,10 @@ from spike_kit.profiles.faithfulness import (
 )
 from spike_kit.profiles.quality import (
     distinct_2,
-    lengths,
     mattr,
     measure_profiles,
+    near_duplicates,
     nearest,
-    over_limit,
     quality_table,
     spread,
 )
@@ -138,12 +136,6 @@ def test_hostile_texts_are_measured_in_time(text: str) -> None:
     assert time.process_time() - start < 10
 
 
-def test_lengths_and_limits() -> None:
-    assert lengths(["", "one", "one  two\nthree"]).tolist() == [0, 1, 3]
-    assert over_limit(["a b", "a b c", "a", "a b c d"], 2) == 0.5
-    assert math.isnan(over_limit([], 2))
-
-
 def test_mattr_by_hand() -> None:
     assert mattr(["a b a c"], window=3) == pytest.approx((2 / 3 + 1) / 2)
     assert mattr(["Dog dog DOG"]) == pytest.approx(1 / 3)
@@ -203,7 +195,7 @@ def test_the_same_words_are_duplicates_and_a_large_group_stays_cheap() -> None:
     texts = [f"{base} end{number}" for number in range(3000)] + ["same text here"] * 3000 + random_texts(101, 60)[1:]
     share, pairs = near_duplicates(texts)
     assert share == 6000 / 6100
-    assert len(pairs) < 6000 * duplicates.BUCKET_WINDOW * duplicates.BANDS / 4
+    assert len(pairs) < 6000 * quality.BUCKET_WINDOW * quality.BANDS / 4
     assert math.isnan(near_duplicates([])[0])
 
 
@@ -212,8 +204,7 @@ def test_chunks_change_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     rows = torch.randn(30, 5, generator=torch.Generator().manual_seed(0))
     whole = near_duplicates(texts)[1], nearest(rows)
     assert len(whole[0]) == 20
-    for module in (duplicates, quality):
-        monkeypatch.setattr(module, "CHUNK_ENTRIES", 50)
+    monkeypatch.setattr(quality, "CHUNK_ENTRIES", 50)
     pd.testing.assert_frame_equal(near_duplicates(texts)[1], whole[0])
     assert nearest(rows) == pytest.approx(whole[1], abs=1e-6)
 
@@ -234,7 +225,9 @@ def frame(rows: list[tuple[str, int, str]]) -> pd.DataFrame:
     return pd.DataFrame(rows, columns=["subject", "id", "text"])
 
 
-TEMPLATE = frame([("item", 0, "Alien by Ridley Scott."), ("item", 1, "Big with Tom Hanks."), ("user", 0, "likes Big")])
+TEMPLATE = frame(
+    [("item", 0, "Alien by Ridley Scott."), ("item", 1, "Big  with\nTom Hanks."), ("user", 0, "likes Big")]
+)
 MODEL = frame([("user", 0, "likes many slow films"), ("item", 1, "Big with Bill Murray."), ("auxiliary", 2, "Horror")])
 ASKED = {("item", 0): "Alien Ridley Scott", ("item", 1): "BIG: tom hanks", ("user", 0): "Big"}
 PROMPTS: dict[str, dict[tuple[str, int], str]] = dict.fromkeys(("template", "model", "a", "b"), ASKED)
