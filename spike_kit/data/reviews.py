@@ -16,8 +16,12 @@ from spike_kit.data.workspace import database
 _ROWS = 1000
 
 
-def longest_train_reviews(data: Dataset, by: Literal["user", "item"], limit: int) -> Iterator[tuple[int, list[str]]]:
+def longest_train_reviews(
+    data: Dataset, by: Literal["user", "item"], limit: int, only: int | None = None
+) -> Iterator[tuple[int, list[str]]]:
     """Give the longest train reviews by each user or of each item, ids ascending; those without any are left out.
+
+    With ``only``, those of one user or item.
 
     Reviews of equal length are ordered by the id at their other end. Reviews of valid and test are never read out of
     the database. Memory does not grow with the file.
@@ -38,7 +42,7 @@ def longest_train_reviews(data: Dataset, by: Literal["user", "item"], limit: int
             f"""
             SELECT {by}, list(text ORDER BY {order}) FROM (
                 SELECT user, item, text FROM read_parquet({literal(str(data.reviews_file))})
-                WHERE split = '{SPLITS[0]}'
+                WHERE split = '{SPLITS[0]}' AND {by} = {by if only is None else int(only)}
                 QUALIFY row_number() OVER (PARTITION BY {by} ORDER BY {order}) <= {int(limit)}
             ) GROUP BY {by} ORDER BY {by}
             """

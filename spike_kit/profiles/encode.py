@@ -13,7 +13,7 @@ import sqlite3
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
-from functools import cache, cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from urllib.parse import quote
 
@@ -44,7 +44,14 @@ _BATCH_SIZE = 32
 
 
 def encode_texts(
-    texts: Sequence[str], name: str, encoder: Encoder, batch_size: int | None = None, progress: bool = True
+    texts: Sequence[str],
+    name: str,
+    encoder: Encoder | None = None,
+    *,
+    weights: str | None = None,
+    device: torch.device | str = "cpu",
+    batch_size: int | None = None,
+    progress: bool = True,
 ) -> np.ndarray:
     """Encode texts, each distinct one once ever; batches hold texts of similar length, the longest first.
 
@@ -55,7 +62,11 @@ def encode_texts(
     name
         Name of the encoder, without a reduction; the cache is kept per name.
     encoder
-        The encoder itself.
+        Encoder to use under this name; none makes the one that is named, and only if some text is new.
+    weights
+        Hash of the files of an encoder that is a folder, where it is known.
+    device
+        Where to encode.
     batch_size
         Texts per batch; every finished batch is kept when the run is interrupted. None: as many as a request to
         OpenAI may hold, 32 for other encoders.
@@ -77,7 +88,28 @@ def encode_texts(
     parsed = parse_encoder(name)
     if parsed.reduction or parsed.kind == "given":
         raise ConfigError(f"{name} makes no vectors from texts alone", f"name a plain encoder, {DEFAULT_ENCODER} say")
-    return _encode(texts, parsed, _weights_version(parsed), lambda: encoder, batch_size, progress)
+    if parsed.kind == "tfidf":
+        encoder = encoder or make_encoder(parsed, device)
+        return _checked(encoder.encode(texts, len(texts)), len(texts), name)
+    weights = _weights_version(parsed) if weights is None else weights
+    stored = VectorCache(paths.cache_root() / f"vectors--{quote(name + weights, safe='')}.sqlite")
+    keys = [storage.sha256_text(text) for text in texts]
+    distinct = dict(zip(keys, texts, strict=True))
+    known = stored.get(list(distinct))
+    todo = sorted((key for key in distinct if key not in known), key=lambda key: (-len(distinct[key]), key))
+    with tqdm(total=len(distinct), desc=f"encode {name}", unit="text", disable=not progress) as bar:
+        bar.update(len(known))
+        for part in _batches(parsed.kind, [distinct[key] for key in todo], batch_size):
+            batch = [distinct[key] for key in todo[part]]
+            encoder = encoder or make_encoder(parsed, device)
+            vectors = _checked(encoder.encode(batch, len(batch)), len(batch), name)
+            stored.put(todo[part], vectors)
+            known |= dict(zip(todo[part], vectors, strict=True))
+            bar.update(len(batch))
+    widths = {len(row) for row in known.values()}
+    if len(widths) != 1:
+        raise DataError(f"vectors of encoder {name!r} have different sizes: {some(sorted(widths))}", "remove its cache")
+    return np.stack([known[key] for key in keys])
 
 
 def encode_profiles(
@@ -117,7 +149,8 @@ def encode_profiles(
     DataError
         If a profile is missing, the encoder fails, or given vectors were not imported.
     """
-    job = _Job(data, profiles, parse_encoder(name), encoder, device, batch_size, progress)
+    encode = partial(encode_texts, encoder=encoder, device=device, batch_size=batch_size, progress=progress)
+    job = _Job(data, profiles, parse_encoder(name), encode)
     reduction = job.encoder_name.reduction
     return job.write_base() if reduction is None else job.write_reduced(name, reduction, job.ensure_base())
 
@@ -136,7 +169,7 @@ def ensure_vectors(
     DataError
         If a profile is missing, the encoder fails, or given vectors were not imported.
     """
-    job = _Job(data, profiles, parse_encoder(name), device=device, progress=progress)
+    job = _Job(data, profiles, parse_encoder(name), partial(encode_texts, device=device, progress=progress))
     base, reduction = job.ensure_base(), job.encoder_name.reduction
     if reduction is not None and not job.base_facts(base).items() <= job.stored(name).items():
         job.write_reduced(name, reduction, base)
@@ -181,10 +214,7 @@ class _Job:
     data: Dataset
     profiles: str
     encoder_name: EncoderName
-    encoder: Encoder | None = None
-    device: torch.device | str = "cpu"
-    batch_size: int | None = None
-    progress: bool = True
+    encode: Callable[..., np.ndarray] = encode_texts
 
     @cached_property
     def table(self) -> pd.DataFrame:
@@ -239,9 +269,8 @@ class _Job:
                 )
             return target
         texts, is_user = self.table["text"].tolist(), (self.table["subject"] == "user").to_numpy()
-        make = cache(lambda: self.encoder or make_encoder(name, self.device))
         try:
-            vectors = _encode(texts, name, self.metadata["weights"], make, self.batch_size, self.progress)
+            vectors = self.encode(texts, name.base, weights=self.metadata["weights"])
         except TooLongError as error:
             subject, number = self.table.loc[self.table["text"] == error.text, ["subject", "id"]].iloc[0]
             raise DataError(f"profile of {subject} {number}: {error.message}", error.hint) from None
@@ -270,42 +299,10 @@ class _Job:
         return target
 
 
-def _encode(
-    texts: Sequence[str],
-    name: EncoderName,
-    weights: str,
-    make: Callable[[], Encoder],
-    batch_size: int | None,
-    progress: bool,
-) -> np.ndarray:
-    """Encode the texts that the cache does not hold; ``make`` is called only if there are any."""
-    if name.kind == "tfidf":
-        return _checked(make().encode(texts, len(texts)), len(texts), name.base)
-    stored = VectorCache(paths.cache_root() / f"vectors--{quote(name.base + weights, safe='')}.sqlite")
-    keys = [storage.sha256_text(text) for text in texts]
-    distinct = dict(zip(keys, texts, strict=True))
-    known = stored.get(list(distinct))
-    todo = sorted((key for key in distinct if key not in known), key=lambda key: (-len(distinct[key]), key))
-    with tqdm(total=len(distinct), desc=f"encode {name.base}", unit="text", disable=not progress) as bar:
-        bar.update(len(known))
-        for part in _batches(name, [distinct[key] for key in todo], batch_size):
-            batch = [distinct[key] for key in todo[part]]
-            vectors = _checked(make().encode(batch, len(batch)), len(batch), name.base)
-            stored.put(todo[part], vectors)
-            known |= dict(zip(todo[part], vectors, strict=True))
-            bar.update(len(batch))
-    widths = {len(row) for row in known.values()}
-    if len(widths) != 1:
-        raise DataError(
-            f"vectors of encoder {name.base!r} have different sizes: {some(sorted(widths))}", "remove its cache"
-        )
-    return np.stack([known[key] for key in keys])
-
-
-def _batches(name: EncoderName, texts: Sequence[str], batch_size: int | None) -> list[slice]:
+def _batches(kind: str, texts: Sequence[str], batch_size: int | None) -> list[slice]:
     if batch_size is not None and batch_size < 1:
         raise ConfigError(f"the batch size is {batch_size}, expected at least 1")
-    if name.kind == "openai":
+    if kind == "openai":
         return request_batches(texts, batch_size or MAX_INPUTS)
     step = batch_size or _BATCH_SIZE
     return [slice(start, start + step) for start in range(0, len(texts), step)]

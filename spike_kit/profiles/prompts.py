@@ -204,40 +204,31 @@ class PromptWriter:
         item_texts
             Gives finished item profiles; the other two subjects quote them where it has them.
         """
-        ids = self.data.expected_ids(subject)
-        reviews = self._reviews(subject)
-        pending = next(reviews, None)
-        for start in range(0, len(ids), CHUNK):
-            chunk = [number for number in ids[start : start + CHUNK] if self.has_material(subject, number)]
-            items = {number: self._quoted_items(subject, number) for number in chunk}
-            wanted = {item for named in items.values() for item in named}
-            texts = item_texts(wanted) if item_texts and wanted else {}
-            for number in chunk:
-                while pending is not None and pending[0] < number:
-                    pending = next(reviews, None)
-                own = pending[1] if pending is not None and pending[0] == number else []
-                yield self._prompt(subject, number, items[number], texts, own)
+        ids = [number for number in self.data.expected_ids(subject) if self.has_material(subject, number)]
+        return self._write(subject, ids, self._reviews(subject), item_texts)
 
     def prompt(self, subject: str, number: int, item_texts: ItemTexts | None = None) -> Prompt:
         """Write one prompt (for showing; `prompts` is the way to write many)."""
-        items = self._quoted_items(subject, number)
-        texts = item_texts(set(items)) if item_texts and items else {}
-        own: list[str] = []
-        if self._with_reviews(subject):
-            which = {"users": [number]} if subject == "user" else {"items": [number]}
-            frame = self.data.train_reviews(**which)
-            other = "item" if subject == "user" else "user"
-            longest = frame.assign(length=-frame["text"].str.len()).sort_values(["length", other])
-            own = longest["text"].head(self.config.reviews).tolist()
-        return self._prompt(subject, number, items, texts, own)
+        return next(self._write(subject, [number], self._reviews(subject, number), item_texts))
 
-    def _with_reviews(self, subject: str) -> bool:
-        return subject != "auxiliary" and self.data.has_reviews and self.config.reviews > 0
-
-    def _reviews(self, subject: str) -> Iterator[tuple[int, list[str]]]:
-        if not self._with_reviews(subject):
+    def _reviews(self, subject: str, only: int | None = None) -> Iterator[tuple[int, list[str]]]:
+        if subject == "auxiliary" or not self.data.has_reviews or not self.config.reviews:
             return iter(())
-        return longest_train_reviews(self.data, "user" if subject == "user" else "item", self.config.reviews)
+        return longest_train_reviews(self.data, "user" if subject == "user" else "item", self.config.reviews, only)
+
+    def _write(
+        self, subject: str, ids: list[int], reviews: Iterator[tuple[int, list[str]]], item_texts: ItemTexts | None
+    ) -> Iterator[Prompt]:
+        pending = next(reviews, None)
+        for start in range(0, len(ids), CHUNK):
+            items = {number: self._quoted_items(subject, number) for number in ids[start : start + CHUNK]}
+            wanted = {item for named in items.values() for item in named}
+            texts = item_texts(wanted) if item_texts and wanted else {}
+            for number, quoted in items.items():
+                while pending is not None and pending[0] < number:
+                    pending = next(reviews, None)
+                own = pending[1] if pending is not None and pending[0] == number else []
+                yield self._prompt(subject, number, quoted, texts, own)
 
     def _quoted_items(self, subject: str, number: int) -> list[int]:
         """Items whose profiles a prompt quotes, by the rules of `PromptConfig`."""

@@ -120,7 +120,7 @@ def save_pickle(path: Path) -> None:
         ("u.npy", save_pickle, "not a readable .npy file without pickles"),
         ("u.npy", lambda path: path.write_bytes(b"damaged"), "not a readable .npy file"),
         ("u.npy", lambda path: path.write_bytes(b""), "not a readable .npy file"),
-        ("u.npz", lambda path: path.write_bytes(b"damaged"), "not a readable npz file"),
+        ("u.npz", lambda path: path.write_bytes(b"damaged"), "no npz file without pickles"),
         ("u.safetensors", lambda path: path.write_bytes(b"damaged"), "not a readable .safetensors file"),
         (
             "u.safetensors",
