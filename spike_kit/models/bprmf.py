@@ -34,7 +34,7 @@ class BprMf(TableRecommender[BprMfConfig]):
 
     def training_losses(self, batch: Batch, draws: None = None) -> dict[str, Tensor]:  # noqa: ARG002
         """Recommendation loss and L2."""
-        return self.ranking_losses(self.user_embedding, self.item_embedding, batch)
+        return self.recommendation_losses(self.user_embedding, self.item_embedding, batch, self.config.l2)
 
     def embeddings(self) -> tuple[Tensor, Tensor]:
         """Embedding tables ``[U, d]`` and ``[I, d]``."""

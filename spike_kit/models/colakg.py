@@ -13,9 +13,8 @@ from torch.nn import functional
 from spike_kit.base.config import TrainingConfig
 from spike_kit.data.graph import Graph
 from spike_kit.data.vectors import ProfileVectors
-from spike_kit.models import losses
-from spike_kit.models.bipartite import EdgeWeights, PropagatedConfig, PropagatedRecommender
 from spike_kit.models.layers import keep_mask, kept_share, linear, xavier_table
+from spike_kit.models.lightgcn import EdgeWeights, PropagatedConfig, PropagatedRecommender
 from spike_kit.models.recommender import Batch, Preset, user_item_text
 from spike_kit.models.spaces import PROPAGATED
 
@@ -113,10 +112,7 @@ class CoLaKg(PropagatedRecommender[CoLaKgConfig]):
         final = self.propagated(draws.edges, (users, items))
         terms = self.recommendation_losses(*final, batch) | self.penalties(batch)
         if "l2" in terms:
-            sides = [(0, batch.users), (1, batch.positives)]
-            if self.config.loss == "bpr":
-                sides.append((1, batch.negatives))
-            terms["l2"] = terms["l2"] + self.config.l2 * losses.l2(*(maps[i].index_select(0, ids) for i, ids in sides))
+            terms["l2"] = terms["l2"] + self.config.l2 * self.row_l2(batch, *maps)
         return terms
 
     def embeddings(self) -> tuple[Tensor, Tensor]:

@@ -15,10 +15,10 @@ from torch.nn import functional
 from spike_kit.base.config import TrainingConfig
 from spike_kit.data.graph import Graph
 from spike_kit.data.vectors import ProfileVectors
-from spike_kit.models.bipartite import contrast
+from spike_kit.models import losses
+from spike_kit.models.kgcl import RelationalGat, RelationalGatConfig
 from spike_kit.models.layers import check_generator, keep_mask, linear, random_nodes
 from spike_kit.models.recommender import Batch, Preset
-from spike_kit.models.relational_gat import RelationalGat, RelationalGatConfig
 from spike_kit.models.spaces import CONTRAST, PROPAGATED, Range
 from spike_kit.models.sparse import dense_rows, spmm
 
@@ -145,13 +145,9 @@ class DiffKg(RelationalGat[DiffKgConfig]):
     kept_edges: Tensor
 
     def __init__(
-        self,
-        config: DiffKgConfig,
-        graph: Graph,
-        vectors: ProfileVectors | None,  # noqa: ARG002 (one signature for all models)
-        generator: torch.Generator,
+        self, config: DiffKgConfig, graph: Graph, vectors: ProfileVectors | None, generator: torch.Generator
     ) -> None:
-        super().__init__(config, graph, generator)
+        super().__init__(config, graph, vectors, generator)
         self.denoiser = Denoiser(graph.n_entities, config, generator, graph.device)
         self.schedule = Schedule.of(config)
         kept = torch.ones(self.head.shape, dtype=torch.bool, device=graph.device)
@@ -195,9 +191,8 @@ class DiffKg(RelationalGat[DiffKgConfig]):
             views.reverse()
         terms = self.recommendation_losses(*views[0], batch) | self.penalties(batch)
         if config.contrast_weight:
-            sides = zip(*views, (batch.users, batch.positives), strict=True)
-            parts = [contrast(one, other, ids, config.contrast_temperature) for one, other, ids in sides]
-            terms["contrast"] = config.contrast_weight * torch.stack(parts).sum()
+            ids = batch.users, batch.positives
+            terms["contrast"] = config.contrast_weight * losses.contrasts(views, ids, config.contrast_temperature)
         return terms
 
     def embeddings(self) -> tuple[Tensor, Tensor]:

@@ -13,8 +13,7 @@ from spike_kit.base.config import TrainingConfig
 from spike_kit.base.devices import free_memory
 from spike_kit.base.errors import ConfigError
 from spike_kit.models.footprint import gib
-from spike_kit.models.item_model import ItemModel
-from spike_kit.models.recommender import ModelConfig, Preset
+from spike_kit.models.recommender import FittedRecommender, ModelConfig, Preset
 from spike_kit.models.sparse import dense_rows, spmm
 
 _COPIES = 4
@@ -29,7 +28,7 @@ class EaseConfig(ModelConfig):
     """Added to the diagonal of the item-item matrix (RecBole: 250; the paper: 200 to 1000)."""
 
 
-class Ease(ItemModel[EaseConfig]):
+class Ease(FittedRecommender[EaseConfig]):
     """Scores ``X B``: B predicts each item from the others by ridge regression, with a zero diagonal (paper, eq. 8)."""
 
     title: ClassVar = "EASE^R"
@@ -38,8 +37,8 @@ class Ease(ItemModel[EaseConfig]):
     search_space: ClassVar = {"regularisation": (1.0, 10.0, 30.0, 100.0, 300.0, 1000.0, 3000.0)}
 
     @cached_property
-    def weights(self) -> Tensor:
-        """Matrix B ``[I, I]``, solved in float64 and kept in float32.
+    def fitted(self) -> dict[str, Tensor]:
+        """Matrix B ``[I, I]``, the weights, solved in float64 and kept in float32.
 
         Raises
         ------
@@ -62,16 +61,8 @@ class Ease(ItemModel[EaseConfig]):
         inverse = torch.cholesky_inverse(torch.linalg.cholesky(together))
         weights = (inverse / -inverse.diagonal()).float()
         weights.fill_diagonal_(0)
-        return weights
-
-    def tensors(self) -> dict[str, Tensor]:
-        """The matrix B."""
-        return {"weights": self.weights}
-
-    def load_tensors(self, tensors: dict[str, Tensor]) -> None:
-        """Replace the matrix B."""
-        vars(self)["weights"] = tensors["weights"].to(self.device)
+        return {"weights": weights}
 
     def score(self, users: Tensor) -> Tensor:
         """Predictions ``[n, I]``."""
-        return dense_rows(self.pattern, users) @ self.weights
+        return dense_rows(self.pattern, users) @ self.fitted["weights"]

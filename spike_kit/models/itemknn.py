@@ -10,8 +10,7 @@ from pydantic import Field
 from torch import Tensor
 
 from spike_kit.base.config import TrainingConfig
-from spike_kit.models.item_model import ItemModel
-from spike_kit.models.recommender import ModelConfig, Preset
+from spike_kit.models.recommender import FittedRecommender, ModelConfig, Preset
 from spike_kit.models.sparse import SparsePattern, dense_rows, spmm
 
 _CHUNK = 2**24
@@ -27,7 +26,7 @@ class ItemKnnConfig(ModelConfig):
     """Added to the denominator of the cosine, so that a few common users do not make two items alike."""
 
 
-class ItemKnn(ItemModel[ItemKnnConfig]):
+class ItemKnn(FittedRecommender[ItemKnnConfig]):
     """Score: sum of the similarities between an item and those of its nearest items that the user has in train.
 
     Similarity of items i and j is ``n_ij / (sqrt(n_i n_j) + shrinkage)``: users of both, and of each.
@@ -39,7 +38,7 @@ class ItemKnn(ItemModel[ItemKnnConfig]):
     search_space: ClassVar = {"neighbours": (20, 50, 100, 200, 500), "shrinkage": (0.0, 10.0, 100.0)}
 
     @cached_property
-    def nearest(self) -> tuple[Tensor, Tensor]:
+    def fitted(self) -> dict[str, Tensor]:
         """Nearest items of every item and their similarities, ``[I, k]`` each; similarity 0 where there are fewer."""
         transpose, n_items = self.pattern.transpose, self.pattern.n_columns
         ones = torch.ones(transpose.rows.shape, device=self.device)
@@ -54,20 +53,12 @@ class ItemKnn(ItemModel[ItemKnnConfig]):
             )
             alike.scatter_(0, own.unsqueeze(0), 0.0)
             found.append(alike.T.topk(min(self.config.neighbours, n_items), dim=1))
-        return torch.cat([part.indices for part in found]), torch.cat([part.values for part in found])
-
-    def tensors(self) -> dict[str, Tensor]:
-        """Nearest items and their similarities."""
-        items, similarities = self.nearest
-        return {"items": items, "similarities": similarities}
-
-    def load_tensors(self, tensors: dict[str, Tensor]) -> None:
-        """Replace nearest items and similarities."""
-        vars(self)["nearest"] = tensors["items"].to(self.device), tensors["similarities"].to(self.device)
+        indices, values = zip(*((part.indices, part.values) for part in found), strict=True)
+        return {"items": torch.cat(indices), "similarities": torch.cat(values)}
 
     def score(self, users: Tensor) -> Tensor:
         """Sums of similarities ``[n, I]``."""
-        items, similarities = self.nearest
+        items, similarities = self.fitted["items"], self.fitted["similarities"]
         n_items, k = items.shape
         rows = torch.arange(n_items, device=self.device).repeat_interleave(k)
         pattern = SparsePattern(rows, items.flatten(), n_items, n_items)

@@ -13,11 +13,14 @@ from pydantic import Field, model_validator
 from torch import Tensor
 
 from spike_kit.data.graph import Graph
+from spike_kit.data.vectors import ProfileVectors
 from spike_kit.models.edges import RelationalEdges
-from spike_kit.models.layers import keep_mask, normalized, xavier_table
+from spike_kit.models.layers import check_generator, keep_mask, kept_entries, normalized, xavier_table
 from spike_kit.models.recommender import TrainedConfig, TrainedRecommender
-from spike_kit.models.relation_sampler import RelationSampler
-from spike_kit.models.sparse import SparsePattern, segment_softmax, spmm
+from spike_kit.models.sparse import SparsePattern, count, segment_softmax, spmm
+
+_KEY_BITS = 32
+"""Bits of the keys by which edges are sorted: first the relation, then random bits (short keys sort faster)."""
 
 
 class KgEncoderConfig(TrainedConfig):
@@ -50,6 +53,9 @@ class KgEncoderConfig(TrainedConfig):
 
 
 ConfigT = TypeVar("ConfigT", bound=KgEncoderConfig)
+InteractionWeights = tuple[Tensor, Tensor | None]
+"""Weights of the interactions ``[n]`` as users receive over them (in the graph's order), and as items do (in the order
+of the transpose; none where items receive nothing from users)."""
 
 
 @dataclass(frozen=True)
@@ -74,7 +80,13 @@ class EncoderDraws:
 class KgEncoder(TrainedRecommender[ConfigT]):
     """Embeddings of users, entities and relations ``[2R, d]``, and their propagation over both graphs."""
 
-    def __init__(self, config: ConfigT, graph: Graph, generator: torch.Generator) -> None:
+    def __init__(
+        self,
+        config: ConfigT,
+        graph: Graph,
+        vectors: ProfileVectors | None,  # noqa: ARG002 (one signature for all models)
+        generator: torch.Generator,
+    ) -> None:
         super().__init__()
         self.config = config
         self.graph = graph
@@ -130,48 +142,54 @@ class KgEncoder(TrainedRecommender[ConfigT]):
         mask = torch.zeros(self.graph.n_edges, dtype=torch.bool, device=self.graph.device)
         return ~mask if places is None else mask.index_fill(0, places, True)
 
+    def encoded(self, draws: EncoderDraws) -> tuple[Tensor, Tensor]:
+        """Final rows of users ``[U, d]`` and entities ``[E, d]`` from the id embeddings."""
+        final = self.propagate(torch.cat([self.user_embedding, self.entity_embedding]), draws)
+        users, entities = final.split([self.graph.n_users, self.graph.n_entities])
+        return users, entities
+
+    def embeddings(self) -> tuple[Tensor, Tensor]:
+        """Final rows of users ``[U, d]`` and items ``[I, d]``; nothing is sampled or dropped."""
+        users, entities = self.encoded(EncoderDraws())
+        return self.comparable(users, entities[: self.graph.n_items])
+
     def propagate(self, nodes: Tensor, draws: EncoderDraws) -> Tensor:
         """Sum over layers 0..L of all nodes ``[U + E, d]``."""
-        sizes = [self.graph.n_users, self.graph.n_entities]
-        to_users = self._interaction_weights(draws.interactions, "user")
-        to_items = None
-        if self.config.user_to_item != "off":
-            to_items = self._interaction_weights(draws.interactions, "item")
+        weights = self.interaction_weights(draws.interactions)
         edges = self._kept(draws.edges)
         total = nodes
         for _ in range(self.config.layers):
-            users, entities = nodes.split(sizes)
-            user_message = self.user_message(users, entities, to_users)
-            messages = torch.cat([user_message, self._entity_message(users, entities, edges, to_items)])
-            nodes = normalized(messages, self._message_mask(messages, draws.generator))
+            messages = self.messages(nodes, edges, weights)
+            nodes = normalized(messages, kept_entries(messages, self.config.message_dropout, draws.generator))
             total = total + nodes
         return total
+
+    def messages(
+        self, nodes: Tensor, edges: RelationalEdges, weights: InteractionWeights, compared: Tensor | None = None
+    ) -> Tensor:
+        """What all nodes ``[U + E, d]`` receive in a layer, before normalisation.
+
+        Attention compares the entities as they stand in ``compared [U + E, d]``, by default those of ``nodes``.
+        """
+        n_users, n_items = self.graph.n_users, self.graph.n_items
+        users, entities = nodes.split([n_users, self.graph.n_entities])
+        to_users = self.user_message(users, entities, weights[0])
+        if self.config.attention == "mean":
+            message = edges.average(entities, self.relation_embedding)
+        else:
+            keyed = (entities if compared is None else compared[n_users:]) @ self.attention_weight
+            message = edges.attend(entities, keyed, self.relation_embedding)
+        if weights[1] is not None:
+            from_users = spmm(self.interactions.transpose, weights[1], users)
+            if self.config.user_to_item == "add":
+                message = message + from_users
+            else:
+                message = torch.cat([from_users[:n_items], message[n_items:]])
+        return torch.cat([to_users, message])
 
     def user_message(self, users: Tensor, entities: Tensor, weights: Tensor) -> Tensor:  # noqa: ARG002
         """What users ``[U, d]`` receive from entities ``[E, d]`` over interactions with weights ``[n]``."""
         return spmm(self.interactions, weights, entities)
-
-    def _message_mask(self, messages: Tensor, generator: torch.Generator | None) -> Tensor | None:
-        rate = self.config.message_dropout
-        if generator is None or rate == 0:
-            return None
-        return keep_mask(messages.shape, 1 - rate, generator, messages.device, messages.dtype)
-
-    def _entity_message(
-        self, users: Tensor, entities: Tensor, edges: RelationalEdges, to_items: Tensor | None
-    ) -> Tensor:
-        if self.config.attention == "mean":
-            message = edges.average(entities, self.relation_embedding)
-        else:
-            keyed = entities @ self.attention_weight
-            message = edges.attend(entities, keyed, self.relation_embedding)
-        if to_items is None:
-            return message
-        from_users = spmm(self.interactions.transpose, to_items, users)
-        if self.config.user_to_item == "add":
-            return message + from_users
-        n_items = self.graph.n_items
-        return torch.cat([from_users[:n_items], message[n_items:]])
 
     def _kept(self, places: Tensor | None) -> RelationalEdges:
         """Edges at some positions of the graph's order, or all."""
@@ -179,11 +197,53 @@ class KgEncoder(TrainedRecommender[ConfigT]):
             return self.edges
         return self.edges.kept(self.mask(places))
 
-    def _interaction_weights(self, kept: Tensor | None, receiver: Literal["user", "item"]) -> Tensor:
-        """Weights of the mean over a receiver's kept interactions, ``[n]``; for items in the order of the transpose."""
+    def interaction_weights(self, kept: Tensor | None = None) -> InteractionWeights:
+        """Weights of the mean over a user's kept interactions, and over an item's where items listen to users."""
         graph = self.graph
-        index, size = {"user": (graph.train_user, graph.n_users), "item": (graph.train_item, graph.n_items)}[receiver]
-        present = torch.ones_like(index) if kept is None else kept.long()
-        degree = present.new_zeros(size).index_add(0, index, present).clamp_min(1)
-        weights = present.to(self.user_embedding.dtype) / degree.index_select(0, index)
-        return weights if receiver == "user" else weights.index_select(0, self.interactions.transpose_order)
+        to_users = self._mean_weights(kept, graph.train_user, graph.n_users)
+        if self.config.user_to_item == "off":
+            return to_users, None
+        to_items = self._mean_weights(kept, graph.train_item, graph.n_items)
+        return to_users, to_items.index_select(0, self.interactions.transpose_order)
+
+    def _mean_weights(self, kept: Tensor | None, receiver: Tensor, size: int) -> Tensor:
+        present = torch.ones_like(receiver) if kept is None else kept.long()
+        degree = present.new_zeros(size).index_add(0, receiver, present).clamp_min(1)
+        return present.to(self.user_embedding.dtype) / degree.index_select(0, receiver)
+
+
+class RelationSampler:
+    """Chooses ``int(keep * n)`` edges of each relation at random, without a loop over relations.
+
+    Parameters
+    ----------
+    relation
+        Relation of every edge ``[m]``, in ``0..n_relations-1``.
+    n_relations
+        Number of relations.
+    keep
+        Share kept of each relation.
+    skip
+        Relation of which no edge is kept.
+    """
+
+    def __init__(self, relation: Tensor, n_relations: int, keep: float, skip: int | None = None) -> None:
+        drawn_bits = _KEY_BITS - n_relations.bit_length()
+        sizes = count(relation, n_relations)
+        quota = (sizes.double() * keep).long()
+        if skip is not None:
+            quota[skip] = 0
+        starts = sizes.cumsum(0) - sizes
+        by_relation = relation.sort().values
+        rank = torch.arange(relation.shape[0], device=relation.device) - starts.index_select(0, by_relation)
+        self.chosen = (rank < quota.index_select(0, by_relation)).nonzero().flatten()
+        self.base = relation << drawn_bits
+        self.levels = 2**drawn_bits
+
+    def sample(self, generator: torch.Generator) -> Tensor:
+        """Draw the edges that are kept: a mask ``[m]`` bool."""
+        check_generator(generator, self.base.device)
+        draws = torch.randint(self.levels, self.base.shape, generator=generator, device=generator.device)
+        order = torch.argsort(draws.to(self.base.device).bitwise_or_(self.base))
+        kept = torch.zeros(self.base.shape, dtype=torch.bool, device=self.base.device)
+        return kept.index_fill_(0, order.index_select(0, self.chosen), True)

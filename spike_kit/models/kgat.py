@@ -15,7 +15,7 @@ from spike_kit.base.config import TrainingConfig
 from spike_kit.data.graph import Graph
 from spike_kit.data.vectors import ProfileVectors
 from spike_kit.models import losses
-from spike_kit.models.layers import check_generator, keep_mask, kept_share, linear, xavier_table
+from spike_kit.models.layers import check_generator, kept_entries, kept_share, linear, xavier_table
 from spike_kit.models.recommender import Batch, Preset, TrainedConfig, TrainedRecommender
 from spike_kit.models.spaces import SHARED
 from spike_kit.models.sparse import SparsePattern, segment_softmax, spmm
@@ -164,7 +164,7 @@ class Kgat(TrainedRecommender[KgatConfig]):
     def training_losses(self, batch: Batch, draws: torch.Generator | None) -> dict[str, Tensor]:
         """Recommendation loss and L2 of the batch's final rows."""
         users, items = self.propagated(draws)
-        return self.ranking_losses(users, items, batch)
+        return self.recommendation_losses(users, items, batch, self.config.l2)
 
     def embeddings(self) -> tuple[Tensor, Tensor]:
         """Final rows of users and items, ``[U, d + d + d/2 + ...]`` and ``[I, ...]``."""
@@ -176,10 +176,9 @@ class Kgat(TrainedRecommender[KgatConfig]):
         layers = [nodes]
         for aggregator in self.aggregators:
             nodes = aggregator(nodes, spmm(self.pattern, self.attention, nodes))
-            if generator is not None and self.config.message_dropout:
-                keep = 1 - self.config.message_dropout
-                mask = keep_mask(nodes.shape, keep, generator, self.device, nodes.dtype)
-                nodes = nodes * mask / kept_share(keep)
+            mask = kept_entries(nodes, self.config.message_dropout, generator)
+            if mask is not None:
+                nodes = nodes * mask / kept_share(1 - self.config.message_dropout)
             layers.append(functional.normalize(nodes))
         final = torch.cat(layers, dim=1)
         return final[: self.n_users], final[self.n_users : self.n_users + self.n_items]

@@ -44,13 +44,9 @@ class Kgin(KgEncoder[KginConfig]):
     search_space: ClassVar = {**SHARED, "layers": (1, 2, 3), "edge_keep": Range(0.3, 1.0), "intents": (2, 4, 8)}
 
     def __init__(
-        self,
-        config: KginConfig,
-        graph: Graph,
-        vectors: ProfileVectors | None,  # noqa: ARG002 (one signature for all models)
-        generator: torch.Generator,
+        self, config: KginConfig, graph: Graph, vectors: ProfileVectors | None, generator: torch.Generator
     ) -> None:
-        super().__init__(config, graph, generator)
+        super().__init__(config, graph, vectors, generator)
         if config.attention == "mean":
             del self.attention_weight  # no loss of this model would reach it
         self.intent_embedding = xavier_table(config.intents, config.dim, generator, graph.device)
@@ -62,16 +58,13 @@ class Kgin(KgEncoder[KginConfig]):
 
     def training_losses(self, batch: Batch, draws: EncoderDraws) -> dict[str, Tensor]:
         """Recommendation loss, L2 of the batch's final rows, and independence of the intents."""
-        terms = self.ranking_losses(*self._final(draws), batch)
+        users, entities = self.encoded(draws)
+        terms = self.recommendation_losses(users, entities[: self.graph.n_items], batch, self.config.l2)
         if self.config.independence_weight:
             pairs = combinations(self.intent_relations, 2)
             parts = [distance_correlation(one, other) for one, other in pairs]
             terms["independence"] = self.config.independence_weight * torch.stack(parts).sum()
         return terms
-
-    def embeddings(self) -> tuple[Tensor, Tensor]:
-        """Final rows of users ``[U, d]`` and items ``[I, d]``; nothing is sampled or dropped."""
-        return self.comparable(*self._final(EncoderDraws()))
 
     def user_message(self, users: Tensor, entities: Tensor, weights: Tensor) -> Tensor:
         """Mean of a user's items, times one plus the mixture of the intents that the user has (paper, eq. 7-8)."""
@@ -79,11 +72,6 @@ class Kgin(KgEncoder[KginConfig]):
         share = (users @ self.intent_embedding.T).softmax(1)
         intents = self.intent_relations.softmax(1) @ self.relation_embedding
         return received * (1 + share @ intents)
-
-    def _final(self, draws: EncoderDraws) -> tuple[Tensor, Tensor]:
-        final = self.propagate(torch.cat([self.user_embedding, self.entity_embedding]), draws)
-        n_users = self.graph.n_users
-        return final[:n_users], final[n_users : n_users + self.graph.n_items]
 
 
 def distance_correlation(one: Tensor, other: Tensor) -> Tensor:

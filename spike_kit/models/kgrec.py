@@ -10,14 +10,14 @@ from typing import ClassVar
 
 import torch
 from pydantic import Field
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional
 
 from spike_kit.base.config import TrainingConfig
 from spike_kit.data.graph import Graph
 from spike_kit.data.vectors import ProfileVectors
 from spike_kit.models.kg_encoder import EncoderDraws, KgEncoder, KgEncoderConfig
-from spike_kit.models.layers import check_generator, linear, normalized, random_nodes
+from spike_kit.models.layers import TwoLayers, check_generator, normalized, random_nodes
 from spike_kit.models.recommender import Batch, Preset
 from spike_kit.models.spaces import SHARED, Range
 from spike_kit.models.sparse import SparsePattern, count, spmm
@@ -61,20 +61,6 @@ class KgRecDraws(EncoderDraws):
     permutation: Tensor | None = None
 
 
-class ViewMlp(nn.Module):
-    """Linear(d, d), ReLU, Linear(d, d)."""
-
-    def __init__(self, dim: int, generator: torch.Generator, device: torch.device) -> None:
-        super().__init__()
-        self.first = linear(dim, dim, generator, device)
-        self.second = linear(dim, dim, generator, device)
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Map ``[n, d]`` to ``[n, d]``."""
-        mapped: Tensor = self.second(functional.relu(self.first(x)))
-        return mapped
-
-
 class KgRec(KgEncoder[KgRecConfig]):
     """The encoder with two losses: hidden rationales are reconstructed, and two views of the items are contrasted."""
 
@@ -98,15 +84,12 @@ class KgRec(KgEncoder[KgRecConfig]):
     }
 
     def __init__(
-        self,
-        config: KgRecConfig,
-        graph: Graph,
-        vectors: ProfileVectors | None,  # noqa: ARG002 (one signature for all models)
-        generator: torch.Generator,
+        self, config: KgRecConfig, graph: Graph, vectors: ProfileVectors | None, generator: torch.Generator
     ) -> None:
-        super().__init__(config, graph, generator)
-        self.interaction_mlp = ViewMlp(config.dim, generator, graph.device)
-        self.knowledge_mlp = ViewMlp(config.dim, generator, graph.device)
+        super().__init__(config, graph, vectors, generator)
+        sizes = config.dim, config.dim, config.dim
+        self.interaction_mlp = TwoLayers(sizes, functional.relu, generator, graph.device)
+        self.knowledge_mlp = TwoLayers(sizes, functional.relu, generator, graph.device)
 
     def draw(self, generator: torch.Generator) -> KgRecDraws:
         """Sample edges and interactions, hide rationales, and thin both views by the current rationale scores."""
@@ -136,22 +119,14 @@ class KgRec(KgEncoder[KgRecConfig]):
     def training_losses(self, batch: Batch, draws: KgRecDraws) -> dict[str, Tensor]:
         """Recommendation loss, L2 of the batch's final rows, reconstruction and contrast."""
         config, graph = self.config, self.graph
-        final = self.propagate(torch.cat([self.user_embedding, self.entity_embedding]), draws)
-        users, entities = final.split([graph.n_users, graph.n_entities])
-        terms = self.ranking_losses(users, entities[: graph.n_items], batch)
+        users, entities = self.encoded(draws)
+        terms = self.recommendation_losses(users, entities[: graph.n_items], batch, config.l2)
         if config.reconstruction_weight and draws.hidden is not None:
             terms["reconstruction"] = config.reconstruction_weight * self._reconstruction(entities, draws.hidden)
         if config.contrast_weight and draws.permutation is not None:
             views = self.interaction_view(draws.view_interactions), self.knowledge_view(draws.view_edges)
             terms["contrast"] = config.contrast_weight * self._contrast(*views, draws.permutation)
         return terms
-
-    def embeddings(self) -> tuple[Tensor, Tensor]:
-        """Final rows of users ``[U, d]`` and items ``[I, d]``; nothing is sampled or dropped."""
-        nodes = torch.cat([self.user_embedding, self.entity_embedding])
-        final = self.propagate(nodes, EncoderDraws())
-        n_users, n_items = self.graph.n_users, self.graph.n_items
-        return self.comparable(final[:n_users], final[n_users : n_users + n_items])
 
     def item_rationales(self, edges: Tensor, scores: Tensor) -> Tensor:
         """How much the edges ``[k]`` of each item matter: mean score as head and as tail (1 without any), ``[I]``."""

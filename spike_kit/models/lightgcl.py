@@ -12,7 +12,7 @@ from spike_kit.base.config import TrainingConfig
 from spike_kit.data.graph import Graph
 from spike_kit.data.vectors import ProfileVectors
 from spike_kit.models import losses
-from spike_kit.models.bipartite import Bipartite, EdgeWeights, PropagatedConfig, PropagatedRecommender
+from spike_kit.models.lightgcn import Bipartite, EdgeWeights, PropagatedConfig, PropagatedRecommender
 from spike_kit.models.recommender import Batch, Preset
 from spike_kit.models.spaces import CONTRAST, PROPAGATED
 from spike_kit.models.sparse import spmm

@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, Literal
 
 import torch
 from torch import Tensor
 from torch.nn import functional
 
-from spike_kit.models.layers import normalized_backward, row_norms
+from spike_kit.models.layers import normalized, normalized_backward, row_norms
 from spike_kit.models.sparse import SparsePattern, count, spmm
 
 RecommendationLoss = Literal["bpr", "softmax", "cosine_softmax"]
 """Choices of the recommendation loss: sampled BPR, softmax over all items, the same on cosines with temperature."""
+
+Views = tuple[Tensor, Tensor]
+"""Rows of users ``[U, d]`` and items ``[I, d]``."""
 
 CHUNK_SCORES = 2**20
 """Scores that the softmax losses hold at once (4 MiB in float32), but at least those of `CHUNK_ROWS` users."""
@@ -76,6 +80,31 @@ class _LogSumExp(torch.autograd.Function):
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, Tensor, None]:
         to_users, to_items = ctx.saved_tensors
         return to_users * gradients[0], to_items * gradients[0], None
+
+
+def contrast(one: Tensor, other: Tensor, ids: Tensor, temperature: float) -> Tensor:
+    """InfoNCE of the rows ``ids [B]`` of one view with the same rows of another, all its rows as negatives.
+
+    Mean over the batch of ``log sum_x exp(cos(one_i, other_x) / temperature) - cos(one_i, other_i) / temperature``
+    (van den Oord et al., 2018); no ``[B, n]`` tensor is kept.
+
+    Parameters
+    ----------
+    one, other
+        Two views of the same nodes, ``[n, d]``.
+    """
+    return softmax(normalized(one) / temperature, normalized(other), ids, ids)
+
+
+def contrasts(views: Sequence[Views], ids: Sequence[Tensor], temperature: float) -> Tensor:
+    """Sum of the `contrast` of two views of the users ``[U, d]`` and items ``[I, d]``.
+
+    The first ``ids [B]`` are those of users, all others those of items (positives, negatives).
+    """
+    one, other = views
+    sides = [0] + [1] * (len(ids) - 1)
+    parts = [contrast(one[side], other[side], chosen, temperature) for side, chosen in zip(sides, ids, strict=True)]
+    return torch.stack(parts).sum()
 
 
 def l2(*rows: Tensor) -> Tensor:

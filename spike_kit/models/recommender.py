@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Any, ClassVar, Generic, TypeVar
+from functools import cached_property
+from typing import Any, ClassVar, Generic, Literal, TypeVar
 
 import torch
 from pydantic import Field
@@ -19,6 +21,7 @@ from spike_kit.models import losses
 from spike_kit.models.layers import normalized, xavier_table
 from spike_kit.models.losses import RecommendationLoss
 from spike_kit.models.spaces import Space
+from spike_kit.models.sparse import SparsePattern
 
 
 class ModelConfig(Config):
@@ -53,6 +56,9 @@ class Batch:
     users: Tensor
     positives: Tensor
     negatives: Tensor
+
+
+ConfigT = TypeVar("ConfigT", bound=ModelConfig)
 
 
 class Recommender(ABC):
@@ -118,6 +124,38 @@ class Recommender(ABC):
     def fixed(self) -> Recommender:
         """Return a recommender with the same scores that does no work twice over many calls of `score`."""
         return self
+
+
+class FittedRecommender(Recommender, Generic[ConfigT]):
+    """A recommender without training: what it needs is computed once from the train interactions."""
+
+    def __init__(
+        self,
+        config: ConfigT,
+        graph: Graph,
+        vectors: ProfileVectors | None = None,  # noqa: ARG002 (one signature for all models)
+        generator: torch.Generator | None = None,  # noqa: ARG002
+    ) -> None:
+        self.config: ConfigT = config
+        self.pattern = SparsePattern(graph.train_user, graph.train_item, graph.n_users, graph.n_items)
+
+    @cached_property
+    def fitted(self) -> dict[str, Tensor]:
+        """What is computed, by name."""
+        raise NotImplementedError
+
+    @property
+    def device(self) -> torch.device:
+        """Device of the train interactions."""
+        return self.pattern.rows.device
+
+    def tensors(self) -> dict[str, Tensor]:
+        """What was computed."""
+        return self.fitted
+
+    def load_tensors(self, tensors: dict[str, Tensor]) -> None:
+        """Replace what was computed."""
+        vars(self)["fitted"] = {name: tensor.to(self.device) for name, tensor in tensors.items()}
 
 
 def user_item_text(vectors: ProfileVectors | None, graph: Graph, title: str) -> tuple[Tensor, Tensor]:
@@ -218,18 +256,12 @@ class TrainedRecommender(nn.Module, Recommender, Generic[TrainedConfigT]):
         """Scores ``[n, I]`` of the current parameters."""
         return self.fixed().score(users)
 
-    def recommendation_losses(self, users: Tensor, items: Tensor, batch: Batch) -> dict[str, Tensor]:
-        """Recommendation term of a batch from final rows ``users [U, d]`` and ``items [I, d]``, without L2."""
-        return self._ranking_losses(users, items, batch, l2=0.0)
+    def recommendation_losses(self, users: Tensor, items: Tensor, batch: Batch, l2: float = 0.0) -> dict[str, Tensor]:
+        """Recommendation term of a batch from final rows ``users [U, d]`` and ``items [I, d]``, and their L2 term.
 
-    def ranking_losses(self, users: Tensor, items: Tensor, batch: Batch) -> dict[str, Tensor]:
-        """Recommendation and L2 terms of a batch from final rows ``users [U, d]`` and ``items [I, d]``.
-
-        The L2 term covers the batch's users and positives, and its negatives where the loss looks at them.
+        With a coefficient ``l2`` that covers the batch's users and positives, and its negatives where the loss looks
+        at them.
         """
-        return self._ranking_losses(users, items, batch, self.config.l2)
-
-    def _ranking_losses(self, users: Tensor, items: Tensor, batch: Batch, l2: float) -> dict[str, Tensor]:
         config = self.config
         if config.loss == "bpr":
             chosen = users.index_select(0, batch.users)
@@ -246,11 +278,40 @@ class TrainedRecommender(nn.Module, Recommender, Generic[TrainedConfigT]):
             terms["l2"] = l2 * penalty
         return terms
 
+    def row_l2(self, batch: Batch, users: Tensor, items: Tensor) -> Tensor:
+        """`losses.l2` of a batch's rows of two tables: users, positives, and negatives where the loss looks at them."""
+        rows = [users.index_select(0, batch.users), items.index_select(0, batch.positives)]
+        if self.config.loss == "bpr":
+            rows.append(items.index_select(0, batch.negatives))
+        return losses.l2(*rows)
+
     def comparable(self, users: Tensor, items: Tensor) -> tuple[Tensor, Tensor]:
         """Rows whose inner product is the score of the chosen loss (normalised for ``cosine_softmax``)."""
         if self.config.loss == "cosine_softmax":
             return functional.normalize(users), functional.normalize(items)
         return users, items
+
+
+class LayeredConfig(TrainedConfig):
+    """Settings of models that propagate; their L2 term is on the rows before propagation, not on the final ones."""
+
+    layers: int = Field(default=3, ge=1)
+    """Propagation layers over the user-item graph (LightGCN's authors: 3)."""
+    l2_on: Literal["batch", "all"] = "batch"
+    """L2 of the batch's embeddings before propagation (half the squares, divided by the batch size), or squares of all
+    parameters (SSLRec and RLMRec code)."""
+
+
+def layer_zero_l2(
+    model: TrainedRecommender[Any], batch: Batch, users: Tensor, items: Tensor, everything: Iterable[Tensor]
+) -> dict[str, Tensor]:
+    """L2 term of a model with `LayeredConfig`, where there is one: of the batch, or of ``everything``."""
+    config: LayeredConfig = model.config
+    if not config.l2:
+        return {}
+    if config.l2_on == "all":
+        return {"l2_all": config.l2 * torch.stack([table.square().sum() for table in everything]).sum()}
+    return {"l2": config.l2 * model.row_l2(batch, users, items)}
 
 
 class TableRecommender(TrainedRecommender[TrainedConfigT]):

@@ -14,8 +14,8 @@ from spike_kit.base.config import TrainingConfig
 from spike_kit.data.graph import Graph
 from spike_kit.data.vectors import ProfileVectors
 from spike_kit.models import losses
-from spike_kit.models.bipartite import EdgeWeights, PropagatedConfig, PropagatedRecommender, contrast
-from spike_kit.models.layers import linear, normalized, random_nodes
+from spike_kit.models.layers import TwoLayers, normalized, random_nodes
+from spike_kit.models.lightgcn import EdgeWeights, PropagatedConfig, PropagatedRecommender
 from spike_kit.models.recommender import Batch, Preset, user_item_text
 from spike_kit.models.spaces import PROPAGATED, Range
 
@@ -56,21 +56,6 @@ class RlmRecGenConfig(RlmRecConfig):
 ConfigT = TypeVar("ConfigT", bound=RlmRecConfig)
 
 
-class TextMlp(nn.Module):
-    """Linear, LeakyReLU (slope 0.01), Linear; the hidden width is the mean of both ends, rounded down."""
-
-    def __init__(self, n_in: int, n_out: int, generator: torch.Generator, device: torch.device) -> None:
-        super().__init__()
-        hidden = (n_in + n_out) // 2
-        self.first = linear(n_in, hidden, generator, device)
-        self.second = linear(hidden, n_out, generator, device)
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Map ``[n, n_in]`` to ``[n, n_out]``."""
-        mapped: Tensor = self.second(functional.leaky_relu(self.first(x)))
-        return mapped
-
-
 class _RlmRec(PropagatedRecommender[ConfigT]):
     """What both forms share: texts of users and items, which no score depends on."""
 
@@ -81,6 +66,11 @@ class _RlmRec(PropagatedRecommender[ConfigT]):
     ) -> None:
         super().__init__(config, graph, vectors, generator)
         self.user_text, self.item_text = user_item_text(vectors, graph, self.title)
+
+    def _mlp(self, n_in: int, n_out: int, generator: torch.Generator) -> TwoLayers:
+        """Linear, LeakyReLU (slope 0.01), Linear; the hidden width is the mean of both ends, rounded down."""
+        sizes = n_in, (n_in + n_out) // 2, n_out
+        return TwoLayers(sizes, functional.leaky_relu, generator, self.user_text.device)
 
 
 class RlmRecCon(_RlmRec[RlmRecConConfig]):
@@ -105,7 +95,7 @@ class RlmRecCon(_RlmRec[RlmRecConConfig]):
         self, config: RlmRecConConfig, graph: Graph, vectors: ProfileVectors | None, generator: torch.Generator
     ) -> None:
         super().__init__(config, graph, vectors, generator)
-        self.text_mlp = TextMlp(self.user_text.shape[1], config.dim, generator, graph.device)
+        self.text_mlp = self._mlp(self.user_text.shape[1], config.dim, generator)
 
     def training_losses(self, batch: Batch, draws: EdgeWeights | None = None) -> dict[str, Tensor]:
         """Recommendation loss, contrast with the text, and L2."""
@@ -113,7 +103,7 @@ class RlmRecCon(_RlmRec[RlmRecConConfig]):
         users, items = self.propagated(draws)
         terms = self.recommendation_losses(users, items, batch) | self.penalties(batch)
         if config.text_weight:
-            parts = [contrast(users, self.text_mlp(self.user_text), batch.users, config.text_temperature)]
+            parts = [losses.contrast(users, self.text_mlp(self.user_text), batch.users, config.text_temperature)]
             for ids in (batch.positives, batch.negatives) if config.text_negatives else (batch.positives,):
                 parts.append(self._contrast_in_batch(items, ids))
             terms["text"] = config.text_weight * torch.stack(parts).sum()
@@ -172,7 +162,7 @@ class RlmRecGen(_RlmRec[RlmRecGenConfig]):
         self, config: RlmRecGenConfig, graph: Graph, vectors: ProfileVectors | None, generator: torch.Generator
     ) -> None:
         super().__init__(config, graph, vectors, generator)
-        self.text_mlp = TextMlp(config.dim, self.user_text.shape[1], generator, graph.device)
+        self.text_mlp = self._mlp(config.dim, self.user_text.shape[1], generator)
         self.mask_token = nn.Parameter(torch.zeros(1, config.dim, device=graph.device))
 
     def draw(self, generator: torch.Generator) -> RlmRecGenDraws:

@@ -10,7 +10,8 @@ from pydantic import Field
 from torch import Tensor
 
 from spike_kit.base.config import TrainingConfig
-from spike_kit.models.bipartite import EdgeWeights, PropagatedConfig, PropagatedRecommender, contrast
+from spike_kit.models import losses
+from spike_kit.models.lightgcn import EdgeWeights, PropagatedConfig, PropagatedRecommender
 from spike_kit.models.recommender import Batch, Preset
 from spike_kit.models.spaces import CONTRAST, PROPAGATED, Range
 
@@ -69,10 +70,8 @@ class Sgl(PropagatedRecommender[SglConfig]):
         config = self.config
         terms = self.recommendation_losses(*self.propagated(), batch) | self.penalties(batch)
         if config.contrast_weight:
-            first, second = self.propagated(draws.first), self.propagated(draws.second)
-            parts = [(0, batch.users), (1, batch.positives)]
-            if config.contrast_negatives:
-                parts.append((1, batch.negatives))
-            contrasts = [contrast(first[side], second[side], ids, config.contrast_temperature) for side, ids in parts]
-            terms["contrast"] = config.contrast_weight * torch.stack(contrasts).sum()
+            views = self.propagated(draws.first), self.propagated(draws.second)
+            negatives = [batch.negatives] if config.contrast_negatives else []
+            ids = [batch.users, batch.positives, *negatives]
+            terms["contrast"] = config.contrast_weight * losses.contrasts(views, ids, config.contrast_temperature)
         return terms

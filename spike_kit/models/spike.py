@@ -21,8 +21,7 @@ from spike_kit.data.graph import Graph
 from spike_kit.data.vectors import ProfileVectors
 from spike_kit.models import losses
 from spike_kit.models.kg_encoder import EncoderDraws, KgEncoder, KgEncoderConfig
-from spike_kit.models.layers import check_generator, random_nodes
-from spike_kit.models.projection import Precision, ProfileProjection
+from spike_kit.models.layers import Precision, ProfileProjection, check_generator, random_nodes
 from spike_kit.models.recommender import Batch, Preset
 from spike_kit.models.spaces import SHARED, Range
 
@@ -134,7 +133,7 @@ class Spike(KgEncoder[SpikeConfig]):
     def __init__(
         self, config: SpikeConfig, graph: Graph, vectors: ProfileVectors | None, generator: torch.Generator
     ) -> None:
-        super().__init__(config, graph, generator)
+        super().__init__(config, graph, vectors, generator)
         if config.uses_text:
             self._add_text(vectors, generator)
 
@@ -194,25 +193,24 @@ class Spike(KgEncoder[SpikeConfig]):
         config = self.config
         injected = removed = text = None
         if config.uses_text:
-            injected, removed, text = self._projected(draws.generator, 3 if config.separate_masks else 1)
+            injected, removed, text = self.projected(draws.generator, 3 if config.separate_masks else 1)
         final = self.final_rows(injected, removed, draws)
         n_users, n_items = self.graph.n_users, self.graph.n_items
         users, items, _ = final.split([n_users, n_items, self.graph.n_entities - n_items])
-        terms = self.ranking_losses(users, items, batch)
+        terms = self.recommendation_losses(users, items, batch, config.l2)
         if text is not None and config.matching != "off" and config.matching_weight:
             terms["matching"] = config.matching_weight * self._matching(final, text, draws.nodes)
         return terms
 
-    def embeddings(self) -> tuple[Tensor, Tensor]:
-        """Final rows of users ``[U, d]`` and items ``[I, d]``; nothing is sampled or dropped."""
-        users, entities = self.node_embeddings()
-        return self.comparable(users, entities[: self.graph.n_items])
+    def encoded(self, draws: EncoderDraws) -> tuple[Tensor, Tensor]:
+        """Final rows of users ``[U, d]`` and all entities ``[E, d]`` after removal; the projection drops nothing."""
+        profiles = self.projected(None, 1)[0] if self.config.uses_text else None
+        final = self.final_rows(profiles, profiles, draws)
+        return final[: self.graph.n_users], final[self.graph.n_users :]
 
     def node_embeddings(self) -> tuple[Tensor, Tensor]:
         """Final rows of users ``[U, d]`` and all entities ``[E, d]`` after removal; nothing is sampled or dropped."""
-        profiles = self._projected(None, 1)[0] if self.config.uses_text else None
-        final = self.final_rows(profiles, profiles, SpikeDraws())
-        return final[: self.graph.n_users], final[self.graph.n_users :]
+        return self.encoded(EncoderDraws())
 
     def _without_rationales(self, edges: Tensor | None, generator: torch.Generator) -> Tensor:
         graph = self.graph
@@ -236,7 +234,7 @@ class Spike(KgEncoder[SpikeConfig]):
         chosen = torch.stack(draws)
         return self.profiled_nodes.index_select(0, chosen.flatten()).view_as(chosen)
 
-    def _projected(self, generator: torch.Generator | None, masks: int) -> tuple[Tensor, Tensor, Tensor]:
+    def projected(self, generator: torch.Generator | None, masks: int) -> tuple[Tensor, Tensor, Tensor]:
         """Projected profiles of all nodes ``[U + E, d]``, zero where a node has none: to inject, remove and match.
 
         They are one tensor, or one for each of three dropout masks.
@@ -248,7 +246,7 @@ class Spike(KgEncoder[SpikeConfig]):
             nodes = [rows * self.profiled.unsqueeze(1) for rows in nodes]
         return nodes[0], nodes[masks // 2], nodes[-1]
 
-    def final_rows(self, injected: Tensor | None, removed: Tensor | None, draws: SpikeDraws) -> Tensor:
+    def final_rows(self, injected: Tensor | None, removed: Tensor | None, draws: EncoderDraws) -> Tensor:
         """Final rows of all nodes ``[U + E, d]``, by the equations of docs/method.md, section 3.
 
         Parameters

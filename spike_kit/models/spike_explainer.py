@@ -22,7 +22,8 @@ from torch import Tensor
 from spike_kit.base.errors import DataError
 from spike_kit.data.graph import Graph
 from spike_kit.models.edges import RelationalEdges
-from spike_kit.models.sparse import SparsePattern, count, product, segment_softmax
+from spike_kit.models.layers import row_norms
+from spike_kit.models.sparse import SparsePattern, count, segment_softmax
 from spike_kit.models.spike import Spike, SpikeDraws
 
 PARTS = ("structure", "profile")
@@ -103,9 +104,7 @@ class SpikeExplainer:
         if not model.config.uses_text:
             return model.user_embedding.new_zeros(self.graph.n_nodes, model.config.dim)
         with torch.no_grad():
-            (users,) = model.user_projection(model.text.user, None)
-            (entities,) = model.entity_projection(model.text.entity, None)
-            return torch.cat([users, entities]) * model.profiled.unsqueeze(1)
+            return model.projected(None, 1)[0]
 
     @cached_property
     def profiles(self) -> Tensor:
@@ -129,9 +128,8 @@ class SpikeExplainer:
             nothing = torch.zeros_like(ids)
             parts = torch.stack([ids, profiles if config.inject else nothing])
             layers, attention = [parts - torch.stack([nothing, profiles if config.remove else nothing])], []
-            propagation = _Propagation(self._on_graph)
             for _ in range(config.layers):
-                parts, weights = propagation.step(parts)
+                parts, weights = _step(self._on_graph, parts)
                 layers.append(parts)
                 attention.append(weights)
             return LayerRows(torch.stack(layers), torch.stack(attention))
@@ -177,9 +175,8 @@ class SpikeExplainer:
         ours, theirs = rows.parts[:, :, user], rows.parts.index_select(2, nodes)
         found = torch.einsum("apd,bqnd->napbq", ours, theirs)
         if self.model.config.loss == "cosine_softmax":
-            lengths = torch.linalg.vector_norm(theirs.sum(dim=(0, 1)), dim=1) * torch.linalg.vector_norm(
-                ours.sum(dim=(0, 1))
-            )
+            ends = theirs.sum(dim=(0, 1)), ours.sum(dim=(0, 1))
+            lengths = torch.linalg.vector_norm(ends[0], dim=1) * torch.linalg.vector_norm(ends[1])
             found = found / lengths.clamp_min(1e-12)[:, None, None, None, None]
         return found
 
@@ -195,53 +192,23 @@ class SpikeExplainer:
         return self.rows.attention.mean(0)
 
 
-class _Propagation:
-    """One layer of SPiKE for parts of the rows, with weights and lengths of the whole rows."""
-
-    def __init__(self, model: Spike) -> None:
-        self.model, self.graph, self.edges, self.to_users = model, model.graph, model.edges, model.interactions
-
-    def step(self, parts: Tensor) -> tuple[Tensor, Tensor]:
-        """Next layer's parts ``[2, U + E, d]`` and the attention ``[2 m]`` that led there."""
-        config, relations = self.model.config, self.model.relation_embedding
-        n_users, n_items = self.graph.n_users, self.graph.n_items
-        whole = parts.sum(0)
-        keyed = whole[n_users:] @ self.model.attention_weight
-        messages = []
-        for part in parts:
-            users, entities = part[:n_users], part[n_users:]
-            from_graph = (
-                self.edges.average(entities, relations)
-                if config.attention == "mean"
-                else self.edges.attend(entities, keyed, relations)
-            )
-            if config.user_to_item != "off":
-                from_users = _mean(self.to_users.transpose, users)
-                if config.user_to_item == "add":
-                    from_graph = from_graph + from_users
-                else:
-                    from_graph = torch.cat([from_users[:n_items], from_graph[n_items:]])
-            messages.append(torch.cat([_mean(self.to_users, entities), from_graph]))
-        following = torch.stack(messages)
-        lengths = torch.linalg.vector_norm(following.sum(0), dim=1, keepdim=True).clamp_min(1e-12)
-        return following / lengths, self._attention(keyed)
-
-    def _attention(self, keyed: Tensor) -> Tensor:
-        """Weights of all edges in the graph's order, mean over heads."""
-        if self.model.config.attention == "mean":
-            degree = count(self.graph.head, self.graph.n_entities).clamp_min(1).to(keyed.dtype)
-            return 1 / degree.index_select(0, self.graph.head)
-        scores = self.edges.scores(keyed, self.model.relation_embedding)
-        size = self.graph.n_entities
-        per_head = [segment_softmax(row, self.edges.heads, size) for row in scores]
-        weights = torch.stack(per_head).mean(0)
-        return torch.zeros_like(weights).index_copy(0, self.edges.places, weights)
+def _step(model: Spike, parts: Tensor) -> tuple[Tensor, Tensor]:
+    """Next layer's parts ``[2, U + E, d]``, by weights and lengths of the whole rows, and the attention ``[2 m]``."""
+    whole, weights = parts.sum(0), model.interaction_weights()
+    following = torch.stack([model.messages(part, model.edges, weights, whole) for part in parts])
+    return following / row_norms(following.sum(0)), _attention(model, whole)
 
 
-def _mean(pattern: SparsePattern, rows: Tensor) -> Tensor:
-    """Mean of the rows of each entry of a pattern."""
-    total = product(pattern, None, rows)
-    return total / pattern.row_degree.clamp_min(1).to(total.dtype).unsqueeze(1)
+def _attention(model: Spike, nodes: Tensor) -> Tensor:
+    """Weights of all edges in the graph's order, mean over heads."""
+    graph, edges = model.graph, model.edges
+    if model.config.attention == "mean":
+        degree = count(graph.head, graph.n_entities).clamp_min(1).to(nodes.dtype)
+        return 1 / degree.index_select(0, graph.head)
+    keyed = nodes[graph.n_users :] @ model.attention_weight
+    scores = edges.scores(keyed, model.relation_embedding)
+    weights = torch.stack([segment_softmax(row, edges.heads, graph.n_entities) for row in scores]).mean(0)
+    return torch.zeros_like(weights).index_copy(0, edges.places, weights)
 
 
 def _moved(model: Spike, graph: Graph) -> Spike:
