@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 import torch
 
-from spike_kit.models.bipartite import Bipartite
 from spike_kit.models.kgcl import LEAST, MOST, Kgcl, KgclConfig
+from spike_kit.models.lightgcn import Bipartite
 from tests.world import World
 
 

@@ -9,10 +9,10 @@ import torch
 from spike_kit.base.errors import ConfigError
 from spike_kit.evaluation.ranking import top_items
 from spike_kit.models import ease, find_model
-from spike_kit.models.bipartite import Bipartite
 from spike_kit.models.ease import Ease, EaseConfig
 from spike_kit.models.itemknn import ItemKnn, ItemKnnConfig
 from spike_kit.models.lightgcl import low_rank
+from spike_kit.models.lightgcn import Bipartite
 from spike_kit.models.recommender import Recommender
 from spike_kit.models.sparse import SparsePattern, dense_rows
 from tests.world import World
@@ -42,23 +42,23 @@ def test_item_knn_sums_the_similarities_of_the_nearest(world: World, shrinkage: 
         row[np.argsort(-row, kind="stable")[k:]] = 0
     model = ItemKnn(ItemKnnConfig(neighbours=k, shrinkage=shrinkage), world.graph)
     found = np.zeros_like(alike)
-    np.put_along_axis(found, model.nearest[0].numpy(), model.nearest[1].numpy(), axis=1)
+    np.put_along_axis(found, model.fitted["items"].numpy(), model.fitted["similarities"].numpy(), axis=1)
     np.testing.assert_allclose(np.sort(found, axis=1), np.sort(alike, axis=1), atol=1e-6)
     users = torch.tensor([3, 40, 3])
     np.testing.assert_allclose(model.score(users).numpy(), seen[users.numpy()] @ found.T, atol=1e-5)
 
 
 def test_item_knn_is_the_same_in_chunks(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
-    whole = ItemKnn(ItemKnnConfig(neighbours=7), world.graph).nearest
+    whole = ItemKnn(ItemKnnConfig(neighbours=7), world.graph).fitted
     monkeypatch.setattr("spike_kit.models.itemknn._CHUNK", 300)
-    parts = ItemKnn(ItemKnnConfig(neighbours=7), world.graph).nearest
-    assert all(torch.equal(one, other) for one, other in zip(whole, parts, strict=True))
+    parts = ItemKnn(ItemKnnConfig(neighbours=7), world.graph).fitted
+    assert all(torch.equal(whole[name], parts[name]) for name in whole)
 
 
 def test_ease_solves_its_regression(world: World) -> None:
     """Each column of B minimises the squared error of its item plus the penalty, without looking at the item itself."""
     penalty, seen = 20.0, matrix(world)
-    weights = Ease(EaseConfig(regularisation=penalty), world.graph).weights.numpy()
+    weights = Ease(EaseConfig(regularisation=penalty), world.graph).fitted["weights"].numpy()
     assert not weights.diagonal().any()
     for item in (0, 17, 47):
         others = np.delete(np.arange(seen.shape[1]), item)

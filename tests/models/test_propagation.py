@@ -3,7 +3,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from spike_kit.models.relation_sampler import RelationSampler
+from spike_kit.models.kg_encoder import RelationSampler
 from spike_kit.models.sparse import SparsePattern, offsets, sampled_product, segment_softmax, spmm
 from tests.reference import softmax_by_segment
 
