@@ -16,7 +16,7 @@ from spike_kit.base.errors import ConfigError
 from spike_kit.base.seeds import torch_generator
 from spike_kit.evaluation import ranking
 from spike_kit.evaluation.ranking import RankingTask, evaluate
-from spike_kit.models.recommender import FixedEmbeddings
+from spike_kit.models.base import FixedEmbeddings
 
 ROUNDS = 5
 """Rounds in which the evaluation and the bare products take turns."""

@@ -31,7 +31,7 @@ from spike_kit.data.vectors import ProfileVectors
 from spike_kit.experiments.run import RunConfig
 from spike_kit.experiments.search_space import parse_fixed
 from spike_kit.models import find_model, find_preset
-from spike_kit.models.recommender import TrainedRecommender
+from spike_kit.models.base import TrainedRecommender
 from spike_kit.models.spike import Spike
 from spike_kit.profiles.encode import DEFAULT_ENCODER
 from spike_kit.profiles.template import TEMPLATE

@@ -36,7 +36,7 @@ from spike_kit.experiments.search import SearchResult
 from spike_kit.experiments.tuned import TUNED, tuned_path
 from spike_kit.figures.gallery import export_all
 from spike_kit.models import find_model, find_preset
-from spike_kit.models.recommender import TrainedRecommender
+from spike_kit.models.base import TrainedRecommender
 from spike_kit.profiles import report
 from spike_kit.profiles.encode import DEFAULT_ENCODER, ensure_vectors
 from spike_kit.profiles.generate import Estimate, Generation, GenerationConfig

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 
 from spike_kit.data.graph import Graph
-from spike_kit.models.recommender import Batch
+from spike_kit.models.base import Batch
 
 TOLERANCE = 2e-5
 """Largest difference allowed, relative to the largest absolute value of the array."""

@@ -19,7 +19,7 @@ from torch import Tensor
 
 from benchmarks.evaluation import synthetic_task
 from spike_kit.evaluation.ranking import CUTOFFS, RankingTask, evaluate
-from spike_kit.models.recommender import Recommender
+from spike_kit.models.base import Recommender
 
 Ranking = Literal["topk", "argsort", "heap"]
 SAMPLE, ROUNDS = 200, 5

@@ -27,7 +27,7 @@ from spike_kit.data.dataset import Dataset
 from spike_kit.experiments import run_folder
 from spike_kit.experiments.run import RunConfig, run, train
 from spike_kit.models import find_model
-from spike_kit.models.recommender import Batch, TrainedRecommender
+from spike_kit.models.base import Batch, TrainedRecommender
 from spike_kit.training import loop
 from spike_kit.training.loop import TrainingStoppedError, training_step
 from tests.test_storage import fill_the_disk

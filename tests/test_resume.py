@@ -30,8 +30,8 @@ from spike_kit.evaluation.ranking import RankingTask, evaluate
 from spike_kit.experiments import run_folder
 from spike_kit.experiments.run import RunConfig, load_model, run, train
 from spike_kit.models import MODELS, find_model
+from spike_kit.models.base import TrainedRecommender
 from spike_kit.models.bprmf import BprMf, BprMfConfig
-from spike_kit.models.recommender import TrainedRecommender
 from spike_kit.training import loop
 from spike_kit.training.checkpoint import LAST, write_state
 from spike_kit.training.loop import MONITOR

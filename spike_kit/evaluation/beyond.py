@@ -30,7 +30,7 @@ from spike_kit.data.dataset import TEMPLATE, Dataset
 from spike_kit.data.vectors import ProfileVectors
 from spike_kit.evaluation.groups import degree_groups
 from spike_kit.evaluation.ranking import RankingTask, ranked
-from spike_kit.models.recommender import Recommender
+from spike_kit.models.base import Recommender
 from spike_kit.profiles.encode import DEFAULT_ENCODER
 
 GENRES = ("genre", "genres", "category", "categories", "tag")

@@ -15,7 +15,7 @@ from spike_kit.base.errors import ConfigError, DataError, TrainingError
 from spike_kit.data.dataset import Dataset
 from spike_kit.data.tables import Tables
 from spike_kit.evaluation.metrics import ranking_metrics
-from spike_kit.models.recommender import FixedEmbeddings, Recommender
+from spike_kit.models.base import FixedEmbeddings, Recommender
 
 PROTOCOL_VERSION = 1
 """Version of the protocol: raised by whoever changes who is ranked, what is masked, or a metric."""

@@ -19,8 +19,8 @@ from spike_kit.data.dataset import Dataset
 from spike_kit.data.graph import Graph
 from spike_kit.data.vectors import ProfileVectors
 from spike_kit.evaluation.ranking import RankingTask, evaluate
+from spike_kit.models.base import FixedEmbeddings, ModelConfig, Recommender
 from spike_kit.models.popularity import Popularity, PopularityConfig
-from spike_kit.models.recommender import FixedEmbeddings, ModelConfig, Recommender
 
 USER_PROFILE = "user profile"
 """Scorer: cosine of the user's profile vector and the item's."""

@@ -26,8 +26,8 @@ from spike_kit.experiments import run_folder
 from spike_kit.experiments.run_folder import Run
 from spike_kit.experiments.tuned import TUNED, read_tuned
 from spike_kit.models import MODELS, find_model, find_preset
+from spike_kit.models.base import ModelConfig, Preset, Recommender, TrainedConfig, TrainedRecommender
 from spike_kit.models.footprint import Footprint, footprint, gib, leaner_settings
-from spike_kit.models.recommender import ModelConfig, Preset, Recommender, TrainedConfig, TrainedRecommender
 from spike_kit.profiles.encode import DEFAULT_ENCODER, check_fresh
 from spike_kit.profiles.imported import possibly_leaky
 from spike_kit.profiles.template import TEMPLATE

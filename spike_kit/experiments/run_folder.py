@@ -26,7 +26,7 @@ from spike_kit.base.devices import describe_device
 from spike_kit.base.errors import DataError
 from spike_kit.data.dataset import Dataset
 from spike_kit.evaluation.ranking import HEADLINE, recommendations
-from spike_kit.models.recommender import Recommender
+from spike_kit.models.base import Recommender
 
 CONFIG, ENVIRONMENT, METRICS = "config.json", "environment.json", "metrics.json"
 HISTORY, PER_USER, MODEL = "history.parquet", "per_user.parquet", "model.safetensors"

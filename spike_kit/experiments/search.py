@@ -29,7 +29,7 @@ from spike_kit.experiments.run import RunConfig, build_model, data_version, decl
 from spike_kit.experiments.search_space import chosen, distributions, space_of, with_settings
 from spike_kit.experiments.tuned import Tuned, write_tuned
 from spike_kit.models import find_model
-from spike_kit.models.recommender import TrainedRecommender
+from spike_kit.models.base import TrainedRecommender
 from spike_kit.models.spaces import Range, Space
 from spike_kit.training.checkpoint import EpochRow
 from spike_kit.training.loop import MONITOR, fit

@@ -9,7 +9,7 @@ from spike_kit.base.config import TrainingConfig
 from spike_kit.base.errors import ConfigError, require, some
 from spike_kit.experiments.run import RunConfig
 from spike_kit.models import find_model
-from spike_kit.models.recommender import TrainedRecommender
+from spike_kit.models.base import TrainedRecommender
 from spike_kit.models.spaces import TIME, Range, Space
 
 DIGITS = 4

@@ -8,7 +8,7 @@ from spike_kit.base.errors import lookup
 from spike_kit.base.registry import Registry
 
 if TYPE_CHECKING:
-    from spike_kit.models.recommender import Preset, Recommender
+    from spike_kit.models.base import Preset, Recommender
 
 MODELS: Registry[type[Recommender]] = Registry(
     "model",

@@ -8,7 +8,7 @@ from pydantic import Field
 from torch import Tensor
 
 from spike_kit.base.config import TrainingConfig
-from spike_kit.models.recommender import Batch, Preset, TableRecommender, TrainedConfig
+from spike_kit.models.base import Batch, Preset, TableRecommender, TrainedConfig
 from spike_kit.models.spaces import SHARED
 
 

@@ -13,9 +13,9 @@ from torch.nn import functional
 from spike_kit.base.config import TrainingConfig
 from spike_kit.data.graph import Graph
 from spike_kit.data.vectors import ProfileVectors
+from spike_kit.models.base import Batch, Preset, user_item_text
 from spike_kit.models.layers import keep_mask, kept_share, linear, xavier_table
 from spike_kit.models.lightgcn import EdgeWeights, PropagatedConfig, PropagatedRecommender
-from spike_kit.models.recommender import Batch, Preset, user_item_text
 from spike_kit.models.spaces import PROPAGATED
 
 _SLOPE = 0.2

@@ -16,9 +16,9 @@ from spike_kit.base.config import TrainingConfig
 from spike_kit.data.graph import Graph
 from spike_kit.data.vectors import ProfileVectors
 from spike_kit.models import losses
+from spike_kit.models.base import Batch, Preset
 from spike_kit.models.kgcl import RelationalGat, RelationalGatConfig
 from spike_kit.models.layers import check_generator, keep_mask, linear, random_nodes
-from spike_kit.models.recommender import Batch, Preset
 from spike_kit.models.spaces import CONTRAST, PROPAGATED, Range
 from spike_kit.models.sparse import dense_rows, spmm
 

@@ -12,8 +12,8 @@ from torch import Tensor
 from spike_kit.base.config import TrainingConfig
 from spike_kit.base.devices import free_memory
 from spike_kit.base.errors import ConfigError
+from spike_kit.models.base import FittedRecommender, ModelConfig, Preset
 from spike_kit.models.footprint import gib
-from spike_kit.models.recommender import FittedRecommender, ModelConfig, Preset
 from spike_kit.models.sparse import dense_rows, spmm
 
 _COPIES = 4

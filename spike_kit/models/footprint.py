@@ -6,8 +6,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass, fields
 
 from spike_kit.data.graph import Graph
+from spike_kit.models.base import TrainedConfig
 from spike_kit.models.edges import keeps_rows, pairs_per_block
-from spike_kit.models.recommender import TrainedConfig
 from spike_kit.models.spike import SpikeConfig
 
 _FLOAT, _INT = 4, 8

@@ -10,7 +10,7 @@ from pydantic import Field
 from torch import Tensor
 
 from spike_kit.base.config import TrainingConfig
-from spike_kit.models.recommender import FittedRecommender, ModelConfig, Preset
+from spike_kit.models.base import FittedRecommender, ModelConfig, Preset
 from spike_kit.models.sparse import SparsePattern, dense_rows, spmm
 
 _CHUNK = 2**24

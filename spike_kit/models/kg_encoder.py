@@ -14,9 +14,9 @@ from torch import Tensor
 
 from spike_kit.data.graph import Graph
 from spike_kit.data.vectors import ProfileVectors
+from spike_kit.models.base import TrainedConfig, TrainedRecommender
 from spike_kit.models.edges import RelationalEdges
 from spike_kit.models.layers import check_generator, keep_mask, kept_entries, normalized, xavier_table
-from spike_kit.models.recommender import TrainedConfig, TrainedRecommender
 from spike_kit.models.sparse import SparsePattern, count, segment_softmax, spmm
 
 _KEY_BITS = 32

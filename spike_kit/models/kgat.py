@@ -15,8 +15,8 @@ from spike_kit.base.config import TrainingConfig
 from spike_kit.data.graph import Graph
 from spike_kit.data.vectors import ProfileVectors
 from spike_kit.models import losses
+from spike_kit.models.base import Batch, Preset, TrainedConfig, TrainedRecommender
 from spike_kit.models.layers import check_generator, kept_entries, kept_share, linear, xavier_table
-from spike_kit.models.recommender import Batch, Preset, TrainedConfig, TrainedRecommender
 from spike_kit.models.spaces import SHARED
 from spike_kit.models.sparse import SparsePattern, segment_softmax, spmm
 

@@ -17,9 +17,9 @@ from spike_kit.base.config import TrainingConfig
 from spike_kit.data.graph import Graph
 from spike_kit.data.vectors import ProfileVectors
 from spike_kit.models import losses
+from spike_kit.models.base import Batch, LayeredConfig, Preset, TrainedRecommender, layer_zero_l2
 from spike_kit.models.layers import check_generator, keep_mask, kept_entries, normalized, xavier_table
 from spike_kit.models.lightgcn import Bipartite, EdgeWeights
-from spike_kit.models.recommender import Batch, LayeredConfig, Preset, TrainedRecommender, layer_zero_l2
 from spike_kit.models.spaces import CONTRAST, PROPAGATED, Range
 from spike_kit.models.sparse import SparsePattern, segment_softmax, weighted_spmm
 

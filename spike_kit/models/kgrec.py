@@ -16,9 +16,9 @@ from torch.nn import functional
 from spike_kit.base.config import TrainingConfig
 from spike_kit.data.graph import Graph
 from spike_kit.data.vectors import ProfileVectors
+from spike_kit.models.base import Batch, Preset
 from spike_kit.models.kg_encoder import EncoderDraws, KgEncoder, KgEncoderConfig
 from spike_kit.models.layers import TwoLayers, check_generator, normalized, random_nodes
-from spike_kit.models.recommender import Batch, Preset
 from spike_kit.models.spaces import SHARED, Range
 from spike_kit.models.sparse import SparsePattern, count, spmm
 

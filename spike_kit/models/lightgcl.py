@@ -12,8 +12,8 @@ from spike_kit.base.config import TrainingConfig
 from spike_kit.data.graph import Graph
 from spike_kit.data.vectors import ProfileVectors
 from spike_kit.models import losses
+from spike_kit.models.base import Batch, Preset
 from spike_kit.models.lightgcn import Bipartite, EdgeWeights, PropagatedConfig, PropagatedRecommender
-from spike_kit.models.recommender import Batch, Preset
 from spike_kit.models.spaces import CONTRAST, PROPAGATED
 from spike_kit.models.sparse import spmm
 

@@ -14,8 +14,8 @@ from torch import Tensor
 from spike_kit.base.config import TrainingConfig
 from spike_kit.data.graph import Graph
 from spike_kit.data.vectors import ProfileVectors
+from spike_kit.models.base import Batch, LayeredConfig, Preset, TableRecommender, layer_zero_l2
 from spike_kit.models.layers import keep_mask
-from spike_kit.models.recommender import Batch, LayeredConfig, Preset, TableRecommender, layer_zero_l2
 from spike_kit.models.spaces import PROPAGATED
 from spike_kit.models.sparse import SparsePattern, spmm
 

@@ -8,7 +8,7 @@ from typing import ClassVar
 from torch import Tensor
 
 from spike_kit.base.config import TrainingConfig
-from spike_kit.models.recommender import FittedRecommender, ModelConfig, Preset
+from spike_kit.models.base import FittedRecommender, ModelConfig, Preset
 
 
 class PopularityConfig(ModelConfig):

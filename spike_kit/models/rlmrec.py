@@ -14,9 +14,9 @@ from spike_kit.base.config import TrainingConfig
 from spike_kit.data.graph import Graph
 from spike_kit.data.vectors import ProfileVectors
 from spike_kit.models import losses
+from spike_kit.models.base import Batch, Preset, user_item_text
 from spike_kit.models.layers import TwoLayers, normalized, random_nodes
 from spike_kit.models.lightgcn import EdgeWeights, PropagatedConfig, PropagatedRecommender
-from spike_kit.models.recommender import Batch, Preset, user_item_text
 from spike_kit.models.spaces import PROPAGATED, Range
 
 _SPACE = {

@@ -11,8 +11,8 @@ from torch import Tensor
 
 from spike_kit.base.config import TrainingConfig
 from spike_kit.models import losses
+from spike_kit.models.base import Batch, Preset
 from spike_kit.models.lightgcn import EdgeWeights, PropagatedConfig, PropagatedRecommender
-from spike_kit.models.recommender import Batch, Preset
 from spike_kit.models.spaces import CONTRAST, PROPAGATED, Range
 
 

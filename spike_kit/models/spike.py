@@ -20,9 +20,9 @@ from spike_kit.base.errors import ConfigError
 from spike_kit.data.graph import Graph
 from spike_kit.data.vectors import ProfileVectors
 from spike_kit.models import losses
+from spike_kit.models.base import Batch, Preset
 from spike_kit.models.kg_encoder import EncoderDraws, KgEncoder, KgEncoderConfig
 from spike_kit.models.layers import Precision, ProfileProjection, check_generator, random_nodes
-from spike_kit.models.recommender import Batch, Preset
 from spike_kit.models.spaces import SHARED, Range
 
 

@@ -17,7 +17,7 @@ from spike_kit.evaluation.ranking import HEADLINE
 from spike_kit.experiments.run_folder import Run, versions
 from spike_kit.experiments.tuned import TUNED
 from spike_kit.models import MODELS
-from spike_kit.models.recommender import TrainedRecommender
+from spike_kit.models.base import TrainedRecommender
 from spike_kit.results.significance import bootstrap_interval
 from spike_kit.results.tables import USUAL_TEXT, run_label, usual_settings
 from spike_kit.training.checkpoint import MONITOR

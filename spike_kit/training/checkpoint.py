@@ -20,7 +20,7 @@ from torch import Tensor
 
 from spike_kit.base import distributed, storage
 from spike_kit.base.seeds import torch_generator
-from spike_kit.models.recommender import TrainedRecommender
+from spike_kit.models.base import TrainedRecommender
 
 logger = logging.getLogger(__name__)
 

@@ -22,7 +22,7 @@ from spike_kit.base.errors import ConfigError, SpikeKitError, TrainingError
 from spike_kit.base.seeds import torch_generator
 from spike_kit.data.graph import Graph
 from spike_kit.evaluation.ranking import RankingTask, evaluate
-from spike_kit.models.recommender import Batch, TrainedRecommender
+from spike_kit.models.base import Batch, TrainedRecommender
 from spike_kit.training.checkpoint import MONITOR, EpochRow, History, TrainingState, best_file
 from spike_kit.training.sampling import NegativeSampler, epoch_batches
 

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from spike_kit.base.errors import DataError, some
 from spike_kit.data.graph import Graph
-from spike_kit.models.recommender import Batch
+from spike_kit.models.base import Batch
 from spike_kit.models.sparse import count, offsets
 
 

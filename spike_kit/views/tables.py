@@ -13,7 +13,7 @@ from spike_kit.base.seeds import numpy_generator
 from spike_kit.data.build import compared
 from spike_kit.data.dataset import Dataset
 from spike_kit.evaluation.ranking import recommendations as recommendations
-from spike_kit.models.recommender import Recommender
+from spike_kit.models.base import Recommender
 from spike_kit.profiles.facts import fill
 
 

@@ -16,8 +16,8 @@ from spike_kit.data.graph import Graph
 from spike_kit.evaluation.beyond import MEASURES, BeyondAccuracy, gini, item_groups, measure_lists, recommended
 from spike_kit.evaluation.groups import degree_groups
 from spike_kit.evaluation.ranking import RankingTask, evaluate
+from spike_kit.models.base import FixedEmbeddings
 from spike_kit.models.popularity import Popularity, PopularityConfig
-from spike_kit.models.recommender import FixedEmbeddings
 
 
 @pytest.fixture

@@ -10,7 +10,7 @@ from ir_measures import RR, P, R, Success, nDCG
 
 from spike_kit.evaluation.metrics import METRICS, ranking_metrics
 from spike_kit.evaluation.ranking import CUTOFFS, RankingTask, evaluate
-from spike_kit.models.recommender import FixedEmbeddings
+from spike_kit.models.base import FixedEmbeddings
 from tests.fixture_files import Fixture
 
 ORACLE = {"recall": R, "ndcg": nDCG, "precision": P, "mrr": RR, "hit_rate": Success}

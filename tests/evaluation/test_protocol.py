@@ -14,7 +14,7 @@ from spike_kit.base.seeds import torch_generator
 from spike_kit.data.tables import Tables
 from spike_kit.evaluation import ranking
 from spike_kit.evaluation.ranking import RankingTask, evaluate, top_items
-from spike_kit.models.recommender import FixedEmbeddings, Recommender
+from spike_kit.models.base import FixedEmbeddings, Recommender
 from tests.reference_evaluation import RANKINGS, lists_of, loop
 from tests.world import World
 

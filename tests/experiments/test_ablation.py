@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from spike_kit.base.seeds import torch_generator
 from spike_kit.experiments.ablation import ABLATIONS, SLIDERS, SWITCHES, changes, label, normalised
-from spike_kit.models.recommender import Batch
+from spike_kit.models.base import Batch
 from spike_kit.models.spike import RECOMMENDED as FULL
 from spike_kit.models.spike import Spike, SpikeConfig, SpikeDraws
 from tests.world import World

@@ -28,7 +28,7 @@ from spike_kit.experiments.run_folder import Run
 from spike_kit.experiments.search import VALID, search
 from spike_kit.experiments.search_space import chosen, parse_fixed, space_of, with_settings
 from spike_kit.models import MODELS
-from spike_kit.models.recommender import TrainedRecommender
+from spike_kit.models.base import TrainedRecommender
 from spike_kit.models.spaces import TIME, Range
 from spike_kit.training.checkpoint import EpochRow
 

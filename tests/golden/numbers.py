@@ -19,7 +19,7 @@ from spike_kit.base.seeds import torch_generator
 from spike_kit.data.vectors import ProfileVectors
 from spike_kit.evaluation.ranking import RankingTask, evaluate
 from spike_kit.models import MODELS
-from spike_kit.models.recommender import Recommender, TrainedRecommender
+from spike_kit.models.base import Recommender, TrainedRecommender
 from spike_kit.training.checkpoint import EpochRow, History
 from spike_kit.training.loop import fit
 from tests.world import World, make_world

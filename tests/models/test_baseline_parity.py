@@ -12,11 +12,11 @@ from torch.nn import functional
 
 from spike_kit.data.graph import Graph
 from spike_kit.data.vectors import ProfileVectors
+from spike_kit.models.base import Batch, TrainedRecommender
 from spike_kit.models.bprmf import BprMf, BprMfConfig
 from spike_kit.models.colakg import CoLaKg, CoLaKgConfig, CoLaKgDraws
 from spike_kit.models.lightgcl import LightGcl, LightGclConfig
 from spike_kit.models.lightgcn import EdgeWeights, LightGcn, PropagatedRecommender
-from spike_kit.models.recommender import Batch, TrainedRecommender
 from spike_kit.models.rlmrec import RlmRecCon, RlmRecConConfig, RlmRecGen, RlmRecGenConfig, RlmRecGenDraws
 from spike_kit.models.sgl import Sgl, SglConfig, SglDraws
 from tests.fixture_files import Fixture, assert_close, batch_of

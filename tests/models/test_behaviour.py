@@ -13,7 +13,7 @@ from spike_kit.base.config import TrainingConfig
 from spike_kit.base.seeds import torch_generator
 from spike_kit.evaluation.ranking import RankingTask, top_items
 from spike_kit.models import MODELS, find_model, find_preset
-from spike_kit.models.recommender import Batch, TrainedRecommender
+from spike_kit.models.base import Batch, TrainedRecommender
 from spike_kit.training.loop import fit
 from spike_kit.training.sampling import NegativeSampler, epoch_batches
 from tests.world import World

@@ -7,10 +7,10 @@ import pytest
 import torch
 from torch.nn import functional
 
+from spike_kit.models.base import Batch
 from spike_kit.models.kg_encoder import EncoderDraws
 from spike_kit.models.kgat import BiInteraction, Kgat, KgatConfig
 from spike_kit.models.kgin import Kgin, KginConfig, distance_correlation
-from spike_kit.models.recommender import Batch
 from tests.world import World
 
 

@@ -16,10 +16,10 @@ from spike_kit.data.graph import Graph
 from spike_kit.data.vectors import ProfileVectors
 from spike_kit.experiments import run as running
 from spike_kit.experiments.run import RunConfig, train
+from spike_kit.models.base import Batch
 from spike_kit.models.footprint import footprint, leaner_settings
 from spike_kit.models.layers import ProfileProjection, keep_mask, kept_share
 from spike_kit.models.lightgcn import LightGcnConfig
-from spike_kit.models.recommender import Batch
 from spike_kit.models.spike import RELEASED_CODE, Spike, SpikeConfig
 from tests.world import World
 

@@ -9,11 +9,11 @@ import torch
 from spike_kit.base.errors import ConfigError
 from spike_kit.evaluation.ranking import top_items
 from spike_kit.models import ease, find_model
+from spike_kit.models.base import Recommender
 from spike_kit.models.ease import Ease, EaseConfig
 from spike_kit.models.itemknn import ItemKnn, ItemKnnConfig
 from spike_kit.models.lightgcl import low_rank
 from spike_kit.models.lightgcn import Bipartite
-from spike_kit.models.recommender import Recommender
 from spike_kit.models.sparse import SparsePattern, dense_rows
 from tests.world import World
 

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from spike_kit.data.graph import Graph
 from spike_kit.data.vectors import ProfileVectors
-from spike_kit.models.recommender import Batch
+from spike_kit.models.base import Batch
 from spike_kit.models.spike import RECOMMENDED, RELEASED_CODE, Spike, SpikeConfig, SpikeDraws
 from tests.reference.spike import PlainSpike
 from tests.world import World

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from spike_kit.base.errors import ConfigError
 from spike_kit.data.vectors import ProfileVectors
-from spike_kit.models.recommender import Batch
+from spike_kit.models.base import Batch
 from spike_kit.models.spike import RELEASED_CODE, Spike, SpikeConfig, SpikeDraws
 from tests.world import World
 

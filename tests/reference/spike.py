@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from spike_kit.data.vectors import ProfileVectors
-from spike_kit.models.recommender import Batch
+from spike_kit.models.base import Batch
 from spike_kit.models.spike import Spike, SpikeDraws
 from tests.reference import matching_by_pairs
 
