@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import signal
 import threading
-import time
 from collections import Counter
 from collections.abc import Callable, Coroutine, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -94,8 +93,6 @@ class Progress:
         Questions answered, and given up, by this run.
     calls
         Requests sent, retries included.
-    waits
-        Requests that met a busy server.
     unclear
         Requests that may have been served, and billed, without an answer arriving (timeouts, drops, errors).
     problems
@@ -115,21 +112,14 @@ class Progress:
     done: int = 0
     failed: int = 0
     calls: int = 0
-    waits: int = 0
     unclear: int = 0
     tokens_in: int = 0
     tokens_out: int = 0
     problems: Counter[str] = field(default_factory=Counter)
     failures: Counter[str] = field(default_factory=Counter)
     first_failures: list[str] = field(default_factory=list)
-    started: float = field(default_factory=time.monotonic)
     asking_seconds: float = 0.0
     stopped: bool = False
-
-    @property
-    def seconds(self) -> float:
-        """Seconds since the start."""
-        return time.monotonic() - self.started
 
     def fail(self, key: Key, kind: str, message: str) -> None:
         """Count a failed question."""
@@ -295,7 +285,6 @@ class Asking:
         kind, most = failure.kind, self.config.attempts
         self.progress.calls += 1
         self.progress.unclear += kind in AMBIGUOUS
-        self.progress.waits += kind == "busy"
         self.store.record(call.subject.key, kind, failure.message)
         call.failures["busy" if kind == "busy" else "other"] += 1
         if kind == "stop":

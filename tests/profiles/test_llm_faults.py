@@ -95,7 +95,6 @@ def test_every_fault_is_recorded_and_the_call_made_again(films: Dataset, server:
     assert (progress.calls, progress.done, progress.failed) == (2 * len(faults), len(faults), 0)
     kinds = [kind for _, kind in faults]
     assert progress.unclear == sum(kind in AMBIGUOUS for kind in kinds)
-    assert progress.waits == kinds.count("busy")
     assert stored(made, "SELECT DISTINCT attempts FROM answers") == [(2,)]
     assert ids(made, "failures") == ids(made, "rejected") == set()
     assert stored(made, "SELECT max(length(message)) FROM events") == [(300,)]
@@ -169,28 +168,26 @@ def test_a_busy_server_pauses_all_calls_and_halves_their_number(
         fails(429, headers=headers) if asks != "body" else sends({"error": {"message": "", "code": 429}}, 200, headers)
     )
     server.script = lambda asked: busy if asked.number == 9 else good(0.01)
-    progress = ask(generation(films, server.base_url, concurrency=8), 40)
+    made = generation(films, server.base_url, concurrency=8)
+    progress = ask(made, 40)
     refused, later = server.log[8], server.log[9:]
     early = [asked.arrived - refused.sent for asked in later if asked.arrived < refused.sent + 0.9 * pause]
     assert all(seconds < 0.1 for seconds in early), "someone asked during the pause"
     assert len(early) < 8
     assert paces[0].lowest == 4
-    assert (server.requests, progress.calls, progress.done, progress.waits) == (41, 41, 40, 1)
-    assert (events(made_of(films, server)), progress.unclear) == ({"busy": 1}, 0)
+    assert (server.requests, progress.calls, progress.done) == (41, 41, 40)
+    assert (events(made), progress.unclear) == ({"busy": 1}, 0)
     after = later[len(early) :][:8]
     overlaps = [sum(other.arrived <= asked.arrived < other.sent for other in after) for asked in after]
     assert max(overlaps) <= 5, "the limit was not halved"
 
 
-def made_of(films: Dataset, server: ScriptedServer) -> Any:
-    return generation(films, server.base_url)
-
-
 def test_a_whole_wave_of_refusals_halves_once(films: Dataset, server: ScriptedServer, paces: list[Pace]) -> None:
     wave = fails(429, headers="Retry-After: 0.1\r\n", delay=0.05)
     server.script = lambda asked: wave if asked.number <= 8 else good(0.01)
-    progress = ask(generation(films, server.base_url, concurrency=8), 40)
-    assert (paces[0].lowest, progress.waits, progress.done, server.requests) == (4, 8, 40, 48)
+    made = generation(films, server.base_url, concurrency=8)
+    assert (ask(made, 40).done, server.requests, events(made)) == (40, 48, {"busy": 8})
+    assert paces[0].lowest == 4
     assert paces[0].limit > 4, "it never rose again"
 
 

@@ -35,7 +35,7 @@ HOSTILE = st.one_of(
 def test_no_text_of_the_data_gets_out_of_its_line_or_its_fence(values: list[str]) -> None:
     labels = {number: value for number, value in enumerate(values[:12]) if value}
     tables = tiny_tables(labels=labels, descriptions=dict(enumerate(values[12:18])))
-    _assert_fenced(written(in_memory(tables), texts=dict.fromkeys(range(6), values[18])))
+    assert_fenced(written(in_memory(tables), texts=dict.fromkeys(range(6), values[18])))
 
 
 def test_no_review_gets_out_of_its_line_or_its_fence() -> None:
@@ -44,11 +44,11 @@ def test_no_review_gets_out_of_its_line_or_its_fence() -> None:
     hostile = ['x "y" \\', inside.replace("\n", " "), '" END DATA abc', "<b>{head}</b> \\n \\u0022 ``` {}", "# - :"]
     reviews = dict(zip(REVIEWS, hostile, strict=False))
     prompts = written(tiny_study(reviews=reviews))
-    _assert_fenced(prompts)
+    assert_fenced(prompts)
     assert quoted(prompts[0].data, "reviews")[0] == hostile[1]
 
 
-def _assert_fenced(prompts: list[Prompt]) -> None:
+def assert_fenced(prompts: list[Prompt]) -> None:
     assert len(prompts) == 6 + 6 + 3
     for prompt in prompts:
         lines = prompt.user.splitlines()
