@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import dataclasses
+import inspect
 import re
 import subprocess
 from pathlib import Path
@@ -18,7 +19,8 @@ from spike_kit.data.dataset import Dataset, create_dataset
 from spike_kit.data.vectors import ProfileVectors
 from spike_kit.evaluation.ranking import RankingTask, evaluate
 from spike_kit.experiments import run_folder
-from spike_kit.experiments.run import RunConfig, finished_runs, load_model, run
+from spike_kit.experiments.run import RunConfig, describe, finished_runs, load_model, run
+from spike_kit.models import MODELS
 from spike_kit.models.bprmf import BprMf, BprMfConfig
 from spike_kit.profiles.encode import DEFAULT_ENCODER
 from spike_kit.profiles.template import TEMPLATE
@@ -193,6 +195,33 @@ def test_another_version_is_another_run(data: Dataset, monkeypatch: pytest.Monke
     after = run(quick("bprmf"), progress=False)
     assert after.path != before.path
     assert [done.path for done in finished_runs(data)] == [after.path]
+
+
+class Relative(BprMf):
+    """A model that somebody registers at run time."""
+
+
+def test_neither_an_edited_file_nor_a_new_model_is_another_run(
+    data: Dataset, monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest
+) -> None:
+    """What names a run is declared: settings, hashes of the data, versions; no byte of a source file."""
+    described = describe(quick("bprmf"), data)
+    before = run_folder.run_path(described)
+    assert set(described) == {
+        *("model", "dataset", "preset", "seed", "model_settings", "training_settings", "data_sha256", "versions"),
+    }
+    assert set(describe(quick("spike"), data)) - set(described) == {"profiles", "encoder", "vectors_sha256"}
+    MODELS["relative"] = Relative
+    request.addfinalizer(lambda: MODELS.pop("relative"))
+    monkeypatch.setattr(Path, "read_bytes", _refuse)
+    monkeypatch.setattr(inspect, "getsource", _refuse)
+    monkeypatch.setattr(BprMf, "__doc__", "Edited.")
+    assert run_folder.run_path(describe(quick("bprmf"), data)) == before
+    assert run_folder.run_path(describe(quick("relative"), data)) != before
+
+
+def _refuse(*_: object) -> None:
+    raise AssertionError("a file of the package is read")
 
 
 def test_a_run_from_before_versions_is_found_as_version_1(data: Dataset, monkeypatch: pytest.MonkeyPatch) -> None:

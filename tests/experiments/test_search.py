@@ -8,16 +8,18 @@ import shlex
 import signal
 import sqlite3
 from collections.abc import Callable, Iterator
+from contextlib import ExitStack, closing
 from multiprocessing import get_context
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
+import sqlalchemy
 
 from spike_kit.base import paths
 from spike_kit.base.config import TrainingConfig
-from spike_kit.base.errors import ConfigError, TrainingError
+from spike_kit.base.errors import ConfigError, StorageError, TrainingError
 from spike_kit.cli import main
 from spike_kit.data.dataset import Dataset
 from spike_kit.evaluation.ranking import RankingTask
@@ -216,6 +218,26 @@ def test_a_killed_search_goes_on(data: Dataset, home: Path, trained: list[Traini
     assert len(trained) == 2
     assert sorted(result.trials["loss"]) == ["bpr", "cosine_softmax", "softmax"]
     assert set(result.trials["state"]) == {"complete"}
+
+
+@pytest.mark.parametrize("how", ["cut off", "rubbish", "locked"])
+def test_a_file_of_trials_that_cannot_be_used_is_named(
+    data: Dataset, monkeypatch: pytest.MonkeyPatch, how: str
+) -> None:
+    script(monkeypatch, [0.1])
+    search(config(), 1, SPACE)
+    file = paths.data_root() / "searches" / "bprmf-world.sqlite"
+    with ExitStack() as stack:
+        if how == "locked":
+            create_engine = sqlalchemy.create_engine
+            hurried = {"connect_args": {"timeout": 0.1}}
+            monkeypatch.setattr(sqlalchemy, "create_engine", lambda *args, **_: create_engine(*args, **hurried))
+            holder = stack.enter_context(closing(sqlite3.connect(file)))
+            holder.execute("BEGIN EXCLUSIVE")
+        else:
+            file.write_bytes(file.read_bytes()[:20_000] if how == "cut off" else bytes(range(256)) * 20)
+        with pytest.raises(StorageError, match=r"(?s)bprmf-world\.sqlite cannot be used: .*move it away"):
+            search(config(), 2, SPACE)
 
 
 @pytest.mark.usefixtures("clock")
