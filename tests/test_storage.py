@@ -1,6 +1,9 @@
 from __future__ import annotations
 
 import errno
+import time
+from concurrent.futures import ThreadPoolExecutor
+from multiprocessing import SimpleQueue, get_context
 from pathlib import Path
 
 import pytest
@@ -68,3 +71,30 @@ def test_broken_parquet_is_an_error_that_names_the_file(tmp_path: Path) -> None:
 
 def test_canonical_json_depends_on_values_only() -> None:
     assert storage.canonical_json({"b": 1, "a": [2, None]}) == '{"a":[2,null],"b":1}'
+
+
+def hold(path: Path, held: SimpleQueue[bool]) -> None:
+    with storage.exclusive(path, ""):
+        held.put(True)
+        time.sleep(600)
+
+
+def test_a_lock_is_held_against_threads_and_processes_and_goes_with_its_process(tmp_path: Path) -> None:
+    path = tmp_path / "new" / "a.lock"
+    refused = pytest.raises(DataError, match=r"(?s)somebody is at it.*wait until it has ended")
+    with storage.exclusive(path, ""), ThreadPoolExecutor(1) as pool, refused:
+        pool.submit(storage.exclusive(path, "somebody is at it").__enter__).result()
+    context = get_context("fork")
+    held = context.SimpleQueue()
+    process = context.Process(target=hold, args=(path, held))
+    process.start()
+    assert held.get()
+    with refused, storage.exclusive(path, "somebody is at it"):
+        pass
+    process.kill()
+    process.join()
+    with storage.exclusive(path, "somebody is at it"):
+        pass
+    (tmp_path / "file").write_text("")
+    with pytest.raises(StorageError, match="cannot be used"), storage.exclusive(tmp_path / "file" / "b.lock", ""):
+        pass

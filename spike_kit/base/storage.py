@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import pandas as pd
+from filelock import FileLock, Timeout
 from safetensors import SafetensorError
 
 from spike_kit.base.errors import DataError, StorageError
@@ -138,7 +139,7 @@ def _swap_in(new: Path, path: Path) -> None:
 
 @contextmanager
 def database_errors(path: Path) -> Iterator[None]:
-    """Turn an error of sqlite or of the file system into a `StorageError` that names the sqlite file."""
+    """Turn an error of sqlite or of the file system into a `StorageError` that names the file."""
     try:
         yield
     except (sqlite3.Error, OSError) as error:
@@ -150,7 +151,7 @@ def database_errors(path: Path) -> Iterator[None]:
 
 @contextmanager
 def exclusive(path: Path, held: str) -> Iterator[None]:
-    """Hold a lock file against other processes; released with the process, however it ends.
+    """Hold a lock file against other processes and threads; released with the process, however it ends.
 
     Parameters
     ----------
@@ -166,24 +167,17 @@ def exclusive(path: Path, held: str) -> Iterator[None]:
     StorageError
         If the file cannot be used.
     """
+    lock = FileLock(path, thread_local=False)
     with database_errors(path):
         path.parent.mkdir(parents=True, exist_ok=True)
-        lock = sqlite3.connect(path, timeout=0, isolation_level=None, check_same_thread=False)
+        try:
+            lock.acquire(blocking=False)
+        except Timeout as error:
+            raise DataError(held, "wait until it has ended, or stop it") from error
     try:
-        with database_errors(path):
-            _take(lock, held)
         yield
     finally:
-        lock.close()
-
-
-def _take(lock: sqlite3.Connection, held: str) -> None:
-    try:
-        lock.execute("BEGIN EXCLUSIVE")
-    except sqlite3.OperationalError as error:
-        if error.sqlite_errorcode != sqlite3.SQLITE_BUSY:
-            raise
-        raise DataError(held, "wait until it has ended, or stop it") from error
+        lock.release()
 
 
 def _flush(path: Path) -> None:
