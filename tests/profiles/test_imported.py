@@ -75,26 +75,15 @@ def translated(texts: Texts, ids: dict[str, dict[str, str]]) -> Texts:
 def test_profiles_by_other_ids_with_maps(data: Dataset, tmp_path: Path) -> None:
     maps, ids = write_maps(data, tmp_path)
     texts = texts_of(data)
-    texts.pop("auxiliary")
-    maps.pop("auxiliary")
-    import_profiles(data, "plain", write(tmp_path, texts), fill="template")
+    assert any(" " in source_id for source_id in texts["auxiliary"])
+    import_profiles(data, "plain", write(tmp_path, texts))
     files = write(tmp_path, translated(texts, ids))
-    import_profiles(data, "mapped", files, maps, fill="template")
+    import_profiles(data, "mapped", files, maps)
     assert data.profiles("mapped")["text"].equals(data.profiles("plain")["text"])
     with pytest.raises(DataError, match=r"(?s)item\.json has no profile for any item of world.*--item-map"):
         import_profiles(data, "unmapped", files)
-    with pytest.raises(DataError, match=r"those of user are not"):
+    with pytest.raises(DataError, match=r"those of auxiliary, user are not"):
         import_profiles(data, "half", files, {"item": maps["item"]})
-
-
-def test_source_ids_with_blanks_can_be_mapped(data: Dataset, tmp_path: Path) -> None:
-    """Most entities of ml-100k have such ids: company:A Band Apart."""
-    maps, ids = write_maps(data, tmp_path)
-    texts = texts_of(data)
-    assert any(" " in source_id for source_id in texts["auxiliary"])
-    import_profiles(data, "plain", write(tmp_path, texts))
-    import_profiles(data, "mapped", write(tmp_path, translated(texts, ids)), maps)
-    assert data.profiles("mapped")["text"].equals(data.profiles("plain")["text"])
 
 
 @pytest.mark.parametrize(
@@ -139,6 +128,9 @@ def test_gaps_are_named_or_filled_and_marked(data: Dataset, tmp_path: Path) -> N
         DataError, match=r"(?s)item\.json leaves 2 of 48 item profiles open: item 7, 9.*--fill template"
     ):
         import_profiles(data, "theirs", files)
+    with pytest.raises(DataError, match="no file leaves 20 of 20 auxiliary profiles open: auxiliary 48, 49, "):
+        import_profiles(data, "theirs", {"item": write(tmp_path, {"item": texts_of(data)["item"]})["item"]})
+    files = write(tmp_path, texts)
     del files["auxiliary"]
     import_profiles(data, "theirs", files, fill="template")
     profiles, template = data.profiles("theirs"), data.profiles("template")
@@ -150,12 +142,6 @@ def test_gaps_are_named_or_filled_and_marked(data: Dataset, tmp_path: Path) -> N
     assert set(profiles.loc[~filled, "usage"]) == {"{}"}
     assert data.provenance("theirs")["imported"] == {"item": 46, "auxiliary": 0, "user": 0}
     assert data.provenance("theirs")["possibly_leaky"] == []
-
-
-def test_a_subject_without_a_file_is_a_gap(data: Dataset, tmp_path: Path) -> None:
-    with pytest.raises(DataError, match="no file leaves 56 of 56 user profiles open: user 0, 1, "):
-        texts = texts_of(data)
-        import_profiles(data, "theirs", write(tmp_path, {s: texts[s] for s in ("item", "auxiliary")}))
 
 
 @pytest.mark.parametrize(("value", "kind"), [(None, "NoneType"), (3, "int"), (["text"], "list"), ({"a": "b"}, "dict")])

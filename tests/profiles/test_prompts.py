@@ -133,7 +133,7 @@ def test_a_long_review_is_cut_to_the_budget_however_its_words_are_spread(text: s
     assert estimate_tokens(shown[0]) <= 102
 
 
-def test_one_prompt_is_what_the_many_are() -> None:
+def test_one_prompt_is_what_the_many_are_and_users_without_train_items_have_none() -> None:
     data = tiny_study(reviews=REVIEWS)
     writer = PromptWriter(data, PromptConfig(reviews=2, review_tokens=20))
 
@@ -144,12 +144,8 @@ def test_one_prompt_is_what_the_many_are() -> None:
         many = list(writer.prompts(subject, texts))
         assert [prompt.id for prompt in many] == [i for i in data.expected_ids(subject) if (subject, i) != ("user", 3)]
         assert many == [writer.prompt(subject, prompt.id, texts) for prompt in many]
-
-
-def test_users_without_train_items_are_not_asked_about() -> None:
-    writer = PromptWriter(tiny_study(reviews=REVIEWS))
+        assert many == list(PromptWriter(Dataset.open(data.path), writer.config).prompts(subject, texts))
     assert [writer.has_material("user", user) for user in range(4)] == [True, True, True, False]
-    assert [prompt.id for prompt in writer.prompts("user")] == [0, 1, 2]
 
 
 def test_finished_item_profiles_are_quoted_and_cut() -> None:
@@ -244,11 +240,6 @@ def test_no_bare_id_reaches_a_prompt_through_a_chain_of_unnamed_entities(outward
     triples = [*tiny.TRIPLES, *(chain if outward else [(tail, 2, head) for head, _, tail in chain])]
     for prompt in written(tiny_study(tables=tiny_tables(triples=triples))):
         assert not re.search(r"m\.0|\b120415\b", prompt.data), prompt.data
-
-
-def test_two_writers_write_the_same() -> None:
-    data = tiny_study(reviews=REVIEWS)
-    assert written(data) == written(Dataset.open(data.path))
 
 
 def test_what_facts_are_held_to_is_what_a_prompt_can_hold() -> None:

@@ -141,9 +141,6 @@ def test_mattr_by_hand() -> None:
     assert mattr(["Dog dog DOG"]) == pytest.approx(1 / 3)
     assert mattr(["a b", "a a", "..."]) == pytest.approx((1 + 1 / 2) / 2)
     assert math.isnan(mattr(["", "?"]))
-
-
-def test_mattr_equals_a_loop_over_windows() -> None:
     words = [f"w{number}" for number in np.random.default_rng(0).integers(0, 40, 300)]
     windows = [len(set(words[start : start + 50])) / 50 for start in range(251)]
     assert mattr([" ".join(words)]) == pytest.approx(np.mean(windows))
@@ -192,10 +189,10 @@ def test_the_same_words_are_duplicates_and_a_large_group_stays_cheap() -> None:
     assert pairs[["first", "second", "similarity"]].to_numpy().tolist() == [[0, 2, 1], [3, 4, 1]]
     assert share == 4 / 5
     base = random_texts(1, 60)[0]
-    texts = [f"{base} end{number}" for number in range(3000)] + ["same text here"] * 3000 + random_texts(101, 60)[1:]
+    texts = [f"{base} end{number}" for number in range(1000)] + ["same text here"] * 1000 + random_texts(101, 60)[1:]
     share, pairs = near_duplicates(texts)
-    assert share == 6000 / 6100
-    assert len(pairs) < 6000 * quality.BUCKET_WINDOW * quality.BANDS / 4
+    assert share == 2000 / 2100
+    assert len(pairs) < 2000 * quality.BUCKET_WINDOW * quality.BANDS / 4
     assert math.isnan(near_duplicates([])[0])
 
 

@@ -36,17 +36,6 @@ def test_profiles_say_what_the_graph_says(world: World) -> None:
     assert texts["user"][0].startswith("Liked Comedy film")
 
 
-def test_held_out_items_never_reach_a_user_profile(world: World) -> None:
-    tables = world.tables
-    for user, text in enumerate(template_texts(tables)["user"]):
-        own = tables.interactions[tables.interactions["user"] == user]
-        held_out = own.loc[own["split"] != "train", "item"]
-        for label in tables.items["label"].to_numpy()[held_out]:
-            assert f"{label}," not in text
-            assert f"{label} " not in text
-            assert f"{label}." not in text
-
-
 def test_profiles_do_not_change_with_the_held_out_interactions(world: World) -> None:
     train_only = world.tables.interactions[world.tables.interactions["split"] == "train"]
     blind = dataclasses.replace(world.tables, interactions=train_only)
@@ -60,7 +49,7 @@ def rename(tables: Tables, label: str) -> Tables:
 
 
 @given(st.text(min_size=1, max_size=200))
-@settings(max_examples=30)
+@settings(max_examples=20)
 def test_hostile_labels_cannot_break_a_profile(label: str) -> None:
     for subject, texts in template_texts(rename(make_world().tables, label)).items():
         assert all(text.strip() for text in texts)

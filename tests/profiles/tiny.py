@@ -62,36 +62,18 @@ def tiny_tables(
     """Tables of the study; ``labels`` and ``descriptions`` take the place of some, by id."""
     names = [*FILMS, *(label for _, label, _ in others)]
     names = [(labels or {}).get(number, name) for number, name in enumerate(names)]
-    ids = [f"film:{number}" for number in range(len(FILMS))]
+    ids, kinds = [f"film:{number}" for number in range(len(FILMS))], ["item"] * len(FILMS)
     users = range(1 + max(user for user, _, _ in INTERACTIONS))
+    items = [(number, ids[number], names[number], (descriptions or {}).get(number, "")) for number in range(len(FILMS))]
+    ids, kinds = [*ids, *(key for key, _, _ in others)], [*kinds, *(kind for _, _, kind in others)]
     interactions = pd.DataFrame(INTERACTIONS, columns=["user", "item", "split"]).assign(rating=5.0, timestamp=None)
     return Tables(
-        users=pd.DataFrame(
-            {"user": users, "source_id": [f"u{user}" for user in users], "label": [f"User {user}" for user in users]}
-        ),
-        items=pd.DataFrame(
-            {
-                "item": range(len(FILMS)),
-                "source_id": ids,
-                "label": names[: len(FILMS)],
-                "description": [(descriptions or {}).get(number, "") for number in range(len(FILMS))],
-            }
-        ),
-        entities=pd.DataFrame(
-            {
-                "entity": range(len(names)),
-                "source_id": [*ids, *(source_id for source_id, _, _ in others)],
-                "label": names,
-                "kind": ["item"] * len(FILMS) + [kind for _, _, kind in others],
-            }
-        ),
+        users=pd.DataFrame([(u, f"u{u}", f"User {u}") for u in users], columns=["user", "source_id", "label"]),
+        items=pd.DataFrame(items, columns=["item", "source_id", "label", "description"]),
+        entities=pd.DataFrame({"entity": range(len(ids)), "source_id": ids, "label": names, "kind": kinds}),
         relations=pd.DataFrame(
-            {
-                "relation": range(len(RELATIONS)),
-                "source_id": [name for name, _ in RELATIONS],
-                "label": [name for name, _ in RELATIONS],
-                "template": [template for _, template in RELATIONS],
-            }
+            [(number, name, name, template) for number, (name, template) in enumerate(RELATIONS)],
+            columns=["relation", "source_id", "label", "template"],
         ),
         interactions=interactions.astype({"timestamp": "Int64"}),
         triples=pd.DataFrame(triples, columns=["head", "relation", "tail"]),
