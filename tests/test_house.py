@@ -60,6 +60,50 @@ def test_nobody_below_knows_anybody_above(path: Path) -> None:
     assert above == set()
 
 
+def documentation(tree: ast.AST) -> set[int]:
+    """Numbers of the lines of docstrings and of the strings that document fields."""
+    lines: set[int] = set()
+    for node in ast.walk(tree):
+        body = getattr(node, "body", [])
+        for child in body if isinstance(body, list) else []:
+            if (
+                isinstance(child, ast.Expr)
+                and isinstance(child.value, ast.Constant)
+                and isinstance(child.value.value, str)
+            ):
+                lines.update(range(child.lineno, (child.end_lineno or child.lineno) + 1))
+    return lines
+
+
+def code_lines(text: str, first: int, last: int, left_out: set[int]) -> int:
+    """Number of lines that are code: neither blank, nor a comment, nor documentation."""
+    numbered = enumerate(text.splitlines(), 1)
+    return sum(
+        1
+        for number, line in numbered
+        if first <= number <= last and number not in left_out and line.strip() and not line.strip().startswith("#")
+    )
+
+
+def test_files_and_functions_stay_small() -> None:
+    large = []
+    for path in modules():
+        text = path.read_text(encoding="utf-8")
+        tree = ast.parse(text)
+        left_out = documentation(tree)
+        if (size := code_lines(text, 1, text.count("\n") + 1, left_out)) > 400:
+            large.append(f"{path.relative_to(PACKAGE)}: {size}")
+        for node in ast.walk(tree):
+            if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
+                size = code_lines(text, node.lineno, node.end_lineno or node.lineno, left_out)
+                large += [f"{path.relative_to(PACKAGE)}: {node.name}: {size}"] if size > 60 else []
+    assert large == []
+
+
+def test_the_hall_is_empty() -> None:
+    assert {path.name for path in PACKAGE.glob("*.py")} == {"__init__.py", "__main__.py", "api.py", "cli.py"}
+
+
 def test_models_never_read_a_file() -> None:
     for path in (PACKAGE / "models").glob("*.py"):
         text = path.read_text(encoding="utf-8")
@@ -75,6 +119,10 @@ def test_notebooks_define_nothing_and_end_with_a_check(path: Path) -> None:
         kinds = {type(node) for node in ast.walk(ast.parse(source))}
         assert kinds.isdisjoint({ast.FunctionDef, ast.ClassDef, ast.AsyncFunctionDef, ast.Lambda})
         assert len(source.splitlines()) <= 16
+    ours = [line for source in code for line in source.splitlines() if re.match(r"(from|import) spike_kit", line)]
+    assert len(ours) <= 2
+    assert "import spike_kit as sk" in code[0]
+    assert "sk.load(" in code[0]
     assert "SPIKE_KIT_DATASET" in code[0]
     assert "assert" in code[-1]
     opening = cells[0].source
@@ -143,6 +191,11 @@ def test_paths_and_links_in_the_readme_exist() -> None:
     links = [link for link in re.findall(r"\]\(([^)#]+)\)", text) if not link.startswith("http")]
     assert links
     assert [link for link in links if not (ROOT / link).exists()] == []
+
+
+def test_readme_and_log_stay_short() -> None:
+    assert len((ROOT / "README.md").read_text(encoding="utf-8").split()) <= 1300
+    assert len((ROOT / "docs" / "log.md").read_text(encoding="utf-8").splitlines()) <= 150
 
 
 def test_every_skip_is_listed_with_its_reason() -> None:

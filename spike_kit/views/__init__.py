@@ -6,6 +6,7 @@ attribute of this package: what makes the view, imported when it is asked for.
 
 from __future__ import annotations
 
+import importlib
 from typing import Any
 
 from spike_kit.base.registry import Registry
@@ -32,8 +33,10 @@ set, a generation of a `spike_kit.profiles.generate.Generation`.
 def __getattr__(name: str) -> Any:
     if name in VIEWS:
         return VIEWS[name]
+    if name in ("charts", "tables"):
+        return importlib.import_module(f"spike_kit.views.{name}")
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 
 def __dir__() -> list[str]:
-    return [*globals(), *VIEWS]
+    return [*globals(), *VIEWS, "charts", "tables"]

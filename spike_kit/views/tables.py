@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 import pandas as pd
 import torch
@@ -12,9 +14,10 @@ from spike_kit.base.errors import DataError, require
 from spike_kit.base.seeds import numpy_generator
 from spike_kit.data.build import compared
 from spike_kit.data.dataset import Dataset
-from spike_kit.evaluation.ranking import recommendations as recommendations
 from spike_kit.models.base import Recommender
 from spike_kit.profiles.facts import fill
+from spike_kit.profiles.faithfulness import unsupported_facts
+from spike_kit.profiles.prompts import prompt_texts
 
 
 def named_triples(data: Dataset, n: int = 10, seed: int = 0) -> pd.DataFrame:
@@ -119,3 +122,14 @@ def final_entity_vectors(model: Recommender) -> Tensor:
 def published_table(data: Dataset) -> pd.DataFrame:
     """Counts that the owners of a data set published beside ours, before any filter."""
     return compared(data.manifest)
+
+
+def unsupported(data: Dataset, subjects: Sequence[tuple[str, int]], profiles: Sequence[str]) -> pd.DataFrame:
+    """Names and numbers in some profiles that do not stand in their prompts, by subject, id and profile set."""
+    rows = []
+    for name in profiles:
+        prompts = prompt_texts(data, name)
+        for subject, number in subjects:
+            found = unsupported_facts(profile_of(data, subject, number, name), prompts[subject, number])
+            rows.append((subject, number, name, found))
+    return pd.DataFrame(rows, columns=["subject", "id", "profiles", "unsupported"])

@@ -25,24 +25,22 @@ HOSTILE = f'{TAGS} [link](javascript:window.hacked=1) <a href="javascript:window
 
 CELLS = (
     """
-from spike_kit import views
-from spike_kit.data.dataset import Dataset
-from spike_kit.experiments.run import RunConfig, load_model, run
-from spike_kit.views import tables
-data = Dataset.open("named")
-done = run(RunConfig(dataset="named", training={"epochs": 2, "eval_every": 1}))
-model = load_model(done, data)
+import spike_kit as sk
+data, tables = sk.load("named"), sk.views.tables
+done = sk.train("spike", data, epochs=2, eval_every=1)
+done
 """,
-    "views.map(done, k=3).panel()",
-    "views.profiles(done).panel()",
-    "views.graph(done).panel()",
-    "views.why(done).panel()",
-    "views.ablation(data).panel()",
-    "views.leaderboard(data).panel()",
+    "sk.views.map(done, k=3).panel()",
+    "sk.views.profiles(done).panel()",
+    "sk.views.graph(done).panel()",
+    "sk.views.why(done).panel()",
+    "sk.views.ablation(data).panel()",
+    "sk.views.leaderboard(data).panel()",
     "tables.named_triples(data, 5)",
-    "tables.recommendations(data, model, 0)",
-    "tables.neighbours(data, tables.final_entity_vectors(model), 0)",
-    "views.map(done, k=3).morph()",
+    "done.recommend(0)",
+    "sk.table(done)",
+    "tables.neighbours(data, tables.final_entity_vectors(done.model), 0)",
+    "sk.views.map(done, k=3).morph()",
 )
 
 

@@ -62,8 +62,10 @@ def main(names: list[str]) -> int:
     missed = []
     with tempfile.TemporaryDirectory(prefix="spike-kit-faults-") as folder:
         copy = Path(folder) / "checkout"
-        ignored = shutil.ignore_patterns(".venv*", ".git", "data", "figures", "__pycache__", "*.egg-info")
-        shutil.copytree(ROOT, copy, ignore=ignored)
+        for part in ("spike_kit", "tests", "benchmarks", "docs", "notebooks", ".ci"):
+            shutil.copytree(ROOT / part, copy / part, ignore=shutil.ignore_patterns("__pycache__"))
+        for file in filter(Path.is_file, (*ROOT.glob("*.*"), ROOT / "Makefile")):
+            shutil.copy(file, copy)
         for fault in faults:
             caught = is_caught(fault, copy)
             missed += [] if caught else [fault["name"]]

@@ -8,6 +8,7 @@ import pytest
 from spike_kit.base import paths
 from spike_kit.base.errors import ConfigError, DataError
 from spike_kit.data.dataset import Dataset, create_dataset
+from spike_kit.evaluation.ranking import recommendations
 from spike_kit.evaluation.signal import signal_table
 from spike_kit.experiments.run import load_model
 from spike_kit.experiments.run_folder import Run
@@ -64,7 +65,7 @@ def test_neighbours_share_the_topic_and_exclude_oneself(data: Dataset) -> None:
 
 
 def test_recommendations_have_names_and_truth(data: Dataset, spike_run: Run) -> None:
-    frame = tables.recommendations(data, load_model(spike_run), user=0, k=10)
+    frame = recommendations(data, load_model(spike_run), user=0, k=10)
     assert frame["rank"].tolist() == list(range(1, 11))
     seen = set(tables.train_history(data, 0))
     assert seen.isdisjoint(frame["item"])
