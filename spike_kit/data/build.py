@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pandas as pd
 import torch
 
@@ -86,7 +86,14 @@ def build(
             embeddings=_remaining_vectors(work),
             overwrite=overwrite,
         )
-    _warn_where_different(data.manifest)
+    rows = compared(data.manifest)
+    if len(different := rows[~rows["equal"].astype(bool)]):
+        logger.warning(
+            "WARNING: the raw files of %s are not the version published in %s: %s",
+            data.name,
+            data.manifest.published_in,
+            some(f"{row.what} {row.found} instead of {row.published}" for row in different.itertuples()),
+        )
     return data
 
 
@@ -129,25 +136,12 @@ def compared(manifest: Manifest) -> pd.DataFrame:
     return pd.DataFrame(rows, columns=["what", "published", "found", "equal"])
 
 
-def _warn_where_different(manifest: Manifest) -> None:
-    rows = compared(manifest)
-    different = rows[~rows["equal"].astype(bool)]
-    if len(different):
-        shown = some(f"{row.what} {row.found} instead of {row.published}" for row in different.itertuples())
-        logger.warning(
-            "WARNING: the raw files of %s are not the version published in %s: %s",
-            manifest.name,
-            manifest.published_in,
-            shown,
-        )
-
-
 def _remaining_vectors(work: Workspace) -> dict[tuple[str, str], ProfileVectors]:
     """Vectors that came with the source, for the users and entities that are left."""
-    if not work.vectors:
-        return {}
-    users = torch.from_numpy(work.frame("SELECT old FROM u_new ORDER BY id")["old"].to_numpy(copy=True)).long()
-    nodes = torch.from_numpy(work.frame("SELECT old FROM node_new ORDER BY id")["old"].to_numpy(copy=True)).long()
+    users, nodes = (
+        torch.from_numpy(work.frame(f"SELECT old FROM {numbered} ORDER BY id")["old"].to_numpy(np.int64, copy=True))
+        for numbered in ("u_new", "node_new")
+    )
     return {
         key: ProfileVectors(vectors.user.index_select(0, users), vectors.entity.index_select(0, nodes))
         for key, vectors in work.vectors.items()
@@ -177,16 +171,12 @@ def open_or_build(dataset: str, source: str | None = None, **changes: Any) -> Da
     """
     if paths.dataset_exists(dataset):
         data = Dataset.open(dataset)
-        _warn_if_changed(data, changes)
+        if any(data.manifest.build.get(name) != value for name, value in changes.items()):
+            logger.warning("%s exists with other build settings and is kept as it is", paths.shown(data.path))
         return data
     recipe_name = source or dataset
     fetch(recipe_name)
     return build(recipe_name, find_recipe(recipe_name).settings.replace(**changes), name=dataset)
-
-
-def _warn_if_changed(data: Dataset, changes: Mapping[str, Any]) -> None:
-    if any(data.manifest.build.get(name) != value for name, value in changes.items()):
-        logger.warning("%s exists with other build settings and is kept as it is", paths.shown(data.path))
 
 
 def fetch(recipe_name: str) -> list[Path]:

@@ -25,7 +25,7 @@ from pydantic import Field
 from spike_kit.base import paths, storage
 from spike_kit.base.config import Config
 from spike_kit.base.errors import ConfigError, DataError, some
-from spike_kit.data.tables import SPLITS, ReviewCheck, Tables, check_frame
+from spike_kit.data.tables import SPLITS, Tables, check_frame, checked_reviews
 from spike_kit.data.vectors import ProfileVectors
 
 SCHEMA_VERSION = 1
@@ -422,8 +422,7 @@ def create_dataset(
         counts = tables.counts()
         for table, frame in tables.named().items():
             frame.to_parquet(folder / f"{table}.parquet", index=False, compression="zstd")
-        check = ReviewCheck(tables.interactions)
-        checked = (check(batch, "reviews") for batch in reviews)
+        checked = checked_reviews(reviews, tables.interactions)
         if n_reviews := _write_batches(folder / "reviews.parquet", checked, use_dictionary=False):
             counts["reviews"] = n_reviews
         written = [*tables.named(), "reviews"] if n_reviews else [*tables.named()]

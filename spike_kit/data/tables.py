@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, fields
 from pathlib import Path
 
@@ -198,44 +199,40 @@ def _codes(splits: pd.Series) -> np.ndarray:
     return splits.astype(pd.CategoricalDtype(list(SPLITS))).cat.codes.to_numpy()
 
 
-class ReviewCheck:
-    """Checks the reviews of a data set batch by batch: schema, order, and that each belongs to an interaction.
+def checked_reviews(batches: Iterable[pd.DataFrame], interactions: pd.DataFrame) -> Iterator[pd.DataFrame]:
+    """Pass on the reviews of a data set batch by batch, each after a check.
 
     Parameters
     ----------
+    batches
+        Reviews, sorted by user and item.
     interactions
         Interactions of the data set, sorted by user and item.
+
+    Raises
+    ------
+    DataError
+        If a batch breaks the schema, is out of order, holds a second review of an interaction, or a review whose
+        split is not that of its interaction (it would leak held-out text into train).
     """
+    stride = int(interactions["item"].max()) + 1
 
-    def __init__(self, interactions: pd.DataFrame) -> None:
-        self._stride = int(interactions["item"].max()) + 1
-        self._keys = self._key(interactions)
-        self._splits = _codes(interactions["split"])
-        self._last = -1
+    def keys_of(frame: pd.DataFrame) -> np.ndarray:
+        return frame["user"].to_numpy(dtype=np.int64) * stride + frame["item"].to_numpy(dtype=np.int64)
 
-    def _key(self, frame: pd.DataFrame) -> np.ndarray:
-        return frame["user"].to_numpy(dtype=np.int64) * self._stride + frame["item"].to_numpy(dtype=np.int64)
-
-    def __call__(self, batch: pd.DataFrame, where: str) -> pd.DataFrame:
-        """Check the next batch.
-
-        Raises
-        ------
-        DataError
-            If it breaks the schema, is out of order, holds a second review of an interaction, or a review whose
-            split is not that of its interaction (it would leak held-out text into train).
-        """
-        check_frame(SCHEMAS["reviews"], batch, where)
-        keys = self._key(batch)
-        if (np.diff(keys, prepend=self._last) <= 0).any():
-            raise DataError(f"{where}: reviews must be sorted by user and item, one for each interaction")
-        self._last = int(keys[-1]) if len(keys) else self._last
-        place = np.minimum(np.searchsorted(self._keys, keys), len(self._keys) - 1)
-        wrong = (self._keys[place] != keys) | (self._splits[place] != _codes(batch["split"]))
+    known, splits, last = keys_of(interactions), _codes(interactions["split"]), -1
+    for batch in batches:
+        check_frame(SCHEMAS["reviews"], batch, "reviews")
+        keys = keys_of(batch)
+        if (np.diff(keys, prepend=last) <= 0).any():
+            raise DataError("reviews must be sorted by user and item, one for each interaction")
+        last = max([last, *keys[-1:].tolist()])
+        place = np.minimum(np.searchsorted(known, keys), len(known) - 1)
+        wrong = (known[place] != keys) | (splits[place] != _codes(batch["split"]))
         if wrong.any():
             rows = batch.loc[wrong, ["user", "item"]].itertuples(index=False, name=None)
-            raise DataError(f"{where}: no interaction of the same split for the review of (user, item) {some(rows)}")
-        return batch
+            raise DataError(f"no interaction of the same split for the review of (user, item) {some(rows)}")
+        yield batch
 
 
 def _check_dense(where: str, column: str, ids: pd.Series) -> None:
