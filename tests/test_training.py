@@ -54,10 +54,11 @@ def test_the_best_weights_are_kept_and_training_stops_early(world: World) -> Non
     assert means[MONITOR] == pytest.approx(validated[f"valid_{MONITOR}"][best], abs=1e-12)
 
 
-def test_the_last_weights_are_kept_where_asked(world: World) -> None:
+def test_the_last_weights_are_kept_where_asked_and_every_epoch_stands_in_the_history(world: World) -> None:
     config = TrainingConfig(epochs=5, batch_size=256, eval_every=2, patience=0, keep="last")
     _, history = fit_bprmf(world, config)
     assert history.best_epoch == 5
+    assert history.frame()["epoch"].tolist() == [1, 2, 3, 4, 5]
 
 
 def test_patience_counts_from_the_best_even_if_the_last_weights_are_kept(world: World) -> None:
@@ -110,11 +111,6 @@ def test_a_schedule_is_another_result(world: World) -> None:
     plain, _ = fit_bprmf(world, config)
     cosine, _ = fit_bprmf(world, config.replace(schedule="cosine"))
     assert not torch.equal(plain.user_embedding, cosine.user_embedding)
-
-
-def test_every_epoch_stands_in_the_history(world: World) -> None:
-    _, history = fit_bprmf(world, TrainingConfig(epochs=5, batch_size=256, eval_every=2, patience=0))
-    assert history.frame()["epoch"].tolist() == [1, 2, 3, 4, 5]
 
 
 def test_logged_terms_sum_to_the_logged_loss(data: Dataset) -> None:
@@ -177,15 +173,19 @@ def test_the_commit_is_marked_if_the_package_differs_and_only_then(
     [{"seed": 1}, {"settings": {"rho": 0.3}}, {"training": {**QUICK, "learning_rate": 0.1}}, {"model": "bprmf"}],
 )
 def test_another_configuration_is_another_run(data: Dataset, change: dict[str, Any]) -> None:
-    assert run(quick(), progress=False).path != run(quick(**change), progress=False).path
+    assert path_of(quick(), data) != path_of(quick(**change), data)
+
+
+def path_of(config: RunConfig, data: Dataset) -> Path:
+    return run_folder.run_path(describe(config, data))
 
 
 def test_other_vectors_are_another_run_for_models_that_read_them(data: Dataset, world: World) -> None:
-    before = {name: run(quick(name), progress=False).path for name in ("spike", "bprmf")}
+    before = {name: path_of(quick(name), data) for name in ("spike", "bprmf")}
     file = data.embeddings_path(TEMPLATE, DEFAULT_ENCODER)
     ProfileVectors(world.vectors.user + 1, world.vectors.entity).save(file, {})
-    assert run(quick("spike"), progress=False).path != before["spike"]
-    assert run(quick("bprmf"), progress=False).path == before["bprmf"]
+    assert path_of(quick("spike"), data) != before["spike"]
+    assert path_of(quick("bprmf"), data) == before["bprmf"]
 
 
 def test_another_version_is_another_run(data: Dataset, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -205,8 +205,7 @@ def test_neither_an_edited_file_nor_a_new_model_is_another_run(
     data: Dataset, monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest
 ) -> None:
     """What names a run is declared: settings, hashes of the data, versions; no byte of a source file."""
-    described = describe(quick("bprmf"), data)
-    before = run_folder.run_path(described)
+    described, before = describe(quick("bprmf"), data), path_of(quick("bprmf"), data)
     assert set(described) == {
         *("model", "dataset", "preset", "seed", "model_settings", "training_settings", "data_sha256", "versions"),
     }
@@ -216,8 +215,8 @@ def test_neither_an_edited_file_nor_a_new_model_is_another_run(
     monkeypatch.setattr(Path, "read_bytes", _refuse)
     monkeypatch.setattr(inspect, "getsource", _refuse)
     monkeypatch.setattr(BprMf, "__doc__", "Edited.")
-    assert run_folder.run_path(describe(quick("bprmf"), data)) == before
-    assert run_folder.run_path(describe(quick("relative"), data)) != before
+    assert path_of(quick("bprmf"), data) == before
+    assert path_of(quick("relative"), data) != before
 
 
 def _refuse(*_: object) -> None:
