@@ -128,7 +128,7 @@ def test_tfidf_says_how_many_dimensions_are_possible(texts: list[str], message: 
         TfidfEncoder(7).encode(texts)
 
 
-def test_tfidf_of_a_study_depends_on_all_texts_and_is_not_cached(data: Dataset) -> None:
+def test_tfidf_of_a_data_set_depends_on_all_texts_and_is_not_cached(data: Dataset) -> None:
     before = ensure_vectors(data, "template", "tfidf-8", progress=False)
     assert not paths.cache_root().exists()
     profiles = data.profiles()

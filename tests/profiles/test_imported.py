@@ -50,7 +50,7 @@ def write_maps(data: Dataset, folder: Path) -> tuple[dict[str, Path], dict[str, 
 
 def test_profiles_by_source_id(data: Dataset, tmp_path: Path) -> None:
     texts = texts_of(data)
-    texts["item"]["film:unknown"] = "Theirs: a film the study does not have."
+    texts["item"]["film:unknown"] = "Theirs: a film the data set does not have."
     files = write(tmp_path, texts)
     assert import_profiles(data, "theirs", files) == data.profiles_path("theirs")
     profiles = data.profiles("theirs")

@@ -59,7 +59,7 @@ def tiny_tables(
     triples: Sequence[tuple[int, int, int]] = TRIPLES,
     others: Sequence[tuple[str, str, str]] = OTHERS,
 ) -> Tables:
-    """Tables of the study; ``labels`` and ``descriptions`` take the place of some, by id."""
+    """Tables of the data set; ``labels`` and ``descriptions`` take the place of some, by id."""
     names = [*FILMS, *(label for _, label, _ in others)]
     names = [(labels or {}).get(number, name) for number, name in enumerate(names)]
     ids, kinds = [f"film:{number}" for number in range(len(FILMS))], ["item"] * len(FILMS)
@@ -87,7 +87,7 @@ def tiny_study(
     build: Mapping[str, Any] | None = None,
     tables: Tables | None = None,
 ) -> Dataset:
-    """Write the study under data/; ``reviews`` are texts by user and item, of any split."""
+    """Write the data set under data/; ``reviews`` are texts by user and item, of any split."""
     splits = {(user, item): split for user, item, split in INTERACTIONS}
     rows = [(*pair, text, None, splits[pair]) for pair, text in sorted((reviews or {}).items())]
     frame = pd.DataFrame(rows, columns=["user", "item", "text", "timestamp", "split"]).astype({"timestamp": "Int64"})
