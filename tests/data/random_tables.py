@@ -8,54 +8,89 @@ import pandas as pd
 from hypothesis import strategies as st
 
 from spike_kit.data.dataset import Dataset, Manifest
+from spike_kit.data.sources.recbole import MAX_TIMESTAMP
 from spike_kit.data.sources.spike_release import VECTORS
-from spike_kit.data.tables import Tables
+from spike_kit.data.tables import SPLITS, Tables
+from spike_kit.data.text import clean, plain
 from spike_kit.data.vectors import ProfileVectors
+from tests.data.amazon_files import write_lines
 
-_NAMES = (
-    st.text(
-        alphabet=st.characters(codec="utf-8", exclude_categories=("Cs", "Cc", "Zl", "Zp", "Zs", "Cf", "Co", "Cn"))
-        | st.just(" "),
-        min_size=1,
-        max_size=8,
-    )
-    .map(lambda text: " ".join(text.split()))
+_NASTY = st.sampled_from(
+    [
+        '"quoted',
+        '"',
+        "nan",
+        "NULL",
+        "1",
+        "1.0",
+        "007",
+        "&amp;lt;b&amp;gt;",
+        "&amp;amp;",
+        "<\u200bb>bold",
+        "e\u200b\u0301",
+        "a<b & c>d",
+        "{head}",
+        "#",
+        "a,b;c|d",
+        "日本 語",
+        "\u200cx",
+        "  a   b ",
+        "\\N",
+        "\ufeffx",
+        "'",
+    ]
+)
+_CHARACTERS = st.characters(exclude_categories=["Cc", "Cs", "Zl", "Zp"])
+_TEXT = st.one_of(_NASTY, st.text(_CHARACTERS, max_size=12), st.text('&<>b/;lt"amp ', max_size=12))
+_LABEL = _TEXT.map(plain).filter(bool)
+ANY_IDS = st.one_of(
+    st.integers(0, 30).map(str),
+    st.text(_CHARACTERS, min_size=1, max_size=6),
+    st.sampled_from([" a", "a ", "1.0", 'a"b']),
+)
+"""Ids as a data set may have them."""
+BARE_IDS = (
+    st.text(st.characters(exclude_categories=["Cs", "Cc", "Zl", "Zp", "Zs", "Cf", "Co", "Cn"]) | st.just(" "))
+    .map(lambda text: " ".join(text.split())[:8].strip())
     .filter(bool)
 )
+"""Ids that neither begin nor end in a blank."""
 
 
 @st.composite
-def tables(draw: st.DrawFn, used_relations: bool = False) -> Tables:
-    """Valid tables: some users, items, entities and relations may have no interaction or triple."""
-    n_users, n_items, n_others, n_relations = (draw(st.integers(1, most)) for most in (5, 5, 4, 3))
-    n_entities = n_items + n_others
-    users = draw(st.lists(_NAMES, min_size=n_users, max_size=n_users, unique=True))
-    nodes = draw(st.lists(_NAMES, min_size=n_entities, max_size=n_entities, unique=True))
-    names = draw(st.lists(_NAMES, min_size=n_relations, max_size=n_relations, unique=True))
+def tables(draw: st.DrawFn, ids: st.SearchStrategy[str] = BARE_IDS, used_relations: bool = False) -> Tables:
+    """Draw the tables of a small data set; some users, items, entities and relations have no interaction or triple."""
+    n_users, n_items, n_other, n_relations = (draw(st.integers(low, 4)) for low in (1, 1, 0, 1))
+
+    def texts(strategy: st.SearchStrategy[str], count: int, unique: bool = False) -> pd.Series:
+        return pd.Series(draw(st.lists(strategy, min_size=count, max_size=count, unique=unique)), dtype="str")
+
+    nodes, labels = texts(ids, n_items + n_other, unique=True), texts(_LABEL, n_items + n_other)
+    kinds = texts(_TEXT.map(clean).filter(lambda kind: kind not in ("", "item")), n_other)
     pairs = st.tuples(st.integers(0, n_users - 1), st.integers(0, n_items - 1))
-    split = draw(st.dictionaries(pairs, st.sampled_from(["train", "valid", "test"]), max_size=12))
-    trained = {user for (user, _), part in split.items() if part == "train"}
-    rows = [(user, item, part) for (user, item), part in sorted(split.items()) if user in trained]
-    if not rows:
-        rows = [(0, 0, "train")]
-    ends = st.integers(0, n_entities - 1)
-    triples = draw(st.sets(st.tuples(ends, st.integers(0, n_relations - 1), ends), min_size=1, max_size=10))
-    if used_relations:
-        triples |= {(0, n_relations - 1, 0)}
-    frame = pd.DataFrame(rows, columns=["user", "item", "split"]).assign(rating=float("nan"), timestamp=None)
-    items = pd.DataFrame(
-        {"item": range(n_items), "source_id": nodes[:n_items], "label": nodes[:n_items], "description": ""}
-    )
-    kinds = ["item"] * n_items + ["entity"] * n_others
+    chosen = pd.DataFrame(sorted(draw(st.sets(pairs, min_size=1, max_size=8))), columns=["user", "item"])
+    n = len(chosen)
+    split = texts(st.sampled_from(SPLITS), n).where(chosen["user"].duplicated(), "train")
+    rating = draw(st.lists(st.none() | st.floats(allow_nan=False, allow_infinity=False), min_size=n, max_size=n))
+    stamp = draw(st.lists(st.none() | st.integers(-MAX_TIMESTAMP, MAX_TIMESTAMP), min_size=n, max_size=n))
+    node = st.integers(0, len(nodes) - 1)
+    triples = draw(st.sets(st.tuples(node, st.integers(0, n_relations - 1), node), min_size=1, max_size=8))
+    triples |= {(0, n_relations - 1, 0)} if used_relations else set()
+    sources = texts(ids, n_users, unique=True), texts(ids, n_relations, unique=True)
+    sentences = texts(_TEXT.map(lambda text: clean(f"{{head}} {text} {{tail}}")), n_relations)
+    columns = {"entity": range(len(nodes)), "source_id": nodes, "label": labels}
+    entities = pd.DataFrame({**columns, "kind": pd.Series(["item"] * n_items + kinds.tolist(), dtype="str")})
+    items = entities[:n_items].rename(columns={"entity": "item"}).drop(columns="kind")
+    relations = {"relation": range(n_relations), "source_id": sources[1], "label": texts(_LABEL, n_relations)}
     return Tables(
-        pd.DataFrame({"user": range(n_users), "source_id": users, "label": users}),
-        items,
-        pd.DataFrame({"entity": range(n_entities), "source_id": nodes, "label": nodes, "kind": kinds}),
-        pd.DataFrame(
-            {"relation": range(n_relations), "source_id": names, "label": names, "template": "{head} to {tail}."}
+        users=pd.DataFrame({"user": range(n_users), "source_id": sources[0], "label": texts(_LABEL, n_users)}),
+        items=items.assign(description=texts(_TEXT.map(plain), n_items)),
+        entities=entities,
+        relations=pd.DataFrame({**relations, "template": sentences}),
+        interactions=chosen.assign(
+            split=split, rating=pd.array(rating, dtype="float64"), timestamp=pd.array(stamp, dtype="Int64")
         ),
-        frame.astype({"timestamp": "Int64", "split": "str"}),
-        pd.DataFrame(sorted(triples), columns=["head", "relation", "tail"]),
+        triples=pd.DataFrame(sorted(triples), columns=["head", "relation", "tail"]),
     )
 
 
@@ -83,3 +118,25 @@ def same(first: Tables, second: Tables) -> bool:
         getattr(first, name)[wanted].to_numpy().tolist() == getattr(second, name)[wanted].to_numpy().tolist()
         for name, wanted in columns.items()
     )
+
+
+SETS = st.lists(st.sets(st.integers(0, 6), max_size=5), min_size=1, max_size=4)
+"""Items of some users, in one split."""
+TRIPLES = st.sets(st.tuples(st.integers(0, 9), st.integers(0, 2), st.integers(0, 9)), min_size=1, max_size=8)
+
+
+def write_rows(
+    folder: Path, train: list[set[int]], test: list[set[int]], triples: set[tuple[int, int, int]]
+) -> dict[str, list[str]]:
+    """Write the files of rows in KGAT's format; returns their lines by name. The first user has item 0 in train."""
+    train[0].add(0)
+    pairs = enumerate(zip(train, test, strict=False))
+    held = {user: sorted(items - seen) for user, (seen, items) in pairs if seen and items - seen}
+    files = {
+        "train.txt": [" ".join(map(str, [user, *sorted(items)])) for user, items in enumerate(train)],
+        "test.txt": [" ".join(map(str, [user, *items])) for user, items in held.items()],
+        "kg_final.txt": [" ".join(map(str, triple)) for triple in sorted(triples)],
+    }
+    for name, lines in files.items():
+        write_lines(folder / name, lines)
+    return files

@@ -4,16 +4,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import HealthCheck, given, settings
-from hypothesis import strategies as st
 
-from spike_kit.base.errors import DataError
 from spike_kit.data.build import build, compared
-from spike_kit.data.dataset import Dataset
-from spike_kit.data.sources.movielens import MovieLensConfig, parse
-from spike_kit.data.workspace import workspace
+from spike_kit.data.sources.movielens import MovieLensConfig
 from tests.data.amazon_files import write_lines
-from tests.data.test_amazon import explained
+from tests.data.checks import add_line, facts_of, refused, refused_or_skipped
 
 TITLES = ["Crow, The (1994)", "Amélie (2001)", "Heat (1995)", "Untitled", "Matrix, The (1999)", "Up (2009)"]
 GENRES = ["Action|Drama", "Drama", "Action", "(no genres listed)", "Action", "Drama"]
@@ -40,11 +35,6 @@ def write_csv(folder: Path) -> Path:
     return folder
 
 
-def facts(data: Dataset, item: int) -> set[str]:
-    rows = data.triples[data.triples["head"] == item]
-    return set(data.entities["label"][rows["tail"]])
-
-
 @pytest.mark.parametrize("write", [write_dat, write_csv])
 def test_both_layouts_give_the_same_study(tmp_path: Path, write: Any) -> None:
     data = build("movielens", raw=write(tmp_path))
@@ -56,16 +46,16 @@ def test_both_layouts_give_the_same_study(tmp_path: Path, write: Any) -> None:
         "Up (2009)",
     ]
     assert data.items["description"].iloc[0] == "A film released in 1994."
-    assert facts(data, 0) == {"Action", "Drama", "1990s"}
-    assert facts(data, 1) == {"Drama", "2000s"}
+    assert facts_of(data, 0) == {("genre", "Action"), ("genre", "Drama"), ("decade", "1990s")}
+    assert facts_of(data, 1) == {("genre", "Drama"), ("decade", "2000s")}
     assert data.interactions["timestamp"].min() == RATINGS[0][3]
     assert data.manifest.funnel[0]["interactions"] == 36
 
 
 def test_tags_of_users_come_on_request_and_are_flagged(tmp_path: Path) -> None:
     data = build("movielens", MovieLensConfig(behavioural=True), raw=write_csv(tmp_path))
-    assert "dark" in facts(data, 0)
-    assert "dark" in facts(data, 1)
+    assert ("tag", "dark") in facts_of(data, 0)
+    assert ("tag", "dark") in facts_of(data, 1)
     assert "lonely" not in set(data.entities["label"])
     assert "tag" in data.manifest.notes[0]
 
@@ -88,32 +78,9 @@ def test_another_version_than_the_published_one_is_noticed(tmp_path: Path, caplo
 def test_a_bad_row_is_named_or_skipped_and_counted(
     tmp_path: Path, write: Any, name: str, line: str, message: str
 ) -> None:
-    folder = write(tmp_path)
-    with (folder / name).open("a") as file:
-        file.write(line + "\n")
-    with pytest.raises(DataError, match=message):
-        build("movielens", raw=folder)
-    data = build("movielens", MovieLensConfig(on_error="skip"), raw=folder)
-    assert data.manifest.funnel[0]["bad_rows"] == 1
+    add_line(write(tmp_path) / name, line)
+    refused_or_skipped("movielens", tmp_path, message)
 
 
 def test_a_folder_without_ratings_says_so(tmp_path: Path) -> None:
-    with pytest.raises(DataError, match=r"holds neither ratings\.csv nor ratings\.dat"):
-        build("movielens", raw=tmp_path)
-
-
-@given(
-    st.sampled_from(["ratings.dat", "movies.dat"]),
-    st.binary(max_size=60) | st.lists(st.text(alphabet='12:|(9)a,"\n', max_size=12)).map("\n".join).map(str.encode),
-    st.booleans(),
-)
-@settings(max_examples=100, suppress_health_check=[HealthCheck.function_scoped_fixture])
-def test_whatever_the_bytes_only_explained_errors_come_out(
-    tmp_path: Path, name: str, content: bytes, skip: bool
-) -> None:
-    folder = write_dat(tmp_path)
-    (folder / name).write_bytes(content)
-    config = MovieLensConfig(on_error="skip" if skip else "stop")
-    with workspace(config.on_error) as work:
-        problem = explained(lambda: parse(folder, config, work))
-        assert problem is None or name in problem
+    refused("movielens", tmp_path, r"holds neither ratings\.csv nor ratings\.dat")

@@ -1,39 +1,26 @@
 from __future__ import annotations
 
 import csv
-import shutil
-import tempfile
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 import pytest
-from hypothesis import HealthCheck, example, given, settings
-from hypothesis import strategies as st
+from hypothesis import given
 
-from spike_kit.base import paths
 from spike_kit.base.errors import DataError
 from spike_kit.data.build import build
 from spike_kit.data.dataset import Dataset
 from spike_kit.data.export import export
 from spike_kit.data.pipeline import reorganize
+from spike_kit.data.recipes import UNFILTERED
 from spike_kit.data.sources.recbole import MAX_TIMESTAMP, MISSING, RecboleConfig, parse
-from spike_kit.data.tables import SPLITS, Tables
-from spike_kit.data.text import clean, plain
-from spike_kit.data.workspace import OnError, Workspace, workspace
-from tests.data.test_amazon import explained
+from spike_kit.data.tables import Tables
+from spike_kit.data.workspace import Workspace, workspace
+from tests.data.checks import FEW
+from tests.data.random_tables import ANY_IDS, in_memory, tables
 
-AS_IS = RecboleConfig(
-    min_rating=None,
-    user_core=0,
-    item_core=0,
-    linked_only=False,
-    min_entity_items=0,
-    min_relation_triples=0,
-    split="given",
-    valid=0.0,
-)
+AS_IS = RecboleConfig(**UNFILTERED, split="given", valid=0.0)
 """Load what is there, without any filter."""
 
 FILES = {
@@ -60,6 +47,16 @@ def write(folder: Path, files: dict[str, str] | None = None, **changes: str | No
     return folder
 
 
+ENT = "entity_id:token\tlabel:token_seq\tkind:token\nhttp://x.org/Cid\tCid the Kid\tperson\nalone\tAlone\t\n"
+REL = "relation_id:token\tlabel:token_seq\ttemplate:token_seq\ndbo:starring\tcast\t{tail} plays in {head}.\n"
+
+
+def write_all(folder: Path) -> RecboleConfig:
+    """Write the shop with every kind of file; returns settings that filter nothing."""
+    write(folder, ent=ENT, rel=REL)
+    return AS_IS.replace(split="random")
+
+
 def rows(work: Workspace, query: str) -> list[list]:
     return work.frame(query).to_numpy().tolist()
 
@@ -72,39 +69,27 @@ def test_items_stand_for_their_entities(tmp_path: Path, work: Workspace) -> None
         ["3", "dbo:sequel", "1"],
         ["res:Ann_Lee_(actor)", "dbo:spouse", "http://x.org/Cid"],
     ]
-    assert rows(work, "SELECT item, label FROM items ORDER BY position") == [
-        ["2", 'The "Big" One'],
-        ["1", "Tom, Dick"],
-        ["9", "Unseen"],
-        ["3", "Big"],
-    ]
+    items = rows(work, "SELECT item, label FROM items ORDER BY position")
+    assert items == [["2", 'The "Big" One'], ["1", "Tom, Dick"], ["9", "Unseen"], ["3", "Big"]]
     assert rows(work, "SELECT entity, label, kind FROM entities ORDER BY position") == [
         ["http://x.org/Cid", "Cid", "entity"],
         ["res:Ann_Lee_(actor)", "Ann Lee (actor)", "entity"],
     ]
-    assert rows(work, "SELECT relation, label, template FROM relations ORDER BY position")[0] == [
-        "dbo:sequel",
-        "sequel",
-        "{head} is linked to {tail} by sequel.",
-    ]
+    relations = rows(work, "SELECT relation, label, template FROM relations ORDER BY position")
+    assert relations[0] == ["dbo:sequel", "sequel", "{head} is linked to {tail} by sequel."]
     assert rows(work, 'SELECT "user" FROM users WHERE label IS NULL ORDER BY position') == [["bob"], ["cid"], ["ann"]]
     assert rows(work, 'SELECT "user", item, rating FROM interactions WHERE rating IS NOT NULL ORDER BY ALL') == [
         ["ann", "1", 5.0],
         ["ann", "2", 3.5],
         ["bob", "3", 4.0],
     ]
-    assert rows(work, 'SELECT "timestamp" FROM interactions WHERE "timestamp" IS NOT NULL ORDER BY 1') == [
-        [101],
-        [200],
-        [300],
-    ]
+    stamps = rows(work, 'SELECT "timestamp" FROM interactions WHERE "timestamp" IS NOT NULL ORDER BY 1')
+    assert stamps == [[101], [200], [300]]
     assert len(work.sources) == len(FILES)
 
 
 def test_names_come_from_the_files_of_entities_and_relations(tmp_path: Path, work: Workspace) -> None:
-    ent = "entity_id:token\tlabel:token_seq\tkind:token\nhttp://x.org/Cid\tCid the Kid\tperson\nalone\tAlone\t\n"
-    rel = "relation_id:token\tlabel:token_seq\ttemplate:token_seq\ndbo:starring\tcast\t{tail} plays in {head}.\n"
-    parse(write(tmp_path / "raw", ent=ent, rel=rel), RecboleConfig(), work)
+    parse(write(tmp_path / "raw", ent=ENT, rel=REL), RecboleConfig(), work)
     assert rows(work, "SELECT entity, label, kind FROM entities ORDER BY position") == [
         ["http://x.org/Cid", "Cid the Kid", "person"],
         ["alone", "Alone", "entity"],
@@ -133,15 +118,10 @@ def test_facts_of_the_items_are_the_graph_where_there_is_none(tmp_path: Path, wo
 def test_fields_can_be_chosen(tmp_path: Path, work: Workspace) -> None:
     config = RecboleConfig(label_field="class", description_field="movie_title", facts=("price",))
     parse(write(tmp_path / "raw"), config, work)
-    assert rows(work, "SELECT item, label, description FROM items ORDER BY position")[0] == [
-        "2",
-        "Drama Sci-Fi",
-        'The "Big" One',
-    ]
-    assert sorted(rows(work, "SELECT head, tail FROM triples WHERE relation = 'price'")) == [
-        ["2", "price:3.5"],
-        ["9", "price:1"],
-    ]
+    items = rows(work, "SELECT item, label, description FROM items ORDER BY position")
+    assert items[0] == ["2", "Drama Sci-Fi", 'The "Big" One']
+    prices = rows(work, "SELECT head, tail FROM triples WHERE relation = 'price'")
+    assert sorted(prices) == [["2", "price:3.5"], ["9", "price:1"]]
 
 
 def test_entities_that_share_an_id_with_an_item_get_their_own(tmp_path: Path, work: Workspace) -> None:
@@ -287,173 +267,26 @@ def test_bad_rows_are_counted_when_they_are_skipped(tmp_path: Path) -> None:
         assert work.extra["bad_rows"] == 2
 
 
-MUTATION = st.tuples(st.integers(0, 2000), st.integers(0, 12), st.binary(max_size=6))
-"""Where a file is changed, how many bytes go, what comes instead."""
+IDS = ANY_IDS.filter(lambda text: not text.startswith('"') and text not in MISSING)
 
 
-@given(
-    st.sampled_from(["inter", "item", "link", "kg", "user", "ent", "rel", "train.inter"]),
-    st.one_of(st.binary(max_size=200), st.lists(MUTATION, min_size=1, max_size=3)),
-    st.sampled_from(["stop", "skip"]),
-)
-@example("inter", [(60, 0, b"\x00")], "skip")
-@example("kg", [(0, 4, b"\xff\xfe")], "stop")
-@settings(max_examples=300, suppress_health_check=[HealthCheck.function_scoped_fixture])
-def test_whatever_the_bytes_only_our_errors_escape(
-    tmp_path: Path, suffix: str, change: bytes | list[tuple[int, int, bytes]], on_error: OnError
-) -> None:
-    files = {
-        **FILES,
-        "shop.ent": "entity_id:token\tlabel:token_seq\tkind:token\nhttp://x.org/Cid\tCid\tperson\n",
-        "shop.rel": "relation_id:token\tlabel:token_seq\ttemplate:token_seq\ndbo:sequel\tnext\t{head} {tail}\n",
+@given(tables(IDS))
+@FEW
+def test_what_is_exported_is_read_back_exactly(tmp_path: Path, made: Tables) -> None:
+    made.check()
+    folder = export(in_memory(made, tmp_path / "made"), "recbole", tmp_path / "out", overwrite=True)
+    with workspace() as work:
+        parse(folder, AS_IS, work)
+        again = reorganize(work, AS_IS)
+    as_recbole_reads = {
+        path.suffix: pd.read_csv(path, delimiter="\t", dtype="str", engine="python", encoding="utf-8")
+        for path in folder.iterdir()
     }
-    shutil.rmtree(tmp_path / "raw", ignore_errors=True)
-    folder = write(tmp_path / "raw", files)
-    path = folder / f"shop.{suffix}"
-    content = path.read_bytes() if path.exists() else b""
-    for start, length, new in change if isinstance(change, list) else [(0, len(content), change)]:
-        place = start % (len(content) + 1)
-        content = content[:place] + new + content[place + length :]
-    path.write_bytes(content)
-    with workspace(on_error) as work:
-        config = AS_IS.replace(on_error=on_error, split="random")
-        problem = explained(lambda: parse(folder, config, work)) or explained(lambda: reorganize(work, config).check())
-        assert problem is None or len(problem) > 20
-
-
-NASTY = st.sampled_from(
-    [
-        '"quoted',
-        '"',
-        "nan",
-        "NULL",
-        "1",
-        "1.0",
-        "007",
-        "&amp;lt;b&amp;gt;",
-        "&amp;amp;",
-        "<\u200bb>bold",
-        "e\u200b\u0301",
-        "a<b & c>d",
-        "{head}",
-        "#",
-        "a,b;c|d",
-        "日本 語",
-        "\u200cx",
-        "  a   b ",
-        "\\N",
-        "\ufeffx",
-        "'",
-    ]
-)
-CHARACTERS = st.characters(exclude_categories=["Cc", "Cs", "Zl", "Zp"])
-TEXT = st.one_of(NASTY, st.text(CHARACTERS, max_size=12), st.text('&<>b/;lt"amp ', max_size=12))
-LABEL = TEXT.map(plain).filter(bool)
-IDS = st.one_of(
-    st.integers(0, 30).map(str),
-    st.text(CHARACTERS, min_size=1, max_size=6),
-    st.sampled_from([" a", "a ", "1.0", 'a"b']),
-).filter(lambda text: not text.startswith('"') and text not in MISSING)
-
-
-@st.composite
-def datasets(draw: st.DrawFn) -> Tables:
-    """Draw a small study; some users, items, entities and relations have no interaction and no triple."""
-    n_users, n_items, n_other, n_relations = (draw(st.integers(low, 4)) for low in (1, 1, 0, 1))
-
-    def names(ids: st.SearchStrategy[str], count: int) -> list[str]:
-        return draw(st.lists(ids, min_size=count, max_size=count, unique=True))
-
-    def texts(strategy: st.SearchStrategy[str], count: int) -> pd.Series:
-        return pd.Series(draw(st.lists(strategy, min_size=count, max_size=count)), dtype="str")
-
-    nodes = names(IDS, n_items + n_other)
-    labels = texts(LABEL, n_items + n_other)
-    kinds = texts(TEXT.map(clean).filter(lambda kind: kind not in ("", "item")), n_other)
-    pairs = st.tuples(st.integers(0, n_users - 1), st.integers(0, n_items - 1))
-    chosen = sorted(draw(st.sets(pairs, min_size=1, max_size=8)))
-    n = len(chosen)
-    drawn = draw(st.lists(st.sampled_from(SPLITS), min_size=n, max_size=n))
-    firsts = {user: place for place, (user, _) in reversed(list(enumerate(chosen)))}
-    splits = ["train" if place in firsts.values() else split for place, split in enumerate(drawn)]
-    rating = st.one_of(st.none(), st.floats(allow_nan=False, allow_infinity=False))
-    stamp = st.one_of(st.none(), st.integers(-MAX_TIMESTAMP, MAX_TIMESTAMP))
-    node = st.integers(0, len(nodes) - 1)
-    triples = draw(st.sets(st.tuples(node, st.integers(0, n_relations - 1), node), min_size=1, max_size=8))
-    items = pd.DataFrame({"item": range(n_items), "source_id": pd.Series(nodes[:n_items], dtype="str")})
-    return Tables(
-        users=pd.DataFrame(
-            {
-                "user": range(n_users),
-                "source_id": pd.Series(names(IDS, n_users), dtype="str"),
-                "label": texts(LABEL, n_users),
-            }
-        ),
-        items=items.assign(label=labels[:n_items], description=texts(TEXT.map(plain), n_items)),
-        entities=pd.DataFrame(
-            {
-                "entity": range(len(nodes)),
-                "source_id": pd.Series(nodes, dtype="str"),
-                "label": labels,
-                "kind": pd.Series(["item"] * n_items + kinds.tolist(), dtype="str"),
-            }
-        ),
-        relations=pd.DataFrame(
-            {
-                "relation": range(n_relations),
-                "source_id": pd.Series(names(IDS, n_relations), dtype="str"),
-                "label": texts(LABEL, n_relations),
-                "template": texts(TEXT.map(lambda text: clean(f"{{head}} {text} {{tail}}")), n_relations),
-            }
-        ),
-        interactions=pd.DataFrame(
-            {
-                "user": [user for user, _ in chosen],
-                "item": [item for _, item in chosen],
-                "split": pd.Series(splits, dtype="str"),
-                "rating": pd.array(draw(st.lists(rating, min_size=n, max_size=n)), dtype="Float64").to_numpy(
-                    dtype="float64", na_value=float("nan")
-                ),
-                "timestamp": pd.array(draw(st.lists(stamp, min_size=n, max_size=n)), dtype="Int64"),
-            }
-        ),
-        triples=pd.DataFrame(sorted(triples), columns=["head", "relation", "tail"]),
-    )
-
-
-def holding(data: Dataset, tables: Tables) -> Dataset:
-    """Study that holds other tables than its folder."""
-    other = Dataset(data.path, data.manifest)
-    other.__dict__["tables"] = tables
-    return other
-
-
-@given(datasets())
-@settings(max_examples=150, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow])
-def test_what_is_exported_is_read_back_exactly(data: Dataset, tables: Tables) -> None:
-    tables.check()
-    with tempfile.TemporaryDirectory(dir=data.path.parent) as place:
-        folder = export(holding(data, tables), "recbole", Path(place) / "out")
-        with workspace() as work:
-            parse(folder, AS_IS, work)
-            again = reorganize(work, AS_IS)
-        as_recbole_reads = {
-            path.suffix: pd.read_csv(path, delimiter="\t", dtype="str", engine="python", encoding="utf-8")
-            for path in folder.iterdir()
-        }
-    for name, frame in tables.named().items():
+    for name, frame in made.named().items():
         pd.testing.assert_frame_equal(getattr(again, name), frame, obj=name, check_exact=True)
-    assert as_recbole_reads[".item"]["item_id:token"].tolist() == tables.items["source_id"].tolist()
-    assert as_recbole_reads[".user"]["user_id:token"].tolist() == tables.users["source_id"].tolist()
-    assert len(as_recbole_reads[".kg"]) == len(tables.triples)
-
-
-def damaged(data: Dataset, table: str, column: str, value: Any) -> Dataset:
-    """Study whose table holds another value in its first row."""
-    frames = data.tables.named()
-    frame = frames[table].copy()
-    frame.loc[0, column] = value
-    return holding(data, Tables(**(frames | {table: frame})))
+    assert as_recbole_reads[".item"]["item_id:token"].tolist() == made.items["source_id"].tolist()
+    assert as_recbole_reads[".user"]["user_id:token"].tolist() == made.users["source_id"].tolist()
+    assert len(as_recbole_reads[".kg"]) == len(made.triples)
 
 
 @pytest.mark.parametrize(
@@ -470,38 +303,21 @@ def damaged(data: Dataset, table: str, column: str, value: Any) -> Dataset:
     ],
 )
 def test_what_the_format_cannot_hold_is_an_error_and_nothing_is_written(
-    data: Dataset, tmp_path: Path, table: str, column: str, value: object, message: str
+    data: Dataset, tmp_path: Path, table: str, column: str, value: Any, message: str
 ) -> None:
+    frames = data.tables.named()
+    frames[table] = frames[table].copy()
+    frames[table].loc[0, column] = value
     with pytest.raises(DataError, match=message):
-        export(damaged(data, table, column, value), "recbole", tmp_path / "out")
+        export(in_memory(Tables(**frames), tmp_path / "made"), "recbole", tmp_path / "out")
     assert not (tmp_path / "out").exists()
 
 
-def test_a_folder_is_replaced_only_on_demand(data: Dataset, tmp_path: Path) -> None:
-    out = tmp_path / "out"
-    out.mkdir()
-    export(data, "recbole", out)
-    (out / "mine.txt").write_text("kept", encoding="utf-8")
-    with pytest.raises(DataError, match="is not empty"):
-        export(data, "recbole", out)
-    assert (out / "mine.txt").exists()
-    export(data, "recbole", out, overwrite=True)
-    assert {path.name for path in out.iterdir()} == {
-        f"world.{suffix}"
-        for suffix in ("train.inter", "valid.inter", "test.inter", "item", "user", "kg", "link", "ent", "rel")
-    }
+def test_the_files_are_those_that_recbole_reads(data: Dataset, tmp_path: Path) -> None:
+    out = export(data, "recbole", tmp_path / "out")
+    suffixes = ("train.inter", "valid.inter", "test.inter", "item", "user", "kg", "link", "ent", "rel")
+    assert {path.name for path in out.iterdir()} == {f"world.{suffix}" for suffix in suffixes}
     first = (out / "world.train.inter").read_text(encoding="utf-8").splitlines()[:2]
     assert first == ["user_id:token\titem_id:token\trating:float\ttimestamp:float", "u0\tfilm:1\t5.0\t1000001"]
     with (out / "world.item").open(encoding="utf-8") as file:
         assert len(list(csv.reader(file, delimiter="\t"))) == len(data.items) + 1
-
-
-@pytest.mark.parametrize("where", [lambda data: data.path, lambda data: data.path.parent])
-def test_a_study_is_never_replaced(data: Dataset, where: Callable[[Dataset], Path]) -> None:
-    with pytest.raises(DataError, match="holds a data set"):
-        export(data, "recbole", where(data), overwrite=True)
-    assert (data.path / paths.MANIFEST).is_file()
-    file = data.path.parent / "file"
-    file.write_text("", encoding="utf-8")
-    with pytest.raises(DataError, match="is a file"):
-        export(data, "recbole", file, overwrite=True)

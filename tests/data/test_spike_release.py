@@ -8,19 +8,25 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from spike_kit.base import paths
-from spike_kit.base.errors import ConfigError, DataError
+from spike_kit.base.errors import DataError
 from spike_kit.data.build import build
 from spike_kit.data.dataset import Dataset
 from spike_kit.data.export import export
+from spike_kit.data.pipeline import BuildConfig, reorganize
 from spike_kit.data.sources import find_recipe
-from spike_kit.data.sources.spike_release import VECTORS, read_vectors
+from spike_kit.data.sources.kgat import AS_IT_IS
+from spike_kit.data.sources.spike_release import VECTORS, parse, read_vectors
+from spike_kit.data.tables import Tables
+from spike_kit.data.vectors import ProfileVectors
+from spike_kit.data.workspace import workspace
 from spike_kit.experiments.run import RunConfig, run
 from tests.data.amazon_files import write_lines
-from tests.data.test_amazon import explained
+from tests.data.checks import FEW, explained, refused
+from tests.data.random_tables import SETS, TRIPLES, in_memory, tables, write_rows
 
 U, I, E = 6, 8, 11  # noqa: E741
 
@@ -30,17 +36,20 @@ def vectors(ids: Any, seed: int = 0, dim: int = 4) -> dict[str, Any]:
     return {"ids": np.asarray(ids), "embeddings": rows.astype(np.float32)}
 
 
-@pytest.fixture
-def folder(tmp_path: Path) -> Path:
+def write(place: Path) -> None:
     """A release of 6 users, 8 items and 3 other entities; rows of the vector files in any order."""
-    place = tmp_path / "release"
     write_lines(place / "train.txt", [" ".join(map(str, [u, *((u + s) % I for s in range(5))])) for u in range(U)])
     write_lines(place / "test.txt", [f"{user} {(user + 6) % I}" for user in range(U)])
     write_lines(place / "kg_final.txt", [f"{item} {item % 2} {I + item % 3}" for item in range(I)])
     np.savez(place / "user_embeddings.npz", **vectors(np.arange(U)[::-1], 1))
     np.savez(place / "item_embeddings.npz", **vectors(np.arange(I), 2))
     np.savez(place / "entity_embeddings.npz", **vectors([10, 8, 9], 3))
-    return place
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    write(tmp_path / "release")
+    return tmp_path / "release"
 
 
 def test_a_release_is_loaded_as_it_is_with_its_vectors(folder: Path) -> None:
@@ -110,92 +119,114 @@ BAD: dict[str, tuple[str, dict[str, np.ndarray], str]] = {
 def test_a_wrong_vector_file_is_an_error_that_names_it(folder: Path, case: str) -> None:
     name, arrays, message = BAD[case]
     np.savez(folder / f"{name}_embeddings.npz", allow_pickle=True, **arrays)
-    with pytest.raises(DataError, match=message):
-        build("spike-release", name="mine", raw=folder)
-    assert not (paths.data_root() / "mine").exists()
+    refused("spike-release", folder, message)
 
 
-@pytest.mark.parametrize("keep", [0, 30, -20])
-def test_a_truncated_vector_file_is_an_error(folder: Path, keep: int) -> None:
-    path = folder / "item_embeddings.npz"
-    path.write_bytes(path.read_bytes()[:keep])
-    with pytest.raises(DataError, match=r"item_embeddings\.npz"):
-        build("spike-release", name="mine", raw=folder)
-
-
-@pytest.mark.parametrize("header", [b"((((", b"'''", b"{'descr': '<i8', ("])
-def test_an_array_with_a_broken_header_is_an_error(folder: Path, header: bytes) -> None:
-    path = folder / "user_embeddings.npz"
-    with zipfile.ZipFile(path, "w") as archive:
-        archive.writestr("ids.npy", b"\x93NUMPY\x01\x00" + len(header).to_bytes(2, "little") + header)
-    with pytest.raises(DataError, match=r"user_embeddings\.npz is damaged"):
-        build("spike-release", name="mine", raw=folder)
-
-
-def test_an_array_whose_packed_bytes_are_broken_is_an_error(folder: Path) -> None:
-    path = folder / "user_embeddings.npz"
-    with zipfile.ZipFile(path, "w", zipfile.ZIP_LZMA) as archive:
-        archive.writestr("ids.npy", bytes(100))
-    data = bytearray(path.read_bytes())
-    data[46:56] = b"\xff" * 10
-    path.write_bytes(data)
-    with pytest.raises(DataError, match=r"user_embeddings\.npz is"):
-        build("spike-release", name="mine", raw=folder)
-
-
-def content(data: Dataset) -> list[Any]:
-    tables = data.tables
-    rows = [tables.interactions[["user", "item", "split"]], tables.triples.sort_values(["head", "relation", "tail"])]
-    sizes = [len(tables.users), len(tables.items), len(tables.entities)]
-    return [frame.to_numpy().tolist() for frame in rows] + sizes
-
-
-def test_a_release_comes_back_from_its_study(folder: Path, tmp_path: Path) -> None:
-    data = build("spike-release", name="mine", raw=folder)
-    merged = export(data, "spike-release", tmp_path / "merged", merge_valid=True, vectors=VECTORS)
-    for name in ("train.txt", "test.txt", "kg_final.txt"):
-        lines = [
-            [line.split()[0], *sorted(line.split()[1:], key=int)] if "kg" not in name else line.split()
-            for line in (folder / name).read_text().splitlines()
-        ]
-        assert [line.split() for line in (merged / name).read_text().splitlines()] == lines
-    for name in ("user", "item", "entity"):
-        first, second = (read_vectors(place / f"{name}_embeddings.npz") for place in (folder, merged))
-        assert np.array_equal(first[0], second[0])
-        assert np.array_equal(first[1], second[1])
-
-
-def test_a_study_comes_back_from_its_export(data: Dataset, tmp_path: Path) -> None:
-    place = export(data, "spike-release", tmp_path / "release")
-    again = build("spike-release", name="again", raw=place)
-    assert content(again) == content(data)
-    assert torch.equal(again.vectors(*VECTORS).user, data.vectors().user)
-    assert torch.equal(again.vectors(*VECTORS).entity, data.vectors().entity)
-    with pytest.raises(DataError, match="no embeddings of profile set 'gone'"):
-        export(data, "spike-release", tmp_path / "other", vectors=("gone", "x"))
-    with pytest.raises(ConfigError, match="no format named 'mine'"):
-        export(data, "mine", tmp_path / "other")
-    assert not (tmp_path / "other").exists()
-
-
-def _npz(arrays: dict[str, np.ndarray]) -> bytes:
+def archive(name: str, content: bytes, how: int = zipfile.ZIP_STORED) -> bytes:
+    """Bytes of an archive with one file."""
     file = io.BytesIO()
-    np.savez(file, allow_pickle=True, **arrays)
+    with zipfile.ZipFile(file, "w", how) as opened:
+        opened.writestr(name, content)
+    return file.getvalue()
+
+
+BROKEN = archive("ids.npy", bytes(100), zipfile.ZIP_LZMA)
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        b"",
+        archive("ids.npy", bytes(500))[:30],
+        archive("ids.npy", bytes(500))[:-20],
+        *(
+            archive("ids.npy", b"\x93NUMPY\x01\x00" + len(header).to_bytes(2, "little") + header)
+            for header in (b"((((", b"'''", b"{'descr': '<i8', (")
+        ),
+        BROKEN[:46] + b"\xff" * 10 + BROKEN[56:],
+    ],
+)
+def test_a_damaged_vector_file_is_an_error(folder: Path, content: bytes) -> None:
+    (folder / "item_embeddings.npz").write_bytes(content)
+    refused("spike-release", folder, r"item_embeddings\.npz is damaged")
+
+
+def read_back(place: Path, config: BuildConfig) -> tuple[Tables, ProfileVectors]:
+    with workspace() as work:
+        parse(place, config, work)
+        return reorganize(work, config), work.vectors[VECTORS]
+
+
+@given(tables(used_relations=True))
+@FEW
+def test_a_data_set_comes_back_from_its_release(tmp_path: Path, made: Tables) -> None:
+    rows = [torch.arange(3.0 * len(table)).reshape(-1, 3) + 0.1 for table in (made.users, made.entities)]
+    data = in_memory(made, tmp_path / "made", ProfileVectors(*rows))
+    place = export(data, "spike-release", tmp_path / "release", vectors=VECTORS, overwrite=True)
+    again, vectors = read_back(place, BuildConfig(**AS_IT_IS, valid=0.0))
+    for name in ("users", "items", "entities", "relations"):
+        assert len(again.named()[name]) == len(made.named()[name])
+    columns = ["user", "item", "split"]
+    assert again.interactions[columns].to_numpy().tolist() == made.interactions[columns].to_numpy().tolist()
+    assert again.triples.to_numpy().tolist() == made.triples.to_numpy().tolist()
+    assert torch.equal(vectors.user, rows[0])
+    assert torch.equal(vectors.entity, rows[1])
+    assert again.users["source_id"].tolist() == [f"user:{user}" for user in range(len(made.users))]
+
+
+@given(SETS, SETS, TRIPLES, st.permutations(range(10)), st.booleans())
+@FEW
+def test_a_release_comes_back_from_its_data_set(
+    tmp_path: Path,
+    train: list[set[int]],
+    test: list[set[int]],
+    triples: set[tuple[int, int, int]],
+    order: list[int],
+    all_entities: bool,
+) -> None:
+    folder = tmp_path / "release"
+    files = write_rows(folder, train, test, triples)
+    auxiliary = order if all_entities else [entity for entity in order if entity >= 7]
+    for name, ids in (("user", range(len(train))), ("item", range(7)), ("entity", auxiliary)):
+        rows = np.array(ids, dtype=np.float32)[:, None] + np.float32(0.5)
+        np.savez(folder / f"{name}_embeddings.npz", ids=np.array(ids), embeddings=rows)
+    made, kept = read_back(folder, BuildConfig(**AS_IT_IS))
+    data = in_memory(made, tmp_path / "made", kept)
+    place = export(data, "spike-release", tmp_path / "again", merge_valid=True, vectors=VECTORS, overwrite=True)
+    assert {name: (place / name).read_text().splitlines() for name in files} == files
+    for name, ids in (("user", range(len(train))), ("item", range(7)), ("entity", range(7, 10))):
+        found, rows = read_vectors(place / f"{name}_embeddings.npz")
+        assert found.tolist() == list(ids)
+        assert rows[:, 0].tolist() == [number + 0.5 for number in ids]
+
+
+def test_a_relation_that_a_release_cannot_hold_is_an_error_and_nothing_is_written(data: Dataset, home: Path) -> None:
+    last = int(data.relations["relation"].max())
+    frames = data.tables.named() | {"triples": data.triples[data.triples["relation"] < last]}
+    made = in_memory(Tables(**frames), home / "made")
+    with pytest.raises(DataError, match=rf"cannot hold relations without a triple .* relation {last}"):
+        export(made, "spike-release", home / "out" / "release", vectors=VECTORS)
+    assert list((home / "out").iterdir()) == []
+
+
+def npz(**arrays: Any) -> bytes:
+    file = io.BytesIO()
+    np.savez(file, **arrays)
     return file.getvalue()
 
 
 @st.composite
 def damaged(draw: st.DrawFn) -> bytes:
-    data = bytearray(_npz(vectors(range(3))))
+    content = bytearray(npz(**vectors(range(3))))
     for _ in range(draw(st.integers(1, 4))):
-        data[draw(st.integers(0, len(data) - 1))] = draw(st.integers(0, 255))
-    return bytes(data)
+        content[draw(st.integers(0, len(content) - 1))] = draw(st.integers(0, 255))
+    return bytes(content)
 
 
 @given(st.binary(max_size=100) | damaged())
-@settings(max_examples=300, suppress_health_check=[HealthCheck.function_scoped_fixture])
-def test_whatever_the_bytes_only_explained_errors_come_out(tmp_path: Path, data: bytes) -> None:
+@settings(FEW, max_examples=300)
+def test_whatever_the_bytes_only_explained_errors_come_out(tmp_path: Path, content: bytes) -> None:
     path = tmp_path / "x.npz"
-    path.write_bytes(data)
+    path.write_bytes(content)
     problem = explained(lambda: read_vectors(path))
     assert problem is None or "x.npz" in problem

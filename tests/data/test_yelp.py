@@ -5,15 +5,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
-from spike_kit.base.errors import DataError
 from spike_kit.data.build import build
 from spike_kit.data.sources.yelp import YelpConfig, parse
 from spike_kit.data.workspace import workspace
 from tests.data.amazon_files import write_lines
-from tests.data.test_amazon import explained
+from tests.data.checks import FEW, explained, refused_or_skipped
 
 CONFIG = YelpConfig(user_core=5, item_core=5)
 
@@ -118,15 +117,7 @@ def test_a_bad_review_is_named_with_its_line(tmp_path: Path, change: dict[str, A
     rows = reviews()
     rows[1] |= change
     folder = write(tmp_path / "raw", second=rows)
-    with pytest.raises(DataError, match=rf"review\.json\.gz {problem}"):
-        build("yelp", CONFIG, raw=folder)
-    skipping = CONFIG.replace(on_error="skip", user_core=4, item_core=4)
-    assert build("yelp", skipping, raw=folder).manifest.funnel[0]["bad_rows"] == 1
-
-
-def test_a_missing_file_is_named(tmp_path: Path) -> None:
-    with pytest.raises(DataError, match=r"holds no yelp_academic_dataset_business\.json"):
-        build("yelp", CONFIG, raw=tmp_path)
+    refused_or_skipped("yelp", folder, rf"review\.json\.gz {problem}", user_core=4, item_core=4)
 
 
 VALUES = (
@@ -149,7 +140,7 @@ BUSINESS = st.fixed_dictionaries(
 
 
 @given(st.lists(BUSINESS, min_size=1, max_size=4), st.booleans())
-@settings(max_examples=150, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@FEW
 def test_whatever_a_business_holds_only_explained_errors_come_out(
     tmp_path: Path, rows: list[dict[str, Any]], skip: bool
 ) -> None:

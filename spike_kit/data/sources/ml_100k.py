@@ -99,15 +99,14 @@ def join(folder: Path, work: Workspace) -> None:
     work.read(_atomic(folder / f"{NAME}.inter"), "raw_ratings", interaction_fields(columns))
     films, facts = _read_films(folder / f"{NAME}.item", work), _read_facts(folder / "movies.db")
     users = work.frame('SELECT DISTINCT "user" FROM raw_ratings ORDER BY TRY_CAST("user" AS BIGINT)')
-    counts = {"users": len(users), "items": len(films), "interactions": work.count("raw_ratings")}
-    work.record("raw files", counts)
+    n_ratings = work.count("raw_ratings")
+    work.record("raw files", {"users": len(users), "items": len(films), "interactions": n_ratings})
     linked = films.assign(fact=films.index.map(link_films(films, facts))).dropna(subset=["fact"])
     linked["first"] = linked.groupby("fact")["item"].transform("first")
     work.table("linked", linked[["item", "first"]])
-    names = '"user", item, rating, "timestamp"'
     work.db.execute(
-        f"""INSERT INTO interactions ({names}) SELECT {names.replace("item", "first")} FROM raw_ratings
-            JOIN linked USING (item)"""
+        """INSERT INTO interactions ("user", item, rating, "timestamp")
+           SELECT "user", first, rating, "timestamp" FROM raw_ratings JOIN linked USING (item)"""
     )
     described = linked[linked["item"] == linked["first"]].merge(
         facts, left_on="fact", right_index=True, suffixes=("", "_fact")

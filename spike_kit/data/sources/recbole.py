@@ -9,6 +9,7 @@ from __future__ import annotations
 import csv
 import re
 from collections.abc import Mapping, Sequence
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -130,8 +131,7 @@ def _kinds(path: Path) -> dict[str, str]:
 
 def _has_rows(path: Path) -> bool:
     with open_text(path) as file:
-        file.readline()
-        return any(line.strip() for line in file)
+        return any(line.strip() for line in islice(file, 1, None))
 
 
 def _read(
@@ -279,18 +279,15 @@ def _read_triples(files: Mapping[str, Path], work: Workspace) -> None:
         nameless += sum(label.isdecimal() or FREEBASE_ID.fullmatch(label) is not None for label in labels)
         work.put("entities", batch.assign(label=labels, kind=batch["kind"].replace("", "entity")))
     if nameless:
-        work.notes.append(
-            f"{nameless} entities have ids that say nothing and no name; "
-            "a file NAME.ent (entity_id:token, label:token_seq) can name them"
-        )
+        remedy = "a file NAME.ent (entity_id:token, label:token_seq) can name them"
+        work.notes.append(f"{nameless} entities have ids that say nothing and no name; {remedy}")
 
 
 def _put_relations(files: Mapping[str, Path], facts: list[str], work: Workspace) -> None:
     """Put the relations of ``.rel`` in their order, then the others."""
-    texts = {name: Field(name, "text") for name in ("label", "template")}
+    fields = {"relation": Field("relation_id"), "label": Field("label", "text"), "template": Field("template", "text")}
     incomplete = "template <> '' AND NOT (contains(template, '{head}') AND contains(template, '{tail}'))"
-    faults = [(incomplete, "the template lacks {head} or {tail}")]
-    _read(files, "rel", {"relation": Field("relation_id"), **texts}, work, faults, names="relations")
+    _read(files, "rel", fields, work, [(incomplete, "the template lacks {head} or {tail}")], names="relations")
     known = work.frame("SELECT relation, label, template FROM raw_rel ORDER BY rowid")
     used = work.frame("SELECT DISTINCT relation FROM triples ORDER BY relation")["relation"]
     others = [name for name in dict.fromkeys([*facts, *used]) if name not in set(known["relation"])]
