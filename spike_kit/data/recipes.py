@@ -55,23 +55,23 @@ class Recipe:
 
     Attributes
     ----------
-    source
-        Name of the reader that parses it.
     settings
         Settings of the build.
     about
         What it is, in a few words.
-    folders
-        Other names its folder of raw files may have, besides the recipe's.
     published
         Counts to compare with, if it is one data set of known size.
+    folders
+        Other names its folder of raw files may have, besides the recipe's.
+    source
+        Name of the reader that parses it; given by the registry.
     """
 
-    source: str
     settings: BuildConfig
     about: str
-    folders: tuple[str, ...] = ()
     published: Published | None = None
+    folders: tuple[str, ...] = ()
+    source: str = ""
 
 
 @dataclass(frozen=True)

@@ -10,52 +10,44 @@ from typing import Any
 
 USERS, ITEMS = 8, 8
 
+_REVIEW = {"verified": True, "reviewTime": "06 17, 2018", "style": {"Format:": " Hardcover"}, "reviewerName": "Ann"}
+_PRODUCT = {"tech1": "", "tech2": "", "fit": "", "feature": [], "rank": "1 in Books", "main_cat": "Books", "date": ""}
+_PRODUCT |= {"similar_item": "", "price": "$1.00", "imageURL": [], "imageURLHighRes": []}
+_PRODUCT_2014 = {"price": 1.5, "imUrl": "http://images/1.jpg", "salesRank": {"Books": 7}}
+_PRODUCT_2023 = {"main_category": "Books", "subtitle": "Hardcover", "average_rating": 4.5, "rating_number": 12}
+_PRODUCT_2023 |= {"features": [], "price": 1.0, "images": [], "videos": [], "details": {"Publisher": "A House"}}
+_AUTHOR = {"avatar": "http://images/a.png", "name": "Ann Author", "about": []}
+
 
 def reviews_2018() -> list[dict[str, Any]]:
     """Everyone likes six of eight products; each text is unlike any other."""
-    rows = []
-    for user in range(USERS):
-        for step in range(6):
-            item = (user + step) % ITEMS
-            rows.append(
-                {
-                    "overall": 5.0,
-                    "verified": True,
-                    "reviewTime": "06 17, 2018",
-                    "reviewerID": f"A{user}",
-                    "asin": f"B{item}",
-                    "style": {"Format:": " Hardcover"},
-                    "reviewerName": "Ann",
-                    "reviewText": f"Reader {user} about book {item}",
-                    "summary": "Five Stars",
-                    "unixReviewTime": 1_500_000_000 + 1000 * user + step,
-                }
-            )
-    return rows
+    return [
+        {
+            **_REVIEW,
+            "overall": 5.0,
+            "reviewerID": f"A{user}",
+            "asin": f"B{(user + step) % ITEMS}",
+            "reviewText": f"Reader {user} about book {(user + step) % ITEMS}",
+            "summary": "Five Stars",
+            "unixReviewTime": 1_500_000_000 + 1000 * user + step,
+        }
+        for user in range(USERS)
+        for step in range(6)
+    ]
 
 
 def products_2018() -> list[dict[str, Any]]:
     """Two authors, three categories; all fields of the release."""
     return [
         {
-            "category": ["Books", "Fiction" if item < 4 else "History", "Ten &amp; under"],
-            "tech1": "",
-            "description": ["First <b>part</b>.", "Second part."],
-            "fit": "",
-            "title": f"Book {item} &amp; more",
-            "also_buy": [f"B{(item + 1) % ITEMS}", "BUNKNOWN"],
-            "tech2": "",
-            "brand": "Visit Amazon's Ann Author Page" if item % 2 else "Bob Writer",
-            "feature": [],
-            "rank": "1 in Books",
-            "also_view": [f"B{(item + 2) % ITEMS}"],
-            "main_cat": "Books",
-            "similar_item": "",
-            "date": "",
-            "price": "$1.00",
+            **_PRODUCT,
             "asin": f"B{item}",
-            "imageURL": [],
-            "imageURLHighRes": [],
+            "title": f"Book {item} &amp; more",
+            "description": ["First <b>part</b>.", "Second part."],
+            "brand": "Visit Amazon's Ann Author Page" if item % 2 else "Bob Writer",
+            "category": ["Books", "Fiction" if item < 4 else "History", "Ten &amp; under"],
+            "also_buy": [f"B{(item + 1) % ITEMS}", "BUNKNOWN"],
+            "also_view": [f"B{(item + 2) % ITEMS}"],
         }
         for item in range(ITEMS)
     ]
@@ -71,15 +63,13 @@ def products_2014() -> list[dict[str, Any]]:
     """The same products with the fields of 2014."""
     return [
         {
+            **_PRODUCT_2014,
             "asin": row["asin"],
             "title": row["title"],
             "description": "First <b>part</b>. It's the 2nd.",
-            "price": 1.5,
-            "imUrl": "http://images/1.jpg",
-            "related": {"also_bought": row["also_buy"], "also_viewed": row["also_view"], "bought_together": []},
-            "salesRank": {"Books": 7},
             "brand": "Ann Author" if row["brand"].startswith("Visit") else row["brand"],
             "categories": [row["category"][:2], ["Books", row["category"][2]]],
+            "related": {"also_bought": row["also_buy"], "also_viewed": row["also_view"], "bought_together": []},
         }
         for row in products_2018()
     ]
@@ -89,16 +79,13 @@ def reviews_2023() -> list[dict[str, Any]]:
     """The same reviews with the fields of 2023."""
     return [
         {
+            **{"title": row["summary"], "images": [], "helpful_vote": 0, "verified_purchase": True},
             "rating": row["overall"],
-            "title": row["summary"],
             "text": row["reviewText"],
-            "images": [],
             "asin": "variant of " + row["asin"],
             "parent_asin": row["asin"],
             "user_id": row["reviewerID"],
             "timestamp": row["unixReviewTime"] * 1000 + 123,
-            "helpful_vote": 0,
-            "verified_purchase": True,
         }
         for row in reviews_2018()
     ]
@@ -108,23 +95,13 @@ def products_2023() -> list[dict[str, Any]]:
     """The same products with the fields of 2023."""
     return [
         {
-            "main_category": "Books",
+            **_PRODUCT_2023,
+            "parent_asin": row["asin"],
             "title": row["title"],
-            "subtitle": "Hardcover",
-            "author": {"avatar": "http://images/a.png", "name": "Ann Author", "about": []}
-            if row["brand"].startswith("Visit")
-            else None,
-            "average_rating": 4.5,
-            "rating_number": 12,
-            "features": [],
             "description": row["description"],
-            "price": 1.0,
-            "images": [],
-            "videos": [],
+            "author": _AUTHOR if row["brand"].startswith("Visit") else None,
             "store": "Bob Writer (Author)",
             "categories": row["category"],
-            "details": {"Publisher": "A House"},
-            "parent_asin": row["asin"],
             "bought_together": None,
         }
         for row in products_2018()

@@ -39,7 +39,7 @@ def refused(recipe: str, raw: Path, message: str, **changes: Any) -> None:
 def refused_or_skipped(recipe: str, raw: Path, message: str, rows: int = 1, **changes: Any) -> Dataset:
     """Check that a build stops at bad rows with this message; one that skips them counts them and is returned."""
     refused(recipe, raw, message, **changes)
-    skipping = find_recipe(recipe).settings.replace(**changes, on_error="skip")
+    skipping = find_recipe(recipe).settings.replace(**changes | {"on_error": "skip"})
     data = build(recipe, skipping, name="mine", raw=raw)
     assert data.manifest.funnel[0]["bad_rows"] == rows
     assert any("skipped because" in note for note in data.manifest.notes)

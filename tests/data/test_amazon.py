@@ -200,7 +200,7 @@ BAD_LINES = {
 }
 
 
-@pytest.mark.parametrize(("case", "suffix"), zip(BAD_LINES, ["", ".gz"] * 4, strict=True))
+@pytest.mark.parametrize(("case", "suffix"), list(zip(BAD_LINES, ["", ".gz"] * 4, strict=True)))
 def test_a_bad_line_is_named_or_skipped_and_counted(tmp_path: Path, case: str, suffix: str) -> None:
     line, problem = BAD_LINES[case]
     good = [json.dumps(row) for row in reviews_2018()]

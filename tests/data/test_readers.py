@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import example, given
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from spike_kit.base.config import Config
@@ -66,19 +66,18 @@ def contents(name: str) -> tuple[str, Config, dict[str, bytes]]:
     with tempfile.TemporaryDirectory() as folder:
         given = write(Path(folder))
         files = {path.name: path.read_bytes() for path in Path(folder).iterdir()}
-    settings = given if isinstance(given, Config) else find_recipe(recipe).settings.replace(**changes)
-    return recipe, settings, files
+    return recipe, given if isinstance(given, Config) else find_recipe(recipe).settings.replace(**changes), files
 
 
 def parsing(name: str, folder: Path, changed: dict[str, bytes | None], on_error: str) -> tuple[str | None, str | None]:
     """Messages of the errors in which parsing and reorganizing a changed folder end, if they do."""
-    recipe, settings, files = contents(name)
+    recipe, given, files = contents(name)
     folder.mkdir(exist_ok=True)
     for file, content in (files | changed).items():
         (folder / file).unlink(missing_ok=True)
         if content is not None:
             (folder / file).write_bytes(content)
-    config = settings.replace(on_error=on_error)
+    config = given.replace(on_error=on_error)
     with workspace(config.on_error) as work:  # pyright: ignore[reportAttributeAccessIssue]
         problem = explained(lambda: SOURCES[find_recipe(recipe).source].parse(folder, config, work))
         return problem, problem or explained(lambda: reorganize(work, config).check())  # pyright: ignore
@@ -91,7 +90,7 @@ def test_a_missing_file_is_named(tmp_path: Path, name: str) -> None:
     for file in files.keys() - OPTIONAL.get(name, set()):
         problem, _ = parsing(name, tmp_path / "raw", {file: None}, "skip")
         assert problem is not None
-        assert file.split(".")[0] in problem or "holds no reviews" in problem or "no file of metadata" in problem
+        assert file.split(".")[0] in problem or "holds no" in problem
 
 
 TOKENS = (b"-1", b"x", b"", b"\n", b"\t", b",", b"::", b'"', b"99999", b"\xff", b"\0", b"1e400", b"\x85", b"{", b"[")
@@ -102,7 +101,7 @@ EDITS = st.lists(st.tuples(st.integers(0, 3000), st.integers(0, 6), st.sampled_f
 @given(st.integers(0, 9), EDITS | st.binary(max_size=100), st.booleans(), st.sampled_from(["stop", "skip"]))
 @example(0, [(60, 0, b"\x00")], True, "skip")
 @example(1, [(0, 4, b"\xff\xfe")], True, "stop")
-@FEW
+@settings(FEW, max_examples=15)
 def test_whatever_the_bytes_only_explained_errors_come_out(
     tmp_path: Path, name: str, which: int, change: bytes | list[tuple[int, int, bytes]], unpack: bool, on_error: str
 ) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from importlib import import_module
 
 from spike_kit.base.errors import lookup
@@ -26,7 +27,11 @@ _FOUND: tuple[Source, ...] = tuple(import_module(f"{__name__}.{module}").SOURCE 
 SOURCES: dict[str, Source] = {next(iter(source.recipes)): source for source in _FOUND}
 """Every reader by its name, that of its first data set."""
 
-RECIPES: dict[str, Recipe] = {name: recipe for source in _FOUND for name, recipe in source.recipes.items()}
+RECIPES: dict[str, Recipe] = {
+    name: replace(recipe, source=reader)
+    for reader, source in SOURCES.items()
+    for name, recipe in source.recipes.items()
+}
 """Every named data set; each reader has one of its own name besides."""
 
 

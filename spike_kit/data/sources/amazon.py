@@ -315,34 +315,29 @@ def _parse_amazon_kg(folder: Path, files: Files, config: AmazonConfig, work: Wor
         )
 
 
-_AMAZON_KG_PAPER = "Amazon-KG v2.0 (Wang et al., SIGIR 2024)"
+_PAPER = "Amazon-KG v2.0 (Wang et al., SIGIR 2024)"
+_CORE = AmazonConfig(user_core=10, item_core=10)
 _AMAZON_KG = AmazonConfig(graph="amazon-kg", **UNFILTERED)
 
 SOURCE = Source(
     parse,
     {
-        "amazon": Recipe("amazon", AmazonConfig(), "Amazon reviews of 2014, 2018 or 2023 with metadata, any category"),
-        "amazon-books": Recipe(
-            "amazon", AmazonConfig(category="Books", user_core=10, item_core=10), "Amazon Books, graph from metadata"
-        ),
+        "amazon": Recipe(AmazonConfig(), "Amazon reviews of 2014, 2018 or 2023 with metadata, any category"),
+        "amazon-books": Recipe(_CORE.replace(category="Books"), "Amazon Books, graph from metadata"),
         "amazon-movies-and-tv": Recipe(
-            "amazon",
-            AmazonConfig(category="Movies_and_TV", user_core=10, item_core=10),
-            "Amazon Movies & TV, graph from metadata",
+            _CORE.replace(category="Movies_and_TV"), "Amazon Movies & TV, graph from metadata"
         ),
         "book": Recipe(
-            "amazon",
             _AMAZON_KG.replace(category="Books"),
             "Books of the paper: Amazon-KG v2.0 (DBpedia), titles and reviews of 2018",
+            Published(_PAPER, 10_485, 8_696, 115_572, 35_995, 20, 80_684),
             ("Amazon-KG-5core-Books",),
-            Published(_AMAZON_KG_PAPER, 10_485, 8_696, 115_572, 35_995, 20, 80_684),
         ),
         "movie": Recipe(
-            "amazon",
             _AMAZON_KG.replace(category="Movies_and_TV"),
             "Movies & TV of the paper: Amazon-KG v2.0 (DBpedia), titles and reviews of 2018",
+            Published(_PAPER, 5_648, 4_896, 67_066, 53_096, 20, 151_515),
             ("Amazon-KG-5core-Movies_and_TV",),
-            Published(_AMAZON_KG_PAPER, 5_648, 4_896, 67_066, 53_096, 20, 151_515),
         ),
     },
 )

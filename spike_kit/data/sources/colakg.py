@@ -83,15 +83,9 @@ _SETTINGS = BuildConfig(
     min_rating=None, split="given", valid=0.1, max_users=2_000, user_core=0, item_core=0, linked_only=False
 )
 
+_ABOUT = "MovieLens-1M in the split of CoLaKG with film facts; 2,000 users drawn by the seed"
+
 SOURCE = Source(
-    parse,
-    {
-        "ml-1m-colakg": Recipe(
-            "ml-1m-colakg",
-            _SETTINGS,
-            "MovieLens-1M in the split of CoLaKG with film facts; 2,000 users drawn by the seed",
-            published=Published("the data of CoLaKG", 6_040, 3_260, 998_539),
-        )
-    },
+    parse, {"ml-1m-colakg": Recipe(_SETTINGS, _ABOUT, Published("the data of CoLaKG", 6_040, 3_260, 998_539))}
 )
 """The reader."""

@@ -304,32 +304,30 @@ def write_rows(data: Dataset, folder: Path, merge_valid: bool) -> None:
     data.tables.triples.to_csv(folder / TRIPLES, sep=" ", header=False, index=False, lineterminator="\n")
 
 
-_KGAT_PAPER = "Table 1 of the KGAT paper"
+_PAPER = "Table 1 of the KGAT paper"
+_KGAT = KgatConfig(**AS_IT_IS)
 
 SOURCE = Source(
     parse,
     {
-        "kgat": Recipe("kgat", KgatConfig(**AS_IT_IS), "any folder in the format of KGAT, KGIN, SSLRec or KGRec"),
+        "kgat": Recipe(_KGAT, "any folder in the format of KGAT, KGIN, SSLRec or KGRec"),
         "kgat-amazon-book": Recipe(
-            "kgat",
-            KgatConfig(**AS_IT_IS),
+            _KGAT,
             "Amazon-book of KGAT: books with facts of Freebase",
+            Published(_PAPER, 70_679, 24_915, 847_733, 88_572, 39, 2_557_746),
             ("amazon-book",),
-            Published(_KGAT_PAPER, 70_679, 24_915, 847_733, 88_572, 39, 2_557_746),
         ),
         "kgat-last-fm": Recipe(
-            "kgat",
-            KgatConfig(**AS_IT_IS),
+            _KGAT,
             "Last-FM of KGAT: songs with facts of Freebase",
+            Published(_PAPER, 23_566, 48_123, 3_034_796, 58_266, 9, 464_567),
             ("last-fm",),
-            Published(_KGAT_PAPER, 23_566, 48_123, 3_034_796, 58_266, 9, 464_567),
         ),
         "kgat-yelp2018": Recipe(
-            "kgat",
-            KgatConfig(**AS_IT_IS),
+            _KGAT,
             "Yelp2018 of KGAT: businesses with their attributes",
+            Published(_PAPER, 45_919, 45_538, 1_185_068, 90_961, 42, 1_853_704),
             ("yelp2018",),
-            Published(_KGAT_PAPER, 45_919, 45_538, 1_185_068, 90_961, 42, 1_853_704),
         ),
     },
     write=write,

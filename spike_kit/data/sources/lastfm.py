@@ -100,17 +100,15 @@ SOURCE = Source(
     parse,
     {
         "lastfm": Recipe(
-            "lastfm",
             _SETTINGS,
             "Last.FM 2K (HetRec 2011) with the tags of its artists",
-            ("hetrec2011-lastfm-2k",),
             Published("its README (HetRec 2011)", 1_892, 17_632, 92_834),
+            ("hetrec2011-lastfm-2k",),
         ),
         "lastfm-colakg": Recipe(
-            "lastfm",
             _SETTINGS.replace(given=True, split="given", valid=0.1, user_core=0, item_core=0, linked_only=False),
             "Last.FM 2K in the split of CoLaKG",
-            published=Published("the data of CoLaKG", 1_859, 2_813, 71_294),
+            Published("the data of CoLaKG", 1_859, 2_813, 71_294),
         ),
     },
 )

