@@ -1,9 +1,14 @@
-"""Full ranking: every item a user has not seen is a candidate, and every user counts the same."""
+"""Full ranking: every item a user has not seen is a candidate, and every user counts the same.
+
+Metrics have binary relevance and are computed per user in float64, at any cut-off. Their definitions are those of
+ir-measures (and of RecBole where it has the metric): ``R@k``, ``nDCG@k``, ``P@k``, ``RR@k`` and ``Success@k``.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from itertools import pairwise
 
 import numpy as np
@@ -14,7 +19,6 @@ from torch import Tensor
 from spike_kit.base.errors import ConfigError, DataError, TrainingError
 from spike_kit.data.dataset import Dataset
 from spike_kit.data.tables import Tables
-from spike_kit.evaluation.metrics import ranking_metrics
 from spike_kit.models.base import FixedEmbeddings, Recommender
 
 PROTOCOL_VERSION = 1
@@ -37,6 +41,106 @@ BLOCK = 8
 
 METRIC_ROWS = 50_000
 """Users whose metrics are computed at once from their hits."""
+
+
+@dataclass(frozen=True)
+class Hits:
+    """Which ranks of the users' lists hold a relevant item, and the sums that metrics are made of.
+
+    Attributes
+    ----------
+    hits
+        ``[n, K]`` float64, 1 where the item at a rank is relevant, best rank first.
+    n_relevant
+        ``[n]``: number of relevant items of each user, at least 1.
+    """
+
+    hits: Tensor
+    n_relevant: Tensor
+
+    @cached_property
+    def ranks(self) -> Tensor:
+        """Ranks 1 to K."""
+        return torch.arange(1, self.hits.shape[1] + 1, dtype=torch.float64, device=self.hits.device)
+
+    @cached_property
+    def found(self) -> Tensor:
+        """Hits down to each rank ``[n, K]``."""
+        return self.hits.cumsum(1)
+
+    @cached_property
+    def discount(self) -> Tensor:
+        """What a hit at each rank is worth for NDCG ``[K]``: 1 / log2(rank + 1)."""
+        return 1 / torch.log2(self.ranks + 1)
+
+    @cached_property
+    def gain(self) -> Tensor:
+        """Discounted hits down to each rank ``[n, K]``."""
+        return (self.hits * self.discount).cumsum(1)
+
+    @cached_property
+    def first(self) -> Tensor:
+        """1 / rank of the first hit, if it stands at this rank or above, else 0 ``[n, K]``."""
+        return (self.hits / self.ranks).cummax(1).values
+
+
+def recall(lists: Hits, k: int) -> Tensor:
+    """Share of a user's relevant items among the first k."""
+    return lists.found[:, k - 1] / lists.n_relevant
+
+
+def ndcg(lists: Hits, k: int) -> Tensor:
+    """Discounted gain of the first k over that of the best list, which has min(k, relevant) hits at its top."""
+    ideal = lists.discount.cumsum(0)
+    return lists.gain[:, k - 1] / ideal.index_select(0, lists.n_relevant.clamp(1, k) - 1)
+
+
+def precision(lists: Hits, k: int) -> Tensor:
+    """Share of relevant items among the first k."""
+    return lists.found[:, k - 1] / k
+
+
+def mrr(lists: Hits, k: int) -> Tensor:
+    """1 / rank of the first hit within k, else 0."""
+    return lists.first[:, k - 1]
+
+
+def hit_rate(lists: Hits, k: int) -> Tensor:
+    """1 if there is a hit within k, else 0."""
+    return (lists.found[:, k - 1] > 0).double()
+
+
+METRICS: dict[str, Callable[[Hits, int], Tensor]] = {
+    "recall": recall,
+    "ndcg": ndcg,
+    "precision": precision,
+    "mrr": mrr,
+    "hit_rate": hit_rate,
+}
+"""Metrics by name: each gives ``[n]`` float64 at a cut-off k. A column of a table is named ``"recall@20"``."""
+
+
+def ranking_metrics(hits: Tensor, n_relevant: Tensor, cutoffs: Sequence[int]) -> dict[str, Tensor]:
+    """Compute every metric at every cut-off for every user.
+
+    Parameters
+    ----------
+    hits
+        ``[n, K]`` bool: whether the item at each rank is relevant, best rank first. K may be smaller than a cut-off
+        when there are fewer candidates; the missing ranks count as misses.
+    n_relevant
+        ``[n]``: number of relevant items of each user, at least 1.
+    cutoffs
+        Ranks k at which to measure.
+
+    Returns
+    -------
+    dict
+        ``"<metric>@<k>"`` to ``[n]`` float64, see `METRICS`.
+    """
+    missing = max(0, max(cutoffs) - hits.shape[1])
+    lists = Hits(torch.nn.functional.pad(hits.double(), (0, missing)), n_relevant.long())
+    return {f"{name}@{k}": metric(lists, k) for k in cutoffs for name, metric in METRICS.items()}
 
 
 @dataclass(frozen=True)

@@ -26,11 +26,10 @@ def draw(
     DataError
         If the runs that it needs do not exist.
     """
-    from spike_kit.base.errors import lookup
     from spike_kit.experiments.archive import known_runs
-    from spike_kit.figures.gallery import FIGURES
+    from spike_kit.figures.gallery import drawn
 
-    return lookup(FIGURES, name, "figure")(data, known_runs(data) if runs is None else runs, split)[0]
+    return drawn(name, data, known_runs(data) if runs is None else runs, split)[0]
 
 
 def export(

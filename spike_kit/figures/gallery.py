@@ -2,29 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence, Sized
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
-import numpy as np
 import pandas as pd
-import torch
 from tqdm.auto import tqdm
 
 from spike_kit.base import paths, storage
-from spike_kit.base.errors import DataError
+from spike_kit.base.errors import DataError, lookup
 from spike_kit.data.dataset import Dataset
-from spike_kit.evaluation.maps import umap_coordinates
-from spike_kit.experiments.run import load_model
 from spike_kit.experiments.run_folder import Run
-from spike_kit.figures import comparisons, dataset_charts
-from spike_kit.figures.maps import embedding_maps
-from spike_kit.figures.results import result_bars
+from spike_kit.figures import charts
 from spike_kit.figures.style import export
-from spike_kit.models.spike import Spike
-from spike_kit.profiles.prompts import prompt_texts
-from spike_kit.profiles.quality import measure_profiles
 from spike_kit.results import frames
 from spike_kit.results.comparison import ablation_frame
 from spike_kit.results.latex import latex_table
@@ -32,8 +23,75 @@ from spike_kit.results.latex import latex_table
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-Drawn = tuple["Figure", pd.DataFrame]
-"""A figure and the table it was drawn from."""
+
+class Given(NamedTuple):
+    """What a figure is made from."""
+
+    data: Dataset
+    runs: Sequence[Run]
+    split: str
+
+    def main(self, runs: Sequence[Run] | None = None) -> list[Run]:
+        """Runs of every model at its best (`frames.main_runs`), among all runs or some."""
+        return frames.main_runs(self.runs if runs is None else runs)
+
+
+class Recipe(NamedTuple):
+    """How a figure is made: its table (which may be empty), the function that draws it, what is missing if it is."""
+
+    frame: Callable[[Given], pd.DataFrame]
+    chart: Callable[[pd.DataFrame], Figure]
+    missing: str
+
+
+_NO_MAIN = "no run of a tuned or recommended preset is finished"
+_NO_TRAINED = "no trained run of a tuned or recommended preset"
+
+
+def _trained(of: Given) -> pd.DataFrame:
+    return frames.efficiency_frame([run for run in of.main() if run.metrics["epochs"]], split=of.split)
+
+
+def _curves(of: Given) -> pd.DataFrame:
+    return frames.curves_frame(of.main([run for run in of.runs if not run.history.empty]))
+
+
+FIGURES: dict[str, Recipe] = {
+    "results": Recipe(
+        lambda of: frames.results_frame(of.main(), split=of.split),
+        charts.result_bars,
+        _NO_MAIN,
+    ),
+    "ablation": Recipe(
+        lambda of: ablation_frame(*frames.full_model(of.runs), split=of.split),
+        charts.ablation_bars,
+        "no ablation of SPiKE shares a seed with the full model (notebook 05 trains them)",
+    ),
+    "sensitivity": Recipe(
+        lambda of: frames.sensitivity_frame(of.runs),
+        charts.sensitivity_lines,
+        "no two runs differ in one setting only",
+    ),
+    "sparsity": Recipe(
+        lambda of: frames.sparsity_frame(of.data, of.main(), split=of.split),
+        charts.sparsity_bars,
+        _NO_MAIN,
+    ),
+    "efficiency": Recipe(_trained, charts.efficiency_points, f"{_NO_TRAINED} is finished"),
+    "curves": Recipe(_curves, charts.curve_lines, f"{_NO_TRAINED} has its learning curve here"),
+    "graph": Recipe(lambda of: frames.graph_frame(of.data), charts.graph_statistics, "there is no graph"),
+    "quality": Recipe(
+        lambda of: frames.quality_frame(of.data),
+        charts.profile_quality,
+        "the data set has no profiles",
+    ),
+    "map": Recipe(
+        lambda of: frames.map_frame(of.data, of.runs),
+        charts.node_maps,
+        "no run of SPiKE with profiles has its weights here",
+    ),
+}
+"""Every figure by its name; sensitivity and learning curves are always of validation."""
 
 
 @dataclass(frozen=True)
@@ -55,6 +113,23 @@ class Artefact:
     missing: str = ""
 
 
+def drawn(name: str, data: Dataset, runs: Sequence[Run], split: str = "test") -> tuple[Figure, pd.DataFrame]:
+    """Draw one of `FIGURES`; return it and the table it was drawn from.
+
+    Raises
+    ------
+    ConfigError
+        If there is no such figure.
+    DataError
+        If what it shows was not run.
+    """
+    recipe = lookup(FIGURES, name, "figure")
+    frame = recipe.frame(Given(data, runs, split))
+    if frame.empty:
+        raise DataError(recipe.missing)
+    return recipe.chart(frame), frame
+
+
 def export_all(
     data: Dataset,
     runs: Sequence[Run],
@@ -72,13 +147,13 @@ def export_all(
     Parameters
     ----------
     data
-        The study.
+        The data set.
     runs
         Its finished runs, for example from `spike_kit.experiments.archive.known_runs`.
     folder
         Where to write; default: figures/.
     split
-        Split of the results; sensitivity and learning curves are always of validation.
+        Split of the results.
     names
         Names of the figures to draw; default: `FIGURES`, all of them.
     progress
@@ -86,128 +161,23 @@ def export_all(
 
     Raises
     ------
+    ConfigError
+        If there is no figure of a name.
     StorageError
         If a file cannot be written.
     """
     folder = folder or paths.figures_root()
     made = []
-    with tqdm(list(names or FIGURES), desc="figures", unit="figure", disable=not progress) as bar:
-        for name in bar:
-            try:
-                figure, table = FIGURES[name](data, runs, split)
-            except DataError as error:
-                made.append(Artefact(name, missing=error.message))
-                continue
-            made.append(Artefact(name, tuple(export(figure, f"{name}-{data.name}", folder, table))))
-    made.append(_results_latex(data, runs, folder, split))
-    return made
-
-
-def _results_latex(data: Dataset, runs: Sequence[Run], folder: Path, split: str) -> Artefact:
+    for name in tqdm(list(names or FIGURES), desc="figures", unit="figure", disable=not progress):
+        try:
+            figure, table = drawn(name, data, runs, split)
+        except DataError as error:
+            made.append(Artefact(name, missing=error.message))
+            continue
+        made.append(Artefact(name, tuple(export(figure, f"{name}-{data.name}", folder, table))))
     if not runs:
-        return Artefact("table", missing="no run is finished")
+        return [*made, Artefact("table", missing="no run is finished")]
     file = folder / f"results-{data.name}.tex"
     with storage.atomic_file(file) as temporary:
         temporary.write_text(latex_table(frames.results_table(runs, split)), encoding="utf-8")
-    return Artefact("table", (file,))
-
-
-def _need(rows: Sized, missing: str) -> None:
-    if len(rows) == 0:
-        raise DataError(missing)
-
-
-def _results(data: Dataset, runs: Sequence[Run], split: str) -> Drawn:  # noqa: ARG001 (one signature for all figures)
-    main = frames.main_runs(runs)
-    _need(main, "no run of a tuned or recommended preset is finished")
-    frame = frames.results_frame(main, split=split)
-    return result_bars(frame), frame
-
-
-def _ablation(data: Dataset, runs: Sequence[Run], split: str) -> Drawn:  # noqa: ARG001
-    full, others = frames.full_model(runs)
-    _need(others, "no ablation of SPiKE is finished (notebook 05 trains them)")
-    frame = ablation_frame(full, others, split=split)
-    _need(frame, "no ablation of SPiKE shares a seed with the full model")
-    return comparisons.ablation_bars(frame), frame
-
-
-def _sensitivity(data: Dataset, runs: Sequence[Run], split: str) -> Drawn:  # noqa: ARG001
-    _need(runs, "no run is finished")
-    frame = frames.sensitivity_frame(runs)
-    _need(frame, "no two runs differ in one setting only")
-    return comparisons.sensitivity_lines(frame), frame
-
-
-def _sparsity(data: Dataset, runs: Sequence[Run], split: str) -> Drawn:
-    main = frames.main_runs(runs)
-    _need(main, "no run of a tuned or recommended preset is finished")
-    frame = frames.sparsity_frame(data, main, split=split)
-    return comparisons.sparsity_bars(frame), frame
-
-
-def _efficiency(data: Dataset, runs: Sequence[Run], split: str) -> Drawn:  # noqa: ARG001
-    main = [run for run in frames.main_runs(runs) if run.metrics["epochs"]]
-    _need(main, "no trained run of a tuned or recommended preset is finished")
-    frame = frames.efficiency_frame(main, split=split)
-    return comparisons.efficiency_points(frame), frame
-
-
-def _curves(data: Dataset, runs: Sequence[Run], split: str) -> Drawn:  # noqa: ARG001
-    frame = frames.curves_frame(frames.main_runs([run for run in runs if not run.history.empty]))
-    _need(frame, "no trained run of a tuned or recommended preset has its learning curve here")
-    return comparisons.curve_lines(frame), frame
-
-
-def _graph(data: Dataset, runs: Sequence[Run], split: str) -> Drawn:  # noqa: ARG001
-    degrees, relations = frames.degree_frame(data), frames.relation_frame(data)
-    both = pd.concat([degrees, relations.rename(columns={"relation": "of", "triples": "nodes"})], ignore_index=True)
-    return dataset_charts.graph_statistics(degrees, relations), both
-
-
-def _quality(data: Dataset, runs: Sequence[Run], split: str) -> Drawn:  # noqa: ARG001
-    names = data.profile_sets()
-    _need(names, f"{data.name} has no profiles")
-    prompts = {name: prompt_texts(data, name) for name in names}
-    measured = measure_profiles({name: data.profiles(name) for name in names}, prompts)
-    frame = frames.quality_frame(measured)
-    return dataset_charts.profile_quality(frame), frame
-
-
-def _map(data: Dataset, runs: Sequence[Run], split: str) -> Drawn:  # noqa: ARG001
-    here = [run for run in runs if run.has_weights and "profiles" in run.config and run.config["model"] == "spike"]
-    spike = next(iter(frames.main_runs(here)), None)
-    if spike is None:
-        raise DataError("no run of SPiKE with profiles has its weights here")
-    text, final = node_vectors(data, spike)
-    panels = {
-        f"Profile text ({spike.config['encoder']})": umap_coordinates(text),
-        "Final embeddings (SPiKE)": umap_coordinates(final),
-    }
-    kinds = pd.Series(["user"] * len(data.users) + data.entities["kind"].tolist())
-    parts = [frame.assign(panel=title, kind=kinds)[["panel", "kind", "x", "y"]] for title, frame in panels.items()]
-    return embedding_maps(panels, kinds), pd.concat(parts, ignore_index=True)
-
-
-FIGURES: dict[str, Callable[[Dataset, Sequence[Run], str], Drawn]] = {
-    "results": _results,
-    "ablation": _ablation,
-    "sensitivity": _sensitivity,
-    "sparsity": _sparsity,
-    "efficiency": _efficiency,
-    "curves": _curves,
-    "graph": _graph,
-    "quality": _quality,
-    "map": _map,
-}
-"""Every figure by its name."""
-
-
-def node_vectors(data: Dataset, run: Run) -> tuple[np.ndarray, np.ndarray]:
-    """Text vectors ``[U + E, d_t]`` and final embeddings ``[U + E, d]`` of a SPiKE run with profiles, users first."""
-    model = load_model(run, data)
-    assert isinstance(model, Spike)
-    with torch.no_grad():
-        final = torch.cat(model.node_embeddings()).numpy()
-    vectors = data.vectors(run.config["profiles"], run.config["encoder"])
-    return torch.cat([vectors.user, vectors.entity]).numpy(), final
+    return [*made, Artefact("table", (file,))]

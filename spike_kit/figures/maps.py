@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pandas as pd
 
-from spike_kit.figures.style import COLOURS, TWO_COLUMNS, figure_style, plain
+from spike_kit.figures.style import COLOURS, TWO_COLUMNS, blank_figure, figure_style, plain
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -82,14 +82,12 @@ def embedding_maps(
     title
         Title of the legend.
     """
-    from matplotlib.figure import Figure
-
     colouring, place = Colouring.of(column), pd.Index(rings or {})
     look: dict[str, Any] = {"c": colouring.codes, "cmap": "cividis"}
     if colouring.names:
         look = {"c": np.array(colouring.colours)[colouring.codes.astype(int)]}
     with figure_style():
-        figure = Figure(figsize=(TWO_COLUMNS, 0.5 + TWO_COLUMNS / max(len(panels), 2.6)))
+        figure = blank_figure(TWO_COLUMNS, 0.5 + TWO_COLUMNS / max(len(panels), 2.6))
         axes = figure.subplots(1, len(panels), squeeze=False)[0]
         for panel, (name, points) in zip(axes, panels.items(), strict=True):
             panel.scatter(points["x"], points["y"], s=POINT_AREA, linewidths=0, alpha=0.75, rasterized=True, **look)

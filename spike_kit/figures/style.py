@@ -5,10 +5,10 @@ from __future__ import annotations
 import datetime
 import io
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 
@@ -90,15 +90,25 @@ def plain(text: str) -> str:
     return text.replace("$", r"\$")
 
 
+def blank_figure(inches: float, height: float, labels: Iterable[str] = ()) -> Figure:
+    """An empty figure of a width; above its ``height`` there is room for a legend of these labels (`legend_above`)."""
+    from matplotlib.figure import Figure
+
+    names = list(dict.fromkeys(labels))
+    return Figure(figsize=(inches, height + _LINE * -(-len(names) // legend_columns(names, inches))))
+
+
+def legend_above(figure: Figure, marks: Mapping[str, Any]) -> None:
+    """Put a legend above a figure: the label of each mark (a line, or bars), which may be any text."""
+    handles, labels = list(marks.values()), [plain(label) for label in marks]
+    columns = legend_columns(list(marks), figure.get_size_inches()[0])
+    figure.legend(handles, labels, loc="outside upper center", ncols=columns, handlelength=1.8)
+
+
 def legend_columns(labels: Sequence[str], inches: float) -> int:
     """Columns of a legend above a figure of some width, so that the labels fit."""
     widest = max((len(label) for label in labels), default=1) * _CHARACTER + _HANDLE
     return max(1, min(len(labels), int(inches / widest)))
-
-
-def legend_height(labels: Sequence[str], inches: float) -> float:
-    """Inches that such a legend takes."""
-    return _LINE * -(-len(labels) // legend_columns(labels, inches))
 
 
 _CHARACTER, _HANDLE, _LINE = 0.062, 0.42, 0.145

@@ -8,16 +8,22 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+import torch
 
 from spike_kit.base import storage
 from spike_kit.base.errors import ConfigError, DataError, some
 from spike_kit.data.dataset import SUBJECTS, Dataset
 from spike_kit.evaluation.groups import sparsity_groups
+from spike_kit.evaluation.maps import umap_coordinates
 from spike_kit.evaluation.ranking import HEADLINE
+from spike_kit.experiments.run import load_model
 from spike_kit.experiments.run_folder import Run, versions
 from spike_kit.experiments.tuned import TUNED
 from spike_kit.models import MODELS
 from spike_kit.models.base import TrainedRecommender
+from spike_kit.models.spike import Spike
+from spike_kit.profiles.prompts import prompt_texts
+from spike_kit.profiles.quality import measure_profiles
 from spike_kit.results.significance import bootstrap_interval
 from spike_kit.results.tables import USUAL_TEXT, run_label, usual_settings
 from spike_kit.training.checkpoint import MONITOR
@@ -373,14 +379,15 @@ def curves_frame(runs: Runs, metric: str = MONITOR) -> pd.DataFrame:
     return pd.concat(parts, ignore_index=True)[columns] if parts else pd.DataFrame(columns=columns)
 
 
-def degree_frame(data: Dataset) -> pd.DataFrame:
-    """How many nodes have at least a degree.
+def graph_frame(data: Dataset) -> pd.DataFrame:
+    """How many nodes have at least a degree, then the number of triples of every relation, the most frequent first.
 
     Returns
     -------
     DataFrame
-        of (users and items by train interactions, items and other entities by triples), degree, nodes (with at least
-        this degree), share of all nodes of the kind; degree 0 is left out, since the axis is logarithmic.
+        of (users and items by train interactions, items and other entities by triples; or the label of a relation),
+        degree, nodes (with at least this degree; or triples of the relation), share of all nodes of the kind. Degree 0
+        is left out, since the axis is logarithmic; relations have neither degree nor share.
     """
     train, n_items = data.split("train"), len(data.items)
     ends = pd.concat([data.triples["head"], data.triples["tail"]]).to_numpy()
@@ -397,19 +404,14 @@ def degree_frame(data: Dataset) -> pd.DataFrame:
         above = counts[::-1].cumsum()[::-1]
         part = pd.DataFrame({"of": name, "degree": values, "nodes": above, "share": above / max(len(degree), 1)})
         parts.append(part[part["degree"] > 0])
-    return pd.concat(parts, ignore_index=True)
-
-
-def relation_frame(data: Dataset) -> pd.DataFrame:
-    """Relation and number of its triples, the most frequent first."""
-    counts = data.triples["relation"].value_counts()
     labels = data.relations.set_index("relation")["label"]
-    frame = pd.DataFrame({"relation": labels, "triples": counts.reindex(labels.index, fill_value=0)})
-    return frame.sort_values("triples", ascending=False, kind="stable").reset_index(drop=True)
+    counts = data.triples["relation"].value_counts().reindex(labels.index, fill_value=0)
+    relations = pd.DataFrame({"of": labels, "nodes": counts}).sort_values("nodes", ascending=False, kind="stable")
+    return pd.concat([*parts, relations], ignore_index=True)
 
 
-def quality_frame(measured: pd.DataFrame) -> pd.DataFrame:
-    """Quality of profile sets by subject, from `spike_kit.profiles.quality.measure_profiles`.
+def quality_frame(data: Dataset) -> pd.DataFrame:
+    """Quality of the profile sets of a data set by subject; empty where there are none.
 
     Returns
     -------
@@ -417,8 +419,39 @@ def quality_frame(measured: pd.DataFrame) -> pd.DataFrame:
         profiles (name of the set), subject, n (of profiles), faithfulness (mean share of named facts that stand in
         the prompt), and quantiles of the words (`WORD_SHARES`).
     """
+    names = data.profile_sets()
+    if not names:
+        return pd.DataFrame()
+    prompts = {name: prompt_texts(data, name) for name in names}
+    measured = measure_profiles({name: data.profiles(name) for name in names}, prompts)
     groups = measured.groupby(["profiles", "subject"], sort=False)
     frame = groups.agg(n=("words", "size"), faithfulness=("faithfulness", "mean"))
     frame = frame.assign(**{name: groups["words"].quantile(share) for name, share in WORD_SHARES.items()}).reset_index()
     order = frame["subject"].map(SUBJECTS.index)
     return frame.iloc[np.lexsort([order, frame["profiles"].factorize()[0]])].reset_index(drop=True)
+
+
+def map_frame(data: Dataset, runs: Sequence[Run]) -> pd.DataFrame:
+    """Maps of all nodes by profile text and by final embedding of SPiKE, users first; of its best form with weights.
+
+    Returns
+    -------
+    DataFrame
+        panel (title of the map), kind, x, y; empty where no such run has its weights here.
+    """
+    here = [run for run in runs if run.has_weights and "profiles" in run.config and run.config["model"] == "spike"]
+    chosen = main_runs(here)
+    if not chosen:
+        return pd.DataFrame()
+    run = chosen[0]
+    model, vectors = load_model(run, data), data.vectors(run.config["profiles"], run.config["encoder"])
+    assert isinstance(model, Spike)
+    with torch.no_grad():
+        final = torch.cat(model.node_embeddings())
+    panels = {
+        f"Profile text ({run.config['encoder']})": torch.cat([vectors.user, vectors.entity]),
+        "Final embeddings (SPiKE)": final,
+    }
+    kinds = ["user"] * len(data.users) + data.entities["kind"].tolist()
+    parts = [umap_coordinates(rows.numpy()).assign(panel=title, kind=kinds) for title, rows in panels.items()]
+    return pd.concat(parts, ignore_index=True)[["panel", "kind", "x", "y"]]

@@ -19,7 +19,7 @@ from spike_kit.experiments import ablation
 from spike_kit.experiments.jobs import JobState, TrainingJob
 from spike_kit.experiments.run import RunConfig, describe, describe_text
 from spike_kit.experiments.run_folder import Run
-from spike_kit.figures.comparisons import ablation_bars
+from spike_kit.figures.charts import ablation_bars
 from spike_kit.figures.style import COLOURS
 from spike_kit.models.spike import SpikeConfig
 from spike_kit.profiles.encode import DEFAULT_ENCODER

@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 import torch
 from ir_measures import RR, P, R, Success, nDCG
-
 from spike_kit.evaluation.metrics import METRICS, ranking_metrics
+
 from spike_kit.evaluation.ranking import CUTOFFS, RankingTask, evaluate
 from spike_kit.models.base import FixedEmbeddings
 from tests.fixture_files import Fixture

@@ -7,9 +7,9 @@ import numpy as np
 import pandas as pd
 import pytest
 from matplotlib.container import BarContainer
+from spike_kit.figures.results import result_bars
 
 from spike_kit.figures.maps import embedding_maps
-from spike_kit.figures.results import result_bars
 from spike_kit.figures.style import FORMATS, TWO_COLUMNS, export
 
 
