@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -13,6 +15,8 @@ from hypothesis import settings
 from spike_kit.base import paths
 from spike_kit.data.dataset import Dataset
 from spike_kit.data.workspace import Workspace, workspace
+from spike_kit.experiments.run import RunConfig, run
+from spike_kit.experiments.run_folder import Run
 from spike_kit.profiles.encode import DEFAULT_ENCODER, vectors_metadata
 from spike_kit.profiles.template import TEMPLATE, template_profiles
 from tests.world import World, make_world, write_world
@@ -64,3 +68,45 @@ def data(home: Path, built_world: Path) -> Dataset:
     """The tiny world as a data-set folder with profiles and vectors, found under the name ``world``."""
     shutil.copytree(built_world, paths.data_root() / "world")
     return Dataset.open("world")
+
+
+@contextmanager
+def at_home(home: Path) -> Iterator[Path]:
+    """Work in a home of one's own."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv(paths.HOME_VARIABLE, str(home))
+        yield home
+
+
+SHORT = {"epochs": 2, "eval_every": 1}
+
+RUNS: dict[str, list[dict[str, Any]]] = {
+    "popularity": [{"model": "popularity"}],
+    "lightgcn": [{"model": "lightgcn", "training": {"epochs": 12}, "seed": seed} for seed in (0, 1)],
+    "bprmf": [{"model": "bprmf", "training": SHORT, "seed": seed} for seed in (0, 1)],
+    "spike": [{"training": SHORT, "seed": seed} for seed in (0, 1)],
+    "without matching": [{"training": SHORT, "seed": seed, "settings": {"matching": "off"}} for seed in (0, 1)],
+    "low rho": [{"training": SHORT, "settings": {"rho": 0.25}}],
+    "high rho": [{"training": SHORT, "settings": {"rho": 1.0}}],
+}
+"""Runs of the tiny world that tests of results share: settings of each, by what they are called there."""
+
+
+@pytest.fixture(scope="session")
+def finished_home(built_world: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, list[str]]]:
+    """A home in which `RUNS` are finished, and the names of their folders."""
+    with at_home(tmp_path_factory.mktemp("finished")) as home:
+        shutil.copytree(built_world, paths.data_root() / "world")
+        done = {
+            name: [run(RunConfig(dataset="world", **one), progress=False).path.name for one in group]
+            for name, group in RUNS.items()
+        }
+        return home, done
+
+
+@pytest.fixture
+def runs(data: Dataset, home: Path, finished_home: tuple[Path, dict[str, list[str]]]) -> dict[str, list[Run]]:
+    """Finished runs of the tiny world, `RUNS`."""
+    origin, names = finished_home
+    shutil.copytree(origin / "data", home / "data", dirs_exist_ok=True)
+    return {name: [Run(paths.runs_root() / folder) for folder in group] for name, group in names.items()}

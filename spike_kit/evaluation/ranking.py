@@ -81,7 +81,7 @@ class Hits:
     @cached_property
     def first(self) -> Tensor:
         """1 / rank of the first hit, if it stands at this rank or above, else 0 ``[n, K]``."""
-        return (self.hits / self.ranks).cummax(1).values
+        return (self.hits / self.ranks).cummax(1)[0]
 
 
 def recall(lists: Hits, k: int) -> Tensor:

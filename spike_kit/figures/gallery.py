@@ -16,6 +16,8 @@ from spike_kit.data.dataset import Dataset
 from spike_kit.experiments.run_folder import Run
 from spike_kit.figures import charts
 from spike_kit.figures.style import export
+from spike_kit.profiles.prompts import prompt_texts
+from spike_kit.profiles.quality import measure_profiles
 from spike_kit.results import frames
 from spike_kit.results.comparison import ablation_frame
 from spike_kit.results.latex import latex_table
@@ -56,6 +58,12 @@ def _curves(of: Given) -> pd.DataFrame:
     return frames.curves_frame(of.main([run for run in of.runs if not run.history.empty]))
 
 
+def _quality(of: Given) -> pd.DataFrame:
+    texts = {name: of.data.profiles(name) for name in of.data.profile_sets()}
+    prompts = {name: prompt_texts(of.data, name) for name in texts}
+    return frames.quality_frame(measure_profiles(texts, prompts)) if texts else pd.DataFrame()
+
+
 FIGURES: dict[str, Recipe] = {
     "results": Recipe(
         lambda of: frames.results_frame(of.main(), split=of.split),
@@ -80,11 +88,7 @@ FIGURES: dict[str, Recipe] = {
     "efficiency": Recipe(_trained, charts.efficiency_points, f"{_NO_TRAINED} is finished"),
     "curves": Recipe(_curves, charts.curve_lines, f"{_NO_TRAINED} has its learning curve here"),
     "graph": Recipe(lambda of: frames.graph_frame(of.data), charts.graph_statistics, "there is no graph"),
-    "quality": Recipe(
-        lambda of: frames.quality_frame(of.data),
-        charts.profile_quality,
-        "the data set has no profiles",
-    ),
+    "quality": Recipe(_quality, charts.profile_quality, "the data set has no profiles"),
     "map": Recipe(
         lambda of: frames.map_frame(of.data, of.runs),
         charts.node_maps,

@@ -22,8 +22,6 @@ from spike_kit.experiments.tuned import TUNED
 from spike_kit.models import MODELS
 from spike_kit.models.base import TrainedRecommender
 from spike_kit.models.spike import Spike
-from spike_kit.profiles.prompts import prompt_texts
-from spike_kit.profiles.quality import measure_profiles
 from spike_kit.results.significance import bootstrap_interval
 from spike_kit.results.tables import USUAL_TEXT, run_label, usual_settings
 from spike_kit.training.checkpoint import MONITOR
@@ -410,8 +408,8 @@ def graph_frame(data: Dataset) -> pd.DataFrame:
     return pd.concat([*parts, relations], ignore_index=True)
 
 
-def quality_frame(data: Dataset) -> pd.DataFrame:
-    """Quality of the profile sets of a data set by subject; empty where there are none.
+def quality_frame(measured: pd.DataFrame) -> pd.DataFrame:
+    """Quality of profile sets by subject, from `spike_kit.profiles.quality.measure_profiles`.
 
     Returns
     -------
@@ -419,11 +417,6 @@ def quality_frame(data: Dataset) -> pd.DataFrame:
         profiles (name of the set), subject, n (of profiles), faithfulness (mean share of named facts that stand in
         the prompt), and quantiles of the words (`WORD_SHARES`).
     """
-    names = data.profile_sets()
-    if not names:
-        return pd.DataFrame()
-    prompts = {name: prompt_texts(data, name) for name in names}
-    measured = measure_profiles({name: data.profiles(name) for name in names}, prompts)
     groups = measured.groupby(["profiles", "subject"], sort=False)
     frame = groups.agg(n=("words", "size"), faithfulness=("faithfulness", "mean"))
     frame = frame.assign(**{name: groups["words"].quantile(share) for name, share in WORD_SHARES.items()}).reset_index()

@@ -7,10 +7,14 @@ import numpy as np
 import pytest
 import torch
 from ir_measures import RR, P, R, Success, nDCG
-from spike_kit.evaluation.metrics import METRICS, ranking_metrics
 
-from spike_kit.evaluation.ranking import CUTOFFS, RankingTask, evaluate
+from spike_kit.cli import main
+from spike_kit.data.dataset import Dataset
+from spike_kit.evaluation.ranking import CUTOFFS, METRICS, RankingTask, evaluate, ranking_metrics
+from spike_kit.experiments.run import RunConfig, run
+from spike_kit.figures.charts import result_bars
 from spike_kit.models.base import FixedEmbeddings
+from spike_kit.results.frames import results_frame
 from tests.fixture_files import Fixture
 
 ORACLE = {"recall": R, "ndcg": nDCG, "precision": P, "mrr": RR, "hit_rate": Success}
@@ -106,3 +110,16 @@ def test_fewer_candidates_than_the_cut_off_count_as_misses() -> None:
     found = ranking_metrics(torch.tensor([[True, False]]), torch.tensor([1]), (10,))
     assert float(found["precision@10"]) == pytest.approx(0.1)
     assert float(found["recall@10"]) == 1
+
+
+def test_a_metric_of_ones_own_is_found_by_its_name(
+    data: Dataset, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setitem(METRICS, "hits_of_two", lambda lists, k: lists.found[:, k - 1] * 2)
+    done = run(RunConfig(model="popularity", dataset="world"), progress=False)
+    assert done.metrics["test"]["hits_of_two@10"] == pytest.approx(done.metrics["test"]["precision@10"] * 20)
+    assert main(["evaluate", "world", "--metrics", "hits_of_two", "--cutoffs", "5"]) == 0
+    assert "hits_of_two@5" in capsys.readouterr().out
+    assert main(["compare", "world", "--metric", "hits_of_two@20"]) == 0
+    frame = results_frame([done], ("hits_of_two@10",))
+    assert result_bars(frame).axes[0].get_ylabel() == "Hits of two (test)"

@@ -1,22 +1,56 @@
+"""Figures of a paper: what they show, that they are written the same again, and that any name can be drawn."""
+
 from __future__ import annotations
 
+import io
+import itertools
+import os
+import subprocess
+import sys
+from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import matplotlib as mpl
 import numpy as np
 import pandas as pd
 import pytest
 from matplotlib.container import BarContainer
-from spike_kit.figures.results import result_bars
 
-from spike_kit.figures.maps import embedding_maps
-from spike_kit.figures.style import FORMATS, TWO_COLUMNS, export
+from spike_kit.base import paths
+from spike_kit.base.errors import ConfigError
+from spike_kit.cli import main
+from spike_kit.data.dataset import Dataset
+from spike_kit.experiments.ablation import ABLATIONS
+from spike_kit.experiments.archive import read_archive, write_archive
+from spike_kit.experiments.run_folder import Run
+from spike_kit.figures import charts
+from spike_kit.figures.gallery import FIGURES, Recipe, drawn, export_all
+from spike_kit.figures.style import (
+    COLOURS,
+    DASHES,
+    FORMATS,
+    HATCHES,
+    MARKERS,
+    TWO_COLUMNS,
+    blank_figure,
+    export,
+    legend_columns,
+)
+from spike_kit.models import MODELS
+
+Runs = dict[str, list[Run]]
 
 
-def table() -> pd.DataFrame:
+def several(runs: Runs) -> list[Run]:
+    return [one for group in runs.values() for one in group]
+
+
+def results_table() -> pd.DataFrame:
     rows = [
         {"model": model, "split": "test", "metric": f"{name}@{k}", "seeds": 1, "mean": mean}
-        for model, mean in (("a", 0.1), ("b <i>", 0.2))
+        for model, mean in (("a", 0.1), ("_b <i>", 0.2))
         for name in ("recall", "ndcg")
         for k in (10, 20)
     ]
@@ -24,42 +58,168 @@ def table() -> pd.DataFrame:
     return frame.assign(low=frame["mean"] - 0.02, high=frame["mean"] + 0.01, interval="95 % over users")
 
 
-def test_bars_show_every_value(tmp_path: Path) -> None:
-    figure = result_bars(table())
+def ablation_table(*names: str) -> pd.DataFrame:
+    """The range of the study on ml-100k, where the labels of the differences once ran together."""
+    numbers = {"difference": -0.0109, "low": -0.0164, "high": 0.0034, "mark": "**"}
+    return pd.DataFrame({"model": list(names), "metric": "ndcg@20", "split": "test", **numbers})
+
+
+def points(kinds: list[str], **panels: float) -> pd.DataFrame:
+    parts = [pd.DataFrame({"panel": name, "kind": kinds, "x": x, "y": 0.0}) for name, x in panels.items()]
+    return pd.concat(parts, ignore_index=True)
+
+
+def legend_of(figure: Any) -> list[str]:
+    return [text.get_text() for text in figure.legends[0].get_texts()]
+
+
+def test_bars_show_every_value_and_the_legend_every_name() -> None:
+    figure = charts.result_bars(results_table())
     groups = [group for axes in figure.axes for group in axes.containers if isinstance(group, BarContainer)]
-    heights = [bar.get_height() for group in groups for bar in group]
-    assert heights == pytest.approx([0.1, 0.1, 0.2, 0.2] * 2)
+    assert [bar.get_height() for group in groups for bar in group] == pytest.approx([0.1, 0.1, 0.2, 0.2] * 2)
     assert [axes.get_ylabel() for axes in figure.axes] == ["Recall (test)", "NDCG (test)"]
+    assert [label.get_text() for label in figure.axes[0].get_xticklabels()] == ["@10", "@20"]
     assert figure.get_size_inches()[0] == TWO_COLUMNS
-    assert [text.get_text() for text in figure.legends[0].get_texts()] == ["a", "b <i>"]
+    assert legend_of(figure) == ["a", "_b <i>"]
 
 
-def test_hostile_labels_are_drawn_as_they_are(tmp_path: Path) -> None:
-    points = pd.DataFrame(np.zeros((4, 2)), columns=["x", "y"])
-    groups = pd.Series(["$$", "_hidden", "$x^{", "<script>"])
-    files = export(embedding_maps({"$a_": points}, groups), "hostile", tmp_path)
-    svg = files[1].read_text(encoding="utf-8")
-    assert "<script" not in svg
-    legend = embedding_maps({"a": points}, groups).legends[0]
-    assert [text.get_text() for text in legend.get_texts()] == [r"\$\$", "_hidden", r"\$x^{", "<script>"]
+def test_every_figure_is_drawn_and_a_second_process_writes_the_same_bytes(
+    data: Dataset, runs: Runs, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # Laying out takes long and is tested elsewhere; the second process finds the coordinates in the cache.
+    flat = SimpleNamespace(UMAP=lambda **_: SimpleNamespace(fit_transform=lambda vectors: vectors[:, :2]))
+    monkeypatch.setattr("spike_kit.evaluation.maps.require", lambda *_: flat)
+    folder = tmp_path / "first"
+    artefacts = export_all(data, several(runs), folder, progress=False)
+    assert [artefact.name for artefact in artefacts] == [*FIGURES, "table"]
+    assert [artefact.missing for artefact in artefacts] == [""] * len(artefacts)
+    for artefact in artefacts[:-1]:
+        assert [file.suffix[1:] for file in artefact.files] == [*FORMATS, "csv"]
+        assert len(pd.read_csv(artefact.files[-1])) > 0
+    assert (folder / "results-world.tex").read_text().count(r"\\") == 1 + len(runs)
+    script = (
+        "import sys; from pathlib import Path; from spike_kit.data.dataset import Dataset\n"
+        "from spike_kit.experiments.run_folder import Run\n"
+        "from spike_kit.figures.gallery import export_all\n"
+        "export_all(Dataset.open('world'), [Run(Path(p)) for p in sys.argv[2:]], Path(sys.argv[1]), progress=False)\n"
+    )
+    subprocess.run(
+        [sys.executable, "-c", script, str(tmp_path / "second"), *(str(one.path) for one in several(runs))],
+        env=os.environ | {"PYTHONHASHSEED": "7"},
+        check=True,
+    )
+    first, second = (
+        {file.name: file.read_bytes() for file in (tmp_path / name).iterdir()} for name in ("first", "second")
+    )
+    assert first.keys() == second.keys()
+    assert [name for name in first if first[name] != second[name]] == []
 
 
-def test_exports_are_equal_to_the_byte_on_a_second_run(tmp_path: Path) -> None:
-    points = pd.DataFrame(np.random.default_rng(0).normal(size=(50, 2)), columns=["x", "y"])
-    groups = pd.Series(["a", "b"] * 25)
-    for name, draw in (
-        ("bars", lambda: result_bars(table())),
-        ("map", lambda: embedding_maps({"one": points, "two": points}, groups)),
-    ):
-        first = [file.read_bytes() for file in export(draw(), name, tmp_path / "first")]
-        second = [file.read_bytes() for file in export(draw(), name, tmp_path / "second")]
-        assert len(first) == len(FORMATS)
-        assert first == second
+def test_what_was_not_run_is_named_and_not_drawn(data: Dataset, home: Path) -> None:
+    artefacts = {artefact.name: artefact for artefact in export_all(data, [], progress=False)}
+    assert {name for name, artefact in artefacts.items() if artefact.files} == {"graph", "quality"}
+    assert artefacts["ablation"].missing.startswith("the full model of spike was not run")
+    assert artefacts["map"].missing == "no run of SPiKE with profiles has its weights here"
+    assert {path.stem for path in (home / "figures").iterdir()} == {"graph-world", "quality-world"}
+
+
+def test_the_archive_is_enough_for_the_figures_of_results(data: Dataset, runs: Runs, tmp_path: Path) -> None:
+    write_archive(several(runs), data, tmp_path / "archive")
+    archived = read_archive(data.name, tmp_path / "archive")
+    for name in ("results", "ablation", "sensitivity", "sparsity", "efficiency"):
+        assert drawn(name, data, archived)[0].axes
+
+
+def test_a_figure_of_ones_own_is_a_function_and_a_line(
+    data: Dataset, runs: Runs, home: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    counted = Recipe(lambda of: pd.DataFrame({"runs": [len(of.runs)]}), lambda frame: blank_figure(2, len(frame)), "")
+    monkeypatch.setitem(FIGURES, "own", counted)
+    (artefact, _) = export_all(data, several(runs), names=["own"], progress=False)
+    assert pd.read_csv(artefact.files[-1])["runs"].tolist() == [len(several(runs))]
+    with pytest.raises(ConfigError, match="no figure named 'nope'"):
+        export_all(data, [], names=["nope"], progress=False)
+
+
+def test_many_series_differ_in_colour_or_form() -> None:
+    for codes in (HATCHES, MARKERS, DASHES):
+        assert len({(number % len(COLOURS), number % len(codes)) for number in range(len(MODELS))}) == len(MODELS)
+
+
+def test_memory_has_a_panel_where_it_is_known() -> None:
+    frame = pd.DataFrame({"model": ["a", "b"], "metric": "ndcg@20", "split": "test", "quality": 0.1, "seconds": 3.0})
+    assert len(charts.efficiency_points(frame.assign(peak_gib=0.5)).axes) == 2
+    assert len(charts.efficiency_points(frame.assign(peak_gib=np.nan)).axes) == 1
+
+
+@pytest.mark.parametrize("names", [tuple(ABLATIONS), ("w/o matching", "a name that is long " * 4, "another " * 8)])
+def test_labels_of_ablations_do_not_overlap(names: tuple[str, ...]) -> None:
+    figure = charts.ablation_bars(ablation_table(*names))
+    figure.savefig(io.BytesIO())
+    axes = figure.axes[0]
+    for labels in (axes.get_yticklabels(), axes.get_xticklabels()):
+        boxes = [label.get_window_extent() for label in labels]
+        assert len(boxes) > 1
+        assert not any(one.overlaps(other) for one, other in itertools.combinations(boxes, 2))
+
+
+HOSTILE = [f"$\\frac{{x^_{n}$ <script>%" for n in range(3)]
+
+
+@pytest.mark.parametrize(
+    ("draw", "frame"),
+    [
+        (charts.ablation_bars, ablation_table(*HOSTILE)),
+        (charts.result_bars, results_table().replace({"a": HOSTILE[0]})),
+        (
+            charts.sensitivity_lines,
+            pd.DataFrame({"model": "m", "setting": "s", "value": HOSTILE, "metric": "mrr@5", "split": "valid"}).assign(
+                mean=0.1, sd=np.nan
+            ),
+        ),
+        (
+            charts.sparsity_bars,
+            pd.DataFrame({"model": HOSTILE, "group": "1-2", "users": 3, "metric": "ndcg@20", "split": "test"}).assign(
+                mean=0.2, low=0.1, high=0.3
+            ),
+        ),
+        (
+            charts.efficiency_points,
+            pd.DataFrame({"model": HOSTILE, "metric": "ndcg@20", "split": "test", "quality": 0.1}).assign(
+                seconds=1.0, peak_gib=0.2
+            ),
+        ),
+        (
+            charts.curve_lines,
+            pd.DataFrame({"model": HOSTILE, "seed": 0, "epoch": 1, "seconds": 0.1}).assign(metric="ndcg@20", value=0.1),
+        ),
+        (charts.node_maps, points(HOSTILE, **{"$a_": 0.0})),
+        (
+            charts.graph_statistics,
+            pd.DataFrame(
+                {"of": ["users", *HOSTILE], "degree": [1, *[np.nan] * 3], "nodes": 2, "share": [1, *[np.nan] * 3]}
+            ),
+        ),
+    ],
+)
+def test_hostile_names_are_drawn_as_they_are(
+    draw: Callable[[pd.DataFrame], Any], frame: pd.DataFrame, tmp_path: Path
+) -> None:
+    files = export(draw(frame), "hostile", tmp_path)
+    assert "<script" not in files[1].read_text(encoding="utf-8")
+
+
+def test_rare_kinds_of_a_map_are_drawn_together() -> None:
+    kinds = [f"g{n}" for n in range(12) for _ in range(12 - n)]
+    figure = charts.node_maps(points(kinds, one=0.0, two=1.0))
+    assert legend_of(figure) == [*(f"g{n}" for n in range(7)), "other"]
+    assert [axes.get_title() for axes in figure.axes] == ["one", "two"]
+    assert legend_of(charts.node_maps(points(["$$", "_hidden"], a=0.0))) == [r"\$\$", "_hidden"]
 
 
 def test_fonts_are_embedded_as_type_42_and_the_style_does_not_leak(tmp_path: Path) -> None:
     before = dict(mpl.rcParams)
-    (pdf, svg, png) = export(result_bars(table()), "bars", tmp_path)
+    (pdf, svg, png) = export(charts.result_bars(results_table()), "bars", tmp_path)
     assert b"/FontType 42" in pdf.read_bytes() or b"/CIDFontType2" in pdf.read_bytes()
     assert b"/Type3" not in pdf.read_bytes()
     assert b"<svg" in svg.read_bytes()[:2000]
@@ -67,9 +227,17 @@ def test_fonts_are_embedded_as_type_42_and_the_style_does_not_leak(tmp_path: Pat
     assert dict(mpl.rcParams) == before
 
 
-def test_rare_groups_are_drawn_together(tmp_path: Path) -> None:
-    groups = pd.Series([f"g{n}" for n in range(12) for _ in range(12 - n)])
-    points = pd.DataFrame(np.zeros((len(groups), 2)), columns=["x", "y"])
-    figure = embedding_maps({"one": points}, groups)
-    labels = [text.get_text() for text in figure.legends[0].get_texts()]
-    assert labels == [*(f"g{n}" for n in range(7)), "other"]
+def test_legends_fit() -> None:
+    assert legend_columns(["a", "b", "c"], 7.0) == 3
+    assert legend_columns(["a long name of a model with settings"] * 4, 3.33) == 1
+    assert legend_columns([], 3.0) == 1
+
+
+def test_the_command_lists_what_it_wrote(runs: Runs, capsys: pytest.CaptureFixture[str]) -> None:
+    folder = paths.home() / "paper"
+    assert main(["figures", "world", "--only", "results", "curves", "--folder", str(folder)]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert "results-world.pdf" in lines[0]
+    assert "curves-world.pdf" in lines[1]
+    assert "results-world.tex" in lines[2]
+    assert main(["figures", "world", "--only", "nope"]) == 1

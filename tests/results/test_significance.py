@@ -7,12 +7,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy import stats
 
-from spike_kit.base.errors import ConfigError, DataError
+from spike_kit.base.errors import DataError
 from spike_kit.base.seeds import numpy_generator
-from spike_kit.data.dataset import Dataset
-from spike_kit.experiments.run import RunConfig, run
 from spike_kit.results import significance
-from spike_kit.results.frames import per_user_metric
 from spike_kit.results.significance import bootstrap_interval, holm, mark, paired_test
 
 
@@ -84,6 +81,7 @@ def test_holm_by_hand() -> None:
     assert holm([0.01, 0.04, 0.03, 0.005]).tolist() == pytest.approx([0.03, 0.06, 0.06, 0.02])
     assert holm([0.9, 0.6]).tolist() == [1.0, 1.0]
     assert holm([]).tolist() == []
+    assert np.array_equal(holm([0.03, np.nan, 0.01]), [0.03, np.nan, 0.02], equal_nan=True)
 
 
 @given(st.lists(st.floats(0, 1), max_size=20))
@@ -95,19 +93,4 @@ def test_holm_never_lowers_and_keeps_the_order(p_values: list[float]) -> None:
 
 
 def test_marks() -> None:
-    assert [mark(p) for p in (0.0001, 0.005, 0.04, 0.05, 1.0)] == ["***", "**", "*", "", ""]
-
-
-def test_users_are_averaged_over_seeds(data: Dataset) -> None:
-    short = {"epochs": 1, "batch_size": 512}
-    runs = [run(RunConfig(model="bprmf", dataset="world", training=short, seed=s), progress=False) for s in (0, 1)]
-    means = per_user_metric(runs, "ndcg@20", "valid")
-    assert len(means) == len(data.users)
-    assert means.mean() == pytest.approx(np.mean([one.metrics["valid"]["ndcg@20"] for one in runs]))
-    other = run(RunConfig(model="popularity", dataset="world"), progress=False)
-    with pytest.raises(DataError, match="more than the seed"):
-        per_user_metric([runs[0], other])
-    with pytest.raises(ConfigError, match="no metric 'nope'"):
-        per_user_metric(runs, "nope")
-    with pytest.raises(ConfigError, match="no run"):
-        per_user_metric([])
+    assert [mark(p) for p in (0.0001, 0.005, 0.04, 0.05, 1.0, np.nan)] == ["***", "**", "*", "", "", ""]

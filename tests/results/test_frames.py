@@ -1,0 +1,194 @@
+"""Finished runs as tables: which runs belong together, and what their tables say."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from spike_kit.base.errors import ConfigError, DataError
+from spike_kit.data.dataset import Dataset
+from spike_kit.experiments.archive import ArchivedRun, read_archive, write_archive
+from spike_kit.experiments.run_folder import Run
+from spike_kit.models import find_preset
+from spike_kit.results import frames
+from spike_kit.results.comparison import ablation_frame
+from spike_kit.results.frames import per_user_metric
+from spike_kit.results.significance import holm, paired_test
+from spike_kit.results.tables import ablation_label, run_label
+
+Runs = dict[str, list[Run]]
+
+
+def several(runs: Runs) -> list[Run]:
+    return [one for group in runs.values() for one in group]
+
+
+def changed(one: Run, name: str = "", **config: object) -> Run:
+    """A run that differs in its configuration alone."""
+    other = dataclasses.replace(one, path=one.path.with_name(name or one.path.name))
+    parts = {part: getattr(one, part) for part in ("per_user", "metrics", "environment", "history")}
+    other.__dict__.update(parts | {"config": one.config | config})
+    return other
+
+
+def test_seeds_are_averaged_and_settings_are_told_apart(runs: Runs) -> None:
+    table = frames.results_table([*runs["spike"], *runs["low rho"]])
+    label = run_label(runs["spike"][0])
+    assert sorted(label.removeprefix("SPiKE ").split(", ")) == ["epochs=2", "eval_every=1"]
+    assert table["model"].tolist() == [label, run_label(runs["low rho"][0])]
+    assert "rho=0.25" in table["model"][1]
+    assert table["seeds"].tolist() == [2, 1]
+    values = [done.metrics["test"]["ndcg@20"] for done in runs["spike"]]
+    assert table["ndcg@20"][0] == pytest.approx(np.mean(values))
+    assert table["ndcg@20 sd"][0] == pytest.approx(np.std(values, ddof=1))
+    assert np.isnan(table["ndcg@20 sd"][1])
+    with pytest.raises(ConfigError, match="no metric named nope@3"):
+        frames.results_table(runs["spike"], metrics=("nope@3",))
+
+
+def test_users_are_averaged_over_seeds(data: Dataset, runs: Runs) -> None:
+    means = per_user_metric(runs["bprmf"], "ndcg@20", "valid")
+    assert len(means) == len(data.users)
+    assert means.mean() == pytest.approx(np.mean([one.metrics["valid"]["ndcg@20"] for one in runs["bprmf"]]))
+    with pytest.raises(DataError, match="more than the seed"):
+        per_user_metric([*runs["bprmf"], *runs["popularity"]])
+    with pytest.raises(ConfigError, match="no metric 'nope'"):
+        per_user_metric(runs["bprmf"], "nope")
+    with pytest.raises(ConfigError, match="no run"):
+        per_user_metric([])
+    fewer = changed(runs["bprmf"][1])
+    fewer.__dict__["per_user"] = fewer.per_user.iloc[1:]
+    with pytest.raises(DataError, match="do not rank the same users"):
+        per_user_metric([runs["bprmf"][0], fewer], "ndcg@20", runs["bprmf"][0].per_user["split"][0])
+
+
+def test_equal_labels_stay_apart(runs: Runs) -> None:
+    (made,) = runs["popularity"]
+    other = changed(made, versions={"model": 0})
+    assert list(frames.grouped_by_seed([made, other])) == ["Popularity", "Popularity (2)"]
+
+
+def test_names_say_preset_and_text_where_they_are_unusual(runs: Runs) -> None:
+    settings = find_preset("spike", "released_code")
+    released = changed(
+        runs["spike"][0],
+        preset="released_code",
+        model_settings=settings.model.model_dump(mode="json"),
+        training_settings=settings.training.model_dump(mode="json") | {"epochs": 1},
+    )
+    assert run_label(released) == "SPiKE (released_code) epochs=1"
+    other = changed(runs["spike"][0], encoder="other/encoder", possibly_leaky=True)
+    assert run_label(other).endswith("encoder=other/encoder, possibly leaky profiles")
+    assert len(frames.results_table([*runs["spike"], other])) == 2
+    elsewhere = ArchivedRun.of(
+        other.path, {"config": runs["spike"][0].config | {"profiles": "gpt", "encoder": "e5"}}, other.per_user
+    )
+    assert ablation_label(elsewhere) == "profiles from gpt, encoded by e5"
+
+
+def test_means_of_groups_come_from_their_users(data: Dataset, runs: Runs) -> None:
+    halves = pd.Series(np.where(data.users["user"] < 20, "few", "many"), name="group")
+    table = frames.group_means([*runs["bprmf"], *runs["popularity"]], halves, "recall@20", "valid").set_index("group")
+    label = run_label(runs["bprmf"][0])
+    assert table["users"].to_dict() == {"few": 20, "many": len(data.users) - 20}
+    own = [one.per_user.query("split == 'valid' and user < 20")["recall@20"].mean() for one in runs["bprmf"]]
+    assert table[label]["few"] == pytest.approx(np.mean(own))
+    activity = pd.Series(np.where(data.users["user"] < 20, 1, 5))
+    shown = frames.sparsity_frame(activity, runs["bprmf"], "recall@20", "valid", n=2)
+    assert shown[["group", "users"]].to_numpy().tolist() == [["1", 20], ["5", len(data.users) - 20]]
+    assert shown["mean"].tolist() == pytest.approx(table[label].tolist())
+    assert ((shown["low"] <= shown["mean"]) & (shown["mean"] <= shown["high"])).all()
+
+
+def test_results_have_intervals(data: Dataset, runs: Runs) -> None:
+    several_runs = [*runs["popularity"], *runs["spike"]]
+    frame = frames.results_frame(several_runs, split="valid")
+    assert set(frame["interval"][frame["model"] == "Popularity"]) == {"95 % over users"}
+    spike = frame[frame["model"].str.startswith("SPiKE") & (frame["metric"] == "ndcg@20")].to_dict("records")[0]
+    values = [one.metrics["valid"]["ndcg@20"] for one in runs["spike"]]
+    assert spike["interval"] == "sd over seeds"
+    assert spike["high"] - spike["mean"] == pytest.approx(np.std(values, ddof=1))
+    assert ((frame["low"] <= frame["mean"]) & (frame["mean"] <= frame["high"])).all()
+    write_archive(several_runs, data)
+    archived = frames.results_frame(read_archive(data.name))
+    without = archived[archived["model"] == "Popularity"]
+    assert set(without["interval"]) == {""}
+    assert (without["low"] == without["mean"]).all()
+    assert (without["high"] == without["mean"]).all()
+
+
+def test_models_keep_their_order(runs: Runs) -> None:
+    for given in (several(runs), several(runs)[::-1]):
+        models = dict.fromkeys(one.config["model"] for one in frames.main_runs(given))
+        assert list(models) == ["popularity", "bprmf", "lightgcn", "spike"]
+
+
+def test_ablations_are_compared_with_the_full_model(runs: Runs) -> None:
+    full, others = frames.full_model(several(runs))
+    assert full == runs["spike"]
+    assert others == [*runs["without matching"], *runs["low rho"], *runs["high rho"]]
+    frame = ablation_frame(full, others, split="valid")
+    assert frame[["model", "seeds"]].to_dict("list") == {
+        "model": ["w/o matching", "rho=0.25", "rho=1.0"],
+        "seeds": [2, 1, 1],
+    }
+    pairs = ((runs["without matching"], full), (runs["low rho"], full[:1]), (runs["high rho"], full[:1]))
+    tests = [paired_test(*(per_user_metric(group, "ndcg@20", "valid") for group in pair)) for pair in pairs]
+    assert frame["difference"].tolist() == pytest.approx([test.difference for test in tests])
+    assert frame["p"].tolist() == holm([test.p_permutation for test in tests]).tolist()
+    assert ablation_frame(full[1:], [*runs["low rho"], *runs["high rho"]]).empty
+    with pytest.raises(DataError, match="was not run"):
+        frames.full_model(others)
+
+
+def test_recommended_training_is_preferred(runs: Runs) -> None:
+    preset = find_preset("spike").training.model_dump(mode="json")
+    usual = changed(runs["spike"][0], training_settings=preset)
+    assert frames.main_runs([*several(runs), usual])[-1:] == [usual]
+    assert frames.main_runs(several(runs))[-2:] == runs["spike"]
+
+
+def test_tuned_runs_are_preferred_and_their_ablations_have_names(runs: Runs) -> None:
+    config = runs["spike"][0].config
+    settings = config["model_settings"] | {"rho": 0.7}
+    base = {"model_settings": settings, "training_settings": config["training_settings"]}
+    tuned = changed(runs["spike"][0], "tuned", preset="tuned", base=base, **base)
+    without = changed(tuned, "without", model_settings=settings | {"matching": "off"})
+    known = [*several(runs), tuned, without]
+    assert frames.main_runs(known)[-1] == tuned
+    full, others = frames.full_model(known)
+    assert (full, others) == ([tuned], [without])
+    assert ablation_frame(full, others)["model"].tolist() == ["w/o matching"]
+
+
+def test_sensitivity_holds_everything_else_equal(runs: Runs) -> None:
+    frame = frames.sensitivity_frame(several(runs))
+    assert set(frame["setting"]) == {"rho", "matching"}
+    rho = frame[frame["setting"] == "rho"]
+    assert rho["value"].tolist() == [0.25, 0.5, 1.0]
+    assert rho["seeds"].tolist() == [1, 2, 1]
+    assert rho["mean"].iloc[1] == pytest.approx(np.mean([one.metrics["valid"]["ndcg@20"] for one in runs["spike"]]))
+    assert frames.sensitivity_frame([*runs["popularity"], *runs["lightgcn"]]).empty
+
+
+def test_costs_and_curves_are_those_of_the_runs(runs: Runs) -> None:
+    frame = frames.efficiency_frame(runs["spike"])
+    assert frame["seconds"].tolist() == pytest.approx([np.mean([one.metrics["seconds"] for one in runs["spike"]])])
+    assert (frame["peak_gib"] > 0.05).all()
+    unknown = changed(runs["spike"][0])
+    unknown.__dict__["metrics"] = {**unknown.metrics, "peak_gib": None}
+    assert np.isnan(frames.costs([unknown])["peak_gib"])
+    curves = frames.curves_frame([*runs["popularity"], *runs["spike"]])
+    assert curves[["seed", "epoch"]].to_numpy().tolist() == [[0, 1], [0, 2], [1, 1], [1, 2]]
+    assert curves["value"][0] == runs["spike"][0].history["valid_ndcg@20"][0]
+
+
+def test_degrees_are_those_of_the_graph(data: Dataset) -> None:
+    rows = {row["of"]: row for row in frames.graph_frame(data).to_dict("records")}
+    users = {"of": "users, interactions", "degree": 10, "nodes": len(data.users), "share": 1.0}
+    assert rows["users, interactions"] == users
+    assert rows["items, triples"]["degree"] == 2
+    assert (rows["genre"]["nodes"], rows["director"]["nodes"]) == (48, 48)
