@@ -99,9 +99,10 @@ def test_profiles_prompts_vectors(data: Dataset) -> None:
     measured, signal = sk.quality(data, encoder="tfidf-8")
     assert not measured.empty
     assert "template" in signal["profiles"].tolist()
-    calls, costs = sk.judge(data, ["template"], "gpt-4o", sample=2, dry_run=True)
-    assert calls == 6
-    assert "gpt-4o" in costs["model"].tolist()
+    judged = sk.judge(data, ["template"], "gpt-4o", sample=2, dry_run=True)
+    assert isinstance(judged, tuple)
+    assert judged[0] == 6
+    assert "gpt-4o" in judged[1]["model"].tolist()
     assert sk.generation(data, "gpt-4o-mini", profiles="mini").profiles == "mini"
     with pytest.raises(ConfigError, match="temprature"):
         sk.profile(data, "gpt-4o-mini", dry_run=True, temprature=1)

@@ -169,7 +169,7 @@ def test_a_text_that_is_too_long_for_the_server_is_named(
 def test_a_profile_that_is_too_long_for_the_server_is_named(server: ScriptedServer, data: Dataset) -> None:
     first(server, sends({"error": "the input length exceeds the context length"}, 400))
     profiles = data.profiles().copy()
-    profiles.loc[3, "text"] += " and so on" * 20
+    profiles.loc[3, "text"] = f"{profiles['text'][3]}{' and so on' * 20}"
     data.write_profiles("long", profiles)
     with pytest.raises(DataError, match=r"(?s)profile of item 3: .*400: the input length exceeds.*shorten the profile"):
         encode_profiles(data, "long", "openai:m", progress=False)

@@ -95,7 +95,7 @@ def test_spaces_are_those_of_the_run(data: Dataset, runs: list[Run]) -> None:
         nodes = torch.cat([model.user_embedding, model.entity_embedding])
         profiles = model._projected(None, 1)[0]
         final = torch.cat(model.node_embeddings())
-    np.testing.assert_allclose(spaces["injected"], nodes + model.config.rho * profiles, atol=1e-6)
+    np.testing.assert_allclose(spaces["injected"], torch.add(nodes, profiles, alpha=model.config.rho), atol=1e-6)
     np.testing.assert_allclose(spaces["final"], final, atol=1e-6)
     vectors = data.vectors()
     np.testing.assert_array_equal(spaces["text"], torch.cat([vectors.user, vectors.entity]))
