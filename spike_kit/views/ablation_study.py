@@ -37,14 +37,25 @@ REFRESH_SECONDS = 0.7
 """Time between two looks at a running training."""
 
 _COMPARED = ("difference", "low", "high", "p permutation")
-_TOGGLES = ("user_profiles", "item_profiles", "auxiliary_profiles", "inject", "remove")
-_CHOICES = {
-    "matching": ("exact", "sampled", "off"),
-    "attention": ("attention", "mean"),
-    "user_to_item": ("off", "add", "instead"),
-}
-_SLIDERS = {"rho": (0.0, 2.0, 0.05), "gamma": (0.05, 1.0, 0.05), "layers": (1, 4, 1)}
 _ICONS = {True: "check", False: "times"}
+_TOGGLES = ("user_profiles", "item_profiles", "auxiliary_profiles", "inject", "remove")
+_LIST = {"style": {"description_width": "initial"}}
+_SLIDER = {"continuous_update": False}
+_CONTROLS: tuple[dict[str, tuple[str, dict[str, Any]]], ...] = (
+    dict.fromkeys(_TOGGLES, ("ToggleButton", {})),
+    {
+        "matching": ("Dropdown", {"options": ("exact", "sampled", "off"), **_LIST}),
+        "attention": ("Dropdown", {"options": ("attention", "mean"), **_LIST}),
+        "user_to_item": ("Dropdown", {"options": ("off", "add", "instead"), **_LIST}),
+    },
+    {
+        "rho": ("FloatSlider", {"min": 0.0, "max": 2.0, "step": 0.05, **_SLIDER}),
+        "gamma": ("FloatSlider", {"min": 0.05, "max": 1.0, "step": 0.05, **_SLIDER}),
+        "layers": ("IntSlider", {"min": 1, "max": 4, **_SLIDER}),
+    },
+)
+"""Rows of controls, one for each setting that a panel changes: kind of widget, and its options."""
+_SETTINGS = [name for row in _CONTROLS for name in row]
 
 
 @dataclass(frozen=True)
@@ -295,20 +306,16 @@ class AblationStudy:
     def _difference(self, combination: Combination, group: str = "") -> dict[str, float]:
         """What `paired` gives against the full model over the seeds that both have finished, remembered.
 
-        Empty for the full model, where nothing can be compared, and where a group of users has no ranked one.
+        Empty for the full model, and where nothing can be compared.
         """
         ours, full = over_shared_seeds(self.runs(combination), self.runs(self.full))
-        users = self.groups.index[self.groups == group] if group else None
-        if not ours or combination == self.full or (users is not None and not self._ranked(ours[0], users)):
+        if not ours or combination == self.full:
             return {}
         key = (self.split, self.metric, group, *(run.path.name for run in (*ours, *full)))
         if key not in self._compared:
+            users = self.groups.index[self.groups == group] if group else None
             self._compared[key] = paired(ours, full, self.metric, self.split, users)
         return self._compared[key]
-
-    def _ranked(self, run: Run, users: pd.Index) -> bool:
-        ranked = run.per_user
-        return bool(ranked.loc[ranked["split"] == self.split, "user"].isin(users).any())
 
     @property
     def group_table(self) -> pd.DataFrame:
@@ -319,10 +326,13 @@ class AblationStudy:
         DataFrame
             model, group (train interactions), users, difference, low, high (95 % bootstrap interval).
         """
-        pairs = [(combination, group) for combination in self.chosen for group in self.groups.cat.categories]
+        ranked = set(self.data.split(self.split)["user"])
+        present = self.groups[self.groups.index.isin(ranked)]
+        groups = [group for group in self.groups.cat.categories if (present == group).any()]
         rows = [
             {"model": combination.label, "group": group, **found}
-            for combination, group in pairs
+            for combination in self.chosen
+            for group in groups
             if (found := self._difference(combination, group))
         ]
         return pd.DataFrame(rows, columns=["model", "group", "users", "difference", "low", "high"])
@@ -421,12 +431,12 @@ class AblationStudy:
         panel, lock, watchers = Panel(self), threading.RLock(), list[threading.Thread]()
 
         def chosen() -> Combination:
-            settings = {name: panel[name].value for name in (*_TOGGLES, *_CHOICES, *_SLIDERS)}
+            settings = {name: panel[name].value for name in _SETTINGS}
             return self.combination(*panel["text"].value, **settings)
 
         def choose(combination: Combination) -> None:
             settings = self.settings.replace(**dict(combination.changed))
-            for name in (*_TOGGLES, *_CHOICES, *_SLIDERS):
+            for name in _SETTINGS:
                 panel[name].value = getattr(settings, name)
             panel["text"].value = (combination.profiles, combination.encoder)
 
@@ -491,6 +501,8 @@ class AblationStudy:
         panel["compare"].description = "Take out" if combination in self.chosen else "Compare"
         panel["compare"].disabled = combination == self.full
         panel["bar"].value = self.progress(combination)
+        for name in _TOGGLES:
+            panel[name].icon = _ICONS[panel[name].value]
 
     def _controls(self, panel: Panel, choose: Any, changed: Any) -> list[Any]:
         """Rows of a panel with a control for every setting."""
@@ -498,21 +510,14 @@ class AblationStudy:
         pairs = [usual, *(pair for pair in self.data.encoded() if pair != usual)]
         texts = [(f"{profiles} by {encoder}", (profiles, encoder)) for profiles, encoder in pairs]
         named = [(combination.label, combination) for combination in self.named()]
-        wide = {"style": {"description_width": "initial"}, "layout": panel.widgets.Layout(width="400px")}
+        wide = {**_LIST, "layout": panel.widgets.Layout(width="400px")}
         rows = panel.add("rows", "Dropdown", choose, options=named, description="ablation", **wide)
         text = panel.add("text", "Dropdown", changed, options=texts, description="text", **wide)
-        toggles, choices, sliders = [], [], []
-        for name in _TOGGLES:
-            value = bool(getattr(full, name))
-            options = {"description": name.replace("_", " "), "icon": _ICONS[value], "tooltip": f"{name} on or off"}
-            toggles.append(panel.add(name, "ToggleButton", changed, value=value, **options))
-            toggles[-1].observe(lambda event: setattr(event["owner"], "icon", _ICONS[event["new"]]), names="value")
-        for name, options in _CHOICES.items():
-            described = {"description": name, "style": {"description_width": "initial"}}
-            value = getattr(full, name)
-            choices.append(panel.add(name, "Dropdown", changed, options=options, value=value, **described))
-        for name, (low, high, step) in _SLIDERS.items():
-            kind = "IntSlider" if isinstance(step, int) else "FloatSlider"
-            span = {"value": getattr(full, name), "min": low, "max": high, "step": step}
-            sliders.append(panel.add(name, kind, changed, description=name, continuous_update=False, **span))
-        return [panel.row(*parts) for parts in ((rows, text), toggles, choices, sliders)]
+        settings = [
+            [
+                panel.add(name, kind, changed, value=getattr(full, name), description=name.replace("_", " "), **options)
+                for name, (kind, options) in row.items()
+            ]
+            for row in _CONTROLS
+        ]
+        return [panel.row(*parts) for parts in ([rows, text], *settings)]

@@ -179,8 +179,7 @@ class EmbeddingMap:
 
     @cached_property
     def _texts(self) -> dict[tuple[str, int], str]:
-        table = self.data.profiles(self.profiles)
-        return dict(zip(zip(table["subject"], table["id"], strict=True), table["text"], strict=True))
+        return self.nodes.texts(self.profiles)
 
     @cached_property
     def hovers(self) -> list[str]:

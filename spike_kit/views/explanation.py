@@ -183,7 +183,7 @@ class Explanation:
 
     @cached_property
     def _passages(self) -> Passages:
-        return Passages(self.data, self.profiles)
+        return Passages(self.nodes.texts(self.profiles))
 
     def passages(self, item: int) -> pd.DataFrame:
         """Sentences and clauses of the user's profile and of the item's that share names or telling words.

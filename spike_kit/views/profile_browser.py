@@ -344,15 +344,12 @@ class Passages:
 
     Parameters
     ----------
-    data
-        The data set.
-    profiles
-        Profile set.
+    texts
+        Every profile by subject and id.
     """
 
-    def __init__(self, data: Dataset, profiles: str) -> None:
-        table = data.profiles(profiles)
-        self.texts = dict(zip(zip(table["subject"], table["id"], strict=True), table["text"], strict=True))
+    def __init__(self, texts: Mapping[tuple[str, int], str]) -> None:
+        self.texts = texts
 
     @cached_property
     def _keys(self) -> dict[tuple[str, int], str]:

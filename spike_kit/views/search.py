@@ -47,6 +47,11 @@ class Nodes:
         """Kind of every node as the tables have it: ``user``, or the kind of the entity (film, genre, ...)."""
         return pd.Series(["user"] * self.n_users + self.data.entities["kind"].tolist(), name="kind")
 
+    def texts(self, profiles: str) -> dict[tuple[str, int], str]:
+        """Profile texts of a set by subject and id."""
+        table = self.data.profiles(profiles)
+        return dict(zip(zip(table["subject"], table["id"], strict=True), table["text"], strict=True))
+
     def subject(self, node: int) -> tuple[str, int]:
         """Who a node is, as profiles are keyed: ``user``, ``item`` or ``auxiliary``, and its id.
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
 import shutil
 from pathlib import Path
@@ -80,10 +81,15 @@ def data(runs: list[Run]) -> Dataset:
 def hostile(data: Dataset) -> Dataset:
     """The tiny world, where every name and every profile tries to run something."""
     names = {name: getattr(data, name).assign(label=HOSTILE) for name in ("users", "items", "entities", "relations")}
-    tables = type(data.tables)(**{**vars(data.tables), **names})
-    named = create_dataset(paths.data_root() / "named", "named", tables, sources=(), build={}, funnel=())
+    named = changed(data, **names)
     named.write_profiles(TEMPLATE, template_profiles(named).assign(text=f"{HOSTILE} Peculiar onerror."))
     return named
+
+
+def changed(data: Dataset, **tables: pd.DataFrame) -> Dataset:
+    """The tiny world with other tables, under the name ``changed``."""
+    path = paths.data_root() / "changed"
+    return create_dataset(path, "changed", dataclasses.replace(data.tables, **tables), sources=(), build={}, funnel=())
 
 
 def points(data: Dataset, seed: int = 0) -> pd.DataFrame:

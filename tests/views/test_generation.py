@@ -47,95 +47,10 @@ def server(slow: Slow) -> Iterator[ScriptedServer]:
         slow.open.set()
 
 
-def test_start_stop_and_resume(server: ScriptedServer, slow: Slow) -> None:
-    data = tiny_study()
-    changes: list[str] = []
-    session = GenerationSession(generation(data, server.base_url, concurrency=1))
-    session.on_change = lambda: changes.append(session.status)
-    assert not session.running
-    assert session.status == "not started: 15 calls to make"
-    assert session.share == 0
-    assert list(session.samples) == ["item 0", "auxiliary 6", "user 0"]
-    assert session.table["to ask"].tolist() == [6, 6, 3]
-    session.stop()
-    slow.open.clear()
-    session.start()
-    until(lambda: len(server.bodies) == 1)
-    assert session.running
-    assert session.status == "0 of 15 answered, 0 failed; 0 tokens in, 0 out"
-    session.start()
-    session.stop()
-    slow.open.set()
-    session.wait(20)
-    assert not session.running
-    assert session.status.startswith("stopped; start goes on from here (1 of 15 answered, 0 failed; ")
-    assert len(server.bodies) == 1
-    assert 0 < session.share < 0.1
-    assert session.outcome is not None
-    assert session.outcome.path is None
-    session.start()
-    session.wait(20)
-    assert session.status.startswith("complete: llm.parquet is written (15 of 15 answered, 0 failed; ")
-    assert session.share == 1
-    assert (session.progress.found, session.progress.done) == (1, 14)
-    assert len(server.bodies) == 15
-    assert len(data.profiles("llm")) == 16
-    assert changes[-1] == session.status
-    session.start()
-    session.wait(20)
-    assert len(server.bodies) == 15
-    assert (session.progress.found, session.share) == (15, 1)
-
-
-def test_a_session_that_meets_finished_work_says_so(server: ScriptedServer) -> None:
-    data = tiny_study()
-    first = GenerationSession(generation(data, server.base_url))
-    first.start()
-    first.wait(20)
-    second = GenerationSession(generation(data, server.base_url))
-    assert second.status == "not started: 0 calls to make"
-    assert second.samples == {}
-    second.start()
-    second.wait(20)
-    assert second.status.startswith("complete: ")
-    assert "0 tokens in" in second.status
-
-
-def test_costs_are_shown_where_the_model_has_a_price(server: ScriptedServer) -> None:
-    session = GenerationSession(generation(tiny_study(), server.base_url, model="gpt-4o"))
-    session.start()
-    session.wait(20)
-    assert "out, about 0.0" in session.status
-    assert "USD)" in session.status
-
-
-def test_gaps_are_shown_as_gaps() -> None:
-    with served(lambda _: "I cannot.") as server:
-        session = GenerationSession(generation(tiny_study(), server.base_url))
-        session.start()
-        session.wait(20)
-    assert session.status.startswith("ended with gaps; start goes on from here (0 of 15 answered, 6 failed; ")
-
-
-def test_an_error_is_shown_without_the_key(monkeypatch: pytest.MonkeyPatch, server: ScriptedServer) -> None:
-    monkeypatch.delenv("MY_KEY", raising=False)
-    session = GenerationSession(generation(tiny_study(), "", key_variable="MY_KEY"))
-    session.start()
-    session.wait(20)
-    assert session.status.startswith("stopped by an error: the environment variable MY_KEY holds no key")
-    assert session.outcome is None
-    monkeypatch.setenv("MY_KEY", KEY)
-    gone = generation(tiny_study(), f"{server.base_url.rsplit(':', 1)[0]}:9/v1", key_variable="MY_KEY", attempts=1)
-    session = GenerationSession(gone)
+def ran(session: GenerationSession) -> str:
     session.start()
     session.wait(30)
-    assert "questions in a row failed" in session.status
-    assert KEY not in session.status
-    session.generation = generation(tiny_study(), server.base_url)
-    session.start()
-    session.wait(20)
-    assert session.status.startswith("complete: ")
-    assert session.error == ""
+    return session.status
 
 
 def texts_of(widget: Any) -> list[str]:
@@ -143,31 +58,78 @@ def texts_of(widget: Any) -> list[str]:
     return own + [text for child in getattr(widget, "children", ()) for text in texts_of(child)]
 
 
-def test_the_panel_follows_the_session(server: ScriptedServer, slow: Slow) -> None:
+def test_start_stop_and_resume(server: ScriptedServer, slow: Slow) -> None:
     pytest.importorskip("ipywidgets")
-    session = views.generation(generation(tiny_study(), server.base_url))
+    data = tiny_study()
+    session = views.generation(generation(data, server.base_url, concurrency=1))
     box = session.panel()
     start, stop, bar, status = (box.parts[name] for name in ("start", "stop", "bar", "status"))
     assert (start.disabled, stop.disabled, bar.value) == (False, True, 0)
-    assert box.children[2].titles == ("item 0", "auxiliary 6", "user 0")
+    assert status.value == "not started: 15 calls to make"
+    assert tuple(session.samples) == box.children[2].titles == ("item 0", "auxiliary 6", "user 0")
+    assert session.table["to ask"].tolist() == [6, 6, 3]
     shown = unescape(" ".join(texts_of(box)))
     assert all(text in shown for text in ("to ask", "gpt-4o-mini", "prices of 20", "BEGIN DATA"))
+    session.stop()
     slow.open.clear()
     start.click()
     until(lambda: len(server.bodies) == 1)
+    assert session.running
     assert (start.disabled, stop.disabled) == (True, False)
+    assert session.status == "0 of 15 answered, 0 failed; 0 tokens in, 0 out"
+    session.start()
     stop.click()
     slow.open.set()
-    until(lambda: not session.running and not start.disabled)
+    session.wait(20)
+    until(lambda: not start.disabled)
     assert stop.disabled
-    assert "start goes on from here" in status.value
+    assert status.value.startswith("stopped; start goes on from here (1 of 15 answered, 0 failed; ")
+    assert len(server.bodies) == 1
+    assert 0 < session.share == bar.value < 0.1
     assert bar.bar_style == ""
-    assert 0 < bar.value < 1
+    assert session.outcome is not None
+    assert session.outcome.path is None
     start.click()
     until(lambda: not session.running and not start.disabled)
     assert stop.disabled
+    assert status.value.startswith("complete: llm.parquet is written (15 of 15 answered, 0 failed; ")
     assert (bar.value, bar.bar_style) == (1, "success")
-    assert status.value.startswith("complete: llm.parquet is written")
+    assert (session.progress.found, session.progress.done) == (1, 14)
+    assert len(data.profiles("llm")) == 16
+    assert ran(session).startswith("complete: ")
+    assert (session.progress.found, session.share) == (15, 1)
+    again = GenerationSession(generation(data, server.base_url))
+    assert (again.status, again.samples) == ("not started: 0 calls to make", {})
+    assert "0 tokens in" in ran(again)
+    assert len(server.bodies) == 15
+
+
+def test_costs_are_shown_where_the_model_has_a_price(server: ScriptedServer) -> None:
+    status = ran(GenerationSession(generation(tiny_study(), server.base_url, model="gpt-4o")))
+    assert "out, about 0.0" in status
+    assert "USD)" in status
+
+
+def test_gaps_are_shown_as_gaps() -> None:
+    with served(lambda _: "I cannot.") as server:
+        status = ran(GenerationSession(generation(tiny_study(), server.base_url)))
+    assert status.startswith("ended with gaps; start goes on from here (0 of 15 answered, 6 failed; ")
+
+
+def test_an_error_is_shown_without_the_key(monkeypatch: pytest.MonkeyPatch, server: ScriptedServer) -> None:
+    monkeypatch.delenv("MY_KEY", raising=False)
+    session = GenerationSession(generation(tiny_study(), "", key_variable="MY_KEY"))
+    assert ran(session).startswith("stopped by an error: the environment variable MY_KEY holds no key")
+    assert session.outcome is None
+    monkeypatch.setenv("MY_KEY", KEY)
+    gone = generation(tiny_study(), f"{server.base_url.rsplit(':', 1)[0]}:9/v1", key_variable="MY_KEY", attempts=1)
+    session = GenerationSession(gone)
+    status = ran(session)
+    assert "questions in a row failed" in status
+    assert KEY not in status
+    session.generation = generation(tiny_study(), server.base_url)
+    assert ran(session).startswith("complete: ")
+    assert session.error == ""
 
 
 def test_the_panel_shows_errors_and_escapes_everything() -> None:

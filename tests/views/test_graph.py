@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-import dataclasses
 import itertools
 import math
 from itertools import pairwise
@@ -15,12 +14,12 @@ from spike_kit import views
 from spike_kit.base import paths
 from spike_kit.base.errors import ConfigError, DataError
 from spike_kit.base.seeds import numpy_generator, torch_generator
-from spike_kit.data.dataset import Dataset, create_dataset
+from spike_kit.data.dataset import Dataset
 from spike_kit.experiments.run_folder import Run
 from spike_kit.models.spike import Spike, SpikeConfig
 from spike_kit.models.spike_explainer import SpikeExplainer
 from spike_kit.views.graph_view import GraphView, best_paths
-from tests.views.conftest import HOSTILE, safe, written
+from tests.views.conftest import HOSTILE, changed, safe, written
 from tests.world import ITEMS_PER_GROUP, World
 
 
@@ -118,8 +117,7 @@ def test_paths_go_from_a_user_to_an_item(data: Dataset, explainer: SpikeExplaine
 def test_relations_take_turns_and_users_come_last(data: Dataset) -> None:
     genre = data.triples[data.triples["relation"] == 0].iloc[0]
     more = pd.DataFrame({"head": 0, "relation": 0, "tail": range(len(data.items) + 1, len(data.items) + 4)})
-    tables = dataclasses.replace(data.tables, triples=pd.concat([data.triples, more], ignore_index=True))
-    linked = create_dataset(paths.data_root() / "linked", "linked", tables, sources=(), build={}, funnel=())
+    linked = changed(data, triples=pd.concat([data.triples, more], ignore_index=True))
     view = GraphView(linked, users=True, most=3)
     view.show(view.nodes.node("item", int(genre["head"])))
     relations = [name for name in view.links["name"] if name != "interaction"]
@@ -142,15 +140,16 @@ def test_relations_keep_their_look_when_others_appear(data: Dataset) -> None:
 
 def test_lines_between_the_same_nodes_do_not_hide_each_other(data: Dataset) -> None:
     twice = data.triples[data.triples["relation"] == 1].head(1).assign(relation=0)
-    tables = dataclasses.replace(data.tables, triples=pd.concat([data.triples, twice], ignore_index=True))
-    doubled = create_dataset(paths.data_root() / "doubled", "doubled", tables, sources=(), build={}, funnel=())
-    view = GraphView(doubled)
+    view = GraphView(changed(data, triples=pd.concat([data.triples, twice], ignore_index=True)))
     view.show(view.nodes.node("item", int(twice["head"].iloc[0])))
     assert len(view.table) == 3
     lines = [
         tuple(trace.x[i : i + 2]) for trace in traces(view) if trace.mode == "lines" for i in range(0, len(trace.x), 3)
     ]
     assert len(set(lines)) == 3
+    largest = view.edges.groupby(["source", "target"])["weight"].max()
+    pd.testing.assert_series_equal(view._between["weight"], largest.loc[view._between.index])
+    assert len(view._between) == len(view.edges) - 2
 
 
 def test_hovers_say_relation_direction_and_both_weights(data: Dataset) -> None:
@@ -167,9 +166,7 @@ def test_hovers_say_relation_direction_and_both_weights(data: Dataset) -> None:
 def test_an_item_without_an_edge_has_no_path(data: Dataset) -> None:
     train = data.interactions[data.interactions["item"] != 0]
     triples = data.triples[data.triples["head"] != 0]
-    tables = dataclasses.replace(data.tables, triples=triples, interactions=train)
-    alone = create_dataset(paths.data_root() / "alone", "alone", tables, sources=(), build={}, funnel=())
-    view = GraphView(alone, users=True)
+    view = GraphView(changed(data, triples=triples, interactions=train), users=True)
     assert view.paths(0, 0).empty
     view.show(view.nodes.node("item", 0))
     assert view.table.empty
@@ -278,13 +275,3 @@ def test_no_edges_no_paths_and_numbers_are_checked(edges: Edges) -> None:
     for k, longest in ((0, 4), (1, 0)):
         with pytest.raises(ConfigError, match="at least 1"):
             best_paths(edges, 0, 1, k, longest)
-
-
-def test_an_edge_counts_once_with_its_largest_weight(data: Dataset) -> None:
-    twice = data.triples[data.triples["relation"] == 1].head(1).assign(relation=0)
-    tables = dataclasses.replace(data.tables, triples=pd.concat([data.triples, twice], ignore_index=True))
-    view = GraphView(create_dataset(paths.data_root() / "two", "two", tables, sources=(), build={}, funnel=()))
-    ends = (view.edges["source"], view.edges["target"])
-    largest = view.edges.groupby(list(ends))["weight"].max()
-    pd.testing.assert_series_equal(view._between["weight"], largest.loc[view._between.index])
-    assert len(view._between) == len(view.edges) - 2

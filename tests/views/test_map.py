@@ -18,6 +18,7 @@ from spike_kit.figures import style
 from spike_kit.figures.maps import OTHER, Colouring
 from spike_kit.figures.style import COLOURS
 from spike_kit.models.spike import Spike
+from spike_kit.views import embedding_map
 from spike_kit.views.embedding_map import EmbeddingMap, node_spaces
 from tests.views.conftest import HOSTILE, points, safe, written
 
@@ -93,7 +94,7 @@ def test_spaces_are_those_of_the_run(data: Dataset, runs: list[Run]) -> None:
     assert isinstance(model, Spike)
     with torch.no_grad():
         nodes = torch.cat([model.user_embedding, model.entity_embedding])
-        profiles = model._projected(None, 1)[0]
+        profiles = model.projected(None, 1)[0]
         final = torch.cat(model.node_embeddings())
     np.testing.assert_allclose(spaces["injected"], torch.add(nodes, profiles, alpha=model.config.rho), atol=1e-6)
     np.testing.assert_allclose(spaces["final"], final, atol=1e-6)
@@ -103,7 +104,8 @@ def test_spaces_are_those_of_the_run(data: Dataset, runs: list[Run]) -> None:
         node_spaces(data, runs[1])
 
 
-def test_a_run_is_laid_out_and_clustered(spike_run: Run) -> None:
+def test_a_run_is_laid_out_and_clustered(spike_run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(embedding_map, "umap_coordinates", lambda rows: pd.DataFrame(rows[:, :2], columns=["x", "y"]))
     view = views.map(spike_run, ("text", "final"), device="cpu")
     assert list(view.spaces) == ["text", "final"]
     assert view.colour == "kind"

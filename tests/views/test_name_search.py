@@ -1,13 +1,11 @@
 from __future__ import annotations
 
-import dataclasses
-
 import pytest
 
-from spike_kit.base import paths
 from spike_kit.base.errors import DataError
-from spike_kit.data.dataset import Dataset, create_dataset
+from spike_kit.data.dataset import Dataset
 from spike_kit.views.search import Nodes, fold
+from tests.views.conftest import changed
 
 
 @pytest.fixture
@@ -15,11 +13,9 @@ def nodes(data: Dataset) -> Nodes:
     entities = data.entities.copy()
     names = ["Amélie", "The Amelie Show", "Am\u00e9lie II", "Straße der Amelien", "$x$ <b>"]
     entities.loc[: len(names) - 1, "label"] = names
-    tables = dataclasses.replace(data.tables, entities=entities)
-    items = tables.items.copy()
+    items = data.items.copy()
     items.loc[: len(names) - 1, "label"] = names
-    changed = dataclasses.replace(tables, items=items)
-    return Nodes(create_dataset(paths.data_root() / "named", "named", changed, sources=(), build={}, funnel=()))
+    return Nodes(changed(data, entities=entities, items=items))
 
 
 def names(nodes: Nodes, text: str, **options: object) -> list[str]:

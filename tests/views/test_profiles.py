@@ -200,18 +200,16 @@ USER = "Likes films by Hal Ashby and melancholy trains. Prefers: genre Romance, 
 ITEM = "It was directed by Hal Ashby. It is a Drama. It stars Peter Mullan. A melancholy film of 1996."
 
 
-def passages_of(monkeypatch: pytest.MonkeyPatch, subjects: list[str], texts: list[str], name: float) -> Passages:
-    """Passages of the first user and of items."""
+def passages_of(monkeypatch: pytest.MonkeyPatch, user: str, items: list[str], name: float) -> Passages:
+    """Passages of a user and of items."""
     monkeypatch.setattr("spike_kit.views.profile_browser.COMMON_WORD", 0.3)
     monkeypatch.setattr("spike_kit.views.profile_browser.COMMON_NAME", name)
-    table = pd.DataFrame({"subject": subjects, "id": [0, *range(len(subjects) - 1)], "text": texts})
-    monkeypatch.setattr(Dataset, "profiles", lambda *_: table)
-    return Passages(Dataset.__new__(Dataset), "any")
+    return Passages({("user", 0): user, **{("item", number): text for number, text in enumerate(items)}})
 
 
 def test_names_and_telling_words_are_found(monkeypatch: pytest.MonkeyPatch) -> None:
-    texts = [USER, ITEM, *["A film, a drama."] * 4, *["Something else of 1996."] * 4]
-    passages = passages_of(monkeypatch, ["user", *["item"] * 9], texts, 0.6)
+    items = [ITEM, *["A film, a drama."] * 4, *["Something else of 1996."] * 4]
+    passages = passages_of(monkeypatch, USER, items, 0.6)
     found = passages.phrases(("user", 0), ("item", 0))
     assert found == pytest.approx({"hal ashby": 0.2, "melancholy": 0.2, "drama": 0.6})
     table = passages.shared(("user", 0), ("item", 0))
@@ -223,7 +221,8 @@ def test_names_and_telling_words_are_found(monkeypatch: pytest.MonkeyPatch) -> N
 
 
 def test_an_initial_ends_no_passage(monkeypatch: pytest.MonkeyPatch) -> None:
-    passages = passages_of(monkeypatch, ["user", "item"], ["Stars John C. Reilly. It rained."] * 2, 1.0)
+    text = "Stars John C. Reilly. It rained."
+    passages = passages_of(monkeypatch, text, [text], 1.0)
     assert passages.shared(("user", 0), ("item", 0))["one"].tolist() == ["Stars John C. Reilly."]
 
 

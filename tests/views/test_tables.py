@@ -1,20 +1,16 @@
 from __future__ import annotations
 
-import dataclasses
 from typing import Any
 
 import pytest
 
-from spike_kit.base import paths
-from spike_kit.base.errors import ConfigError, DataError
-from spike_kit.data.dataset import Dataset, create_dataset
+from spike_kit.base.errors import DataError
+from spike_kit.data.dataset import Dataset
 from spike_kit.evaluation.ranking import recommendations
-from spike_kit.evaluation.signal import signal_table
 from spike_kit.experiments.run import load_model
 from spike_kit.experiments.run_folder import Run
 from spike_kit.views import charts, tables
-from tests.views.conftest import HOSTILE, safe
-from tests.world import World
+from tests.views.conftest import changed
 
 
 def test_triples_carry_names_and_sentences(data: Dataset) -> None:
@@ -38,8 +34,7 @@ def test_the_graph_is_described(data: Dataset) -> None:
 
 
 def test_an_item_without_a_triple_is_counted(data: Dataset) -> None:
-    alone = dataclasses.replace(data.tables, triples=data.triples[data.triples["head"] != 0])
-    other = create_dataset(paths.data_root() / "alone", "alone", alone, sources=(), build={}, funnel=())
+    other = changed(data, triples=data.triples[data.triples["head"] != 0])
     facts = tables.graph_statistics(other).set_index("what")["value"]
     assert facts["items without a triple"] == 1
     assert facts["connected components"] == 5
@@ -99,18 +94,3 @@ def test_the_funnel_chart_escapes_and_scales(data: Dataset) -> None:
 
 def test_a_study_without_a_funnel_has_an_empty_chart(data: Dataset) -> None:
     assert all(values == [] for values in traces(charts.funnel_chart(data)).values())
-
-
-def test_bars_of_the_signal_and_lines_of_the_references(data: Dataset, world: World) -> None:
-    table = signal_table(data, {HOSTILE: world.vectors})
-    chart: Any = charts.signal_chart(table)
-    assert [list(bar["y"]) for bar in chart.data] == [[value] for value in table["recall@20"][:2]]
-    assert [line["y0"] for line in chart.layout.shapes] == table["recall@20"][2:].tolist()
-    notes = [note["text"] for note in chart.layout.annotations]
-    assert [note.split()[0] for note in notes] == ["popularity", "random"]
-    with pytest.raises(ConfigError, match=r"(?s)no metric 'recall@3'.*recall@20"):
-        charts.signal_chart(table, "recall@3")
-    safe(chart.to_dict())
-    assert "&lt;img" in str(chart.to_dict())
-    assert chart.layout.xaxis.title.text
-    assert chart.layout.yaxis.title.text

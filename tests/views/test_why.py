@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-import dataclasses
 from pathlib import Path
 from typing import Any
 
@@ -12,14 +11,14 @@ from spike_kit import views
 from spike_kit.base import paths
 from spike_kit.base.errors import DataError
 from spike_kit.base.seeds import torch_generator
-from spike_kit.data.dataset import Dataset, create_dataset
+from spike_kit.data.dataset import Dataset
 from spike_kit.evaluation.ranking import top_items
 from spike_kit.experiments.run_folder import Run
 from spike_kit.models.spike import Spike, SpikeConfig
 from spike_kit.models.spike_explainer import Removal, SpikeExplainer
 from spike_kit.views.explanation import By, Explanation
 from spike_kit.views.profile_browser import MARK
-from tests.views.conftest import safe, written
+from tests.views.conftest import changed, safe, written
 from tests.world import World
 
 
@@ -109,9 +108,7 @@ def test_parts_of_many_layers_look_different(data: Dataset, world: World) -> Non
 
 def test_what_can_be_taken_out_is_named_apart(data: Dataset, world: World, model: Spike) -> None:
     entities, items = data.entities.assign(label="Same"), data.items.assign(label="Same")
-    tables = dataclasses.replace(data.tables, entities=entities, items=items)
-    named = create_dataset(paths.data_root() / "same", "same", tables, sources=(), build={}, funnel=())
-    view = Explanation(named, SpikeExplainer(model), 0, k=2)
+    view = Explanation(changed(data, entities=entities, items=items), SpikeExplainer(model), 0, k=2)
     found = view.removals(0)
     assert len(found) == len(set(found.values())) == 2 + 2 * 2 + len(view.train)
 
