@@ -1,25 +1,10 @@
-"""Ablations of SPiKE: which switches there are, which of them matter together, and the rows of the paper's table."""
+"""Ablations of SPiKE: rows of the table, and which settings give the same model."""
 
 from __future__ import annotations
 
 from typing import Any
 
 from spike_kit.models.spike import RECOMMENDED, SpikeConfig
-
-SWITCHES = (
-    "user_profiles",
-    "item_profiles",
-    "auxiliary_profiles",
-    "inject",
-    "remove",
-    "matching",
-    "attention",
-    "user_to_item",
-)
-"""Settings of `SpikeConfig` that switch a part of the model; each is an ablation by itself."""
-
-SLIDERS = ("rho", "gamma", "layers")
-"""Settings of `SpikeConfig` whose size is varied."""
 
 ABLATIONS: dict[str, dict[str, Any]] = {
     "full model": {},

@@ -137,15 +137,16 @@ class TrainingJob:
                 (self.folder / name).unlink(missing_ok=True)
             storage.write_json(self.folder / JOB, {"config": self.config.model_dump(), "device": self.device})
             with (self.folder / LOG).open("wb") as log:
-                process = subprocess.Popen(
+                process = psutil.Popen(
                     [sys.executable, "-m", "spike_kit.experiments.jobs", str(self.folder)],
                     stdin=subprocess.DEVNULL,
                     stdout=log,
                     stderr=subprocess.STDOUT,
                     start_new_session=True,
-                    env=_environment(self.threads),
+                    env=os.environ | ({} if self.threads is None else {"OMP_NUM_THREADS": str(self.threads)}),
                 )
-            storage.write_json(self.folder / PROCESS, _identity(process.pid))
+            # The time tells the process from a later one with the same number.
+            storage.write_json(self.folder / PROCESS, {"pid": process.pid, "created": process.create_time()})
 
     def stop(self) -> None:
         """Ask a running job to save its state and end."""
@@ -206,18 +207,6 @@ def forget(job: TrainingJob) -> None:
     shutil.rmtree(job.folder, ignore_errors=True)
 
 
-def _environment(threads: int | None) -> dict[str, str]:
-    return os.environ | ({} if threads is None else {"OMP_NUM_THREADS": str(threads)})
-
-
-def _identity(pid: int) -> dict[str, float]:
-    """What tells a process from a later one with the same number."""
-    try:
-        return {"pid": pid, "created": psutil.Process(pid).create_time()}
-    except psutil.Error:
-        return {"pid": pid, "created": 0.0}
-
-
 def _read(file: Path) -> dict[str, Any]:
     """Content of a small JSON file that may not be there, or not be whole."""
     try:
@@ -233,8 +222,8 @@ def _error_in(log: Path) -> str:
         return ""
     with log.open("rb") as file:
         file.seek(max(0, log.stat().st_size - _LOG_BYTES))
-        lines = [line.strip() for line in file.read().decode("utf-8", errors="replace").splitlines()]
-    return next((line for line in reversed(lines) if line), "") if any("Traceback" in line for line in lines) else ""
+        words = file.read().decode("utf-8", errors="replace").strip()
+    return words.splitlines()[-1].strip() if "Traceback" in words else ""
 
 
 def main(arguments: Sequence[str]) -> int:

@@ -8,10 +8,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from spike_kit.base.seeds import torch_generator
-from spike_kit.experiments.ablation import ABLATIONS, SLIDERS, SWITCHES, changes, label, normalised
+from spike_kit.experiments.ablation import ABLATIONS, changes, label, normalised
 from spike_kit.models.base import Batch
 from spike_kit.models.spike import RECOMMENDED as FULL
-from spike_kit.models.spike import Spike, SpikeConfig, SpikeDraws
+from spike_kit.models.spike import Spike, SpikeDraws
 from tests.world import World
 
 
@@ -19,11 +19,6 @@ def test_every_row_is_another_model() -> None:
     found = [tuple(sorted(changes(FULL.replace(**row)).items())) for row in ABLATIONS.values()]
     assert len(set(found)) == len(ABLATIONS)
     assert [label(changes(FULL.replace(**row))) for row in ABLATIONS.values()] == list(ABLATIONS)
-
-
-def test_switches_and_sliders_are_settings() -> None:
-    assert set(SWITCHES) | set(SLIDERS) <= set(SpikeConfig.model_fields)
-    assert {name for row in ABLATIONS.values() for name in row} <= {*SWITCHES, "text_components", "loss"}
 
 
 @pytest.mark.parametrize(
