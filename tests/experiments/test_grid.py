@@ -42,6 +42,8 @@ from spike_kit.training.checkpoint import LAST
 from tests.profiles.llm_server import ScriptedServer, distinct_world
 
 SHORT = {"epochs": 2, "batch_size": 512}
+WORDS = SHORT | {"encoder": "tfidf-8"}
+"""The same with texts that no neural network reads."""
 BUDGET = SearchBudget(trials=1, trial_seconds=30)
 
 
@@ -159,7 +161,7 @@ def test_a_cell_that_fails_leaves_the_others_alone(data: Dataset) -> None:
 def test_profiles_and_vectors_that_are_missing_come_first(home: Path) -> None:
     data = distinct_world(paths.data_root() / "world")
     block = Block(
-        datasets=("world",), models=("spike", "bprmf"), variants={"": SHORT, "told": SHORT | {"profiles": "told"}}
+        datasets=("world",), models=("spike", "bprmf"), variants={"": WORDS, "told": WORDS | {"profiles": "told"}}
     )
     with ScriptedServer() as server:
         told = GenerationConfig.parse({"llm": {"model": "told", "base_url": server.base_url}})
@@ -171,7 +173,7 @@ def test_profiles_and_vectors_that_are_missing_come_first(home: Path) -> None:
         again.do(here, 1)
         assert len(server.log) == 124
     texts = done.table[done.table["kind"] == "text"]
-    assert texts["variant"].tolist() == ["template by all-MiniLM-L6-v2", "told by all-MiniLM-L6-v2"]
+    assert texts["variant"].tolist() == ["template by tfidf-8", "told by tfidf-8"]
     assert (again.table.loc[again.table["kind"] == "text", "seconds"] == 0).all()
     assert data.profile_sets() == ["template", "told"]
     used = {run.config.get("profiles") for run in finished_runs(data)}
@@ -239,7 +241,7 @@ def _die(*_: object) -> Outcome:
 
 def test_ray_writes_the_same_profiles_and_gives_the_same_runs(home: Path) -> None:
     data = distinct_world(paths.data_root() / "world")
-    grid = Grid(blocks=(Block(datasets=("world",), models=("spike", "bprmf"), variants={"": SHORT}),))
+    grid = Grid(blocks=(Block(datasets=("world",), models=("spike", "bprmf"), variants={"": WORDS}),))
     done, on_ray = GridRun(grid), GridRun(grid)
     done.do(here, 1)
     kept = finished_runs(data)
