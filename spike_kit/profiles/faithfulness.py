@@ -201,19 +201,24 @@ def supported(name: str, prompt_key: str) -> bool:
     return _POSSESSIVE.search(name) is not None and all(supported(part, prompt_key) for part in parts)
 
 
-def unsupported_facts(profile: str, prompt: str, ordinary: Collection[str] | None = None) -> list[str]:
-    """Named facts of a profile that do not stand in its prompt; ``ordinary`` defaults to the prompt's lower words."""
-    key = comparable(prompt)
-    facts = named_facts(profile, lower_words([prompt]) if ordinary is None else ordinary)
-    return [fact for fact in facts if not supported(fact, key)]
+def checked_facts(profile: str, prompt: str, ordinary: Collection[str] | None = None) -> dict[str, bool]:
+    """Named facts of a profile, and whether each stands in its prompt.
+
+    ``ordinary``: words in lower case that are no names at the start of a sentence; default: those of the prompt.
+    """
+    key, known = comparable(prompt), lower_words([prompt]) if ordinary is None else ordinary
+    return {fact: supported(fact, key) for fact in named_facts(profile, known)}
 
 
-def faithfulness(profile: str, prompt: str, ordinary: Collection[str] | None = None) -> float:
+def unsupported_facts(profile: str, prompt: str) -> list[str]:
+    """Named facts of a profile that do not stand in its prompt."""
+    return [fact for fact, stands in checked_facts(profile, prompt).items() if not stands]
+
+
+def faithfulness(profile: str, prompt: str) -> float:
     """Share of a profile's named facts that stand in its prompt; NaN without any named fact.
 
-    It finds invented names, titles and years; it does not find names put into a wrong relation. Same arguments as
-    `unsupported_facts`.
+    It finds invented names, titles and years; it does not find names put into a wrong relation.
     """
-    facts = named_facts(profile, lower_words([prompt]) if ordinary is None else ordinary)
-    key = comparable(prompt)
-    return sum(supported(fact, key) for fact in facts) / len(facts) if facts else math.nan
+    checked = checked_facts(profile, prompt)
+    return sum(checked.values()) / len(checked) if checked else math.nan

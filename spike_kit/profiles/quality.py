@@ -17,7 +17,7 @@ from spike_kit.base.errors import DataError, lookup, some
 from spike_kit.base.seeds import numpy_generator
 from spike_kit.data.dataset import FILLED, SUBJECTS
 from spike_kit.data.vectors import ProfileVectors
-from spike_kit.profiles.faithfulness import WORD, comparable, lower_words, named_facts, supported
+from spike_kit.profiles.faithfulness import WORD, checked_facts, lower_words
 
 CHUNK_ENTRIES = 8_000_000
 """Numbers held in memory at once, where a measure works in chunks."""
@@ -223,12 +223,12 @@ def measure_profiles(
     frame = compared.reset_index()
     asked = [prompts[name][pair] for name in texts for pair in common]
     ordinary = lower_words(chain(asked, frame["text"]))
-    facts = [named_facts(text, ordinary) for text in frame["text"]]
-    good = [sum(supported(fact, key) for fact in row) for row, key in zip(facts, map(comparable, asked), strict=True)]
-    names = np.array([len(row) for row in facts])
-    shares = np.divide(good, names, out=np.full(len(names), math.nan), where=names > 0)
-    words = [len(text.split()) for text in frame["text"]]
-    return frame.assign(words=words, names=names, faithfulness=shares)
+    checked = [checked_facts(*pair, ordinary) for pair in zip(frame["text"], asked, strict=True)]
+    return frame.assign(
+        words=[len(text.split()) for text in frame["text"]],
+        names=[len(row) for row in checked],
+        faithfulness=[sum(row.values()) / len(row) if row else math.nan for row in checked],
+    )
 
 
 def _by_subject(name: str, frame: pd.DataFrame) -> pd.Series:

@@ -46,9 +46,9 @@ def vector_of(text: str) -> np.ndarray:
 
 def test_each_distinct_text_is_encoded_once_ever() -> None:
     encoder = Counting()
-    texts = ["b", "a", "b", "c"]
+    texts = ["bb", "a", "bb", "ccc"]
     first = encode_texts(texts, "fake", encoder, batch_size=2, progress=False)
-    assert sorted(encoder.texts) == ["a", "b", "c"]
+    assert encoder.texts == ["ccc", "bb", "a"]
     np.testing.assert_array_equal(first, np.stack([vector_of(text) for text in texts]))
     again = encode_texts([*texts, "d"], "fake", encoder, progress=False)
     assert encoder.texts[3:] == ["d"]
