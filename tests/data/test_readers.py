@@ -45,7 +45,7 @@ FOLDERS: dict[str, tuple[str, Callable[[Path], Any], dict[str, Any]]] = {
     "tables": ("tables", test_tables_source.write, test_tables_source.CONFIG.model_dump()),
     **{
         f"tables{suffix}": ("tables", partial(test_tables_source.write_as, suffix=suffix), {})
-        for suffix in (".tsv", ".json", ".jsonl", ".parquet")
+        for suffix in (".json", ".jsonl", ".parquet")
     },
     "yelp": ("yelp", test_yelp.write, {"user_core": 5, "item_core": 5}),
 }
@@ -101,6 +101,7 @@ EDITS = st.lists(st.tuples(st.integers(0, 3000), st.integers(0, 6), st.sampled_f
 @given(st.integers(0, 9), EDITS | st.binary(max_size=100), st.booleans(), st.sampled_from(["stop", "skip"]))
 @example(0, [(60, 0, b"\x00")], True, "skip")
 @example(1, [(0, 4, b"\xff\xfe")], True, "stop")
+@example(1, b"\x01", False, "skip")
 @settings(FEW, max_examples=15)
 def test_whatever_the_bytes_only_explained_errors_come_out(
     tmp_path: Path, name: str, which: int, change: bytes | list[tuple[int, int, bytes]], unpack: bool, on_error: str

@@ -88,7 +88,8 @@ def _read_given(folder: Path, work: Workspace) -> None:
            LEFT JOIN (SELECT "user", item, max(rating) AS rating FROM raw_listens GROUP BY ALL) USING ("user", item)"""
     )
     work.put("users", pd.DataFrame({"user": given.users}, dtype="str"))
-    work.table("wanted", pd.DataFrame({"item": given.items, "place": range(len(given.items))}))
+    wanted = pd.DataFrame({"item": given.items}, dtype="str")
+    work.table("wanted", wanted.assign(place=range(len(wanted))))
     query = """SELECT item, coalesce(label, item) AS label FROM wanted
                LEFT JOIN raw_artists USING (item) ORDER BY place, raw_artists.rowid"""
     work.put("items", work.frame(query))
