@@ -52,6 +52,11 @@ def graph_of(fixture: Fixture) -> Graph:
     )
 
 
+def settings(fixture: Fixture, **names: str) -> dict[str, Any]:
+    """Settings by their names in the file; ``dim`` is called the same in every file."""
+    return {field: fixture.real(f"hp.{name}") for field, name in {"dim": "embedding_size", **names}.items()}
+
+
 def built(
     fixture: Fixture, cls: type[TrainedRecommender], config: Any, names: dict[str, str] | None = None
 ) -> TrainedRecommender:
@@ -100,11 +105,22 @@ def compare_embeddings(model: TrainedRecommender, fixture: Fixture) -> None:
     assert_close(items, fixture.arrays["eval.item"], "items")
 
 
-def compare_masked_scores(model: TrainedRecommender, fixture: Fixture) -> None:
+def compare_evaluation(model: TrainedRecommender, fixture: Fixture) -> None:
+    """Final embeddings, and the scores of the items that a user has not seen."""
+    compare_embeddings(model, fixture)
     expected = fixture.arrays["eval.scores_batch_masked"]
     open_ = expected > -1e7
     scores = model.score(fixture.tensor("batch.users")).numpy()
     assert_close(torch.from_numpy(scores[open_]), expected[open_], "scores")
+
+
+def compare_losses(terms: dict[str, Tensor], fixture: Fixture, variant: str, **keys: str) -> Tensor:
+    """Compare terms (by their keys in the file) and their sum, which is returned."""
+    for name, key in {"bpr": "bpr", **keys}.items():
+        assert_close(terms[name], fixture.arrays[f"{variant}.loss.{key}"], name)
+    total = total_of(terms)
+    assert_close(total, fixture.arrays[f"{variant}.loss.total"], "total")
+    return total
 
 
 def total_of(terms: dict[str, Tensor]) -> Tensor:
@@ -129,44 +145,29 @@ def test_bprmf_parity(l2: bool) -> None:
 @pytest.mark.parametrize("variant", VARIANTS)
 def test_lightgcn_parity(variant: str) -> None:
     fixture = Fixture("lightgcn")
-    config = LightGcn.presets["reference"].model.replace(
-        dim=fixture.integer("hp.embedding_size"),
-        layers=fixture.integer("hp.layer_num"),
-        l2=fixture.real("hp.reg_weight"),
-    )
+    given = settings(fixture, layers="layer_num", l2="reg_weight")
+    config = LightGcn.presets["reference"].model.replace(**given)
     model = built(fixture, LightGcn, config)
     assert isinstance(model, LightGcn)
-    compare_embeddings(model, fixture)
-    compare_masked_scores(model, fixture)
+    compare_evaluation(model, fixture)
     draws = edge_weights(model, fixture, "given.sampled.adj_keep_view1") if variant == "sampled" else None
     users, items = model.propagated(draws)
     assert_close(users, fixture.arrays[f"{variant}.user"], "users of the loss")
     assert_close(items, fixture.arrays[f"{variant}.item"], "items of the loss")
     terms = model.training_losses(batch_of(fixture), draws)
-    assert_close(terms["bpr"], fixture.arrays[f"{variant}.loss.bpr"], "bpr")
-    assert_close(terms["l2_all"], fixture.arrays[f"{variant}.loss.l2"], "l2")
-    assert_close(total_of(terms), fixture.arrays[f"{variant}.loss.total"], "total")
-    compare_gradients(model, total_of(terms), fixture, f"{variant}.grad")
+    total = compare_losses(terms, fixture, variant, l2_all="l2")
+    compare_gradients(model, total, fixture, f"{variant}.grad")
 
 
 @pytest.mark.parametrize("variant", VARIANTS)
 def test_sgl_parity(variant: str) -> None:
     fixture = Fixture("sgl")
-    temperature, weight = fixture.real("hp.temperature"), fixture.real("hp.cl_weight")
-    config = SglConfig(
-        dim=fixture.integer("hp.embedding_size"),
-        layers=fixture.integer("hp.layer_num"),
-        combine="sum",
-        contrast_weight=weight,
-        contrast_temperature=temperature,
-        contrast_negatives=True,
-        l2=fixture.real("hp.reg_weight"),
-        l2_on="all",
-    )
+    names = {"layers": "layer_num", "contrast_weight": "cl_weight", "contrast_temperature": "temperature"}
+    given = settings(fixture, **names, l2="reg_weight")
+    config = SglConfig(**given, combine="sum", contrast_negatives=True, l2_on="all")
     model = built(fixture, Sgl, config)
     assert isinstance(model, Sgl)
-    compare_embeddings(model, fixture)
-    compare_masked_scores(model, fixture)
+    compare_evaluation(model, fixture)
     draws = SglDraws()
     if variant == "sampled":
         draws = SglDraws(*(edge_weights(model, fixture, f"given.sampled.adj_keep_view{n}") for n in (1, 2)))
@@ -174,35 +175,25 @@ def test_sgl_parity(variant: str) -> None:
         for side, found in zip(("user", "item"), model.propagated(view), strict=True):
             assert_close(found, fixture.arrays[f"{variant}.view{number}_{side}"], f"view {number}, {side}")
     terms = model.training_losses(batch_of(fixture), draws)
-    for name, key in (("bpr", "bpr"), ("l2_all", "l2"), ("contrast", "contrast_weighted")):
-        assert_close(terms[name], fixture.arrays[f"{variant}.loss.{key}"], name)
-    assert_close(total_of(terms), fixture.arrays[f"{variant}.loss.total"], "total")
-    compare_gradients(model, total_of(terms), fixture, f"{variant}.grad")
+    total = compare_losses(terms, fixture, variant, l2_all="l2", contrast="contrast_weighted")
+    compare_gradients(model, total, fixture, f"{variant}.grad")
     compare_gradients(model, terms["contrast"], fixture, f"{variant}.grad_contrast_only")
     sums = [fixture.arrays[f"{variant}.loss.contrast_{part}_sum"] for part in ("users", "positive_items")]
     fewer = built(fixture, Sgl, config.replace(contrast_negatives=False)).training_losses(batch_of(fixture), draws)
-    expected = weight * np.sum(sums) / fixture.arrays["batch.users"].size
+    expected = config.contrast_weight * np.sum(sums) / fixture.arrays["batch.users"].size
     assert_close(fewer["contrast"], np.asarray(expected), "contrast without negatives")
 
 
 def test_lightgcl_parity() -> None:
     fixture = Fixture("lightgcl")
-    config = LightGclConfig(
-        dim=fixture.integer("hp.embedding_size"),
-        layers=fixture.integer("hp.layer_num"),
-        rank=fixture.integer("hp.svd_q"),
-        contrast_weight=fixture.real("hp.cl_weight"),
-        contrast_temperature=fixture.real("hp.temp"),
-        l2=fixture.real("hp.reg_weight"),
-        l2_on="all",
-    )
+    names = {"layers": "layer_num", "rank": "svd_q", "contrast_weight": "cl_weight", "contrast_temperature": "temp"}
+    config = LightGclConfig(**settings(fixture, **names, l2="reg_weight"), l2_on="all")
     model = built(fixture, LightGcl, config)
     assert isinstance(model, LightGcl)
     left, right = fixture.tensor("given.svd_u_t").T, fixture.tensor("given.svd_v_t").T
     values = (left * fixture.tensor("given.svd_u_times_s")).sum(0)
     model.low_rank = left, values, right
-    compare_embeddings(model, fixture)
-    compare_masked_scores(model, fixture)
+    compare_evaluation(model, fixture)
     _, views = model.both_views()
     for side, found in zip(("user", "item"), views, strict=True):
         assert_close(found, fixture.arrays[f"eval.svd_view_{side}"], f"view, {side}")
@@ -224,32 +215,21 @@ def test_lightgcl_parity() -> None:
 @pytest.mark.parametrize("variant", VARIANTS)
 def test_rlmrec_con_parity(variant: str) -> None:
     fixture = Fixture("rlmrec_con")
-    weight = fixture.real("hp.kd_weight")
-    config = RlmRecConConfig(
-        dim=fixture.integer("hp.embedding_size"),
-        layers=fixture.integer("hp.layer_num"),
-        combine="sum",
-        text_weight=weight,
-        text_temperature=fixture.real("hp.kd_temperature"),
-        l2=fixture.real("hp.reg_weight"),
-        l2_on="all",
-    )
+    names = {"layers": "layer_num", "text_weight": "kd_weight", "text_temperature": "kd_temperature"}
+    config = RlmRecConConfig(**settings(fixture, **names, l2="reg_weight"), combine="sum", l2_on="all")
     model = built(fixture, RlmRecCon, config, TEXT_MLP)
     assert isinstance(model, RlmRecCon)
-    compare_embeddings(model, fixture)
-    compare_masked_scores(model, fixture)
+    compare_evaluation(model, fixture)
     assert_close(model.text_mlp(model.user_text), fixture.arrays["eval.text_user_projected"], "mapped users")
     assert_close(model.text_mlp(model.item_text), fixture.arrays["eval.text_item_projected"], "mapped items")
     draws = edge_weights(model, fixture, "given.sampled.adj_keep") if variant == "sampled" else None
     terms = model.training_losses(batch_of(fixture), draws)
-    for name, key in (("bpr", "bpr"), ("l2_all", "l2"), ("text", "text_weighted")):
-        assert_close(terms[name], fixture.arrays[f"{variant}.loss.{key}"], name)
-    assert_close(total_of(terms), fixture.arrays[f"{variant}.loss.total"], "total")
-    compare_gradients(model, total_of(terms), fixture, f"{variant}.grad", TEXT_MLP)
+    total = compare_losses(terms, fixture, variant, l2_all="l2", text="text_weighted")
+    compare_gradients(model, total, fixture, f"{variant}.grad", TEXT_MLP)
     compare_gradients(model, terms["text"], fixture, f"{variant}.grad_text_only")
     sums = [fixture.arrays[f"{variant}.loss.text_{part}_sum"] for part in ("users", "positive_items")]
     without = built(fixture, RlmRecCon, config.replace(text_negatives=False), TEXT_MLP)
-    expected = weight * np.sum(sums) / fixture.arrays["batch.users"].size
+    expected = config.text_weight * np.sum(sums) / fixture.arrays["batch.users"].size
     assert_close(without.training_losses(batch_of(fixture), draws)["text"], np.asarray(expected), "without negatives")
 
 
@@ -284,20 +264,12 @@ def test_rlmrec_con_counts_an_item_as_often_as_it_is_in_the_batch() -> None:
 def test_rlmrec_gen_parity(variant: str) -> None:
     fixture = Fixture("rlmrec_gen")
     names = {**TEXT_MLP, "mask_token": "mask_token"}
-    config = RlmRecGenConfig(
-        dim=fixture.integer("hp.embedding_size"),
-        layers=fixture.integer("hp.layer_num"),
-        combine="sum",
-        mask_share=fixture.real("hp.mask_ratio"),
-        text_weight=fixture.real("hp.recon_weight"),
-        text_temperature=fixture.real("hp.re_temperature"),
-        l2=fixture.real("hp.reg_weight"),
-        l2_on="all",
-    )
+    hyper = {"mask_share": "mask_ratio", "text_weight": "recon_weight", "text_temperature": "re_temperature"}
+    given = settings(fixture, layers="layer_num", l2="reg_weight", **hyper)
+    config = RlmRecGenConfig(**given, combine="sum", l2_on="all")
     model = built(fixture, RlmRecGen, config, names)
     assert isinstance(model, RlmRecGen)
-    compare_embeddings(model, fixture)
-    compare_masked_scores(model, fixture)
+    compare_evaluation(model, fixture)
     masked = fixture.tensor(f"given.{variant}.masked_nodes")
     assert model.draw(torch.Generator()).masked.shape == masked.shape
     edges = edge_weights(model, fixture, "given.sampled.adj_keep") if variant == "sampled" else None
@@ -308,10 +280,8 @@ def test_rlmrec_gen_parity(variant: str) -> None:
     mapped, _ = model.reconstructed(users, items, masked)
     assert_close(mapped, fixture.arrays[f"{variant}.reconstructed_text"], "reconstructed text")
     terms = model.training_losses(batch_of(fixture), draws)
-    for name, key in (("bpr", "bpr"), ("l2_all", "l2"), ("text", "reconstruction_weighted")):
-        assert_close(terms[name], fixture.arrays[f"{variant}.loss.{key}"], name)
-    assert_close(total_of(terms), fixture.arrays[f"{variant}.loss.total"], "total")
-    compare_gradients(model, total_of(terms), fixture, f"{variant}.grad", names)
+    total = compare_losses(terms, fixture, variant, l2_all="l2", text="reconstruction_weighted")
+    compare_gradients(model, total, fixture, f"{variant}.grad", names)
     compare_gradients(model, terms["text"], fixture, f"{variant}.grad_text_only")
 
 
@@ -319,12 +289,7 @@ def test_rlmrec_gen_parity(variant: str) -> None:
 def test_colakg_parity(variant: str) -> None:
     fixture = Fixture("colakg")
     decay = fixture.real("hp.decay")
-    config = CoLaKgConfig(
-        dim=fixture.integer("hp.embedding_size"),
-        layers=fixture.integer("hp.layer_num"),
-        neighbours=fixture.integer("hp.neighbor_k"),
-        l2=decay,
-    )
+    config = CoLaKgConfig(**settings(fixture, layers="layer_num", neighbours="neighbor_k", l2="decay"))
     model = built(fixture, CoLaKg, config, COLAKG)
     assert isinstance(model, CoLaKg)
     known = fixture.arrays["derived.neighbours"]
