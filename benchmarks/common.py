@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 import json
+import os
 import sys
-from collections.abc import Callable, Sequence
+import tempfile
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
 from typing import Annotated, Any, TypeVar
 
 import pandas as pd
 import tyro
 
+from spike_kit.base import paths
 from spike_kit.base.config import Config
 from spike_kit.base.errors import SpikeKitError
 from spike_kit.base.processes import fresh_process
@@ -33,6 +38,20 @@ def alone(function: Callable[..., Result], *arguments: object) -> Result:
     """Run a function in a fresh process, whose memory is its alone."""
     with fresh_process() as pool:
         return pool.submit(function, *arguments).result()
+
+
+@contextmanager
+def temporary_home() -> Iterator[Path]:
+    """Make a temporary folder the home of data/, for fresh processes too; it lies on the same disk and is removed."""
+    root, before = paths.data_root(), os.environ.get(paths.HOME_VARIABLE)
+    root.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix=".spike-kit-tmp-bench-", dir=root) as folder:
+        os.environ[paths.HOME_VARIABLE] = folder
+        try:
+            yield Path(folder)
+        finally:
+            del os.environ[paths.HOME_VARIABLE]
+            os.environ.update({} if before is None else {paths.HOME_VARIABLE: before})
 
 
 def main(

@@ -7,9 +7,7 @@ after Zipf, skewed activity of users and items, some HTML, some repeated texts.
 from __future__ import annotations
 
 import gzip
-import shutil
 import sys
-import tempfile
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -21,8 +19,7 @@ import pandas as pd
 from pydantic import Field
 from tqdm.auto import tqdm
 
-from benchmarks.common import GIB, Measured, Setup, alone, main
-from spike_kit.base import paths
+from benchmarks.common import GIB, Measured, Setup, alone, main, temporary_home
 from spike_kit.base.devices import peak_bytes
 from spike_kit.base.seeds import numpy_generator
 from spike_kit.data.build import build
@@ -53,10 +50,7 @@ def bench_data(setup: DataSetup) -> Measured:
 
     Scan and build run in a fresh process each, so that memory is theirs alone; everything is removed again.
     """
-    root = paths.data_root()
-    root.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix=".spike-kit-tmp-bench-", dir=root) as temporary:
-        folder = Path(temporary)
+    with temporary_home() as folder:
         path = write_reviews(folder, setup.reviews, setup.release)
         scan_seconds = alone(_scan, path, setup.release)
         seconds, peak, counts = alone(_build, folder, setup.release)
@@ -86,11 +80,8 @@ def _scan(path: Path, release: Release) -> float:
 
 def _build(folder: Path, release: Release) -> tuple[float, int, dict[str, int]]:
     started = time.perf_counter()
-    data = build("amazon", AmazonConfig(generation=release), name=f"{folder.name.lstrip('.')}-built", raw=folder)
-    seconds = time.perf_counter() - started
-    counts, peak = data.manifest.counts, peak_bytes()
-    shutil.rmtree(data.path)
-    return seconds, peak, counts
+    data = build("amazon", AmazonConfig(generation=release), raw=folder)
+    return time.perf_counter() - started, peak_bytes(), data.manifest.counts
 
 
 def write_reviews(folder: Path, reviews: int, release: Release, seed: int = 0) -> Path:

@@ -9,24 +9,23 @@ from __future__ import annotations
 import asyncio
 import statistics
 import sys
-import tempfile
 import time
 from collections.abc import Iterator
 from itertools import islice
-from pathlib import Path
 
 import numpy as np
 import pandas as pd
 from pydantic import Field
 from tqdm.auto import tqdm
 
-from benchmarks.common import GIB, Measured, Setup, alone, main
+from benchmarks.common import GIB, Measured, Setup, alone, main, temporary_home
 from spike_kit.base import paths
 from spike_kit.base.devices import peak_bytes
 from spike_kit.base.errors import require
 from spike_kit.base.seeds import numpy_generator
-from spike_kit.data.dataset import SUBJECTS, Dataset, SourceFile, create_dataset
-from spike_kit.data.tables import Tables
+from spike_kit.data.dataset import SUBJECTS, Dataset
+from spike_kit.data.frames import dataset_from_frames
+from spike_kit.data.recipes import UNFILTERED
 from spike_kit.profiles.generate import Generation, GenerationConfig
 from spike_kit.profiles.jobs import Progress
 from spike_kit.profiles.llm import LLMConfig, Message
@@ -37,7 +36,7 @@ ROUNDS = 3
 """Rounds in which the bare loop and the generation take turns."""
 
 _CONCURRENCY = 32
-_TRIPLES_PER_ITEM, _TRAIN_PER_USER = 5, 12
+_FACTS, _TRAIN_PER_USER = 5, 12
 _RELATIONS = ["director", "writer", "cast", "company"]
 
 
@@ -53,23 +52,20 @@ def bench_profiles(setup: ProfilesSetup) -> Measured:
 
     Each run has a process of its own, so that memory is its alone; everything is removed again.
     """
-    root = paths.data_root()
-    root.mkdir(parents=True, exist_ok=True)
-    size = setup.profiles // 10
-    with tempfile.TemporaryDirectory(prefix=".spike-kit-tmp-bench-", dir=root) as temporary:
-        small, large, bare, ours = Path(temporary) / "small", Path(temporary) / "large", [], []
-        with LoopbackProcess() as server, tqdm(total=2 * ROUNDS + 2, desc="bench profiles", unit="run") as bar:
-            alone(synthetic_dataset, small, size)
-            alone(synthetic_dataset, large, setup.profiles)
-            for number in range(ROUNDS):
-                bare.append(size / alone(_bare, small, size, server.base_url))
-                bar.update()
-                ours.append(size / alone(_generate, small, f"{number}", server.base_url)[0])
-                bar.update()
-            _, _, small_peak = alone(_generate, small, "peak", server.base_url)
+    size, bare, ours = setup.profiles // 10, [], []
+    progress = tqdm(total=2 * ROUNDS + 2, desc="bench profiles", unit="run")
+    with temporary_home(), LoopbackProcess() as server, progress as bar:
+        alone(synthetic_dataset, "small", size)
+        alone(synthetic_dataset, "large", setup.profiles)
+        for number in range(ROUNDS):
+            bare.append(size / alone(_bare, size, server.base_url))
             bar.update()
-            _, seconds, peak = alone(_generate, large, "peak", server.base_url)
+            ours.append(size / alone(_generate, "small", f"{number}", server.base_url)[0])
             bar.update()
+        _, _, small_peak = alone(_generate, "small", "peak", server.base_url)
+        bar.update()
+        _, seconds, peak = alone(_generate, "large", "peak", server.base_url)
+        bar.update()
     ratio = statistics.median(our / their for our, their in zip(ours, bare, strict=True))
     return {
         "profiles": (setup.profiles, "profiles of the large run"),
@@ -83,11 +79,11 @@ def bench_profiles(setup: ProfilesSetup) -> Measured:
     }
 
 
-def _generate(folder: Path, name: str, base_url: str) -> tuple[float, float, int]:
+def _generate(dataset: str, run: str, base_url: str) -> tuple[float, float, int]:
     """Seconds of asking, seconds with the table, and peak memory of one run."""
     llm = LLMConfig(model=MODEL, base_url=base_url, concurrency=_CONCURRENCY)
-    answers = folder.with_name(f"{folder.name}-{name}.sqlite")
-    generation = Generation(Dataset.open(folder), GenerationConfig(llm=llm), "bench", answers=answers)
+    answers = paths.home() / f"{dataset}-{run}.sqlite"
+    generation = Generation(Dataset.open(dataset), GenerationConfig(llm=llm), "bench", answers=answers)
     progress = Progress()
     require("openai", "llm")
     started = time.perf_counter()
@@ -97,9 +93,9 @@ def _generate(folder: Path, name: str, base_url: str) -> tuple[float, float, int
     return progress.asking_seconds, seconds, peak_bytes()
 
 
-def _bare(folder: Path, requests: int, base_url: str) -> float:
+def _bare(requests: int, base_url: str) -> float:
     """Seconds of a loop over AsyncOpenAI that does nothing with the answers."""
-    data = Dataset.open(folder)
+    data = Dataset.open("small")
     texts = dict.fromkeys(data.expected_ids("item"), "profile " * 60)
     writer = PromptWriter(data)
     prompts = (prompt.messages for subject in SUBJECTS for prompt in writer.prompts(subject, lambda _: texts))
@@ -118,39 +114,26 @@ async def _loop(waiting: Iterator[list[Message]], base_url: str) -> float:
         return time.perf_counter() - started
 
 
-def synthetic_dataset(path: Path, profiles: int, seed: int = 0) -> Dataset:
-    """Write a data set with about so many users, items and other entities together (a quarter, a quarter, a half)."""
+def synthetic_dataset(name: str, profiles: int, seed: int = 0) -> Dataset:
+    """Build a data set with about so many users, items and other entities together (a quarter, a quarter, a half)."""
     rng = numpy_generator(seed, "bench profiles")
-    n_users = n_items = max(profiles // 4, 10)
-    n_others = max(profiles - n_users - n_items, 10)
-    heads = np.repeat(np.arange(n_items), _TRIPLES_PER_ITEM)
-    tails = n_items + (n_others * rng.random(len(heads)) ** 2).astype(np.int64)
-    triples = pd.DataFrame({"head": heads, "relation": rng.integers(0, 4, len(heads)), "tail": tails})
-    users = np.repeat(np.arange(n_users), _TRAIN_PER_USER)
-    pairs = pd.DataFrame({"user": users, "item": (n_items * rng.random(len(users)) ** 1.5).astype(np.int64)})
-    interactions = pairs.drop_duplicates().sort_values(["user", "item"], ignore_index=True)
-    interactions = interactions.assign(split="train", rating=float("nan"), timestamp=None)
-    labels = [f"Film {number} (19{number % 90 + 10})" for number in range(n_items)]
-    entities = pd.DataFrame({"entity": range(n_items + n_others)})
-    entities["source_id"] = [f"node:{number}" for number in entities["entity"]]
-    entities["label"] = [*labels, *(f"Person {number}" for number in range(n_others))]
-    entities["kind"] = ["item"] * n_items + ["person"] * n_others
-    items = entities[:n_items].rename(columns={"entity": "item"}).drop(columns="kind")
+    n_items, n_others = profiles // 4, profiles // 2
+    films = [f"Film {number} (19{number % 90 + 10})" for number in range(n_items)]
+    people = np.append(rng.permutation(n_others), (n_others * rng.random(n_items * _FACTS - n_others) ** 2).astype(int))
+    triples = pd.DataFrame({"head": np.tile(films, _FACTS), "relation": rng.choice(_RELATIONS, len(people))})
+    pairs = pd.DataFrame({"user": [f"User {number % n_items}" for number in range(n_items * _TRAIN_PER_USER)]})
+    pairs["item"] = [films[int(n_items * share**1.5)] for share in rng.random(len(pairs))]
+    items = pd.DataFrame({"item": films, "title": films})
     items["description"] = [f"A film of {80 + number % 70} minutes." for number in range(n_items)]
-    people = pd.DataFrame({"user": range(n_users)})
-    people["source_id"], people["label"] = [[f"{kind}{number}" for number in range(n_users)] for kind in ("u", "User ")]
-    relations = pd.DataFrame({"relation": range(4), "source_id": _RELATIONS, "label": _RELATIONS})
-    relations["template"] = [f"The {name} of {{head}} is {{tail}}." for name in _RELATIONS]
-    tables = Tables(
-        users=people,
-        items=items,
-        entities=entities,
-        relations=relations,
-        interactions=interactions.astype({"split": "str", "timestamp": "Int64"}),
-        triples=triples.drop_duplicates(ignore_index=True),
+    return dataset_from_frames(
+        pairs.drop_duplicates(),
+        items,
+        triples.assign(tail=[f"Person {number}" for number in people]).drop_duplicates(),
+        name=name,
+        **UNFILTERED,
+        valid=0,
+        test=0,
     )
-    source = SourceFile(name="synthetic", sha256="0" * 64, licence="none", origin="benchmarks.profiles")
-    return create_dataset(path, "bench-profiles", tables, sources=[source], build={}, funnel=[])
 
 
 if __name__ == "__main__":

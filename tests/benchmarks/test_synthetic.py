@@ -16,7 +16,6 @@ from benchmarks.data import write_reviews
 from benchmarks.evaluation import RELEVANT, SEEN, synthetic_task
 from benchmarks.profiles import synthetic_dataset
 from benchmarks.synthetic import AMAZON_BOOK, SMALLEST, parse_sizes, synthetic_graph, synthetic_vectors
-from spike_kit.base import paths
 from spike_kit.base.errors import ConfigError
 from spike_kit.data.dataset import SUBJECTS
 from spike_kit.data.sources.amazon import RELEASES
@@ -108,8 +107,8 @@ def test_a_synthetic_task_is_sorted_disjoint_and_the_same_for_a_seed() -> None:
 
 
 def test_a_synthetic_data_set_has_about_so_many_subjects_and_material_for_all() -> None:
-    data = synthetic_dataset(paths.data_root() / "bench", 1000)
+    data = synthetic_dataset("bench", 1000)
     assert sum(len(data.expected_ids(subject)) for subject in SUBJECTS) == 1000
-    again, other = (synthetic_dataset(paths.data_root() / f"{seed}", 1000, seed) for seed in (0, 1))
+    again, other = (synthetic_dataset(f"seed-{seed}", 1000, seed) for seed in (0, 1))
     assert again.manifest.tables == data.manifest.tables != other.manifest.tables
     assert data.split("train")["user"].nunique() == len(data.users)
