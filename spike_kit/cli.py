@@ -589,7 +589,7 @@ def results(
     reference
         Model that all others are compared with.
     into
-        Markdown file that takes in the tables of docs/study, between <!-- NAME --> and <!-- end of NAME -->.
+        Folder that takes in the tables of docs/study, a Markdown file for each data set and one for all.
     """
     from spike_kit.results.report import tables_of
 

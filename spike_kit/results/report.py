@@ -43,8 +43,8 @@ from spike_kit.results.latex import latex_table
 from spike_kit.results.tables import ablation_label, as_markdown, markdown_table, run_label, spread
 from spike_kit.training.checkpoint import MONITOR
 
-OVERVIEW = "all data sets"
-"""Where the tables of `overview` stand in a text, as those of a data set stand under its name."""
+OVERVIEW = "overview"
+"""Name of the table of `overview` among those of the data sets."""
 
 _RECALL = "recall@20"
 
@@ -118,31 +118,6 @@ def overview(datasets: Mapping[str, tuple[Sequence[Run], pd.Series]], reference:
     for label, row in zip(order, table.loc[order].to_numpy().tolist(), strict=True):
         lines.append([label, *("" if pd.isna(cell) else _bold(cell, top) for cell, top in zip(row, best, strict=True))])
     return f"### NDCG@20 on the test split\n\n{markdown_table(lines)}"
-
-
-def insert_tables(text: str, tables: Mapping[str, str]) -> str:
-    """Put tables into a Markdown text, each between ``<!-- NAME -->`` and ``<!-- end of NAME -->``.
-
-    Parameters
-    ----------
-    text
-        The text.
-    tables
-        Tables by name: of a data set, or `OVERVIEW`.
-
-    Raises
-    ------
-    DataError
-        If a name does not have this pair of marks in the text exactly once.
-    """
-    for name, table in tables.items():
-        start, end = f"<!-- {name} -->\n", f"<!-- end of {name} -->"
-        before, found, rest = text.partition(start)
-        _, ended, after = rest.partition(end)
-        if not (found and ended) or start in rest or end in before + after:
-            raise DataError(f"there is no place for {name}", f"one line {start.strip()} and, below it, one line {end}")
-        text = f"{before}{start}\n{table}\n\n{end}{after}"
-    return text
 
 
 def _models(main: Sequence[Run], groups: pd.Series, reference: str) -> str:
@@ -264,7 +239,7 @@ def _difference(row: dict[Any, Any], interval: bool = False) -> str:
 def tables_of(
     datasets: Sequence[str] = STUDY_DATASETS, reference: str = "spike", into: Path | None = None
 ) -> dict[str, str]:
-    """Tables of data sets in Markdown, by data set; of more than one data set an overview stands before them.
+    """Tables of data sets in Markdown, by data set; of more than one data set an `OVERVIEW` stands before them.
 
     Parameters
     ----------
@@ -273,25 +248,27 @@ def tables_of(
     reference
         Model that all others are compared with.
     into
-        Markdown file that takes in the tables of the archive alone, between ``<!-- NAME -->`` and
-        ``<!-- end of NAME -->``.
+        Folder that takes in the tables of the archive alone, a Markdown file for each.
 
     Raises
     ------
     DataError
-        If a data set is neither here nor in the archive, or the file cannot be read.
+        If a data set is neither here nor in the archive.
+    StorageError
+        If a file cannot be written.
     """
     found = {name: _known(name, archived=into is not None) for name in datasets}
     tables = {OVERVIEW: overview(found, reference)} if len(found) > 1 else {}
     tables |= {name: report(name, runs, activity, reference) for name, (runs, activity) in found.items()}
-    if into is not None:
-        try:
-            text = into.read_text(encoding="utf-8")
-        except (OSError, UnicodeDecodeError) as error:
-            raise DataError(f"{into} cannot be read: {error}", "give a Markdown file") from error
-        with storage.atomic_file(into) as temporary:
-            temporary.write_text(insert_tables(text, tables), encoding="utf-8")
+    for name, table in tables.items() if into is not None else []:
+        with storage.atomic_file(into / f"{Path(name).name}.md") as temporary:
+            temporary.write_text(table_page(name, table), encoding="utf-8")
     return tables
+
+
+def table_page(name: str, table: str) -> str:
+    """The Markdown file of the tables of a data set."""
+    return f"# {name}\n\nMade by `spike-kit results --into`; do not edit.\n\n{table}\n"
 
 
 def _known(name: str, archived: bool) -> tuple[Sequence[Run], pd.Series]:

@@ -1,4 +1,4 @@
-"""docs/results.md says what docs/study holds."""
+"""docs/study/tables says what docs/study holds, and docs/results.md what the tables say."""
 
 from __future__ import annotations
 
@@ -7,29 +7,43 @@ from pathlib import Path
 
 import pytest
 
-from spike_kit.experiments.archive import archived_activity, read_archive
-from spike_kit.results.report import OVERVIEW, insert_tables, overview, report
+from spike_kit.experiments.archive import RUNS, archived_activity, read_archive
+from spike_kit.results.report import OVERVIEW, STUDY_DATASETS, overview, report, table_page
 
-ROOT = Path(__file__).parents[2]
-TEXT = (ROOT / "docs" / "results.md").read_text(encoding="utf-8")
-TOLD = re.findall(r"^<!-- end of (.+) -->$", TEXT, re.MULTILINE)
-DATASETS = [name for name in TOLD if name != OVERVIEW]
+DOCS = Path(__file__).parents[2] / "docs"
+TABLES = DOCS / "study" / "tables"
+
+
+def kept(name: str) -> str:
+    return (TABLES / f"{name}.md").read_text(encoding="utf-8")
 
 
 def test_every_archived_data_set_is_told() -> None:
-    assert set(DATASETS) == {path.name for path in (ROOT / "docs" / "study").iterdir() if path.is_dir()}
+    assert set(STUDY_DATASETS) == {file.parent.name for file in (DOCS / "study").glob(f"*/{RUNS}")}
 
 
-@pytest.mark.parametrize("dataset", DATASETS)
+@pytest.mark.parametrize("dataset", STUDY_DATASETS)
 def test_the_tables_are_those_of_the_archive(dataset: str) -> None:
-    tables = report(dataset, read_archive(dataset), archived_activity(dataset))
-    assert insert_tables(TEXT, {dataset: tables}) == TEXT
+    assert kept(dataset) == table_page(dataset, report(dataset, read_archive(dataset), archived_activity(dataset)))
 
 
 def test_the_overview_is_that_of_the_archive() -> None:
-    table = overview({name: (read_archive(name), archived_activity(name)) for name in DATASETS})
-    assert insert_tables(TEXT, {OVERVIEW: table}) == TEXT
+    table = overview({name: (read_archive(name), archived_activity(name)) for name in STUDY_DATASETS})
+    assert kept(OVERVIEW) == table_page(OVERVIEW, table)
+
+
+def test_numbers_of_the_findings_stand_in_the_tables() -> None:
+    text = (DOCS / "results.md").read_text(encoding="utf-8")
+    assert len(text.splitlines()) <= 120
+    for link in re.findall(r"\]\((study/[^)#]+)", text):
+        assert (DOCS / link).exists(), link
+    findings = text.partition("## What was found")[2].partition("## What could not be found")[0]
+    shown = " ".join(file.read_text(encoding="utf-8") for file in TABLES.glob("*.md"))
+    elsewhere = {".2308", ".2270", ".2292", ".2472"}  # Of validation alone, and of the README.
+    numbers = set(re.findall(r"(?<![\d.])\.\d{4}\b", findings)) - elsewhere
+    assert len(numbers) > 30
+    assert not [number for number in numbers if f"0{number}" not in shown]
 
 
 def test_the_archive_stays_small() -> None:
-    assert sum(path.stat().st_size for path in (ROOT / "docs" / "study").rglob("*.*")) < 3 * 2**20
+    assert sum(path.stat().st_size for path in (DOCS / "study").rglob("*.*")) < 3 * 2**20

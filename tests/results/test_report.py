@@ -20,7 +20,7 @@ from spike_kit.experiments.run_folder import Run
 from spike_kit.experiments.search import save_tuned, search
 from spike_kit.models import find_preset
 from spike_kit.results.frames import group_means, grouped_by_seed, per_user_metric
-from spike_kit.results.report import overview, report
+from spike_kit.results.report import overview, report, table_page
 from spike_kit.results.significance import holm, paired_test
 from spike_kit.results.tables import run_label
 from tests.conftest import at_home
@@ -173,28 +173,19 @@ def test_the_command_needs_nothing_but_the_archive(
     assert "neither built here nor in docs/study" in capsys.readouterr().err
 
 
-def test_tables_go_to_their_place_in_a_file(
+def test_tables_of_the_archive_go_to_a_folder(
     data: Dataset, finished: list[Run], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     archive.write_archive(finished, data)
-    file = tmp_path / "results.md"
-    file.write_text("before\n<!-- world -->\nold\n<!-- end of world -->\nafter\n")
-    text = ""
+    folder = tmp_path / "tables"
     for _ in range(2):
-        assert main(["results", "world", "--into", str(file)]) == 0
-        text = file.read_text()
+        assert main(["results", "world", "--into", str(folder)]) == 0
         tables = report("world", archive.read_archive("world"), archive.archived_activity("world"))
-        assert text == f"before\n<!-- world -->\n\n{tables}\n\n<!-- end of world -->\nafter\n"
-    twice = text + "<!-- end of world -->"
-    for broken, said in (
-        ("nothing", "no place for world"),
-        (twice, "no place for world"),
-        ("\udcff", "cannot be read"),
-    ):
-        file.write_text(broken, errors="surrogateescape")
-        assert main(["results", "world", "--into", str(file)]) == 1
-        assert said in capsys.readouterr().err
-        assert file.read_text(errors="surrogateescape") == broken
+        assert (folder / "world.md").read_text() == table_page("world", tables)
+    assert [file.name for file in folder.iterdir()] == ["world.md"]
+    assert capsys.readouterr().out == ""
+    assert main(["results", "world", "--into", str(folder / "world.md")]) == 1
+    assert "world.md" in capsys.readouterr().err
 
 
 def test_without_the_reference_there_is_no_table(data: Dataset, finished: list[Run]) -> None:
