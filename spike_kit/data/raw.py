@@ -100,7 +100,7 @@ class RawFile:
     @property
     def scanned(self) -> str:
         """First arguments of duckdb's readers: the path to scan, no character of which means anything."""
-        return f"{literal(glob.escape(str(self.content)))}, hive_partitioning=false"
+        return f"{literal(glob.escape(str(self.content.absolute())))}, hive_partitioning=false"
 
     def relation(self, names: Sequence[str], skip: bool) -> str:
         """SQL of a scan with the named fields as text; ``skip`` passes over rows that cannot be split into fields."""

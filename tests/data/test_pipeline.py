@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 from itertools import combinations
+from pathlib import Path
 
 import pandas as pd
 import pytest
@@ -9,6 +10,7 @@ from hypothesis import strategies as st
 
 from spike_kit.base.errors import DataError
 from spike_kit.data.pipeline import BuildConfig, k_core, reorganize
+from spike_kit.data.raw import Delimited, Field, JsonLines, ParquetRows
 from spike_kit.data.workspace import Workspace, workspace
 
 PAIRS = st.sets(st.tuples(st.integers(0, 5), st.integers(0, 5)), max_size=24)
@@ -118,3 +120,21 @@ def test_a_cut_takes_the_same_users_again(work: Workspace) -> None:
         second = reorganize(fill(another), cut)
     assert first.users.equals(second.users)
     assert len(first.users) <= 6
+
+
+@pytest.mark.parametrize("kind", ["csv", "jsonl", "parquet"])
+def test_no_character_of_a_path_means_anything(
+    work: Workspace, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    file = Path("item=9", f"it's [a]*?{{}} #.{kind}")
+    file.parent.mkdir(parents=True)
+    rows = pd.DataFrame({"item": ["a", "b"], "number": [1, 2]})
+    if kind == "parquet":
+        rows.to_parquet(file)
+    else:
+        file.write_text(rows.to_csv(index=False) if kind == "csv" else rows.to_json(orient="records", lines=True))
+    reader = {"csv": Delimited, "jsonl": JsonLines, "parquet": ParquetRows}[kind](file)
+    work.read(reader, "found", {"item": Field("item"), "number": Field("number", "integer")})
+    assert work.frame("SELECT item, number FROM found").to_dict("list") == rows.to_dict("list")
+    assert reader.lines_with("item", "b") == [{"csv": 3}.get(kind, 2)]
