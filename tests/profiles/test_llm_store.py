@@ -287,7 +287,7 @@ def test_the_key_is_nowhere_after_a_run(
     assert f"authorization: Bearer {key}".encode() in server.log[0].head, "the key was not in use"
     assert {item_of(asked) for asked in server.log} >= set(range(len(echoes)))
     texts = [repr(progress)]
-    for message in (f"Incorrect API key provided: {key}.", "x" * 290 + key):
+    for message in (f"Incorrect API key provided: {key}.", "x" * 280 + key):
         server.script = lambda _, message=message: fails(401, "invalid_api_key", message)
         with pytest.raises(LLMError) as caught:
             generation(films, server.base_url, "refused", temperature=0.5).run()
