@@ -197,14 +197,19 @@ def test_twenty_kills_at_random_moments_lose_nothing(
     assert len(on_disk) >= KILLS / 2, "the checks of what is on disk had nothing to look at"
 
 
+def started(server: ScriptedServer, clients: Clients, answers: int, notebook: bool = False) -> tuple[Gate, Any]:
+    """A run that has so many answers and waits for others; gives the gate that holds these back, and its process."""
+    server.script = gate = Gate(answers)
+    process = clients.start(notebook)
+    until(lambda: len(server.log) == answers + CONCURRENCY, "calls in flight")
+    return gate, process
+
+
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_a_polite_signal_awaits_the_calls_in_flight(
     films: Dataset, server: ScriptedServer, clients: Clients, number: signal.Signals
 ) -> None:
-    gate = Gate(30)
-    server.script = gate
-    process = clients.start()
-    until(lambda: len(server.log) == 30 + CONCURRENCY, "calls in flight")
+    gate, process = started(server, clients, 30)
     os.kill(process.pid, number)
     time.sleep(0.5)
     assert len(server.log) == 30 + CONCURRENCY
@@ -221,10 +226,7 @@ def test_a_polite_signal_awaits_the_calls_in_flight(
 def test_a_second_polite_signal_ends_at_once_and_keeps_what_arrived(
     films: Dataset, server: ScriptedServer, clients: Clients
 ) -> None:
-    gate = Gate(30)
-    server.script = gate
-    process = clients.start()
-    until(lambda: len(server.log) == 30 + CONCURRENCY, "calls in flight")
+    gate, process = started(server, clients, 30)
     until(lambda: len(kept(films, server)) == 30, "the answers on disk")
     os.kill(process.pid, signal.SIGTERM)
     time.sleep(0.5)
@@ -241,10 +243,7 @@ def test_a_second_polite_signal_ends_at_once_and_keeps_what_arrived(
 def test_an_interrupted_cell_of_a_notebook_ends_the_run_too(
     films: Dataset, server: ScriptedServer, clients: Clients
 ) -> None:
-    gate = Gate(30)
-    server.script = gate
-    process = clients.start(notebook=True)
-    until(lambda: len(server.log) == 30 + CONCURRENCY, "calls in flight")
+    gate, process = started(server, clients, 30, notebook=True)
     os.kill(process.pid, signal.SIGINT)
     time.sleep(0.5)
     gate.left = SUBJECTS
@@ -257,10 +256,7 @@ def test_an_interrupted_cell_of_a_notebook_ends_the_run_too(
 def test_two_processes_never_ask_for_one_study_at_once(
     films: Dataset, server: ScriptedServer, clients: Clients
 ) -> None:
-    gate = Gate(10)
-    server.script = gate
-    first = clients.start()
-    until(lambda: len(server.log) == 10 + CONCURRENCY, "calls in flight")
+    gate, first = started(server, clients, 10)
     code, result = clients.wait(clients.start())
     assert (code, result["error"]) == (0, "DataError")
     assert "another process is asking a model for world" in result["message"]
