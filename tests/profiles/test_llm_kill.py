@@ -89,7 +89,7 @@ _CONTEXT = multiprocessing.get_context("forkserver")
 
 @pytest.fixture(scope="module", autouse=True)
 def preloaded() -> None:
-    _CONTEXT.set_forkserver_preload(["openai", "httpx2", __name__])
+    _CONTEXT.set_forkserver_preload([__name__, "tests.profiles.warmed"])
 
 
 @pytest.fixture
