@@ -252,11 +252,15 @@ def tables_of(
 
     Raises
     ------
+    ConfigError
+        If ``into`` is a file.
     DataError
         If a data set is neither here nor in the archive.
     StorageError
         If a file cannot be written.
     """
+    if into is not None and into.is_file():
+        raise ConfigError(f"{into} is a file", "give a folder for the tables")
     found = {name: _known(name, archived=into is not None) for name in datasets}
     tables = {OVERVIEW: overview(found, reference)} if len(found) > 1 else {}
     tables |= {name: report(name, runs, activity, reference) for name, (runs, activity) in found.items()}

@@ -185,7 +185,7 @@ def test_tables_of_the_archive_go_to_a_folder(
     assert [file.name for file in folder.iterdir()] == ["world.md"]
     assert capsys.readouterr().out == ""
     assert main(["results", "world", "--into", str(folder / "world.md")]) == 1
-    assert "world.md" in capsys.readouterr().err
+    assert "world.md is a file" in capsys.readouterr().err
 
 
 def test_without_the_reference_there_is_no_table(data: Dataset, finished: list[Run]) -> None:
