@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -47,6 +48,11 @@ def positions(columns: tuple[torch.Tensor, ...], rows: np.ndarray) -> torch.Tens
     """Where the rows stand in a table given by its columns."""
     known = {key: place for place, key in enumerate(zip(*(column.tolist() for column in columns), strict=True))}
     return torch.tensor([known[tuple(row)] for row in rows.tolist()])
+
+
+def settings(fixture: Fixture, **names: str) -> dict[str, Any]:
+    """Settings by their names in the file; ``dim`` is called the same in every file."""
+    return {field: fixture.real(f"hp.{name}") for field, name in {"dim": "embedding_size", **names}.items()}
 
 
 def batch_of(fixture: Fixture) -> Batch:

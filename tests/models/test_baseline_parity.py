@@ -19,7 +19,7 @@ from spike_kit.models.lightgcl import LightGcl, LightGclConfig
 from spike_kit.models.lightgcn import EdgeWeights, LightGcn, PropagatedRecommender
 from spike_kit.models.rlmrec import RlmRecCon, RlmRecConConfig, RlmRecGen, RlmRecGenConfig, RlmRecGenDraws
 from spike_kit.models.sgl import Sgl, SglConfig, SglDraws
-from tests.fixture_files import Fixture, assert_close, batch_of
+from tests.fixture_files import Fixture, assert_close, batch_of, settings
 
 VARIANTS = ("off", "sampled")
 TABLES = ("user_embedding", "item_embedding")
@@ -50,11 +50,6 @@ def graph_of(fixture: Fixture) -> Graph:
         interactions=fixture.arrays["input.train"],
         triples=np.empty((0, 3), dtype=np.int64),
     )
-
-
-def settings(fixture: Fixture, **names: str) -> dict[str, Any]:
-    """Settings by their names in the file; ``dim`` is called the same in every file."""
-    return {field: fixture.real(f"hp.{name}") for field, name in {"dim": "embedding_size", **names}.items()}
 
 
 def built(

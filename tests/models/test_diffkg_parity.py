@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from spike_kit.models.diffkg import DiffKg, DiffKgConfig, DiffKgDraws
-from tests.fixture_files import Fixture, assert_close, batch_of, graph_of, positions
+from tests.fixture_files import Fixture, assert_close, batch_of, graph_of, positions, settings
 
 PARAMETERS = {
     "user_embedding": "user_embedding",
@@ -34,28 +34,22 @@ def fixture() -> Fixture:
 
 def build(fixture: Fixture, predict_on: Literal["original", "denoised"] = "original") -> DiffKg:
     graph = graph_of(fixture)
-    config = DiffKgConfig(
-        dim=fixture.integer("hp.embedding_size"),
-        layers=fixture.integer("hp.layer_num"),
-        kg_layers=fixture.integer("hp.layer_num_kg"),
-        per_head=fixture.integer("hp.triplet_num"),
-        residual=fixture.real("hp.res_lambda"),
-        message_dropout=fixture.real("hp.mess_dropout_rate"),
-        edge_keep=fixture.real("hp.keepRate"),
-        predict_on=predict_on,
-        contrast_weight=fixture.real("hp.cl_weight"),
-        contrast_temperature=fixture.real("hp.temperature"),
-        steps=fixture.integer("hp.steps"),
-        noise_scale=fixture.real("hp.noise_scale"),
-        noise_min=fixture.real("hp.noise_min"),
-        noise_max=fixture.real("hp.noise_max"),
-        denoiser_dim=fixture.integer("hp.denoise_hidden"),
-        time_dim=fixture.integer("hp.d_emb_size"),
-        collaborative_share=fixture.real("hp.e_loss"),
-        rebuild_k=fixture.integer("hp.rebuild_k"),
-        l2=fixture.real("hp.reg_weight"),
-        l2_on="all",
-    )
+    names = {
+        "layers": "layer_num",
+        "kg_layers": "layer_num_kg",
+        "per_head": "triplet_num",
+        "residual": "res_lambda",
+        "message_dropout": "mess_dropout_rate",
+        "edge_keep": "keepRate",
+        "contrast_weight": "cl_weight",
+        "contrast_temperature": "temperature",
+        "denoiser_dim": "denoise_hidden",
+        "time_dim": "d_emb_size",
+        "collaborative_share": "e_loss",
+        "l2": "reg_weight",
+    }
+    same = {name: name for name in ("steps", "noise_scale", "noise_min", "noise_max", "rebuild_k")}
+    config = DiffKgConfig(**settings(fixture, **names, **same), predict_on=predict_on, l2_on="all")
     model = DiffKg(config, graph, None, torch.Generator().manual_seed(0))
     known = {name: fixture.tensor(f"weight.{key}") for key, name in {**PARAMETERS, **DENOISER}.items()}
     model.load_state_dict({**known, "kept_edges": model.kept_edges}, strict=True)
