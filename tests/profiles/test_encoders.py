@@ -44,7 +44,19 @@ def test_a_name_says_kind_model_and_reduction(name: str, expected: EncoderName) 
     "name",
     [
         *("", " ", "tfidf-x", "tfidf-0", "tfidf", "tfidf-8 ", "openai:", "openai: ", "given:", "OpenAI:m", "gpt:m"),
-        *("@pca0", "@pca8", "m@pca0", "m@pca", "m@pca8W", "m@pca-8", "m@ica8", "m@pca8@pca4", "openai:m@v1", "m@"),
+        *(
+            "@pca0",
+            "@pca8",
+            "m@pca0",
+            "m@pca",
+            "m@pca8W",
+            "m@pca-8",
+            "m@ica8",
+            "m@pca8@pca4",
+            "openai:m@v1",
+            "openai:m@v1@pca4",
+            "m@",
+        ),
     ],
 )
 def test_a_name_of_no_known_form_is_an_error_that_lists_the_forms(name: str) -> None:
