@@ -116,7 +116,7 @@ def test_tfidf_gives_the_same_bytes_on_any_number_of_threads_and_a_zero_row_for_
     vectors = []
     for threads in (1, 2):
         with threadpool_limits(threads):
-            vectors.append(TfidfEncoder(32).encode(texts))
+            vectors.append(TfidfEncoder(128).encode(texts))
     assert vectors[0].tobytes() == vectors[1].tobytes()
     assert not vectors[0][1500:].any()
     assert vectors[0][:1500].any(axis=1).all()
