@@ -61,12 +61,12 @@ def recommended(recommender: Recommender, task: RankingTask, k: int) -> np.ndarr
 
 
 class BeyondAccuracy:
-    """Measures of the lists of one study's users.
+    """Measures of the lists of the users of one data set.
 
     Parameters
     ----------
     data
-        The study.
+        The data set.
     split
         Split the lists are for; its users are measured.
     vectors
@@ -233,7 +233,7 @@ def item_groups(data: Dataset, tail: float = 0.2, few: int = 5) -> pd.Series:
     Parameters
     ----------
     data
-        The study.
+        The data set.
     tail
         The least popular items that together hold at most this share of the train interactions are the long tail.
     few
@@ -270,7 +270,7 @@ def measure_lists(
     Parameters
     ----------
     data
-        The study.
+        The data set.
     models
         Label and model; an iterator is asked for one at a time.
     split

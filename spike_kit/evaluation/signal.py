@@ -106,7 +106,7 @@ def signal_per_user(
     Raises
     ------
     DataError
-        If vectors do not fit the study, or no user has a validation item.
+        If vectors do not fit the data set, or no user has a validation item.
     """
     for name, pair in vectors.items():
         pair.check(len(data.users), len(data.entities), f"vectors of {name}")

@@ -94,7 +94,7 @@ def overview(datasets: Mapping[str, tuple[Sequence[Run], pd.Series]], reference:
 
     Parameters
     ----------
-    studies
+    datasets
         Finished runs and train interactions of every user (both as in `report`), by the name of the data set.
     reference
         Model of which the preset has a row beside its tuned form.
