@@ -264,9 +264,10 @@ def tables_of(
     found = {name: _known(name, archived=into is not None) for name in datasets}
     tables = {OVERVIEW: overview(found, reference)} if len(found) > 1 else {}
     tables |= {name: report(name, runs, activity, reference) for name, (runs, activity) in found.items()}
-    for name, table in tables.items() if into is not None else []:
-        with storage.atomic_file(into / f"{Path(name).name}.md") as temporary:
-            temporary.write_text(table_page(name, table), encoding="utf-8")
+    if into is not None:
+        for name, table in tables.items():
+            with storage.atomic_file(into / f"{Path(name).name}.md") as temporary:
+                temporary.write_text(table_page(name, table), encoding="utf-8")
     return tables
 
 
