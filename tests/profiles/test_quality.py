@@ -196,6 +196,13 @@ def test_the_same_words_are_duplicates_and_a_large_group_stays_cheap() -> None:
     assert math.isnan(near_duplicates([])[0])
 
 
+def test_repeated_shingles_count_once_and_the_threshold_itself_is_near() -> None:
+    repeated = near_duplicates(["a b c d e f g h " * 3 + end for end in ("one", "two")])[1]
+    assert repeated["similarity"].tolist() == [8 / 10]
+    longer = near_duplicates(["one two three four five six seven eight nine ten" + end for end in ("", " x y")])[1]
+    assert longer["similarity"].tolist() == [8 / 10]
+
+
 def test_chunks_change_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     texts = [f"{text} {tail}" for text in random_texts(20, 40) for tail in ("one", "two")]
     rows = torch.randn(30, 5, generator=torch.Generator().manual_seed(0))
@@ -233,7 +240,7 @@ PROMPTS: dict[str, dict[tuple[str, int], str]] = dict.fromkeys(("template", "mod
 def test_profile_sets_are_compared_on_the_subjects_they_share() -> None:
     vectors = ProfileVectors(torch.eye(2), torch.eye(3, 2))
     both = {"template": TEMPLATE, "model": MODEL}
-    table = quality_table(both, PROMPTS, {"item": 3, "user": 10}, {"template": vectors})
+    table = quality_table(both, PROMPTS, {"item": 3, "user": 2}, {"template": vectors})
     assert table[["profiles", "subject", "n"]].to_numpy().tolist() == [
         ["template", "item", 1],
         ["model", "item", 1],
@@ -243,7 +250,7 @@ def test_profile_sets_are_compared_on_the_subjects_they_share() -> None:
     assert table["faithfulness"].fillna(-1).tolist() == [1, 0.5, 1, -1]
     assert table["with_names"].tolist() == [1, 1, 1, 0]
     assert table["words_max"].tolist() == [4, 4, 2, 4]
-    assert table["over_limit"].tolist() == [1, 1, 0, 0]
+    assert table["over_limit"].tolist() == [1, 1, 0, 1]
     assert table["spread"].isna().all()
 
 
