@@ -145,6 +145,7 @@ BROKEN = archive("ids.npy", bytes(100), zipfile.ZIP_LZMA)
         ),
         BROKEN[:46] + b"\xff" * 10 + BROKEN[56:],
     ],
+    ids=["empty", "begun", "cut off", "brackets", "quotes", "dictionary", "checksum"],
 )
 def test_a_damaged_vector_file_is_an_error(folder: Path, content: bytes) -> None:
     (folder / "item_embeddings.npz").write_bytes(content)
