@@ -29,7 +29,7 @@ def longest_train_reviews(
     Raises
     ------
     DataError
-        If the study has no reviews, or their file is missing or was changed.
+        If the data set has no reviews, or their file is missing or was changed.
     """
     other = "item" if by == "user" else "user"
     order = f"length(text) DESC, {other}"

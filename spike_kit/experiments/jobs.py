@@ -57,7 +57,7 @@ class TrainingJob:
     threads
         Threads of torch on the CPU; none: one per core.
     known
-        `described`, where it is known already: working it out reads the study's vectors.
+        `described`, where it is known already: working it out reads the data set's vectors.
     """
 
     config: RunConfig

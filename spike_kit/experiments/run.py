@@ -289,7 +289,7 @@ def finished_runs(data: Dataset) -> list[Run]:
 
 
 def _same_vectors(run: Run, data: Dataset) -> bool:
-    """Whether the vectors a run was trained with are those the study holds now (true for a run without text)."""
+    """Whether the vectors a run was trained with are those the data set holds now (true for a run without text)."""
     stored = run.config
     if "vectors_sha256" not in stored:
         return True
@@ -317,7 +317,7 @@ def describe(config: RunConfig, data: Dataset, text: dict[str, Any] | None = Non
     Parameters
     ----------
     config, data
-        The run, and its study.
+        The run, and its data set.
     text
         What `describe_text` says about the run's vectors, if it was asked before; it reads them whole.
     """

@@ -43,7 +43,7 @@ class Imported:
     errors
         Requests that failed, by error code; the next export holds them again.
     unknown
-        Lines whose custom_id belongs to no export of this study.
+        Lines whose custom_id belongs to no export of this data set.
     """
 
     usable: int = 0

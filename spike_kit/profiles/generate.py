@@ -87,7 +87,7 @@ class Outcome:
 
 
 class Generation:
-    """Profiles of one study by one model.
+    """Profiles of one data set by one model.
 
     Parameters
     ----------
@@ -98,7 +98,7 @@ class Generation:
     profiles
         Name of the profile set; default: the name of the model, with ``-`` for what a file name may not hold.
     answers
-        File of the answers; default: that of the study under data/llm.
+        File of the answers; default: that of the data set under data/llm.
     """
 
     def __init__(
@@ -173,7 +173,7 @@ class Generation:
         LLMError
             If the model cannot be asked (no key, no quota, no such model, no server).
         DataError
-            If another process is at work on the same study.
+            If another process is at work on the same data set.
         StorageError
             If an answer or the table cannot be written.
         """

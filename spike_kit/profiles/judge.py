@@ -87,7 +87,7 @@ class Judge:
     config
         Model, mode, sample.
     answers
-        File of the answers; default: that of the study.
+        File of the answers; default: that of the data set.
     """
 
     def __init__(

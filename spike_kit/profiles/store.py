@@ -1,6 +1,6 @@
-"""Answers that were paid for: one sqlite file per study, written before anything else happens with them.
+"""Answers that were paid for: one sqlite file per data set, written before anything else happens with them.
 
-The file is data/llm/<study>.sqlite, outside of the data-set folder, so building the study again does not touch it. Its
+The file is data/llm/<data set>.sqlite, outside of the data-set folder: a new build does not touch it. Its
 tables: ``answers`` (usable ones: one row per subject, id, prompt, model and parameters), ``rejected`` (every other
 answer that arrived), ``failures`` (what has no answer, and why), ``events`` (attempts that brought none), ``prompts``
 (texts), ``batched`` (what was written into batch files).
@@ -183,7 +183,7 @@ def answers_path(data: Dataset) -> Path:
 
 
 def exclusive(store: Store) -> AbstractContextManager[None]:
-    """Keep other processes from asking for the same study meanwhile; see `spike_kit.base.storage.exclusive`."""
+    """Keep other processes from asking for the same data set meanwhile; see `spike_kit.base.storage.exclusive`."""
     return storage.exclusive(
         store.path.with_suffix(".lock"), f"another process is asking a model for {store.path.stem}"
     )
