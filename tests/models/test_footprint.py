@@ -12,7 +12,7 @@ import pytest
 STATUS = Path("/proc/self/status")
 
 MEASURE = """
-import json, mmap, os, sys, tempfile
+import dataclasses, json, mmap, os, sys, tempfile
 from pathlib import Path
 import torch
 from benchmarks.synthetic import AMAZON_BOOK, synthetic_graph, synthetic_vectors
@@ -22,7 +22,7 @@ from spike_kit.training.loop import training_step
 from spike_kit.training.sampling import NegativeSampler, epoch_batches
 
 torch.set_num_threads(1)
-size = AMAZON_BOOK.replace(text_dim=64).scaled(20_000)
+size = dataclasses.replace(AMAZON_BOOK, text_dim=64).scaled(20_000)
 graph, vectors = synthetic_graph(size), synthetic_vectors(size)
 
 def status(name):
