@@ -54,7 +54,7 @@ def test_a_notebook_runs(window: BrowserContext, lab: Lab, name: str) -> None:
     if name.startswith("04"):
         board = notebook.find("leaderboard")
         assert board.locator("tbody tr").count() > 2
-        notebook.choose(notebook.find("filter"), "lightgcn")
+        notebook.choose(notebook.find("text"), "lightgcn")
         notebook.until(lambda: "popularity" not in board.inner_text().lower())
         assert "lightgcn" in board.inner_text().lower()
 
@@ -109,7 +109,7 @@ def test_the_map_the_profiles_the_graph_and_the_reasons(window: BrowserContext, 
 
     shown, graph = notebook.find("shown"), notebook.find("graph")
     before = shown.inner_text()
-    nodes = graph.locator(".js-plotly-plot").evaluate("plot => plot._fullData.findIndex(t => t.customdata)")
+    nodes = graph.locator(".js-plotly-plot").evaluate("plot => plot._fullData.findIndex(t => t.customdata && t.customdata.length > 3)")
     for number in range(1, 4):
         page.mouse.click(*notebook.point(graph, nodes, number))
         page.wait_for_timeout(1500)
