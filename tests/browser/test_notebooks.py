@@ -109,7 +109,8 @@ def test_the_map_the_profiles_the_graph_and_the_reasons(window: BrowserContext, 
 
     shown, graph = notebook.find("shown"), notebook.find("graph")
     before = shown.inner_text()
-    nodes = graph.locator(".js-plotly-plot").evaluate("plot => plot._fullData.findIndex(t => t.customdata && t.customdata.length > 3)")
+    several = "plot => plot._fullData.findIndex(t => t.customdata && t.customdata.length > 3)"
+    nodes = graph.locator(".js-plotly-plot").evaluate(several)
     for number in range(1, 4):
         page.mouse.click(*notebook.point(graph, nodes, number))
         page.wait_for_timeout(1500)

@@ -33,6 +33,14 @@ def test_the_tests_are_those_of_scipy() -> None:
     assert ours.low < ours.difference < ours.high
 
 
+def test_users_without_a_difference_count_in_the_ranks() -> None:
+    a, b = samples(60, 0.03)
+    b[:20] = a[:20]
+    expected = stats.wilcoxon(a, b, zero_method="zsplit").pvalue
+    assert expected != pytest.approx(stats.wilcoxon(a, b, zero_method="wilcox").pvalue, rel=1e-3)
+    assert paired_test(a, b).p_wilcoxon == pytest.approx(expected, rel=1e-6)
+
+
 def test_the_order_of_users_does_not_matter_and_the_sides_mirror() -> None:
     a, b = samples(50, 0.1)
     one, other = paired_test(a, b), paired_test(b.sample(frac=1, random_state=0), a)
