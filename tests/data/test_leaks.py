@@ -10,8 +10,9 @@ import pytest
 
 from spike_kit.base.errors import DataError
 from spike_kit.data.build import build
-from spike_kit.data.dataset import Dataset, create_dataset
+from spike_kit.data.dataset import SUBJECTS, Dataset, create_dataset
 from spike_kit.data.sources.amazon import AmazonConfig
+from spike_kit.profiles.prompts import PromptWriter
 from spike_kit.profiles.template import ensure_profiles
 from tests.data.amazon_files import reviews_2018, write_lines, write_release
 
@@ -44,6 +45,10 @@ def test_no_review_or_profile_holds_a_marker_or_lists_a_held_out_item(planted: D
     assert not planted.train_reviews()["text"].str.contains(CANARY).any()
     profiles = ensure_profiles(planted)
     assert not profiles["text"].str.contains(CANARY).any()
+    writer = PromptWriter(planted)
+    prompts = [prompt.text for subject in SUBJECTS for prompt in writer.prompts(subject)]
+    assert any("Review" in text or "review" in text for text in prompts)
+    assert not any(CANARY in text for text in prompts)
     users = profiles[profiles["subject"] == "user"].set_index("id")["text"]
     labels, rows = planted.items["label"], planted.interactions
     assert users[0].count("Book ") == 4
