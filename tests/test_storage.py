@@ -98,3 +98,25 @@ def test_a_lock_is_held_against_threads_and_processes_and_goes_with_its_process(
     (tmp_path / "file").write_text("")
     with pytest.raises(StorageError, match="cannot be used"), storage.exclusive(tmp_path / "file" / "b.lock", ""):
         pass
+
+
+def test_others_may_read_what_was_written(tmp_path: Path) -> None:
+    with storage.atomic_file(tmp_path / "table.csv") as temporary:
+        temporary.write_text("a\n")
+    with storage.atomic_folder(tmp_path / "run") as folder:
+        (folder / "metrics.json").write_text("{}")
+    assert (tmp_path / "table.csv").stat().st_mode & 0o777 == 0o644
+    assert (tmp_path / "run").stat().st_mode & 0o777 == 0o755
+
+
+def test_the_file_that_makes_a_folder_valid_comes_last(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path, moved = tmp_path / "run", []
+    path.mkdir()
+    (path / "state").write_text("old")
+    replace = Path.replace
+    monkeypatch.setattr(Path, "replace", lambda file, target: moved.append(file.name) or replace(file, target))
+    with storage.atomic_folder(path, last="metrics.json") as folder:
+        for name in ("config.json", "metrics.json", "model.safetensors"):
+            (folder / name).write_text("new")
+    assert moved[-1] == "metrics.json"
+    assert {file.name for file in path.iterdir()} == set(moved)
