@@ -121,8 +121,9 @@ def kept(films: Dataset, server: ScriptedServer, folder: Path | None = None) -> 
     if folder is not None:
         shutil.copytree(made.answers.parent, folder)
         made.answers = folder / made.answers.name
+    texts = stored(made, "SELECT text FROM answers")
     starts = {subject[:12]: subject for subject in server.counts}
-    return [starts[text.split()[1]] for (text,) in stored(made, "SELECT text FROM answers")]
+    return [starts[text.split()[1]] for (text,) in texts]
 
 
 def check_complete(films: Dataset, server: ScriptedServer) -> None:
