@@ -170,7 +170,7 @@ def export(
     from spike_kit.data.export import export
 
     data = _open(dataset)
-    folder = to or paths.exports_root() / f"{data.name}-{format}"
+    folder = to or paths.data_root() / "exports" / f"{data.name}-{format}"
     options = {"merge_valid": merge_valid, "vectors": (profiles, encoder), "overwrite": overwrite}
     print(paths.shown(export(data, format, folder, **options)))
 

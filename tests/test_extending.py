@@ -43,7 +43,7 @@ def run_example(code: str) -> dict[str, Any]:
 def registries() -> Iterator[None]:
     """What an example registers is gone after its test."""
     stores: list[dict[str, Any]] = [
-        registry._entries if isinstance(registry, Registry) else registry for registry in REGISTRIES
+        registry.data if isinstance(registry, Registry) else registry for registry in REGISTRIES
     ]
     before = [dict(store) for store in stores]
     yield

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import resource
 import warnings
 from collections.abc import Iterator
@@ -37,10 +38,9 @@ def resolve_device(device: str = "auto", gpu: int | None = None) -> torch.device
         device = f"cuda:{gpu}"
     if device == "auto":
         device = "cuda" if torch.cuda.is_available() else "cpu"
-    try:
-        chosen = torch.device(device)
-    except RuntimeError as error:
-        raise DeviceError(f"unknown device {device!r}", "use cpu, cuda, cuda:N or auto") from error
+    if not re.fullmatch(r"cpu|cuda(:\d{1,2})?", device):
+        raise DeviceError(f"unknown device {device!r}", "use cpu, cuda, cuda:N or auto")
+    chosen = torch.device(device)
     if chosen.type == "cuda":
         if here.size > 1 and chosen.index is not None:
             raise DeviceError(
@@ -49,8 +49,6 @@ def resolve_device(device: str = "auto", gpu: int | None = None) -> torch.device
             )
         chosen = torch.device("cuda", here.local_rank) if here.size > 1 else chosen
         _check_cuda(chosen)
-    elif chosen.type != "cpu":
-        raise DeviceError(f"device {device!r} is not supported", "use cpu, cuda, cuda:N or auto")
     return chosen
 
 
@@ -98,15 +96,9 @@ def describe_device(device: torch.device) -> str:
     return f"{device} ({torch.get_num_threads()} threads)"
 
 
-def memory() -> tuple[int, int]:
-    """Return free and total main memory in bytes."""
-    state = psutil.virtual_memory()
-    return state.available, state.total
-
-
 def free_memory(device: torch.device) -> int:
     """Memory of a device that is free now, in bytes."""
-    return torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else memory()[0]
+    return torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else psutil.virtual_memory().available
 
 
 _PROC = Path("/proc/self")
@@ -123,11 +115,8 @@ def peak_bytes(device: torch.device | None = None) -> int:
     if device is not None and device.type == "cuda":
         return torch.cuda.max_memory_allocated(device)
     status = _PROC / "status"
-    if status.is_file():
-        for line in status.read_text(encoding="utf-8").splitlines():
-            if line.startswith("VmHWM:"):
-                return int(line.split()[1]) * 1024
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    found = re.search(r"VmHWM:\s*(\d+)", status.read_text(encoding="utf-8")) if status.is_file() else None
+    return 1024 * (int(found[1]) if found else resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
 
 
 def reset_peak(device: torch.device | None = None) -> None:

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import json
 import os
-import warnings
 from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -18,7 +17,7 @@ import psutil
 import torch
 from torch import Tensor, nn
 from torch import distributed as dist
-from torch.nn.parallel import DistributedDataParallel
+from torch.optim import Optimizer
 
 from spike_kit.base.errors import SpikeKitError, TrainingError
 
@@ -26,6 +25,9 @@ TIMEOUT = timedelta(minutes=30)
 """Longest wait for another process (the first one validates meanwhile); after it, all of them end with an error."""
 
 Value = TypeVar("Value")
+LossTerms = dict[str, Tensor]
+LossFunction = Callable[[Any, Any], LossTerms]
+"""Loss terms by name, of a batch and the draws of a step."""
 
 
 @dataclass(frozen=True)
@@ -102,7 +104,7 @@ def _cores() -> int:
     return min(allowed, psutil.cpu_count(logical=False) or allowed)
 
 
-def mean(terms: dict[str, Tensor]) -> dict[str, Tensor]:
+def mean(terms: LossTerms) -> LossTerms:
     """Mean of scalars over the processes, by name; every process must give the same names in the same order."""
     if size() == 1:
         return terms
@@ -122,12 +124,7 @@ def any_of(*flags: bool) -> tuple[bool, ...]:
 
 def agreed(*numbers: int) -> bool:
     """Whether every process gives the same numbers."""
-    if size() == 1:
-        return True
-    both = torch.tensor([*numbers, *(-number for number in numbers)])
-    dist.all_reduce(both, dist.ReduceOp.MAX)
-    highest, negated_lowest = both.chunk(2)
-    return torch.equal(highest, -negated_lowest)
+    return not any_of(tuple(on_first(lambda: numbers)) != numbers)[0]
 
 
 def on_first(work: Callable[[], Value]) -> Value:
@@ -147,23 +144,15 @@ def on_first(work: Callable[[], Value]) -> Value:
             answer = {"value": work()}
         except SpikeKitError as error:
             failure, answer = error, {"message": error.message, "hint": error.hint}
-    answer = _told(answer)
-    if failure is not None:
-        raise failure
-    if "message" in answer:
-        raise TrainingError(answer["message"], answer["hint"])
-    return answer["value"]
-
-
-def _told(value: Any) -> Any:
-    """What process 0 has here."""
-    payload = torch.frombuffer(bytearray(json.dumps(value).encode()), dtype=torch.uint8)
+    payload = torch.frombuffer(bytearray(json.dumps(answer).encode()), dtype=torch.uint8)
     length = torch.tensor(payload.numel())
     dist.broadcast(length, 0)
-    if rank():
-        payload = torch.empty(int(length), dtype=torch.uint8)
+    payload = payload if rank() == 0 else torch.empty(int(length), dtype=torch.uint8)
     dist.broadcast(payload, 0)
-    return json.loads(payload.numpy().tobytes())
+    told = json.loads(payload.numpy().tobytes())
+    if "message" in told:
+        raise failure or TrainingError(told["message"], told["hint"])
+    return told["value"]
 
 
 BatchT = TypeVar("BatchT")
@@ -184,41 +173,28 @@ def shard(batch: BatchT, rank: int, size: int) -> tuple[BatchT, float]:
     return type(batch)(**{name: tensor.index_select(0, rows) for name, tensor in tensors.items()}), share
 
 
-class Shards(nn.Module):
-    """Loss terms of this process's shard, scaled so that their mean over the processes is the term of the batch.
+def shared(model: nn.Module, global_terms: Collection[str], optimizer: Optimizer) -> LossFunction:
+    """Return what computes a model's loss terms: the model itself, if it is alone.
 
-    Parameters
-    ----------
-    model
-        The model, with the same parameters in every process; it gives loss terms by name for ``(batch, draws)``.
-    global_terms
-        Terms that do not look at the batch; they stay as they are.
-    """
-
-    def __init__(self, model: nn.Module, global_terms: Collection[str]) -> None:
-        super().__init__()
-        self.model, self.global_terms = model, global_terms
-
-    def forward(self, batch: Any, draws: Any) -> dict[str, Tensor]:
-        """Scaled terms of the shard of the whole ``batch``."""
-        part, share = shard(batch, rank(), size())
-        terms: dict[str, Tensor] = self.model(part, draws)
-        return {name: term if name in self.global_terms else share * size() * term for name, term in terms.items()}
-
-
-def replicated(model: nn.Module, global_terms: Collection[str]) -> nn.Module:
-    """The model, or in a group of processes what averages the gradients of its `Shards` over them.
-
-    Torch never lets go of a channel that `DistributedDataParallel` has used. A thread of that channel may then still
-    hold the last message while the interpreter ends, which aborts the process; so messages have a channel of their own.
+    In a group of processes it gives those of this process's shard of the batch, scaled so that their mean over the
+    processes is the term of the batch; terms in ``global_terms``, which do not look at the batch, stay as they are.
+    The parameters become those of process 0, and the optimiser takes the mean of the gradients over the processes.
     """
     if size() == 1:
         return model
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", FutureWarning)  # newer torch has another name for broadcast_buffers
-        return DistributedDataParallel(
-            Shards(model, global_terms),
-            process_group=dist.new_group(),
-            broadcast_buffers=False,
-            find_unused_parameters=True,
-        )
+
+    def terms_of_shard(batch: Any, draws: Any) -> LossTerms:
+        part, share = shard(batch, rank(), size())
+        terms: LossTerms = model(part, draws)
+        return {name: term if name in global_terms else share * size() * term for name, term in terms.items()}
+
+    def average_gradients(*_: Any) -> None:
+        for parameter in model.parameters():
+            if parameter.grad is not None:
+                dist.all_reduce(parameter.grad)
+                parameter.grad /= size()
+
+    for parameter in model.parameters():
+        dist.broadcast(parameter.detach(), 0)
+    optimizer.register_step_pre_hook(average_gradients)
+    return terms_of_shard

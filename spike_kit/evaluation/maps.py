@@ -57,7 +57,8 @@ def umap_coordinates(
         points = layout.fit_transform(vectors)
     frame = pd.DataFrame(np.asarray(points, dtype=np.float32), columns=["x", "y"])
     frame.attrs.update(settings)
-    storage.write_parquet(file, frame)
+    with storage.atomic_file(file) as temporary:
+        frame.to_parquet(temporary, index=False)
     return frame
 
 

@@ -179,7 +179,7 @@ class Store:
 
 def answers_path(data: Dataset) -> Path:
     """File of a data set's answers."""
-    return paths.answers_root() / f"{data.name}.sqlite"
+    return paths.data_root() / "llm" / f"{data.name}.sqlite"
 
 
 def exclusive(store: Store) -> AbstractContextManager[None]:

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from tqdm.auto import tqdm
 
 from spike_kit.base import distributed
@@ -97,7 +97,7 @@ def fit(
     now = TrainingState(model, optimizer, *generators, config.epochs, n_steps)
     if state is not None:
         now.resume(state, seed)
-    replica = distributed.replicated(model, model.global_terms)
+    loss_terms = distributed.shared(model, model.global_terms, optimizer)
     quiet = not progress or distributed.rank() > 0
     with (
         deterministic(),
@@ -107,7 +107,7 @@ def fit(
         while now.epoch <= config.epochs and not _is_enough(now, config):
             model.train()
             batches = epoch_batches(graph, sampler, config.batch_size, now.batches)
-            _epoch(now, replica, islice(batches, now.step, None), config, graph.n_interactions, state, stop)
+            _epoch(now, loss_terms, islice(batches, now.step, None), config, graph.n_interactions, state, stop)
             row = _means(now, graph.n_interactions, state)
             bar.update()
             if not now.epoch % config.eval_every or now.epoch == config.epochs:
@@ -134,12 +134,14 @@ def fit(
     return now.history
 
 
-def training_step(model: nn.Module, batch: Batch, draws: Any, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
+def training_step(
+    loss_terms: distributed.LossFunction, batch: Batch, draws: Any, optimizer: torch.optim.Optimizer
+) -> dict[str, Tensor]:
     """Take one optimiser step and return the detached loss terms; the optimised loss is their sum.
 
-    ``model`` is a `TrainedRecommender`, or what computes its loss terms for it.
+    ``loss_terms`` is a `TrainedRecommender`, or what computes its terms for it (`spike_kit.base.distributed.shared`).
     """
-    return _step(model(batch, draws), optimizer)
+    return _step(loss_terms(batch, draws), optimizer)
 
 
 def _step(terms: dict[str, Tensor], optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
@@ -165,7 +167,7 @@ def learning_rate(config: TrainingConfig, step: int, n_steps: int) -> float:
 
 def _epoch(
     now: TrainingState,
-    replica: nn.Module,
+    loss_terms: distributed.LossFunction,
     batches: Iterator[Batch],
     config: TrainingConfig,
     n_interactions: int,
@@ -177,7 +179,7 @@ def _epoch(
         _auxiliary(now, config, n_interactions)
     for batch in batches:
         _set_rate(now, config)
-        terms = training_step(replica, batch, now.model.draw(now.draws), now.optimizer)
+        terms = training_step(loss_terms, batch, now.model.draw(now.draws), now.optimizer)
         for name, term in distributed.mean(terms).items():
             before = now.totals.get(name, torch.zeros_like(term, dtype=torch.float64))
             now.totals[name] = before + term.double() * batch.users.numel()

@@ -19,7 +19,7 @@ def test_coordinates_are_cached_with_their_parameters() -> None:
     assert stored.attrs["shape"] == [40, 6]
     marked = stored.assign(x=7.0).astype(np.float32)
     marked.attrs = stored.attrs
-    storage.write_parquet(file, marked)
+    marked.to_parquet(file)
     assert (umap_coordinates(vectors, neighbours=5)["x"] == 7).all()
     file.write_bytes(b"damaged")
     pd.testing.assert_frame_equal(umap_coordinates(vectors, neighbours=5), first)
