@@ -46,7 +46,7 @@ def test_help_of_train_shows_the_settings_of_the_model(model: str, capsys: pytes
     with pytest.raises(SystemExit):
         main(["train", "--model", model, "--help"])
     text = output(capsys)
-    for name in MODELS[model].config_class.model_fields:
+    for name in type(MODELS[model].presets["recommended"].model).model_fields:
         assert f"--{name.replace('_', '-')}" in text
 
 

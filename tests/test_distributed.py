@@ -43,7 +43,8 @@ SIZES = (7, 64, 1)
 def built(name: str) -> tuple[TrainedRecommender, list[Batch]]:
     world = make_world()
     cls = find_model(name.split()[0])
-    model = cls(cls.config_class(**MODELS[name]), world.graph, world.vectors, torch_generator(0, "init"))
+    config = type(cls.presets["recommended"].model)(**MODELS[name])
+    model = cls(config, world.graph, world.vectors, torch_generator(0, "init"))
     assert isinstance(model, TrainedRecommender)
     graph, generator = world.graph, torch_generator(0, "batch")
     batches = []

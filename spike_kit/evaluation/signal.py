@@ -20,7 +20,7 @@ from spike_kit.data.graph import Graph
 from spike_kit.data.vectors import ProfileVectors
 from spike_kit.evaluation.ranking import RankingTask, evaluate
 from spike_kit.models.base import FixedEmbeddings, ModelConfig, Recommender
-from spike_kit.models.popularity import Popularity, PopularityConfig
+from spike_kit.models.popularity import Popularity
 
 USER_PROFILE = "user profile"
 """Scorer: cosine of the user's profile vector and the item's."""
@@ -128,7 +128,7 @@ def _scorers(graph: Graph, vectors: Mapping[str, ProfileVectors], seed: int) -> 
         here = pair.to(graph.device)
         yield name, USER_PROFILE, user_profile_scorer(here, graph.n_items)
         yield name, TRAIN_ITEMS, train_items_scorer(here, graph)
-    yield REFERENCE, "popularity", Popularity(PopularityConfig(), graph)
+    yield REFERENCE, "popularity", Popularity(ModelConfig(), graph)
     yield REFERENCE, "random", RandomOrder(graph.n_items, seed, graph.device)
 
 

@@ -8,7 +8,7 @@ from typing import Any
 from spike_kit.base.config import TrainingConfig
 from spike_kit.base.errors import ConfigError, require, some
 from spike_kit.experiments.run import RunConfig
-from spike_kit.models import find_model
+from spike_kit.models import find_model, find_preset
 from spike_kit.models.base import TrainedRecommender
 from spike_kit.models.spaces import TIME, Range, Space
 
@@ -62,7 +62,7 @@ def with_settings(config: RunConfig, changes: Mapping[str, Any]) -> RunConfig:
     ConfigError
         If neither has a setting of a name.
     """
-    known = [*find_model(config.model).config_class.model_fields, *TrainingConfig.model_fields]
+    known = [*type(find_preset(config.model).model).model_fields, *TrainingConfig.model_fields]
     if unknown := [name for name in changes if name not in known]:
         raise ConfigError(
             f"neither model {config.model} nor its training has a setting named {some(map(repr, unknown))}",

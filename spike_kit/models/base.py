@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterable
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any, ClassVar, Generic, Literal, TypeVar
 
@@ -46,7 +46,7 @@ class Preset:
     """A named setting: of the model and of its training."""
 
     model: ModelConfig
-    training: TrainingConfig
+    training: TrainingConfig = field(default_factory=TrainingConfig)
 
 
 @dataclass(frozen=True)
@@ -58,16 +58,11 @@ class Batch:
     negatives: Tensor
 
 
-ConfigT = TypeVar("ConfigT", bound=ModelConfig)
-
-
 class Recommender(ABC):
     """Anything that can score all items for a user; this is all that evaluation needs."""
 
     title: ClassVar[str]
     """Name of the model in tables and figures."""
-    config_class: ClassVar[type[ModelConfig]]
-    """Class of the model's settings."""
     presets: ClassVar[dict[str, Preset]]
     """Named settings; ``recommended`` always exists."""
     search_space: ClassVar[Space] = {}
@@ -77,13 +72,19 @@ class Recommender(ABC):
     uses_text: ClassVar[bool] = False
     """Whether the model wants profile vectors."""
 
-    def __init__(self, config: Any, graph: Graph, vectors: ProfileVectors | None, generator: torch.Generator) -> None:
+    def __init__(
+        self,
+        config: Any,
+        graph: Graph,
+        vectors: ProfileVectors | None = None,
+        generator: torch.Generator | None = None,  # noqa: ARG002 (source of the parameters of a trained model)
+    ) -> None:
         """Build the untrained model.
 
         Parameters
         ----------
         config
-            Settings, an instance of `config_class`.
+            Settings, of the class that the presets have.
         graph
             Train interactions and triples; the model lives on its device.
         vectors
@@ -91,7 +92,7 @@ class Recommender(ABC):
         generator
             Source of the initial parameters.
         """
-        raise NotImplementedError
+        self.config, self.graph, self.vectors = config, graph, vectors
 
     @abstractmethod
     def score(self, users: Tensor) -> Tensor:
@@ -109,45 +110,36 @@ class Recommender(ABC):
         """
 
     @property
-    @abstractmethod
     def device(self) -> torch.device:
         """Device on which users must be given and scores are returned."""
+        return self.graph.device
 
-    @abstractmethod
     def tensors(self) -> dict[str, Tensor]:
         """Tensors that a run folder stores to bring the model back."""
+        raise NotImplementedError
 
-    @abstractmethod
     def load_tensors(self, tensors: dict[str, Tensor]) -> None:
         """Take over what `tensors` gave."""
+        raise NotImplementedError
 
     def fixed(self) -> Recommender:
         """Return a recommender with the same scores that does no work twice over many calls of `score`."""
         return self
 
 
-class FittedRecommender(Recommender, Generic[ConfigT]):
+class FittedRecommender(Recommender):
     """A recommender without training: what it needs is computed once from the train interactions."""
 
-    def __init__(
-        self,
-        config: ConfigT,
-        graph: Graph,
-        vectors: ProfileVectors | None = None,  # noqa: ARG002 (one signature for all models)
-        generator: torch.Generator | None = None,  # noqa: ARG002
-    ) -> None:
-        self.config: ConfigT = config
-        self.pattern = SparsePattern(graph.train_user, graph.train_item, graph.n_users, graph.n_items)
+    @cached_property
+    def pattern(self) -> SparsePattern:
+        """Train interactions, users by items."""
+        graph = self.graph
+        return SparsePattern(graph.train_user, graph.train_item, graph.n_users, graph.n_items)
 
     @cached_property
     def fitted(self) -> dict[str, Tensor]:
         """What is computed, by name."""
         raise NotImplementedError
-
-    @property
-    def device(self) -> torch.device:
-        """Device of the train interactions."""
-        return self.pattern.rows.device
 
     def tensors(self) -> dict[str, Tensor]:
         """What was computed."""
@@ -158,38 +150,16 @@ class FittedRecommender(Recommender, Generic[ConfigT]):
         vars(self)["fitted"] = {name: tensor.to(self.device) for name, tensor in tensors.items()}
 
 
-def user_item_text(vectors: ProfileVectors | None, graph: Graph, title: str) -> tuple[Tensor, Tensor]:
-    """Profile vectors of users ``[U, d_t]`` and items ``[I, d_t]`` on the graph's device, for models that need both.
-
-    Raises
-    ------
-    ConfigError
-        If there are none.
-    """
-    if vectors is None:
-        raise ConfigError(f"{title} uses profiles, but no profile vectors were given", "encode them: spike-kit encode")
-    return vectors.user.to(graph.device), vectors.entity[: graph.n_items].to(graph.device)
-
-
 class FixedEmbeddings(Recommender):
     """Scores from embeddings that no longer change: ``users [U, d]`` and ``items [I, d]``, inner product."""
 
     def __init__(self, users: Tensor, items: Tensor) -> None:
-        self.users = users
-        self.items = items
+        self.users, self.items = users, items
 
     @property
     def device(self) -> torch.device:
         """Device of the embeddings."""
         return self.users.device
-
-    def tensors(self) -> dict[str, Tensor]:
-        """Both tables."""
-        return {"users": self.users, "items": self.items}
-
-    def load_tensors(self, tensors: dict[str, Tensor]) -> None:
-        """Replace both tables."""
-        self.users, self.items = tensors["users"], tensors["items"]
 
     def score(self, users: Tensor) -> Tensor:
         """Inner products ``[n, I]``."""
@@ -205,6 +175,17 @@ class TrainedRecommender(nn.Module, Recommender, Generic[TrainedConfigT]):
     config: TrainedConfigT
     global_terms: ClassVar[frozenset[str]] = frozenset()
     """Loss terms that do not depend on the batch; all others are means over its interactions."""
+
+    def __init__(
+        self, config: TrainedConfigT, graph: Graph, vectors: ProfileVectors | None, generator: torch.Generator
+    ) -> None:
+        nn.Module.__init__(self)
+        Recommender.__init__(self, config, graph, vectors)
+        self.build(generator)
+
+    @abstractmethod
+    def build(self, generator: torch.Generator) -> None:
+        """Make the parameters, and what else does not change in training, from `config`, `graph` and `vectors`."""
 
     def forward(self, batch: Batch, draws: Any) -> dict[str, Tensor]:
         """Loss terms, see `training_losses`; the training loop calls the model, so that hooks of torch see it."""
@@ -224,20 +205,18 @@ class TrainedRecommender(nn.Module, Recommender, Generic[TrainedConfigT]):
         raise NotImplementedError
 
     def after_auxiliary(self) -> None:
-        """Do what follows that phase once; what it leaves must be buffers, so that a resumed epoch finds it."""
+        """Do what follows that phase once; what it leaves must be buffers, so that a resumed training finds it."""
 
-    @abstractmethod
     def training_losses(self, batch: Batch, draws: Any) -> dict[str, Tensor]:
-        """Weighted loss terms by name, scalars; the optimised loss is exactly their sum."""
+        """Weighted loss terms by name, scalars; the optimised loss is exactly their sum.
+
+        Here: the recommendation loss, and L2 of the batch's final rows.
+        """
+        return self.recommendation_losses(*self.embeddings(draws), batch, self.config.l2)
 
     @abstractmethod
-    def embeddings(self) -> tuple[Tensor, Tensor]:
-        """Final ``(users [U, d], items [I, d])`` for evaluation, nothing random; scores are inner products."""
-
-    @property
-    def device(self) -> torch.device:
-        """Device of the parameters."""
-        return next(self.parameters()).device
+    def embeddings(self, draws: Any = None) -> tuple[Tensor, Tensor]:
+        """Final ``(users [U, d], items [I, d])``; without draws nothing is random, as evaluation wants it."""
 
     def tensors(self) -> dict[str, Tensor]:
         """All parameters by name."""
@@ -250,11 +229,35 @@ class TrainedRecommender(nn.Module, Recommender, Generic[TrainedConfigT]):
     def fixed(self) -> FixedEmbeddings:
         """Embeddings as they are now, without gradient, ready to score many users."""
         with torch.no_grad():
-            return FixedEmbeddings(*self.embeddings())
+            return FixedEmbeddings(*self.comparable(*self.embeddings()))
 
     def score(self, users: Tensor) -> Tensor:
         """Scores ``[n, I]`` of the current parameters."""
         return self.fixed().score(users)
+
+    def texts(self) -> tuple[Tensor, Tensor]:
+        """Profile vectors of users ``[U, d_t]`` and items ``[I, d_t]`` on the model's device.
+
+        Raises
+        ------
+        ConfigError
+            If there are none.
+        """
+        vectors = self.profile_vectors()
+        return vectors.user.to(self.device), vectors.entity[: self.graph.n_items].to(self.device)
+
+    def profile_vectors(self) -> ProfileVectors:
+        """Profile vectors that the model was given.
+
+        Raises
+        ------
+        ConfigError
+            If there are none.
+        """
+        if self.vectors is None:
+            problem = f"{self.title} uses profiles, but no profile vectors were given"
+            raise ConfigError(problem, "encode them (spike-kit encode), or switch all profiles off where the model can")
+        return self.vectors
 
     def recommendation_losses(self, users: Tensor, items: Tensor, batch: Batch, l2: float = 0.0) -> dict[str, Tensor]:
         """Recommendation term of a batch from final rows ``users [U, d]`` and ``items [I, d]``, and their L2 term.
@@ -265,30 +268,60 @@ class TrainedRecommender(nn.Module, Recommender, Generic[TrainedConfigT]):
         config = self.config
         if config.loss == "bpr":
             chosen = users.index_select(0, batch.users)
-            positives, negatives = (items.index_select(0, ids) for ids in (batch.positives, batch.negatives))
-            terms = {"bpr": losses.bpr((chosen * positives).sum(1), (chosen * negatives).sum(1))}
-            penalty = losses.l2(chosen, positives, negatives) if l2 else None
+            both = ((chosen * items.index_select(0, ids)).sum(1) for ids in (batch.positives, batch.negatives))
+            terms = {"bpr": losses.bpr(*both)}
         else:
-            tables = (users, items)
+            tables = users, items
             if config.loss == "cosine_softmax":
                 tables = normalized(users) / config.temperature, normalized(items)
             terms = {config.loss: losses.softmax(*tables, batch.users, batch.positives)}
-            penalty = losses.counted_l2((users, batch.users), (items, batch.positives)) if l2 else None
-        if penalty is not None:
-            terms["l2"] = l2 * penalty
+        if l2:
+            terms["l2"] = l2 * self.row_l2(batch, users, items)
         return terms
 
     def row_l2(self, batch: Batch, users: Tensor, items: Tensor) -> Tensor:
         """`losses.l2` of a batch's rows of two tables: users, positives, and negatives where the loss looks at them."""
-        rows = [users.index_select(0, batch.users), items.index_select(0, batch.positives)]
-        if self.config.loss == "bpr":
-            rows.append(items.index_select(0, batch.negatives))
-        return losses.l2(*rows)
+        chosen = [batch.positives, batch.negatives] if self.config.loss == "bpr" else [batch.positives]
+        return losses.counted_l2((users, batch.users), *((items, ids) for ids in chosen))
 
     def comparable(self, users: Tensor, items: Tensor) -> tuple[Tensor, Tensor]:
         """Rows whose inner product is the score of the chosen loss (normalised for ``cosine_softmax``)."""
         if self.config.loss == "cosine_softmax":
             return functional.normalize(users), functional.normalize(items)
+        return users, items
+
+
+class TableRecommender(TrainedRecommender[TrainedConfigT]):
+    """A trained recommender with one id embedding per user ``[U, d]`` and per item ``[I, d]``, Xavier uniform."""
+
+    def build(self, generator: torch.Generator) -> None:
+        """Draw both tables."""
+        self.user_embedding = xavier_table(self.graph.n_users, self.config.dim, generator, self.device)
+        self.item_embedding = xavier_table(self.graph.n_items, self.config.dim, generator, self.device)
+
+
+class EntityRecommender(TrainedRecommender[TrainedConfigT]):
+    """A trained recommender with embeddings of users ``[U, d]``, entities ``[E, d]`` and relations, Xavier uniform."""
+
+    @property
+    def relation_shape(self) -> tuple[int, int]:
+        """Shape of the table of relations; here every relation and its inverse has a row ``[d]``."""
+        return 2 * self.graph.n_relations, self.config.dim
+
+    def build(self, generator: torch.Generator) -> None:
+        """Draw the three tables."""
+        self.user_embedding = xavier_table(self.graph.n_users, self.config.dim, generator, self.device)
+        self.entity_embedding = xavier_table(self.graph.n_entities, self.config.dim, generator, self.device)
+        self.relation_embedding = xavier_table(*self.relation_shape, generator, self.device)
+
+    @property
+    def nodes(self) -> Tensor:
+        """Embeddings of all nodes ``[U + E, d]``: users, then entities."""
+        return torch.cat([self.user_embedding, self.entity_embedding])
+
+    def users_and_items(self, nodes: Tensor) -> tuple[Tensor, Tensor]:
+        """Rows of users ``[U, d]`` and items ``[I, d]`` among those of all nodes ``[U + E, d]``."""
+        users, items, _ = nodes.tensor_split([self.graph.n_users, self.graph.n_users + self.graph.n_items])
         return users, items
 
 
@@ -302,29 +335,14 @@ class LayeredConfig(TrainedConfig):
     parameters (SSLRec and RLMRec code)."""
 
 
-def layer_zero_l2(
-    model: TrainedRecommender[Any], batch: Batch, users: Tensor, items: Tensor, everything: Iterable[Tensor]
-) -> dict[str, Tensor]:
-    """L2 term of a model with `LayeredConfig`, where there is one: of the batch, or of ``everything``."""
+def layer_zero_l2(model: TrainedRecommender[Any], batch: Batch, tables: Sequence[Tensor]) -> dict[str, Tensor]:
+    """L2 term of a model with `LayeredConfig`, where there is one: of the batch's users and items, or of all tables.
+
+    The first two ``tables`` are those of users and items.
+    """
     config: LayeredConfig = model.config
     if not config.l2:
         return {}
     if config.l2_on == "all":
-        return {"l2_all": config.l2 * torch.stack([table.square().sum() for table in everything]).sum()}
-    return {"l2": config.l2 * model.row_l2(batch, users, items)}
-
-
-class TableRecommender(TrainedRecommender[TrainedConfigT]):
-    """A trained recommender with one id embedding per user ``[U, d]`` and per item ``[I, d]``, Xavier uniform."""
-
-    def __init__(
-        self,
-        config: TrainedConfigT,
-        graph: Graph,
-        vectors: ProfileVectors | None,  # noqa: ARG002 (one signature for all models)
-        generator: torch.Generator,
-    ) -> None:
-        super().__init__()
-        self.config = config
-        self.user_embedding = xavier_table(graph.n_users, config.dim, generator, graph.device)
-        self.item_embedding = xavier_table(graph.n_items, config.dim, generator, graph.device)
+        return {"l2_all": config.l2 * torch.stack([table.square().sum() for table in tables]).sum()}
+    return {"l2": config.l2 * model.row_l2(batch, tables[0], tables[1])}

@@ -8,7 +8,7 @@ from pydantic import Field
 from torch import Tensor
 
 from spike_kit.base.config import TrainingConfig
-from spike_kit.models.base import Batch, Preset, TableRecommender, TrainedConfig
+from spike_kit.models.base import Preset, TableRecommender, TrainedConfig
 from spike_kit.models.spaces import SHARED
 
 
@@ -23,7 +23,6 @@ class BprMf(TableRecommender[BprMfConfig]):
     """Score of user u and item i: inner product of their embeddings, no bias."""
 
     title: ClassVar = "BPR-MF"
-    config_class: ClassVar = BprMfConfig
     presets: ClassVar = {
         "recommended": Preset(BprMfConfig(), TrainingConfig(learning_rate=5e-3)),
         "cosine_softmax": Preset(
@@ -32,10 +31,6 @@ class BprMf(TableRecommender[BprMfConfig]):
     }
     search_space: ClassVar = SHARED
 
-    def training_losses(self, batch: Batch, draws: None = None) -> dict[str, Tensor]:  # noqa: ARG002
-        """Recommendation loss and L2."""
-        return self.recommendation_losses(self.user_embedding, self.item_embedding, batch, self.config.l2)
-
-    def embeddings(self) -> tuple[Tensor, Tensor]:
+    def embeddings(self, draws: None = None) -> tuple[Tensor, Tensor]:  # noqa: ARG002
         """Embedding tables ``[U, d]`` and ``[I, d]``."""
-        return self.comparable(self.user_embedding, self.item_embedding)
+        return self.user_embedding, self.item_embedding

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -11,9 +12,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from spike_kit.base.config import TrainingConfig
-from spike_kit.data.graph import Graph
-from spike_kit.data.vectors import ProfileVectors
-from spike_kit.models.base import Batch, Preset, user_item_text
+from spike_kit.models.base import Batch, Preset
 from spike_kit.models.layers import keep_mask, kept_share, linear, xavier_table
 from spike_kit.models.lightgcn import EdgeWeights, PropagatedConfig, PropagatedRecommender
 from spike_kit.models.spaces import PROPAGATED
@@ -52,7 +51,7 @@ class CoLaKgDraws:
     """
 
     edges: EdgeWeights | None = None
-    text: tuple[Tensor, Tensor, Tensor, Tensor] | None = None
+    text: Sequence[Tensor] | None = None
     attention: Tensor | None = None
 
 
@@ -63,7 +62,6 @@ class CoLaKg(PropagatedRecommender[CoLaKgConfig]):
     """
 
     title: ClassVar = "CoLaKG"
-    config_class: ClassVar = CoLaKgConfig
     presets: ClassVar = {
         "recommended": Preset(CoLaKgConfig(), TrainingConfig(learning_rate=5e-3)),
         "reference": Preset(CoLaKgConfig(), TrainingConfig(epochs=2000, patience=0, keep="last")),
@@ -76,16 +74,16 @@ class CoLaKg(PropagatedRecommender[CoLaKgConfig]):
     }
     uses_text: ClassVar = True
 
-    def __init__(
-        self, config: CoLaKgConfig, graph: Graph, vectors: ProfileVectors | None, generator: torch.Generator
-    ) -> None:
-        super().__init__(config, graph, vectors, generator)
-        self.user_text, self.item_text = user_item_text(vectors, graph, self.title)
+    def build(self, generator: torch.Generator) -> None:
+        """Draw the tables, maps and attention, and find the nearest items."""
+        super().build(generator)
+        config = self.config
+        self.user_text, self.item_text = self.texts()
         text_dim = self.user_text.shape[1]
-        self.user_map = linear(text_dim, config.dim, generator, graph.device)
-        self.item_map = linear(text_dim, config.dim, generator, graph.device)
-        self.attention_weight = xavier_table(text_dim, config.attention_dim, generator, graph.device)
-        self.attention_vector = xavier_table(2 * config.attention_dim, 1, generator, graph.device)
+        self.user_map = linear(text_dim, config.dim, generator, self.device)
+        self.item_map = linear(text_dim, config.dim, generator, self.device)
+        self.attention_weight = xavier_table(text_dim, config.attention_dim, generator, self.device)
+        self.attention_vector = xavier_table(2 * config.attention_dim, 1, generator, self.device)
         self.neighbours = nearest_items(self.item_text, config.neighbours)
 
     def draw(self, generator: torch.Generator) -> CoLaKgDraws:
@@ -98,10 +96,7 @@ class CoLaKg(PropagatedRecommender[CoLaKgConfig]):
         text = attention = None
         if config.text_dropout:
             sizes = (self.user_text.shape, self.item_text.shape, (len(self.user_text), dim), (len(self.item_text), dim))
-            first, second, third, fourth = (
-                dropout_mask(size, config.text_dropout, generator, device) for size in sizes
-            )
-            text = first, second, third, fourth
+            text = [dropout_mask(size, config.text_dropout, generator, device) for size in sizes]
         if config.neighbour_dropout:
             attention = dropout_mask(self.neighbours.shape, config.neighbour_dropout, generator, device)
         return CoLaKgDraws(edges, text, attention)
@@ -115,10 +110,10 @@ class CoLaKg(PropagatedRecommender[CoLaKgConfig]):
             terms["l2"] = terms["l2"] + self.config.l2 * self.row_l2(batch, *maps)
         return terms
 
-    def embeddings(self) -> tuple[Tensor, Tensor]:
+    def embeddings(self, draws: CoLaKgDraws | None = None) -> tuple[Tensor, Tensor]:
         """Propagated embeddings ``[U, d]`` and ``[I, d]``."""
-        tables, _ = self.merged(CoLaKgDraws())
-        return self.comparable(*self.propagated(None, tables))
+        draws = draws or CoLaKgDraws()
+        return self.propagated(draws.edges, self.merged(draws)[0])
 
     def merged(self, draws: CoLaKgDraws) -> tuple[tuple[Tensor, Tensor], tuple[Tensor, Tensor]]:
         """Layer-0 embeddings of users and items, and the mapped profiles in them before their ELU."""
@@ -157,9 +152,7 @@ def nearest_items(text: Tensor, k: int) -> Tensor:
     return torch.cat(nearest)
 
 
-def dropout_mask(
-    shape: torch.Size | tuple[int, ...], rate: float, generator: torch.Generator, device: torch.device
-) -> Tensor:
+def dropout_mask(shape: tuple[int, ...], rate: float, generator: torch.Generator, device: torch.device) -> Tensor:
     """Mask of dropout: 0 with probability ``rate``, else the inverse of the share that is kept."""
     mask = keep_mask(shape, 1 - rate, generator, device, torch.float32)
     return mask / kept_share(1 - rate)

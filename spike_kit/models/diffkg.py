@@ -13,8 +13,6 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from spike_kit.base.config import TrainingConfig
-from spike_kit.data.graph import Graph
-from spike_kit.data.vectors import ProfileVectors
 from spike_kit.models import losses
 from spike_kit.models.base import Batch, Preset
 from spike_kit.models.kgcl import RelationalGat, RelationalGatConfig
@@ -57,9 +55,9 @@ class DiffKgConfig(RelationalGatConfig):
 
 @dataclass(frozen=True)
 class DiffKgDraws:
-    """Randomness of a step: edges of the denoised view, positions ``[k]`` (none: all); source of dropout masks."""
+    """Randomness of a step: edges of the denoised view, positions ``[k]``; source of dropout masks."""
 
-    denoised: Tensor | None = None
+    denoised: Tensor
     generator: torch.Generator | None = None
 
 
@@ -128,7 +126,6 @@ class DiffKg(RelationalGat[DiffKgConfig]):
     """
 
     title: ClassVar = "DiffKG"
-    config_class: ClassVar = DiffKgConfig
     presets: ClassVar = {
         "recommended": Preset(DiffKgConfig(), TrainingConfig(learning_rate=5e-3)),
         "reference": Preset(DiffKgConfig(l2_on="all"), TrainingConfig(epochs=50, batch_size=1024)),
@@ -144,25 +141,24 @@ class DiffKg(RelationalGat[DiffKgConfig]):
 
     kept_edges: Tensor
 
-    def __init__(
-        self, config: DiffKgConfig, graph: Graph, vectors: ProfileVectors | None, generator: torch.Generator
-    ) -> None:
-        super().__init__(config, graph, vectors, generator)
-        self.denoiser = Denoiser(graph.n_entities, config, generator, graph.device)
-        self.schedule = Schedule.of(config)
-        kept = torch.ones(self.head.shape, dtype=torch.bool, device=graph.device)
-        self.register_buffer("kept_edges", kept)
-        self._order = torch.arange(graph.n_entities, device=graph.device)
+    def build(self, generator: torch.Generator) -> None:
+        """Draw the tables and the denoiser; at first no edge is noise."""
+        super().build(generator)
+        n_entities = self.graph.n_entities
+        self.denoiser = Denoiser(n_entities, self.config, generator, self.device)
+        self.schedule = Schedule.of(self.config)
+        self.register_buffer("kept_edges", torch.ones(self.head.shape, dtype=torch.bool, device=self.device))
+        self._order = torch.arange(n_entities, device=self.device)
 
     @property
     def auxiliary_steps(self) -> int:
         """Steps of the diffusion phase."""
-        return math.ceil(self.entity_embedding.shape[0] / self.config.denoiser_batch)
+        return math.ceil(self.graph.n_entities / self.config.denoiser_batch)
 
     def auxiliary_losses(self, step: int, generator: torch.Generator) -> dict[str, Tensor]:
         """Diffusion loss of a batch of entities; the first step shuffles them."""
         check_generator(generator, self.device)
-        n_entities, size = self.entity_embedding.shape[0], self.config.denoiser_batch
+        n_entities, size = self.graph.n_entities, self.config.denoiser_batch
         if step == 0:
             self._order = random_nodes(n_entities, n_entities, generator, self.device)
         rows = self._order[step * size : (step + 1) * size]
@@ -179,14 +175,13 @@ class DiffKg(RelationalGat[DiffKgConfig]):
 
     def draw(self, generator: torch.Generator) -> DiffKgDraws:
         """Edges of the denoised view."""
-        kept = keep_mask((self.n_edges,), self.config.edge_keep, generator, self.device)
+        kept = keep_mask((self.graph.n_edges,), self.config.edge_keep, generator, self.device)
         return DiffKgDraws((kept.index_select(0, self.places) & self.kept_edges).nonzero().flatten(), generator)
 
     def training_losses(self, batch: Batch, draws: DiffKgDraws) -> dict[str, Tensor]:
         """Recommendation loss on one view, contrast with the other, and L2."""
         config = self.config
-        denoised = self._denoised() if draws.denoised is None else draws.denoised
-        views = [self.view(edges, draws.generator) for edges in (self.original, denoised)]
+        views = [self.view(edges, draws.generator) for edges in (self.original, draws.denoised)]
         if config.predict_on == "denoised":
             views.reverse()
         terms = self.recommendation_losses(*views[0], batch) | self.penalties(batch)
@@ -195,10 +190,10 @@ class DiffKg(RelationalGat[DiffKgConfig]):
             terms["contrast"] = config.contrast_weight * losses.contrasts(views, ids, config.contrast_temperature)
         return terms
 
-    def embeddings(self) -> tuple[Tensor, Tensor]:
+    def embeddings(self, draws: None = None) -> tuple[Tensor, Tensor]:  # noqa: ARG002
         """Final rows of users ``[U, d]`` and items ``[I, d]`` on the graph of `predict_on`."""
-        edges = self._denoised() if self.config.predict_on == "denoised" else self.original
-        return self.comparable(*self.view(edges))
+        denoised = self.config.predict_on == "denoised"
+        return self.view(self.kept_edges.nonzero().flatten() if denoised else self.original)
 
     def noised(self, rows: Tensor, steps: Tensor, noise: Tensor) -> Tensor:
         """Clean rows ``[n, E]`` after ``steps [n]`` of diffusion with Gaussian ``noise [n, E]``."""
@@ -218,7 +213,7 @@ class DiffKg(RelationalGat[DiffKgConfig]):
         users, own = self.user_embedding.detach(), self.entity_embedding.detach().index_select(0, entities)
         ones = torch.ones_like(self.bipartite.weights[1])
         of_items = spmm(self.bipartite.pattern.transpose, ones, users)
-        return squared, (predicted[:, : self.n_items] @ of_items - own).square().mean(1)
+        return squared, (predicted[:, : self.graph.n_items] @ of_items - own).square().mean(1)
 
     def denoised_rows(self, entities: Tensor) -> Tensor:
         """Result ``[n, E]`` of the reverse process for the clean rows of some entities, without noise."""
@@ -231,7 +226,7 @@ class DiffKg(RelationalGat[DiffKgConfig]):
 
     def likeliest(self) -> Tensor:
         """The ``rebuild_k`` likeliest tails of every entity after denoising, ``[E, k]``."""
-        n_entities, size = self.entity_embedding.shape[0], self.config.denoiser_batch
+        n_entities, size = self.graph.n_entities, self.config.denoiser_batch
         places = torch.arange(n_entities, device=self.device).split(size)
         k = min(self.config.rebuild_k, n_entities)
         return torch.cat([self.denoised_rows(part).topk(k, dim=1).indices for part in places])
@@ -241,9 +236,6 @@ class DiffKg(RelationalGat[DiffKgConfig]):
         forth = likeliest.index_select(0, self.head) == self.tail.unsqueeze(1)
         back = likeliest.index_select(0, self.tail) == self.head.unsqueeze(1)
         return forth.any(1) | back.any(1)
-
-    def _denoised(self) -> Tensor:
-        return self.kept_edges.nonzero().flatten()
 
     def _constant(self, values: np.ndarray, steps: Tensor) -> Tensor:
         """Constants of the schedule at steps ``[n]``, ``[n, 1]`` float32."""

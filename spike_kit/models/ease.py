@@ -9,7 +9,6 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from spike_kit.base.config import TrainingConfig
 from spike_kit.base.devices import free_memory
 from spike_kit.base.errors import ConfigError
 from spike_kit.models.base import FittedRecommender, ModelConfig, Preset
@@ -28,12 +27,12 @@ class EaseConfig(ModelConfig):
     """Added to the diagonal of the item-item matrix (RecBole: 250; the paper: 200 to 1000)."""
 
 
-class Ease(FittedRecommender[EaseConfig]):
+class Ease(FittedRecommender):
     """Scores ``X B``: B predicts each item from the others by ridge regression, with a zero diagonal (paper, eq. 8)."""
 
+    config: EaseConfig
     title: ClassVar = "EASE^R"
-    config_class: ClassVar = EaseConfig
-    presets: ClassVar = {"recommended": Preset(EaseConfig(), TrainingConfig())}
+    presets: ClassVar = {"recommended": Preset(EaseConfig())}
     search_space: ClassVar = {"regularisation": (1.0, 10.0, 30.0, 100.0, 300.0, 1000.0, 3000.0)}
 
     @cached_property

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 
 from spike_kit.data.graph import Graph
 from spike_kit.models.base import TrainedConfig
@@ -37,12 +37,11 @@ class Footprint:
     @property
     def total(self) -> int:
         """Sum of all parts."""
-        return sum(getattr(self, field.name) for field in fields(self))
+        return sum(vars(self).values())
 
     def __str__(self) -> str:
         """Total and the parts that matter, in GiB."""
-        parts = {field.name: getattr(self, field.name) for field in fields(self)}
-        shown = sorted(parts.items(), key=lambda part: -part[1])[:3]
+        shown = sorted(vars(self).items(), key=lambda part: -part[1])[:3]
         return f"{gib(self.total)} ({', '.join(f'{name} {gib(size)}' for name, size in shown)})"
 
 

@@ -9,7 +9,6 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from spike_kit.base.config import TrainingConfig
 from spike_kit.models.base import FittedRecommender, ModelConfig, Preset
 from spike_kit.models.sparse import SparsePattern, dense_rows, spmm
 
@@ -26,15 +25,15 @@ class ItemKnnConfig(ModelConfig):
     """Added to the denominator of the cosine, so that a few common users do not make two items alike."""
 
 
-class ItemKnn(FittedRecommender[ItemKnnConfig]):
+class ItemKnn(FittedRecommender):
     """Score: sum of the similarities between an item and those of its nearest items that the user has in train.
 
     Similarity of items i and j is ``n_ij / (sqrt(n_i n_j) + shrinkage)``: users of both, and of each.
     """
 
+    config: ItemKnnConfig
     title: ClassVar = "Item-kNN"
-    config_class: ClassVar = ItemKnnConfig
-    presets: ClassVar = {"recommended": Preset(ItemKnnConfig(), TrainingConfig())}
+    presets: ClassVar = {"recommended": Preset(ItemKnnConfig())}
     search_space: ClassVar = {"neighbours": (20, 50, 100, 200, 500), "shrinkage": (0.0, 10.0, 100.0)}
 
     @cached_property
@@ -48,13 +47,12 @@ class ItemKnn(FittedRecommender[ItemKnnConfig]):
         for start in range(0, n_items, size):
             own = torch.arange(start, min(start + size, n_items), device=self.device)
             together = spmm(transpose, ones, dense_rows(transpose, own).T)
-            alike = together / (norms.unsqueeze(1) * norms.index_select(0, own) + self.config.shrinkage).clamp_min(
-                1e-12
-            )
+            shrunk = norms.unsqueeze(1) * norms.index_select(0, own) + self.config.shrinkage
+            alike = together / shrunk.clamp_min(1e-12)
             alike.scatter_(0, own.unsqueeze(0), 0.0)
             found.append(alike.T.topk(min(self.config.neighbours, n_items), dim=1))
-        indices, values = zip(*((part.indices, part.values) for part in found), strict=True)
-        return {"items": torch.cat(indices), "similarities": torch.cat(values)}
+        similarities, items = map(torch.cat, zip(*found, strict=True))
+        return {"items": items, "similarities": similarities}
 
     def score(self, users: Tensor) -> Tensor:
         """Sums of similarities ``[n, I]``."""

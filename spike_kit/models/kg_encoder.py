@@ -6,17 +6,16 @@ The equations are those of docs/method.md, section 3, without profiles; KGRec: Y
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Literal, TypeVar
 
 import torch
 from pydantic import Field, model_validator
 from torch import Tensor
 
-from spike_kit.data.graph import Graph
-from spike_kit.data.vectors import ProfileVectors
-from spike_kit.models.base import TrainedConfig, TrainedRecommender
+from spike_kit.models.base import EntityRecommender, TrainedConfig
 from spike_kit.models.edges import RelationalEdges
-from spike_kit.models.layers import check_generator, keep_mask, kept_entries, normalized, xavier_table
+from spike_kit.models.layers import check_generator, gumbel, keep_mask, kept_entries, normalized, xavier_table
 from spike_kit.models.sparse import SparsePattern, count, segment_softmax, spmm
 
 _KEY_BITS = 32
@@ -77,26 +76,14 @@ class EncoderDraws:
     generator: torch.Generator | None = None
 
 
-class KgEncoder(TrainedRecommender[ConfigT]):
+class KgEncoder(EntityRecommender[ConfigT]):
     """Embeddings of users, entities and relations ``[2R, d]``, and their propagation over both graphs."""
 
-    def __init__(
-        self,
-        config: ConfigT,
-        graph: Graph,
-        vectors: ProfileVectors | None,  # noqa: ARG002 (one signature for all models)
-        generator: torch.Generator,
-    ) -> None:
-        super().__init__()
-        self.config = config
-        self.graph = graph
-        options = config.dim, generator, graph.device
-        self.user_embedding = xavier_table(graph.n_users, *options)
-        self.entity_embedding = xavier_table(graph.n_entities, *options)
-        self.relation_embedding = xavier_table(2 * graph.n_relations, *options)
-        self.attention_weight = xavier_table(config.dim, *options)
-        self.interactions = SparsePattern(graph.train_user, graph.train_item, graph.n_users, graph.n_entities)
-        self.edges = RelationalEdges.of(graph, config.dim, config.heads, self._budget)
+    def build(self, generator: torch.Generator) -> None:
+        """Draw the tables and the matrix of the attention."""
+        super().build(generator)
+        config, graph = self.config, self.graph
+        self.attention_weight = xavier_table(config.dim, config.dim, generator, self.device)
         last = 2 * graph.n_relations - 1 if config.skip_last_relation and graph.n_relations else None
         self.sampler = RelationSampler(graph.relation, 2 * graph.n_relations, config.edge_keep, skip=last)
 
@@ -104,6 +91,17 @@ class KgEncoder(TrainedRecommender[ConfigT]):
     def _budget(self) -> int:
         """`budget_mib` in bytes."""
         return self.config.budget_mib * 2**20
+
+    @cached_property
+    def interactions(self) -> SparsePattern:
+        """Train interactions, users by entities."""
+        graph = self.graph
+        return SparsePattern(graph.train_user, graph.train_item, graph.n_users, graph.n_entities)
+
+    @cached_property
+    def edges(self) -> RelationalEdges:
+        """Edges of the knowledge graph."""
+        return RelationalEdges.of(self.graph, self.config.dim, self.config.heads, self._budget)
 
     def sampled_edges(self, generator: torch.Generator) -> Tensor | None:
         """Edges of a step, ascending positions ``[k]``; none is all."""
@@ -123,19 +121,28 @@ class KgEncoder(TrainedRecommender[ConfigT]):
         It is the softmax over the edges of a head entity, of the scores averaged over attention heads, times the
         number of these edges.
         """
-        scores = self.rationales(self.mask(edges))
-        return scores if edges is None else scores.index_select(0, edges)
-
-    def rationales(self, mask: Tensor) -> Tensor:
-        """`rationale_scores` where ``mask [2 m]`` is true, 0 elsewhere, ``[2 m]``."""
         keyed = self.entity_embedding @ self.attention_weight
         heads, places, size = self.edges.heads, self.edges.places, self.graph.n_entities
-        here = mask.index_select(0, places)
+        here = self.mask(edges).index_select(0, places)
         scores = self.edges.scores(keyed, self.relation_embedding).mean(0).masked_fill_(~here, float("-inf"))
         weights = segment_softmax(scores, heads, size)
         degree = weights.new_zeros(size).index_add(0, heads, here.to(weights.dtype))
         weights = torch.where(here, weights * degree.index_select(0, heads), 0.0)
-        return torch.zeros_like(weights).index_copy(0, places, weights)
+        found = torch.zeros_like(weights).index_copy(0, places, weights)
+        return found if edges is None else found.index_select(0, edges)
+
+    def rationales(self, edges: Tensor, n: int, generator: torch.Generator) -> tuple[Tensor, Tensor, Tensor]:
+        """`rationale_scores` of edges ``[k]``, the same with noise, and the positions of edges to hide.
+
+        These are ``n`` edges with the highest noisy score and ``n`` at random, together at most half of the edges.
+        """
+        with torch.no_grad():
+            scores = self.rationale_scores(edges)
+        noise = gumbel((2, self.graph.n_edges), generator, self.device)
+        noisy, chance = scores + noise[0].index_select(0, edges), noise[1].index_select(0, edges)
+        n = min(n, edges.shape[0] // 4)
+        hidden = [edges.index_select(0, values.topk(n).indices) for values in (noisy, chance)]
+        return scores, noisy, torch.cat(hidden)
 
     def mask(self, places: Tensor | None) -> Tensor:
         """Positions of edges as a mask ``[2 m]``; none means all."""
@@ -144,14 +151,13 @@ class KgEncoder(TrainedRecommender[ConfigT]):
 
     def encoded(self, draws: EncoderDraws) -> tuple[Tensor, Tensor]:
         """Final rows of users ``[U, d]`` and entities ``[E, d]`` from the id embeddings."""
-        final = self.propagate(torch.cat([self.user_embedding, self.entity_embedding]), draws)
-        users, entities = final.split([self.graph.n_users, self.graph.n_entities])
+        users, entities = self.propagate(self.nodes, draws).split([self.graph.n_users, self.graph.n_entities])
         return users, entities
 
-    def embeddings(self) -> tuple[Tensor, Tensor]:
-        """Final rows of users ``[U, d]`` and items ``[I, d]``; nothing is sampled or dropped."""
-        users, entities = self.encoded(EncoderDraws())
-        return self.comparable(users, entities[: self.graph.n_items])
+    def embeddings(self, draws: EncoderDraws | None = None) -> tuple[Tensor, Tensor]:
+        """Final rows of users ``[U, d]`` and items ``[I, d]``; without draws nothing is sampled or dropped."""
+        users, entities = self.encoded(draws or EncoderDraws())
+        return users, entities[: self.graph.n_items]
 
     def propagate(self, nodes: Tensor, draws: EncoderDraws) -> Tensor:
         """Sum over layers 0..L of all nodes ``[U + E, d]``."""
@@ -193,9 +199,7 @@ class KgEncoder(TrainedRecommender[ConfigT]):
 
     def _kept(self, places: Tensor | None) -> RelationalEdges:
         """Edges at some positions of the graph's order, or all."""
-        if places is None:
-            return self.edges
-        return self.edges.kept(self.mask(places))
+        return self.edges if places is None else self.edges.kept(self.mask(places))
 
     def interaction_weights(self, kept: Tensor | None = None) -> InteractionWeights:
         """Weights of the mean over a user's kept interactions, and over an item's where items listen to users."""

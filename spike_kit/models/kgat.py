@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from itertools import pairwise
 from typing import ClassVar
 
 import torch
@@ -12,11 +13,9 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from spike_kit.base.config import TrainingConfig
-from spike_kit.data.graph import Graph
-from spike_kit.data.vectors import ProfileVectors
 from spike_kit.models import losses
-from spike_kit.models.base import Batch, Preset, TrainedConfig, TrainedRecommender
-from spike_kit.models.layers import check_generator, kept_entries, kept_share, linear, xavier_table
+from spike_kit.models.base import EntityRecommender, Preset, TrainedConfig
+from spike_kit.models.layers import kept_entries, kept_share, linear, random_nodes, uniform, xavier_table
 from spike_kit.models.spaces import SHARED
 from spike_kit.models.sparse import SparsePattern, segment_softmax, spmm
 
@@ -49,7 +48,7 @@ class BiInteraction(nn.Module):
         return functional.leaky_relu(self.sum(rows + received)) + functional.leaky_relu(self.product(rows * received))
 
 
-class Kgat(TrainedRecommender[KgatConfig]):
+class Kgat(EntityRecommender[KgatConfig]):
     """Final embeddings: id embeddings and normalised layers side by side, over one graph of all nodes.
 
     An interaction is an edge of a relation of its own, and so is its inverse. Every epoch begins with a TransR phase
@@ -57,7 +56,6 @@ class Kgat(TrainedRecommender[KgatConfig]):
     """
 
     title: ClassVar = "KGAT"
-    config_class: ClassVar = KgatConfig
     presets: ClassVar = {
         "recommended": Preset(KgatConfig(), TrainingConfig(learning_rate=5e-3)),
         "reference": Preset(KgatConfig(), TrainingConfig(epochs=1000, batch_size=1024, learning_rate=1e-4)),
@@ -66,39 +64,32 @@ class Kgat(TrainedRecommender[KgatConfig]):
 
     attention: Tensor
 
-    def __init__(
-        self,
-        config: KgatConfig,
-        graph: Graph,
-        vectors: ProfileVectors | None,  # noqa: ARG002 (one signature for all models)
-        generator: torch.Generator,
-    ) -> None:
-        super().__init__()
-        self.config, self.n_users, self.n_items = config, graph.n_users, graph.n_items
-        options = generator, graph.device
-        n_relations = 2 * graph.n_relations + 2
-        self.user_embedding = xavier_table(graph.n_users, config.dim, *options)
-        self.entity_embedding = xavier_table(graph.n_entities, config.dim, *options)
-        self.relation_embedding = xavier_table(n_relations, config.relation_dim, *options)
-        maps = xavier_table(n_relations * config.dim, config.relation_dim, *options)
-        self.relation_map = nn.Parameter(maps.detach().view(n_relations, config.dim, config.relation_dim))
-        sizes = [max(config.dim // 2**layer, 1) for layer in range(config.layers)]
-        ends = zip([config.dim, *sizes], sizes, strict=False)
-        self.aggregators = nn.ModuleList(BiInteraction(n_in, n_out, *options) for n_in, n_out in ends)
+    @property
+    def relation_shape(self) -> tuple[int, int]:
+        """Interactions and their inverses are two more relations."""
+        return 2 * self.graph.n_relations + 2, self.config.relation_dim
+
+    def build(self, generator: torch.Generator) -> None:
+        """Draw the tables, maps and layers, and join both graphs."""
+        super().build(generator)
+        config, graph = self.config, self.graph
+        n_relations, relation_dim = self.relation_shape
+        maps = xavier_table(n_relations * config.dim, relation_dim, generator, self.device)
+        self.relation_map = nn.Parameter(maps.detach().view(n_relations, config.dim, relation_dim))
+        sizes = [config.dim, *(max(config.dim // 2**layer, 1) for layer in range(config.layers))]
+        layers = (BiInteraction(*ends, generator, self.device) for ends in pairwise(sizes))
+        self.aggregators = nn.ModuleList(layers)
         users, items = graph.train_user, graph.train_item + graph.n_users
         head = torch.cat([graph.head + graph.n_users, users, items])
         tail = torch.cat([graph.tail + graph.n_users, items, users])
         of_interactions = torch.full_like(users, n_relations - 2)
         relation = torch.cat([graph.relation, of_interactions, of_interactions + 1])
-        order = torch.argsort(tail, stable=True)
-        order = order.index_select(0, torch.argsort(head.index_select(0, order), stable=True))
-        self.relation = relation.index_select(0, order)
-        self.pattern = SparsePattern(
-            head.index_select(0, order), tail.index_select(0, order), graph.n_nodes, graph.n_nodes
-        )
+        order = torch.argsort(head * graph.n_nodes + tail, stable=True)
+        head, self.relation, tail = (x.index_select(0, order) for x in (head, relation, tail))
+        self.pattern = SparsePattern(head, tail, graph.n_nodes, graph.n_nodes)
         degree = self.pattern.row_degree.index_select(0, self.pattern.rows)
         self.register_buffer("attention", degree.float().reciprocal())
-        self._order = torch.arange(head.shape[0], device=graph.device)
+        self._order = torch.arange(head.shape[0], device=self.device)
 
     @property
     def auxiliary_steps(self) -> int:
@@ -107,20 +98,17 @@ class Kgat(TrainedRecommender[KgatConfig]):
 
     def auxiliary_losses(self, step: int, generator: torch.Generator) -> dict[str, Tensor]:
         """TransR loss of a batch of edges (paper, eq. 2), each beside one with a random tail of its kind."""
-        check_generator(generator, self.device)
         n_edges, size = self.relation.shape[0], self.config.triple_batch
         if step == 0:
-            drawn = torch.randperm(n_edges, generator=generator, device=generator.device)
-            self._order = drawn.to(self.device)
+            self._order = random_nodes(n_edges, n_edges, generator, self.device)
         edges = self._order[step * size : (step + 1) * size]
         relation = self.relation.index_select(0, edges)
         heads, tails = (ends.index_select(0, edges) for ends in (self.pattern.rows, self.pattern.columns))
-        draws = torch.rand(edges.shape, generator=generator, device=generator.device, dtype=torch.float64)
-        n_entities = self.entity_embedding.shape[0]
-        is_user = tails < self.n_users
-        others = (draws.to(self.device) * torch.where(is_user, self.n_users, n_entities)).long()
-        others = torch.where(is_user, others, others + self.n_users)
-        nodes = torch.cat([self.user_embedding, self.entity_embedding])
+        draws = uniform(edges.shape, generator, self.device, torch.float64)
+        n_users, nodes = self.graph.n_users, self.nodes
+        is_user = tails < n_users
+        others = (draws * torch.where(is_user, n_users, self.graph.n_entities)).long()
+        others = torch.where(is_user, others, others + n_users)
         rows = self._mapped([nodes.index_select(0, ids) for ids in (heads, tails, others)], relation)
         of_relation = self.relation_embedding.index_select(0, relation)
         right, wrong = ((rows[0] + of_relation - end).square().sum(1) for end in rows[1:])
@@ -147,7 +135,7 @@ class Kgat(TrainedRecommender[KgatConfig]):
 
     def edge_attention(self) -> Tensor:
         """Attention of every edge ``[m]``: softmax by head of ``(W_r e_t)' tanh(W_r e_h + e_r)`` (paper, eq. 4)."""
-        nodes = torch.cat([self.user_embedding, self.entity_embedding])
+        nodes = self.nodes
         scores = torch.zeros_like(self.attention)
         for number in range(self.relation_embedding.shape[0]):
             mapped = nodes @ self.relation_map[number]
@@ -161,24 +149,14 @@ class Kgat(TrainedRecommender[KgatConfig]):
         """Source of the dropout masks."""
         return generator
 
-    def training_losses(self, batch: Batch, draws: torch.Generator | None) -> dict[str, Tensor]:
-        """Recommendation loss and L2 of the batch's final rows."""
-        users, items = self.propagated(draws)
-        return self.recommendation_losses(users, items, batch, self.config.l2)
-
-    def embeddings(self) -> tuple[Tensor, Tensor]:
-        """Final rows of users and items, ``[U, d + d + d/2 + ...]`` and ``[I, ...]``."""
-        return self.comparable(*self.propagated())
-
-    def propagated(self, generator: torch.Generator | None = None) -> tuple[Tensor, Tensor]:
-        """Id embeddings and normalised layers, side by side, of users and items."""
-        nodes = torch.cat([self.user_embedding, self.entity_embedding])
+    def embeddings(self, draws: torch.Generator | None = None) -> tuple[Tensor, Tensor]:
+        """Id embeddings and normalised layers, side by side: users ``[U, d + d + d/2 + ...]``, items ``[I, ...]``."""
+        nodes = self.nodes
         layers = [nodes]
         for aggregator in self.aggregators:
             nodes = aggregator(nodes, spmm(self.pattern, self.attention, nodes))
-            mask = kept_entries(nodes, self.config.message_dropout, generator)
+            mask = kept_entries(nodes, self.config.message_dropout, draws)
             if mask is not None:
                 nodes = nodes * mask / kept_share(1 - self.config.message_dropout)
             layers.append(functional.normalize(nodes))
-        final = torch.cat(layers, dim=1)
-        return final[: self.n_users], final[self.n_users : self.n_users + self.n_items]
+        return self.users_and_items(torch.cat(layers, dim=1))

@@ -5,6 +5,7 @@ Its encoder is DiffKG's too: attention over the knowledge graph, whose items the
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar, TypeVar
 
@@ -14,14 +15,12 @@ from torch import Tensor
 from torch.nn import functional
 
 from spike_kit.base.config import TrainingConfig
-from spike_kit.data.graph import Graph
-from spike_kit.data.vectors import ProfileVectors
 from spike_kit.models import losses
-from spike_kit.models.base import Batch, LayeredConfig, Preset, TrainedRecommender, layer_zero_l2
-from spike_kit.models.layers import check_generator, keep_mask, kept_entries, normalized, xavier_table
+from spike_kit.models.base import Batch, EntityRecommender, LayeredConfig, Preset, layer_zero_l2
+from spike_kit.models.layers import keep_mask, kept_entries, normalized, uniform, xavier_table
 from spike_kit.models.lightgcn import Bipartite, EdgeWeights
 from spike_kit.models.spaces import CONTRAST, PROPAGATED, Range
-from spike_kit.models.sparse import SparsePattern, segment_softmax, weighted_spmm
+from spike_kit.models.sparse import SparsePattern, segment_softmax, spmm
 
 LEAST, MOST = 0.3, 0.95
 """Least relative agreement of an item, and largest probability to keep an interaction (authors' code)."""
@@ -46,7 +45,7 @@ class RelationalGatConfig(LayeredConfig):
 ConfigT = TypeVar("ConfigT", bound=RelationalGatConfig)
 
 
-class RelationalGat(TrainedRecommender[ConfigT]):
+class RelationalGat(EntityRecommender[ConfigT]):
     """Attention over the first relation of each pair of entities, then LightGCN on users and items.
 
     Edges are sorted by head, then tail; a step, or a view, uses those at some ascending positions.
@@ -54,26 +53,15 @@ class RelationalGat(TrainedRecommender[ConfigT]):
 
     global_terms = frozenset({"l2_all"})
 
-    def __init__(
-        self,
-        config: ConfigT,
-        graph: Graph,
-        vectors: ProfileVectors | None,  # noqa: ARG002 (one signature for all models)
-        generator: torch.Generator,
-    ) -> None:
-        super().__init__()
-        self.config = config
-        self.n_items, self.n_interactions = graph.n_items, graph.n_interactions
-        options = config.dim, generator, graph.device
-        self.user_embedding = xavier_table(graph.n_users, *options)
-        self.entity_embedding = xavier_table(graph.n_entities, *options)
-        self.relation_embedding = xavier_table(2 * graph.n_relations, *options)
-        self.attention_weight = xavier_table(2 * config.dim, *options)
+    def build(self, generator: torch.Generator) -> None:
+        """Draw the tables and the matrix of the attention, and choose the edges."""
+        super().build(generator)
+        graph, dim = self.graph, self.config.dim
+        self.attention_weight = xavier_table(2 * dim, dim, generator, self.device)
         self.bipartite = Bipartite(graph)
-        order = torch.argsort(graph.head * graph.n_entities + graph.tail, stable=True)
-        keys = (graph.head * graph.n_entities + graph.tail).index_select(0, order)
+        keys, order = (graph.head * graph.n_entities + graph.tail).sort(stable=True)
         first = torch.cat([torch.ones_like(keys[:1], dtype=torch.bool), keys[1:] != keys[:-1]])
-        self.places, self.n_edges = order.index_select(0, first.nonzero().flatten()), graph.n_edges
+        self.places = order.index_select(0, first.nonzero().flatten())
         columns = graph.head, graph.relation, graph.tail
         self.head, self.relation, self.tail = (x.index_select(0, self.places) for x in columns)
         self.pattern = SparsePattern(self.head, self.tail, graph.n_entities, graph.n_entities)
@@ -81,7 +69,7 @@ class RelationalGat(TrainedRecommender[ConfigT]):
 
     def some_per_head(self, generator: torch.Generator) -> Tensor:
         """At most ``per_head`` edges of each head at random, ascending positions."""
-        noise = torch.rand(self.n_edges, generator=generator, dtype=torch.float64).to(self.head.device)
+        noise = torch.rand(self.graph.n_edges, generator=generator, dtype=torch.float64).to(self.head.device)
         order = torch.argsort(self.head.double() + noise.index_select(0, self.places))
         heads = self.head.index_select(0, order)
         rank = torch.ones_like(heads).cumsum(0) - 1 - self.pattern.row_pointer.index_select(0, heads)
@@ -95,7 +83,7 @@ class RelationalGat(TrainedRecommender[ConfigT]):
         ``weights`` are those of the interactions, where they are not those of the whole user-item graph; ``generator``
         is the source of dropout masks.
         """
-        items = self.entities(edges, generator)[: self.n_items]
+        items = self.entities(edges, generator)[: self.graph.n_items]
         return self.bipartite.propagate(self.user_embedding, items, self.config.layers, weights)
 
     def mask(self, edges: Tensor) -> Tensor:
@@ -104,8 +92,7 @@ class RelationalGat(TrainedRecommender[ConfigT]):
 
     def entities(self, edges: Tensor, generator: torch.Generator | None = None) -> Tensor:
         """Entities ``[E, d]`` after the attention layers over some edges."""
-        entities: Tensor = self.entity_embedding
-        total = entities
+        entities = total = self.entity_embedding
         for _ in range(self.config.kg_layers):
             entities = self.aggregate(entities, edges)
             mask = kept_entries(entities, self.config.message_dropout, generator)
@@ -117,7 +104,7 @@ class RelationalGat(TrainedRecommender[ConfigT]):
         """Attention-weighted tails plus the entity itself, ``[E, d]``, before normalisation."""
         heads, tails = self.head.index_select(0, edges), self.tail.index_select(0, edges)
         pattern = SparsePattern(heads, tails, entities.shape[0], entities.shape[0])
-        return weighted_spmm(pattern, self.attention(entities, edges), entities) + entities
+        return spmm(pattern, self.attention(entities, edges), entities) + entities
 
     def attention(self, entities: Tensor, edges: Tensor) -> Tensor:
         """Attention of edges ``[k]``: softmax over those of a head of ``LeakyReLU <[e_h; e_t] W, r>``."""
@@ -131,8 +118,7 @@ class RelationalGat(TrainedRecommender[ConfigT]):
 
     def penalties(self, batch: Batch) -> dict[str, Tensor]:
         """L2 term, where there is one."""
-        tables = self.user_embedding, self.entity_embedding, self.relation_embedding, self.attention_weight
-        return layer_zero_l2(self, batch, tables[0], tables[1], tables)
+        return layer_zero_l2(self, batch, [*self.parameters(recurse=False)])
 
 
 class KgclConfig(RelationalGatConfig):
@@ -154,19 +140,15 @@ class KgclConfig(RelationalGatConfig):
     """Temperature of the contrast (the authors: 0.1 to 0.2)."""
 
 
-@dataclass(frozen=True)
-class KgclView:
-    """One view: edges of the knowledge graph, ascending positions ``[k]``, and weights of the interactions."""
-
-    edges: Tensor
-    interactions: EdgeWeights
+KgclView = tuple[Tensor, EdgeWeights]
+"""Edges of the knowledge graph in a view, ascending positions ``[k]``, and weights of the interactions."""
 
 
 @dataclass(frozen=True)
 class KgclDraws:
     """Both views, and the source of dropout masks."""
 
-    views: tuple[KgclView, KgclView]
+    views: Sequence[KgclView]
     generator: torch.Generator | None = None
 
 
@@ -178,7 +160,6 @@ class Kgcl(RelationalGat[KgclConfig]):
     """
 
     title: ClassVar = "KGCL"
-    config_class: ClassVar = KgclConfig
     presets: ClassVar = {"recommended": Preset(KgclConfig(), TrainingConfig(learning_rate=5e-3))}
     search_space: ClassVar = {
         **PROPAGATED,
@@ -189,35 +170,29 @@ class Kgcl(RelationalGat[KgclConfig]):
 
     def draw(self, generator: torch.Generator) -> KgclDraws:
         """Thin the knowledge graph twice, then the interactions twice, by how far both agree on an item."""
-        kept = keep_mask((2, self.n_edges), self.config.view_keep, generator, self.device)
+        kept = keep_mask((2, self.graph.n_edges), self.config.view_keep, generator, self.device)
         inside = self.mask(self.original)
         edges = [(part.index_select(0, self.places) & inside).nonzero().flatten() for part in kept]
         with torch.no_grad():
-            share = self.keep_probability(*(self.entities(part)[: self.n_items] for part in edges))
+            share = self.keep_probability(*(self.entities(part)[: self.graph.n_items] for part in edges))
         of_interactions = share.index_select(0, self.bipartite.pattern.columns)
-        check_generator(generator, self.device)
-        shape = 2, self.n_interactions
-        chance = torch.rand(shape, generator=generator, device=generator.device).to(self.device)
-        first, second = (
-            KgclView(part, self.bipartite.thinned(luck < of_interactions))
-            for part, luck in zip(edges, chance, strict=True)
-        )
-        return KgclDraws((first, second), generator)
+        chance = uniform((2, self.graph.n_interactions), generator, self.device)
+        interactions = [self.bipartite.thinned(luck < of_interactions) for luck in chance]
+        return KgclDraws([*zip(edges, interactions, strict=True)], generator)
 
     def training_losses(self, batch: Batch, draws: KgclDraws) -> dict[str, Tensor]:
         """Recommendation loss on the whole graphs, contrast of the views, and L2."""
         config = self.config
-        users, items = self.view(self.original, draws.generator)
-        terms = self.recommendation_losses(users, items, batch) | self.penalties(batch)
+        terms = self.recommendation_losses(*self.embeddings(draws), batch) | self.penalties(batch)
         if config.contrast_weight:
-            views = [self.view(view.edges, draws.generator, view.interactions) for view in draws.views]
+            views = [self.view(edges, draws.generator, weights) for edges, weights in draws.views]
             ids = batch.users, batch.positives
             terms["contrast"] = config.contrast_weight * losses.contrasts(views, ids, config.contrast_temperature)
         return terms
 
-    def embeddings(self) -> tuple[Tensor, Tensor]:
-        """Final rows of users ``[U, d]`` and items ``[I, d]``."""
-        return self.comparable(*self.view(self.original))
+    def embeddings(self, draws: KgclDraws | None = None) -> tuple[Tensor, Tensor]:
+        """Final rows of users ``[U, d]`` and items ``[I, d]`` on the whole graphs."""
+        return self.view(self.original, draws.generator if draws else None)
 
     def keep_probability(self, one: Tensor, other: Tensor) -> Tensor:
         """Probability to keep an interaction, by its item ``[I]``, from two views ``[I, d]`` of the items.

@@ -10,8 +10,6 @@ from pydantic import Field
 from torch import Tensor
 
 from spike_kit.base.config import TrainingConfig
-from spike_kit.data.graph import Graph
-from spike_kit.data.vectors import ProfileVectors
 from spike_kit.models.base import Batch, Preset
 from spike_kit.models.kg_encoder import EncoderDraws, KgEncoder, KgEncoderConfig
 from spike_kit.models.layers import xavier_table
@@ -35,7 +33,6 @@ class Kgin(KgEncoder[KginConfig]):
     """The encoder with users that weigh what they receive by intents; intents are kept apart by a penalty."""
 
     title: ClassVar = "KGIN"
-    config_class: ClassVar = KginConfig
     global_terms: ClassVar = frozenset({"independence"})
     presets: ClassVar = {
         "recommended": Preset(KginConfig(), TrainingConfig(learning_rate=5e-3)),
@@ -43,14 +40,14 @@ class Kgin(KgEncoder[KginConfig]):
     }
     search_space: ClassVar = {**SHARED, "layers": (1, 2, 3), "edge_keep": Range(0.3, 1.0), "intents": (2, 4, 8)}
 
-    def __init__(
-        self, config: KginConfig, graph: Graph, vectors: ProfileVectors | None, generator: torch.Generator
-    ) -> None:
-        super().__init__(config, graph, vectors, generator)
+    def build(self, generator: torch.Generator) -> None:
+        """Draw the tables of the encoder, the intents, and what relations they mix."""
+        super().build(generator)
+        config = self.config
         if config.attention == "mean":
             del self.attention_weight  # no loss of this model would reach it
-        self.intent_embedding = xavier_table(config.intents, config.dim, generator, graph.device)
-        self.intent_relations = xavier_table(config.intents, 2 * graph.n_relations, generator, graph.device)
+        self.intent_embedding = xavier_table(config.intents, config.dim, generator, self.device)
+        self.intent_relations = xavier_table(config.intents, 2 * self.graph.n_relations, generator, self.device)
 
     def draw(self, generator: torch.Generator) -> EncoderDraws:
         """Sample edges and interactions; dropout takes the generator from there."""
@@ -58,8 +55,7 @@ class Kgin(KgEncoder[KginConfig]):
 
     def training_losses(self, batch: Batch, draws: EncoderDraws) -> dict[str, Tensor]:
         """Recommendation loss, L2 of the batch's final rows, and independence of the intents."""
-        users, entities = self.encoded(draws)
-        terms = self.recommendation_losses(users, entities[: self.graph.n_items], batch, self.config.l2)
+        terms = super().training_losses(batch, draws)
         if self.config.independence_weight:
             pairs = combinations(self.intent_relations, 2)
             parts = [distance_correlation(one, other) for one, other in pairs]

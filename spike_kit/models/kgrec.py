@@ -14,11 +14,9 @@ from torch import Tensor
 from torch.nn import functional
 
 from spike_kit.base.config import TrainingConfig
-from spike_kit.data.graph import Graph
-from spike_kit.data.vectors import ProfileVectors
 from spike_kit.models.base import Batch, Preset
 from spike_kit.models.kg_encoder import EncoderDraws, KgEncoder, KgEncoderConfig
-from spike_kit.models.layers import TwoLayers, check_generator, normalized, random_nodes
+from spike_kit.models.layers import TwoLayers, gumbel, normalized, random_nodes
 from spike_kit.models.spaces import SHARED, Range
 from spike_kit.models.sparse import SparsePattern, count, spmm
 
@@ -39,7 +37,7 @@ class KgRecConfig(KgEncoderConfig):
     """Share of edges with the lowest rationale that each view of the contrast drops (the authors: 0.5)."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class KgRecDraws(EncoderDraws):
     """Everything random of one training step; ``edges`` are those that the encoder sees, without the hidden ones.
 
@@ -48,24 +46,23 @@ class KgRecDraws(EncoderDraws):
     hidden
         Edges to reconstruct, positions ``[h]``.
     view_edges
-        Edges of the knowledge graph's view, positions ``[k]``; none is all.
+        Edges of the knowledge graph's view, positions ``[k]``.
     view_interactions
-        Train interactions of the interactions' view, positions ``[m]``; none is all.
+        Train interactions of the interactions' view, positions ``[m]``.
     permutation
-        For each item the other item that serves as its negative, ``[I]``; none leaves the contrast out.
+        For each item the other item that serves as its negative, ``[I]``.
     """
 
-    hidden: Tensor | None = None
-    view_edges: Tensor | None = None
-    view_interactions: Tensor | None = None
-    permutation: Tensor | None = None
+    hidden: Tensor
+    view_edges: Tensor
+    view_interactions: Tensor
+    permutation: Tensor
 
 
 class KgRec(KgEncoder[KgRecConfig]):
     """The encoder with two losses: hidden rationales are reconstructed, and two views of the items are contrasted."""
 
     title: ClassVar = "KGRec"
-    config_class: ClassVar = KgRecConfig
     global_terms: ClassVar = frozenset({"reconstruction", "contrast"})
     presets: ClassVar = {
         "recommended": Preset(KgRecConfig(), TrainingConfig(learning_rate=5e-3)),
@@ -83,47 +80,45 @@ class KgRec(KgEncoder[KgRecConfig]):
         "contrast_temperature": Range(0.05, 1.0, log=True),
     }
 
-    def __init__(
-        self, config: KgRecConfig, graph: Graph, vectors: ProfileVectors | None, generator: torch.Generator
-    ) -> None:
-        super().__init__(config, graph, vectors, generator)
-        sizes = config.dim, config.dim, config.dim
-        self.interaction_mlp = TwoLayers(sizes, functional.relu, generator, graph.device)
-        self.knowledge_mlp = TwoLayers(sizes, functional.relu, generator, graph.device)
+    def build(self, generator: torch.Generator) -> None:
+        """Draw the tables of the encoder, and the maps of both views."""
+        super().build(generator)
+        sizes = self.config.dim, self.config.dim, self.config.dim
+        self.interaction_mlp = TwoLayers(sizes, functional.relu, generator, self.device)
+        self.knowledge_mlp = TwoLayers(sizes, functional.relu, generator, self.device)
 
     def draw(self, generator: torch.Generator) -> KgRecDraws:
         """Sample edges and interactions, hide rationales, and thin both views by the current rationale scores."""
         config, graph = self.config, self.graph
         edges, interactions = self.sampled_edges(generator), self.sampled_interactions(generator)
-        present = torch.arange(graph.n_edges, device=graph.device) if edges is None else edges
-        with torch.no_grad():
-            scores = self.rationale_scores(present)
-        noise = gumbel((2, graph.n_edges), generator, graph.device)
-        noisy, chance = (scores + noise[0].index_select(0, present), noise[1].index_select(0, present))
-        size = min(config.hidden_edges, present.shape[0] // 4)
-        chosen = [present.index_select(0, values.topk(size).indices) for values in (noisy, chance)]
-        hidden = self.mask(torch.cat(chosen)).nonzero().flatten()
-        seen = self.mask(present).index_fill(0, hidden, False).nonzero().flatten()
-        view_edges = present.index_select(0, most(noisy, 1 - config.contrast_drop))
-        of_items = self.item_rationales(present, scores).index_select(0, graph.train_item)
-        available = torch.arange(graph.n_interactions, device=graph.device)
-        if interactions is not None:
-            available = interactions.nonzero().flatten()
+        edges = torch.arange(graph.n_edges, device=self.device) if edges is None else edges
+        scores, noisy, chosen = self.rationales(edges, config.hidden_edges, generator)
+        hidden = self.mask(chosen).nonzero().flatten()
+        seen = self.mask(edges).index_fill(0, hidden, False).nonzero().flatten()
+        of_items = self.item_rationales(edges, scores).index_select(0, graph.train_item)
+        every = torch.arange(graph.n_interactions, device=self.device)
+        available = every if interactions is None else interactions.nonzero().flatten()
         # The largest sums of a logit and Gumbel noise are a draw without replacement from its softmax.
         keys = of_items + gumbel((2, graph.n_interactions), generator, graph.device).sum(0)
         keys = keys.index_select(0, available)
-        view_interactions = available.index_select(0, most(keys, 1 - config.contrast_drop))
-        permutation = random_nodes(graph.n_items, graph.n_items, generator, graph.device)
-        return KgRecDraws(seen, interactions, generator, hidden, view_edges, view_interactions, permutation)
+        return KgRecDraws(
+            edges=seen,
+            interactions=interactions,
+            generator=generator,
+            hidden=hidden,
+            view_edges=edges.index_select(0, most(noisy, 1 - config.contrast_drop)),
+            view_interactions=available.index_select(0, most(keys, 1 - config.contrast_drop)),
+            permutation=random_nodes(graph.n_items, graph.n_items, generator, self.device),
+        )
 
     def training_losses(self, batch: Batch, draws: KgRecDraws) -> dict[str, Tensor]:
         """Recommendation loss, L2 of the batch's final rows, reconstruction and contrast."""
         config, graph = self.config, self.graph
         users, entities = self.encoded(draws)
         terms = self.recommendation_losses(users, entities[: graph.n_items], batch, config.l2)
-        if config.reconstruction_weight and draws.hidden is not None:
+        if config.reconstruction_weight:
             terms["reconstruction"] = config.reconstruction_weight * self._reconstruction(entities, draws.hidden)
-        if config.contrast_weight and draws.permutation is not None:
+        if config.contrast_weight:
             views = self.interaction_view(draws.view_interactions), self.knowledge_view(draws.view_edges)
             terms["contrast"] = config.contrast_weight * self._contrast(*views, draws.permutation)
         return terms
@@ -139,13 +134,12 @@ class KgRec(KgEncoder[KgRecConfig]):
             sides.append(torch.where(mean == 0, 1.0, mean))
         return (sides[0] + sides[1]) / 2
 
-    def interaction_view(self, interactions: Tensor | None) -> Tensor:
+    def interaction_view(self, interactions: Tensor) -> Tensor:
         """Items ``[I, d]`` as users see them; both sides receive at once, and an edge weighs 1 / degree of its user."""
         graph = self.graph
         weights = count(graph.train_user, graph.n_users).clamp_min(1).to(self.user_embedding.dtype).reciprocal()
-        rows, columns = graph.train_user, graph.train_item
-        if interactions is not None:
-            rows, columns = (ids.index_select(0, interactions.sort().values) for ids in (rows, columns))
+        places = interactions.sort().values
+        rows, columns = (ids.index_select(0, places) for ids in (graph.train_user, graph.train_item))
         pattern = SparsePattern(rows, columns, graph.n_users, graph.n_items)
         to_users = weights.index_select(0, rows)
         to_items = to_users.index_select(0, pattern.transpose_order)
@@ -157,11 +151,10 @@ class KgRec(KgEncoder[KgRecConfig]):
             total = total + items
         return total
 
-    def knowledge_view(self, edges: Tensor | None) -> Tensor:
+    def knowledge_view(self, edges: Tensor) -> Tensor:
         """Items ``[I, d]`` as the knowledge graph sees them: means of ``e_t * r``, normalised, summed over layers."""
         kept = self._kept(edges)
-        entities: Tensor = self.entity_embedding
-        total = entities
+        entities = total = self.entity_embedding
         for _ in range(self.config.layers):
             entities = normalized(kept.average(entities, self.relation_embedding))
             total = total + entities
@@ -190,16 +183,3 @@ def most(scores: Tensor, share: float) -> Tensor:
     rank = torch.ones_like(order).cumsum(0)
     limit = (share * torch.ones_like(order).sum().double()).floor()
     return order.index_select(0, (rank <= limit).nonzero().flatten()).sort().values
-
-
-def gumbel(shape: tuple[int, ...], generator: torch.Generator, device: torch.device) -> Tensor:
-    """Gumbel noise ``-log(-log u)`` of a shape.
-
-    Raises
-    ------
-    DeviceError
-        If the generator belongs to another device.
-    """
-    check_generator(generator, device)
-    u = torch.rand(shape, generator=generator, device=generator.device).to(device)
-    return -(-u.clamp_min(1e-20).log()).log()

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from typing import Any, Literal
 
 import numpy as np
@@ -102,7 +101,7 @@ def kept_share(keep: float) -> float:
 
 
 def keep_mask(
-    shape: torch.Size | tuple[int, ...],
+    shape: tuple[int, ...],
     keep: float,
     generator: torch.Generator,
     device: torch.device,
@@ -140,6 +139,25 @@ def _random_words(n: int, generator: torch.Generator, device: torch.device) -> T
         return torch.from_numpy(words.view(np.int64))
     words = torch.empty(n, dtype=torch.int64, device=generator.device)
     return words.random_(torch.iinfo(torch.int64).min, None, generator=generator).to(device)
+
+
+def uniform(
+    shape: tuple[int, ...], generator: torch.Generator, device: torch.device, dtype: torch.dtype = torch.float32
+) -> Tensor:
+    """Random numbers in [0, 1) of a shape.
+
+    Raises
+    ------
+    DeviceError
+        If the generator belongs to another device.
+    """
+    check_generator(generator, device)
+    return torch.rand(shape, generator=generator, device=generator.device, dtype=dtype).to(device)
+
+
+def gumbel(shape: tuple[int, ...], generator: torch.Generator, device: torch.device) -> Tensor:
+    """Gumbel noise ``-log(-log u)`` of a shape; errors are those of `uniform`."""
+    return -(-uniform(shape, generator, device).clamp_min(1e-20).log()).log()
 
 
 def random_nodes(n_nodes: int, size: int, generator: torch.Generator, device: torch.device) -> Tensor:
@@ -227,93 +245,72 @@ class ProfileProjection(nn.Module):
             ``[n, d]`` for each mask.
         """
         dropped = generator if self.rate else None
-        plan = _Plan(text, masks if dropped else 1, self.rate, dropped, self.budget, self.precision)
-        outputs = _Project.apply(plan, self.first.weight, self.first.bias, self.second.weight, self.second.bias)
+        outputs = _Project.apply(self, text, dropped, masks if dropped else 1, *self.parameters())
         return outputs if dropped else outputs * masks
 
-
-@dataclass(frozen=True)
-class _Plan:
-    text: Tensor
-    masks: int
-    rate: float
-    generator: torch.Generator | None
-    budget: int
-    precision: Precision
-
-    @property
-    def keeps_hidden(self) -> bool:
-        """Whether the hidden rows of all nodes and masks fit into the budget."""
-        return self.masks * self.text.numel() * 4 <= self.budget
-
-    @property
-    def scale(self) -> float:
-        """Factor that makes up for the dropped units; it is applied to the second weight, not to every row."""
-        return 1 / kept_share(1 - self.rate) if self.generator is not None else 1.0
-
-    def chunks(self, like: Tensor) -> Iterator[tuple[slice, Tensor]]:
+    def chunks(self, text: Tensor, masks: int) -> Iterator[tuple[slice, Tensor]]:
         """Rows of text on the device and in the number format of the products."""
-        n_rows, text_dim = self.text.shape
-        size = max(1, min(self.budget, CHUNK_BYTES) // (4 * text_dim * (self.masks + 1)))
+        (n_rows, text_dim), like = text.shape, self.first.weight
+        size = max(1, min(self.budget, CHUNK_BYTES) // (4 * text_dim * (masks + 1)))
         for start in range(0, n_rows, size):
             rows = slice(start, min(start + size, n_rows))
-            yield rows, self.lower(self.text[rows].to(like.device, like.dtype))
+            yield rows, self.lower(text[rows].to(like.device, like.dtype))
 
     def lower(self, x: Tensor) -> Tensor:
         """Same tensor in the number format of the products."""
         return x.bfloat16() if self.precision == "bfloat16" else x
 
-    def hidden(self, rows: Tensor, weight: Tensor, bias: Tensor, generator: torch.Generator | None) -> list[Tensor]:
+    def hidden(self, rows: Tensor, generator: torch.Generator | None, masks: int) -> list[Tensor]:
         """Hidden rows ``[n, d_t]`` after ReLU, once per mask, zero where dropped but not yet scaled."""
-        active = torch.addmm(self.lower(bias), rows, self.lower(weight).T).relu_()
+        active = torch.addmm(self.lower(self.first.bias), rows, self.lower(self.first.weight).T).relu_()
         if generator is None:
             return [active]
-        drawn = [
-            keep_mask(active.shape, 1 - self.rate, generator, active.device, active.dtype) for _ in range(self.masks)
-        ]
+        drawn = [keep_mask(active.shape, 1 - self.rate, generator, active.device, active.dtype) for _ in range(masks)]
         return [mask.mul_(active) for mask in drawn]
 
 
 class _Project(torch.autograd.Function):
+    """Outputs of a projection; what makes up for dropped units scales the second weight, not every row."""
+
     @staticmethod
     def forward(
-        ctx: Any, plan: _Plan, weight: Tensor, bias: Tensor, second: Tensor, second_bias: Tensor
+        ctx: Any, own: ProfileProjection, text: Tensor, generator: torch.Generator | None, masks: int, *_: Tensor
     ) -> tuple[Tensor, ...]:
-        generator = plan.generator
-        outputs = tuple(second.new_empty(plan.text.shape[0], second.shape[0]) for _ in range(plan.masks))
-        scaled = plan.lower(second * plan.scale).T
-        ctx.plan, ctx.hidden = plan, []
-        ctx.start = None if generator is None or plan.keeps_hidden else generator.get_state()
-        for rows, text in plan.chunks(weight):
-            hidden = plan.hidden(text, weight, bias, generator)
-            for output, part in zip(outputs, hidden, strict=True):
-                output[rows] = torch.addmm(plan.lower(second_bias), part, scaled)
-            if plan.keeps_hidden and any(ctx.needs_input_grad):
+        second = own.second
+        ctx.scale = 1 / kept_share(1 - own.rate) if generator is not None else 1.0
+        outputs = tuple(second.weight.new_empty(len(text), second.out_features) for _ in range(masks))
+        scaled = own.lower(second.weight * ctx.scale).T
+        keeps_hidden = masks * text.numel() * 4 <= own.budget
+        ctx.given, ctx.hidden = (own, text, generator, masks), []
+        ctx.start = None if generator is None or keeps_hidden else generator.get_state()
+        for rows, part in own.chunks(text, masks):
+            hidden = own.hidden(part, generator, masks)
+            for output, active in zip(outputs, hidden, strict=True):
+                output[rows] = torch.addmm(own.lower(second.bias), active, scaled)
+            if keeps_hidden and any(ctx.needs_input_grad):
                 ctx.hidden.append(hidden)
-        ctx.save_for_backward(weight, bias, second)
         return outputs
 
     @staticmethod
-    def backward(ctx: Any, *gradients: Tensor) -> tuple[None, Tensor, Tensor, Tensor, Tensor]:
-        weight, bias, second = ctx.saved_tensors
-        plan: _Plan = ctx.plan
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
+        own, text, generator, masks = ctx.given
         replay = None
-        if ctx.start is not None and plan.generator is not None:
-            replay = torch.Generator(plan.generator.device)
+        if ctx.start is not None:
+            replay = torch.Generator(generator.device)
             replay.set_state(ctx.start)
-        to_weight, to_bias = torch.zeros_like(weight), torch.zeros_like(bias)
-        to_second, scaled = torch.zeros_like(second), plan.lower(second * plan.scale)
-        for number, (rows, text) in enumerate(plan.chunks(weight)):
-            hidden = ctx.hidden[number] if plan.keeps_hidden else plan.hidden(text, weight, bias, replay)
+        to_weight, to_bias, to_second, _ = (torch.zeros_like(parameter) for parameter in own.parameters())
+        scaled = own.lower(own.second.weight * ctx.scale)
+        for number, (rows, part) in enumerate(own.chunks(text, masks)):
+            hidden = ctx.hidden[number] if ctx.hidden else own.hidden(part, replay, masks)
             to_active = None
-            for gradient, part in zip(gradients, hidden, strict=True):
-                lowered = plan.lower(gradient[rows])
-                to_second += lowered.T @ part
+            for gradient, active in zip(gradients, hidden, strict=True):
+                lowered = own.lower(gradient[rows])
+                to_second += lowered.T @ active
                 to_part = lowered @ scaled
-                to_part = torch.ops.aten.threshold_backward.grad_input(to_part, part, 0, grad_input=to_part)
+                to_part = torch.ops.aten.threshold_backward.grad_input(to_part, active, 0, grad_input=to_part)
                 to_active = to_part if to_active is None else to_active.add_(to_part)
             assert to_active is not None
-            to_weight += to_active.T @ text
+            to_weight += to_active.T @ part
             to_bias += to_active.sum(0)
         to_second_bias = torch.stack([gradient.sum(0) for gradient in gradients]).sum(0)
-        return None, to_weight, to_bias, to_second * plan.scale, to_second_bias
+        return None, None, None, None, to_weight, to_bias, to_second * ctx.scale, to_second_bias

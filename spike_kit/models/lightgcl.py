@@ -9,8 +9,6 @@ from pydantic import Field
 from torch import Tensor
 
 from spike_kit.base.config import TrainingConfig
-from spike_kit.data.graph import Graph
-from spike_kit.data.vectors import ProfileVectors
 from spike_kit.models import losses
 from spike_kit.models.base import Batch, Preset
 from spike_kit.models.lightgcn import Bipartite, EdgeWeights, PropagatedConfig, PropagatedRecommender
@@ -67,7 +65,6 @@ class LightGcl(PropagatedRecommender[LightGclConfig]):
     """
 
     title: ClassVar = "LightGCL"
-    config_class: ClassVar = LightGclConfig
     presets: ClassVar = {
         "recommended": Preset(
             LightGclConfig(contrast_weight=0.1, contrast_temperature=0.1), TrainingConfig(learning_rate=5e-3)
@@ -79,13 +76,12 @@ class LightGcl(PropagatedRecommender[LightGclConfig]):
     }
     search_space: ClassVar = {**PROPAGATED, **CONTRAST, "rank": (5, 10, 20)}
 
-    def __init__(
-        self, config: LightGclConfig, graph: Graph, vectors: ProfileVectors | None, generator: torch.Generator
-    ) -> None:
-        super().__init__(config, graph, vectors, generator)
-        self.low_rank = low_rank(self.bipartite, config.rank, generator)
+    def build(self, generator: torch.Generator) -> None:
+        """Draw the tables, and decompose the graph."""
+        super().build(generator)
+        self.low_rank = low_rank(self.bipartite, self.config.rank, generator)
 
-    def training_losses(self, batch: Batch, draws: EdgeWeights | None = None) -> dict[str, Tensor]:
+    def training_losses(self, batch: Batch, draws: EdgeWeights | None) -> dict[str, Tensor]:
         """Recommendation loss, contrast with the low-rank view, and L2."""
         config = self.config
         final, view = self.both_views(draws)
@@ -98,8 +94,7 @@ class LightGcl(PropagatedRecommender[LightGclConfig]):
     def both_views(self, weights: EdgeWeights | None = None) -> tuple[tuple[Tensor, Tensor], tuple[Tensor, Tensor]]:
         """Users and items: layers combined as `embeddings` has them, and the same of the low-rank view."""
         left, values, right = self.low_rank
-        users: Tensor = self.user_embedding
-        items: Tensor = self.item_embedding
+        users, items = self.user_embedding, self.item_embedding
         user_sum, item_sum, user_view, item_view = users, items, users, items
         for _ in range(self.config.layers):
             user_view = user_view + (left * values) @ (right.T @ items)

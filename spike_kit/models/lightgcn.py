@@ -13,7 +13,6 @@ from torch import Tensor
 
 from spike_kit.base.config import TrainingConfig
 from spike_kit.data.graph import Graph
-from spike_kit.data.vectors import ProfileVectors
 from spike_kit.models.base import Batch, LayeredConfig, Preset, TableRecommender, layer_zero_l2
 from spike_kit.models.layers import keep_mask
 from spike_kit.models.spaces import PROPAGATED
@@ -92,19 +91,22 @@ class PropagatedRecommender(TableRecommender[ConfigT]):
 
     global_terms = frozenset({"l2_all"})
 
-    def __init__(
-        self, config: ConfigT, graph: Graph, vectors: ProfileVectors | None, generator: torch.Generator
-    ) -> None:
-        super().__init__(config, graph, vectors, generator)
-        self.bipartite = Bipartite(graph)
+    def build(self, generator: torch.Generator) -> None:
+        """Draw the tables."""
+        super().build(generator)
+        self.bipartite = Bipartite(self.graph)
 
     def draw(self, generator: torch.Generator) -> Any:
         """Edges of the step's graph; none keeps all."""
         return self.bipartite.dropped(self.config.edge_keep, generator) if self.config.edge_keep < 1 else None
 
-    def embeddings(self) -> tuple[Tensor, Tensor]:
+    def embeddings(self, draws: Any = None) -> tuple[Tensor, Tensor]:
         """Propagated embeddings ``[U, d]`` and ``[I, d]``."""
-        return self.comparable(*self.propagated())
+        return self.propagated(draws)
+
+    def training_losses(self, batch: Batch, draws: Any) -> dict[str, Tensor]:
+        """Recommendation loss on the propagated embeddings, and L2."""
+        return self.recommendation_losses(*self.embeddings(draws), batch) | self.penalties(batch)
 
     def propagated(
         self, weights: EdgeWeights | None = None, tables: tuple[Tensor, Tensor] | None = None
@@ -118,30 +120,20 @@ class PropagatedRecommender(TableRecommender[ConfigT]):
 
     def penalties(self, batch: Batch) -> dict[str, Tensor]:
         """L2 term, where there is one."""
-        return layer_zero_l2(self, batch, self.user_embedding, self.item_embedding, self.parameters())
+        return layer_zero_l2(self, batch, [*self.parameters()])
 
 
-class LightGcnConfig(PropagatedConfig):
-    """Settings of LightGCN; those of all models on the user-item graph."""
-
-
-class LightGcn(PropagatedRecommender[LightGcnConfig]):
+class LightGcn(PropagatedRecommender[PropagatedConfig]):
     """Final embeddings: mean over layers of powers of the normalised adjacency applied to the id embeddings."""
 
     title: ClassVar = "LightGCN"
-    config_class: ClassVar = LightGcnConfig
     presets: ClassVar = {
         "recommended": Preset(
-            LightGcnConfig(loss="cosine_softmax", layers=2, l2=0.0), TrainingConfig(learning_rate=2e-3)
+            PropagatedConfig(loss="cosine_softmax", layers=2, l2=0.0), TrainingConfig(learning_rate=2e-3)
         ),
-        "bpr": Preset(LightGcnConfig(), TrainingConfig(learning_rate=5e-3)),
+        "bpr": Preset(PropagatedConfig(), TrainingConfig(learning_rate=5e-3)),
         "reference": Preset(
-            LightGcnConfig(layers=2, combine="sum", edge_keep=0.5, l2=1e-8, l2_on="all"), TrainingConfig()
+            PropagatedConfig(layers=2, combine="sum", edge_keep=0.5, l2=1e-8, l2_on="all"), TrainingConfig()
         ),
     }
     search_space: ClassVar = PROPAGATED
-
-    def training_losses(self, batch: Batch, draws: EdgeWeights | None = None) -> dict[str, Tensor]:
-        """Recommendation loss on the propagated embeddings, and L2."""
-        users, items = self.propagated(draws)
-        return self.recommendation_losses(users, items, batch) | self.penalties(batch)

@@ -7,20 +7,14 @@ from typing import ClassVar
 
 from torch import Tensor
 
-from spike_kit.base.config import TrainingConfig
 from spike_kit.models.base import FittedRecommender, ModelConfig, Preset
 
 
-class PopularityConfig(ModelConfig):
-    """Popularity has no settings."""
-
-
-class Popularity(FittedRecommender[PopularityConfig]):
+class Popularity(FittedRecommender):
     """Scores are the items' train counts, the same for every user."""
 
     title: ClassVar = "Popularity"
-    config_class: ClassVar = PopularityConfig
-    presets: ClassVar = {"recommended": Preset(PopularityConfig(), TrainingConfig())}
+    presets: ClassVar = {"recommended": Preset(ModelConfig())}
 
     @cached_property
     def fitted(self) -> dict[str, Tensor]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import ClassVar, TypeVar
 
 import torch
@@ -11,10 +10,8 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from spike_kit.base.config import TrainingConfig
-from spike_kit.data.graph import Graph
-from spike_kit.data.vectors import ProfileVectors
 from spike_kit.models import losses
-from spike_kit.models.base import Batch, Preset, user_item_text
+from spike_kit.models.base import Batch, Preset
 from spike_kit.models.layers import TwoLayers, normalized, random_nodes
 from spike_kit.models.lightgcn import EdgeWeights, PropagatedConfig, PropagatedRecommender
 from spike_kit.models.spaces import PROPAGATED, Range
@@ -61,16 +58,15 @@ class _RlmRec(PropagatedRecommender[ConfigT]):
 
     uses_text: ClassVar = True
 
-    def __init__(
-        self, config: ConfigT, graph: Graph, vectors: ProfileVectors | None, generator: torch.Generator
-    ) -> None:
-        super().__init__(config, graph, vectors, generator)
-        self.user_text, self.item_text = user_item_text(vectors, graph, self.title)
+    def build(self, generator: torch.Generator) -> None:
+        """Draw the tables, and take the texts."""
+        super().build(generator)
+        self.user_text, self.item_text = self.texts()
 
     def _mlp(self, n_in: int, n_out: int, generator: torch.Generator) -> TwoLayers:
         """Linear, LeakyReLU (slope 0.01), Linear; the hidden width is the mean of both ends, rounded down."""
         sizes = n_in, (n_in + n_out) // 2, n_out
-        return TwoLayers(sizes, functional.leaky_relu, generator, self.user_text.device)
+        return TwoLayers(sizes, functional.leaky_relu, generator, self.device)
 
 
 class RlmRecCon(_RlmRec[RlmRecConConfig]):
@@ -81,7 +77,6 @@ class RlmRecCon(_RlmRec[RlmRecConConfig]):
     """
 
     title: ClassVar = "RLMRec-Con"
-    config_class: ClassVar = RlmRecConConfig
     presets: ClassVar = {
         "recommended": Preset(RlmRecConConfig(), TrainingConfig(learning_rate=5e-3)),
         "reference": Preset(
@@ -91,13 +86,12 @@ class RlmRecCon(_RlmRec[RlmRecConConfig]):
     }
     search_space: ClassVar = _SPACE
 
-    def __init__(
-        self, config: RlmRecConConfig, graph: Graph, vectors: ProfileVectors | None, generator: torch.Generator
-    ) -> None:
-        super().__init__(config, graph, vectors, generator)
-        self.text_mlp = self._mlp(self.user_text.shape[1], config.dim, generator)
+    def build(self, generator: torch.Generator) -> None:
+        """Draw the tables and the map of texts."""
+        super().build(generator)
+        self.text_mlp = self._mlp(self.user_text.shape[1], self.config.dim, generator)
 
-    def training_losses(self, batch: Batch, draws: EdgeWeights | None = None) -> dict[str, Tensor]:
+    def training_losses(self, batch: Batch, draws: EdgeWeights | None) -> dict[str, Tensor]:
         """Recommendation loss, contrast with the text, and L2."""
         config = self.config
         users, items = self.propagated(draws)
@@ -131,12 +125,8 @@ def _distinct(ids: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     return distinct, place, counts
 
 
-@dataclass(frozen=True)
-class RlmRecGenDraws:
-    """Randomness of a step: nodes hidden ``[m]`` (users 0..U-1, item i is U + i), and edges (none: all)."""
-
-    masked: Tensor
-    edges: EdgeWeights | None = None
+RlmRecGenDraws = tuple[Tensor, EdgeWeights | None]
+"""Randomness of a step: nodes hidden ``[m]`` (users 0..U-1, item i is U + i), and edges (none: all)."""
 
 
 class RlmRecGen(_RlmRec[RlmRecGenConfig]):
@@ -147,7 +137,6 @@ class RlmRecGen(_RlmRec[RlmRecGenConfig]):
     """
 
     title: ClassVar = "RLMRec-Gen"
-    config_class: ClassVar = RlmRecGenConfig
     global_terms = frozenset({"l2_all", "text"})
     presets: ClassVar = {
         "recommended": Preset(RlmRecGenConfig(), TrainingConfig(learning_rate=5e-3)),
@@ -158,38 +147,37 @@ class RlmRecGen(_RlmRec[RlmRecGenConfig]):
     }
     search_space: ClassVar = {**_SPACE, "mask_share": Range(0.05, 0.3)}
 
-    def __init__(
-        self, config: RlmRecGenConfig, graph: Graph, vectors: ProfileVectors | None, generator: torch.Generator
-    ) -> None:
-        super().__init__(config, graph, vectors, generator)
-        self.text_mlp = self._mlp(config.dim, self.user_text.shape[1], generator)
-        self.mask_token = nn.Parameter(torch.zeros(1, config.dim, device=graph.device))
+    def build(self, generator: torch.Generator) -> None:
+        """Draw the tables and the map to texts; the token is zero at first."""
+        super().build(generator)
+        self.text_mlp = self._mlp(self.config.dim, self.user_text.shape[1], generator)
+        self.mask_token = nn.Parameter(torch.zeros(1, self.config.dim, device=self.device))
 
     def draw(self, generator: torch.Generator) -> RlmRecGenDraws:
         """Nodes to hide, and edges to keep."""
-        n_nodes = self.user_text.shape[0] + self.item_text.shape[0]
+        n_nodes = self.graph.n_users + self.graph.n_items
         n_masked = max(int(n_nodes * self.config.mask_share), 1)
-        return RlmRecGenDraws(random_nodes(n_nodes, n_masked, generator, self.device), super().draw(generator))
+        return random_nodes(n_nodes, n_masked, generator, self.device), super().draw(generator)
 
     def training_losses(self, batch: Batch, draws: RlmRecGenDraws) -> dict[str, Tensor]:
         """Recommendation loss, reconstruction of the hidden nodes' text, and L2."""
         config = self.config
-        users, items = self.hidden(draws)
+        hidden, edges = draws
+        users, items = self.without(hidden, edges)
         terms = self.recommendation_losses(users, items, batch) | self.penalties(batch)
         if config.text_weight:
-            mapped, text = self.reconstructed(users, items, draws.masked)
-            place = torch.arange(draws.masked.shape[0], device=self.device)
+            mapped, text = self.reconstructed(users, items, hidden)
+            place = torch.arange(hidden.shape[0], device=self.device)
             rows = normalized(mapped) / config.text_temperature
             terms["text"] = config.text_weight * losses.softmax(rows, functional.normalize(text), place, place)
         return terms
 
-    def hidden(self, draws: RlmRecGenDraws) -> tuple[Tensor, Tensor]:
-        """Propagated embeddings ``[U, d]`` and ``[I, d]``, the hidden nodes replaced before."""
-        n_users = self.user_text.shape[0]
-        nodes = torch.cat([self.user_embedding, self.item_embedding])
-        masked = torch.zeros(nodes.shape[0], 1, dtype=torch.bool, device=self.device).index_fill(0, draws.masked, True)
+    def without(self, hidden: Tensor, edges: EdgeWeights | None = None) -> tuple[Tensor, Tensor]:
+        """Propagated embeddings ``[U, d]`` and ``[I, d]``, the ``hidden`` nodes replaced before."""
+        nodes, n_users = torch.cat([self.user_embedding, self.item_embedding]), self.graph.n_users
+        masked = torch.zeros(nodes.shape[0], 1, dtype=torch.bool, device=self.device).index_fill(0, hidden, True)
         nodes = torch.where(masked, self.mask_token, nodes)
-        return self.propagated(draws.edges, (nodes[:n_users], nodes[n_users:]))
+        return self.propagated(edges, (nodes[:n_users], nodes[n_users:]))
 
     def reconstructed(self, users: Tensor, items: Tensor, nodes: Tensor) -> tuple[Tensor, Tensor]:
         """Mapped embeddings of some nodes, and their profiles: ``[m, d_t]`` each."""

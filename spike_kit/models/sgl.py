@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import ClassVar
 
 import torch
@@ -29,19 +28,14 @@ class SglConfig(PropagatedConfig):
     """Contrast the views of sampled negative items too, as SSLRec's code does."""
 
 
-@dataclass(frozen=True)
-class SglDraws:
-    """Edges of the two views; none is the whole graph."""
-
-    first: EdgeWeights | None = None
-    second: EdgeWeights | None = None
+SglDraws = tuple[EdgeWeights | None, EdgeWeights | None]
+"""Edges of the two views; none is the whole graph."""
 
 
 class Sgl(PropagatedRecommender[SglConfig]):
     """BPR on the whole graph, and InfoNCE between two views whose edges are drawn anew each step."""
 
     title: ClassVar = "SGL"
-    config_class: ClassVar = SglConfig
     presets: ClassVar = {
         "recommended": Preset(SglConfig(), TrainingConfig(learning_rate=5e-3)),
         "reference": Preset(
@@ -62,15 +56,16 @@ class Sgl(PropagatedRecommender[SglConfig]):
     def draw(self, generator: torch.Generator) -> SglDraws:
         """Edges of both views."""
         if self.config.view_keep == 1:
-            return SglDraws()
-        return SglDraws(*(self.bipartite.dropped(self.config.view_keep, generator) for _ in range(2)))
+            return None, None
+        first, second = (self.bipartite.dropped(self.config.view_keep, generator) for _ in range(2))
+        return first, second
 
     def training_losses(self, batch: Batch, draws: SglDraws) -> dict[str, Tensor]:
         """Recommendation loss on the whole graph, contrast of the views, and L2."""
         config = self.config
-        terms = self.recommendation_losses(*self.propagated(), batch) | self.penalties(batch)
+        terms = super().training_losses(batch, None)
         if config.contrast_weight:
-            views = self.propagated(draws.first), self.propagated(draws.second)
+            views = [self.propagated(edges) for edges in draws]
             negatives = [batch.negatives] if config.contrast_negatives else []
             ids = [batch.users, batch.positives, *negatives]
             terms["contrast"] = config.contrast_weight * losses.contrasts(views, ids, config.contrast_temperature)

@@ -45,9 +45,8 @@ class SparsePattern:
     def transpose(self) -> SparsePattern:
         """Pattern of the transposed matrix; its values are ``values.index_select(0, transpose_order)``."""
         order = self.transpose_order
-        return SparsePattern(
-            self.columns.index_select(0, order), self.rows.index_select(0, order), self.n_columns, self.n_rows
-        )
+        rows, columns = (x.index_select(0, order) for x in (self.columns, self.rows))
+        return SparsePattern(rows, columns, self.n_columns, self.n_rows)
 
     @cached_property
     def row_degree(self) -> Tensor:
@@ -62,9 +61,8 @@ class SparsePattern:
     def subset(self, kept: Tensor) -> SparsePattern:
         """Pattern of the entries where ``kept [nnz]`` is true; its transpose is derived, not sorted anew."""
         places = kept.nonzero().flatten()
-        part = SparsePattern(
-            self.rows.index_select(0, places), self.columns.index_select(0, places), self.n_rows, self.n_columns
-        )
+        rows, columns = (x.index_select(0, places) for x in (self.rows, self.columns))
+        part = SparsePattern(rows, columns, self.n_rows, self.n_columns)
         before = torch.cat([self.rows.new_zeros(1), kept.cumsum(0)])
         order = self.transpose_order
         order = order.index_select(0, kept.index_select(0, order).nonzero().flatten())
@@ -81,12 +79,8 @@ class SparsePattern:
             return torch.cat([x + copy * step for copy in range(n)])
 
         nnz = self.rows.shape[0]
-        whole = SparsePattern(
-            stacked(self.rows, self.n_rows),
-            stacked(self.columns, self.n_columns),
-            n * self.n_rows,
-            n * self.n_columns,
-        )
+        rows, columns = stacked(self.rows, self.n_rows), stacked(self.columns, self.n_columns)
+        whole = SparsePattern(rows, columns, n * self.n_rows, n * self.n_columns)
         starts = stacked(self.row_pointer[:-1], nnz)
         whole.__dict__["row_pointer"] = torch.cat([starts, starts.new_full((1,), n * nnz)])
         whole.__dict__["transpose_order"] = stacked(self.transpose_order, nnz)
@@ -94,14 +88,14 @@ class SparsePattern:
 
 
 def spmm(pattern: SparsePattern, values: Tensor, dense: Tensor) -> Tensor:
-    """Product of a sparse matrix with a dense one; gradients reach ``dense`` only.
+    """Product of a sparse matrix with a dense one; no ``[nnz, d]`` tensor is made, in the backward pass neither.
 
     Parameters
     ----------
     pattern
         Where the entries are, ``[n_rows, n_columns]``.
     values
-        The entries ``[nnz]``; an entry may be 0 (a dropped edge).
+        The entries ``[nnz]``; an entry may be 0 (a dropped edge). They get gradients where they want them (attention).
     dense
         ``[n_columns, d]``.
 
@@ -117,32 +111,14 @@ class _SparseProduct(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, pattern: SparsePattern, values: Tensor, dense: Tensor) -> Tensor:
         ctx.pattern = pattern
-        ctx.save_for_backward(values)
+        ctx.save_for_backward(values, dense if ctx.needs_input_grad[1] else None)
         return product(pattern, values, dense)
 
     @staticmethod
-    def backward(ctx: Any, *gradients: Tensor) -> tuple[None, None, Tensor]:
-        (values,) = ctx.saved_tensors
-        return None, None, transposed_product(ctx.pattern, values, gradients[0])
-
-
-def weighted_spmm(pattern: SparsePattern, values: Tensor, dense: Tensor) -> Tensor:
-    """Same as `spmm`, with gradients to the values too (attention); no ``[nnz, d]`` tensor is made."""
-    return _WeightedProduct.apply(pattern, values, dense)  # type: ignore[no-any-return]
-
-
-class _WeightedProduct(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx: Any, pattern: SparsePattern, values: Tensor, dense: Tensor) -> Tensor:
-        ctx.pattern = pattern
-        ctx.save_for_backward(values, dense)
-        return product(pattern, values, dense)
-
-    @staticmethod
-    def backward(ctx: Any, *gradients: Tensor) -> tuple[None, Tensor, Tensor]:
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[None, Tensor | None, Tensor]:
         values, dense = ctx.saved_tensors
         gradient = gradients[0].contiguous()
-        to_values = sampled_product(ctx.pattern, gradient, dense)
+        to_values = None if dense is None else sampled_product(ctx.pattern, gradient, dense)
         return None, to_values, transposed_product(ctx.pattern, values, gradient)
 
 

@@ -16,13 +16,11 @@ from pydantic import Field
 from torch import Tensor
 
 from spike_kit.base.config import TrainingConfig
-from spike_kit.base.errors import ConfigError
-from spike_kit.data.graph import Graph
 from spike_kit.data.vectors import ProfileVectors
 from spike_kit.models import losses
 from spike_kit.models.base import Batch, Preset
 from spike_kit.models.kg_encoder import EncoderDraws, KgEncoder, KgEncoderConfig
-from spike_kit.models.layers import Precision, ProfileProjection, check_generator, random_nodes
+from spike_kit.models.layers import Precision, ProfileProjection, random_nodes
 from spike_kit.models.spaces import SHARED, Range
 
 
@@ -105,7 +103,6 @@ class Spike(KgEncoder[SpikeConfig]):
     """SPiKE on one graph with the vectors of one profile set."""
 
     title: ClassVar = "SPiKE"
-    config_class: ClassVar = SpikeConfig
     presets: ClassVar = {
         "recommended": Preset(RECOMMENDED, TrainingConfig(batch_size=65_536, learning_rate=5e-3, eval_every=5)),
         "released_code": Preset(RELEASED_CODE, RELEASED_TRAINING),
@@ -121,44 +118,32 @@ class Spike(KgEncoder[SpikeConfig]):
     uses_text: ClassVar = True
     global_terms: ClassVar = frozenset({"matching"})
 
-    user_projection: ProfileProjection
-    entity_projection: ProfileProjection
-    text: ProfileVectors
-    profiled: Tensor
-    profiled_nodes: Tensor
-    text_centre: Tensor
     text_loadings: Tensor
-    _given: ProfileVectors
 
-    def __init__(
-        self, config: SpikeConfig, graph: Graph, vectors: ProfileVectors | None, generator: torch.Generator
-    ) -> None:
-        super().__init__(config, graph, vectors, generator)
-        if config.uses_text:
-            self._add_text(vectors, generator)
+    def build(self, generator: torch.Generator) -> None:
+        """Draw the tables of the encoder, and where any profile has an effect the projections."""
+        super().build(generator)
+        if self.config.uses_text:
+            self._add_text(generator)
 
-    def _add_text(self, vectors: ProfileVectors | None, generator: torch.Generator) -> None:
-        if vectors is None:
-            raise ConfigError("this SPiKE uses profiles, but no profile vectors were given", "switch all profiles off")
-        config, graph = self.config, self.graph
+    def _add_text(self, generator: torch.Generator) -> None:
+        config, graph, vectors = self.config, self.graph, self.profile_vectors()
         if config.text_components:
-            self._given = vectors
             centre, loadings = self._of_profiled(vectors).whitening(config.text_components)
             self.register_buffer("text_centre", centre.to(graph.device))
             self.register_buffer("text_loadings", loadings.to(graph.device))
             vectors = vectors.transformed(centre, loadings)
-        options = (vectors.dim, config.dim, config.text_dropout, generator, graph.device)
-        limits = (self._budget, config.text_precision)
-        self.user_projection = ProfileProjection(*options, *limits)
-        self.entity_projection = ProfileProjection(*options, *limits)
+        options = (vectors.dim, config.dim, config.text_dropout, generator, self.device, self._budget)
+        self.user_projection = ProfileProjection(*options, config.text_precision)
+        self.entity_projection = ProfileProjection(*options, config.text_precision)
         self.text = vectors if config.text_on == "host" else vectors.to(graph.device)
         bounds = (0, graph.n_users, graph.n_users + graph.n_items, graph.n_nodes)
         switches = (config.user_profiles, config.item_profiles, config.auxiliary_profiles)
         ranges = [torch.arange(*ends) for ends, profiled in zip(pairwise(bounds), switches, strict=True) if profiled]
-        profiled_nodes = torch.cat(ranges).to(graph.device)
-        profiled = torch.zeros(graph.n_nodes, dtype=torch.bool, device=graph.device)
-        self.register_buffer("profiled_nodes", profiled_nodes, persistent=False)
-        self.register_buffer("profiled", profiled.index_fill(0, profiled_nodes, True), persistent=False)
+        self._all_profiled = all(switches)
+        self.profiled_nodes = torch.cat(ranges).to(self.device)
+        profiled = torch.zeros(graph.n_nodes, dtype=torch.bool, device=self.device)
+        self.profiled = profiled.index_fill(0, self.profiled_nodes, True)
 
     def _of_profiled(self, vectors: ProfileVectors) -> ProfileVectors:
         """Rows of the subjects that have profiles: others must not be seen, not even through the components."""
@@ -171,19 +156,18 @@ class Spike(KgEncoder[SpikeConfig]):
         super().load_tensors(tensors)
         if "text_loadings" in tensors:
             where = self.text.user.device
-            basis = (tensors[name].to(self._given.user.device) for name in ("text_centre", "text_loadings"))
-            self.text = self._given.transformed(*basis).to(where)
-
-    @property
-    def _all_profiled(self) -> bool:
-        return self.config.user_profiles and self.config.item_profiles and self.config.auxiliary_profiles
+            given = self.profile_vectors()
+            basis = (tensors[name].to(given.user.device) for name in ("text_centre", "text_loadings"))
+            self.text = given.transformed(*basis).to(where)
 
     def draw(self, generator: torch.Generator) -> SpikeDraws:
         """Sample edges per relation, interactions, and nodes to match; dropout takes the generator from there."""
         config = self.config
         edges = self.sampled_edges(generator)
         if config.dropped_edges:
-            edges = self._without_rationales(edges, generator)
+            edges = torch.arange(self.graph.n_edges, device=self.device) if edges is None else edges
+            _, _, dropped = self.rationales(edges, config.dropped_edges, generator)
+            edges = self.mask(edges).index_fill(0, dropped, False).nonzero().flatten()
         interactions = self.sampled_interactions(generator)
         sampled = config.uses_text and config.matching == "sampled"
         return SpikeDraws(edges, interactions, generator, self._sample_nodes(generator) if sampled else None)
@@ -195,9 +179,7 @@ class Spike(KgEncoder[SpikeConfig]):
         if config.uses_text:
             injected, removed, text = self.projected(draws.generator, 3 if config.separate_masks else 1)
         final = self.final_rows(injected, removed, draws)
-        n_users, n_items = self.graph.n_users, self.graph.n_items
-        users, items, _ = final.split([n_users, n_items, self.graph.n_entities - n_items])
-        terms = self.recommendation_losses(users, items, batch, config.l2)
+        terms = self.recommendation_losses(*self.users_and_items(final), batch, config.l2)
         if text is not None and config.matching != "off" and config.matching_weight:
             terms["matching"] = config.matching_weight * self._matching(final, text, draws.nodes)
         return terms
@@ -211,21 +193,6 @@ class Spike(KgEncoder[SpikeConfig]):
     def node_embeddings(self) -> tuple[Tensor, Tensor]:
         """Final rows of users ``[U, d]`` and all entities ``[E, d]`` after removal; nothing is sampled or dropped."""
         return self.encoded(EncoderDraws())
-
-    def _without_rationales(self, edges: Tensor | None, generator: torch.Generator) -> Tensor:
-        graph = self.graph
-        present = self.mask(edges)
-        with torch.no_grad():
-            scores = self.rationales(present)
-        check_generator(generator, graph.device)
-        shape, dtype = (2, graph.n_edges), scores.dtype
-        noise = torch.rand(shape, dtype=dtype, generator=generator, device=generator.device).to(graph.device)
-        by_score = scores - (-noise[0].log_()).log_()
-        n_present = graph.n_edges if edges is None else edges.shape[0]
-        size = min(self.config.dropped_edges, n_present // 4)
-        nowhere = ~present
-        dropped = [row.masked_fill_(nowhere, float("-inf")).topk(size).indices for row in (by_score, noise[1])]
-        return present.index_fill(0, torch.cat(dropped), False).nonzero().flatten()
 
     def _sample_nodes(self, generator: torch.Generator) -> Tensor:
         n_nodes = self.profiled_nodes.numel()
@@ -258,7 +225,7 @@ class Spike(KgEncoder[SpikeConfig]):
             What is dropped in this pass; an empty one drops nothing.
         """
         config = self.config
-        nodes = torch.cat([self.user_embedding, self.entity_embedding])
+        nodes = self.nodes
         if injected is not None and config.inject:
             nodes = torch.add(nodes, injected, alpha=config.rho)
         total = self.propagate(nodes, draws)

@@ -21,9 +21,8 @@ from torch import Tensor
 
 from spike_kit.base.errors import DataError
 from spike_kit.data.graph import Graph
-from spike_kit.models.edges import RelationalEdges
 from spike_kit.models.layers import row_norms
-from spike_kit.models.sparse import SparsePattern, count, segment_softmax
+from spike_kit.models.sparse import count, segment_softmax
 from spike_kit.models.spike import Spike, SpikeDraws
 
 PARTS = ("structure", "profile")
@@ -63,11 +62,6 @@ class LayerRows:
     parts: Tensor
     attention: Tensor
 
-    @property
-    def final(self) -> Tensor:
-        """Final rows ``[U + E, d]``."""
-        return self.parts.sum(dim=(0, 1))
-
 
 class SpikeExplainer:
     """Rows, attention and scores of a trained SPiKE, as they are or without something.
@@ -83,7 +77,7 @@ class SpikeExplainer:
     def __init__(self, model: Spike, removals: Sequence[Removal] = ()) -> None:
         self.model, self.removals = model, tuple(removals)
         self.graph = _without_edges(model.graph, self.removals)
-        self._on_graph = _moved(model, self.graph)
+        self._on_graph = model if self.graph is model.graph else _moved(model, self.graph)
 
     def without(self, *removals: Removal) -> SpikeExplainer:
         """The same with more taken out.
@@ -123,7 +117,7 @@ class SpikeExplainer:
         """Rows of every layer, nothing sampled or dropped; their sum is `final`."""
         model, config = self.model, self.model.config
         with torch.no_grad():
-            ids = torch.cat([model.user_embedding, model.entity_embedding])
+            ids = model.nodes
             profiles = config.rho * self.profiles
             nothing = torch.zeros_like(ids)
             parts = torch.stack([ids, profiles if config.inject else nothing])
@@ -142,18 +136,16 @@ class SpikeExplainer:
         DataError
             If there is no such user.
         """
-        graph = self.graph
         self._check(user, ())
-        users, items = self.final[user : user + 1], self.final[graph.n_users : graph.n_users + graph.n_items]
-        users, items = self.model.comparable(users, items)
+        items = self.model.users_and_items(self.final)[1]
+        users, items = self.model.comparable(self.final[user : user + 1], items)
         return (users @ items.T)[0]
 
     def _check(self, user: int, items: Sequence[int]) -> None:
         graph = self.graph
         if not 0 <= user < graph.n_users:
             raise DataError(f"there is no user {user}", f"users are 0 to {graph.n_users - 1}")
-        missing = [item for item in items if not 0 <= item < graph.n_items]
-        if missing:
+        if missing := [item for item in items if not 0 <= item < graph.n_items]:
             raise DataError(f"there is no item {missing[0]}", f"items are 0 to {graph.n_items - 1}")
 
     def contributions(self, user: int, items: Sequence[int]) -> Tensor:
@@ -213,14 +205,10 @@ def _attention(model: Spike, nodes: Tensor) -> Tensor:
 
 def _moved(model: Spike, graph: Graph) -> Spike:
     """The same parameters on another graph; the model itself is not changed."""
-    if graph is model.graph:
-        return model
-    other, config = copy.copy(model), model.config
+    other = copy.copy(model)
     other.graph = graph
-    if graph.train_user is not model.graph.train_user:
-        other.interactions = SparsePattern(graph.train_user, graph.train_item, graph.n_users, graph.n_entities)
-    if graph.head is not model.graph.head:
-        other.edges = RelationalEdges.of(graph, config.dim, config.heads, config.budget_mib * 2**20)
+    for name in ("interactions", "edges"):
+        vars(other).pop(name, None)
     return other
 
 
@@ -230,24 +218,19 @@ def _without_edges(graph: Graph, removals: Sequence[Removal]) -> Graph:
         if removal.kind == "profile":
             if not 0 <= removal.what[0] < graph.n_nodes:
                 raise DataError(f"there is no node {removal.what[0]}")
-        elif removal.kind == "triple":
-            head, relation, tail = removal.what
+            continue
+        if removal.kind == "triple":
+            columns, (head, relation, tail) = ("head", "relation", "tail"), removal.what
             forward = (graph.head == head) & (graph.relation == relation) & (graph.tail == tail)
             inverse = (graph.head == tail) & (graph.relation == relation + graph.n_relations) & (graph.tail == head)
             kept = ~(forward | inverse)
-            _check_found(kept, removal)
-            graph = replace(graph, head=graph.head[kept], relation=graph.relation[kept], tail=graph.tail[kept])
         else:
-            user, item = removal.what
+            columns, (user, item) = ("train_user", "train_item"), removal.what
             kept = ~((graph.train_user == user) & (graph.train_item == item))
-            _check_found(kept, removal)
-            graph = replace(graph, train_user=graph.train_user[kept], train_item=graph.train_item[kept])
+        if bool(kept.all()):
+            raise DataError(f"the graph has no {removal.kind} {removal.what}")
+        graph = replace(graph, **{name: getattr(graph, name)[kept] for name in columns})
     return graph
-
-
-def _check_found(kept: Tensor, removal: Removal) -> None:
-    if bool(kept.all()):
-        raise DataError(f"the graph has no {removal.kind} {removal.what}")
 
 
 def what_if(

@@ -45,7 +45,7 @@ def test_parts_add_up_to_what_the_model_computes(world: World, settings: dict[st
     with torch.no_grad():
         nodes = torch.cat(model.node_embeddings())
         scores = model.score(torch.tensor([5]))[0]
-    torch.testing.assert_close(explainer.rows.final, nodes, rtol=0, atol=1e-5)
+    torch.testing.assert_close(explainer.rows.parts.sum((0, 1)), nodes, rtol=0, atol=1e-5)
     torch.testing.assert_close(explainer.scores(5), scores, rtol=0, atol=1e-5)
     parts = explainer.contributions(5, [3, 1])
     n_layers = model.config.layers + 1
@@ -62,7 +62,7 @@ def test_parts_add_up_in_float64(world: World, settings: dict[str, Any]) -> None
     with torch.no_grad():
         nodes, scores = torch.cat(model.node_embeddings()), model.score(torch.tensor([5]))[0]
     assert nodes.dtype == torch.float64
-    torch.testing.assert_close(explainer.rows.final, nodes, rtol=0, atol=1e-12)
+    torch.testing.assert_close(explainer.rows.parts.sum((0, 1)), nodes, rtol=0, atol=1e-12)
     items = range(world.graph.n_items)
     torch.testing.assert_close(explainer.contributions(5, items).sum((1, 2, 3, 4)), scores, rtol=0, atol=1e-12)
 
@@ -121,12 +121,12 @@ def test_a_profile_that_is_taken_out_has_no_effect_any_more(world: World) -> Non
     with torch.no_grad():
         other = Spike(model.config, world.graph, replace(world.vectors, entity=zeroed), torch_generator(0, "init"))
         other.load_state_dict(model.state_dict())
-        assert not torch.allclose(explainer.rows.final, torch.cat(model.node_embeddings()))
+        assert not torch.allclose(explainer.rows.parts.sum((0, 1)), torch.cat(model.node_embeddings()))
         bias = other.entity_projection(zeroed[7:8], None)[0]
         shifted = SpikeExplainer(other)
         shifted.__dict__["profiles"] = shifted.profiles.clone()
         shifted.profiles[node] -= bias[0]
-    torch.testing.assert_close(explainer.rows.final, shifted.rows.final, rtol=0, atol=1e-5)
+    torch.testing.assert_close(explainer.rows.parts.sum((0, 1)), shifted.rows.parts.sum((0, 1)), rtol=0, atol=1e-5)
 
 
 def test_an_edge_that_is_taken_out_leaves_the_graph_without_it(world: World) -> None:
@@ -138,8 +138,8 @@ def test_an_edge_that_is_taken_out_leaves_the_graph_without_it(world: World) -> 
     assert explainer.graph.n_interactions == graph.n_interactions - 1
     with torch.no_grad():
         expected = torch.cat(copy_of(model, explainer.graph, world).node_embeddings())
-    torch.testing.assert_close(explainer.rows.final, expected, rtol=0, atol=1e-5)
-    assert not torch.allclose(explainer.rows.final, SpikeExplainer(model).rows.final)
+    torch.testing.assert_close(explainer.rows.parts.sum((0, 1)), expected, rtol=0, atol=1e-5)
+    assert not torch.allclose(explainer.rows.parts.sum((0, 1)), SpikeExplainer(model).rows.parts.sum((0, 1)))
 
 
 @pytest.mark.parametrize(

@@ -16,8 +16,8 @@ from spike_kit.data.graph import Graph
 from spike_kit.evaluation.beyond import MEASURES, BeyondAccuracy, gini, item_groups, measure_lists, recommended
 from spike_kit.evaluation.groups import degree_groups
 from spike_kit.evaluation.ranking import RankingTask, evaluate
-from spike_kit.models.base import FixedEmbeddings
-from spike_kit.models.popularity import Popularity, PopularityConfig
+from spike_kit.models.base import FixedEmbeddings, ModelConfig
+from spike_kit.models.popularity import Popularity
 
 
 @pytest.fixture
@@ -168,7 +168,7 @@ def test_groups_of_items_by_hand(data: Dataset) -> None:
 
 def test_models_are_averaged_over_their_runs(data: Dataset) -> None:
     graph = Graph.from_tables(data.tables)
-    popular = Popularity(PopularityConfig(), graph)
+    popular = Popularity(ModelConfig(), graph)
     tables = measure_lists(data, iter([("a", popular), ("b", embeddings(data)), ("a", embeddings(data))]), k=5)
     whole = tables["whole lists"].set_index("model")
     alone = {name: measure_lists(data, [("x", model)], k=5)["whole lists"] for name, model in

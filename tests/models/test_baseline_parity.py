@@ -17,8 +17,8 @@ from spike_kit.models.bprmf import BprMf, BprMfConfig
 from spike_kit.models.colakg import CoLaKg, CoLaKgConfig, CoLaKgDraws
 from spike_kit.models.lightgcl import LightGcl, LightGclConfig
 from spike_kit.models.lightgcn import EdgeWeights, LightGcn, PropagatedRecommender
-from spike_kit.models.rlmrec import RlmRecCon, RlmRecConConfig, RlmRecGen, RlmRecGenConfig, RlmRecGenDraws
-from spike_kit.models.sgl import Sgl, SglConfig, SglDraws
+from spike_kit.models.rlmrec import RlmRecCon, RlmRecConConfig, RlmRecGen, RlmRecGenConfig
+from spike_kit.models.sgl import Sgl, SglConfig
 from tests.fixture_files import Fixture, assert_close, batch_of, settings
 
 VARIANTS = ("off", "sampled")
@@ -163,10 +163,10 @@ def test_sgl_parity(variant: str) -> None:
     model = built(fixture, Sgl, config)
     assert isinstance(model, Sgl)
     compare_evaluation(model, fixture)
-    draws = SglDraws()
+    draws: tuple[EdgeWeights | None, ...] = None, None
     if variant == "sampled":
-        draws = SglDraws(*(edge_weights(model, fixture, f"given.sampled.adj_keep_view{n}") for n in (1, 2)))
-    for number, view in enumerate((draws.first, draws.second), start=1):
+        draws = tuple(edge_weights(model, fixture, f"given.sampled.adj_keep_view{n}") for n in (1, 2))
+    for number, view in enumerate(draws, start=1):
         for side, found in zip(("user", "item"), model.propagated(view), strict=True):
             assert_close(found, fixture.arrays[f"{variant}.view{number}_{side}"], f"view {number}, {side}")
     terms = model.training_losses(batch_of(fixture), draws)
@@ -192,7 +192,7 @@ def test_lightgcl_parity() -> None:
     _, views = model.both_views()
     for side, found in zip(("user", "item"), views, strict=True):
         assert_close(found, fixture.arrays[f"eval.svd_view_{side}"], f"view, {side}")
-    terms = model.training_losses(batch_of(fixture))
+    terms = model.training_losses(batch_of(fixture), None)
     assert_close(terms["bpr"], fixture.arrays["off.loss.bpr"], "bpr")
     assert_close(terms["contrast"], fixture.arrays["off.loss.contrast_weighted"], "contrast")
     # The reference owns matrices that nothing uses; they shrink under L2 and are no parameters here.
@@ -237,7 +237,7 @@ def test_rlmrec_con_counts_an_item_as_often_as_it_is_in_the_batch() -> None:
     repeated = Batch(given.users, given.positives % 5, given.negatives)
     assert len(repeated.positives.unique()) == 5
     parameters = [model.item_embedding, *model.text_mlp.parameters()]
-    text = model.training_losses(repeated)["text"]
+    text = model.training_losses(repeated, None)["text"]
     gradients = torch.autograd.grad(text, parameters, retain_graph=True)
 
     users, items = model.propagated()
@@ -266,10 +266,10 @@ def test_rlmrec_gen_parity(variant: str) -> None:
     assert isinstance(model, RlmRecGen)
     compare_evaluation(model, fixture)
     masked = fixture.tensor(f"given.{variant}.masked_nodes")
-    assert model.draw(torch.Generator()).masked.shape == masked.shape
+    assert model.draw(torch.Generator())[0].shape == masked.shape
     edges = edge_weights(model, fixture, "given.sampled.adj_keep") if variant == "sampled" else None
-    draws = RlmRecGenDraws(masked, edges)
-    users, items = model.hidden(draws)
+    draws = masked, edges
+    users, items = model.without(masked, edges)
     assert_close(users, fixture.arrays[f"{variant}.user"], "users of the loss")
     assert_close(items, fixture.arrays[f"{variant}.item"], "items of the loss")
     mapped, _ = model.reconstructed(users, items, masked)

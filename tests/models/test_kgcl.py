@@ -50,9 +50,9 @@ def test_views_keep_the_shares_they_are_told(world: World) -> None:
     allowed = set(model.original.tolist())
     edges, interactions = [], []
     for _ in range(40):
-        for view in model.draw(generator).views:
-            assert set(view.edges.tolist()) <= allowed
-            edges.append(len(view.edges) / len(allowed))
-            interactions.append(float((view.interactions[0] > 0).float().mean()))
+        for kept, weights in model.draw(generator).views:
+            assert set(kept.tolist()) <= allowed
+            edges.append(len(kept) / len(allowed))
+            interactions.append(float((weights[0] > 0).float().mean()))
     assert np.mean(edges) == pytest.approx(0.5, abs=0.03)
     assert 0.5 < np.mean(interactions) < 0.65

@@ -19,7 +19,7 @@ from spike_kit.experiments.run import RunConfig, train
 from spike_kit.models.base import Batch
 from spike_kit.models.footprint import footprint, leaner_settings
 from spike_kit.models.layers import ProfileProjection, keep_mask, kept_share
-from spike_kit.models.lightgcn import LightGcnConfig
+from spike_kit.models.lightgcn import PropagatedConfig
 from spike_kit.models.spike import RELEASED_CODE, Spike, SpikeConfig
 from tests.world import World
 
@@ -148,7 +148,7 @@ def test_the_estimate_grows_with_the_graph_and_shrinks_with_leaner_settings(worl
     totals = [footprint(lean, graph, 2400, 64).total for _, lean in leaner_settings(config)]
     assert footprint(config, graph, 2400, 64).total > totals[0] > totals[-1]
     assert footprint(config.replace(text_on="host"), graph, 24, 64).text == 0
-    assert list(leaner_settings(LightGcnConfig())) == []
+    assert list(leaner_settings(PropagatedConfig())) == []
     assert "GiB (" in str(large)
 
 
