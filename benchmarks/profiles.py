@@ -23,8 +23,8 @@ from spike_kit.base import paths
 from spike_kit.base.devices import peak_bytes
 from spike_kit.base.errors import require
 from spike_kit.base.seeds import numpy_generator
+from spike_kit.data.build import dataset_from_frames
 from spike_kit.data.dataset import SUBJECTS, Dataset
-from spike_kit.data.frames import dataset_from_frames
 from spike_kit.data.recipes import UNFILTERED
 from spike_kit.profiles.generate import Generation, GenerationConfig
 from spike_kit.profiles.jobs import Progress

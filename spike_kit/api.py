@@ -21,7 +21,6 @@ from spike_kit.base.errors import ConfigError
 from spike_kit.base.notebooks import NOTEBOOKS, execute_notebook
 from spike_kit.data import build as builder
 from spike_kit.data.dataset import Dataset
-from spike_kit.data.frames import dataset_from_frames
 from spike_kit.data.sources import find_recipe
 from spike_kit.data.vectors import ProfileVectors
 from spike_kit.evaluation import ranking
@@ -124,14 +123,14 @@ def dataset(
     name
         Name of the data set.
     options
-        ``entities``, ``relations``, ``overwrite``, filters and split: see `spike_kit.data.frames.dataset_from_frames`.
+        ``entities``, ``relations``, ``overwrite``, filters and split: see `spike_kit.data.build.dataset_from_frames`.
 
     Raises
     ------
     DataError
         If a column is missing, an id is unknown, or the filters leave nothing.
     """
-    return dataset_from_frames(interactions, items, triples, name=name, **options)
+    return builder.dataset_from_frames(interactions, items, triples, name=name, **options)
 
 
 def profile(

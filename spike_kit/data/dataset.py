@@ -8,16 +8,15 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Collection, Iterable, Iterator
+from collections.abc import Iterable
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote, unquote
 
 import pandas as pd
-import pandera.pandas as pa
 import pyarrow
 import pyarrow.parquet
 from pydantic import Field
@@ -25,37 +24,17 @@ from pydantic import Field
 from spike_kit.base import paths, storage
 from spike_kit.base.config import Config
 from spike_kit.base.errors import ConfigError, DataError, some
-from spike_kit.data.tables import SPLITS, Tables, check_frame, checked_reviews
+from spike_kit.data.tables import SUBJECTS, Tables, check_frame, checked_reviews
 from spike_kit.data.vectors import ProfileVectors
 
 SCHEMA_VERSION = 1
 """Version of the layout of data-set folders written by this code."""
-
-SUBJECTS = ("item", "auxiliary", "user")
-"""Who has a profile, in the order in which profiles are written (items, other entities, users)."""
 
 TEMPLATE = "template"
 """Profile set that the kit writes without a language model; it costs nothing to write again."""
 
 FILLED = '{"filled": true}'
 """``usage`` of a profile that stands in for one that its set does not have."""
-
-PROFILES_SCHEMA = pa.DataFrameSchema(
-    {
-        "subject": pa.Column("str", pa.Check.isin(SUBJECTS)),
-        "id": pa.Column("int64", pa.Check.ge(0)),
-        "text": pa.Column("str", pa.Check.str_length(min_value=1)),
-        "prompt_sha256": pa.Column("str"),
-        "model": pa.Column("str", pa.Check.str_length(min_value=1)),
-        "usage": pa.Column("str"),
-        "created": pa.Column("str"),
-    },
-    name="profiles",
-    strict=True,
-    ordered=True,
-    unique=["subject", "id"],
-)
-"""One row per subject; ``id`` is a user id for users, else an entity id. ``usage`` is JSON, ``created`` ISO 8601."""
 
 
 class SourceFile(Config):
@@ -145,12 +124,10 @@ class Dataset:
         DataError
             If a table is missing, changed since the build, or breaks a rule.
         """
-        read: dict[str, pd.DataFrame] = {}
-        for name in Tables.names():
-            file = self.path / f"{name}.parquet"
-            read[name] = storage.read_parquet(file)
+        files = {field.name: self.path / f"{field.name}.parquet" for field in fields(Tables)}
+        tables = Tables(**{name: storage.read_parquet(file) for name, file in files.items()})
+        for file in files.values():
             self._check_unchanged(file)
-        tables = Tables(**read)
         tables.check(self.path)
         return tables
 
@@ -185,7 +162,7 @@ class Dataset:
         return self.tables.triples
 
     def _check_unchanged(self, file: Path) -> None:
-        if _sha256(*_state(file)) != self.manifest.tables.get(file.stem):
+        if _sha256(_state(file)) != self.manifest.tables.get(file.stem):
             raise DataError(f"{file} was changed after the build (its sha256 differs)", "build the data set again")
 
     @property
@@ -195,7 +172,7 @@ class Dataset:
 
     @cached_property
     def reviews_file(self) -> Path:
-        """File of the reviews of all splits; `train_reviews` and `spike_kit.data.reviews` read those of train.
+        """File of the reviews of all splits; `spike_kit.data.reviews` gives those of train.
 
         Raises
         ------
@@ -209,24 +186,6 @@ class Dataset:
             raise DataError(f"{file} does not exist", "build the data set again")
         self._check_unchanged(file)
         return file
-
-    def train_reviews(self, users: Collection[int] | None = None, items: Collection[int] | None = None) -> pd.DataFrame:
-        """Reviews of train interactions: user, item, text, timestamp. Those of valid and test cannot be had here.
-
-        Parameters
-        ----------
-        users, items
-            Only reviews by these users, of these items; none means all (which may not fit into memory).
-
-        Raises
-        ------
-        DataError
-            If the data set has no reviews, or their file is missing or was changed.
-        """
-        wanted: list[tuple[str, str, Any]] = [("split", "==", SPLITS[0])]
-        wanted += [(name, "in", list(ids)) for name, ids in (("user", users), ("item", items)) if ids is not None]
-        frame = pd.read_parquet(self.reviews_file, columns=["user", "item", "text", "timestamp"], filters=wanted)
-        return frame.astype({"timestamp": "Int64"})
 
     def split(self, name: str) -> pd.DataFrame:
         """Interactions of one split (train, valid or test)."""
@@ -268,52 +227,36 @@ class Dataset:
     def write_profiles(
         self, name: str, profiles: pd.DataFrame | Iterable[pd.DataFrame], provenance: dict[str, Any] | None = None
     ) -> Path:
-        """Write the profiles of a set (columns: `PROFILES_SCHEMA`) after the same check as on reading; all or nothing.
+        """Write the profiles of a set (columns: `spike_kit.data.tables.SCHEMAS`); all or nothing.
 
         Parameters
         ----------
         profiles
-            All of them, or batches of rows in the order of `profiles`.
+            All of them, checked as on reading; or batches of rows in the order of `profiles`, checked when read.
         provenance
             Plain values (how the texts came about, for whom they may leak held-out behaviour) that the file keeps.
 
         Raises
         ------
         DataError
-            If a row is missing, wrong or (in batches) out of order, or the name of the set is not usable.
+            If a row is missing or wrong, or the name of the set is not usable.
         """
         check_profiles_name(name)
-        file, where = self.profiles_path(name), f"profile set {name}"
-        batches = [self._checked_profiles(profiles, where)] if isinstance(profiles, pd.DataFrame) else profiles
+        file, whole = self.profiles_path(name), isinstance(profiles, pd.DataFrame)
+        batches = [self._checked_profiles(profiles, f"profile set {name}")] if whole else profiles
         with storage.atomic_file(file) as temporary:
-            _write_batches(temporary, self._in_order(batches, where, provenance or {}))
+            _write_batches(temporary, batches, {"provenance": provenance or {}})
         return file
-
-    def _due(self) -> Iterator[tuple[str, int]]:
-        """Everyone who needs a profile, in the order of `profiles`."""
-        return ((subject, number) for subject in SUBJECTS for number in self.expected_ids(subject))
-
-    def _in_order(
-        self, batches: Iterable[pd.DataFrame], where: str, provenance: dict[str, Any]
-    ) -> Iterator[pd.DataFrame]:
-        due = self._due()
-        for batch in batches:
-            check_frame(PROFILES_SCHEMA, batch, where)
-            for found in zip(batch["subject"], batch["id"].tolist(), strict=True):
-                if found != next(due, None):
-                    raise DataError(f"{where}: {found[0]} {found[1]} is out of place", "write the profiles again")
-            batch.attrs = {"provenance": provenance}
-            yield batch
-        if (missing := next(due, None)) is not None:
-            raise DataError(f"{where}: no profile for {missing[0]} {missing[1]}", "write the profiles again")
 
     def provenance(self, name: str) -> dict[str, Any]:
         """How the profiles of a set came about; empty if the file does not say or does not exist."""
         return _provenance(self.profiles_path(name))
 
     def _checked_profiles(self, frame: pd.DataFrame, where: str) -> pd.DataFrame:
-        check_frame(PROFILES_SCHEMA, frame, where)
-        due = pd.MultiIndex.from_tuples(self._due())
+        check_frame("profiles", frame, where)
+        due = pd.MultiIndex.from_tuples(
+            (subject, number) for subject in SUBJECTS for number in self.expected_ids(subject)
+        )
         found = pd.MultiIndex.from_frame(frame[["subject", "id"]])
         for problem, wrong in (("no profile for", due.difference(found)), ("unknown", found.difference(due))):
             if len(wrong):
@@ -349,31 +292,32 @@ class Dataset:
                 f"({file} does not exist)",
                 f"make them with: spike-kit encode {self.name} --profiles {profiles} --encoder {encoder}",
             )
-        return _load_vectors(*_state(file), len(self.users), len(self.entities))
+        return _load_vectors(_state(file), len(self.users), len(self.entities))
 
     def vectors_sha256(self, profiles: str, encoder: str) -> str:
         """Hexadecimal sha256 of the file of `vectors`, empty if there is none; a process hashes the same file once."""
         file = self.embeddings_path(profiles, encoder)
-        return _sha256(*_state(file)) if file.is_file() else ""
+        return _sha256(_state(file)) if file.is_file() else ""
 
 
-def _state(file: Path) -> tuple[Path, int, int, int]:
+State = tuple[Path, int, int, int]
+
+
+def _state(file: Path) -> State:
     """What tells whether a file is still the same, without reading it."""
     stat = file.stat()
     return file, stat.st_ino, stat.st_mtime_ns, stat.st_size
 
 
 @lru_cache(maxsize=1024)
-def _sha256(file: Path, *state: int) -> str:
-    del state
-    return storage.sha256_file(file)
+def _sha256(state: State) -> str:
+    return storage.sha256_file(state[0])
 
 
 @lru_cache(maxsize=2)
-def _load_vectors(file: Path, inode: int, mtime: int, size: int, n_users: int, n_entities: int) -> ProfileVectors:
-    del inode, mtime, size
-    vectors = ProfileVectors.load(file)
-    vectors.check(n_users, n_entities, str(file))
+def _load_vectors(state: State, n_users: int, n_entities: int) -> ProfileVectors:
+    vectors = ProfileVectors.load(state[0])
+    vectors.check(n_users, n_entities, str(state[0]))
     return vectors
 
 
@@ -425,8 +369,7 @@ def create_dataset(
         checked = checked_reviews(reviews, tables.interactions)
         if n_reviews := _write_batches(folder / "reviews.parquet", checked, use_dictionary=False):
             counts["reviews"] = n_reviews
-        written = [*tables.named(), "reviews"] if n_reviews else [*tables.named()]
-        hashes = {table: storage.sha256_file(folder / f"{table}.parquet") for table in written}
+        hashes = {file.stem: storage.sha256_file(file) for file in sorted(folder.glob("*.parquet"))}
         for (profiles, encoder), vectors in (embeddings or {}).items():
             vectors.check(len(tables.users), len(tables.entities), f"embeddings of {profiles}")
             target = folder / "embeddings" / _vectors_name(profiles, encoder)
@@ -436,12 +379,15 @@ def create_dataset(
     return Dataset.open(path)
 
 
-def _write_batches(file: Path, batches: Iterable[pd.DataFrame], **options: Any) -> int:
+def _write_batches(
+    file: Path, batches: Iterable[pd.DataFrame], attributes: dict[str, Any] | None = None, **options: Any
+) -> int:
     """Write batches of rows as one Parquet file; without any there is no file. Returns the number of rows."""
     rows = 0
     with ExitStack() as stack:
         writer: pyarrow.parquet.ParquetWriter | None = None
         for batch in batches:
+            batch.attrs = attributes or {}
             table = pyarrow.Table.from_pandas(batch, preserve_index=False)
             if writer is None:
                 writer = pyarrow.parquet.ParquetWriter(file, table.schema, compression="zstd", **options)

@@ -62,6 +62,10 @@ class BuildConfig(Config):
     """What a bad row of a raw file does: stop the build with its file and line, or be skipped and counted."""
 
 
+_LOOSEN = (
+    "loosen the filters of the build settings: min_rating, user_core, item_core, min_entity_items, min_relation_triples"
+)
+
 Done = tuple[str, dict[str, int]] | None
 """What a step did with these settings, as the funnel calls it, and counts of its own; none if they switch it off."""
 
@@ -77,7 +81,11 @@ def reorganize(work: Workspace, config: BuildConfig) -> Tables:
     for step in STEPS:
         if done := step(work, config):
             label, extra = done
-            work.record(label, _counts(work), **extra)
+            counts = _counts(work)
+            for what in ("interactions", "triples"):
+                if not counts[what]:
+                    raise DataError(f"nothing is left after the step {label!r}: no {what}", _LOOSEN)
+            work.record(label, counts, **extra)
     return _tables(work)
 
 
@@ -143,18 +151,14 @@ def _parse(work: Workspace, config: BuildConfig) -> Done:
 
 def _check_given(work: Workspace) -> None:
     """Check a given split: every row has one, and nobody is held out altogether."""
-    unknown = work.value(f"SELECT count(*) FROM n WHERE split IS NULL OR split NOT IN {SPLITS}")
-    if unknown:
+    if unknown := work.value(f"SELECT count(*) FROM n WHERE split IS NULL OR split NOT IN {SPLITS}"):
         raise DataError(f"{unknown} interactions have no given split", "choose a split: random, leave_one_out or time")
-    absent = work.db.execute(
-        """SELECT min(source_id), count(*) FROM n JOIN u ON u.id = n."user"
-           WHERE "user" NOT IN (SELECT "user" FROM n WHERE split = 'train')"""
-    ).fetchall()
-    user, rows = absent[0]
-    if rows:
+    absent = """FROM n WHERE "user" NOT IN (SELECT "user" FROM n WHERE split = 'train')"""
+    if rows := work.value(f"SELECT count(*) {absent}"):
+        user = work.value(f'SELECT min(source_id) FROM u WHERE id IN (SELECT "user" {absent})')
         where = f"{work.origin('interactions', user)}: user {user!r}"
         work.bad(where, "has held-out interactions and none in train", "add some, or remove the user", rows)
-        work.db.execute("""DELETE FROM n WHERE "user" NOT IN (SELECT "user" FROM n WHERE split = 'train')""")
+        work.db.execute(f"DELETE {absent}")
 
 
 def _check_unique(work: Workspace, table: str, name: str) -> None:
@@ -165,18 +169,11 @@ def _check_unique(work: Workspace, table: str, name: str) -> None:
             HAVING min(label) <> max(label) ORDER BY 1"""
     ).fetchall()
     if clash:
-        first = clash[0]
-        work.bad(
-            f"{work.origin(table, first[0])}: {name} {first[0]!r}",
-            f"it has different labels: {first[1][:60]!r} and {first[2][:60]!r}",
-            "keep one row for each id",
-            sum(row[3] for row in clash),
-        )
-    repeated = work.value(f'SELECT count(*) - count(DISTINCT "{name}") FROM {table}')
-    if repeated:
-        db.execute(
-            f"""DELETE FROM {table} WHERE position NOT IN (SELECT min(position) FROM {table} GROUP BY "{name}")"""
-        )
+        first, label, other, _ = clash[0]
+        problem = f"it has different labels: {label[:60]!r} and {other[:60]!r}"
+        where = f"{work.origin(table, first)}: {name} {first!r}"
+        work.bad(where, problem, "keep one row for each id", sum(row[3] for row in clash))
+    db.execute(f"""DELETE FROM {table} WHERE position NOT IN (SELECT min(position) FROM {table} GROUP BY "{name}")""")
 
 
 def _relations(work: Workspace, config: BuildConfig) -> Done:
@@ -213,14 +210,12 @@ def _positive(work: Workspace, config: BuildConfig) -> Done:
     """Keep interactions with a rating that is high enough."""
     if config.min_rating is None:
         return None
-    rated = work.value("SELECT count(rating) FROM n")
-    if not rated:
+    if not work.value("SELECT count(rating) FROM n"):
         raise DataError(
             f"no interaction has a rating, so none can be at least {config.min_rating:g}",
             "take every interaction as a positive with --min-rating None",
         )
     work.db.execute(f"DELETE FROM n WHERE rating IS NULL OR rating < {config.min_rating}")
-    _demand(work, f"the positive rule (rating >= {config.min_rating:g})")
     return f"rating >= {config.min_rating:g}", {}
 
 
@@ -250,10 +245,9 @@ def _some_users(work: Workspace, config: BuildConfig) -> Done:
         return None
     users = work.frame('SELECT id FROM u WHERE id IN (SELECT "user" FROM n) ORDER BY source_id')["id"]
     order = numpy_generator(config.seed, "users").permutation(len(users))
-    work.db.register("kept", users.iloc[order[: config.max_users]].to_frame())
+    work.table("kept", users.iloc[order[: config.max_users]].to_frame())
     work.db.execute('DELETE FROM n WHERE "user" NOT IN (SELECT id FROM kept)')
     work.db.execute("DELETE FROM u WHERE id NOT IN (SELECT id FROM kept)")
-    work.db.unregister("kept")
     return f"{config.max_users} users at random", {}
 
 
@@ -264,7 +258,6 @@ def _link(work: Workspace, config: BuildConfig) -> Done:
     linked = "(SELECT head FROM t UNION SELECT tail FROM t)"
     work.db.execute(f"DELETE FROM n WHERE item NOT IN {linked}")
     _drop_nodes(work, f"is_item AND id NOT IN {linked}")
-    _demand(work, "the link to the knowledge graph (no item with an interaction has a triple)")
     return "items with a triple", {}
 
 
@@ -273,7 +266,6 @@ def _k_core(work: Workspace, config: BuildConfig) -> Done:
     if not config.user_core and not config.item_core:
         return None
     rounds = k_core(work, config.user_core, config.item_core)
-    _demand(work, f"the k-core (users {config.user_core}, items {config.item_core})")
     if config.user_core:
         work.db.execute('DELETE FROM u WHERE id NOT IN (SELECT "user" FROM n)')
     if config.item_core:
@@ -327,21 +319,7 @@ def _entities(work: Workspace, config: BuildConfig) -> Done:
     if config.min_relation_triples:
         enough = f"SELECT relation FROM t GROUP BY relation HAVING count(*) >= {config.min_relation_triples}"
         _drop_relations(work, f"id NOT IN ({enough})")
-    if not work.count("t"):
-        raise DataError(
-            f"nothing is left after the entity filter (at least {least} items per entity, "
-            f"{config.min_relation_triples} triples per relation)",
-            _LOOSEN,
-        )
     return f"entities on at least {least} item{'s' if least > 1 else ''}" if least else "relations that are used", {}
-
-
-_LOOSEN = "loosen the filters of the build settings"
-
-
-def _demand(work: Workspace, step: str) -> None:
-    if not work.count("n"):
-        raise DataError(f"nothing is left after {step}", _LOOSEN)
 
 
 def _number_and_split(work: Workspace, config: BuildConfig) -> Done:

@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import pandas as pd
 import pytest
 from hypothesis import HealthCheck, settings
 
@@ -56,6 +57,12 @@ def facts_of(data: Dataset, item: int) -> set[tuple[str, str]]:
     """Facts of an item, in words: relation and tail."""
     rows = data.triples[data.triples["head"] == item]
     return set(zip(data.relations["label"][rows["relation"]], data.entities["label"][rows["tail"]], strict=True))
+
+
+def train_reviews(data: Dataset) -> pd.DataFrame:
+    """Reviews of train interactions: user, item, text, timestamp, split."""
+    stored = pd.read_parquet(data.reviews_file)
+    return stored[stored["split"] == "train"]
 
 
 def pairs_of(data: Dataset, split: str) -> set[tuple[str, str]]:

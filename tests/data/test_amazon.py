@@ -18,7 +18,7 @@ from spike_kit.data.sources import find_recipe
 from spike_kit.data.sources.amazon import AmazonConfig, parse
 from spike_kit.data.workspace import workspace
 from tests.data.amazon_files import products_2018, reviews_2018, write_lines, write_release
-from tests.data.checks import FEW, explained, refused, refused_or_skipped
+from tests.data.checks import FEW, explained, refused, refused_or_skipped, train_reviews
 
 
 def built(folder: Path, **changes: Any) -> Dataset:
@@ -44,7 +44,7 @@ def test_every_release_gives_the_same_study(tmp_path: Path, release: str) -> Non
     row = data.interactions.query("user == 0 and item == 0").iloc[0]
     assert (row["rating"], row["timestamp"]) == (5.0, 1_500_000_000)
     train = data.interactions.query("split == 'train'")
-    reviews = data.train_reviews()
+    reviews = train_reviews(data)
     assert len(reviews) == len(train)
     users, items = data.users["source_id"], data.items["source_id"]
     for user, item, text in zip(reviews["user"], reviews["item"], reviews["text"], strict=True):
@@ -96,7 +96,7 @@ def test_text_hygiene_is_counted(tmp_path: Path) -> None:
     }
     assert found == {"html_resolved": 1, "control_characters_removed": 1, "cut": 1, "not_latin": 1}
     assert counts["reviews_empty"] == 2
-    texts_kept = data.train_reviews()["text"]
+    texts_kept = train_reviews(data)["text"]
     assert "Good & short" in texts_kept.tolist()
     assert "two lines with tabs" in texts_kept.tolist()
     assert "Очень хорошая книга" in texts_kept.tolist()
@@ -112,22 +112,11 @@ def test_a_text_repeated_by_a_user_or_for_an_item_is_kept_once(tmp_path: Path) -
     folder = write_release(tmp_path / "raw", "2018")
     write_lines(folder / "Books_5.json.gz", map(json.dumps, rows))
     data = built(folder, valid=0.0, test=0.0)
-    same = data.train_reviews().query("text == 'the same words'")
+    same = train_reviews(data).query("text == 'the same words'")
     assert not same["user"].duplicated().any()
     assert not same["item"].duplicated().any()
     assert len(same) >= 1
     assert data.manifest.funnel[-1]["reviews_duplicated"] == 12 - len(same)
-
-
-def test_held_out_reviews_cannot_be_had(tmp_path: Path) -> None:
-    data = built(write_release(tmp_path / "raw", "2018"))
-    held_out = data.interactions.query("split != 'train'")
-    reviews = data.train_reviews()
-    merged = reviews.merge(held_out, on=["user", "item"])
-    assert len(held_out) == 16
-    assert merged.empty
-    assert data.train_reviews(users=[0])["user"].eq(0).all()
-    assert data.train_reviews(items=[1, 2])["item"].isin([1, 2]).all()
 
 
 def test_the_five_core_file_is_preferred_and_a_choice_is_asked_for(tmp_path: Path) -> None:
@@ -164,7 +153,7 @@ def test_amazon_kg_gives_the_graph_and_joins_titles_and_reviews(tmp_path: Path) 
     full = build("book", name="full", raw=folder)
     assert full.items["label"].tolist() == [f"Book {item} & more" for item in range(8)]
     assert full.interactions["timestamp"].notna().all()
-    assert len(full.train_reviews()) == len(full.split("train"))
+    assert len(train_reviews(full)) == len(full.split("train"))
     table = compared(full.manifest).set_index("what")
     assert (table["published"]["users"], table["found"]["users"]) == (10_485, 8)
     assert table["equal"].tolist() == [False] * 6

@@ -8,8 +8,8 @@ import pytest
 
 from spike_kit.base import paths
 from spike_kit.base.errors import ConfigError, DataError
+from spike_kit.data.build import dataset_from_frames
 from spike_kit.data.dataset import Dataset
-from spike_kit.data.frames import dataset_from_frames
 from spike_kit.experiments.run import data_version
 from spike_kit.profiles.template import TEMPLATE, ensure_profiles
 
@@ -40,12 +40,10 @@ def test_three_frames_become_a_data_set_with_funnel_split_manifest_and_profiles(
     assert data.entities["label"].tolist()[8:] == ["w0", "w1", "w2", "w3"]
     assert data.relations["template"].tolist() == ["The writer of {head} is {tail}."]
     assert data.interactions["split"].value_counts().to_dict() == {"train": 32, "valid": 8, "test": 8}
-    assert (
-        data.interactions["timestamp"].tolist()
-        == frames["interactions"].sort_values(["user", "item"])["timestamp"].tolist()
-    )
+    given = frames["interactions"].sort_values(["user", "item"])
+    assert data.interactions["timestamp"].tolist() == given["timestamp"].tolist()
     assert (data.interactions["rating"] == 4.5).all()
-    assert 'Reader 0 on "book" ' in data.train_reviews(users=[0])["text"].iloc[0]
+    assert 'Reader 0 on "book" ' in pd.read_parquet(data.reviews_file)["text"].iloc[0]
     steps = [row["step"] for row in data.manifest.funnel]
     assert (steps[0], steps[-2:]) == ("raw files", ["ids and split: random", "reviews"])
     assert [source.name for source in data.manifest.sources] == ["interactions.json", "items.json", "triples.json"]
@@ -111,7 +109,7 @@ def test_ids_that_no_frame_knows_and_filters_that_leave_nothing(frames: Frames) 
         built(frames, entities=pd.DataFrame({"entity": ["w0"]}))
     with pytest.raises(DataError, match="sentences for relations that do not exist: actor"):
         built(frames, relations=pd.DataFrame({"relation": ["actor"], "template": ["{head} {tail}"]}))
-    with pytest.raises(DataError, match="nothing is left after the k-core"):
+    with pytest.raises(DataError, match="nothing is left after the step 'k-core"):
         built(frames, user_core=9)
     rows = frames["interactions"].astype({"rating": "object"})
     rows.loc[5, "rating"] = "good"

@@ -64,18 +64,14 @@ def fill(work: Workspace) -> Workspace:
     work.put("interactions", pd.concat([interactions, noise], ignore_index=True))
     work.put("users", users.assign(label=users["user"]))
     work.put("items", items.assign(label=items["item"], description=""))
-    work.put(
-        "entities",
-        pd.DataFrame([("p:a", "Ann"), ("p:b", "Bob"), ("p:rare", "Rare")], columns=["entity", "label"]).assign(
-            kind="person"
-        ),
-    )
+    people = pd.DataFrame({"entity": ["p:a", "p:b", "p:rare"], "label": ["Ann", "Bob", "Rare"]})
+    work.put("entities", people.assign(kind="person"))
     work.put("relations", names.assign(label=names["relation"], template="{head} and {tail}."))
     work.put("triples", pd.DataFrame(triples, columns=["head", "relation", "tail"]))
     return work
 
 
-def test_reorganize_filters_numbers_and_counts(work: Workspace) -> None:
+def test_reorganize_filters_numbers_counts_and_keeps_the_latest(work: Workspace) -> None:
     tables = reorganize(fill(work), BuildConfig())
     tables.check()
     assert tables.users["source_id"].tolist() == [f"u{n}" for n in range(8)]
@@ -84,6 +80,7 @@ def test_reorganize_filters_numbers_and_counts(work: Workspace) -> None:
     assert tables.relations["source_id"].tolist() == ["cast", "writer"]
     named = tables.triples.merge(tables.entities, left_on="tail", right_on="entity")
     assert sorted(named.loc[named["head"] == 0, "label"]) == ["Ann", "Bob", "Bob"]
+    assert tables.interactions.query("user == 0 and item == 0")["timestamp"].tolist() == [99]
     by_step = {row["step"]: row for row in work.funnel}
     assert by_step["rating >= 4"]["interactions"] == 50
     assert by_step["one interaction per user and item"]["interactions"] == 49
@@ -93,23 +90,17 @@ def test_reorganize_filters_numbers_and_counts(work: Workspace) -> None:
     assert last["interactions_train"] + last["interactions_valid"] + last["interactions_test"] == 48
 
 
-def test_the_latest_of_repeated_interactions_is_kept(work: Workspace) -> None:
-    tables = reorganize(fill(work), BuildConfig())
-    pair = tables.interactions.query("user == 0 and item == 0")
-    assert pair["timestamp"].tolist() == [99]
-
-
 @pytest.mark.parametrize(
     ("changes", "step"),
     [
-        ({"user_core": 50}, "the k-core"),
-        ({"min_entity_items": 50}, "the entity filter"),
-        ({"min_rating": 6.0}, "the positive rule"),
-        ({"exclude_relations": ("cast", "writer")}, "the link to the knowledge graph"),
+        ({"user_core": 50}, "k-core: users 50, items 5': no interactions"),
+        ({"min_entity_items": 50}, "entities on at least 50 items': no triples"),
+        ({"min_rating": 6.0}, "rating >= 6': no interactions"),
+        ({"exclude_relations": ("cast", "writer")}, "without the relations cast, writer': no triples"),
     ],
 )
 def test_a_filter_that_leaves_nothing_is_an_error_that_names_it(work: Workspace, changes: dict, step: str) -> None:
-    with pytest.raises(DataError, match=f"nothing is left after {step}"):
+    with pytest.raises(DataError, match=f"nothing is left after the step '{step}"):
         reorganize(fill(work), BuildConfig(**changes))
 
 

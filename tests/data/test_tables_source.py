@@ -13,7 +13,7 @@ from spike_kit.data.build import build
 from spike_kit.data.dataset import Dataset
 from spike_kit.data.sources.tables import TablesConfig
 from tests.data.amazon_files import write_lines
-from tests.data.checks import add_line, facts_of, refused, refused_or_skipped
+from tests.data.checks import add_line, facts_of, refused, refused_or_skipped, train_reviews
 
 PAIRS = [(user, (user + step) % 8) for user in range(8) for step in range(6)]
 
@@ -164,8 +164,8 @@ def test_reviews_come_from_a_text_column(raw: Path) -> None:
     rows = [f'u{user},f{film},5,1,"text {user} {film}"' for user, film in PAIRS]
     write_lines(raw / "ratings.csv", ["who,film,stars,at,words", *rows])
     data = built(raw, columns={**CONFIG.columns, "text": "words"})
-    assert set(data.train_reviews()["text"]) <= {f"text {user} {film}" for user, film in PAIRS}
-    assert len(data.train_reviews()) == len(data.split("train"))
+    assert set(train_reviews(data)["text"]) <= {f"text {user} {film}" for user, film in PAIRS}
+    assert len(train_reviews(data)) == len(data.split("train"))
 
 
 def test_the_command_line_takes_a_mapping(raw: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -200,7 +200,7 @@ def test_a_bad_row_is_named_or_skipped_and_counted(raw: Path, case: str) -> None
         ({"interactions": Path("gone.csv")}, r"gone\.csv does not exist"),
         ({"interactions": Path("films.xls")}, r"films\.xls does not exist"),
         ({"interactions": None}, "no interactions are named"),
-        ({"user_core": 50}, "nothing is left after the k-core"),
+        ({"user_core": 50}, "nothing is left after the step 'k-core"),
         ({"facts": {"genre": "genre"}}, r"films\.csv line 1: there is no column 'genre'; it has id, title"),
     ],
 )

@@ -12,7 +12,7 @@ from spike_kit.data.build import build
 from spike_kit.data.sources.yelp import YelpConfig, parse
 from spike_kit.data.workspace import workspace
 from tests.data.amazon_files import write_lines
-from tests.data.checks import FEW, explained, refused_or_skipped
+from tests.data.checks import FEW, explained, refused_or_skipped, train_reviews
 
 CONFIG = YelpConfig(user_core=5, item_core=5)
 
@@ -76,7 +76,7 @@ def test_businesses_and_reviews_become_a_study(tmp_path: Path) -> None:
     assert (data.triples["relation"] == lies_in).sum() == 2
     first = data.interactions.query("user == 0 and item == 0").iloc[0]
     assert first["timestamp"] == 1_456_850_650
-    assert data.train_reviews()["text"].str.fullmatch(r"User \d visit \d").all()
+    assert train_reviews(data)["text"].str.fullmatch(r"User \d visit \d").all()
 
 
 def test_attributes_can_be_left_out_and_the_split_follows_the_dates(tmp_path: Path) -> None:
