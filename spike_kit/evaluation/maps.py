@@ -6,12 +6,16 @@ import hashlib
 import warnings
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
 
 from spike_kit.base import paths, storage
 from spike_kit.base.errors import DataError, require
+
+_EXACT_UP_TO = 50_000
+"""Up to so many vectors the neighbours are found by comparing all; above, by UMAP's own approximate search."""
 
 
 def umap_coordinates(
@@ -50,16 +54,31 @@ def umap_coordinates(
     file = paths.cache_root() / f"umap--{key[:16]}.parquet"
     if (known := _cached(file, len(vectors))) is not None:
         return known
-    umap = require("umap", "figures")
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message="n_jobs value")
-        layout = umap.UMAP(n_neighbors=neighbours, min_dist=min_dist, metric="cosine", random_state=seed)
-        points = layout.fit_transform(vectors)
+    points = _laid_out(content, n_neighbors=neighbours, min_dist=min_dist, metric="cosine", random_state=seed)
     frame = pd.DataFrame(np.asarray(points, dtype=np.float32), columns=["x", "y"])
     frame.attrs.update(settings)
     with storage.atomic_file(file) as temporary:
         frame.to_parquet(temporary, index=False)
     return frame
+
+
+def _laid_out(vectors: np.ndarray, n_neighbors: int, **settings: Any) -> np.ndarray:
+    """Coordinates by UMAP, of exact neighbours where that is quick.
+
+    numba compiles UMAP's functions, and keeps them for the next process; else each would compile for 10 s or more.
+    """
+    umap = require("umap", "figures")
+    for function in (*vars(umap.umap_).values(), *vars(umap.utils).values(), *vars(umap.layouts).values()):
+        if hasattr(function, "enable_caching"):
+            function.enable_caching()
+    if len(vectors) <= _EXACT_UP_TO:
+        search = require("sklearn.neighbors", "figures").NearestNeighbors(n_neighbors=n_neighbors - 1, metric="cosine")
+        distances, others = search.fit(vectors).kneighbors()
+        own = np.arange(len(vectors))[:, None]
+        settings["precomputed_knn"] = (np.hstack([own, others]), np.hstack([np.zeros_like(own), distances]))
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="n_jobs value|precomputed_knn")
+        return umap.UMAP(n_neighbors=n_neighbors, **settings).fit_transform(vectors)
 
 
 def _cached(file: Path, n_rows: int) -> pd.DataFrame | None:

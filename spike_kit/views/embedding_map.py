@@ -80,10 +80,7 @@ class EmbeddingMap:
 
     @classmethod
     def of(cls, run: Run, spaces: Sequence[str] = SPACES, k: int = 12, device: str = "auto") -> EmbeddingMap:
-        """Lay out the vectors of a SPiKE run (cached) and cluster its final ones.
-
-        The first layout of some thousand nodes takes half a minute.
-        """
+        """Lay out the vectors of a SPiKE run (cached) and cluster its final ones."""
         data = Dataset.open(run.config["dataset"])
         vectors = node_spaces(data, run, spaces, device)
         maps = {name: umap_coordinates(rows) for name, rows in vectors.items()}

@@ -10,9 +10,12 @@ from spike_kit.base.seeds import numpy_generator
 from spike_kit.evaluation.maps import aligned, umap_coordinates
 
 
-def test_coordinates_are_cached_with_their_parameters() -> None:
-    vectors = numpy_generator(0, "vectors").normal(size=(40, 6)).astype(np.float32)
+def test_coordinates_are_cached_with_their_parameters(monkeypatch: pytest.MonkeyPatch) -> None:
+    groups = np.arange(40) % 2
+    vectors = (numpy_generator(0, "vectors").normal(size=(40, 6)) + 9 * np.eye(6)[groups]).astype(np.float32)
     first = umap_coordinates(vectors, neighbours=5)
+    apart = np.linalg.norm(first.to_numpy()[:, None] - first.to_numpy(), axis=2) + 1e9 * np.eye(40)
+    assert (groups[apart.argmin(axis=1)] == groups).all()
     (file,) = paths.cache_root().glob("umap--*.parquet")
     stored = storage.read_parquet(file)
     assert stored.attrs["neighbours"] == 5
@@ -23,6 +26,7 @@ def test_coordinates_are_cached_with_their_parameters() -> None:
     assert (umap_coordinates(vectors, neighbours=5)["x"] == 7).all()
     file.write_bytes(b"damaged")
     pd.testing.assert_frame_equal(umap_coordinates(vectors, neighbours=5), first)
+    monkeypatch.setattr("spike_kit.evaluation.maps._EXACT_UP_TO", 0)
     umap_coordinates(vectors, neighbours=6)
     assert len(list(paths.cache_root().glob("umap--*.parquet"))) == 2
     with pytest.raises(DataError, match="more than 5 vectors"):

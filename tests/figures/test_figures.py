@@ -9,7 +9,6 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import matplotlib as mpl
@@ -87,8 +86,7 @@ def test_every_figure_is_drawn_and_a_second_process_writes_the_same_bytes(
     data: Dataset, runs: Runs, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     # Laying out takes long and is tested elsewhere; the second process finds the coordinates in the cache.
-    flat = SimpleNamespace(UMAP=lambda **_: SimpleNamespace(fit_transform=lambda vectors: vectors[:, :2]))
-    monkeypatch.setattr("spike_kit.evaluation.maps.require", lambda *_: flat)
+    monkeypatch.setattr("spike_kit.evaluation.maps._laid_out", lambda vectors, **_: vectors[:, :2])
     folder = tmp_path / "first"
     artefacts = export_all(data, several(runs), folder, progress=False)
     assert [artefact.name for artefact in artefacts] == [*FIGURES, "table"]
