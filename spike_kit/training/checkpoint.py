@@ -1,4 +1,4 @@
-"""Where a training stands, and the files that bring it back after an interruption."""
+"""Where a training stands between two epochs, and the files that bring it back after an interruption."""
 
 from __future__ import annotations
 
@@ -6,19 +6,19 @@ import hashlib
 import json
 import logging
 import time
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
 import torch
-from pydantic import BaseModel, ConfigDict
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from spike_kit.base import distributed, storage
+from spike_kit.base.config import TrainingConfig
 from spike_kit.base.seeds import torch_generator
 from spike_kit.models.base import TrainedRecommender
 
@@ -52,7 +52,7 @@ class History:
     earlier_seconds
         Training time of the sittings before this one.
     resumed
-        Every place where an interrupted training went on: epoch, steps done in it, and the machine from there on.
+        Every place where an interrupted training went on: the epoch, and the machine from there on.
     """
 
     rows: list[EpochRow] = field(default_factory=list)
@@ -65,28 +65,9 @@ class History:
         return pd.DataFrame(self.rows)
 
 
-class _Header(BaseModel):
-    """What a state holds besides tensors."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
-
-    epoch: int
-    step: int
-    rows: list[EpochRow]
-    best: float
-    waited: int
-    best_epoch: int
-    seconds: float
-    machine: dict[str, int | str]
-    resumed: list[dict[str, int | str]]
-    epochs: int
-    n_steps: int
-    layout: dict[str, str]
-
-
 @dataclass
 class TrainingState:
-    """Everything the next step depends on, besides settings and data; it counts time from its creation.
+    """Everything the next epoch depends on, besides settings of the model and data; it counts time from its creation.
 
     Attributes
     ----------
@@ -94,58 +75,41 @@ class TrainingState:
         What is trained, and its Adam.
     batches, draws
         Generators of the batches and of the model's own draws.
-    epochs, n_steps
-        Most epochs of the training, and steps in each.
-    epoch, step
-        Epoch that is trained, from 1, and the steps done in it.
-    epoch_start
-        State of ``batches`` before the batches of this epoch were drawn.
-    totals
-        Sums of the loss terms over the interactions of this epoch so far.
+    config
+        Settings of the training.
+    folder
+        Where it is stored; none: nowhere.
+    epoch
+        The next epoch, from 1.
     history, best, waited
         Rows so far, best monitored metric, and validations since.
     kept
         Weights of the epoch that is kept.
+    saved
+        When a state was written, or this sitting began.
     """
 
     model: TrainedRecommender
     optimizer: torch.optim.Optimizer
     batches: torch.Generator
     draws: torch.Generator
-    epochs: int
-    n_steps: int
+    config: TrainingConfig
+    folder: Path | None = None
     epoch: int = 1
-    step: int = 0
-    totals: dict[str, Tensor] = field(default_factory=dict)
     history: History = field(default_factory=History)
     best: float = -1.0
     waited: int = 0
     kept: dict[str, Tensor] = field(default_factory=dict)
+    saved: float = field(default_factory=time.perf_counter)
 
     def __post_init__(self) -> None:
-        self.epoch_start = self.batches.get_state()
-        self._started = time.perf_counter()
+        self._started = self.saved
         self._stored_best = 0
-        self._saved = self._started
 
     @property
     def seconds(self) -> float:
         """Training time over all sittings."""
         return self.history.earlier_seconds + time.perf_counter() - self._started
-
-    def saved(self) -> None:
-        """Note that the state was written now, by this process or for it."""
-        self._saved = time.perf_counter()
-
-    @property
-    def unsaved_seconds(self) -> float:
-        """Time since a state was written, or since this sitting began."""
-        return time.perf_counter() - self._saved
-
-    def next_epoch(self) -> None:
-        """Stand before the first step of the next epoch."""
-        self.epoch, self.step, self.totals = self.epoch + 1, 0, {}
-        self.epoch_start = self.batches.get_state()
 
     def keep(self) -> None:
         """Keep the weights as they are now, as those of this epoch."""
@@ -175,26 +139,10 @@ class TrainingState:
             If it could not be written.
         """
         self.save_best(folder)
-        best = self.history.best_epoch
-        tensors = _on_cpu(self._tensors())
-        header = _Header(
-            epoch=self.epoch,
-            step=self.step,
-            rows=self.history.rows,
-            best=self.best,
-            waited=self.waited,
-            best_epoch=best,
-            seconds=self.seconds,
-            machine=_machine(self.model.device),
-            resumed=self.history.resumed,
-            epochs=self.epochs,
-            n_steps=self.n_steps,
-            layout=_layout(self.model.tensors()),
-        )
         with storage.atomic_file(folder / LAST) as file:
-            write_state(tensors, header.model_dump(), file)
+            write_state(_on_cpu(self._tensors()), self._header(), file)
         for file in folder.iterdir():
-            if file.name.startswith(("best-", ".")) and file != best_file(folder, best):
+            if file.name.startswith(("best-", ".")) and file != best_file(folder, self.history.best_epoch):
                 file.unlink()
 
     def resume(self, folder: Path, seed: int) -> None:
@@ -207,38 +155,52 @@ class TrainingState:
         seed
             Seed of the draws on another kind of device, which cannot take over the generator's state.
         """
-        found = None
-        file = folder / LAST
+        found, file = None, folder / LAST
         if file.is_file():
             try:
                 header, tensors = _read(file)
-                same = (header.epochs, header.n_steps) == (self.epochs, self.n_steps)
-                _expect(same and header.layout == _layout(self.model.tensors()), "it is of another training")
-                file = best_file(folder, header.best_epoch)
-                found = header, tensors, self._read_kept(file) if header.best_epoch else {}
+                mine, weights = self._header(), {name: tensors[f"model.{name}"] for name in self.model.tensors()}
+                same = header.keys() == mine.keys() and header["training"] == mine["training"]
+                _expect(same and self._fits(weights), "it is of another training")
+                best = header["history"]["best_epoch"]
+                file = best_file(folder, best)
+                kept = _loaded(file) if best else {}
+                _expect(not best or self._fits(kept), "its tensors are not those of this model")
+                found = header, tensors, kept
             except _UNUSABLE as error:
                 logger.warning("%s cannot be used, training starts over: %s", file, " ".join(str(error).split()))
-        place = (found[0].epoch, found[0].step) if found else (0, 0)
-        if not distributed.agreed(*place):
+        if not distributed.agreed(found[0]["epoch"] if found else 0):
             logger.warning("not every process reads the same %s, training starts over", folder / LAST)
         elif found:
             self._take(*found, seed)
+
+    def _header(self) -> dict[str, Any]:
+        """What a state holds besides tensors."""
+        return {
+            "epoch": self.epoch,
+            "history": asdict(self.history) | {"earlier_seconds": self.seconds},
+            "best": self.best,
+            "waited": self.waited,
+            "machine": _machine(self.model.device),
+            "training": dict(self.config),
+        }
 
     def _tensors(self) -> dict[str, Tensor]:
         found = {f"model.{name}": tensor for name, tensor in self.model.tensors().items()}
         for name, parameter in self.model.named_parameters():
             moments = self.optimizer.state.get(parameter, {})
             found |= {f"adam.{key}.{name}": tensor for key, tensor in moments.items()}
-        found |= {f"total.{name}": total for name, total in self.totals.items()}
-        return found | {"generator.batches": self.epoch_start, "generator.draws": self.draws.get_state()}
+        return found | {"generator.batches": self.batches.get_state(), "generator.draws": self.draws.get_state()}
 
-    def _read_kept(self, file: Path) -> dict[str, Tensor]:
-        kept = _loaded(file)
-        _expect(_layout(kept) == _layout(self.model.tensors()), "its tensors are not those of this model")
-        return {name: tensor.to(self.model.device) for name, tensor in kept.items()}
+    def _fits(self, tensors: dict[str, Tensor]) -> bool:
+        """Whether tensors have the names, types and shapes of the model's."""
+        one, other = (
+            {name: (x.dtype, x.shape) for name, x in part.items()} for part in (tensors, self.model.tensors())
+        )
+        return one == other
 
-    def _take(self, header: _Header, tensors: dict[str, Tensor], kept: dict[str, Tensor], seed: int) -> None:
-        device, machine = self.model.device, _machine(self.model.device)
+    def _take(self, header: dict[str, Any], tensors: dict[str, Tensor], kept: dict[str, Tensor], seed: int) -> None:
+        device, machine, before = self.model.device, _machine(self.model.device), header["machine"]
         self.model.load_tensors({name: tensors[f"model.{name}"].to(device) for name in self.model.tensors()})
         stored = {
             place: {key: tensors[f"adam.{key}.{name}"] for key in _MOMENTS}
@@ -246,25 +208,19 @@ class TrainingState:
             if f"adam.step.{name}" in tensors
         }
         self.optimizer.load_state_dict({**self.optimizer.state_dict(), "state": stored})
-        self.epoch, self.step, self.best, self.waited = header.epoch, header.step, header.best, header.waited
-        self.totals = {
-            name.removeprefix("total."): total.to(device)
-            for name, total in tensors.items()
-            if name.startswith("total.")
-        }
-        self.kept, self._stored_best = kept, header.best_epoch
-        self.epoch_start = tensors["generator.batches"]
-        self.batches.set_state(self.epoch_start)
-        if _kind(header.machine) == self.draws.device.type:
+        self.epoch, self.best, self.waited = (header[name] for name in ("epoch", "best", "waited"))
+        self.history = History(**header["history"])
+        self.kept = {name: tensor.to(device) for name, tensor in kept.items()}
+        self._stored_best = self.history.best_epoch
+        self.batches.set_state(tensors["generator.batches"])
+        if before["device"].partition(":")[0] == self.draws.device.type:
             self.draws.set_state(tensors["generator.draws"])
         else:
-            fresh = torch_generator(seed, f"draws from epoch {header.epoch}, step {header.step}", self.draws.device)
+            fresh = torch_generator(seed, f"draws from epoch {self.epoch}", self.draws.device)
             self.draws.set_state(fresh.get_state())
-        place: dict[str, int | str] = {"epoch": header.epoch, "step": header.step}
-        self.history = History(header.rows, header.best_epoch, header.seconds, [*header.resumed, place | machine])
+        self.history.resumed.append({"epoch": self.epoch, **machine})
         self._started = time.perf_counter()
-        logger.info("training goes on from epoch %d, step %d", header.epoch, header.step)
-        before = header.machine
+        logger.info("training goes on from epoch %d", self.epoch)
         changed = [f"{key} {before.get(key)} -> {now}" for key, now in machine.items() if before.get(key) != now]
         if changed:
             logger.warning("the last bits may differ from an uninterrupted run: %s", ", ".join(changed))
@@ -279,30 +235,17 @@ def _on_cpu(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
     return {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
 
 
-def _cpu_kernels() -> str:
-    """Instruction set that torch's kernels use here, for example ``"AVX512"``."""
-    return torch.backends.cpu.get_cpu_capability()
-
-
 def _machine(device: torch.device) -> dict[str, int | str]:
     """What the last bits of a training depend on."""
+    on_gpu = device.type == "cuda"
     return {
         "device": str(device),
         "threads": torch.get_num_threads(),
-        "processor": torch.cuda.get_device_name(device) if device.type == "cuda" else _cpu_kernels(),
+        "processor": torch.cuda.get_device_name(device) if on_gpu else torch.backends.cpu.get_cpu_capability(),
         "torch": torch.__version__,
         "numpy": np.__version__,
         "processes": distributed.size(),
     }
-
-
-def _kind(machine: dict[str, int | str]) -> str:
-    return str(machine["device"]).partition(":")[0]
-
-
-def _layout(tensors: dict[str, Tensor]) -> dict[str, str]:
-    """Type and shape of tensors by name."""
-    return {name: f"{tensor.dtype} {list(tensor.shape)}" for name, tensor in sorted(tensors.items())}
 
 
 def write_state(tensors: dict[str, Tensor], header: dict[str, Any], file: Path) -> None:
@@ -319,13 +262,13 @@ def _hash(tensors: dict[str, Tensor], text: str) -> str:
     return found.hexdigest()
 
 
-def _read(file: Path) -> tuple[_Header, dict[str, Tensor]]:
+def _read(file: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
     with safe_open(file, framework="pt") as opened:
         metadata: dict[str, str] = opened.metadata() or {}
     tensors = _loaded(file)
     _expect(_KEY in metadata, "it says nothing of a training")
     _expect(_hash(tensors, metadata[_KEY]) == metadata.get(_SUM), "it is damaged, or of an earlier version")
-    return _Header.model_validate(json.loads(metadata[_KEY])), tensors
+    return json.loads(metadata[_KEY]), tensors
 
 
 def _loaded(file: Path) -> dict[str, Tensor]:

@@ -5,9 +5,9 @@ from __future__ import annotations
 import math
 import signal
 import threading
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -29,14 +29,12 @@ from spike_kit.training.sampling import NegativeSampler, epoch_batches
 TRAINING_VERSION = 1
 """Version of loop and sampling: raised by whoever changes the numbers of a training."""
 
-SAVE_SECONDS = 600
-"""Longest time between two states within an epoch."""
 SAVE_PAUSE = 3
-"""Shortest time between two states at the ends of epochs that are shorter; a state is never lost on SIGTERM."""
+"""Shortest time between two states, where epochs are shorter; on SIGTERM the state is written in any case."""
 
 
 class TrainingStoppedError(SpikeKitError):
-    """SIGTERM ended a training; its state is on the disk."""
+    """SIGTERM ended a training after an epoch; its state is on the disk."""
 
 
 def fit(
@@ -74,9 +72,9 @@ def fit(
         Called after each epoch with its row of the history (validation metrics where it was validated); what it raises
         ends the training.
     state
-        Folder of the training's state: written after every epoch (of short ones, every `SAVE_PAUSE` seconds), every
-        ten minutes within one, and on SIGTERM; a state that is found there is gone on from, to the same bits on the
-        same machine. None: nothing is kept.
+        Folder of the training's state: written after every epoch (of short ones, every `SAVE_PAUSE` seconds), and on
+        SIGTERM, after which the epoch is finished first; a state that is found there is gone on from, to the same bits
+        on the same machine. None: nothing is kept.
 
     Raises
     ------
@@ -84,7 +82,7 @@ def fit(
         If a loss term or a score becomes NaN or infinite; the message names the term, the epoch and the file of the
         best weights, which the model holds then.
     TrainingStoppedError
-        After SIGTERM, once the state is written.
+        After SIGTERM, once the epoch is finished and the state is written.
     StorageError
         If the state cannot be written; the state before it is untouched.
     """
@@ -93,8 +91,7 @@ def fit(
     )
     sampler = NegativeSampler(graph)
     generators = torch_generator(seed, "batches"), torch_generator(seed, "draws", graph.device)
-    n_steps = math.ceil(graph.n_interactions / config.batch_size)
-    now = TrainingState(model, optimizer, *generators, config.epochs, n_steps)
+    now = TrainingState(model, optimizer, *generators, config, state)
     if state is not None:
         now.resume(state, seed)
     loss_terms = distributed.shared(model, model.global_terms, optimizer)
@@ -104,15 +101,14 @@ def fit(
         _sigterm_noted(active=state is not None) as stop,
         tqdm(total=config.epochs, initial=now.epoch - 1, desc="train", unit="epoch", disable=quiet) as bar,
     ):
-        while now.epoch <= config.epochs and not _is_enough(now, config):
+        while now.epoch <= config.epochs and not _is_enough(now):
             model.train()
             batches = epoch_batches(graph, sampler, config.batch_size, now.batches)
-            _epoch(now, loss_terms, islice(batches, now.step, None), config, graph.n_interactions, state, stop)
-            row = _means(now, graph.n_interactions, state)
+            row = _epoch(now, loss_terms, batches, graph.n_interactions)
             bar.update()
             if not now.epoch % config.eval_every or now.epoch == config.epochs:
                 model.eval()
-                means = _validated(now, validation, state)
+                means = _validated(now, validation)
                 row |= {f"valid_{name}": value for name, value in means.items()}
                 improved = means[MONITOR] > now.best
                 now.waited = 0 if improved else now.waited + 1
@@ -124,10 +120,9 @@ def fit(
             if report is not None:
                 report(row)
             now.history.rows.append(row)
-            now.next_epoch()
-            first_or_last = now.epoch == 2 or now.epoch > config.epochs or _is_enough(now, config)
-            _save(now, state, stop, due=first_or_last or now.unsaved_seconds > SAVE_PAUSE)
-        if _is_enough(now, config):
+            now.epoch += 1
+            _save(now, stop)
+        if _is_enough(now):
             bar.total = now.epoch - 1
     model.load_tensors(now.kept)
     model.eval()
@@ -166,103 +161,95 @@ def learning_rate(config: TrainingConfig, step: int, n_steps: int) -> float:
 
 
 def _epoch(
-    now: TrainingState,
-    loss_terms: distributed.LossFunction,
-    batches: Iterator[Batch],
-    config: TrainingConfig,
-    n_interactions: int,
-    state: Path | None,
-    stop: threading.Event,
-) -> None:
-    """Take the remaining steps of the epoch; the model's own phase comes first, if it has one."""
-    if now.step == 0:
-        _auxiliary(now, config, n_interactions)
-    for batch in batches:
-        _set_rate(now, config)
+    now: TrainingState, loss_terms: distributed.LossFunction, batches: Iterator[Batch], n_interactions: int
+) -> EpochRow:
+    """Take the steps of an epoch, after those of the model's own phase, if it has one; returns the history's row."""
+    totals, n_steps = _auxiliary(now, n_interactions), math.ceil(n_interactions / now.config.batch_size)
+    for number, batch in enumerate(batches):
+        _set_rate(now, number, n_steps)
         terms = training_step(loss_terms, batch, now.model.draw(now.draws), now.optimizer)
         for name, term in distributed.mean(terms).items():
-            before = now.totals.get(name, torch.zeros_like(term, dtype=torch.float64))
-            now.totals[name] = before + term.double() * batch.users.numel()
-        now.step += 1
-        _save(now, state, stop, due=now.unsaved_seconds > SAVE_SECONDS)
+            totals[name] = totals.get(name, 0.0) + term.double() * batch.users.numel()
+    means = {name: float(total) / n_interactions for name, total in totals.items()}
+    for name, value in means.items():
+        if not math.isfinite(value):
+            problem = f"loss term {name!r} became {value} in epoch {now.epoch}"
+            raise _broken(now, problem, "lower the learning rate, or the weight of this term")
+    return {"epoch": now.epoch, "loss": sum(means.values()), **means, "seconds": now.seconds}
 
 
-def _set_rate(now: TrainingState, config: TrainingConfig) -> None:
-    """Give the optimiser the learning rate of the next step."""
-    done = (now.epoch - 1) * now.n_steps + now.step
+def _set_rate(now: TrainingState, step: int, n_steps: int) -> None:
+    """Give the optimiser the learning rate of a step of this epoch, which has ``n_steps``."""
+    done = (now.epoch - 1) * n_steps + step
     for group in now.optimizer.param_groups:
-        group["lr"] = learning_rate(config, done, now.epochs * now.n_steps)
+        group["lr"] = learning_rate(now.config, done, now.config.epochs * n_steps)
 
 
-def _auxiliary(now: TrainingState, config: TrainingConfig, n_interactions: int) -> None:
-    """Take the steps of the model's own phase, with the learning rate of the epoch's first step."""
+def _auxiliary(now: TrainingState, n_interactions: int) -> dict[str, Tensor | float]:
+    """Take the steps of the model's own phase, with the learning rate of the epoch's first step.
+
+    Returns
+    -------
+    dict
+        Means of its terms over these steps, times the number of interactions, as sums over those are.
+    """
+    totals: dict[str, Tensor | float] = {}
     n_phase = now.model.auxiliary_steps
     if not n_phase:
-        return
+        return totals
     if distributed.size() > 1:
         raise ConfigError(
             "this model has a training phase of its own, which runs in one process only", "use one process"
         )
-    _set_rate(now, config)
+    _set_rate(now, 0, math.ceil(n_interactions / now.config.batch_size))
     for step in range(n_phase):
         terms = _step(now.model.auxiliary_losses(step, now.draws), now.optimizer)
         for name, term in terms.items():
-            # `_means` divides by the number of interactions; this is a mean over steps.
-            share = term.double() * (n_interactions / n_phase)
-            now.totals[name] = now.totals.get(name, torch.zeros_like(share)) + share
+            totals[name] = totals.get(name, 0.0) + term.double() * (n_interactions / n_phase)
     now.model.after_auxiliary()
+    return totals
 
 
-def _means(now: TrainingState, n_interactions: int, state: Path | None) -> EpochRow:
-    """Row of the history from the totals of the epoch."""
-    means = {name: float(total) / n_interactions for name, total in now.totals.items()}
-    for name, value in means.items():
-        if not math.isfinite(value):
-            raise _broken(
-                now,
-                f"loss term {name!r} became {value} in epoch {now.epoch}",
-                "lower the learning rate, or the weight of this term",
-                state,
-            )
-    return {"epoch": now.epoch, "loss": sum(means.values()), **means, "seconds": now.seconds}
-
-
-def _validated(now: TrainingState, validation: RankingTask, state: Path | None) -> dict[str, float]:
+def _validated(now: TrainingState, validation: RankingTask) -> dict[str, float]:
     try:
         return distributed.on_first(lambda: evaluate(now.model, validation)[0])
     except TrainingError as error:
-        raise _broken(now, f"{error.message} (epoch {now.epoch})", error.hint, state) from error
+        raise _broken(now, f"{error.message} (epoch {now.epoch})", error.hint) from error
 
 
-def _broken(now: TrainingState, message: str, hint: str, state: Path | None) -> TrainingError:
+def _broken(now: TrainingState, message: str, hint: str) -> TrainingError:
     """Give the model its best weights back and say where they are."""
-    best = now.history.best_epoch
+    best, folder = now.history.best_epoch, now.folder
     if best:
         now.model.load_tensors(now.kept)
         message += f"; the best weights are those of epoch {best}"
-        if state is not None:
-            distributed.on_first(lambda: now.save_best(state))
-            message += f", in {best_file(state, best)}"
+        if folder is not None:
+            distributed.on_first(lambda: now.save_best(folder))
+            message += f", in {best_file(folder, best)}"
     now.model.eval()
     return TrainingError(message, hint)
 
 
-def _is_enough(now: TrainingState, config: TrainingConfig) -> bool:
-    return bool(config.patience) and now.waited >= config.patience
+def _is_enough(now: TrainingState) -> bool:
+    return bool(now.config.patience) and now.waited >= now.config.patience
 
 
-def _save(now: TrainingState, state: Path | None, stop: threading.Event, due: bool) -> None:
-    """Write the state where it is due, or where a process was asked to stop, and then stop all of them."""
-    if state is None:
+def _save(now: TrainingState, stop: threading.Event) -> None:
+    """Write the state after the first and the last epoch, after a pause, or where a process was asked to stop.
+
+    All processes stop then.
+    """
+    folder = now.folder
+    if folder is None:
         return
+    first_or_last = now.epoch == 2 or now.epoch > now.config.epochs or _is_enough(now)
+    due = first_or_last or time.perf_counter() - now.saved > SAVE_PAUSE
     stopped, due = distributed.any_of(stop.is_set(), due)
     if stopped or due:
-        distributed.on_first(lambda: now.save(state))
-        now.saved()
+        distributed.on_first(lambda: now.save(folder))
+        now.saved = time.perf_counter()
     if stopped:
-        raise TrainingStoppedError(
-            f"training was asked to stop: the same command goes on from epoch {now.epoch}, step {now.step}"
-        )
+        raise TrainingStoppedError(f"training was asked to stop: the same command goes on from epoch {now.epoch}")
 
 
 @contextmanager
