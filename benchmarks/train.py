@@ -29,7 +29,7 @@ from spike_kit.data.dataset import Dataset
 from spike_kit.data.graph import Graph
 from spike_kit.data.vectors import ProfileVectors
 from spike_kit.experiments.run import RunConfig
-from spike_kit.experiments.search_space import parse_fixed
+from spike_kit.experiments.search import parse_fixed
 from spike_kit.models import find_model, find_preset
 from spike_kit.models.base import TrainedRecommender
 from spike_kit.models.spike import Spike

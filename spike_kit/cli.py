@@ -433,11 +433,10 @@ def search(
         Keep the best settings as the preset `tuned` of this model and data set.
     """
     from spike_kit.experiments.run import RunConfig
-    from spike_kit.experiments.search import save_tuned, search
-    from spike_kit.experiments.search_space import parse_fixed, with_settings
+    from spike_kit.experiments.search import parse_fixed, save_tuned, search
 
     config = RunConfig(**asdict(what))
-    fixed = with_settings(config, parse_fixed(config, fix))
+    fixed = config.changed(parse_fixed(config, fix))
     result = search(fixed, trials, device=on.resolve(), target=target, timeout=timeout, trial_seconds=trial_seconds)
     shown = result.trials.head(10)
     print(shown.to_string(index=False, float_format=lambda number: f"{number:.4g}"))
@@ -524,16 +523,21 @@ def grid(
         Where cells compute.
     """
     from spike_kit.experiments.archive import own_root
-    from spike_kit.experiments.grid import STUDY, carry_out
+    from spike_kit.experiments.grid import STUDY, Grid, GridRun, workers
 
     if keep and archive is None:
         archive = own_root()
         print(f"note: --keep now means --archive {paths.shown(archive)}, no longer docs/study", file=sys.stderr)
-    where = {"cluster": cluster, "device": str(on.resolve()), "threads": threads}
-    progress = carry_out(file or STUDY, only, archive=archive, look=look, jobs=jobs, **where)
-    print(progress.table.to_string(index=False, float_format=lambda number: f"{number:.4g}", na_rep=""))
-    if failed := progress.failed:
-        raise TrainingError(f"{len(failed)} of {len(progress.cells)} cells failed: {failed[0]}", "see the table")
+    progress = GridRun(Grid.read(file or STUDY), only, archive)
+    if look:
+        progress.look()
+    else:
+        with workers(cluster, jobs, str(on.resolve()), threads) as submit:
+            progress.do(submit, jobs)
+    table = progress.table
+    print(table.to_string(index=False, float_format=lambda number: f"{number:.4g}", na_rep=""))
+    if failed := [cell.name for cell, outcome in progress.cells.items() if outcome.state == "failed"]:
+        raise TrainingError(f"{len(failed)} of {len(table)} cells failed: {failed[0]}", "see the table")
 
 
 def compare(

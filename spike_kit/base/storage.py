@@ -124,13 +124,13 @@ def _swap_in(new: Path, path: Path, old: Path) -> None:
 
 
 @contextmanager
-def database_errors(path: Path) -> Iterator[None]:
-    """Turn an error of sqlite or of the file system into a `StorageError` that names the file."""
+def database_errors(path: Path, *others: type[Exception]) -> Iterator[None]:
+    """Turn an error of sqlite, of the file system or of ``others`` into a `StorageError` that names the file."""
     try:
         yield
-    except (sqlite3.Error, OSError) as error:
+    except (sqlite3.Error, OSError, *others) as error:
         hint = "free some space or check its permissions, and run again; what it holds is not lost"
-        raise StorageError(f"{path} cannot be used: {error}", hint) from error
+        raise StorageError(f"{path} cannot be used: {error.__cause__ or error}", hint) from error
 
 
 @contextmanager

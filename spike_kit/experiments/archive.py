@@ -10,13 +10,12 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from functools import cached_property, lru_cache
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
-from torch import Tensor
 
 from spike_kit.base import paths, storage
 from spike_kit.base.errors import DataError
@@ -39,32 +38,6 @@ _TRAIN = "train"
 """Column of the numbers of train interactions."""
 
 _PARTS = ("config", "metrics", "environment")
-
-
-class ArchivedRun(Run):
-    """A run of which only the tables are left; it reads like any other, but has no weights and no learning curve."""
-
-    @classmethod
-    def of(cls, path: Path, parts: Mapping[str, Any], per_user: pd.DataFrame) -> ArchivedRun:
-        """The run with what `Run` would read from its folder: ``parts`` by name, and ``per_user``."""
-        run = cls(path)
-        vars(run).update(parts, per_user=per_user, history=pd.DataFrame())
-        return run
-
-    @cached_property
-    def question(self) -> str:
-        """What the run answers, whatever the versions it was made with."""
-        return _question(self.config)
-
-    def tensors(self) -> dict[str, Tensor]:
-        """Refuse: weights are not kept.
-
-        Raises
-        ------
-        DataError
-            Always.
-        """
-        raise DataError(f"the weights of {self.path.name} are not kept in {self.path.parent}", "train it again")
 
 
 def own_root() -> Path:
@@ -102,16 +75,10 @@ def write_archive(runs: Sequence[Run], data: Dataset, root: Path | None = None) 
         columns[run.path.name] = (values * _STEPS).round().astype("UInt16")
     per_user = pd.DataFrame(columns).reset_index()
     per_user.insert(2, _TRAIN, train_interactions(data).reindex(per_user["user"], fill_value=0).to_numpy())
-    for name, table, numbers in ((PER_USER, per_user, list(columns)), (RUNS, pd.DataFrame(rows), [])):
-        with storage.atomic_file(target / name) as temporary:
-            table.to_parquet(
-                temporary,
-                index=False,
-                compression="zstd",
-                compression_level=19,
-                use_dictionary=False,
-                use_byte_stream_split=numbers,
-            )
+    with storage.atomic_file(target / PER_USER) as temporary:
+        split = {"use_dictionary": False, "use_byte_stream_split": list(columns)}
+        per_user.to_parquet(temporary, index=False, compression="zstd", compression_level=19, **split)
+    storage.write_parquet(target / RUNS, pd.DataFrame(rows))
     return target
 
 
@@ -125,39 +92,37 @@ def read_archive(dataset: str, root: Path | None = None) -> list[Run]:
     DataError
         If the files are damaged.
     """
-    kept = _kept(dataset, root)
+    kept = list(_kept(dataset, root).values())
     return [run for run in kept if run.config["data_sha256"] == kept[0].config["data_sha256"]]
 
 
-def _kept(dataset: str, root: Path | None = None) -> list[ArchivedRun]:
-    """Kept runs of a data set, each question once."""
-    found: dict[str, ArchivedRun] = {}
-    for folder in (root,) if root else (own_root(), ROOT):
-        files = [folder / dataset / name for name in (RUNS, PER_USER)]
+def _kept(dataset: str, root: Path | None = None) -> dict[str, Run]:
+    """Kept runs of a data set by their question."""
+    found: dict[str, Run] = {}
+    for folder in (root / dataset,) if root else (own_root() / dataset, ROOT / dataset):
+        files = [folder / RUNS, folder / PER_USER]
         if files[0].is_file():
-            for run in _read(*files, *(_stamp(file) for file in files)):
-                found.setdefault(run.question, run)
-    return list(found.values())
-
-
-def _stamp(file: Path) -> int:
-    return file.stat().st_mtime_ns if file.is_file() else 0
+            stamps = [file.stat().st_mtime_ns if file.is_file() else 0 for file in files]
+            found |= {question: run for question, run in _read(folder, *stamps).items() if question not in found}
+    return found
 
 
 @lru_cache(maxsize=8)
-def _read(runs: Path, per_user: Path, *_: int) -> tuple[ArchivedRun, ...]:
+def _read(folder: Path, *_: int) -> dict[str, Run]:
     """Runs of an archive's two files, which are read again when they were written anew."""
-    table, values = storage.read_parquet(runs), storage.read_parquet(per_user)
-    found: list[ArchivedRun] = []
+    table, values = storage.read_parquet(folder / RUNS), storage.read_parquet(folder / PER_USER)
+    found: dict[str, Run] = {}
     try:
         for row in table.to_dict("records"):
-            parts = {part: json.loads(row[part]) for part in _PARTS}
             own = values[["split", "user", row["run"]]].dropna().rename(columns={row["run"]: MONITOR})
             own[MONITOR] = own[MONITOR].astype(np.float64) / _STEPS
-            found.append(ArchivedRun.of(runs.parent / str(row["run"]), parts, own.reset_index(drop=True)))
+            run = Run(folder / str(row["run"]))
+            vars(run).update({part: json.loads(row[part]) for part in _PARTS}, history=pd.DataFrame())
+            vars(run).update(per_user=own.reset_index(drop=True))
+            found.setdefault(_question(run.config), run)
     except (KeyError, TypeError, json.JSONDecodeError) as error:
-        raise DataError(f"{runs.parent} is damaged: {error!r}", "take the files of the repository again") from error
-    return tuple(found)
+        raise DataError(f"{folder} is damaged: {error!r}", "take the files of the repository again") from error
+    return found
 
 
 def archived_activity(dataset: str) -> pd.Series:
@@ -169,10 +134,7 @@ def archived_activity(dataset: str) -> pd.Series:
         If there is no archive, or it is damaged.
     """
     own = own_root() / dataset / PER_USER
-    file = own if own.is_file() else ROOT / dataset / PER_USER
-    table = storage.read_parquet(file)
-    if not {"user", _TRAIN} <= set(table):
-        raise DataError(f"{file} is damaged", "take the files of the repository again")
+    table = storage.read_parquet(own if own.is_file() else ROOT / dataset / PER_USER)
     counts = table.drop_duplicates("user").set_index("user")[_TRAIN].sort_index()
     return counts[counts > 0]
 
@@ -186,9 +148,10 @@ def keep_run(run: Run, data: Dataset, root: Path | None = None) -> None:
         If the archive holds another build of the data set, or is damaged.
     """
     root = root or own_root()
-    kept, question = _kept(data.name, root), _question(run.config)
-    if all(run.config != other.config for other in kept):
-        write_archive([*(other for other in kept if other.question != question), run], data, root)
+    kept, question = dict(_kept(data.name, root)), _question(run.config)
+    before = kept.pop(question, None)
+    if before is None or before.config != run.config:
+        write_archive([*kept.values(), run], data, root)
 
 
 def find_kept(config: Mapping[str, Any], root: Path | None = None) -> Run | None:
@@ -199,8 +162,7 @@ def find_kept(config: Mapping[str, Any], root: Path | None = None) -> Run | None
     DataError
         If an archive is damaged.
     """
-    question = _question(config)
-    return next((run for run in _kept(config["dataset"], root) if run.question == question), None)
+    return _kept(config["dataset"], root).get(_question(config))
 
 
 def known_runs(data: Dataset) -> list[Run]:
@@ -218,13 +180,12 @@ def with_archived(data: Dataset, here: Sequence[Run]) -> list[Run]:
     versions: dict[str, set[str]] = {}
     for run in here:
         versions.setdefault(_question(run.config, seed=False), set()).add(_version(run.config))
-    known = {_question(run.config) for run in here}
-    build = data_version(data)
+    known, build = {_question(run.config) for run in here}, data_version(data)
     return [*here] + [
         run
-        for run in _kept(data.name)
+        for question, run in _kept(data.name).items()
         if run.config["data_sha256"] == build
-        and run.question not in known
+        and question not in known
         and _version(run.config) in versions.get(_question(run.config, seed=False), {_version(run.config)})
     ]
 
@@ -253,12 +214,12 @@ def find_runs(names: Sequence[str]) -> list[Run]:
     """
     found: list[Run] = []
     for name in names:
-        folders = (paths.runs_root() / name, Path(name))
-        folder = next((folder for folder in folders if (folder / run_folder.METRICS).is_file()), None)
-        if folder is None and len(names) == 1:
+        runs = [Run(folder) for folder in (paths.runs_root() / name, Path(name))]
+        here = [run for run in runs if (run.path / run_folder.METRICS).is_file()]
+        if not here and len(names) == 1:
             return known_runs(Dataset.open(name))
-        if folder is None:
+        if not here:
             where = paths.shown(paths.runs_root())
             raise DataError(f"there is no finished run {name!r}", f"run folders are in {where}")
-        found.append(Run(folder))
+        found.append(here[0])
     return found

@@ -11,7 +11,7 @@ import logging
 import math
 import time
 import tomllib
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, wait
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -32,10 +32,9 @@ from spike_kit.base.processes import fresh_process
 from spike_kit.data.dataset import Dataset
 from spike_kit.experiments.archive import find_kept, keep_run
 from spike_kit.experiments.run import RunConfig, describe, describe_text, run
-from spike_kit.experiments.run_folder import find_run
+from spike_kit.experiments.run_folder import Run, find_run
 from spike_kit.experiments.search import save_tuned, search
-from spike_kit.experiments.search_space import with_settings
-from spike_kit.experiments.tuned import TUNED, read_tuned, tuned_path
+from spike_kit.experiments.tuned import TUNED, read_tuned
 from spike_kit.models import find_model
 from spike_kit.profiles.encode import ensure_vectors
 from spike_kit.profiles.generate import Generation, GenerationConfig
@@ -44,12 +43,12 @@ from spike_kit.training.loop import MONITOR
 
 logger = logging.getLogger(__name__)
 
-State = Literal["waiting", "running", "finished", "failed", "blocked"]
-"""Where a cell stands; a blocked one needs another that failed."""
+Kind = Literal["text", "search", "run"]
+KINDS: tuple[Kind, ...] = ("text", "search", "run")
+"""Kinds of cells, in the order in which they are done: profiles with their vectors, searches, runs."""
 
 Submit = Callable[["Cell"], "Future[Outcome]"]
 """Begins a cell somewhere else."""
-
 
 STUDY = Path(__file__).with_name("study.toml")
 """The grid behind docs/results.md."""
@@ -109,43 +108,29 @@ class Grid(Config):
         return cls.parse(values)
 
     def cells(self) -> list[Cell]:
-        """Cells of the grid, each once: texts, then searches, then runs, each after what it needs."""
-        runs: dict[str, Cell] = {}
-        searches: dict[tuple[str, str], Cell] = {}
+        """Cells of the grid, each once: texts, then searches, then runs, since each may need those before it."""
+        found: dict[tuple[str, str], Cell] = {}
+
+        def add(kind: Kind, config: RunConfig, variant: str = "") -> None:
+            found.setdefault((kind, config.model_dump_json()), Cell(kind, config, self, variant))
+            if kind != "text" and find_model(config.model).uses_text:
+                add("text", RunConfig(dataset=config.dataset, profiles=config.profiles, encoder=config.encoder))
+
         for block in self.blocks:
             combinations = product(block.datasets, block.models, block.variants.items(), block.seeds)
             for dataset, model, (variant, changes), seed in combinations:
-                config = RunConfig(model=model, dataset=dataset, preset=block.preset, seed=seed)
-                config = _changed(config, changes)
-                runs.setdefault(config.model_dump_json(), Cell("run", config, variant=variant))
+                usual = RunConfig(dataset=dataset, model=model)
                 if block.preset == TUNED:
-                    start = RunConfig(model=model, dataset=dataset, seed=self.search.seed)
-                    searches.setdefault((dataset, model), Cell("search", start, self.search))
-        texts = {
-            (used.dataset, used.profiles, used.encoder): Cell(
-                "text",
-                RunConfig(dataset=used.dataset, profiles=used.profiles, encoder=used.encoder),
-                generation=self.profiles.get(used.profiles),
-            )
-            for used in (cell.config for cell in (*searches.values(), *runs.values()))
-            if find_model(used.model).uses_text
-        }
-        return [*texts.values(), *searches.values(), *runs.values()]
-
-
-def _changed(config: RunConfig, changes: Mapping[str, Any]) -> RunConfig:
-    """A configuration with a variant's changes; settings are checked when the cell's turn comes, names at once."""
-    text = {name: str(changes[name]) for name in ("profiles", "encoder") if name in changes}
-    settings = {name: value for name, value in changes.items() if name not in text}
-    return with_settings(config, settings).replace(**text)
-
-
-_BUDGET = SearchBudget()
+                    add("search", usual.replace(seed=self.search.seed))
+                text = {name: str(changes[name]) for name in ("profiles", "encoder") if name in changes}
+                config = usual.changed({name: value for name, value in changes.items() if name not in text})
+                add("run", config.replace(preset=block.preset, seed=seed, **text), variant)
+        return sorted(found.values(), key=lambda cell: KINDS.index(cell.kind))
 
 
 @dataclass(frozen=True, eq=False)
 class Cell:
-    """Profiles with their vectors, a search, or a run.
+    """One thing to do of a grid.
 
     Attributes
     ----------
@@ -153,29 +138,16 @@ class Cell:
         Whether it writes and encodes profiles, searches, or trains.
     config
         What is searched, or run; of a text its data set, profiles and encoder.
-    budget
-        Budget of a search.
+    grid
+        The grid, which says how profiles are written and what a search may spend.
     variant
         Name of the block's variant.
-    generation
-        How a language model writes the profiles of a text that a data set does not have.
     """
 
-    kind: Literal["text", "search", "run"]
+    kind: Kind
     config: RunConfig
-    budget: SearchBudget = _BUDGET
+    grid: Grid
     variant: str = ""
-    generation: GenerationConfig | None = None
-
-    def needs(self, other: Cell) -> bool:
-        """Whether another cell must be finished first."""
-        mine, its = self.config, other.config
-        if self.kind == "text" or mine.dataset != its.dataset:
-            return False
-        if other.kind == "search":
-            return self.kind == "run" and mine.preset == TUNED and mine.model == its.model
-        same = (mine.profiles, mine.encoder) == (its.profiles, its.encoder)
-        return other.kind == "text" and same and find_model(mine.model).uses_text
 
     @property
     def name(self) -> str:
@@ -189,46 +161,42 @@ class Cell:
 
 @dataclass(frozen=True)
 class Outcome:
-    """What became of a cell: its validation NDCG@20 and seconds, or its error."""
+    """Where a cell stands: its validation NDCG@20 and seconds, or its error."""
 
-    valid: float = float("nan")
-    seconds: float = float("nan")
+    state: Literal["waiting", "running", "finished", "failed"]
+    valid: float = math.nan
+    seconds: float = math.nan
     error: str = ""
 
-    @property
-    def summary(self) -> str:
-        """The error, or the quality if there is one and the seconds."""
-        quality = "" if math.isnan(self.valid) else f"{MONITOR} {self.valid:.4f}, "
-        return self.error or f"{quality}{self.seconds:.0f} s"
 
-
-def perform(cell: Cell, device: str = "cpu", threads: int | None = 1) -> Outcome:
+def perform(cell: Cell, device: str = "cpu", threads: int = 1) -> Outcome:
     """Do one cell in this process; an error is part of the outcome, so that other cells go on.
 
     Parameters
     ----------
     cell
-        The search or run.
+        What is done.
     device
         Where it trains.
     threads
         Threads of torch on the CPU; two processes with two threads each slow each other down many times on two cores.
     """
-    if threads is not None:
-        torch.set_num_threads(threads)
-    config, where = cell.config, resolve_device(device)
+    torch.set_num_threads(threads)
+    config, budget, where = cell.config, cell.grid.search, resolve_device(device)
     try:
-        if cell.kind == "search":
-            budget = cell.budget
-            result = search(config, budget.trials, device=where, trial_seconds=budget.trial_seconds)
-            save_tuned(config, result, budget.trial_seconds)
-            return Outcome(result.valid, float(result.trials["seconds"].sum()))
         if cell.kind == "text":
             return _write_text(cell, where)
-        metrics = run(config, where, progress=False).metrics
-        return Outcome(metrics["valid"][MONITOR], metrics["seconds"])
+        if cell.kind == "search":
+            result = search(config, budget.trials, device=where, trial_seconds=budget.trial_seconds)
+            save_tuned(config, result, budget.trial_seconds)
+            return Outcome("finished", result.valid, float(result.trials["seconds"].sum()))
+        return _of_run(run(config, where, progress=False))
     except (SpikeKitError, RuntimeError, MemoryError, OSError) as error:
-        return Outcome(error=str(error) or type(error).__name__)
+        return Outcome("failed", error=str(error) or type(error).__name__)
+
+
+def _of_run(run: Run) -> Outcome:
+    return Outcome("finished", run.metrics["valid"][MONITOR], run.metrics["seconds"])
 
 
 def _write_text(cell: Cell, device: torch.device) -> Outcome:
@@ -237,14 +205,14 @@ def _write_text(cell: Cell, device: torch.device) -> Outcome:
     data, profiles = Dataset.open(config.dataset), config.profiles
     if profiles == TEMPLATE:
         ensure_profiles(data)
-    elif profiles not in data.profile_sets() and cell.generation is not None:
-        written = Generation(data, cell.generation, profiles).run()
+    elif profiles not in data.profile_sets() and profiles in cell.grid.profiles:
+        written = Generation(data, cell.grid.profiles[profiles], profiles).run()
         if written.path is None:
             raise DataError(
                 f"the model left {sum(written.missing.values())} profiles of {profiles} unwritten", "run again"
             )
     ensure_vectors(data, profiles, config.encoder, device, progress=False)
-    return Outcome(seconds=time.perf_counter() - started)
+    return Outcome("finished", seconds=time.perf_counter() - started)
 
 
 class GridRun:
@@ -262,113 +230,94 @@ class GridRun:
     """
 
     def __init__(self, grid: Grid, only: Sequence[str] = (), archive: Path | None = None) -> None:
-        self.grid, self.archive = grid, archive
-        self.cells = [cell for cell in grid.cells() if all(word in cell.name.split() for word in only)]
-        self.states: dict[Cell, State] = dict.fromkeys(self.cells, "waiting")
-        self.outcomes: dict[Cell, Outcome] = {}
+        self.archive = archive
+        cells = [cell for cell in grid.cells() if all(word in cell.name.split() for word in only)]
+        if not cells:
+            raise ConfigError("no cell has such a name", "see all with --look")
+        self.cells = dict.fromkeys(cells, Outcome("waiting"))
 
     @property
     def table(self) -> pd.DataFrame:
         """Progress: kind, dataset, model, variant, seed, state, valid (NDCG@20), seconds, error; one row per cell."""
         rows = []
-        for cell in self.cells:
-            config, text = cell.config, cell.kind == "text"
-            row = {
-                "kind": cell.kind,
-                "dataset": config.dataset,
-                "model": "" if text else config.model,
-                "variant": f"{config.profiles} by {config.encoder}" if text else cell.variant,
-                "seed": config.seed,
-                "state": self.states[cell],
-            }
-            rows.append(row | vars(self.outcomes.get(cell, Outcome())))
-        return pd.DataFrame(rows)
+        for cell, outcome in self.cells.items():
+            row = {"kind": cell.kind, **cell.config.model_dump(include={"dataset", "model", "seed"})}
+            row |= {"variant": cell.variant, **vars(outcome)}
+            if cell.kind == "text":
+                row |= {"model": "", "variant": f"{cell.config.profiles} by {cell.config.encoder}"}
+            rows.append(row)
+        return pd.DataFrame(rows, columns=["kind", "dataset", "model", "variant", "seed", *vars(Outcome("waiting"))])
 
     def look(self) -> None:
         """Find out which cells are finished, without doing any."""
         for cell in self.cells:
-            outcome = self._found(cell)
-            if outcome is not None and not outcome.error:
-                self._end(cell, outcome)
+            self.cells[cell] = self._found(cell) or self.cells[cell]
 
-    def do(self, submit: Submit, jobs: int, report: Callable[[Cell, Outcome], None] | None = None) -> None:
+    def do(self, submit: Submit, jobs: int) -> None:
         """Do all cells that are not finished, in their order; a failure does not stop the others.
 
         Parameters
         ----------
         submit
-            Begins a cell in another process: see `on_this_machine` and `on_cluster`.
+            Begins a cell in another process: see `workers`.
         jobs
             Cells at a time.
-        report
-            Told of every cell when it has ended.
+
+        Raises
+        ------
+        ConfigError
+            If ``jobs`` is not positive.
         """
-        waiting, running = list(self.cells), dict[Future[Outcome], Cell]()
+        if jobs < 1:
+            raise ConfigError(f"{jobs} cells at a time were asked for", "give at least 1")
+        running: dict[Future[Outcome], Cell] = {}
+        with tqdm(total=len(self.cells), unit="cell") as bar:
 
-        def end(cell: Cell, outcome: Outcome, state: State | None = None) -> None:
-            self._end(cell, outcome, state)
-            if report is not None:
-                report(cell, outcome)
+            def end(cell: Cell, outcome: Outcome) -> None:
+                self.cells[cell] = outcome
+                self._keep(cell)
+                logger.info("%s: %s", cell.name, outcome.error or outcome.state)
+                bar.update()
 
-        while waiting or running:
-            needed = [other for other in self.cells if waiting and waiting[0].needs(other)]
-            if not waiting or len(running) >= jobs or any(self.states[other] == "running" for other in needed):
+            def wait_for_one() -> None:
                 for future in wait(running, return_when=FIRST_COMPLETED).done:
                     end(running.pop(future), _outcome(future))
-                continue
-            cell = waiting.pop(0)
-            failed = [other for other in needed if self.states[other] != "finished"]
-            if failed:
-                end(cell, Outcome(error=f"needs what failed: {failed[0].name}"), "blocked")
-            elif (found := self._found(cell)) is not None:
-                end(cell, found)
-            else:
-                running[submit(cell)] = cell
-                self.states[cell] = "running"
 
-    @property
-    def failed(self) -> list[str]:
-        """Names of the cells that failed, or wait for one that did."""
-        return [cell.name for cell in self.cells if self.states[cell] in ("failed", "blocked")]
+            for cell in self.cells:
+                # Whatever a cell needs is of an earlier kind.
+                while len(running) >= jobs or any(other.kind != cell.kind for other in running.values()):
+                    wait_for_one()
+                if found := self._found(cell):
+                    end(cell, found)
+                else:
+                    running[submit(cell)] = cell
+                    self.cells[cell] = Outcome("running")
+            while running:
+                wait_for_one()
 
     def _found(self, cell: Cell) -> Outcome | None:
-        """Outcome of a cell that is finished, or that cannot begin; none where it is still to be done."""
+        """Outcome of a cell that is finished already; where it cannot begin, its own process will say why."""
         config = cell.config
         try:
-            if cell.kind == "search" or config.preset == TUNED:
-                if not tuned_path(config.dataset, config.model).is_file():
-                    return None
+            if cell.kind == "search":
                 tuned = read_tuned(config.dataset, config.model)
-                if cell.kind == "search":
-                    return Outcome(tuned.valid, tuned.seconds)
+                return Outcome("finished", tuned.valid, tuned.seconds)
             data = Dataset.open(config.dataset)
             if cell.kind == "text":
-                return Outcome(seconds=0.0) if _has_text(data, config) else None
+                describe_text(data, config.profiles, config.encoder)
+                return Outcome("finished", seconds=0.0)
             described = describe(config, data)
-            found = find_run(described) or (find_kept(described, self.archive) if self.archive else None)
-            return None if found is None else Outcome(found.metrics["valid"][MONITOR], found.metrics["seconds"])
-        except SpikeKitError as error:
-            return Outcome(error=str(error))
+        except SpikeKitError:
+            return None
+        found = find_run(described) or (find_kept(described, self.archive) if self.archive else None)
+        return None if found is None else _of_run(found)
 
-    def _end(self, cell: Cell, outcome: Outcome, state: State | None = None) -> None:
-        """Note the outcome of a cell that is done, and keep what it left here."""
-        if self.archive and cell.kind == "run" and not outcome.error:
+    def _keep(self, cell: Cell) -> None:
+        """Put what a cell left here into the archive."""
+        if self.archive and cell.kind == "run" and self.cells[cell].state == "finished":
             data = Dataset.open(cell.config.dataset)
-            found = find_run(describe(cell.config, data))
-            if found is not None:
+            if found := find_run(describe(cell.config, data)):
                 keep_run(found, data, self.archive)
-        self.outcomes[cell] = outcome
-        self.states[cell] = state or ("failed" if outcome.error else "finished")
-        logger.info("%s: %s", cell.name, outcome.summary)
-
-
-def _has_text(data: Dataset, config: RunConfig) -> bool:
-    """Whether profiles and their vectors are there, and belong together."""
-    try:
-        describe_text(data, config.profiles, config.encoder)
-    except DataError:
-        return False
-    return True
 
 
 def _outcome(future: Future[Outcome]) -> Outcome:
@@ -376,100 +325,45 @@ def _outcome(future: Future[Outcome]) -> Outcome:
     try:
         return future.result()
     except Exception as error:  # a worker that was killed raises what its pool or Ray has for it
-        return Outcome(error=f"its process ended: {str(error).strip().splitlines()[-1] if str(error) else error!r}")
+        return Outcome("failed", error=f"its process ended: {(str(error).strip() or repr(error)).splitlines()[-1]}")
 
 
 @contextmanager
-def on_this_machine(device: str = "cpu", threads: int | None = 1) -> Iterator[Submit]:
-    """Cells in processes of their own on this machine: the end of one, however violent, leaves the others alone.
+def workers(cluster: str | None = None, jobs: int = 2, device: str = "cpu", threads: int = 1) -> Iterator[Submit]:
+    """What begins cells: each in a process of its own on this machine, or as a task of a Ray cluster.
 
-    They end soon after this process, however that ended; trainings write their state before.
-    """
-
-    def submit(cell: Cell) -> Future[Outcome]:
-        pool = fresh_process()
-        future = pool.submit(perform, cell, device, threads)
-        pool.shutdown(wait=False)
-        return future
-
-    yield submit
-
-
-@contextmanager
-def on_cluster(address: str = "", jobs: int = 2, device: str = "cpu", threads: int = 1) -> Iterator[Submit]:
-    """The same cells as tasks of Ray; all machines must see the same data folder (``SPIKE_KIT_HOME``) and this package.
+    On this machine the end of one, however violent, leaves the others alone. They end soon after this process, however
+    that ended; trainings write their state before. All machines of a cluster must see the same data folder
+    (``SPIKE_KIT_HOME``) and this package.
 
     Parameters
     ----------
-    address
-        Of a running cluster, ``"auto"`` for the one this machine belongs to; empty starts Ray here, with ``jobs`` CPUs.
+    cluster
+        Address of a running cluster, ``"auto"`` for the one this machine belongs to; ``"local"`` starts Ray here, with
+        ``jobs`` CPUs. None: no Ray.
     jobs
         CPUs of a Ray that is started here.
     device, threads
         As in `perform`; a task asks the cluster for as many CPUs as it has threads, and for a GPU if the device is one.
     """
+    if cluster is None:
+
+        def submit(cell: Cell) -> Future[Outcome]:
+            pool = fresh_process()
+            future = pool.submit(perform, cell, device, threads)
+            pool.shutdown(wait=False)
+            return future
+
+        yield submit
+        return
     ray = require("ray", "cluster")
-    where: dict[str, Any] = {"address": address} if address else {"num_cpus": jobs, "include_dashboard": False}
-    environment = {paths.HOME_VARIABLE: str(paths.home())}
-    ray.init(**where, log_to_driver=False, logging_level="warning", runtime_env={"env_vars": environment})
+    where: dict[str, Any] = {"address": cluster}
+    if cluster == "local":
+        where = {"num_cpus": jobs, "include_dashboard": False}
+    environment = {"env_vars": {paths.HOME_VARIABLE: str(paths.home())}}
+    ray.init(**where, log_to_driver=False, logging_level="warning", runtime_env=environment)
     try:
-        gpus = 1 if device.startswith("cuda") else 0
-        task = ray.remote(num_cpus=threads, num_gpus=gpus, max_retries=0)(perform)
+        task = ray.remote(num_cpus=threads, num_gpus=int(device.startswith("cuda")), max_retries=0)(perform)
         yield lambda cell: task.remote(cell, device, threads).future()
     finally:
         ray.shutdown()
-
-
-def carry_out(
-    file: Path = STUDY,
-    only: Sequence[str] = (),
-    *,
-    archive: Path | None = None,
-    look: bool = False,
-    jobs: int = 2,
-    threads: int = 1,
-    cluster: str | None = None,
-    device: str = "cpu",
-) -> GridRun:
-    """Do the cells of a grid file that are not done yet, with a progress bar.
-
-    Parameters
-    ----------
-    file
-        The grid; default: the study behind docs/results.md.
-    only, archive
-        As in `GridRun`.
-    look
-        Only look how far it is.
-    jobs
-        Cells at a time.
-    threads, device
-        As in `perform`.
-    cluster
-        Address of a Ray cluster, ``"auto"`` for this machine's, ``"local"`` to start Ray here; none: this machine.
-
-    Raises
-    ------
-    ConfigError
-        If no cell is named by ``only``, or ``jobs`` is not positive.
-    """
-    if jobs < 1:
-        raise ConfigError(f"{jobs} cells at a time were asked for", "give at least 1")
-    progress = GridRun(Grid.read(file), only, archive)
-    if not progress.cells:
-        raise ConfigError("no cell has such a name", "see all with --look")
-    if look:
-        progress.look()
-        return progress
-    if cluster is None:
-        submitter = on_this_machine(device, threads)
-    else:
-        submitter = on_cluster("" if cluster == "local" else cluster, jobs, device, threads)
-    with submitter as submit, tqdm(total=len(progress.cells), unit="cell") as bar:
-
-        def report(cell: Cell, outcome: Outcome) -> None:
-            bar.set_postfix_str(f"{cell.name}: {outcome.summary[:60]}")
-            bar.update()
-
-        progress.do(submit, jobs, report)
-    return progress

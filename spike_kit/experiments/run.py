@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import shlex
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
@@ -13,17 +13,18 @@ from typing import Any
 import pandas as pd
 import torch
 from pydantic import Field
+from safetensors.torch import save_file
 
 from spike_kit.base import distributed, storage
 from spike_kit.base.config import Config, TrainingConfig
 from spike_kit.base.devices import free_memory, peak_bytes, reset_peak
-from spike_kit.base.errors import ConfigError, DataError
+from spike_kit.base.errors import ConfigError, DataError, some
 from spike_kit.base.seeds import torch_generator
 from spike_kit.data.dataset import Dataset
 from spike_kit.data.graph import GRAPH_VERSION, Graph
 from spike_kit.evaluation.ranking import CUTOFFS, PROTOCOL_VERSION, RankingTask, evaluate
 from spike_kit.experiments import run_folder
-from spike_kit.experiments.run_folder import Run
+from spike_kit.experiments.run_folder import Run, find_run, run_path
 from spike_kit.experiments.tuned import TUNED, read_tuned
 from spike_kit.models import MODELS, find_model, find_preset
 from spike_kit.models.base import ModelConfig, Preset, Recommender, TrainedConfig, TrainedRecommender
@@ -59,11 +60,9 @@ class RunConfig(Config):
 
     def command(self) -> str:
         """Command line that trains with this configuration."""
-        words = ["spike-kit", "train", "--model", self.model, "--preset", self.preset, "--dataset", self.dataset]
-        for name in ("seed", "profiles", "encoder"):
-            if getattr(self, name) != type(self).model_fields[name].default:
-                words += [f"--{name}", str(getattr(self, name))]
-        for name, value in {**self.settings, **self.training}.items():
+        words = ["spike-kit", "train", "--model", self.model]
+        chosen = self.model_dump(exclude={"model", "settings", "training"}, exclude_defaults=True)
+        for name, value in {**chosen, **self.settings, **self.training}.items():
             option = name.replace("_", "-")
             words += [f"--{'' if value else 'no-'}{option}"] if isinstance(value, bool) else [f"--{option}", str(value)]
         return shlex.join(words)
@@ -81,6 +80,25 @@ class RunConfig(Config):
         found = read_tuned(Path(self.dataset).name, self.model)
         usual = find_preset(self.model, found.preset)
         return Preset(usual.model.replace(**found.settings), usual.training.replace(**found.training))
+
+    def changed(self, changes: Mapping[str, Any]) -> RunConfig:
+        """Copy with settings changed, those of the model and those of its training in one mapping.
+
+        Raises
+        ------
+        ConfigError
+            If neither has a setting of a name.
+        """
+        known = {**type(find_preset(self.model).model).model_fields, **TrainingConfig.model_fields}
+        if unknown := [repr(name) for name in changes if name not in known]:
+            raise ConfigError(
+                f"neither model {self.model} nor its training has a setting named {some(unknown)}",
+                f"known: {some(known, limit=40)}",
+            )
+        parts = {"settings": dict(self.settings), "training": dict(self.training)}
+        for name, value in changes.items():
+            parts["training" if name in TrainingConfig.model_fields else "settings"][name] = value
+        return self.replace(**parts)
 
     def resolved(self) -> tuple[ModelConfig, TrainingConfig]:
         """Settings of the model and of its training, preset and changes combined.
@@ -116,14 +134,30 @@ def run(
     """
     data = Dataset.open(config.dataset)
     described = describe(config, data)
-    path, device = run_folder.run_path(described), torch.device(device)
+    with ExitStack() as stack:
 
-    def is_done() -> bool:
-        return run_folder.find_run(described) is not None
+        def is_done() -> bool:
+            """Whether the run is there; if it is not, nobody else trains it from now on."""
+            if find_run(described) is None:
+                stack.enter_context(run_folder.claimed(run_path(described)))
+            return find_run(described) is not None
 
-    if distributed.on_first(is_done):
-        logger.info("%s is done already", path.name)
-        return run_folder.find_run(described) or Run(path)
+        if distributed.on_first(is_done):
+            logger.info("%s is done already", run_path(described).name)
+        else:
+            _make(config, described, data, torch.device(device), progress, report)
+    return find_run(described) or Run(run_path(described))
+
+
+def _make(
+    config: RunConfig,
+    described: dict[str, Any],
+    data: Dataset,
+    device: torch.device,
+    progress: bool,
+    report: Callable[[EpochRow], None] | None,
+) -> None:
+    """Train, evaluate and write a run; the folder takes the place of the training's state, all or nothing."""
     if leaky := described.get("possibly_leaky"):
         logger.warning(
             "profiles of %s may describe held-out interactions (%s): report no gain from them",
@@ -133,31 +167,9 @@ def run(
     tasks = {split: RankingTask.from_tables(data.tables, split, device) for split in ("valid", "test")}
     for task in tasks.values():
         task.check()
-    with ExitStack() as stack:
-
-        def is_done_meanwhile() -> bool:
-            stack.enter_context(run_folder.claimed(path))
-            return is_done()
-
-        if not distributed.on_first(is_done_meanwhile):
-            _make(config, described, data, tasks, device, progress, report)
-    return Run(path)
-
-
-def _make(
-    config: RunConfig,
-    described: dict[str, Any],
-    data: Dataset,
-    tasks: dict[str, RankingTask],
-    device: torch.device,
-    progress: bool,
-    report: Callable[[EpochRow], None] | None,
-) -> None:
-    """Train, evaluate and write a run."""
-    started = time.perf_counter()
+    started, path = time.perf_counter(), run_path(described)
     reset_peak(device)
-    state = run_folder.run_path(described) / run_folder.STATE
-    model, history = train(config, data, device, progress, report, state=state)
+    model, history = train(config, data, device, progress, report, state=path / run_folder.STATE)
     seconds = history.earlier_seconds + time.perf_counter() - started
     peak = peak_bytes(device) / 2**30
 
@@ -171,16 +183,17 @@ def _make(
             "users_ranked": {split: task.users.numel() for split, task in tasks.items()},
             "users_without_train": tasks["test"].n_without_train,
         }
-        per_user = [table.assign(split=split) for split, (_, table) in evaluated.items()]
-        run_folder.write_run(
-            described,
-            device=device,
-            history=history.frame(),
-            metrics=metrics,
-            per_user=pd.concat(per_user, ignore_index=True)[["split", *evaluated["test"][1]]],
-            tensors=model.tensors(),
-            resumed=history.resumed,
-        )
+        tensors = {name: tensor.cpu().contiguous() for name, tensor in model.tensors().items()}
+        per_user = pd.concat({split: table for split, (_, table) in evaluated.items()}, names=["split"])
+        with storage.atomic_folder(path, last=run_folder.METRICS) as folder:
+            storage.write_json(folder / run_folder.CONFIG, described)
+            storage.write_json(
+                folder / run_folder.ENVIRONMENT, run_folder.environment(device) | {"resumed": history.resumed}
+            )
+            history.frame().to_parquet(folder / run_folder.HISTORY, index=False)
+            per_user.reset_index("split").to_parquet(folder / run_folder.PER_USER, index=False)
+            save_file(tensors, folder / run_folder.MODEL)
+            storage.write_json(folder / run_folder.METRICS, metrics)
 
     distributed.on_first(write)
 
@@ -311,36 +324,29 @@ def data_version(data: Dataset) -> str:
     return storage.sha256_text(storage.canonical_json(data.manifest.model_dump(mode="json")))
 
 
-def describe(config: RunConfig, data: Dataset, text: dict[str, Any] | None = None) -> dict[str, Any]:
-    """Everything that decides the result of a run, as JSON values; `run_folder.identity` hashes it.
-
-    Parameters
-    ----------
-    config, data
-        The run, and its data set.
-    text
-        What `describe_text` says about the run's vectors, if it was asked before; it reads them whole.
-    """
+def describe(config: RunConfig, data: Dataset) -> dict[str, Any]:
+    """Everything that decides the result of a run, as JSON values; `run_folder.identity` hashes it."""
     settings, training = config.resolved()
     described: dict[str, Any] = {
         "model": config.model,
         "dataset": data.name,
         "preset": config.preset,
         "seed": config.seed,
-        "model_settings": settings.model_dump(mode="json"),
-        "training_settings": training.model_dump(mode="json"),
+        **settings_of(settings, training),
         "data_sha256": data_version(data),
         "versions": declared_versions(config.model),
     }
     if config.preset == TUNED:
         base = config.base()
-        described["base"] = {
-            "model_settings": base.model.model_dump(mode="json"),
-            "training_settings": base.training.model_dump(mode="json"),
-        }
+        described["base"] = settings_of(base.model, base.training)
     if _wants_text(find_model(config.model), settings):
-        described |= describe_text(data, config.profiles, config.encoder) if text is None else text
+        described |= describe_text(data, config.profiles, config.encoder)
     return described
+
+
+def settings_of(model: ModelConfig, training: TrainingConfig) -> dict[str, dict[str, Any]]:
+    """Settings as JSON values, under the names that a run folder has for them."""
+    return {"model_settings": model.model_dump(mode="json"), "training_settings": training.model_dump(mode="json")}
 
 
 def describe_text(data: Dataset, profiles: str, encoder: str) -> dict[str, Any]:

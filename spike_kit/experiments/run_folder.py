@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import html
-import os
 import platform
 import subprocess
 from collections.abc import Iterator, Mapping
@@ -18,7 +17,7 @@ from typing import Any
 import pandas as pd
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import Tensor
 
 from spike_kit.base import distributed, paths, storage
@@ -116,24 +115,19 @@ class Run:
     def _repr_html_(self) -> str:
         return f"<pre>{html.escape(self.summary())}</pre>"
 
-    @property
-    def has_weights(self) -> bool:
-        """Whether the weights are there to be loaded."""
-        return (self.path / MODEL).is_file()
-
     def tensors(self) -> dict[str, Tensor]:
         """Stored tensors of the model.
 
         Raises
         ------
         DataError
-            If the file is missing or is not safetensors.
+            If the file is missing (an archive keeps no weights) or is not safetensors.
         """
         file = self.path / MODEL
         try:
             return load_file(file)
         except (OSError, SafetensorError) as error:
-            raise DataError(f"{file} is not a readable safetensors file: {error}", "train it again") from error
+            raise DataError(f"the weights of {self.path.name} cannot be read: {error}", "train it again") from error
 
 
 def identity(config: dict[str, Any]) -> str:
@@ -156,33 +150,19 @@ def find_run(config: dict[str, Any]) -> Run | None:
     path = run_path(config)
     if (path / METRICS).is_file():
         return Run(path)
-    pattern = f"{config['model']}-{config['dataset']}-*-s{config['seed']}/{METRICS}"
-    earlier = (Run(file.parent) for file in sorted(paths.runs_root().glob(pattern)))
-    return next((run for run in earlier if _OLD_VERSION in run.config and _as_declared(run.config) == config), None)
-
-
-_OLD_VERSION = "code_sha256"
-"""Key of the hash over source files that named runs before versions were declared."""
-
-
-def _as_declared(config: dict[str, Any]) -> dict[str, Any]:
-    """Configuration of a run as it is written today."""
-    kept = {name: value for name, value in config.items() if name != _OLD_VERSION}
-    return kept | {"versions": versions(config)}
+    # Before versions were declared, a hash over the source files was part of the name.
+    for file in sorted(paths.runs_root().glob(f"{config['model']}-{config['dataset']}-*-s{config['seed']}/{METRICS}")):
+        old = dict(Run(file.parent).config)
+        if old.pop("code_sha256", None) and old | {"versions": versions(old)} == config:
+            return Run(file.parent)
+    return None
 
 
 def list_runs(dataset: str | None = None) -> list[Run]:
     """All finished runs, oldest first; of one data set if given."""
-    files = sorted(paths.runs_root().glob(f"{paths.VISIBLE}/{METRICS}"), key=_age)
-    runs = [Run(file.parent) for file in files]
+    files = paths.runs_root().glob(f"{paths.VISIBLE}/{METRICS}")
+    runs = [Run(file.parent) for file in sorted(files, key=lambda file: (file.stat().st_mtime, file))]
     return [run for run in runs if dataset is None or run.config["dataset"] == dataset]
-
-
-def _age(file: Path) -> tuple[float, str]:
-    try:
-        return file.stat().st_mtime, str(file)
-    except FileNotFoundError:
-        return 0.0, str(file)
 
 
 @contextmanager
@@ -208,34 +188,6 @@ def claimed(path: Path) -> Iterator[None]:
             lock.unlink()
 
 
-def write_run(
-    config: dict[str, Any],
-    *,
-    device: torch.device,
-    history: pd.DataFrame,
-    metrics: dict[str, Any],
-    per_user: pd.DataFrame,
-    tensors: dict[str, Tensor],
-    resumed: list[dict[str, int | str]],
-) -> Run:
-    """Write a run folder, all or nothing; it takes the place of the training's state.
-
-    Raises
-    ------
-    StorageError
-        If the disk is full; nothing is left then.
-    """
-    path = run_path(config)
-    with storage.atomic_folder(path, last=METRICS) as folder:
-        storage.write_json(folder / CONFIG, config)
-        storage.write_json(folder / ENVIRONMENT, environment(device) | {"resumed": resumed})
-        history.to_parquet(folder / HISTORY, index=False)
-        per_user.to_parquet(folder / PER_USER, index=False)
-        save_file({name: tensor.cpu().contiguous() for name, tensor in tensors.items()}, folder / MODEL)
-        storage.write_json(folder / METRICS, metrics)
-    return Run(path)
-
-
 def environment(device: torch.device) -> dict[str, Any]:
     """Versions, device, threads, commit and date (UTC) of this process, and how many train together."""
     packages = ("spike_kit", "torch", "numpy", "pandas", "pyarrow")
@@ -254,19 +206,14 @@ def environment(device: torch.device) -> dict[str, Any]:
 def commit() -> str | None:
     """Commit of the checkout this package runs from, ``+`` if the package differs from it; none outside a checkout."""
     package = Path(__file__).resolve().parents[1]
-    root = package.parent
-    if not (root / ".git").exists():
+    if not (package.parent / ".git").exists():
         return None
+    git = ["git", "--no-optional-locks", "-C", str(package)]
     try:
-        commit = _git(root, "rev-parse", "HEAD")
-        return f"{commit}+" if _git(root, "status", "--porcelain", "--", package.name) else commit
+        head, differences = (
+            subprocess.run([*git, *words], capture_output=True, text=True, timeout=20, check=True).stdout.strip()
+            for words in (("rev-parse", "HEAD"), ("status", "--porcelain", "--", "."))
+        )
     except (OSError, subprocess.SubprocessError):
         return None
-
-
-def _git(root: Path, *arguments: str) -> str:
-    quiet = os.environ | {"GIT_OPTIONAL_LOCKS": "0"}
-    done = subprocess.run(
-        ["git", "-C", str(root), *arguments], capture_output=True, text=True, timeout=20, check=True, env=quiet
-    )
-    return done.stdout.strip()
+    return f"{head}+" if differences else head

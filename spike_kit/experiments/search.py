@@ -8,8 +8,7 @@ from __future__ import annotations
 import logging
 import math
 import time
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import product
 from pathlib import Path
@@ -19,20 +18,19 @@ import pandas as pd
 import torch
 
 from spike_kit.base import paths, storage
-from spike_kit.base.errors import ConfigError, StorageError, TrainingError, require
+from spike_kit.base.errors import ConfigError, TrainingError, require
 from spike_kit.base.seeds import stream_seed
 from spike_kit.data.dataset import Dataset
 from spike_kit.data.graph import Graph
 from spike_kit.evaluation.ranking import RankingTask, evaluate
-from spike_kit.experiments import run_folder
 from spike_kit.experiments.run import RunConfig, build_model, data_version, declared_versions, describe
-from spike_kit.experiments.search_space import chosen, distributions, space_of, with_settings
-from spike_kit.experiments.tuned import Tuned, write_tuned
+from spike_kit.experiments.run_folder import commit
+from spike_kit.experiments.tuned import Tuned, own_path
 from spike_kit.models import find_model
 from spike_kit.models.base import TrainedRecommender
-from spike_kit.models.spaces import Range, Space
-from spike_kit.training.checkpoint import EpochRow
-from spike_kit.training.loop import MONITOR, fit
+from spike_kit.models.spaces import TIME, Range, Space
+from spike_kit.training.checkpoint import MONITOR, EpochRow
+from spike_kit.training.loop import fit
 
 logger = logging.getLogger(__name__)
 
@@ -44,11 +42,14 @@ SHARES = 18
 WARMUP_SHARES = 4
 """Shares of the limit before which such a trial is not pruned."""
 
+DIGITS = 4
+"""Significant digits of a number drawn from a range; a setting is to be read and typed."""
+
 VALID = f"valid_{MONITOR}"
 
 _REACHED = "reached"
-_COUNTED = ("WAITING", "COMPLETE", "PRUNED")
-"""States of trials that need not be planned again; one that was interrupted does."""
+_ENDED = ("COMPLETE", "PRUNED")
+"""States of trials that came to their end; one that was interrupted or killed did not."""
 
 
 @dataclass(frozen=True)
@@ -87,7 +88,7 @@ def search(
 
     Only validation is looked at, and no run folder is written. The trials stand in data/searches: whatever ends a
     search loses no more than the trial it was at, and the same call goes on with the others. Pruned trials count, those
-    that were cut off from outside do not.
+    that were cut off from outside do not. A model without training tries every combination of its choices instead.
 
     Parameters
     ----------
@@ -118,106 +119,135 @@ def search(
     TrainingError
         If no trial completed: no loss stayed finite, or none reached the target.
     """
-    for wrong, message in (
-        (trials < 1, f"{trials} trials were asked for, expected at least 1"),
-        (not (timeout is None or timeout > 0), f"the timeout is {timeout} seconds, expected more than 0"),
-        (not (trial_seconds is None or trial_seconds > 0), f"a trial may take {trial_seconds} seconds, expected more"),
-        (not (target is None or 0 < target < 1), f"the target is {target}, expected a {MONITOR} between 0 and 1"),
-    ):
-        if wrong:
-            raise ConfigError(message)
+    numbers = {"trials": trials, "target": target, "timeout": timeout, "trial_seconds": trial_seconds}
+    for name, number in numbers.items():
+        if number is not None and not 0 < number < (1 if name == "target" else math.inf):
+            raise ConfigError(f"{name} = {number}", "give more than 0, and less than 1 for a target")
     space = space_of(config, target is not None, space)
     data = Dataset.open(config.dataset)
     file = paths.data_root() / "searches" / f"{config.model}-{data.name}.sqlite"
-    numbers = {name: vars(values) if isinstance(values, Range) else values for name, values in space.items()}
+    values = {name: vars(options) if isinstance(options, Range) else options for name, options in space.items()}
     timed = [target, str(device), torch.get_num_threads()] if target else []
-    question = storage.canonical_json([describe(config, data), numbers, timed, trial_seconds])
-    trained = issubclass(find_model(config.model), TrainedRecommender)
-    planned = _starts(config, space) if trained else _grid(space)
-    trials = trials if trained else len(planned)
-    with _file_errors(file):
-        found = _study(file, storage.sha256_text(question)[:12], config.seed, trials, target is None, trial_seconds)
-        known = [trial.system_attrs.get("fixed_params") for trial in found.trials if trial.state.name in _COUNTED]
+    question = storage.canonical_json([describe(config, data), values, timed, trial_seconds])
+    planned, trials = _planned(config, space, trials)
+    errors = require("sqlalchemy.exc", "search").SQLAlchemyError, require("optuna", "search").exceptions.OptunaError
+    with storage.storage_errors(file), storage.database_errors(file, *errors):
+        file.parent.mkdir(parents=True, exist_ok=True)
+        study = _study(file, storage.sha256_text(question)[:12], config.seed, trials, target is None, trial_seconds)
+        counted = [trial for trial in study.trials if trial.state.name in (*_ENDED, "WAITING")]
+        known = [trial.system_attrs.get("fixed_params") for trial in counted]
         for params in planned:
             if params not in known:
-                found.enqueue_trial(params)
-        _try(found, _Objective(config, data, space, device, target, trial_seconds), trials, timeout)
-        return _result(config, space, _finished(found), target)
+                study.enqueue_trial(params)
+        objective = _Objective(config, data, space, device, target, trial_seconds)
+        study.optimize(objective, trials - len(_ended(study)), timeout, callbacks=[_log])
+        return _result(config, space, _ended(study), target)
 
 
 def _study(file: Path, name: str, seed: int, trials: int, by_quality: bool, trial_seconds: float | None) -> Any:
     """Optuna's study of a search, new or gone on with."""
     optuna = require("optuna", "search")
-    optuna.logging.set_verbosity(optuna.logging.WARNING)
-    found = optuna.create_study(
+    optuna.logging.set_verbosity(optuna.logging.ERROR)
+    study = optuna.create_study(
         storage=f"sqlite:///{file}",
         study_name=name,
         direction="maximize" if by_quality else "minimize",
         load_if_exists=True,
     )
-    seed = stream_seed(seed, f"search after {len(_finished(found))} trials") % 2**32
-    found.sampler = optuna.samplers.TPESampler(seed=seed, n_startup_trials=max(3, trials // 3), constant_liar=False)
+    seed = stream_seed(seed, f"search after {len(_ended(study))} trials") % 2**32
+    study.sampler = optuna.samplers.TPESampler(seed=seed, n_startup_trials=max(3, trials // 3), constant_liar=False)
     warmup = WARMUP_EPOCHS if trial_seconds is None else WARMUP_SHARES
     median = optuna.pruners.MedianPruner(n_startup_trials=3, n_warmup_steps=warmup)
-    found.pruner = median if by_quality else optuna.pruners.NopPruner()
-    return found
+    study.pruner = median if by_quality else optuna.pruners.NopPruner()
+    return study
 
 
-@contextmanager
-def _file_errors(file: Path) -> Iterator[None]:
-    """Turn an error of the file of trials (damaged, locked, a full disk) into a `StorageError` that names it."""
-    broken = require("sqlalchemy.exc", "search").SQLAlchemyError, require("optuna", "search").exceptions.OptunaError
-    try:
-        with storage.storage_errors(file):
-            file.parent.mkdir(parents=True, exist_ok=True)
-        yield
-    except broken as error:
-        raise StorageError(
-            f"{file} cannot be used: {str(error.__cause__ or error).splitlines()[0]}",
-            "wait until nobody else uses it; if it is damaged, move it away, and the search begins anew",
-        ) from error
+def _ended(study: Any) -> list[Any]:
+    return [trial for trial in study.get_trials(deepcopy=False) if trial.state.name in _ENDED]
 
 
-def _try(found: Any, objective: _Objective, trials: int, timeout: float | None) -> None:
-    """Try settings until so many trials are done, or the time is over."""
-    optuna = require("optuna", "search")
-    wanted, started = distributions(objective.space), time.perf_counter()
-    for _ in range(trials - len(_finished(found))):
-        if timeout is not None and time.perf_counter() - started >= timeout:
-            break
-        trial = found.ask(wanted)
-        try:
-            done = found.tell(trial, objective(trial))
-        except optuna.TrialPruned:
-            done = found.tell(trial, state=optuna.trial.TrialState.PRUNED)
-        reached = done.user_attrs[_REACHED]
-        shown = (done.state.name.lower(), MONITOR, reached[VALID], reached["seconds"], done.params)
-        logger.info("trial %d: %s, %s %.4f, %.1f s, %s", done.number, *shown)
+def _log(_: Any, trial: Any) -> None:
+    """Tell how a trial ended."""
+    if reached := trial.user_attrs.get(_REACHED):
+        shown = (trial.state.name.lower(), MONITOR, reached[VALID], reached["seconds"], trial.params)
+        logger.info("trial %d: %s, %s %.4f, %.1f s, %s", trial.number, *shown)
 
 
-def save_tuned(config: RunConfig, result: SearchResult, trial_seconds: float | None) -> Path:
-    """Keep what a search found as the tuned settings of its model and data set; returns the file."""
-    data, trials = Dataset.open(config.dataset), result.trials
-    return write_tuned(
-        Tuned(
-            model=config.model,
-            dataset=data.name,
-            preset=config.preset,
-            settings=result.config.settings,
-            training=result.config.training,
-            valid=round(result.valid, 6),
-            trials=len(trials),
-            pruned=int((trials["state"] == "pruned").sum()),
-            capped=int(trials["capped"].sum()),
-            trial_seconds=trial_seconds,
-            seconds=round(float(trials["seconds"].sum()), 1),
-            seed=config.seed,
-            data_sha256=data_version(data),
-            versions=declared_versions(config.model),
-            commit=run_folder.commit(),
-            date=storage.now()[:10],
-        )
-    )
+def space_of(config: RunConfig, timed: bool, given: Space | None = None) -> Space:
+    """Space of a search, without the settings that the configuration fixes.
+
+    Parameters
+    ----------
+    config
+        Model, preset, and fixed settings.
+    timed
+        Whether time to quality is searched for; then the default is `spike_kit.models.spaces.TIME`, else the
+        ``search_space`` of the model.
+    given
+        Space to take instead of the default.
+
+    Raises
+    ------
+    ConfigError
+        If the model has nothing to search (for time: is not trained), a name or a value is unknown, or nothing is left.
+    """
+    model = find_model(config.model)
+    if not (issubclass(model, TrainedRecommender) or (model.search_space and not timed)):
+        raise ConfigError(f"model {config.model} has no settings to search", "choose a model that is trained")
+    space = given if given is not None else TIME if timed else model.search_space
+    left = {name: values for name, values in space.items() if name not in {**config.settings, **config.training}}
+    for name, values in left.items():
+        options = (values.low, values.high) if isinstance(values, Range) else values
+        if not options:
+            raise ConfigError(f"setting {name!r} has no value to choose from", "give at least one")
+        for value in options:
+            config.changed({name: value}).resolved()
+    if not left:
+        raise ConfigError("every setting of the space is fixed: nothing is left to search", "fix fewer of them")
+    return left
+
+
+def _planned(config: RunConfig, space: Space, trials: int) -> tuple[list[dict[str, Any]], int]:
+    """First trials, and how many there are in all.
+
+    The first ones are the preset as far as the space holds it, once under each loss; without training, all choices.
+    """
+    choices = {name: values for name, values in space.items() if isinstance(values, Sequence)}
+    if not issubclass(find_model(config.model), TrainedRecommender) and choices == space:
+        every = [dict(zip(choices, values, strict=True)) for values in product(*choices.values())]
+        return every, len(every)
+    settings, training = config.resolved()
+    usual = {**dict(settings), **dict(training)}
+    preset = {name: usual[name] for name, values in space.items() if usual[name] in values}
+    return [preset | {"loss": loss} for loss in choices["loss"]] if "loss" in choices else [preset], trials
+
+
+def parse_fixed(config: RunConfig, texts: Sequence[str]) -> dict[str, Any]:
+    """Read ``name=value`` pairs as settings of the model or of its training, values as their types say.
+
+    Raises
+    ------
+    ConfigError
+        If a text is no such pair, a name is unknown or given twice, or a value is not allowed.
+    """
+    pairs: dict[str, str] = {}
+    for text in texts:
+        name, _, value = text.partition("=")
+        name = name.replace("-", "_")
+        if not (name and value):
+            raise ConfigError(f"{text!r} fixes nothing", "write --fix name=value, for example --fix epochs=50")
+        if name in pairs:
+            raise ConfigError(f"setting {name!r} is fixed twice", "give it once")
+        pairs[name] = value
+    settings, training = config.changed(pairs).resolved()
+    parsed = {**dict(settings), **dict(training)}
+    return {name: parsed[name] for name in pairs}
+
+
+def chosen(params: Mapping[str, Any], space: Space) -> dict[str, Any]:
+    """Settings a trial stands for: its parameters, those of ranges rounded to `DIGITS` digits."""
+    rounded = {name: float(f"{params[name]:.{DIGITS}g}") for name in space if isinstance(space[name], Range)}
+    return {name: rounded.get(name, params[name]) for name in space}
 
 
 class _StopTrial(Exception):  # noqa: N818 (nothing went wrong)
@@ -233,14 +263,14 @@ class _Watch:
         Optuna's trial.
     target, trial_seconds
         As in `search`.
-    fastest
-        Seconds of the fastest trial so far that reached the target.
     """
 
-    def __init__(self, trial: Any, target: float | None, trial_seconds: float | None, fastest: float) -> None:
-        self.trial, self.target, self.trial_seconds, self.fastest = trial, target, trial_seconds, fastest
+    def __init__(self, trial: Any, target: float | None, trial_seconds: float | None) -> None:
+        self.trial, self.target, self.trial_seconds = trial, target, trial_seconds
         self.reached = {VALID: 0.0, "best_epoch": 0, "epochs": 0, "seconds": 0.0, "capped": False}
         self._told, self._started = 0, time.perf_counter()
+        others = [other for other in _ended(trial.study) if other.state.name == "COMPLETE"]
+        self._fastest = min((other.user_attrs[_REACHED]["seconds"] for other in others), default=math.inf)
 
     def note(self, epoch: int, value: float) -> None:
         """Note a validation."""
@@ -255,7 +285,7 @@ class _Watch:
         if VALID in row:
             self.note(int(row["epoch"]), row[VALID])
             if self.target is not None:
-                if row[VALID] >= self.target or self.reached["seconds"] > self.fastest:
+                if row[VALID] >= self.target or self.reached["seconds"] > self._fastest:
                     raise _StopTrial
             elif self._is_worse(int(row["epoch"]), row[VALID]):
                 raise require("optuna", "search").TrialPruned
@@ -278,15 +308,16 @@ class _Watch:
             self._told = max(self._told, share + 1)
         return self.trial.should_prune()
 
-    def outcome(self) -> float | None:
-        """Value of the trial that has ended; none where it is to be given up."""
+    def outcome(self) -> float:
+        """Value of the trial that has ended; one that has none is pruned."""
         best = self.reached[VALID]
-        if self.target is None:
-            return None if self.reached["capped"] and not best else best
-        if best >= self.target:
+        if self.target is None and (best or not self.reached["capped"]):
+            return best
+        if self.target is not None and best >= self.target:
             return self.reached["seconds"]
-        self.trial.report(self.target - best, 0)
-        return None
+        if self.target is not None:
+            self.trial.report(self.target - best, 0)
+        raise require("optuna", "search").TrialPruned
 
 
 class _Objective:
@@ -308,11 +339,14 @@ class _Objective:
         self.validation.check()
 
     def __call__(self, trial: Any) -> float:
-        pruned = require("optuna", "search").TrialPruned
-        candidate = with_settings(self.config, chosen(trial.params, self.space))
+        for name, values in self.space.items():
+            if isinstance(values, Range):
+                trial.suggest_float(name, values.low, values.high, log=values.log)
+            else:
+                trial.suggest_categorical(name, values)
+        candidate = self.config.changed(chosen(trial.params, self.space))
         model = build_model(candidate, self.data, self.graph, to_train=True)
-        times = [other.user_attrs[_REACHED]["seconds"] for other in _finished(trial.study, complete=True)]
-        watch = _Watch(trial, self.target, self.trial_seconds, min(times, default=math.inf))
+        watch = _Watch(trial, self.target, self.trial_seconds)
         try:
             if isinstance(model, TrainedRecommender):
                 training = candidate.resolved()[1]
@@ -323,61 +357,54 @@ class _Objective:
             logger.debug("trial %d: stopped in epoch %d", trial.number, watch.reached["epochs"])
         except TrainingError as error:
             logger.warning("trial %d: %s", trial.number, error)
-            raise pruned from error
+            raise require("optuna", "search").TrialPruned from error
         finally:
             trial.set_user_attr(_REACHED, watch.reached)
-        value = watch.outcome()
-        if value is None:
-            raise pruned
-        return value
+        return watch.outcome()
 
 
-def _finished(found: Any, complete: bool = False) -> list[Any]:
-    """Trials that came to their end, or were completed; one that was interrupted or killed did not."""
-    states = require("optuna", "search").trial.TrialState
-    return found.get_trials(deepcopy=False, states=(states.COMPLETE,) if complete else (states.COMPLETE, states.PRUNED))
-
-
-def _starts(config: RunConfig, space: Space) -> list[dict[str, Any]]:
-    """First trials: the preset as far as the space holds it, once under each loss."""
-    settings, usual = config.resolved()
-    values = {**dict(settings), **dict(usual)}
-    known = {name: values[name] for name, options in space.items() if values[name] in options}
-    losses = space.get("loss")
-    return [{**known, "loss": loss} for loss in losses] if isinstance(losses, Sequence) else [known]
-
-
-def _grid(space: Space) -> list[dict[str, Any]]:
-    """Every combination of choices."""
-    choices = [values for values in space.values() if isinstance(values, Sequence)]
-    return [dict(zip(space, values, strict=True)) for values in product(*choices)]
-
-
-def _result(config: RunConfig, space: Space, finished: Sequence[Any], target: float | None) -> SearchResult:
-    rows = [
-        {"trial": trial.number, "state": trial.state.name.lower(), **chosen(trial.params, space)}
-        | trial.user_attrs[_REACHED]
-        for trial in finished
-    ]
-    if not rows:
+def _result(config: RunConfig, space: Space, ended: Sequence[Any], target: float | None) -> SearchResult:
+    """Trials that ended as a table, the best first, and what it chose."""
+    if not ended:
         raise TrainingError("no trial came to its end", "give the search more time")
-    table = pd.DataFrame(rows)
-    better = -table[VALID]
-    if target is not None:
-        better = better.where(table["state"] != "complete", table["seconds"])
-    table = table.assign(better=better).sort_values(["state", "better"], ignore_index=True).drop(columns="better")
-    best = table.iloc[0]
+
+    def rank(row: dict[str, Any]) -> tuple[str, float]:
+        return row["state"], row["seconds"] if target and row["state"] == "complete" else -row[VALID]
+
+    parts = [(trial, chosen(trial.params, space), trial.user_attrs[_REACHED]) for trial in ended]
+    rows = [{"trial": t.number, "state": t.state.name.lower(), **choices, **reached} for t, choices, reached in parts]
+    best, *_ = rows = sorted(rows, key=rank)
     if best["state"] != "complete":
         missed = "kept a finite loss" if target is None else f"reached a validation {MONITOR} of {target}"
         raise TrainingError(
-            f"no trial {missed}; the best of {len(table)} had {best[VALID]:.4f}",
+            f"no trial {missed}; the best of {len(rows)} had {best[VALID]:.4f}",
             "search on with more trials, a lower target or another space",
         )
-    number = best["trial"]
-    params = next(trial.params for trial in finished if trial.number == number)
-    return SearchResult(
-        config=with_settings(config, chosen(params, space)),
-        valid=float(best[VALID]),
-        seconds=float(best["seconds"]),
-        trials=table,
+    settings = config.changed({name: best[name] for name in space})
+    return SearchResult(settings, best[VALID], best["seconds"], pd.DataFrame(rows))
+
+
+def save_tuned(config: RunConfig, result: SearchResult, trial_seconds: float | None) -> Path:
+    """Keep what a search found as the tuned settings of its model and data set; returns the file."""
+    data, trials = Dataset.open(config.dataset), result.trials
+    found = Tuned(
+        model=config.model,
+        dataset=data.name,
+        preset=config.preset,
+        settings=result.config.settings,
+        training=result.config.training,
+        valid=round(result.valid, 6),
+        trials=len(trials),
+        pruned=int((trials["state"] == "pruned").sum()),
+        capped=int(trials["capped"].sum()),
+        trial_seconds=trial_seconds,
+        seconds=round(float(trials["seconds"].sum()), 1),
+        seed=config.seed,
+        data_sha256=data_version(data),
+        versions=declared_versions(config.model),
+        commit=commit(),
+        date=storage.now()[:10],
     )
+    file = own_path(data.name, config.model)
+    storage.write_json(file, found.model_dump(mode="json"))
+    return file

@@ -61,7 +61,7 @@ class Tuned(Config):
 
 
 def own_path(dataset: str, model: str) -> Path:
-    """File that a search made here is kept in."""
+    """File that a search made here is kept in (`spike_kit.experiments.search.save_tuned`)."""
     return paths.data_root() / "tuned" / dataset / f"{model}.json"
 
 
@@ -85,14 +85,4 @@ def read_tuned(dataset: str, model: str) -> Tuned:
             f"model {model} has no tuned settings for data set {dataset}",
             f"search for them: spike-kit search --model {model} --dataset {dataset} --save",
         )
-    values = storage.read_json(file)
-    if not isinstance(values, dict):
-        raise ConfigError(f"{file} holds no settings", "search again with --save")
-    return Tuned.parse(values)
-
-
-def write_tuned(found: Tuned) -> Path:
-    """Write tuned settings, all or nothing; earlier ones are replaced."""
-    file = own_path(found.dataset, found.model)
-    storage.write_json(file, found.model_dump(mode="json"))
-    return file
+    return Tuned.parse(storage.read_json(file))

@@ -17,7 +17,7 @@ from spike_kit.evaluation.groups import sparsity_groups
 from spike_kit.evaluation.maps import umap_coordinates
 from spike_kit.evaluation.ranking import HEADLINE
 from spike_kit.experiments.run import load_model
-from spike_kit.experiments.run_folder import Run, versions
+from spike_kit.experiments.run_folder import MODEL, Run, versions
 from spike_kit.experiments.tuned import TUNED
 from spike_kit.models import MODELS
 from spike_kit.models.base import TrainedRecommender
@@ -432,8 +432,8 @@ def map_frame(data: Dataset, runs: Sequence[Run]) -> pd.DataFrame:
     DataFrame
         panel (title of the map), kind, x, y; empty where no such run has its weights here.
     """
-    here = [run for run in runs if run.has_weights and "profiles" in run.config and run.config["model"] == "spike"]
-    chosen = main_runs(here)
+    spike = [run for run in runs if "profiles" in run.config and run.config["model"] == "spike"]
+    chosen = main_runs([run for run in spike if (run.path / MODEL).is_file()])
     if not chosen:
         return pd.DataFrame()
     run = chosen[0]

@@ -231,6 +231,15 @@ def best_file(folder: Path, epoch: int) -> Path:
     return folder / f"best-{epoch}.safetensors"
 
 
+def stored_rows(folder: Path) -> list[EpochRow]:
+    """Rows of the epochs before the state that a training has stored last; none where there is no state."""
+    try:
+        with safe_open(folder / LAST, framework="pt") as opened:
+            return json.loads(opened.metadata()[_KEY])["rows"]
+    except _UNUSABLE:
+        return []
+
+
 def _on_cpu(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
     return {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
 

@@ -17,7 +17,7 @@ from spike_kit.data.dataset import Dataset
 from spike_kit.evaluation.groups import sparsity_groups
 from spike_kit.experiments import ablation
 from spike_kit.experiments.jobs import JobState, TrainingJob
-from spike_kit.experiments.run import RunConfig, describe, describe_text
+from spike_kit.experiments.run import RunConfig, describe
 from spike_kit.experiments.run_folder import Run
 from spike_kit.figures.charts import ablation_bars
 from spike_kit.figures.style import COLOURS
@@ -129,7 +129,6 @@ class AblationStudy:
         self._jobs: dict[Combination, list[TrainingJob]] = {}
         self._compared: dict[tuple[Any, ...], dict[str, float]] = {}
         self._wanted: list[Combination] = []
-        self._texts: dict[tuple[str, str, int], dict[str, Any]] = {}
 
     @cached_property
     def settings(self) -> SpikeConfig:
@@ -175,24 +174,12 @@ class AblationStudy:
                 profiles=combination.profiles,
                 encoder=combination.encoder,
             )
-            described = describe(config, self.data, self._text(combination))
+            described = describe(config, self.data)
             self._jobs[combination] = [
-                TrainingJob(config.replace(seed=seed), self.device, self.threads, described | {"seed": seed})
+                TrainingJob(config.replace(seed=seed), described | {"seed": seed}, self.device, self.threads)
                 for seed in self.seeds
             ]
         return self._jobs[combination]
-
-    def _text(self, combination: Combination) -> dict[str, Any] | None:
-        """What identifies the vectors of a combination; read once as long as their file stays the same."""
-        settings = self.settings.replace(**dict(combination.changed))
-        if not settings.uses_text:
-            return None
-        file = self.data.embeddings_path(combination.profiles, combination.encoder)
-        stamp = file.stat().st_mtime_ns if file.is_file() else 0
-        key = (combination.profiles, combination.encoder, stamp)
-        if key not in self._texts:
-            self._texts[key] = describe_text(self.data, combination.profiles, combination.encoder)
-        return self._texts[key]
 
     def runs(self, combination: Combination) -> list[Run]:
         """Finished runs of a combination, in the order of the seeds."""

@@ -27,8 +27,7 @@ from spike_kit.experiments import run_folder, tuned
 from spike_kit.experiments import search as module
 from spike_kit.experiments.run import RunConfig
 from spike_kit.experiments.run_folder import Run
-from spike_kit.experiments.search import VALID, search
-from spike_kit.experiments.search_space import chosen, parse_fixed, space_of, with_settings
+from spike_kit.experiments.search import VALID, parse_fixed, search, space_of
 from spike_kit.models import MODELS
 from spike_kit.models.base import TrainedRecommender
 from spike_kit.models.spaces import TIME, Range
@@ -36,6 +35,7 @@ from spike_kit.training.checkpoint import EpochRow
 
 SHORT = {"epochs": 2, "batch_size": 512, "learning_rate": 1e-2}
 SPACE = {"dim": (8, 16), "l2": (0.0, 1e-4)}
+LOSSES = {"loss": ("bpr", "softmax", "cosine_softmax")}
 RATES = {"learning_rate": Range(1e-3, 0.1, log=True), "batch_size": (128, 512)}
 REACHABLE = 0.3
 
@@ -83,7 +83,16 @@ def script(monkeypatch: pytest.MonkeyPatch, *values: list[float] | BaseException
     monkeypatch.setattr(module, "fit", fit)
 
 
-def test_the_best_trial_is_returned_and_earlier_trials_count(data: Dataset, trained: list[TrainingConfig]) -> None:
+def test_the_best_trial_is_returned_and_earlier_trials_count(
+    data: Dataset, trained: list[TrainingConfig], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    original, splits = RankingTask.from_tables, set()
+
+    def noted(tables: Any, split: str, device: Any = "cpu") -> RankingTask:
+        splits.add(split)
+        return original(tables, split, device)
+
+    monkeypatch.setattr(RankingTask, "from_tables", noted)
     first = search(config(), 3, SPACE)
     assert len(trained) == len(first.trials) == 3
     second = search(config(), 5, SPACE)
@@ -96,44 +105,23 @@ def test_the_best_trial_is_returned_and_earlier_trials_count(data: Dataset, trai
     assert second.config.training == SHORT
     assert best["epochs"] == 2
     assert {path.name for path in (paths.data_root() / "searches").iterdir()} == {"bprmf-world.sqlite"}
-
-
-def test_another_question_is_another_search(data: Dataset, trained: list[TrainingConfig]) -> None:
-    search(config(), 1, SPACE)
-    search(config(), 1, {"dim": (8, 16)})
-    search(config().replace(seed=1), 1, SPACE)
+    others = ((config(), {"dim": (8, 16)}), (config().replace(seed=1), SPACE), (config(dim=8), SPACE))
+    results = [search(asked, 1, space) for asked, space in others]
     search(config(), 1, SPACE, target=1e-9)
-    assert len(trained) == 4
-
-
-def test_what_is_fixed_is_not_searched_and_the_test_split_not_looked_at(
-    data: Dataset, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    original, splits = RankingTask.from_tables, []
-
-    def noted(tables: Any, split: str, device: Any = "cpu") -> RankingTask:
-        splits.append(split)
-        return original(tables, split, device)
-
-    monkeypatch.setattr(RankingTask, "from_tables", noted)
-    result = search(config(dim=8), 2, SPACE)
-    assert "dim" not in result.trials
-    assert result.config.settings["dim"] == 8
-    assert set(splits) == {"valid"}
+    assert len(trained) == 5 + 4
+    assert "dim" not in results[-1].trials
+    assert results[-1].config.settings["dim"] == 8
+    assert splits == {"valid"}
     assert not paths.runs_root().exists()
 
 
-def test_every_loss_is_tried_from_the_preset_first(data: Dataset) -> None:
-    space = {"loss": ("bpr", "softmax", "cosine_softmax"), "dim": (8, 64)}
-    trials = search(config(), 3, space).trials
-    assert sorted(trials["loss"]) == ["bpr", "cosine_softmax", "softmax"]
+def test_the_preset_is_tried_first_under_every_loss(data: Dataset, trained: list[TrainingConfig]) -> None:
+    trials = search(config(), 3, {**LOSSES, "dim": (8, 64)}).trials
+    assert set(trials["loss"]) == set(LOSSES["loss"])
     assert set(trials["dim"]) == {64}
-
-
-def test_the_preset_is_tried_first_where_no_loss_is_searched(data: Dataset, trained: list[TrainingConfig]) -> None:
     usual = RunConfig(model="bprmf", dataset="world").resolved()[1]
     search(timed_config(epochs=2), 2, RATES)
-    first, second = trained
+    first, second = trained[3:]
     assert first.learning_rate == usual.learning_rate != second.learning_rate
     assert RATES["learning_rate"].low <= second.learning_rate <= RATES["learning_rate"].high
     assert second.learning_rate == float(f"{second.learning_rate:.4g}")
@@ -146,10 +134,8 @@ def test_a_trial_whose_loss_becomes_nan_is_counted_and_left_out(
     start = RunConfig(model="bprmf", dataset="world", training={"epochs": 2, "batch_size": 64}, settings={"l2": 1e30})
     with caplog.at_level(logging.WARNING, "spike_kit"):
         trials = search(start, 6, {"learning_rate": (1e-9, 1e18)}).trials
-    assert trials.groupby("learning_rate")["state"].unique().map(list).to_dict() == {
-        1e-9: ["complete"],
-        1e18: ["pruned"],
-    }
+    states = trials.groupby("learning_rate")["state"].unique().map(list).to_dict()
+    assert states == {1e-9: ["complete"], 1e18: ["pruned"]}
     assert len(trials) == 6
     assert re.search(r"loss term '\w+' became (nan|inf)", caplog.text)
     with pytest.raises(TrainingError, match="no trial kept a finite loss; the best of 2"):
@@ -187,7 +173,7 @@ def killed_search(home: str) -> None:
         return original(*args, **kwargs)
 
     module.fit = fit
-    search(config(), 3, {"loss": ("bpr", "softmax", "cosine_softmax"), **SPACE})
+    search(config(), 3, {**LOSSES, **SPACE})
 
 
 def test_a_killed_search_goes_on(data: Dataset, home: Path, trained: list[TrainingConfig]) -> None:
@@ -198,9 +184,9 @@ def test_a_killed_search_goes_on(data: Dataset, home: Path, trained: list[Traini
     with sqlite3.connect(paths.data_root() / "searches" / "bprmf-world.sqlite") as database:
         states = [state for (state,) in database.execute("SELECT state FROM trials ORDER BY number")]
     assert states[:2] == ["COMPLETE", "RUNNING"]
-    result = search(config(), 3, {"loss": ("bpr", "softmax", "cosine_softmax"), **SPACE})
+    result = search(config(), 3, {**LOSSES, **SPACE})
     assert len(trained) == 2
-    assert sorted(result.trials["loss"]) == ["bpr", "cosine_softmax", "softmax"]
+    assert set(result.trials["loss"]) == set(LOSSES["loss"])
     assert set(result.trials["state"]) == {"complete"}
 
 
@@ -220,7 +206,7 @@ def test_a_file_of_trials_that_cannot_be_used_is_named(
             holder.execute("BEGIN EXCLUSIVE")
         else:
             file.write_bytes(file.read_bytes()[:20_000] if how == "cut off" else bytes(range(256)) * 20)
-        with pytest.raises(StorageError, match=r"(?s)bprmf-world\.sqlite cannot be used: .*move it away"):
+        with pytest.raises(StorageError, match=r"bprmf-world\.sqlite cannot be used: "):
             search(config(), 2, SPACE)
 
 
@@ -228,17 +214,16 @@ def test_a_file_of_trials_that_cannot_be_used_is_named(
 def test_the_least_time_to_a_quality_is_found(data: Dataset, trained: list[TrainingConfig]) -> None:
     result = search(timed_config(), 8, RATES, target=REACHABLE)
     assert len(trained) == len(result.trials) == 8
-    complete = result.trials.query("state == 'complete'")
+    complete, pruned = (result.trials.query(f"state == '{state}'") for state in ("complete", "pruned"))
     assert result.seconds == complete["seconds"].min()
     assert (complete[VALID] >= REACHABLE).all()
     assert (complete["epochs"] < 60).all()
-    pruned = result.trials.query("state == 'pruned'")
     assert len(pruned) > 0
     assert (pruned[VALID] < REACHABLE).all()
     assert result.config.training["learning_rate"] == result.trials.iloc[0]["learning_rate"]
-    assert result.valid >= REACHABLE
-    again = search(timed_config(), 8, RATES, target=REACHABLE)
-    assert again.trials.equals(result.trials)
+    assert search(timed_config(), 8, RATES, target=REACHABLE).trials.equals(result.trials)
+    with pytest.raises(TrainingError, match=r"no trial reached a validation ndcg@20 of 0.999; the best of 2 had 0\.\d"):
+        search(timed_config(epochs=1), 2, RATES, target=0.999)
 
 
 @pytest.mark.usefixtures("clock")
@@ -255,59 +240,45 @@ def test_a_trial_slower_than_the_fastest_or_below_the_target_is_pruned(
     assert (result.seconds, result.valid) == (2, 0.7)
 
 
-def test_a_target_out_of_reach_is_said(data: Dataset) -> None:
-    with pytest.raises(
-        TrainingError, match=r"no trial reached a validation ndcg@20 of 0.999; the best of 2 had 0\.\d+"
-    ):
-        search(timed_config(epochs=1), 2, RATES, target=0.999)
-
-
 def test_no_trial_starts_after_the_timeout(data: Dataset, trained: list[TrainingConfig]) -> None:
     with pytest.raises(TrainingError, match="no trial came to its end"):
         search(config(), 5, SPACE, timeout=1e-9)
     assert trained == []
-    assert len(search(config(), 1, SPACE).trials) == 1
-    assert len(search(config(), 5, SPACE, timeout=1e-9).trials) == len(trained) == 1
 
 
 def test_every_trained_model_has_a_space_with_the_same_shared_settings() -> None:
-    shared = ("learning_rate", "loss", "temperature", "l2")
     spaces = {}
     for name, model in MODELS.items():
         if issubclass(model, TrainedRecommender):
-            start = RunConfig(model=name)
-            spaces[name] = space_of(start, timed=False)
-            assert space_of(start, timed=True) == TIME
+            spaces[name] = space_of(RunConfig(model=name), timed=False)
+            assert space_of(RunConfig(model=name), timed=True) == TIME
         else:
             assert bool(model.search_space) == (name in ("itemknn", "ease"))
-    for setting in shared:
+    for setting in ("learning_rate", "loss", "temperature", "l2"):
         offered = {name for name, space in spaces.items() if space.get(setting) == spaces["lightgcn"][setting]}
         assert set(spaces) - offered == ({"spike"} if setting == "loss" else set())
 
 
-def test_a_model_without_settings_cannot_be_searched(data: Dataset) -> None:
-    with pytest.raises(ConfigError, match="popularity has no settings to search"):
-        search(RunConfig(model="popularity", dataset="world"), 1)
-
-
 @pytest.mark.parametrize(
-    ("arguments", "message"),
+    ("model", "arguments", "message"),
     [
-        ({"trials": 0}, "0 trials were asked for"),
-        ({"timeout": 0.0}, "the timeout is 0.0 seconds"),
-        ({"timeout": math.nan}, "the timeout is nan seconds"),
-        ({"target": 1.0}, "the target is 1.0"),
-        ({"space": {"dmi": (8,)}}, "neither model bprmf nor its training has a setting named 'dmi'"),
-        ({"space": {"dim": (8, 0)}}, "BprMfConfig.dim = 0"),
-        ({"space": {"dim": ()}}, "setting 'dim' has no value"),
-        ({"space": {"epochs": (1, 2)}}, "nothing is left to search"),
+        ("bprmf", {"trials": 0}, "trials = 0"),
+        ("bprmf", {"timeout": 0.0}, r"timeout = 0\.0"),
+        ("bprmf", {"trial_seconds": math.nan}, "trial_seconds = nan"),
+        ("bprmf", {"target": 1.0}, r"target = 1\.0"),
+        ("bprmf", {"space": {"dmi": (8,)}}, "neither model bprmf nor its training has a setting named 'dmi'"),
+        ("bprmf", {"space": {"dim": (8, 0)}}, "BprMfConfig.dim = 0"),
+        ("bprmf", {"space": {"dim": ()}}, "setting 'dim' has no value"),
+        ("bprmf", {"space": {"epochs": (1, 2)}}, "nothing is left to search"),
+        ("popularity", {}, "popularity has no settings to search"),
+        ("ease", {"target": 0.5}, "ease has no settings to search"),
     ],
 )
 def test_nonsense_is_an_error_before_anything_is_trained(
-    data: Dataset, trained: list[TrainingConfig], arguments: dict[str, Any], message: str
+    data: Dataset, trained: list[TrainingConfig], model: str, arguments: dict[str, Any], message: str
 ) -> None:
     with pytest.raises(ConfigError, match=message):
-        search(config(), **({"trials": 1, "space": SPACE} | arguments))
+        search(config().replace(model=model), **({"trials": 1, "space": SPACE} | arguments))
     assert trained == []
 
 
@@ -317,18 +288,11 @@ def test_an_impossible_range_is_an_error(bounds: Any) -> None:
         Range(*bounds)
 
 
-def test_a_rounded_number_stays_in_its_range() -> None:
-    narrow = {"rho": Range(0.123449, 0.123451)}
-    assert chosen({"rho": 0.12345}, narrow)["rho"] in narrow["rho"]
-    assert chosen({"rho": 0.98765432}, {"rho": Range(0, 1)}) == {"rho": 0.9877}
-
-
 def test_fixed_settings_are_read_as_their_types_say() -> None:
-    spike = RunConfig()
     texts = ["rho=0.3", "user-profiles=false", "matching=off", "epochs=7", "learning_rate=1e-3"]
-    fixed = parse_fixed(spike, texts)
+    fixed = parse_fixed(RunConfig(), texts)
     assert fixed == {"rho": 0.3, "user_profiles": False, "matching": "off", "epochs": 7, "learning_rate": 1e-3}
-    together = with_settings(spike, fixed)
+    together = RunConfig().changed(fixed)
     assert set(together.training) == {"epochs", "learning_rate"}
     assert set(together.settings) == {"rho", "user_profiles", "matching"}
 
@@ -338,10 +302,8 @@ def test_fixed_settings_are_read_as_their_types_say() -> None:
     [
         (["rho"], "'rho' fixes nothing"),
         (["=1"], "'=1' fixes nothing"),
-        (["rho="], "'rho=' fixes nothing"),
         (["ro=1"], r"(?s)setting named 'ro'.*known: .*rho"),
         (["rho=high"], "SpikeConfig.rho = 'high'"),
-        (["rho=-1"], "SpikeConfig.rho = '-1'"),
         (["layers=1.5"], "SpikeConfig.layers = '1.5'"),
         (["epochs=0"], "TrainingConfig.epochs = '0'"),
         (["rho=1", "rho=2"], "'rho' is fixed twice"),
@@ -371,34 +333,13 @@ def test_the_command_prints_the_best_trials_and_how_to_train_with_them(
     (train,) = asked
     assert train.training["epochs"] == 1
     assert train.settings["inject"] is False
-    best = search(
-        with_settings(RunConfig(dataset="world"), {"epochs": 1, "inject": False}),
-        3,
-        target=float(target[1]) if target else None,
-    )
+    fixed = RunConfig(dataset="world").changed({"epochs": 1, "inject": False})
+    best = search(fixed, 3, target=float(target[1]) if target else None)
     assert train.resolved() == best.config.resolved()
 
 
-def test_the_command_says_what_is_wrong(data: Dataset, capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["search", "--dataset", "world", "--fix", "ro=1"]) == 1
-    assert "setting named 'ro'" in capsys.readouterr().err
-    assert main(["search", "--dataset", "world", "--model", "popularity"]) == 1
-    assert "no settings to search" in capsys.readouterr().err
-    arguments = ["--model", "bprmf", "--dataset", "world", "--trials", "1", "--fix", "epochs=1", "--target", "0.99"]
-    assert main(["search", *arguments]) == 1
-    assert re.search(r"no trial reached .* 0.99", capsys.readouterr().err)
-
-
-def test_a_long_table_is_cut(data: Dataset, capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["search", "--model", "itemknn", "--dataset", "world"]) == 0
-    text = capsys.readouterr().out
-    assert "(10 best of 15 trials)" in text
-    assert len(text.splitlines()) == 1 + 10 + 1 + 2
-
-
-def test_a_time_limit_ends_a_trial_with_what_it_reached(
-    data: Dataset, monkeypatch: pytest.MonkeyPatch, clock: None
-) -> None:
+@pytest.mark.usefixtures("clock")
+def test_a_time_limit_ends_a_trial_with_what_it_reached(data: Dataset, monkeypatch: pytest.MonkeyPatch) -> None:
     script(monkeypatch, [0.1, 0.3, 0.2, *[0.9] * 50], [0.5])
     trials = search(config(), 2, {"dim": (8, 16)}, trial_seconds=6.5).trials.sort_values("trial")
     assert trials["capped"].tolist() == [True, False]
@@ -409,9 +350,8 @@ def test_a_time_limit_ends_a_trial_with_what_it_reached(
     assert first[VALID] == [0.1, 0.3, 0.3, *[0.9] * 50][first["epochs"] - 1]
 
 
-def test_trials_with_a_limit_are_compared_after_equal_time(
-    data: Dataset, monkeypatch: pytest.MonkeyPatch, clock: None
-) -> None:
+@pytest.mark.usefixtures("clock")
+def test_trials_with_a_limit_are_compared_after_equal_time(data: Dataset, monkeypatch: pytest.MonkeyPatch) -> None:
     good, bad = [0.1 * n for n in range(1, 9)], [0.01] * 60
     script(monkeypatch, good, good, good, bad)
     trials = search(config(), 4, {"dim": (8, 16)}, trial_seconds=30).trials.sort_values("trial")
@@ -419,21 +359,14 @@ def test_trials_with_a_limit_are_compared_after_equal_time(
     assert trials["epochs"].tolist()[-1] < 60
 
 
-@pytest.mark.parametrize("seconds", [0.0, -1.0, math.nan])
-def test_an_impossible_limit_is_an_error(data: Dataset, trained: list[TrainingConfig], seconds: float) -> None:
-    with pytest.raises(ConfigError, match="a trial may take"):
-        search(config(), 1, SPACE, trial_seconds=seconds)
-    assert trained == []
-
-
-def test_a_model_without_training_tries_its_whole_grid(data: Dataset) -> None:
+def test_a_model_without_training_tries_its_whole_grid(data: Dataset, capsys: pytest.CaptureFixture[str]) -> None:
     result = search(RunConfig(model="ease", dataset="world"), 1)
     assert sorted(result.trials["regularisation"]) == [1, 10, 30, 100, 300, 1000, 3000]
     assert result.valid == result.trials[VALID].max() > 0.5
-    with pytest.raises(ConfigError, match="give choices, not a range"):
-        search(RunConfig(model="ease", dataset="world"), 1, {"regularisation": Range(1, 2)})
-    with pytest.raises(ConfigError, match="ease has no settings to search"):
-        search(RunConfig(model="ease", dataset="world"), 1, target=0.5)
+    assert main(["search", "--model", "itemknn", "--dataset", "world"]) == 0
+    text = capsys.readouterr().out
+    assert "(10 best of 15 trials)" in text
+    assert len(text.splitlines()) == 1 + 10 + 1 + 2
 
 
 def test_the_command_keeps_what_it_found_as_the_preset_tuned(
