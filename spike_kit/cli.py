@@ -475,10 +475,8 @@ def evaluate(
     data = _open(dataset)
     finished = finished_runs(data)
     if not finished:
-        raise ConfigError(
-            f"there is no finished run of {data.name} as it is built now",
-            f"train one: spike-kit train --dataset {dataset}",
-        )
+        hint = f"train one: spike-kit train --dataset {dataset}"
+        raise ConfigError(f"there is no finished run of {data.name} as it is built now", hint)
     if beyond is not None:
         print(lists_markdown(data, finished, split, beyond, on.resolve()))
     else:
@@ -532,12 +530,10 @@ def grid(
     if look:
         progress.look()
     else:
-        with workers(cluster, jobs, str(on.resolve()), threads) as submit:
-            progress.do(submit, jobs)
-    table = progress.table
-    print(table.to_string(index=False, float_format=lambda number: f"{number:.4g}", na_rep=""))
-    if failed := [cell.name for cell, outcome in progress.cells.items() if outcome.state == "failed"]:
-        raise TrainingError(f"{len(failed)} of {len(table)} cells failed: {failed[0]}", "see the table")
+        progress.do(workers(cluster, jobs, str(on.resolve()), threads), jobs)
+    print(progress.table.to_string(index=False, float_format=lambda number: f"{number:.4g}", na_rep=""))
+    if failed := progress.failed:
+        raise TrainingError(f"{len(failed)} of {len(progress.cells)} cells failed: {failed[0]}", "see the table")
 
 
 def compare(

@@ -13,7 +13,7 @@ import time
 import tomllib
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, wait
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from itertools import product
 from pathlib import Path
@@ -253,13 +253,18 @@ class GridRun:
         for cell in self.cells:
             self.cells[cell] = self._found(cell) or self.cells[cell]
 
-    def do(self, submit: Submit, jobs: int) -> None:
+    @property
+    def failed(self) -> list[str]:
+        """Names of the cells that failed."""
+        return [cell.name for cell, outcome in self.cells.items() if outcome.state == "failed"]
+
+    def do(self, workers: AbstractContextManager[Submit], jobs: int) -> None:
         """Do all cells that are not finished, in their order; a failure does not stop the others.
 
         Parameters
         ----------
-        submit
-            Begins a cell in another process: see `workers`.
+        workers
+            What begins cells somewhere else: see `workers`.
         jobs
             Cells at a time.
 
@@ -271,7 +276,7 @@ class GridRun:
         if jobs < 1:
             raise ConfigError(f"{jobs} cells at a time were asked for", "give at least 1")
         running: dict[Future[Outcome], Cell] = {}
-        with tqdm(total=len(self.cells), unit="cell") as bar:
+        with workers as submit, tqdm(total=len(self.cells), unit="cell") as bar:
 
             def end(cell: Cell, outcome: Outcome) -> None:
                 self.cells[cell] = outcome

@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 from concurrent.futures import Future
+from contextlib import nullcontext
 from pathlib import Path
 
 import psutil
@@ -51,7 +52,7 @@ def here(cell: Cell) -> Future[Outcome]:
 def done(grid: Grid, **options: object) -> GridRun:
     """The grid, carried out in this process."""
     progress = GridRun(grid, **options)
-    progress.do(here, 2)
+    progress.do(nullcontext(here), 2)
     return progress
 
 
@@ -67,7 +68,7 @@ def test_every_combination_is_one_cell_and_is_done_once(data: Dataset) -> None:
     assert first.table["valid"].between(0, 1).all()
     assert len(finished_runs(data)) == 8
     again, only_looked = GridRun(grid), GridRun(grid)
-    again.do(refuse, 2)
+    again.do(nullcontext(refuse), 2)
     only_looked.look()
     assert again.table.equals(first.table)
     assert only_looked.table.equals(first.table)
@@ -89,7 +90,7 @@ def test_kept_tables_stand_for_runs_whose_folders_are_gone(data: Dataset, tmp_pa
         return here(cell)
 
     again = GridRun(small(seeds=(0, 1, 2)), archive=root)
-    again.do(note, 2)
+    again.do(nullcontext(note), 2)
     assert len(asked) == len(cells) / 2
     assert all(name.endswith("seed 2") for name in asked)
     assert len(archive.read_archive("world", root)) == len(again.cells)
@@ -142,7 +143,7 @@ def test_profiles_and_vectors_that_are_missing_come_first(home: Path) -> None:
         grid = Grid(blocks=(block,), profiles={"told": told})
         table = done(grid).table
         assert set(table["state"]) == {"finished"}, table["error"].tolist()
-        GridRun(grid).do(refuse, 1)
+        GridRun(grid).do(nullcontext(refuse), 1)
         assert len(server.log) == 124
     assert table[table["kind"] == "text"]["variant"].tolist() == ["template by tfidf-8", "told by tfidf-8"]
     assert data.profile_sets() == ["template", "told"]
@@ -166,7 +167,7 @@ def test_the_death_of_a_process_is_the_error_of_its_cell_alone(data: Dataset) ->
                 patch.setattr(module, "perform", _die)
                 return submit(cell)
 
-        progress.do(killed_first, 2)
+        progress.do(nullcontext(killed_first), 2)
     table = progress.table.set_index("seed")
     assert table["state"].to_dict() == {0: "failed", 1: "finished"}
     assert "its process ended" in str(table.loc[0, "error"])
@@ -207,8 +208,7 @@ def test_ray_writes_the_same_profiles_and_gives_the_same_runs(home: Path) -> Non
     for name in ("profiles", "embeddings"):
         shutil.rmtree(data.path / name)
     on_ray = GridRun(grid)
-    with workers("local") as submit:
-        on_ray.do(submit, 2)
+    on_ray.do(workers("local"), 2)
     assert on_ray.table["state"].tolist() == ["finished"] * 3, on_ray.table["error"].tolist()
     assert data.profile_sets() == ["template"]
     assert on_ray.table["valid"].tolist()[1:] == table["valid"].tolist()[1:]
