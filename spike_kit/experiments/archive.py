@@ -75,10 +75,10 @@ def write_archive(runs: Sequence[Run], data: Dataset, root: Path | None = None) 
         columns[run.path.name] = (values * _STEPS).round().astype("UInt16")
     per_user = pd.DataFrame(columns).reset_index()
     per_user.insert(2, _TRAIN, train_interactions(data).reindex(per_user["user"], fill_value=0).to_numpy())
-    with storage.atomic_file(target / PER_USER) as temporary:
-        split = {"use_dictionary": False, "use_byte_stream_split": list(columns)}
-        per_user.to_parquet(temporary, index=False, compression="zstd", compression_level=19, **split)
-    storage.write_parquet(target / RUNS, pd.DataFrame(rows))
+    numbers = {"use_dictionary": False, "use_byte_stream_split": list(columns)}
+    for name, table, split in ((PER_USER, per_user, numbers), (RUNS, pd.DataFrame(rows), {})):
+        with storage.atomic_file(target / name) as temporary:
+            table.to_parquet(temporary, index=False, compression="zstd", compression_level=19, **split)
     return target
 
 
