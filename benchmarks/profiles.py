@@ -10,6 +10,7 @@ import asyncio
 import statistics
 import sys
 import time
+from collections import deque
 from collections.abc import Iterator
 from itertools import islice
 
@@ -27,7 +28,6 @@ from spike_kit.data.build import dataset_from_frames
 from spike_kit.data.dataset import SUBJECTS, Dataset
 from spike_kit.data.recipes import UNFILTERED
 from spike_kit.profiles.generate import Generation, GenerationConfig
-from spike_kit.profiles.jobs import Progress
 from spike_kit.profiles.llm import LLMConfig, Message
 from spike_kit.profiles.loopback import MODEL, LoopbackProcess
 from spike_kit.profiles.prompts import PromptWriter
@@ -84,13 +84,13 @@ def _generate(dataset: str, run: str, base_url: str) -> tuple[float, float, int]
     llm = LLMConfig(model=MODEL, base_url=base_url, concurrency=_CONCURRENCY)
     answers = paths.home() / f"{dataset}-{run}.sqlite"
     generation = Generation(Dataset.open(dataset), GenerationConfig(llm=llm), "bench", answers=answers)
-    progress = Progress()
     require("openai", "llm")
+    looks: deque[float] = deque(maxlen=1)
     started = time.perf_counter()
-    outcome = generation.run(progress)
+    outcome = generation.run(watch=lambda _: looks.append(time.perf_counter()))
     seconds = time.perf_counter() - started
     assert outcome.path is not None
-    return progress.asking_seconds, seconds, peak_bytes()
+    return looks[0] - started, seconds, peak_bytes()
 
 
 def _bare(requests: int, base_url: str) -> float:

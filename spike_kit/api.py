@@ -39,7 +39,7 @@ from spike_kit.models.base import TrainedRecommender
 from spike_kit.profiles import report
 from spike_kit.profiles.encode import DEFAULT_ENCODER, ensure_vectors
 from spike_kit.profiles.generate import Estimate, Generation, GenerationConfig
-from spike_kit.profiles.judge import Judge, JudgeConfig, preference_table, score_table
+from spike_kit.profiles.judge import Judge, JudgeConfig
 from spike_kit.profiles.llm import LLMConfig
 from spike_kit.profiles.prompts import Prompt, PromptConfig, PromptWriter, prompt_texts
 from spike_kit.profiles.quality import quality_table
@@ -267,8 +267,7 @@ def judge(
     asked = Judge(data, profiles, JudgeConfig(llm=llm, mode=mode, sample=sample))
     if dry_run:
         return asked.estimate()
-    verdicts = asked.run()
-    return score_table(verdicts) if mode == "single" else preference_table(verdicts)
+    return asked.table(asked.run())
 
 
 @overload

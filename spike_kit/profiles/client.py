@@ -1,47 +1,107 @@
-"""Calls to an OpenAI-compatible server through openai's client, which repeats failed ones and waits between.
-
-What it does not do stands here: every attempt goes through `Client`, which bounds time and size, keeps a common pace
-for all calls, and reports each failure to a function that decides whether the call is made again.
-"""
+"""One attempt at an OpenAI-compatible server: sent within bounds and at a common pace, and what its response means."""
 
 from __future__ import annotations
 
 import asyncio
-import logging
+import json
+import re
 import time
-from collections import Counter
-from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager
-from contextvars import ContextVar
-from dataclasses import dataclass, field, replace
-from typing import Any
+from collections.abc import AsyncIterator, Mapping
+from contextlib import aclosing, asynccontextmanager, suppress
+from dataclasses import dataclass
+from email.utils import parsedate_to_datetime
+from typing import Any, Literal
 
 from spike_kit.base.errors import require
-from spike_kit.profiles.llm import LLMConfig, Message, hide_key
-from spike_kit.profiles.replies import LONGEST_MESSAGE, Answer, CallError, read_reply
+
+FailureKind = Literal[
+    "busy", "server", "timeout", "connection", "unreachable", "garbage", "request", "content", "quota", "key", "model"
+]
+"""Kinds of failure: ``busy`` (429), ``server`` (408, 409, 5xx), ``timeout``, ``connection`` (dropped), ``unreachable``
+(never connected), ``garbage`` (no chat completion in the body), ``request`` (400, 413, 422, redirects), ``content``
+(filtered or too long for the model), ``quota`` (used up), ``key`` (wrong or without rights), ``model`` (unknown)."""
+
+AMBIGUOUS: frozenset[str] = frozenset({"server", "timeout", "connection", "garbage"})
+"""Kinds after which nobody knows whether the server did the work, and billed it."""
+
+RETRIED: frozenset[str] = AMBIGUOUS | {"busy", "unreachable"}
+"""Kinds after which the same call is tried again."""
+
+HINTS: dict[str, str] = {
+    "quota": "the quota is used up: add credit or raise the limit, then run again",
+    "key": "check the key in {key_variable} and what it may use",
+    "model": "check the model name {model!r} and --base-url",
+}
+"""What to do after the kinds that stop a run, since nobody but the user can help."""
+
+LONGEST_MESSAGE = 300
+"""Characters of a server's words that are shown and stored, once the key is taken out."""
 
 MAX_ANSWER_BYTES = 4 * 1024 * 1024
 """Largest response that is read; a profile has a few kilobytes."""
 
-BUSY_FACTOR = 5
-"""A busy server is tried so many times as often as one that fails."""
-
 _BUSY_PAUSE = 1.0
-_CONNECT_SECONDS = 30.0
+"""Seconds that a busy server is left alone where it does not say how long."""
+
+_LOOK = 0.02
+"""Seconds between two looks for a place."""
+
+_LONGEST_WORDS = 10 * LONGEST_MESSAGE
+_CODES = re.compile(r'"(?:code|type|status|error_type)"\s*:\s*"?(?!null)([\w.-]+)')
+_QUOTA = re.compile(r"insufficient_quota|billing|credit")
+_KEY = re.compile(r"invalid_api_key|api[ _-]?key not valid|authentication_error", re.I)
+_BUSY = re.compile(r"rate_limit|too_many_requests|overloaded")
+_CONTENT = re.compile(
+    r"content_filter|content_policy|safety|context[_ ]length|too long|maximum context|max_new_tokens", re.I
+)
 
 
-@dataclass
-class Call:
-    """A question on its way: how often it failed by kind, whether it is at the server, and its answer."""
+@dataclass(frozen=True)
+class Answer:
+    """What a model said.
 
-    messages: list[Message]
-    subject: Any = None
-    failures: Counter[str] = field(default_factory=Counter)
-    at_server: bool = False
-    answer: Answer | None = None
+    Attributes
+    ----------
+    text
+        As it came, cleaned by `spike_kit.profiles.checks.tidy` only later; empty if the model refused.
+    finish_reason
+        ``stop``, ``length``, ``content_filter``, ...
+    usage
+        ``prompt_tokens`` and ``completion_tokens`` as the server counted them (0 where it did not).
+    seconds
+        Latency of the attempt that succeeded.
+    refusal
+        What the model said when it declined, where the server tells.
+    thoughts
+        Field of the message that holds thoughts (``reasoning``, for example); empty if none does.
+    """
+
+    text: str
+    finish_reason: str
+    usage: dict[str, int]
+    seconds: float
+    refusal: str = ""
+    thoughts: str = ""
 
 
-_CALL: ContextVar[Call] = ContextVar("call")
+class CallError(Exception):
+    """An attempt that brought no answer.
+
+    Parameters
+    ----------
+    kind
+        What kind of failure it is.
+    message
+        The server's own words, where there are some.
+    wait
+        Seconds the server asks to wait.
+    """
+
+    def __init__(self, kind: FailureKind, message: str, wait: float = 0.0) -> None:
+        super().__init__(message)
+        self.kind: FailureKind = kind
+        self.message = message
+        self.wait = wait
 
 
 class Pace:
@@ -57,154 +117,142 @@ class Pace:
     """
 
     def __init__(self, most: int) -> None:
-        self.most = self.limit = self.lowest = most
-        self._places = asyncio.Semaphore(most)
-        self._too_many = 0
-        self._successes = 0
+        self.most, self.limit, self._active = most, float(most), 0
         self._not_before = self._halved_at = 0.0
 
     @asynccontextmanager
     async def place(self) -> AsyncIterator[float]:
         """Wait for a place and for the end of a pause; gives the time at which the attempt begins."""
-        await self._places.acquire()
+        while self._active >= int(self.limit) or time.monotonic() < self._not_before:
+            await asyncio.sleep(max(_LOOK, self._not_before - time.monotonic()))
+        self._active += 1
         try:
-            while (left := self._not_before - time.monotonic()) > 0:
-                await asyncio.sleep(left)
             yield time.monotonic()
         finally:
-            if self._too_many > 0:
-                self._too_many -= 1
-            else:
-                self._places.release()
+            self._active -= 1
 
     def succeeded(self) -> None:
         """Count a success."""
-        self._successes += 1
-        if self.limit < self.most and self._successes >= self.limit:
-            self.limit, self._successes = self.limit + 1, 0
-            self._places.release()
+        self.limit = min(self.most, self.limit + 1 / self.limit)
 
     def busy(self, started: float, wait: float) -> None:
         """Slow down: an attempt that began at ``started`` met a busy server, which asks for ``wait`` seconds."""
         now = time.monotonic()
-        self._not_before = max(self._not_before, now + wait)
+        self._not_before = max(self._not_before, now + (wait or _BUSY_PAUSE))
         if started >= self._halved_at:
-            fewer = max(1, self.limit // 2)
-            self._too_many += self.limit - fewer
-            self.limit, self._successes, self._halved_at = fewer, 0, now
-            self.lowest = min(self.lowest, fewer)
+            self.limit, self._halved_at = max(1.0, self.limit / 2), now
 
 
-class Client:
-    """Asks a model; use `open_client`. The SDK takes it as its transport, so every attempt passes here."""
-
-    def __init__(self, config: LLMConfig, on_failure: Callable[[Call, CallError], None]) -> None:
-        openai, self._http = require("openai", "llm"), require("httpx2", "llm")
-        self._config, self._key, self._on_failure = config, config.key(), on_failure
-        self._request = config.request
-        self._pace = Pace(config.concurrency)
-        self._wire = self._http.AsyncHTTPTransport(limits=self._http.Limits(max_connections=config.concurrency))
-        self.sdk = openai.AsyncOpenAI(
-            api_key=self._key,
-            base_url=config.server or None,
-            max_retries=BUSY_FACTOR * config.attempts,
-            timeout=openai.Timeout(config.timeout, connect=min(config.timeout, _CONNECT_SECONDS)),
-            http_client=openai.DefaultAsyncHttpxClient(transport=self, follow_redirects=False),
-            default_headers={"Accept-Encoding": "identity"},
-        )
-
-    async def ask(self, call: Call) -> Answer:
-        """Make a call, as often as ``on_failure`` returns.
-
-        Raises
-        ------
-        CallError
-            Or what else ``on_failure`` raises; no message holds the key.
-        """
-        _CALL.set(call)
-        body = {**self._request, "messages": call.messages}
-        await self.sdk.post("/chat/completions", cast_to=self._http.Response, body=body)
-        assert call.answer is not None
-        return call.answer
-
-    def without_key(self, text: str) -> str:
-        """Text with the key taken out, should a server have sent it back."""
-        return hide_key(text, self._key)
-
-    async def aclose(self) -> None:
-        """Close the connections."""
-        await self._wire.aclose()
-
-    async def handle_async_request(self, request: Any) -> Any:
-        """Make one attempt; the SDK gets a response of ours, whose status tells it to go on or to try again."""
-        call = _CALL.get()
-        async with self._pace.place() as started:
-            call.at_server = True
-            try:
-                answer = await self._send(request)
-                call.answer = replace(answer, finish_reason=self.without_key(answer.finish_reason))
-                self._pace.succeeded()
-                return self._http.Response(200, request=request)
-            except CallError as error:
-                failure = error
-            finally:
-                call.at_server = False
-            failure.message = self.without_key(failure.message)[:LONGEST_MESSAGE]
-            if failure.kind == "busy":
-                self._pace.busy(started, _BUSY_PAUSE if failure.wait is None else failure.wait)
-        self._on_failure(call, failure)
-        wait = {} if failure.wait is None else {"retry-after-ms": str(1000 * failure.wait)}
-        return self._http.Response(429 if failure.kind == "busy" else 503, headers=wait, request=request)
-
-    async def _send(self, request: Any) -> Answer:
-        """Send a request and read the response, which is not trusted, within the bounds of time and size."""
-        http, started, body = self._http, time.perf_counter(), bytearray()
-        try:
-            async with asyncio.timeout(self._config.timeout):
-                response = await self._wire.handle_async_request(request)
-                try:
-                    async for chunk in response.stream:
-                        body += chunk
-                        if len(body) > MAX_ANSWER_BYTES:
-                            raise CallError("garbage", f"the response is larger than {MAX_ANSWER_BYTES} bytes")
-                finally:
-                    await response.aclose()
-        except (http.ConnectError, http.ConnectTimeout) as error:
-            raise CallError("unreachable", str(error) or type(error).__name__) from None
-        except (TimeoutError, http.TimeoutException):
-            raise CallError("timeout", f"no answer within {self._config.timeout:g} s") from None
-        except (http.HTTPError, OSError, EOFError) as error:
-            raise CallError("connection", str(error) or type(error).__name__) from None
-        if (encoding := response.headers.get("content-encoding", "identity")) != "identity":
-            raise CallError("garbage", f"the response is compressed ({encoding[:40]}), which was not asked for")
-        seconds = time.perf_counter() - started
-        return read_reply(response.status_code, response.headers, bytes(body), seconds, self._config)
-
-
-@asynccontextmanager
-async def open_client(config: LLMConfig, on_failure: Callable[[Call, CallError], None]) -> AsyncIterator[Client]:
-    """Open a client; its connections are closed afterwards.
-
-    Parameters
-    ----------
-    config
-        Model and server.
-    on_failure
-        Called after every attempt that failed; raises where the call is not to be made again.
+async def exchange(wire: Any, request: Any, timeout: float) -> Answer:
+    """Send a request and read the response, which is not trusted, within the bounds of time and size.
 
     Raises
     ------
-    LLMError
-        If there is no key.
-    MissingExtraError
-        If openai is not installed.
+    CallError
+        If no answer comes.
     """
-    client = Client(config, on_failure)
-    logger = logging.getLogger("httpcore2")  # at level DEBUG it logs headers, in which a server may send the key back
-    level = logger.level
-    logger.setLevel(max(level, logging.INFO))
+    http, started, body = require("httpx2", "llm"), time.perf_counter(), bytearray()
     try:
-        async with client.sdk:
-            yield client
-    finally:
-        logger.setLevel(level)
+        async with asyncio.timeout(timeout), aclosing(await wire.handle_async_request(request)) as response:
+            async for chunk in response.stream:
+                body += chunk
+                if len(body) > MAX_ANSWER_BYTES:
+                    raise CallError("garbage", f"the response is larger than {MAX_ANSWER_BYTES} bytes")
+    except (http.ConnectError, http.ConnectTimeout) as error:
+        raise CallError("unreachable", str(error) or type(error).__name__) from None
+    except (TimeoutError, http.TimeoutException):
+        raise CallError("timeout", f"no answer within {timeout:g} s") from None
+    except (http.HTTPError, OSError, EOFError) as error:
+        raise CallError("connection", str(error) or type(error).__name__) from None
+    if (encoding := response.headers.get("content-encoding", "identity")) != "identity":
+        raise CallError("garbage", f"the response is compressed ({encoding[:40]}), which was not asked for")
+    seconds = time.perf_counter() - started
+    return read_reply(response.status_code, body.decode(errors="replace"), response.headers, seconds)
+
+
+def read_reply(status: int, body: str, headers: Mapping[str, str], seconds: float = 0.0) -> Answer:
+    """Read the answer in a response.
+
+    Raises
+    ------
+    CallError
+        If there is none in it. An error in a body with status 200 counts as the error it names.
+    """
+    values, words, code = read_body(body)
+    named: object = status
+    if status == 200:
+        if not isinstance(values, dict) or values.get("choices") or not values.get("error"):
+            return _completion(values, words, seconds)
+        number = re.search(r"\b[45]\d\d\b", code)
+        status, named = int(number[0]) if number else 429 if _BUSY.search(code) else 500, code or "error"
+    if 300 <= status < 400:
+        words = f"the server moved to {headers.get('location', '?')}: check --base-url"
+    raise CallError(failure_kind(status, code, words), f"{named}: {words or 'no message'}", retry_after(headers))
+
+
+def failure_kind(status: int, code: str, words: str) -> FailureKind:
+    """Decide what an error means, from its status, the codes in its body and the server's words."""
+    said = f"{code} {words}"
+    if status == 402 or _QUOTA.search(code):
+        return "quota"
+    if status in (401, 403) or (status < 500 and _KEY.search(said)):
+        return "key"
+    if status == 404:
+        return "model"
+    if status == 429:
+        return "busy"
+    if status in (408, 409) or status >= 500:
+        return "server"
+    return "content" if _CONTENT.search(said) else "request"
+
+
+def what_failed(status: int, body: str) -> tuple[FailureKind, str]:
+    """Decide what a response with an error means; gives that and the server's words."""
+    _, words, code = read_body(body)
+    return failure_kind(status, code, words), words
+
+
+def _completion(values: Any, words: str, seconds: float) -> Answer:
+    """Read an answer out of the body of a chat completion."""
+    try:
+        choice = values["choices"][0]
+        message, usage = choice["message"], values.get("usage") or {}
+        content, refusal = message.get("content") or "", message.get("refusal") or ""
+        if isinstance(content, list):
+            content = "".join(part["text"] for part in content if part.get("type") in ("text", "output_text"))
+        if not isinstance(content, str):
+            raise TypeError
+        thoughts = next((name for name in ("reasoning_content", "reasoning", "thinking") if message.get(name)), "")
+        counts = {name: usage.get(name) for name in ("prompt_tokens", "completion_tokens")}
+        counts = {name: n if type(n) is int and 0 <= n < 2**40 else 0 for name, n in counts.items()}
+        reason = str(choice.get("finish_reason") or "stop")[:40]
+    except (KeyError, IndexError, TypeError, AttributeError):
+        raise CallError("garbage", f"the response is no chat completion: {words}") from None
+    return Answer(content, reason, counts, seconds, str(refusal), thoughts)
+
+
+def read_body(body: str) -> tuple[Any, str, str]:
+    """Read a body: its JSON value (None if it is none), what the server says in it, and all codes of an error there."""
+    words, codes = " ".join(body.split())[:_LONGEST_WORDS], " ".join(_CODES.findall(body))[:_LONGEST_WORDS]
+    try:
+        values = parsed(body)
+    except (ValueError, RecursionError):
+        return None, words, codes
+    said = values.get("error", values) if isinstance(values, dict) else values
+    said = said.get("message") or said.get("detail") if isinstance(said, dict) else said
+    return values, said[:_LONGEST_WORDS] if said and isinstance(said, str) else words, codes
+
+
+def parsed(text: str | bytes) -> Any:
+    """Read JSON; halves of surrogate pairs, which cannot be written as UTF-8, become question marks."""
+    return json.loads(json.dumps(json.loads(text), ensure_ascii=False).encode("utf-8", "replace"))
+
+
+def retry_after(headers: Mapping[str, str]) -> float:
+    """Seconds a server asks to wait, given in milliseconds, in seconds or as a date; 0 where it does not ask."""
+    for name, unit in (("retry-after-ms", 0.001), ("retry-after", 1.0)):
+        with suppress(KeyError, ValueError):
+            return max(0.0, float(headers[name]) * unit)
+    with suppress(KeyError, ValueError, TypeError, OverflowError):
+        return max(0.0, parsedate_to_datetime(headers["retry-after"]).timestamp() - time.time())
+    return 0.0

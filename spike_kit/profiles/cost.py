@@ -23,8 +23,6 @@ TOKENS_PER_WORD = 1.4
 OWN_PRICES = "prices.toml"
 """File under data/ that takes the place of the price list that comes with the kit."""
 
-_MILLION = 1_000_000
-
 
 def estimate_tokens(text: str) -> int:
     """Tokens of a text, from its bytes alone; what was really used is counted from the answers."""
@@ -59,18 +57,19 @@ class Prices(Config):
         if model not in self.models:
             return None
         price, share = self.models[model], self.batch_share if batch else 1.0
-        return share * (tokens_in * price.input + tokens_out * price.output) / _MILLION
+        return share * (tokens_in * price.input + tokens_out * price.output) / 1_000_000
+
+    def used(self, model: str, tokens_in: int, tokens_out: int, batch: bool = False) -> str:
+        """Tokens and, where the price is known, their cost, in words."""
+        cost = self.cost(model, tokens_in, tokens_out, batch)
+        price = "" if cost is None else f", about {cost:.2f} {self.currency}{' as a batch' if batch else ''}"
+        return f"{tokens_in:,} tokens in, {tokens_out:,} out{price}"
 
     def table(self, model: str, tokens_in: int, tokens_out: int) -> pd.DataFrame:
         """Cost of so many tokens with every model of the list, the chosen one first: model, cost, cost as a batch."""
-        names = [model, *(name for name in self.models if name != model)]
-        return pd.DataFrame(
-            {
-                "model": names,
-                f"cost ({self.currency})": [self.cost(name, tokens_in, tokens_out) for name in names],
-                "as a batch": [self.cost(name, tokens_in, tokens_out, batch=True) for name in names],
-            }
-        )
+        names = dict.fromkeys([model, *self.models])
+        rows = [[name, *(self.cost(name, tokens_in, tokens_out, batch) for batch in (False, True))] for name in names]
+        return pd.DataFrame(rows, columns=["model", f"cost ({self.currency})", "as a batch"])
 
 
 def prices() -> Prices:
@@ -86,7 +85,5 @@ def prices() -> Prices:
     try:
         return Prices.model_validate({**tomllib.loads(path.read_text(encoding="utf-8")), "path": path})
     except ValueError as error:
-        raise DataError(
-            f"{path} is not a price list: {error}",
-            f"compare it with {Path(__file__).with_name(OWN_PRICES)}, or remove it",
-        ) from error
+        hint = f"compare it with {Path(__file__).with_name(OWN_PRICES)}, or remove it"
+        raise DataError(f"{path} is not a price list: {error}", hint) from error

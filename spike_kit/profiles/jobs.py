@@ -1,30 +1,39 @@
-"""Asking a model many questions: concurrently, resumably, every answer on the disk before its slot is used again."""
+"""Asking a model many questions: concurrently, resumably, every answer on the disk before its slot is used again.
+
+openai's client repeats failed calls and waits between. What it does not do stands here: it takes `Asking` as its
+transport, so every attempt passes here, keeps a common pace, and each failure is looked at before the client goes on.
+"""
 
 from __future__ import annotations
 
 import asyncio
+import logging
 import signal
 import threading
 from collections import Counter
-from collections.abc import Callable, Coroutine, Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
-from dataclasses import dataclass, field
+from contextlib import ExitStack, contextmanager
+from contextvars import ContextVar
+from dataclasses import dataclass, field, replace
 from itertools import chain
-from typing import Any, TypeVar
+from typing import Any
 
-from spike_kit.base.errors import LLMError
+from spike_kit.base.errors import LLMError, require
 from spike_kit.data.text import cut
-from spike_kit.profiles.client import BUSY_FACTOR, Call, Client, open_client
-from spike_kit.profiles.llm import LLMConfig, Message
-from spike_kit.profiles.replies import AMBIGUOUS, RETRIED, Answer, CallError
-from spike_kit.profiles.store import Key, Store, Stored
+from spike_kit.profiles.client import AMBIGUOUS, HINTS, LONGEST_MESSAGE, RETRIED, Answer, CallError, Pace, exchange
+from spike_kit.profiles.llm import LLMConfig, Message, hide_key
+from spike_kit.profiles.prompts import Prompt
+from spike_kit.profiles.store import Key, Store, Stored, Verdict
 
 TRIES = 2
 """Answers per question in one run: the first, and one more if that cannot be used."""
 
 FAILURES_IN_A_ROW = 5
 """Questions that may fail one after the other, without any answer in between, before a run stops."""
+
+BUSY_FACTOR = 5
+"""A busy server is tried so many times as often as one that fails."""
 
 _OF_ONE_SUBJECT = frozenset({"content", "empty", "refused", "truncated", "language", "format"})
 """Failures that say nothing about the other questions."""
@@ -35,50 +44,7 @@ _QUOTED = 3000
 _TICK = 0.2
 """Seconds between two looks at the progress, and at whether the run is to end."""
 
-Result = TypeVar("Result")
-
-
-@dataclass(frozen=True)
-class Verdict:
-    """Judgement of an answer: its clean text, what is wrong with it, whether it may be used all the same.
-
-    ``advice`` says what must change before it is of any use to ask again; the question is then not asked once more.
-    """
-
-    text: str
-    problem: str
-    usable: bool
-    advice: str = ""
-
-
-@dataclass(frozen=True)
-class Job:
-    """A question with a place in the store.
-
-    Attributes
-    ----------
-    key
-        Where the answer is stored.
-    messages
-        The chat.
-    version
-        Version of the prompt's wording.
-    judge
-        Judges an answer.
-    remedy
-        What to say after an answer with a problem: from the problem and the text of that answer.
-    """
-
-    key: Key
-    messages: list[Message]
-    version: str
-    judge: Callable[[Answer], Verdict]
-    remedy: Callable[[str, str], str]
-
-    @property
-    def shown(self) -> str:
-        """The messages as one text."""
-        return "\n\n".join(message["content"] for message in self.messages)
+_CONNECT_SECONDS = 30.0
 
 
 @dataclass
@@ -87,6 +53,8 @@ class Progress:
 
     Attributes
     ----------
+    subject
+        What is asked about.
     found
         Questions that had an answer from before.
     done, failed
@@ -103,10 +71,9 @@ class Progress:
         Tokens used by this run, as the server counted them.
     first_failures
         The first ten failures in words.
-    asking_seconds
-        Time spent on the questions, without the table that is written from the answers.
     """
 
+    subject: str = ""
     total: int = 0
     found: int = 0
     done: int = 0
@@ -118,23 +85,33 @@ class Progress:
     problems: Counter[str] = field(default_factory=Counter)
     failures: Counter[str] = field(default_factory=Counter)
     first_failures: list[str] = field(default_factory=list)
-    asking_seconds: float = 0.0
     stopped: bool = False
 
-    def fail(self, key: Key, kind: str, message: str) -> None:
+    def count(self, answer: Answer, problem: str, usable: bool) -> None:
+        """Count an answer."""
+        self.calls += 1
+        self.done += usable
+        self.tokens_in += answer.usage["prompt_tokens"]
+        self.tokens_out += answer.usage["completion_tokens"]
+        if problem:
+            self.problems[problem] += 1
+
+    def fail(self, what: str, kind: str, message: str) -> None:
         """Count a failed question."""
         self.failed += 1
         self.failures[kind] += 1
         if len(self.first_failures) < 10:
-            self.first_failures.append(f"{key.subject} {key.id}: {kind}: {message}")
+            self.first_failures.append(f"{what}: {kind}: {message}")
 
 
-Watch = Callable[[str, Progress], None]
-"""Called some times a second with what is asked about and the progress."""
+Remedy = Callable[[str, str], str]
+"""What to say after an answer with a problem, from the problem and the text of that answer."""
 
+Watch = Callable[[Progress], None]
+"""Called some times a second with the progress."""
 
-def unwatched(_subject: str, _progress: Progress) -> None:
-    """Show nothing."""
+_CALL: ContextVar[tuple[Key, Counter[str]]] = ContextVar("call")
+"""Question of the present call, and how often it failed because the server was busy, and otherwise."""
 
 
 @dataclass
@@ -143,38 +120,46 @@ class Asking:
 
     Attributes
     ----------
-    jobs
+    prompts
         Questions; drawn one at a time when a slot is free, so they may be written on the way.
+    judge
+        Judges an answer.
+    remedy
+        What to say after an answer with a problem: from the problem and the text of that answer.
+    answered
+        Whether there is a usable answer under a key; called again when it has arrived.
     config
         Model and server.
     store
         An open store, held exclusively.
     progress
         Counted up.
-    on_answer
-        Called with the key and the row of every usable answer, old or new.
     stop
         Set from any thread to end the run: calls in flight are still awaited and stored.
     watch
         Called some times a second; should it fail, the run ends in the same way.
     """
 
-    jobs: Iterator[Job]
+    prompts: Iterator[Prompt]
+    judge: Callable[[Answer], Verdict]
+    remedy: Remedy
+    answered: Callable[[Key], bool]
     config: LLMConfig
     store: Store
     progress: Progress
-    on_answer: Callable[[Key, int], None] = lambda _key, _row: None
-    stop: threading.Event = field(default_factory=threading.Event)
-    watch: Callable[[], None] = lambda: None
+    stop: threading.Event
+    watch: Watch = lambda _: None
 
     def __post_init__(self) -> None:
-        self._client: Client
-        self._calls: dict[asyncio.Task[Any] | None, Call] = {}
+        self._pace = Pace(self.config.concurrency)
+        self._at_server: set[asyncio.Task[Any] | None] = set()
         self._error: Exception | None = None
         self._failed_in_a_row = 0
 
-    async def run(self) -> None:
-        """Ask.
+    def run(self) -> None:
+        """Ask; also where an event loop is running already, as in a notebook.
+
+        In the main thread, the first SIGINT or SIGTERM sets ``stop``; a second one acts as usual.
 
         Raises
         ------
@@ -185,26 +170,44 @@ class Asking:
         """
         first = self._next_open()
         if first is not None:
-            self.jobs = chain([first], self.jobs)
-            async with open_client(self.config, self._on_failure) as self._client:
-                await self._settle_all()
+            self.prompts = chain([first], self.prompts)
+            with _stopped_by_signals(self.stop):
+                try:
+                    asyncio.get_running_loop()
+                except RuntimeError:
+                    asyncio.run(self._ask())
+                else:
+                    with ThreadPoolExecutor(1) as thread:
+                        thread.submit(asyncio.run, self._ask()).result()
             self.progress.stopped = self.stop.is_set()
         if self._error is not None:
             raise self._error
-        self.watch()
+        self.watch(self.progress)
 
-    async def _settle_all(self) -> None:
-        waiting = {asyncio.create_task(self._work()) for _ in range(self.config.concurrency)}
-        while waiting:
-            _, waiting = await asyncio.wait(waiting, timeout=_TICK)
-            try:
-                await asyncio.to_thread(self.store.flush)
-                if self._error is None:
-                    self.watch()
-            except Exception as error:
-                self._error = self._error or error
-            for task in waiting if self._ending else ():
-                if task not in self._calls or not self._calls[task].at_server:
+    async def _ask(self) -> None:
+        config, openai, self._http = self.config, require("openai", "llm"), require("httpx2", "llm")
+        logging.getLogger("httpcore2").setLevel(logging.INFO)  # below, it logs headers: a server may send the key back
+        self._key = config.key()
+        self._wire = self._http.AsyncHTTPTransport(limits=self._http.Limits(max_connections=config.concurrency))
+        self._sdk = openai.AsyncOpenAI(
+            api_key=self._key,
+            base_url=config.server or None,
+            max_retries=BUSY_FACTOR * config.attempts,
+            timeout=openai.Timeout(config.timeout, connect=min(config.timeout, _CONNECT_SECONDS)),
+            http_client=openai.DefaultAsyncHttpxClient(transport=self, follow_redirects=False),
+            default_headers={"Accept-Encoding": "identity"},
+        )
+        async with self._sdk:
+            waiting = {asyncio.create_task(self._work()) for _ in range(config.concurrency)}
+            while waiting:
+                _, waiting = await asyncio.wait(waiting, timeout=_TICK)
+                try:
+                    await asyncio.to_thread(self.store.flush)
+                    if self._error is None:
+                        self.watch(self.progress)
+                except Exception as error:
+                    self._error = self._error or error
+                for task in waiting - self._at_server if self._ending else ():
                     task.cancel()
 
     @property
@@ -215,91 +218,95 @@ class Asking:
         """Settle one question after another; an error ends the run, but what others have at the server is kept."""
         while not self._ending:
             try:
-                job = self._next_open()
-                if job is None:
+                prompt = self._next_open()
+                if prompt is None:
                     return
-                await self._settle(job)
+                await self._settle(prompt, Key.of(prompt, self.config))
             except Exception as error:
                 self._error = self._error or error
 
-    def _next_open(self) -> Job | None:
+    def _next_open(self) -> Prompt | None:
         """Next question without a usable answer."""
-        for job in self.jobs:
-            if not self._announce(job.key):
-                return job
+        for prompt in self.prompts:
+            if not self.answered(Key.of(prompt, self.config)):
+                return prompt
             self.progress.found += 1
         return None
 
-    def _announce(self, key: Key) -> bool:
-        """Tell of the usable answer under a key, if there is one."""
-        stored = self.store.answer(key)
-        if stored is not None:
-            self.on_answer(key, stored.row)
-        return stored is not None
-
-    async def _settle(self, job: Job) -> None:
-        """Ask until there is a usable answer, or until the tries of this run are used up."""
-        earlier = self.store.rejected(job.key)
-        last = earlier[-1] if earlier else None
-        for used in range(len(earlier) + 1, max(TRIES, len(earlier) + 1) + 1):
-            if self._ending:
-                return
-            call = Call(job.messages if last is None else once_more(job, last), job)
-            self._calls[asyncio.current_task()] = call
+    async def _settle(self, prompt: Prompt, key: Key) -> None:
+        """Ask until there is a usable answer, or until the tries of this run are used up; what arrives is committed."""
+        while not self._ending:
+            earlier, failures = self.store.rejected(key), Counter[str]()
+            _CALL.set((key, failures))
+            body = {**self.config.request, "messages": chat(prompt, earlier, self.remedy)}
             try:
-                answer = await self._client.ask(call)
+                response = await self._sdk.post("/chat/completions", cast_to=self._http.Response, body=body)
             except CallError as error:
-                self._give_up(job, error.kind, error.message)
+                self._give_up(key, error.kind, error.message)
                 return
-            verdict = job.judge(answer)
-            last = Stored(0, self._client.without_key(verdict.text), verdict.problem)
-            is_last = used >= TRIES or bool(verdict.advice)
-            usable = verdict.usable and (is_last or not verdict.problem)
-            self._keep(call, answer, last, usable)
+            answer: Answer = response.extensions["answer"]
+            verdict = self.judge(answer)
+            verdict = replace(verdict, text=hide_key(verdict.text, self._key))
+            with self.store.transaction():
+                tried = {"attempts": failures.total() + 1, "server": self.config.server}
+                usable = self.store.keep(key, answer, verdict, **tried)
+                self.store.keep_prompt(prompt)
+            self.progress.count(answer, verdict.problem, usable)
             if not verdict.advice:
                 self._failed_in_a_row = 0
-            if not usable and is_last:
-                said = verdict.advice or f"{used} answers, none usable; the last: {last.text[:80]!r}"
-                self._give_up(job, last.problem, said)
-            if usable or is_last:
-                return
+            if usable:
+                self.answered(key)
+            elif verdict.advice or len(earlier) + 1 >= TRIES:
+                said = f"{len(earlier) + 1} answers, none usable; the last: {verdict.text[:80]!r}"
+                self._give_up(key, verdict.problem, verdict.advice or said)
+            else:
+                continue
+            return
 
-    def _keep(self, call: Call, answer: Answer, judged: Stored, usable: bool) -> None:
-        """Commit an answer, then count it."""
-        job = call.subject
-        with self.store.transaction():
-            at = {"attempts": call.failures.total() + 1, "server": self.config.server}
-            self.store.keep(job.key, answer, judged.text, judged.problem, usable=usable, **at)
-            self.store.keep_prompt(job.key.prompt_sha256, job.version, job.shown)
-        self.progress.calls += 1
-        self.progress.tokens_in += answer.usage["prompt_tokens"]
-        self.progress.tokens_out += answer.usage["completion_tokens"]
-        if judged.problem:
-            self.progress.problems[judged.problem] += 1
-        if usable:
-            self.progress.done += 1
-            self._announce(job.key)
+    async def handle_async_request(self, request: Any) -> Any:
+        """Make one attempt; the SDK gets a response of ours, whose status tells it to go on or to try again."""
+        task, failure = asyncio.current_task(), None
+        async with self._pace.place() as started:
+            self._at_server.add(task)
+            try:
+                answer = await exchange(self._wire, request, self.config.timeout)
+                answer = replace(answer, finish_reason=hide_key(answer.finish_reason, self._key))
+                self._pace.succeeded()
+                return self._http.Response(200, request=request, extensions={"answer": answer})
+            except CallError as error:
+                failure = error
+                if error.kind == "busy":
+                    self._pace.busy(started, error.wait)
+            finally:
+                self._at_server.discard(task)
+        failure.message = hide_key(failure.message, self._key)[:LONGEST_MESSAGE]
+        self._decide(failure)
+        return self._http.Response(503, headers={"retry-after-ms": str(1000 * failure.wait)}, request=request)
 
-    def _on_failure(self, call: Call, failure: CallError) -> None:
+    async def aclose(self) -> None:
+        """Close the connections, for the SDK."""
+        await self._wire.aclose()
+
+    def _decide(self, failure: CallError) -> None:
         """Decide what a failed attempt means; returns where the SDK is to wait and to make the call again."""
-        kind, most = failure.kind, self.config.attempts
+        (key, failures), kind, most = _CALL.get(), failure.kind, self.config.attempts
         self.progress.calls += 1
         self.progress.unclear += kind in AMBIGUOUS
-        self.store.record(call.subject.key, kind, failure.message)
-        call.failures["busy" if kind == "busy" else "other"] += 1
-        if kind == "stop":
-            raise LLMError(failure.message, failure.hint)
-        if failure.wait is not None and failure.wait > self.config.longest_wait:
+        self.store.record(key, kind, failure.message)
+        failures["busy" if kind == "busy" else "other"] += 1
+        if kind in HINTS:
+            raise LLMError(failure.message, HINTS[kind].format(**dict(self.config)))
+        if failure.wait > self.config.longest_wait:
             asked = f"the server asks to wait {failure.wait:.0f} s: {failure.message}"
             raise LLMError(asked, "run the same command again later")
-        if kind not in RETRIED or call.failures["other"] >= most or call.failures["busy"] >= BUSY_FACTOR * most:
+        if kind not in RETRIED or failures["other"] >= most or failures["busy"] >= BUSY_FACTOR * most:
             raise failure
         if self._ending:
             raise asyncio.CancelledError
 
-    def _give_up(self, job: Job, kind: str, message: str) -> None:
-        self.store.fail(job.key, kind, message)
-        self.progress.fail(job.key, kind, message)
+    def _give_up(self, key: Key, kind: str, message: str) -> None:
+        self.store.fail(key, kind, message)
+        self.progress.fail(f"{key.subject} {key.id}", kind, message)
         if kind in _OF_ONE_SUBJECT:
             return
         self._failed_in_a_row += 1
@@ -312,42 +319,24 @@ class Asking:
             self._error = LLMError(said, f"{hint}. Answers so far are kept.")
 
 
-def once_more(job: Job, last: Stored) -> list[Message]:
-    """Continue the chat after an answer that could not be used."""
-    said = [{"role": "assistant", "content": cut(last.text, _QUOTED)}] if last.text else []
-    return [*job.messages, *said, {"role": "user", "content": job.remedy(last.problem, last.text)}]
-
-
-def in_own_loop(work: Coroutine[Any, Any, Result], stop: threading.Event) -> Result:
-    """Run a coroutine to its end, also where an event loop is running already (as in a notebook).
-
-    The first SIGINT or SIGTERM sets ``stop`` (only in the main thread); a second one acts as usual.
-    """
-    with _stopped_by_signals(stop):
-        try:
-            asyncio.get_running_loop()
-        except RuntimeError:
-            return asyncio.run(work)
-        with ThreadPoolExecutor(1) as thread:
-            return thread.submit(asyncio.run, work).result()
+def chat(prompt: Prompt, earlier: list[Stored], remedy: Remedy) -> list[Message]:
+    """Messages of a question; they go on from the last of the answers that could not be used."""
+    if not earlier:
+        return prompt.messages
+    _, text, problem = earlier[-1]
+    said = [{"role": "assistant", "content": cut(text, _QUOTED)}] if text else []
+    return [*prompt.messages, *said, {"role": "user", "content": remedy(problem, text)}]
 
 
 @contextmanager
 def _stopped_by_signals(stop: threading.Event) -> Iterator[None]:
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-    usual = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    with ExitStack() as usual:
 
-    def restore(*_: object) -> None:
-        stop.set()
-        for number, handler in usual.items():
-            signal.signal(number, handler)
+        def end(*_: object) -> None:
+            stop.set()
+            usual.close()
 
-    for number in usual:
-        signal.signal(number, restore)
-    try:
+        if threading.current_thread() is threading.main_thread():
+            for number in (signal.SIGINT, signal.SIGTERM):
+                usual.callback(signal.signal, number, signal.signal(number, end))
         yield
-    finally:
-        for number, handler in usual.items():
-            signal.signal(number, handler)

@@ -9,9 +9,8 @@ from __future__ import annotations
 import json
 import threading
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
-from functools import cached_property, partial
-from itertools import combinations
+from functools import cached_property
+from itertools import permutations
 from pathlib import Path
 from typing import Any, Literal
 
@@ -21,16 +20,16 @@ from pydantic import Field
 from spike_kit.base.config import Config
 from spike_kit.base.errors import ConfigError, DataError, some
 from spike_kit.base.seeds import numpy_generator
-from spike_kit.base.storage import canonical_json, sha256_text
+from spike_kit.base.storage import canonical_json
 from spike_kit.data.dataset import FILLED, SUBJECTS, TEMPLATE, Dataset, texts_by_subject
 from spike_kit.data.text import clean
 from spike_kit.profiles.checks import thoughts_advice, without_thoughts
+from spike_kit.profiles.client import Answer
 from spike_kit.profiles.cost import estimate_tokens, prices
-from spike_kit.profiles.jobs import Asking, Job, Progress, Verdict, Watch, in_own_loop, unwatched
+from spike_kit.profiles.jobs import Asking, Progress, Watch
 from spike_kit.profiles.llm import LLMConfig
-from spike_kit.profiles.prompts import PromptConfig, PromptWriter, fenced, prompt_writer_of
-from spike_kit.profiles.replies import Answer
-from spike_kit.profiles.store import Key, Store, answers_path, exclusive
+from spike_kit.profiles.prompts import Prompt, PromptConfig, PromptWriter, fenced, prompt_writer_of
+from spike_kit.profiles.store import Key, Store, Verdict, answers_path, asking_store
 from spike_kit.profiles.template import ensure_profiles
 
 VERSION = "judge 1"
@@ -43,11 +42,14 @@ CRITERIA: dict[str, str] = {
 }
 """What is judged, and what the ends of the scale mean (criteria of the paper, own words)."""
 
+_REMEDY = "That could not be read. Reply with the JSON object alone, complete and of the form asked for, in few words."
 _TOKENS_PER_VERDICT = 160
 _TIE = "tie"
-_SCORES = (1, 2, 3, 4, 5)
-_PREFERENCES = ("A", "B", _TIE)
-_ORDERS = ("as given", "swapped")
+_MODES: dict[str, tuple[list[str], str, tuple[Any, ...]]] = {
+    "single": (["profiles"], "score", (1, 2, 3, 4, 5)),
+    "pairwise": (["first", "second"], "better", ("A", "B", _TIE)),
+}
+"""Of each mode: columns of the profile sets shown, name of the verdict, and what it may be."""
 
 
 class JudgeConfig(Config):
@@ -61,18 +63,6 @@ class JudgeConfig(Config):
     """Items, auxiliary entities and users that are judged, drawn at random: so many of each."""
     seed: int = 0
     """Seed of the draw; the same subjects for every profile set."""
-
-
-@dataclass(frozen=True)
-class _Question:
-    """One question of the judge: about which subject, and which profile sets were shown in which order."""
-
-    subject: str
-    id: int
-    shown: tuple[str, ...]
-    texts: tuple[str, ...]
-    data: str
-    job: Job
 
 
 class Judge:
@@ -93,8 +83,8 @@ class Judge:
     def __init__(
         self, data: Dataset, profiles: Sequence[str], config: JudgeConfig, answers: Path | None = None
     ) -> None:
-        fewest = 2 if config.mode == "pairwise" else 1
-        if _TIE in profiles or len(set(profiles)) != len(profiles) or len(profiles) < fewest:
+        self._columns, self._field, self._allowed = _MODES[config.mode]
+        if _TIE in profiles or len(set(profiles)) != len(profiles) or len(profiles) < len(self._columns):
             raise ConfigError(
                 f"{config.mode} judging of the profile sets {some(profiles) or 'none'} is not possible",
                 "name different profile sets, at least two of them for pairs",
@@ -103,62 +93,50 @@ class Judge:
         self.answers = answers or answers_path(data)
 
     @cached_property
-    def _texts(self) -> dict[str, dict[tuple[str, int], str]]:
-        frames = {name: self.data.profiles(name) for name in self.profiles}
-        return {name: texts_by_subject(frame[frame["usage"] != FILLED]) for name, frame in frames.items()}
+    def questions(self) -> list[tuple[Prompt, tuple[str, ...], str]]:
+        """All questions, in order: what is asked, profile sets in the order shown, and all text that was shown.
 
-    @cached_property
-    def questions(self) -> list[_Question]:
-        """All questions, in order; one profile is held to what its prompt held, a pair to the template's facts."""
+        One profile is held to what its prompt held, a pair to the template's facts.
+        """
         ensure_profiles(self.data)
-        names = {*self.profiles, TEMPLATE}
-        told = {name: prompt_writer_of(self.data, name, PromptConfig()) for name in names}
-        if self.config.mode == "single":
-            showings = [(name,) for name in self.profiles]
-        else:
-            showings = [order for a, b in combinations(self.profiles, 2) for order in ((a, b), (b, a))]
-        found: list[_Question] = []
+        frames = {name: self.data.profiles(name) for name in self.profiles}
+        texts = {name: texts_by_subject(frame[frame["usage"] != FILLED]) for name, frame in frames.items()}
+        told = {name: prompt_writer_of(self.data, name, PromptConfig()) for name in {*self.profiles, TEMPLATE}}
+        found = []
         for subject in SUBJECTS:
-            for number in self._drawn(subject, told[TEMPLATE][0]):
-                for shown in showings:
+            for number in self._drawn(subject, list(texts.values()), told[TEMPLATE][0]):
+                for shown in permutations(self.profiles, len(self._columns)):
                     writer, items = told[shown[0] if len(shown) == 1 else TEMPLATE]
                     data = writer.prompt(subject, number, lambda _, items=items: items).data
-                    found.append(self._question(subject, number, shown, data))
+                    judged = [texts[name][subject, number] for name in shown]
+                    prompt = Prompt(f"judge {subject}", number, *_messages(data, judged), data, VERSION)
+                    found.append((prompt, shown, clean(" ".join([data, *judged])).casefold()))
         return found
 
-    def _drawn(self, subject: str, writer: PromptWriter) -> list[int]:
+    def _drawn(self, subject: str, texts: list[dict[tuple[str, int], str]], writer: PromptWriter) -> list[int]:
         """Random subjects of one kind, among those that have a profile in every set and something to say."""
         ids = [
             number
             for number in self.data.expected_ids(subject)
-            if all((subject, number) in texts for texts in self._texts.values())
-            and writer.has_material(subject, number)
+            if all((subject, number) in known for known in texts) and writer.has_material(subject, number)
         ]
         rng = numpy_generator(self.config.seed, f"judge {subject}")
         return sorted(rng.choice(ids, min(self.config.sample, len(ids)), replace=False).tolist()) if ids else []
 
-    def _question(self, subject: str, number: int, shown: tuple[str, ...], data: str) -> _Question:
-        texts = tuple(self._texts[name][subject, number] for name in shown)
-        messages = _messages(data, texts)
-        sha256 = sha256_text(canonical_json([VERSION, *(message["content"] for message in messages)]))
-        key = Key(f"judge {subject}", number, sha256, self.config.llm.model, self.config.llm.parameters)
-        job = Job(key, messages, VERSION, partial(_verdict, len(texts)), lambda *_: _REMEDY)
-        return _Question(subject, number, shown, texts, data, job)
-
     @property
-    def _jobs(self) -> list[Job]:
+    def _prompts(self) -> list[Prompt]:
         """Questions, each once: profile sets with the same text share one."""
-        return list({question.job.key: question.job for question in self.questions}.values())
+        return list({Key.of(prompt, self.config.llm): prompt for prompt, *_ in self.questions}.values())
 
     def estimate(self) -> tuple[int, pd.DataFrame]:
         """Count the calls that are left, and their cost with every model of the price list; nothing is asked."""
         with Store(self.answers) as store:
-            left = [job for job in self._jobs if store.answer(job.key) is None]
-        tokens_in = sum(estimate_tokens(job.shown) for job in left)
+            left = [prompt for prompt in self._prompts if store.answer(Key.of(prompt, self.config.llm)) is None]
+        tokens_in = sum(estimate_tokens(prompt.text) for prompt in left)
         return len(left), prices().table(self.config.llm.model, tokens_in, len(left) * _TOKENS_PER_VERDICT)
 
     def run(
-        self, progress: Progress | None = None, stop: threading.Event | None = None, watch: Watch = unwatched
+        self, progress: Progress | None = None, stop: threading.Event | None = None, watch: Watch = lambda _: None
     ) -> pd.DataFrame:
         """Ask what has no verdict yet; gives all verdicts there are. Resumable like the generation of profiles.
 
@@ -166,29 +144,61 @@ class Judge:
         -------
         DataFrame
             ``single``: profiles, subject, id, criterion, score (1 to 5), evidence, evidence_found. ``pairwise``: first,
-            second, order, subject, id, criterion, better (name of a profile set, or ``tie``), evidence, evidence_found.
+            second (as they were shown, in both orders), subject, id, criterion, better (name of a profile set, or
+            ``tie``), evidence, evidence_found.
 
         Raises
         ------
         LLMError
             If the model cannot be asked.
         """
-        stop = stop or threading.Event()
-        return in_own_loop(self._run(progress or Progress(), stop, watch), stop)
+        progress, asked = progress or Progress(), self._prompts
+        progress.subject, progress.total = "profiles", len(asked)
+        with asking_store(self.answers) as store:
+            rules = self._verdict, lambda *_: _REMEDY, lambda key: store.answer(key) is not None
+            Asking(iter(asked), *rules, self.config.llm, store, progress, stop or threading.Event(), watch).run()
+            rows = [row for question in self.questions for row in self._rows(store, *question)]
+        names = [*self._columns, "subject", "id", "criterion", self._field, "evidence", "evidence_found"]
+        return pd.DataFrame(rows, columns=names)
 
-    async def _run(self, progress: Progress, stop: threading.Event, watch: Watch) -> pd.DataFrame:
-        store = Store(self.answers)
-        with exclusive(store), store:
-            progress.total = len(self._jobs)
-            showing = partial(watch, "judge", progress)
-            await Asking(iter(self._jobs), self.config.llm, store, progress, stop=stop, watch=showing).run()
-            rows = [row for question in self.questions for row in _rows(question, store)]
-        names = ["profiles"] if self.config.mode == "single" else ["first", "second", "order"]
-        names += ["subject", "id", "criterion", "score" if self.config.mode == "single" else "better"]
-        return pd.DataFrame(rows, columns=[*names, "evidence", "evidence_found"])
+    def _verdict(self, answer: Answer) -> Verdict:
+        """Read the judge's JSON object; its canonical form is what is stored."""
+        try:
+            return Verdict(canonical_json(self._read(answer.text)), "", True)
+        except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
+            advice = thoughts_advice(answer)
+            problem = "thoughts" if advice else "truncated" if answer.finish_reason == "length" else "format"
+            return Verdict(clean(answer.text), problem, False, advice)
+
+    def _read(self, text: str) -> dict[str, dict[str, Any]]:
+        """Verdict and evidence by criterion; raises what it meets where the text is of another form."""
+        text = without_thoughts(text)
+        values, read = json.loads(text[text.find("{") : text.rfind("}") + 1]), {}
+        for name in CRITERIA:
+            value = values[name][self._field]
+            if isinstance(value, bool) or value not in self._allowed:
+                raise ValueError(f"{value!r} is no {self._field}")
+            value = value if isinstance(value, str) else int(value)
+            read[name] = {self._field: value, "evidence": clean(str(values[name].get("evidence", "")))}
+        return read
+
+    def _rows(self, store: Store, prompt: Prompt, shown: tuple[str, ...], seen: str) -> Iterator[list[Any]]:
+        """Rows of a question that has its verdict, one per criterion."""
+        stored = store.answer(Key.of(prompt, self.config.llm))
+        names = dict(zip("AB", shown, strict=False))
+        for criterion, entry in json.loads(stored.text).items() if stored else ():
+            verdict, evidence = names.get(entry[self._field], entry[self._field]), entry["evidence"]
+            found = bool(evidence) and evidence.casefold().strip(" .\"'") in seen
+            subject = prompt.subject.removeprefix("judge ")
+            yield [*shown, subject, prompt.id, criterion, verdict, evidence, found]
+
+    def table(self, verdicts: pd.DataFrame) -> pd.DataFrame:
+        """Scores or preferences: `score_table` or `preference_table` of verdicts."""
+        return score_table(verdicts) if self.config.mode == "single" else preference_table(verdicts)
 
 
-def _messages(data: str, texts: Sequence[str]) -> list[dict[str, str]]:
+def _messages(data: str, texts: Sequence[str]) -> tuple[str, str]:
+    """What is said to the judge: the rules, and what is to be judged."""
     criteria = "\n".join(f"- {name}: {meaning}" for name, meaning in CRITERIA.items())
     profiles = [("profile", texts[0])] if len(texts) == 1 else list(zip(("profile A", "profile B"), texts, strict=True))
     block = [data, *(f"{name}: {json.dumps(clean(text), ensure_ascii=False)}" for name, text in profiles)]
@@ -207,51 +217,7 @@ def _messages(data: str, texts: Sequence[str]) -> list[dict[str, str]]:
         f"is no fault.\n{criteria}\nReply with one JSON object and nothing else, of this form: {form}. The evidence is "
         "a short quotation, word for word, from a profile or the data."
     )
-    return [{"role": "system", "content": system}, {"role": "user", "content": f"{shown}\n\n{task}"}]
-
-
-_REMEDY = "That could not be read. Reply with the JSON object alone, complete and of the form asked for, in few words."
-
-
-def _verdict(n_texts: int, answer: Answer) -> Verdict:
-    """Read the judge's JSON object; its canonical form is what is stored."""
-    try:
-        return Verdict(canonical_json(_read(answer.text, n_texts)), "", True)
-    except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
-        advice = thoughts_advice(answer)
-        problem = "thoughts" if advice else "truncated" if answer.finish_reason == "length" else "format"
-        return Verdict(clean(answer.text), problem, False, advice)
-
-
-def _read(text: str, n_texts: int) -> dict[str, dict[str, Any]]:
-    """Verdict and evidence by criterion; raises what it meets where the text is of another form."""
-    text = without_thoughts(text)
-    values = json.loads(text[text.find("{") : text.rfind("}") + 1])
-    field, allowed = ("score", _SCORES) if n_texts == 1 else ("better", _PREFERENCES)
-    read = {}
-    for name in CRITERIA:
-        value = values[name][field]
-        if isinstance(value, bool) or value not in allowed:
-            raise ValueError(f"{value!r} is no {field}")
-        value = int(value) if n_texts == 1 else value
-        read[name] = {field: value, "evidence": clean(str(values[name].get("evidence", "")))}
-    return read
-
-
-def _rows(question: _Question, store: Store) -> Iterator[dict[str, Any]]:
-    stored = store.answer(question.job.key)
-    if stored is None:
-        return
-    seen = clean(" ".join([question.data, *question.texts])).casefold()
-    first, second = min(question.shown), max(question.shown)
-    names = {"A": question.shown[0], "B": question.shown[-1], _TIE: _TIE}
-    for criterion, entry in json.loads(stored.text).items():
-        row = {"profiles": first, "first": first, "second": second, "order": _ORDERS[question.shown[0] != first]}
-        row |= {"subject": question.subject, "id": question.id, "criterion": criterion}
-        row |= {"score": entry.get("score"), "better": names.get(entry.get("better"))}
-        evidence = entry["evidence"]
-        found = bool(evidence) and evidence.casefold().strip(" .\"'") in seen
-        yield {**row, "evidence": evidence, "evidence_found": found}
+    return system, f"{shown}\n\n{task}"
 
 
 def score_table(verdicts: pd.DataFrame) -> pd.DataFrame:
@@ -268,15 +234,15 @@ def preference_table(verdicts: pd.DataFrame) -> pd.DataFrame:
     ``position_bias`` is the share of pairs in which the verdict followed the order shown.
     """
     keys = ["first", "second", "subject", "id", "criterion"]
-    both = verdicts.pivot_table(index=keys, columns="order", values="better", aggfunc="first").dropna()
-    if not set(_ORDERS) <= set(both.columns):
+    given = verdicts[verdicts["first"] < verdicts["second"]]
+    swapped = verdicts.rename(columns={"first": "second", "second": "first"})
+    both = given.merge(swapped, on=keys, suffixes=("", "_swapped"))
+    if both.empty:
         raise DataError("no pair was judged in both orders", "run the judge to its end")
-    given, swapped = both[_ORDERS[0]], both[_ORDERS[1]]
-    frame = given.where(given == swapped, _TIE).rename("better").reset_index()
-    frame["pairs"] = 1
-    frame["first_wins"] = frame["better"] == frame["first"]
-    frame["ties"] = frame["better"] == _TIE
-    frame["second_wins"] = frame["better"] == frame["second"]
-    frame["position_bias"] = ((given != swapped) & (given != _TIE) & (swapped != _TIE)).to_numpy(dtype=float)
+    same = both["better"] == both["better_swapped"]
+    agreed = both["better"].where(same, _TIE)
+    both["pairs"], both["first_wins"], both["ties"] = 1, agreed == both["first"], agreed == _TIE
+    both["second_wins"] = agreed == both["second"]
+    both["position_bias"] = (~same & (both[["better", "better_swapped"]] != _TIE).all(axis=1)).astype(float)
     counted = dict.fromkeys(["pairs", "first_wins", "ties", "second_wins"], "sum") | {"position_bias": "mean"}
-    return frame.groupby(["first", "second", "criterion"], sort=False).agg(counted).reset_index()
+    return both.groupby(["first", "second", "criterion"], sort=False).agg(counted).reset_index()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-from functools import lru_cache
+from functools import cached_property
 from typing import Any, Literal
 from urllib.parse import quote, urlsplit
 
@@ -79,7 +79,7 @@ class LLMConfig(Config):
         fields |= json.loads(self.extra)
         return {"model": self.model, **{name: value for name, value in fields.items() if value is not None}}
 
-    @property
+    @cached_property
     def parameters(self) -> str:
         """The same without the model, as canonical JSON: part of the key under which an answer is stored."""
         return canonical_json({name: value for name, value in self.request.items() if name != "model"})
@@ -125,11 +125,7 @@ def _checked_url(value: str) -> str:
 
 def hide_key(text: str, key: str) -> str:
     """Text with a key taken out, also where it was escaped for JSON, Python or an address."""
-    for form in _forms(key) if len(key) > len(NO_KEY) else ():
+    forms = (key, json.dumps(key)[1:-1], repr(key)[1:-1], quote(key, safe="")) if len(key) > len(NO_KEY) else ()
+    for form in forms:
         text = text.replace(form, "[key]")
     return text
-
-
-@lru_cache(maxsize=4)
-def _forms(key: str) -> tuple[str, ...]:
-    return key, json.dumps(key)[1:-1], repr(key)[1:-1], quote(key, safe="")

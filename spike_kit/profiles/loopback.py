@@ -7,6 +7,7 @@ profiles are excerpts of the prompts, not prose of a language model, and the nam
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 import sys
 import threading
@@ -21,35 +22,20 @@ _WORDS = 90
 
 def excerpt(body: dict[str, Any]) -> str:
     """Answer a chat request with the quoted lines of its last message, cut after 90 words."""
-    parts: list[str] = []
-    left = _WORDS
-    for line in str(body["messages"][-1]["content"]).splitlines():
-        start = line.find('"')
-        if start < 0 or not line.endswith('"'):
-            continue
-        try:
-            quoted = str(json.loads(line[start:])).split()
-        except ValueError:
-            continue
-        if quoted and left > 0:
-            parts.append(" ".join(quoted[:left]))
-            left -= len(quoted) + 1
-    return " and ".join(parts) or "Nothing is known of it."
+    quoted = re.findall(r'("(?:[^"\\]|\\.)*")$', body["messages"][-1]["content"], re.M)
+    words = " and ".join(json.loads(line) for line in quoted).split()
+    return " ".join(words[:_WORDS]) or "Nothing is known of it."
 
 
 def completion(text: str, request: dict[str, Any], finish_reason: str = "stop") -> dict[str, Any]:
     """Body of a chat completion; tokens are counted as words."""
     asked = sum(len(str(message["content"]).split()) for message in request.get("messages", ()))
-    said = len(text.split())
+    message = {"role": "assistant", "content": text}
     return {
-        "id": "loopback",
         "object": "chat.completion",
-        "created": 0,
         "model": request.get("model", MODEL),
-        "choices": [
-            {"index": 0, "message": {"role": "assistant", "content": text}, "finish_reason": finish_reason},
-        ],
-        "usage": {"prompt_tokens": asked, "completion_tokens": said, "total_tokens": asked + said},
+        "choices": [{"index": 0, "message": message, "finish_reason": finish_reason}],
+        "usage": {"prompt_tokens": asked, "completion_tokens": len(text.split())},
     }
 
 
@@ -79,34 +65,29 @@ class _Server(ThreadingHTTPServer):
 
 
 class LoopbackProcess:
-    """The server in a process of its own, from entering the context to leaving it; ends with its parent, too.
+    """The server in a process of its own, until `stop` or the end of a ``with`` block; ends with its parent, too.
 
     Attributes
     ----------
     base_url
-        Where it listens, once entered.
+        Where it listens.
     """
 
-    base_url: str
-
-    def __enter__(self) -> Self:
-        self._process = subprocess.Popen(
-            [sys.executable, "-m", __name__], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
-        )
+    def __init__(self) -> None:
+        command = [sys.executable, "-m", __name__]
+        self._process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
         assert self._process.stdout is not None
         self.base_url = self._process.stdout.readline().strip()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.stop()
-
-    def start(self) -> Self:
-        """Start without a ``with`` block (in a notebook); end with `stop`."""
-        return self.__enter__()
 
     def stop(self) -> None:
         """End the process."""
         self._process.communicate()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.stop()
 
 
 def _main() -> None:

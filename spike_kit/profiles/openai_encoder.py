@@ -13,8 +13,8 @@ import numpy as np
 
 from spike_kit.base.errors import ConfigError, DataError, FetchError, SpikeKitError, require, some
 from spike_kit.data.vectors import normalised
+from spike_kit.profiles.client import LONGEST_MESSAGE, what_failed
 from spike_kit.profiles.llm import hide_key
-from spike_kit.profiles.replies import LONGEST_MESSAGE, error_code, is_about_content, read_body
 
 MAX_INPUTS = 2048
 """Texts per request that OpenAI allows."""
@@ -62,7 +62,11 @@ class OpenAIEncoder:
         self._host = host
         self._library: ModuleType = require("openai", "llm")
         self._client = self._library.OpenAI(
-            api_key=self._key or "none", base_url=url, max_retries=_RETRIES, timeout=_TIMEOUT
+            api_key=self._key or "none",
+            base_url=url,
+            max_retries=_RETRIES,
+            timeout=_TIMEOUT,
+            http_client=self._library.DefaultHttpxClient(event_hooks={"response": [_look]}),
         )
 
     def encode(self, texts: Sequence[str], batch_size: int = MAX_INPUTS) -> np.ndarray:
@@ -103,21 +107,21 @@ class OpenAIEncoder:
         return normalised(vectors[np.argsort(places)])
 
     def _broken(self, problem: str, body: bytes = b"") -> DataError:
-        said = f": {self._shown(read_body(body)[1])}" if body else ""
+        said = f": {self._shown(what_failed(0, body.decode(errors='replace'))[1])}" if body else ""
         hint = "run again; if it stays so, the server is not compatible"
         return DataError(f"openai:{self.model} at {self._host}: {problem}{said}", hint)
 
     def _explain(self, error: Any, texts: list[str]) -> SpikeKitError:
         response = getattr(error, "response", None)
-        values, words = (None, str(error)) if response is None else read_body(response.content)
-        status = 0 if response is None else response.status_code
+        status, body = (0, str(error)) if response is None else (response.status_code, response.text)
+        kind, words = what_failed(status, body)
         said = self._shown(f"{status}: {words}" if status else words)
         message = f"openai:{self.model} at {self._host}: {said}"
-        if 400 <= status < 500 and is_about_content(error_code(values), words):
+        if status and kind == "content":
             return TooLongError(message, max(texts, key=len))
-        if status in (401, 403):
+        if kind == "key":
             return DataError(message, "check OPENAI_API_KEY, and that its account may use this model")
-        if status in (402, 429):
+        if kind in ("quota", "busy"):
             return FetchError(message, "check the quota, or wait and run again: what is encoded is kept")
         if 300 <= status < 500:
             return DataError(message, "check the name of the model and OPENAI_BASE_URL; or try smaller batches")
@@ -125,6 +129,13 @@ class OpenAIEncoder:
 
     def _shown(self, text: str) -> str:
         return hide_key(text, self._key)[:LONGEST_MESSAGE]
+
+
+def _look(response: Any) -> None:
+    """Keep the SDK from sending a request again where the quota is used up."""
+    body = response.read().decode(errors="replace") if response.status_code == 429 else ""
+    if body and what_failed(429, body)[0] == "quota":
+        response.headers["x-should-retry"] = "false"
 
 
 class TooLongError(DataError):

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 
 from tqdm.auto import tqdm
@@ -14,7 +14,7 @@ from spike_kit.profiles.batch import export_batch, import_batch
 from spike_kit.profiles.cost import OWN_PRICES, prices
 from spike_kit.profiles.generate import Estimate, Generation
 from spike_kit.profiles.jobs import Progress
-from spike_kit.profiles.judge import Judge, preference_table, score_table
+from spike_kit.profiles.judge import Judge
 
 
 def estimated(estimate: Estimate) -> str:
@@ -47,14 +47,9 @@ def generated(generation: Generation) -> str:
             f"profiles called {generation.profiles} would be written by {model}",
             f"add --model {generation.profiles}, or choose another name",
         )
-    progress = Progress()
-    with _bar(progress) as watch:
-        outcome = generation.run(progress, watch=watch)
-    lines = [_summary(progress, model)]
-    if progress.first_failures:
-        lines += ["failed (the next run tries them again):", *(f"  {failure}" for failure in progress.first_failures)]
-    if (more := progress.failed - len(progress.first_failures)) > 0:
-        lines.append(f"  and {more} more: table failures of {paths.shown(generation.answers)}")
+    with tqdm(unit="question") as bar:
+        outcome = generation.run(watch=partial(_show, bar))
+    progress, lines = outcome.progress, [_summary(outcome.progress, generation)]
     if outcome.path is None:
         missing = ", ".join(f"{count} {subject}" for subject, count in outcome.missing.items())
         hint = "the same command goes on from here"
@@ -75,12 +70,8 @@ def exported(generation: Generation, file: Path) -> str:
 
 
 def imported(generation: Generation, files: Sequence[Path]) -> str:
-    """Take in the answers of batches, and say in two lines what they brought."""
-    found = import_batch(generation, files)
-    parts = [f"{found.usable} usable answers", f"{found.already} imported before", f"{found.unknown} of other exports"]
-    parts += [f"{n} {kind}" for kind, n in (*found.problems.items(), *found.errors.items())]
-    used = _used(generation.config.llm.model, found.tokens_in, found.tokens_out, batch=True)
-    return f"{', '.join(parts)}\n{used}"
+    """Take in the answers of batches, and say what they brought."""
+    return _summary(import_batch(generation, files), generation, batch=True)
 
 
 def judged(judge: Judge, dry_run: bool = False) -> str:
@@ -89,43 +80,30 @@ def judged(judge: Judge, dry_run: bool = False) -> str:
         calls, costs = judge.estimate()
         return f"{calls} calls to make\n\n{costs.to_string(index=False, na_rep='')}\n\nprices of {prices().as_of}"
     progress = Progress()
-    with _bar(progress) as watch:
-        verdicts = judge.run(progress, watch=watch)
-    table = score_table(verdicts) if judge.config.mode == "single" else preference_table(verdicts)
-    failed = [f"failed: {failure}" for failure in progress.first_failures]
-    return "\n".join([table.round(3).to_string(index=False), _summary(progress, judge.config.llm.model), *failed])
+    with tqdm(unit="question") as bar:
+        verdicts = judge.run(progress, watch=partial(_show, bar))
+    return f"{judge.table(verdicts).round(3).to_string(index=False)}\n{_summary(progress, judge)}"
 
 
-@contextmanager
-def _bar(progress: Progress) -> Iterator[Callable[[str, Progress], None]]:
-    """Progress bar of questions to a model."""
-    with tqdm(total=progress.total, unit="question") as bar:
-
-        def watch(subject: str, seen: Progress) -> None:
-            bar.total = seen.total
-            bar.set_description(f"ask about {subject}", refresh=False)
-            bar.set_postfix(failed=seen.failed, refresh=False)
-            bar.update(seen.found + seen.done + seen.failed - bar.n)
-
-        yield watch
+def _show(bar: tqdm, progress: Progress) -> None:
+    """Show progress on a bar of questions to a model."""
+    bar.total = progress.total
+    bar.set_description(f"ask about {progress.subject}", refresh=False)
+    bar.set_postfix(failed=progress.failed, refresh=False)
+    bar.update(progress.found + progress.done + progress.failed - bar.n)
 
 
-def _summary(progress: Progress, model: str) -> str:
-    """What a run did and used, in a line or two."""
-    counts = {"problems": progress.problems, "failures": progress.failures}
-    details = [
-        f"{name}: {', '.join(f'{n} {kind}' for kind, n in found.items())}" for name, found in counts.items() if found
-    ]
+def _summary(progress: Progress, asked: Generation | Judge, batch: bool = False) -> str:
+    """What a run did and used, what was wrong, and the first failures."""
+    counts = f"{progress.found} answers from before, {progress.done} new, {progress.failed} failed"
+    used = prices().used(asked.config.llm.model, progress.tokens_in, progress.tokens_out, batch)
+    lines = [f"{counts}; {progress.calls} calls, {used}"]
+    for name, found in (("problems", progress.problems), ("failures", progress.failures)):
+        lines += [f"{name}: {', '.join(f'{n} {kind}' for kind, n in found.items())}"] if found else []
     if progress.unclear:
-        details.append(f"{progress.unclear} calls may have been billed without an answer arriving")
-    first = (
-        f"{progress.found} answers from before, {progress.done} new, {progress.failed} failed; {progress.calls} calls"
-    )
-    return "\n".join([f"{first}, {_used(model, progress.tokens_in, progress.tokens_out)}", *details])
-
-
-def _used(model: str, tokens_in: int, tokens_out: int, batch: bool = False) -> str:
-    """Tokens and, where the price is known, their cost."""
-    cost = prices().cost(model, tokens_in, tokens_out, batch=batch)
-    price = "" if cost is None else f", about {cost:.2f} {prices().currency}{' as a batch' if batch else ''}"
-    return f"{tokens_in:,} tokens in, {tokens_out:,} out{price}"
+        lines.append(f"{progress.unclear} calls may have been billed without an answer arriving")
+    if progress.failed:
+        lines += ["failed (asked again the next time):", *(f"  {failure}" for failure in progress.first_failures)]
+    if more := progress.failed - len(progress.first_failures):
+        lines.append(f"  and {more} more: table failures of {paths.shown(asked.answers)}")
+    return "\n".join(lines)

@@ -12,30 +12,33 @@ import json
 import os
 import sqlite3
 from collections.abc import Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager
-from dataclasses import astuple, dataclass
+from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, NamedTuple, Self
 
 from spike_kit.base import paths, storage
 from spike_kit.base.storage import database_errors, now
 from spike_kit.data.dataset import Dataset
-from spike_kit.profiles.replies import Answer
+from spike_kit.profiles.client import Answer
+from spike_kit.profiles.llm import LLMConfig
+from spike_kit.profiles.prompts import Prompt
 
 _KEY = "subject, id, prompt_sha256, model, parameters"
-_OF_KEY = "subject=? AND id=? AND prompt_sha256=? AND model=? AND parameters=?"
+_OF_KEY = f"({_KEY}) = (?, ?, ?, ?, ?)"
 _OF_ROWS = "row IN (SELECT value FROM json_each(?))"
 _KEY_COLUMNS = (
     "subject TEXT NOT NULL, id INTEGER NOT NULL, prompt_sha256 TEXT NOT NULL, model TEXT NOT NULL, "
     "parameters TEXT NOT NULL"
 )
 _ANSWER_COLUMNS = (
-    "text TEXT NOT NULL, usage TEXT NOT NULL, finish_reason TEXT NOT NULL, latency REAL NOT NULL, "
-    "attempts INTEGER NOT NULL, problem TEXT NOT NULL, server TEXT NOT NULL, created TEXT NOT NULL"
+    f"row INTEGER PRIMARY KEY, {_KEY_COLUMNS}, text TEXT NOT NULL, usage TEXT NOT NULL, finish_reason TEXT NOT NULL, "
+    "latency REAL NOT NULL, attempts INTEGER NOT NULL, problem TEXT NOT NULL, server TEXT NOT NULL, "
+    "created TEXT NOT NULL"
 )
 _SCHEMA = f"""
-CREATE TABLE IF NOT EXISTS answers (row INTEGER PRIMARY KEY, {_KEY_COLUMNS}, {_ANSWER_COLUMNS}, UNIQUE ({_KEY}));
-CREATE TABLE IF NOT EXISTS rejected (row INTEGER PRIMARY KEY, {_KEY_COLUMNS}, {_ANSWER_COLUMNS});
+CREATE TABLE IF NOT EXISTS answers ({_ANSWER_COLUMNS}, UNIQUE ({_KEY}));
+CREATE TABLE IF NOT EXISTS rejected ({_ANSWER_COLUMNS});
 CREATE INDEX IF NOT EXISTS rejected_key ON rejected ({_KEY});
 CREATE TABLE IF NOT EXISTS failures
     ({_KEY_COLUMNS}, kind TEXT NOT NULL, message TEXT NOT NULL, created TEXT NOT NULL, PRIMARY KEY ({_KEY}));
@@ -44,11 +47,9 @@ CREATE TABLE IF NOT EXISTS events
 CREATE TABLE IF NOT EXISTS batched (custom_id TEXT PRIMARY KEY, {_KEY_COLUMNS}, imported INTEGER NOT NULL);
 CREATE TABLE IF NOT EXISTS prompts (sha256 TEXT PRIMARY KEY, version TEXT NOT NULL, text TEXT NOT NULL);
 """
-_ANSWER_VALUES = "text, usage, finish_reason, latency, attempts, problem, server, created"
 
 
-@dataclass(frozen=True)
-class Key:
+class Key(NamedTuple):
     """What an answer is stored under; the fields are in the order of the columns."""
 
     subject: str
@@ -57,14 +58,31 @@ class Key:
     model: str
     parameters: str
 
+    @classmethod
+    def of(cls, prompt: Prompt, llm: LLMConfig) -> Key:
+        """Key of a question to a model."""
+        return cls(prompt.subject, prompt.id, prompt.sha256, llm.model, llm.parameters)
 
-@dataclass(frozen=True)
-class Stored:
+
+class Stored(NamedTuple):
     """A stored answer: its row, text and problem (``too_long`` or nothing in ``answers``)."""
 
     row: int
     text: str
     problem: str
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """Judgement of an answer: its clean text, what is wrong with it, whether it may be used all the same.
+
+    ``advice`` says what must change before it is of any use to ask again; the question is then not asked once more.
+    """
+
+    text: str
+    problem: str
+    usable: bool
+    advice: str = ""
 
 
 class Store:
@@ -87,7 +105,8 @@ class Store:
     def __enter__(self) -> Self:
         with database_errors(self.path):
             self.path.parent.mkdir(parents=True, exist_ok=True)
-            self._database = sqlite3.connect(self.path, timeout=60, isolation_level=None)
+            # In a notebook the questions are asked in another thread, while the one that opened the file waits.
+            self._database = sqlite3.connect(self.path, timeout=60, isolation_level=None, check_same_thread=False)
             self._database.execute("PRAGMA journal_mode = WAL")
             self._database.execute("PRAGMA synchronous = NORMAL")
             self._database.executescript(_SCHEMA)
@@ -123,17 +142,17 @@ class Store:
 
     def answer(self, key: Key) -> Stored | None:
         """Usable answer under a key."""
-        rows = self.run(f"SELECT row, text, problem FROM answers WHERE {_OF_KEY}", astuple(key))
+        rows = self.run(f"SELECT row, text, problem FROM answers WHERE {_OF_KEY}", key)
         return Stored(*rows[0]) if rows else None
 
     def rejected(self, key: Key) -> list[Stored]:
         """Answers under a key that were not usable, oldest first."""
-        rows = self.run(f"SELECT row, text, problem FROM rejected WHERE {_OF_KEY} ORDER BY row", astuple(key))
+        rows = self.run(f"SELECT row, text, problem FROM rejected WHERE {_OF_KEY} ORDER BY row", key)
         return [Stored(*row) for row in rows]
 
     def is_refused(self, key: Key) -> bool:
         """Whether the server would not take a question because of its content."""
-        return bool(self.run(f"SELECT 1 FROM failures WHERE {_OF_KEY} AND kind='content'", astuple(key)))
+        return bool(self.run(f"SELECT 1 FROM failures WHERE {_OF_KEY} AND kind='content'", key))
 
     def details(self, rows: Sequence[int]) -> dict[int, list[Any]]:
         """Text, prompt_sha256, model, usage and creation time of answers by row."""
@@ -151,26 +170,28 @@ class Store:
         rows = self.run("SELECT text FROM prompts WHERE sha256=?", (sha256,))
         return rows[0][0] if rows else None
 
-    def keep(
-        self, key: Key, answer: Answer, text: str, problem: str, *, usable: bool, attempts: int, server: str
-    ) -> None:
-        """Store an answer, with its text and problem as judged; a usable one ends what was said of its failure."""
+    def keep(self, key: Key, answer: Answer, verdict: Verdict, *, attempts: int, server: str) -> bool:
+        """Store an answer as it was judged; gives whether it is usable, which ends what was said of a failure.
+
+        One that is usable in spite of a problem is so the second time only: before, the model may do better.
+        """
+        usable = verdict.usable and (not verdict.problem or bool(self.rejected(key)))
         usage = json.dumps(answer.usage)
-        values = (text, usage, answer.finish_reason, answer.seconds, attempts, problem, server, now())
-        verb, table = ("INSERT OR IGNORE", "answers") if usable else ("INSERT", "rejected")
-        marks = ",".join("?" * 13)
-        self.run(f"{verb} INTO {table} ({_KEY}, {_ANSWER_VALUES}) VALUES ({marks})", (*astuple(key), *values))
+        values = (verdict.text, usage, answer.finish_reason, answer.seconds, attempts, verdict.problem, server, now())
+        into = "OR IGNORE INTO answers" if usable else "INTO rejected"
+        self.run(f"INSERT {into} VALUES (NULL, {', '.join('?' * 13)})", (*key, *values))
         if usable:
             forget = "DELETE FROM failures WHERE subject=? AND id=? AND model=? AND parameters=?"
             self.run(forget, (key.subject, key.id, key.model, key.parameters))
+        return usable
 
-    def keep_prompt(self, sha256: str, version: str, text: str) -> None:
+    def keep_prompt(self, prompt: Prompt) -> None:
         """Store the text of a prompt."""
-        self.run("INSERT OR IGNORE INTO prompts VALUES (?,?,?)", (sha256, version, text))
+        self.run("INSERT OR IGNORE INTO prompts VALUES (?,?,?)", (prompt.sha256, prompt.version, prompt.text))
 
     def fail(self, key: Key, kind: str, message: str) -> None:
         """List a subject as failed."""
-        self.run("INSERT OR REPLACE INTO failures VALUES (?,?,?,?,?,?,?,?)", (*astuple(key), kind, message, now()))
+        self.run("INSERT OR REPLACE INTO failures VALUES (?,?,?,?,?,?,?,?)", (*key, kind, message, now()))
 
     def record(self, key: Key, kind: str, message: str) -> None:
         """Record an attempt without an answer."""
@@ -182,8 +203,17 @@ def answers_path(data: Dataset) -> Path:
     return paths.data_root() / "llm" / f"{data.name}.sqlite"
 
 
-def exclusive(store: Store) -> AbstractContextManager[None]:
-    """Keep other processes from asking for the same data set meanwhile; see `spike_kit.base.storage.exclusive`."""
-    return storage.exclusive(
-        store.path.with_suffix(".lock"), f"another process is asking a model for {store.path.stem}"
-    )
+@contextmanager
+def asking_store(path: Path) -> Iterator[Store]:
+    """Open a file of answers, and keep other processes from asking for the same data set meanwhile.
+
+    Raises
+    ------
+    DataError
+        If another process is asking.
+    StorageError
+        If the file cannot be used.
+    """
+    lock = path.with_suffix(".lock")
+    with storage.exclusive(lock, f"another process is asking a model for {path.stem}"), Store(path) as store:
+        yield store

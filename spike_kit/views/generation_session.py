@@ -64,7 +64,7 @@ class GenerationSession:
 
     def _run(self) -> None:
         try:
-            self.outcome = self.generation.run(self.progress, self._stop, lambda _subject, _progress: self._changed())
+            self.outcome = self.generation.run(self.progress, self._stop, lambda _: self._changed())
         except SpikeKitError as error:
             self.error = str(error)
         finally:
@@ -83,10 +83,8 @@ class GenerationSession:
     @property
     def status(self) -> str:
         """How far the run is, in one line."""
-        seen, listed = self.progress, prices()
-        cost = listed.cost(self.generation.config.llm.model, seen.tokens_in, seen.tokens_out)
-        spent = f"{seen.tokens_in:,} tokens in, {seen.tokens_out:,} out"
-        spent += "" if cost is None else f", about {cost:.2f} {listed.currency}"
+        seen = self.progress
+        spent = prices().used(self.generation.config.llm.model, seen.tokens_in, seen.tokens_out)
         counts = f"{seen.found + seen.done:,} of {seen.total:,} answered, {seen.failed:,} failed; {spent}"
         if self.error:
             return f"stopped by an error: {self.error} ({counts})"

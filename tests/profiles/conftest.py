@@ -62,5 +62,5 @@ def paces(monkeypatch: pytest.MonkeyPatch) -> list[Pace]:
             super().__init__(most)
             made.append(self)
 
-    monkeypatch.setattr(client, "Pace", Watched)
+    monkeypatch.setattr(jobs, "Pace", Watched)
     return made

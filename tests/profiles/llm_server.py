@@ -6,7 +6,6 @@ It listens on 127.0.0.1 in a thread with an event loop of its own, so that clien
 from __future__ import annotations
 
 import asyncio
-import gzip
 import hashlib
 import json
 import re
@@ -17,12 +16,14 @@ from collections import Counter
 from collections.abc import Awaitable, Callable
 from contextlib import closing, suppress
 from dataclasses import dataclass, replace
+from functools import partial
 from itertools import islice
 from pathlib import Path
 from typing import Any, Self
 
 from spike_kit.data.dataset import Dataset, SourceFile, create_dataset
-from spike_kit.profiles.generate import Generation, GenerationConfig
+from spike_kit.profiles.checks import remedy
+from spike_kit.profiles.generate import Generation, GenerationConfig, judged
 from spike_kit.profiles.jobs import Asking, Progress
 from spike_kit.profiles.llm import LLMConfig
 from spike_kit.profiles.loopback import completion
@@ -72,22 +73,10 @@ Script = Callable[[Asked], Reply]
 """Chooses a reply for every request."""
 
 
-def subject_of(messages: list[dict[str, str]]) -> str:
-    """Hash of a prompt."""
-    return hashlib.sha256(json.dumps(messages[:2], sort_keys=True).encode()).hexdigest()
-
-
 def prose(asked: Asked, words: int = 30) -> str:
     """Harmless English, different for every prompt."""
     said = f"Profile {asked.subject[:12]} is for the viewer who likes a story of the sea and of the people in it"
     return " ".join((said.split() * 20)[:words])
-
-
-def response(status: int, value: Any, headers: str = "") -> bytes:
-    """HTTP response with a JSON body, or with these bytes; ``headers`` are further lines, each ending in CRLF."""
-    body = value if isinstance(value, bytes) else json.dumps(value).encode()
-    kind = "" if "Content-Type" in headers else "Content-Type: application/json\r\n"
-    return f"HTTP/1.1 {status} -\r\n{kind}Content-Length: {len(body)}\r\n{headers}\r\n".encode() + body
 
 
 class ScriptedServer:
@@ -108,14 +97,25 @@ class ScriptedServer:
 
     def __init__(self, script: Script | None = None) -> None:
         self.script: Script = script or (lambda _: good())
+        self._ready = threading.Event()
+        self._active = 0
+        self.forget()
+
+    def forget(self) -> None:
+        """Start counting anew."""
         self.log: list[Asked] = []
-        self.bodies: list[dict[str, Any]] = []
-        self.requests = 0
         self.counts: Counter[str] = Counter()
         self.peak = 0
-        self.base_url = ""
-        self._active = 0
-        self._ready = threading.Event()
+
+    @property
+    def requests(self) -> int:
+        """How many requests came."""
+        return len(self.log)
+
+    @property
+    def bodies(self) -> list[dict[str, Any]]:
+        """JSON of all requests."""
+        return [asked.body for asked in self.log]
 
     def __enter__(self) -> Self:
         self._thread = threading.Thread(target=lambda: asyncio.run(self._run()))
@@ -142,17 +142,14 @@ class ScriptedServer:
             while True:
                 head = await reader.readuntil(b"\r\n\r\n")
                 size = int(head.lower().partition(b"content-length:")[2].split(b"\r\n")[0])
-                await self._respond(head, await reader.readexactly(size), writer)
+                await self._respond(head, json.loads(await reader.readexactly(size)), writer)
         writer.close()
 
-    async def _respond(self, head: bytes, body: bytes, writer: asyncio.StreamWriter) -> None:
+    async def _respond(self, head: bytes, body: dict[str, Any], writer: asyncio.StreamWriter) -> None:
         """Answer one request as the script says."""
-        request = json.loads(body)
-        self.bodies.append(request)
-        subject = subject_of(request.get("messages", []))
-        self.requests += 1
+        subject = hashlib.sha256(json.dumps(body.get("messages", [])[:2], sort_keys=True).encode()).hexdigest()
         self.counts[subject] += 1
-        asked = Asked(self.requests, subject, self.counts[subject], request, head, time.monotonic())
+        asked = Asked(self.requests + 1, subject, self.counts[subject], body, head, time.monotonic())
         self.log.append(asked)
         self._active += 1
         self.peak = max(self.peak, self._active)
@@ -163,21 +160,33 @@ class ScriptedServer:
         finally:
             self._active -= 1
 
-    def forget(self) -> None:
-        """Start counting anew."""
-        self.log, self.counts, self.requests, self.peak = [], Counter(), 0, 0
+
+def response(status: int, value: Any, headers: str = "") -> bytes:
+    """HTTP response with a JSON body, or with these bytes; ``headers`` are further lines, each ending in CRLF."""
+    body = value if isinstance(value, bytes) else json.dumps(value).encode()
+    kind = "" if "Content-Type" in headers else "Content-Type: application/json\r\n"
+    return f"HTTP/1.1 {status} -\r\n{kind}Content-Length: {len(body)}\r\n{headers}\r\n".encode() + body
+
+
+def sends(value: Any, status: int = 200, headers: str = "", delay: float = 0.0) -> Reply:
+    """A JSON value, or bytes as they are, or what a function makes of the request."""
+
+    async def reply(asked: Asked, writer: asyncio.StreamWriter) -> None:
+        await asyncio.sleep(delay)
+        writer.write(response(status, value(asked) if callable(value) else value, headers))
+
+    return reply
 
 
 def says(text: str | Callable[[Asked], str], finish_reason: str = "stop", delay: float = 0.0, **message: Any) -> Reply:
     """A chat completion; ``message`` are further fields of the message."""
 
-    async def reply(asked: Asked, writer: asyncio.StreamWriter) -> None:
-        await asyncio.sleep(delay)
-        body = completion(text if isinstance(text, str) else text(asked), asked.body, finish_reason)
-        body["choices"][0]["message"] |= message
-        writer.write(response(200, body))
+    def body(asked: Asked) -> dict[str, Any]:
+        made = completion(text if isinstance(text, str) else text(asked), asked.body, finish_reason)
+        made["choices"][0]["message"] |= message
+        return made
 
-    return reply
+    return sends(body, delay=delay)
 
 
 def good(delay: float = 0.0) -> Reply:
@@ -187,97 +196,22 @@ def good(delay: float = 0.0) -> Reply:
 
 def fails(status: int, code: str = "", message: str = "made to fail", headers: str = "", delay: float = 0.0) -> Reply:
     """An error as OpenAI words it; ``headers`` are lines that end in CRLF."""
+    error = {"message": message, "type": "error", "param": None, "code": code or None}
+    return sends({"error": error}, status, headers, delay)
+
+
+def speaks(data: bytes, pause: float = 0.0) -> Reply:
+    """These bytes, and the end of the connection; with a ``pause`` after each byte."""
 
     async def reply(asked: Asked, writer: asyncio.StreamWriter) -> None:
-        await asyncio.sleep(delay)
-        error = {"message": message, "type": "error", "param": None, "code": code or None}
-        writer.write(response(status, {"error": error}, headers))
-
-    return reply
-
-
-def sends(value: Any, status: int = 200, headers: str = "") -> Reply:
-    """A JSON value, or bytes as they are."""
-
-    async def reply(asked: Asked, writer: asyncio.StreamWriter) -> None:
-        writer.write(response(status, value, headers))
-
-    return reply
-
-
-def speaks(data: bytes) -> Reply:
-    """These bytes, and the end of the connection."""
-
-    async def reply(asked: Asked, writer: asyncio.StreamWriter) -> None:
-        writer.write(data)
+        for place in range(len(data)) if pause else ():
+            writer.write(data[place : place + 1])
+            await asyncio.sleep(pause)
+        writer.write(b"" if pause else data)
         await writer.drain()
         raise ConnectionResetError
 
     return reply
-
-
-def waits(seconds: float) -> Reply:
-    """Nothing for so long, then a good answer (which comes too late)."""
-    return good(seconds)
-
-
-async def drops(asked: Asked, writer: asyncio.StreamWriter) -> None:
-    """Close the connection without a byte."""
-    raise ConnectionResetError
-
-
-async def drops_in_body(asked: Asked, writer: asyncio.StreamWriter) -> None:
-    """Close the connection in the middle of a body whose length was announced."""
-    whole = response(200, completion(prose(asked), asked.body))
-    writer.write(whole[:-40])
-    await writer.drain()
-    raise ConnectionResetError
-
-
-async def drops_in_chunk(asked: Asked, writer: asyncio.StreamWriter) -> None:
-    """Close the connection in the middle of a chunk."""
-    writer.write(_CHUNKED + b'400\r\n{"choices": [')
-    await writer.drain()
-    raise ConnectionResetError
-
-
-async def drops_after_chunk(asked: Asked, writer: asyncio.StreamWriter) -> None:
-    """Send a whole completion as one chunk, and close the connection before the last, empty chunk."""
-    body = json.dumps(completion(prose(asked), asked.body)).encode()
-    writer.write(_CHUNKED + f"{len(body):x}\r\n".encode() + body + b"\r\n")
-    await writer.drain()
-    raise ConnectionResetError
-
-
-async def drips(asked: Asked, writer: asyncio.StreamWriter) -> None:
-    """Send a good answer, one byte every 50 ms."""
-    whole = response(200, completion(prose(asked), asked.body))
-    for place in range(len(whole)):
-        writer.write(whole[place : place + 1])
-        await writer.drain()
-        await asyncio.sleep(0.05)
-
-
-async def never_ends(asked: Asked, writer: asyncio.StreamWriter) -> None:
-    """Send 64 MiB of spaces in chunks before anything else."""
-    writer.write(_CHUNKED)
-    for _ in range(1024):
-        writer.write(b"10000\r\n" + b" " * 0x10000 + b"\r\n")
-        await writer.drain()
-
-
-async def compresses(asked: Asked, writer: asyncio.StreamWriter) -> None:
-    """Send a good answer compressed, though the client asked for identity."""
-    body = gzip.compress(json.dumps(completion(prose(asked), asked.body)).encode())
-    writer.write(response(200, body, "Content-Encoding: gzip\r\n"))
-
-
-async def redirects(asked: Asked, writer: asyncio.StreamWriter) -> None:
-    """Send the client back to where it is."""
-    writer.write(b"HTTP/1.1 307 -\r\nLocation: /v1/chat/completions\r\nContent-Length: 0\r\n\r\n")
-
-
-_CHUNKED = b"HTTP/1.1 200 -\r\nContent-Type: application/json\r\nTransfer-Encoding: chunked\r\n\r\n"
 
 
 class Gate:
@@ -329,29 +263,22 @@ def distinct_world(path: Path) -> Dataset:
     return create_dataset(path, path.name, changed, sources=(source,), build={}, funnel=())
 
 
-def generation(data: Dataset, base_url: str, profiles: str = "told", fill: str = "", **llm: Any) -> Generation:
+def generation(
+    data: Dataset, base_url: str, profiles: str = "told", *, fill: str = "", prompts: Any = None, **llm: Any
+) -> Generation:
     """Profiles of a data set by the server at ``base_url``."""
     values = {"model": "told", "base_url": base_url, "concurrency": 4, "timeout": 10.0, **llm}
-    return Generation(data, GenerationConfig.parse({"llm": LLMConfig.parse(values), "fill": fill}), profiles)
+    config = {"llm": LLMConfig.parse(values), "prompts": prompts or {}, "fill": fill}
+    return Generation(data, GenerationConfig.parse(config), profiles)
 
 
-def ask(
-    made: Generation,
-    most: int,
-    progress: Progress | None = None,
-    stop: threading.Event | None = None,
-    limit: float = 30.0,
-) -> Progress:
+def ask(made: Generation, most: int, progress: Progress | None = None, stop: threading.Event | None = None) -> Progress:
     """Ask about the first items only; the progress is counted up also where the run ends in an error."""
     progress = Progress() if progress is None else progress
-
-    async def asking() -> None:
-        with Store(made.answers) as store:
-            async with asyncio.timeout(limit):
-                questions = islice(made.jobs("item", store), most)
-                await Asking(questions, made.config.llm, store, progress, stop=stop or threading.Event()).run()
-
-    asyncio.run(asking())
+    with Store(made.answers) as store:
+        prompts = islice(made.prompts("item", store), most)
+        rules = partial(judged, 150), partial(remedy, 150), partial(made.found, store)
+        Asking(prompts, *rules, made.config.llm, store, progress, stop or threading.Event()).run()
     return progress
 
 

@@ -3,7 +3,6 @@ from __future__ import annotations
 import json
 import random
 from collections import Counter
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +19,6 @@ from spike_kit.profiles.loopback import completion
 from tests.profiles.tiny import generation, prose, tiny_study
 
 NOWHERE = "http://127.0.0.1:9/v1"
-Reply = Callable[[dict[str, Any]], str]
 
 
 @pytest.fixture
@@ -54,31 +52,28 @@ def accepted(path: Path) -> list[dict[str, Any]]:
     return requests
 
 
-def served(request: dict[str, Any], text: str) -> dict[str, Any]:
-    body = completion(text, request["body"])
-    response = {"status_code": 200, "request_id": "req_1", "body": body}
-    return {"id": "batch_req_1", "custom_id": request["custom_id"], "response": response, "error": None}
+def line(request: dict[str, Any], body: Any, status: int = 200, error: Any = None) -> dict[str, Any]:
+    """Line of an output or error file, as OpenAI's service writes it."""
+    response = None if error else {"status_code": status, "request_id": "req_1", "body": body}
+    return {"id": "batch_req_1", "custom_id": request["custom_id"], "response": response, "error": error}
 
 
-def of_vllm(request: dict[str, Any], text: str) -> dict[str, Any]:
-    body = completion(text, request["body"]) | {"prompt_logprobs": None, "kv_transfer_params": None}
-    response = {"status_code": 200, "request_id": "vllm-batch-1", "body": body}
-    return {"id": "vllm-1", "custom_id": request["custom_id"], "response": response, "error": None}
+def served(request: dict[str, Any], text: str, **further: Any) -> dict[str, Any]:
+    return line(request, completion(text, request["body"]) | further)
 
 
 def expired(request: dict[str, Any]) -> dict[str, Any]:
-    error = {"code": "batch_expired", "message": "This request could not be executed in time."}
-    return {"id": "batch_req_2", "custom_id": request["custom_id"], "response": None, "error": error}
+    return line(
+        request, None, error={"code": "batch_expired", "message": "This request could not be executed in time."}
+    )
 
 
 def refused(request: dict[str, Any], status: int, code: str | None = None) -> dict[str, Any]:
-    body = {"error": {"message": "made to fail", "type": "error", "param": None, "code": code}}
-    response = {"status_code": status, "request_id": "req_3", "body": body}
-    return {"id": "batch_req_3", "custom_id": request["custom_id"], "response": response, "error": None}
+    return line(request, {"error": {"message": "made to fail", "type": "error", "code": code}}, status)
 
 
 def write(path: Path, lines: list[dict[str, Any]]) -> Path:
-    path.write_text("".join(json.dumps(line) + "\n" for line in lines), encoding="utf-8")
+    path.write_text("\ufeff" + "".join(json.dumps(line) + "\n" for line in lines), encoding="utf-8")
     return path
 
 
@@ -92,65 +87,59 @@ def export(asked: Generation, path: Path) -> tuple[str, list[dict[str, Any]]]:
 
 
 def test_a_whole_generation_by_batches(data: Dataset, tmp_path: Path) -> None:
-    asked, path = generation(data, NOWHERE), tmp_path / "batch.jsonl"
-    subject, items = export(asked, path)
-    assert (subject, len(items)) == ("item", 6)
-    unusable = ["I'm sorry, but I can't do that.", "Das ist die Geschichte von einem Schiff " * 4, "too long " * 100]
-    lines = [served(items[0], prose(items[0]["body"])), of_vllm(items[1], prose(items[1]["body"]))]
-    lines += [served(items[2], unusable[0]), served(items[3], unusable[1])]
-    errors = [expired(items[4]), refused(items[5], 429, "rate_limit_exceeded")]
-    random.Random(0).shuffle(lines)
-    files = [write(tmp_path / "output.jsonl", lines), write(tmp_path / "errors.jsonl", errors)]
-    found = import_batch(generation(data, NOWHERE), files)
-    assert (found.usable, found.already, found.unknown) == (2, 0, 0)
-    assert found.problems == Counter({"refused": 1, "language": 1})
-    assert found.errors == Counter({"batch_expired": 1, "rate_limit_exceeded": 1})
+    settings = {"top_p": 0.5, "token_limit": "max_completion_tokens", "extra": '{"seed": 1}'}
+    path, files = tmp_path / "batch.jsonl", [tmp_path / "output.jsonl", tmp_path / "errors.jsonl"]
 
-    subject, again = export(generation(data, NOWHERE), path)
-    assert subject == "item"
-    assert [request["custom_id"].split(":")[1] for request in again] == ["2", "3", "4", "5"]
+    def asked() -> Generation:
+        return generation(data, NOWHERE, **settings)
+
+    subject, items = export(asked(), path)
+    assert (subject, len(items)) == ("item", 6)
+    expected = {"model": "small-model", "temperature": 0.0, "top_p": 0.5, "max_completion_tokens": 400, "seed": 1}
+    assert {name: value for name, value in items[0]["body"].items() if name != "messages"} == expected
+    unusable = ["I'm sorry, but I can't do that.", "Das ist die Geschichte von einem Schiff " * 4]
+    texts = [prose(items[0]["body"]), prose(items[1]["body"]), *unusable]
+    lines = [served(*pair, prompt_logprobs=None) for pair in zip(items, texts, strict=False)]
+    random.Random(0).shuffle(lines)
+    write(files[0], lines)
+    write(files[1], [expired(items[4]), refused(items[5], 429, "rate_limit_exceeded")])
+    found = import_batch(asked(), files)
+    assert (found.done, found.found) == (2, 0)
+    assert found.problems == Counter({"refused": 1, "language": 1})
+    assert found.failures == Counter({"server": 1, "busy": 1})
+    assert "batch_expired: This request could not be executed in time." in found.first_failures[0]
+
+    subject, again = export(asked(), path)
+    assert (subject, [request["custom_id"].split(":")[1] for request in again]) == ("item", ["2", "3", "4", "5"])
     chats = [request["body"]["messages"] for request in again]
     assert [len(chat) for chat in chats] == [4, 4, 2, 2]
-    assert chats[0][2:] == [
-        {"role": "assistant", "content": unusable[0]},
-        {"role": "user", "content": REMEDIES["refused"]},
-    ]
-    assert chats[1][3]["content"] == REMEDIES["language"]
+    assert chats[0][2]["content"] == unusable[0]
+    assert [chat[3]["content"] for chat in chats[:2]] == [REMEDIES["refused"], REMEDIES["language"]]
     assert [chat[:2] for chat in chats] == [request["body"]["messages"] for request in items[2:]]
     assert {request["custom_id"] for request in again[:2]}.isdisjoint(request["custom_id"] for request in items)
 
     write(files[0], [served(request, prose(request["body"])) for request in reversed(again)])
-    assert import_batch(generation(data, NOWHERE), files[:1]).usable == 4
+    assert import_batch(asked(), files[:1]).done == 4
     for expected, count in (("auxiliary", 6), ("user", 3)):
-        subject, requests = export(generation(data, NOWHERE), path)
+        subject, requests = export(asked(), path)
         assert (subject, len(requests)) == (expected, count)
         assert any("This is a profile of Alien" in request["body"]["messages"][1]["content"] for request in requests)
         write(files[0], [served(request, prose(request["body"])) for request in requests])
-        assert import_batch(generation(data, NOWHERE), files[:1]).usable == count
-    assert export_batch(generation(data, NOWHERE), path) == ("", [])
+        assert import_batch(asked(), files[:1]).done == count
+    assert export_batch(asked(), path) == ("", [])
     assert not path.exists()
     progress = Progress()
-    assert generation(data, NOWHERE).run(progress).path == data.profiles_path("llm")
+    assert asked().run(progress).path == data.profiles_path("llm")
     assert (progress.calls, progress.found) == (0, 15)
     assert data.profiles("llm")["text"].str.startswith("This is a profile of").sum() == 15
 
 
-def test_the_parameters_of_the_request_go_along(data: Dataset, tmp_path: Path) -> None:
-    asked = generation(data, NOWHERE, top_p=0.5, token_limit="max_completion_tokens", extra='{"seed": 1}')
-    _, requests = export(asked, tmp_path / "batch.jsonl")
-    body = {name: value for name, value in requests[0]["body"].items() if name != "messages"}
-    assert body == {
-        "model": "small-model", "temperature": 0.0, "top_p": 0.5, "max_completion_tokens": 400, "seed": 1,
-    }  # fmt: skip
-
-
 def test_an_answer_that_is_too_long_is_asked_once_more_and_then_taken(asked: Generation, tmp_path: Path) -> None:
-    long = "the film and the sea " * 40
     for usable, rest in ((0, 6), (6, 0)):
         _, requests = export(asked, tmp_path / "batch.jsonl")
-        output = write(tmp_path / "output.jsonl", [served(request, long) for request in requests])
-        found = import_batch(asked, [output])
-        assert (found.usable, found.problems["too_long"]) == (usable, 6)
+        lines = [served(request, "the film and the sea " * 40) for request in requests]
+        found = import_batch(asked, [write(tmp_path / "output.jsonl", lines)])
+        assert (found.done, found.problems["too_long"]) == (usable, 6)
         assert asked.estimate().table["to ask"][0] == rest
 
 
@@ -159,34 +148,25 @@ def test_importing_a_file_again_changes_nothing(data: Dataset, asked: Generation
     lines = [served(request, prose(request["body"])) for request in requests[:4]]
     lines += [served(requests[4], "Sorry, no."), refused(requests[5], 500)]
     output = write(tmp_path / "output.jsonl", lines)
-    assert import_batch(asked, [output]).usable == 4
+    assert import_batch(asked, [output]).done == 4
     _, before = export(asked, tmp_path / "batch.jsonl")
-    again = import_batch(generation(data, NOWHERE), [output, output])
-    assert (again.usable, again.already, again.problems) == (0, 10, Counter())
-    assert again.errors == Counter({"500": 2})
-    _, after = export(asked, tmp_path / "batch.jsonl")
-    assert after == before
-    assert len(after) == 2
+    errors = write(tmp_path / "errors.jsonl", [expired(request) for request in requests[:4]])
+    again = import_batch(generation(data, NOWHERE), [output, output, errors])
+    assert (again.done, again.found, again.problems) == (0, 14, Counter())
+    assert again.failures == Counter({"server": 2})
+    assert export(asked, tmp_path / "batch.jsonl")[1] == before
+    assert len(before) == 2
 
 
-def test_an_error_file_of_before_does_not_touch_later_answers(asked: Generation, tmp_path: Path) -> None:
+def test_lines_without_a_completion_are_failures(asked: Generation, tmp_path: Path) -> None:
     _, requests = export(asked, tmp_path / "batch.jsonl")
-    errors = write(tmp_path / "errors.jsonl", [expired(request) for request in requests])
-    output = write(tmp_path / "output.jsonl", [served(request, prose(request["body"])) for request in requests])
-    assert import_batch(asked, [output, errors]).usable == 6
-    assert asked.estimate().table["answered"][0] == 6
-
-
-@pytest.mark.parametrize(
-    ("body", "code"),
-    [({}, "garbage"), ({"choices": []}, "garbage"), ("text", "garbage"), (None, "garbage"), ([1], "garbage")],
-)
-def test_a_line_without_a_completion_is_a_failure(asked: Generation, tmp_path: Path, body: Any, code: str) -> None:
-    _, requests = export(asked, tmp_path / "batch.jsonl")
-    lines = [served(request, "") | {"response": {"status_code": 200, "body": body}} for request in requests]
-    lines[1] = {"custom_id": requests[1]["custom_id"]}
+    bodies = [{}, {"choices": []}, "text", None]
+    lines = [line(request, body) for request, body in zip(requests, bodies, strict=False)]
+    lines += [{"custom_id": requests[4]["custom_id"]}]
+    lines += [line(requests[5], None, error={"code": "content_filter\ud83d", "message": "\ud83d"})]
+    lines += [{"custom_id": "\ud83d", "response": None}, {"custom_id": "request-1", "response": None, "error": None}]
     found = import_batch(asked, [write(tmp_path / "output.jsonl", lines)])
-    assert found.errors == Counter({code: 5, "error": 1})
+    assert found.failures == Counter({"garbage": 4, "server": 2, "unknown": 2})
     assert len(export(asked, tmp_path / "batch.jsonl")[1]) == 6
 
 
@@ -196,10 +176,10 @@ def test_a_line_without_a_completion_is_a_failure(asked: Generation, tmp_path: P
         (b"garbage", r"line 2 is not JSON"),
         (b'{"custom_id": "item:1', r"line 2 is not JSON"),
         (b"[" * 100_000, r"line 2 is not JSON"),
-        (b"[1]", r"line 2 is no JSON object"),
+        (b"\xff{}", r"line 2 is not JSON"),
+        (b"[1]", r"line 2 has no custom_id"),
         (b'{"id": "x", "response": null}', r"line 2 has no custom_id"),
         (b'{"custom_id": 3}', r"line 2 has no custom_id"),
-        (b"\xff\xfe{}", r"is not text in UTF-8"),
     ],
 )
 def test_a_broken_file_is_an_error_that_names_the_line(
@@ -212,21 +192,11 @@ def test_a_broken_file_is_an_error_that_names_the_line(
     with pytest.raises(DataError, match=message) as raised:
         import_batch(asked, [path])
     assert str(path) in raised.value.message
-    if b"\xff" not in content:
-        assert asked.estimate().table["answered"][0] == 1
+    assert asked.estimate().table["answered"][0] == 1
     path.write_bytes(b"\n\n" + good + b"\n  \n")
-    assert import_batch(asked, [path]).errors == Counter()
-
-
-def test_foreign_lines_are_counted_and_missing_files_named(asked: Generation, tmp_path: Path) -> None:
-    export(asked, tmp_path / "batch.jsonl")
-    path = write(tmp_path / "output.jsonl", [{"custom_id": "request-1", "response": None, "error": None}] * 2)
-    assert import_batch(asked, [path]).unknown == 2
-    assert asked.estimate().calls == 15
+    assert import_batch(asked, [path]).found == 1
     with pytest.raises(DataError, match=r"gone\.jsonl cannot be read: No such file"):
         import_batch(asked, [tmp_path / "gone.jsonl"])
-    with pytest.raises(DataError, match="cannot be read: Is a directory"):
-        import_batch(asked, [tmp_path])
 
 
 @pytest.mark.parametrize(("limit", "sizes"), [("requests", [4, 2]), ("bytes", [2, 2, 2])])
@@ -246,21 +216,27 @@ def test_large_exports_are_split(
     assert b"".join(file.read_bytes() for file in files) == whole
 
 
-def test_an_existing_file_is_not_overwritten(asked: Generation, tmp_path: Path) -> None:
-    path = tmp_path / "batch.jsonl"
-    path.write_text("precious")
-    with pytest.raises(DataError, match=r"(?s)batch\.jsonl exists.*choose another name"):
-        export_batch(asked, path)
-    assert path.read_text() == "precious"
-
-
-def test_a_part_that_exists_leaves_no_part_behind(
-    asked: Generation, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("name", ["batch.jsonl", "batch-2.jsonl"])
+def test_a_file_that_exists_is_kept_and_no_part_is_left_behind(
+    asked: Generation, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
 ) -> None:
-    path = tmp_path / "batch.jsonl"
-    (tmp_path / "batch-2.jsonl").write_text("precious")
+    (tmp_path / name).write_text("precious")
     monkeypatch.setattr(batch, "MAX_REQUESTS", 4)
-    with pytest.raises(DataError, match=r"batch-2\.jsonl exists"):
-        export_batch(asked, path)
-    assert (tmp_path / "batch-2.jsonl").read_text() == "precious"
-    assert not path.exists()
+    with pytest.raises(DataError, match=rf"(?s){name} exists.*choose another name"):
+        export_batch(asked, tmp_path / "batch.jsonl")
+    assert (tmp_path / name).read_text() == "precious"
+    assert [file.name for file in tmp_path.iterdir() if file.is_file()] == [name]
+
+
+def test_with_fill_batches_go_on_past_an_item_that_never_gets_an_answer(data: Dataset, tmp_path: Path) -> None:
+    asked, written = generation(data, NOWHERE, fill="template"), []
+    for _ in range(4):
+        subject, requests = export(asked, tmp_path / "batch.jsonl")
+        written.append(subject)
+        lines = [
+            served(request, "" if request["custom_id"].startswith("item:4:") else prose(request["body"]))
+            for request in requests
+        ]
+        import_batch(asked, [write(tmp_path / "output.jsonl", lines)])
+    assert written == ["item", "item", "auxiliary", "user"]
+    assert export_batch(asked, tmp_path / "batch.jsonl") == ("", [])

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from itertools import cycle
 from typing import Any
 
+import pandas as pd
 import pytest
 
 from spike_kit.base.errors import ConfigError, DataError
@@ -14,10 +15,13 @@ from spike_kit.data.dataset import SUBJECTS, Dataset
 from spike_kit.profiles.jobs import Progress
 from spike_kit.profiles.judge import CRITERIA, Judge, JudgeConfig, preference_table, score_table
 from spike_kit.profiles.llm import LLMConfig
+from spike_kit.profiles.prompts import prompt_texts
+from spike_kit.profiles.quality import measure_profiles
 from spike_kit.profiles.template import template_profiles
 from tests.profiles.tiny import served, tiny_study
 
 SAMPLE = 2
+NOWHERE = "http://127.0.0.1:9/v1"
 Script = Callable[[dict[str, Any]], str]
 
 
@@ -89,15 +93,11 @@ def test_every_profile_is_shown_with_the_data_it_was_made_from(data: Dataset) ->
 
 def test_evidence_is_looked_up_in_what_was_shown(data: Dataset) -> None:
     said = dict(zip(CRITERIA, ['"Directed by  Ridley SCOTT".', "a role by Tom Hanks", ""], strict=True))
-
-    def answer(_: dict[str, Any]) -> str:
-        return verdict(**{name: {"score": 2, "evidence": evidence} for name, evidence in said.items()})
-
-    with served(answer) as server:
+    answer = verdict(**{name: {"score": 2, "evidence": evidence} for name, evidence in said.items()})
+    with served(lambda _: answer) as server:
         verdicts = judge(data, server.base_url, sample=6).run()
     found = verdicts[(verdicts["subject"] == "item") & (verdicts["id"] == 0)].set_index("criterion")["evidence_found"]
     assert found.to_dict() == {"persuasiveness": True, "relevance": False, "faithfulness": False}
-    assert not verdicts.loc[verdicts["criterion"] != "persuasiveness", "evidence_found"].any()
     shares = score_table(verdicts).query("subject == 'item'").set_index("criterion")["evidence_found"]
     assert 0 < shares["persuasiveness"] < 1
     assert shares["relevance"] == 0
@@ -146,22 +146,16 @@ def test_an_unreadable_verdict_is_asked_for_once_more(data: Dataset) -> None:
     assert all("Reply with the JSON object alone" in messages[-1]["content"] for messages in again)
 
 
-def test_a_judge_that_only_thinks_is_told_so(data: Dataset) -> None:
-    with served(lambda _: "<think>Let me see.") as server:
-        progress = Progress()
-        judge(data, server.base_url, sample=1).run(progress)
-    assert (progress.calls, progress.failures) == (3, {"thoughts": 3})
-    assert "raise --max-tokens, or switch thinking off" in progress.first_failures[0]
-
-
 def test_a_judge_that_is_never_readable_fails_and_is_tried_again_later(data: Dataset) -> None:
-    with served(lambda _: verdict(relevance={"score": 9})) as server:
-        progress = Progress()
-        verdicts = judge(data, server.base_url, sample=1).run(progress)
-        assert (progress.failed, progress.calls, len(verdicts)) == (3, 6, 0)
-        assert progress.first_failures[0].startswith("judge item ")
+    answers = {"thoughts": "<think>Let me see.", "format": verdict(relevance={"score": 9})}
+    for kind, calls in (("thoughts", 3), ("format", 6)):
+        with served(lambda _, kind=kind: answers[kind]) as server:
+            progress = Progress()
+            verdicts = judge(data, server.base_url, *["long"] * (kind == "format"), sample=1).run(progress)
+        assert (progress.failures, progress.calls, len(verdicts)) == ({kind: 3}, calls, 0)
+        assert sorted(failure.split()[1] for failure in progress.first_failures) == ["auxiliary", "item", "user"]
     with served(lambda _: verdict()) as server:
-        assert len(judge(data, server.base_url, sample=1).run()) == 3 * len(CRITERIA)
+        assert len(judge(data, server.base_url, "long", sample=1).run()) == 3 * len(CRITERIA)
 
 
 def pairs(choose: Callable[[dict[str, str]], str]) -> Script:
@@ -202,13 +196,6 @@ def test_only_a_preference_that_survives_the_swap_is_a_win(
     assert table["position_bias"].tolist() == [bias] * len(CRITERIA)
 
 
-def test_pairs_without_a_verdict_say_so(data: Dataset) -> None:
-    with served(lambda _: "no verdict") as server:
-        verdicts = judge(data, server.base_url, "template", "long", mode="pairwise", sample=1).run()
-    with pytest.raises(DataError, match="no pair was judged in both orders"):
-        preference_table(verdicts)
-
-
 def test_verdicts_are_kept_and_estimated(data: Dataset) -> None:
     with served(lambda _: verdict()) as server:
         asked = judge(data, server.base_url)
@@ -231,12 +218,30 @@ def test_verdicts_are_kept_and_estimated(data: Dataset) -> None:
         assert judge(data, server.base_url, "long").estimate()[0] == 1
 
 
-@pytest.mark.parametrize(("profiles", "mode"), [(("a",), "pairwise"), (("a", "a"), "pairwise"), (("a", "a"), "single")])
+@pytest.mark.parametrize(
+    ("profiles", "mode"), [(("a",), "pairwise"), (("a", "a"), "pairwise"), (("a", "a"), "single"), (("tie",), "single")]
+)
 def test_profile_sets_that_cannot_be_compared(data: Dataset, profiles: tuple[str, ...], mode: str) -> None:
     with pytest.raises(ConfigError, match="is not possible"):
-        judge(data, "http://127.0.0.1:9/v1", *profiles, mode=mode)
+        judge(data, NOWHERE, *profiles, mode=mode)
+    with pytest.raises(DataError, match="no pair was judged in both orders"):
+        preference_table(pd.DataFrame(columns=["first", "second", "subject", "id", "criterion", "better"]))
     with pytest.raises(DataError, match="no profile set 'nowhere'"):
-        judge(data, "http://127.0.0.1:9/v1", "nowhere").run()
+        judge(data, NOWHERE, "nowhere").run()
+
+
+def test_equal_texts_are_asked_once_and_what_was_filled_in_is_left_out(data: Dataset) -> None:
+    data.write_profiles("same", data.profiles("template"))
+    filled = data.profiles("template").assign(text="Other words.").astype({"text": "str"})
+    filled.loc[filled["subject"] == "item", "usage"] = '{"filled": true}'
+    data.write_profiles("half", filled)
+    alone = judge(data, NOWHERE, sample=50).estimate()[0]
+    assert alone == judge(data, NOWHERE, "template", "same", sample=50).estimate()[0] > 0
+    asked = {prompt.subject for prompt, *_ in judge(data, NOWHERE, "half").questions}
+    assert asked == {"judge auxiliary", "judge user"}
+    both = {name: data.profiles(name) for name in ("template", "half")}
+    measured = measure_profiles(both, {name: prompt_texts(data, name) for name in both})
+    assert set(measured["subject"]) == {"auxiliary", "user"}
 
 
 def test_orders_in_a_profile_stay_inside_the_fence(data: Dataset) -> None:

@@ -19,8 +19,8 @@ import pytest
 
 from spike_kit.base.errors import SpikeKitError
 from spike_kit.data.dataset import Dataset
+from spike_kit.profiles.client import AMBIGUOUS
 from spike_kit.profiles.generate import Outcome
-from spike_kit.profiles.replies import AMBIGUOUS
 from tests.profiles.llm_server import Gate, ScriptedServer, generation, stored
 
 SUBJECTS = 124

@@ -177,7 +177,7 @@ def test_a_profile_that_is_too_long_for_the_server_is_named(server: ScriptedServ
 
 def test_what_a_server_says_instead_of_vectors_is_shown(server: ScriptedServer) -> None:
     first(server, sends(b"<html><body>Please log in</body></html>"))
-    with pytest.raises(DataError, match="not a list of embeddings of one size: it is a web page: Please log in"):
+    with pytest.raises(DataError, match="not a list of embeddings of one size: <html><body>Please log in"):
         OpenAIEncoder("m").encode(["a"])
 
 

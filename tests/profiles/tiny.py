@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from functools import partial
 from typing import Any
 
 import pandas as pd
@@ -11,9 +12,7 @@ import pandas as pd
 from spike_kit.base import paths
 from spike_kit.data.dataset import Dataset, SourceFile, create_dataset
 from spike_kit.data.tables import Tables
-from spike_kit.profiles.generate import Generation, GenerationConfig
-from spike_kit.profiles.llm import LLMConfig
-from spike_kit.profiles.prompts import PromptConfig
+from tests.profiles import llm_server
 from tests.profiles.llm_server import ScriptedServer, says
 
 FILMS = ("Alien", "Aliens", "Gladiator", "Thelma", "Heat", "Brazil")
@@ -131,16 +130,5 @@ def served(answer: Callable[[dict[str, Any]], str] = prose) -> Iterator[Scripted
         yield server
 
 
-def generation(
-    data: Dataset,
-    base_url: str,
-    *,
-    profiles: str = "llm",
-    fill: str = "",
-    prompts: PromptConfig | None = None,
-    **llm: Any,
-) -> Generation:
-    """A generation that asks a server of these tests."""
-    settings = {"model": "small-model", "base_url": base_url, "concurrency": 4, **llm}
-    config = GenerationConfig.parse({"llm": LLMConfig.parse(settings), "prompts": prompts or {}, "fill": fill})
-    return Generation(data, config, profiles)
+generation = partial(llm_server.generation, profiles="llm", model="small-model")
+"""A generation that asks a server of these tests."""
