@@ -7,7 +7,7 @@ from collections.abc import Generator, Iterator, Sequence
 from contextlib import ExitStack, closing
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 from spike_kit.base import storage
 from spike_kit.base.errors import DataError
@@ -52,10 +52,11 @@ def export_batch(generation: Generation, path: Path) -> tuple[str, list[Path]]:
     with asking_store(generation.answers) as store, ExitStack() as stack:
         for subject in SUBJECTS:
             written: list[Path] = []
+            file: BinaryIO | None = None
             count = size = 0
             for line in stack.enter_context(closing(_lines(subject, generation, store))):
                 count, size = count + 1, size + len(line)
-                if not written or count > MAX_REQUESTS or size > MAX_BYTES:
+                if file is None or count > MAX_REQUESTS or size > MAX_BYTES:
                     written.append(path.with_stem(f"{path.stem}-{len(written) + 1}") if written else path)
                     if written[-1].exists():
                         raise DataError(f"{written[-1]} exists", "choose another name, or remove it")
