@@ -16,15 +16,7 @@ import pandas as pd
 from spike_kit.base.config import Config
 from spike_kit.base.errors import DataError
 from spike_kit.base.storage import now, sha256_text
-from spike_kit.data.dataset import (
-    FILLED,
-    PROFILES_SCHEMA,
-    SUBJECTS,
-    TEMPLATE,
-    Dataset,
-    check_profiles_name,
-    texts_by_subject,
-)
+from spike_kit.data.dataset import FILLED, SUBJECTS, TEMPLATE, Dataset, check_profiles_name, texts_by_subject
 from spike_kit.profiles import loopback
 from spike_kit.profiles.checks import find_problem, remedy, thoughts_advice, tidy
 from spike_kit.profiles.client import Answer
@@ -36,6 +28,7 @@ from spike_kit.profiles.store import Key, Store, Verdict, answers_path, asking_s
 from spike_kit.profiles.template import UNKNOWN_TASTE, WORD_LIMIT, ensure_profiles
 
 _CHUNK = 2000
+_COLUMNS = ["subject", "id", "text", "prompt_sha256", "model", "usage", "created"]
 _NOT_ASKED = "none"
 _LATER = "(its profile follows) " * (WORD_LIMIT["item"] // 3)
 """As long as item profiles may be: stands in for them in the estimate and its sample prompts."""
@@ -232,7 +225,7 @@ class Generation:
                     [subject, number, *(details[row] if row else self._stand_in(subject, number, created))]
                     for number, row in zip(part, rows, strict=True)
                 ]
-                yield pd.DataFrame(values, columns=list(PROFILES_SCHEMA.columns))
+                yield pd.DataFrame(values, columns=_COLUMNS)
 
     def _stand_in(self, subject: str, number: int, created: str) -> list[str]:
         """Row of a profile that the model did not write: the template's, or a fixed text where nothing is known."""
