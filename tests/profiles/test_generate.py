@@ -103,15 +103,15 @@ def test_a_run_writes_a_table_that_covers_everyone_and_says_how_it_came_about() 
 def test_a_profile_set_is_called_by_its_model_as_a_file_may_be_called(model: str, profiles: str) -> None:
     data = tiny_study()
     with served() as server:
-        assert generation(data, server.base_url, "", model=model).run().path == data.profiles_path(profiles)
+        assert generation(data, server.base_url, profiles="", model=model).run().path == data.profiles_path(profiles)
         assert {body["model"] for body in server.bodies} == {model}
     assert data.profile_sets() == [profiles]
 
 
 @pytest.mark.parametrize("profiles", ["a--b", "../x", "template"])
 def test_a_name_that_no_profile_set_can_have_is_refused(profiles: str) -> None:
-    with pytest.raises(DataError, match=r"cannot be the name of a profile set|(?s)names the template.*--profiles"):
-        generation(tiny_study(), "http://127.0.0.1:9/v1", profiles)
+    with pytest.raises(DataError, match=r"(?s)cannot be the name of a profile set|names the template.*--profiles"):
+        generation(tiny_study(), "http://127.0.0.1:9/v1", profiles=profiles)
 
 
 def run_again(data: Dataset, base_url: str, **settings: Any) -> Progress:
