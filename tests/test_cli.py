@@ -252,7 +252,7 @@ def test_profiling_by_batches(data: Dataset, capsys: pytest.CaptureFixture[str],
         assert f"{subject}: {path}" in capsys.readouterr().out
         results.write_text("\n".join(answers_of(path)), encoding="utf-8")
         assert main(["profile", "world", "--profiles", "llm", "--batch-import", str(results)]) == 0
-        assert f"{count} usable answers, 0 imported before, 0 of other exports" in capsys.readouterr().out
+        assert f"0 answers from before, {count} new, 0 failed; {count} calls" in capsys.readouterr().out
     assert main(["profile", "world", "--profiles", "llm", "--batch-export", str(tmp_path / "none.jsonl")]) == 0
     assert "every question is answered" in capsys.readouterr().out
     assert main(["profile", "world", "--profiles", "llm", "--batch-import", str(tmp_path / "none.jsonl")]) == 1

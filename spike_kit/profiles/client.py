@@ -10,19 +10,12 @@ from collections.abc import AsyncIterator, Mapping
 from contextlib import aclosing, asynccontextmanager, suppress
 from dataclasses import dataclass
 from email.utils import parsedate_to_datetime
-from typing import Any, Literal
+from typing import Any
 
 from spike_kit.base.errors import require
 
-FailureKind = Literal[
-    "busy", "server", "timeout", "connection", "unreachable", "garbage", "request", "content", "quota", "key", "model"
-]
-"""Kinds of failure: ``busy`` (429), ``server`` (408, 409, 5xx), ``timeout``, ``connection`` (dropped), ``unreachable``
-(never connected), ``garbage`` (no chat completion in the body), ``request`` (400, 413, 422, redirects), ``content``
-(filtered or too long for the model), ``quota`` (used up), ``key`` (wrong or without rights), ``model`` (unknown)."""
-
 AMBIGUOUS: frozenset[str] = frozenset({"server", "timeout", "connection", "garbage"})
-"""Kinds after which nobody knows whether the server did the work, and billed it."""
+"""Kinds of failure after which nobody knows whether the server did the work, and billed it."""
 
 RETRIED: frozenset[str] = AMBIGUOUS | {"busy", "unreachable"}
 """Kinds after which the same call is tried again."""
@@ -90,16 +83,19 @@ class CallError(Exception):
     Parameters
     ----------
     kind
-        What kind of failure it is.
+        ``busy`` (429), ``server`` (408, 409, 5xx), ``timeout``, ``connection`` (dropped), ``unreachable`` (never
+        connected), ``garbage`` (no chat completion in the body), ``request`` (400, 413, 422, redirects), ``content``
+        (filtered or too long for the model), ``quota`` (used up), ``key`` (wrong or without rights), ``model``
+        (unknown).
     message
         The server's own words, where there are some.
     wait
         Seconds the server asks to wait.
     """
 
-    def __init__(self, kind: FailureKind, message: str, wait: float = 0.0) -> None:
+    def __init__(self, kind: str, message: str, wait: float = 0.0) -> None:
         super().__init__(message)
-        self.kind: FailureKind = kind
+        self.kind = kind
         self.message = message
         self.wait = wait
 
@@ -190,7 +186,7 @@ def read_reply(status: int, body: str, headers: Mapping[str, str], seconds: floa
     raise CallError(failure_kind(status, code, words), f"{named}: {words or 'no message'}", retry_after(headers))
 
 
-def failure_kind(status: int, code: str, words: str) -> FailureKind:
+def failure_kind(status: int, code: str, words: str) -> str:
     """Decide what an error means, from its status, the codes in its body and the server's words."""
     said = f"{code} {words}"
     if status == 402 or _QUOTA.search(code):
@@ -206,7 +202,7 @@ def failure_kind(status: int, code: str, words: str) -> FailureKind:
     return "content" if _CONTENT.search(said) else "request"
 
 
-def what_failed(status: int, body: str) -> tuple[FailureKind, str]:
+def what_failed(status: int, body: str) -> tuple[str, str]:
     """Decide what a response with an error means; gives that and the server's words."""
     _, words, code = read_body(body)
     return failure_kind(status, code, words), words

@@ -307,9 +307,7 @@ class Asking:
     def _give_up(self, key: Key, kind: str, message: str) -> None:
         self.store.fail(key, kind, message)
         self.progress.fail(f"{key.subject} {key.id}", kind, message)
-        if kind in _OF_ONE_SUBJECT:
-            return
-        self._failed_in_a_row += 1
+        self._failed_in_a_row += kind not in _OF_ONE_SUBJECT
         if self._failed_in_a_row >= FAILURES_IN_A_ROW and self._error is None:
             said = f"{self._failed_in_a_row} questions in a row failed; the last: {kind}: {message}"
             server = self.config.server or "OpenAI"

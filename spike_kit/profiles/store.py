@@ -156,9 +156,8 @@ class Store:
 
     def details(self, rows: Sequence[int]) -> dict[int, list[Any]]:
         """Text, prompt_sha256, model, usage and creation time of answers by row."""
-        columns = "row, text, prompt_sha256, model, usage, created"
-        found = self.run(f"SELECT {columns} FROM answers WHERE {_OF_ROWS}", [json.dumps(rows)])
-        return {row: values for row, *values in found}
+        sql = f"SELECT row, text, prompt_sha256, model, usage, created FROM answers WHERE {_OF_ROWS}"
+        return {row: values for row, *values in self.run(sql, [json.dumps(rows)])}
 
     def with_problem(self, problem: str, rows: Sequence[int]) -> int:
         """How many of these answers have a problem that did not make them unusable."""

@@ -13,7 +13,7 @@ from spike_kit.cli import main
 from spike_kit.profiles.facts import Links, Names
 from spike_kit.profiles.jobs import Progress
 from spike_kit.profiles.prompts import PromptWriter
-from tests.profiles.llm_server import ids
+from tests.profiles.llm_server import ids, stored
 from tests.profiles.tiny import generation, in_memory, prose, served, tiny_study, tiny_tables
 
 
@@ -53,7 +53,10 @@ def test_a_complete_store_needs_no_key_and_no_server(monkeypatch: pytest.MonkeyP
     data = tiny_study()
     with served() as server:
         monkeypatch.setenv("OPENAI_BASE_URL", server.base_url)
-        generation(data, "").run()
+        made = generation(data, "")
+        made.run()
+        assert data.provenance("llm")["server"] == server.base_url
+        assert stored(made, "SELECT DISTINCT server FROM answers") == [(server.base_url,)]
     monkeypatch.delenv("OPENAI_BASE_URL")
     outcome = generation(data, "").run()
     assert outcome.path is not None

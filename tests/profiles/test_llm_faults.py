@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import asyncio
 import gzip
 import json
-import sqlite3
 import threading
 import time
 from email.utils import formatdate
@@ -215,7 +213,6 @@ def test_a_stop_ends_a_long_pause(films: Dataset, server: ScriptedServer, status
         ({"retry-after-ms": "250", "retry-after": "3"}, 0.25),
         ({"retry-after": formatdate(time.time() + 86_400, usegmt=True)}, 86_400),
         ({"retry-after": "-3"}, 0),
-        ({"retry-after": "Mon, 01 Jan 1990 00:00:00 GMT"}, 0),
         ({"retry-after": "soon"}, 0),
         ({"retry-after": "nan"}, 0),
         ({"retry-after": "Fri, 99 Foo 9999 99:99:99 GMT"}, 0),
@@ -229,7 +226,6 @@ def test_a_pause_is_read_in_every_form(headers: dict[str, str], seconds: float) 
 QUOTA, KEY, MODEL = "the quota is used up", "check the key in OPENAI_API_KEY", "check the model name 'told'"
 STOPS: dict[str, tuple[Reply, str]] = {
     "quota": (fails(429, "insufficient_quota", delay=0.01), f"429: made to fail.*{QUOTA}"),
-    "payment": (fails(402), f"402: made to fail.*{QUOTA}"),
     "payment in a body with status 200": (
         sends({"id": None, "choices": None, "error": {"message": "Insufficient credits. Add more.", "code": 402}}),
         f"402: Insufficient credits. Add more.*{QUOTA}",
@@ -238,7 +234,6 @@ STOPS: dict[str, tuple[Reply, str]] = {
     "rights": (fails(403), f"403: made to fail.*{KEY}"),
     "key as status 400": (sends([{"error": {"code": 400, "message": "API key not valid"}}], 400), f"not valid.*{KEY}"),
     "model": (fails(404, "model_not_found"), f"404: made to fail.*{MODEL}"),
-    "model as a text": (sends({"error": "model 'told' not found, try pulling it"}, 404), f"try pulling it.*{MODEL}"),
 }
 
 
@@ -260,7 +255,7 @@ def test_what_no_retry_can_mend_stops_at_once(films: Dataset, server: ScriptedSe
 @pytest.mark.parametrize(
     "reply",
     [
-        *(fails(400, code) for code in ("content_filter", "content_policy_violation", "context_length_exceeded")),
+        fails(400, "content_filter"),
         sends({"error": "Input validation error: inputs tokens + max_new_tokens must be <= 512"}, 422),
         sends({"object": "error", "message": "This model's maximum context length is 4096 tokens", "code": 400}, 400),
     ],
@@ -281,7 +276,6 @@ def test_what_concerns_one_subject_alone_is_asked_once_and_stops_nothing(
         *((fails(status, "unsupported", "no such parameter: top_q"), "top_q") for status in (400, 413, 422)),
         (sends(b"", 307, "Location: /v1/chat/completions\r\n"), "moved to /v1/chat/completions"),
         (sends(b"", 307, "Location: http://[::1/v1\r\n"), r"moved to http://\[::1/v1"),
-        (sends(b"", 301, "Location: http://127.0.0.1:999999\r\n"), ":999999"),
     ],
 )
 def test_a_request_the_server_cannot_take_is_not_repeated(
@@ -297,10 +291,8 @@ def test_a_request_the_server_cannot_take_is_not_repeated(
 PAGE = "<html>502 upstream timed out</html>"
 WORDS: list[tuple[int, Any, str, str]] = [
     (422, {"error": "inputs are odd", "error_type": "validation"}, "request", "422: inputs are odd"),
-    (422, {"detail": "Not so."}, "request", "422: Not so."),
     (422, {"detail": [{"loc": ["body", "top_k"], "msg": "not permitted"}]}, "request", '"top_k"], "msg": "not permit'),
     (400, [{"error": {"code": 400, "message": "It is odd."}}], "request", "It is odd."),
-    (500, "out of\n memory", "server", "500: out of memory"),
     (502, PAGE, "server", f"502: {PAGE}"),
     (500, "", "server", "500: no message"),
     (200, PAGE, "garbage", f"no chat completion: {PAGE}"),
@@ -352,23 +344,3 @@ def test_a_key_that_is_no_header_is_an_error_that_does_not_show_it(
     assert "0123456789" not in str(caught.value)
     assert server.requests == 0
     assert not any(b"0123456789" in file.read_bytes() for file in made.answers.parent.iterdir())
-
-
-def test_a_store_that_is_read_meanwhile_is_still_written(films: Dataset, server: ScriptedServer) -> None:
-    made = generation(films, server.base_url)
-    ask(made, 2)
-    reader = sqlite3.connect(made.answers)
-    reader.execute("BEGIN")
-    assert reader.execute("SELECT count(*) FROM answers").fetchone() == (2,)
-    assert ask(made, 6).done == 4
-    assert reader.execute("SELECT count(*) FROM answers").fetchone() == (2,)
-    reader.close()
-    assert ids(made, "answers") == set(range(6))
-
-
-def test_asking_works_inside_a_running_event_loop(films: Dataset, server: ScriptedServer) -> None:
-    async def notebook() -> bool:
-        return generation(films, server.base_url).run().path is not None
-
-    assert asyncio.run(notebook())
-    assert (server.requests, len(server.counts)) == (124, 124)

@@ -41,37 +41,28 @@ from tests.profiles.tiny import INTERACTIONS, served, tiny_study, tiny_tables
 from tests.profiles.tiny import generation as tiny_generation
 
 SUBJECTS = 124
-KINDS = ("item", "auxiliary", "user")
 GERMAN = (
     "Ein Film, der eine Familie auf dem Land zeigt und davon erzählt, wie sie im Winter ohne Strom und ohne Nachbarn "
     "auskommen muss; er gefällt allen, die ruhige Bilder und lange Gespräche mögen."
 )
-JAPANESE = "これは海辺の町で暮らす家族の物語です。 静かな 映画が 好きな 人に 向いています。 音楽も 美しい。"
 CANNOT = "I'm sorry, but I can't help with writing a profile of this person from the data that you gave me."
-
-THINKING = "Okay, the user wants a profile of the film, so I look at the data."
-BAD: dict[str, tuple[Reply, str]] = {
-    "nothing": (says(""), "empty"),
-    "a word": (says("Sure!"), "empty"),
-    "a row of dots": (says(". . . . . . . ."), "empty"),
-    "an apology": (says(CANNOT), "refused"),
-    "a refusal": (says("", refusal="I can't help with that."), "refused"),
-    "no content but a refusal": (says("", content=None, refusal="No."), "refused"),
-    "a filter": (says(prose, finish_reason="content_filter"), "refused"),
-    "cut": (says(prose, finish_reason="length"), "truncated"),
-    "German": (says(GERMAN), "language"),
-    "Japanese": (says(JAPANESE), "language"),
-}
+BAD: list[tuple[Reply, str]] = [
+    (says(""), "empty"),
+    (says(CANNOT), "refused"),
+    (says("", content=None, refusal="No."), "refused"),
+    (says(prose, finish_reason="content_filter"), "refused"),
+    (says(prose, finish_reason="length"), "truncated"),
+    (says('["It is a film."]'), "format"),
+    (says(GERMAN), "language"),
+]
 """Answers that cannot be used."""
 
-THOUGHTS: dict[str, tuple[Reply, str]] = {
-    "Ollama": (says("", reasoning=THINKING), "the answer lies in `reasoning`"),
-    "Ollama, cut": (says("", "length", reasoning=THINKING), "the answer lies in `reasoning`"),
-    "DeepSeek": (says("", content=None, reasoning_content=THINKING), "the answer lies in `reasoning_content`"),
-    "hidden": (says("", "length"), "the answer holds thoughts alone"),
-    "without an end": (says(f"<think>{THINKING}", "length"), "the answer holds thoughts alone"),
-    "gpt-oss": (says(f"<|channel|>analysis<|message|>{THINKING}"), "the answer holds thoughts alone"),
-}
+THINKING = "Okay, the user wants a profile of the film, so I look at the data."
+THOUGHTS: list[tuple[Reply, str]] = [
+    (says("", reasoning=THINKING), "the answer lies in `reasoning`"),
+    (says("", "length", content=None, reasoning_content=THINKING), "the answer lies in `reasoning_content`"),
+    (says(f"<think>{THINKING}", "length"), "the answer holds thoughts alone"),
+]
 """Answers that a model spent on its thoughts, and what is said of them."""
 
 pytestmark = pytest.mark.usefixtures("short_pauses")
@@ -80,11 +71,11 @@ pytestmark = pytest.mark.usefixtures("short_pauses")
 def test_an_answer_that_cannot_be_used_is_asked_for_once_more_then_reported(
     films: Dataset, server: ScriptedServer
 ) -> None:
-    cases, n = list(BAD.values()), len(BAD)
-    server.script = lambda asked: cases[item_of(asked)][0] if item_of(asked) < n else good()
+    n = len(BAD)
+    server.script = lambda asked: BAD[item_of(asked)][0] if item_of(asked) < n else good()
     made = generation(films, server.base_url)
     progress = ask(made, n + 4)
-    kinds = [kind for _, kind in cases]
+    kinds = [kind for _, kind in BAD]
     assert (server.requests, progress.calls, progress.done, progress.failed) == (2 * n + 4, 2 * n + 4, 4, n)
     assert progress.problems == {kind: 2 * kinds.count(kind) for kind in kinds}
     assert stored(made, "SELECT id, kind FROM failures ORDER BY id") == list(enumerate(kinds))
@@ -108,21 +99,18 @@ def test_an_answer_that_cannot_be_used_is_asked_for_once_more_then_reported(
 
 
 def test_thoughts_without_an_answer_are_named_and_not_paid_for_again(films: Dataset, server: ScriptedServer) -> None:
-    cases, n = list(THOUGHTS.values()), len(THOUGHTS)
-    server.script = lambda asked: cases[item_of(asked) // 2][0] if item_of(asked) % 2 else good()
+    n = len(THOUGHTS)
+    server.script = lambda asked: THOUGHTS[item_of(asked) // 2][0] if item_of(asked) % 2 else good()
     made = generation(films, server.base_url, concurrency=1)
     progress = ask(made, 2 * n)
     assert (server.requests, progress.done, progress.failures) == (2 * n, n, {"thoughts": n})
-    for place, (_, said) in enumerate(cases):
+    for place, (_, said) in enumerate(THOUGHTS):
         assert said in progress.first_failures[place]
         assert "raise --max-tokens, or switch thinking off" in progress.first_failures[place]
     server.forget()
-    server.script = lambda _: cases[0][0]
+    server.script = lambda _: THOUGHTS[0][0]
     more = generation(films, server.base_url, max_tokens=500)
-    with pytest.raises(
-        LLMError,
-        match=r"(?s)5 questions in a row.*the answer lies in `reasoning`: raise --max-.*pay for the same again",
-    ):
+    with pytest.raises(LLMError, match=r"(?s)5 questions in a row.*`reasoning`: raise --max-.*pay for the same again"):
         ask(more, 48)
     assert server.requests <= 5 + 4, "the whole run was paid for"
 
@@ -175,38 +163,6 @@ def test_a_long_answer_is_used_and_flagged_where_it_does_not_become_shorter(
     server.forget()
     assert generation(films, server.base_url).run().progress.found == SUBJECTS
     assert (server.requests, films.provenance("told")["over_word_limit"]) == (0, 1)
-
-
-def test_the_table_names_the_server_that_was_asked(
-    films: Dataset, server: ScriptedServer, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setenv("OPENAI_BASE_URL", server.base_url)
-    monkeypatch.setenv("OPENAI_API_KEY", PLAIN_KEY)
-    made = generation(films, "")
-    made.run()
-    assert server.requests == SUBJECTS
-    assert films.provenance("told")["server"] == server.base_url
-    assert stored(made, "SELECT DISTINCT server FROM answers") == [(server.base_url,)]
-
-
-CLEAN = "This is the story of a family by the sea and of the winter that it spends there."
-WRAPPED = [
-    json.dumps({"profile": CLEAN}),
-    json.dumps({"item": {"profile": CLEAN}}),
-    json.dumps([CLEAN]),
-    f"The user wants a profile, so I look at the data.\n</think>\n\n{CLEAN}",
-    f"<|channel|>analysis<|message|>Short.<|end|><|channel|>final<|message|>{CLEAN}<|return|>",
-    CLEAN.replace(" the ", "\n\tthe\u2028\u200b "),
-    f"<think>{CLEAN}</think>\n```json\n{json.dumps({'text': f'**Profile:** {CLEAN}'})}\n```\n",
-]
-
-
-def test_what_stands_around_a_profile_is_taken_off_or_asked_for_again(films: Dataset, server: ScriptedServer) -> None:
-    wrappings = WRAPPED
-    server.script = lambda asked: says(wrappings[item_of(asked)] if asked.nth == 1 else CLEAN)
-    made = generation(films, server.base_url)
-    ask(made, len(wrappings))
-    assert dict(stored(made, "SELECT id, text FROM answers")) == dict.fromkeys(range(len(wrappings)), CLEAN)
 
 
 PLAIN_KEY, ODD_KEY = "sk-plain-0123456789", "sk-'o\\dd\"/</&+0123456789"
@@ -292,7 +248,11 @@ HOSTILE = [
 
 def test_no_text_of_the_data_or_of_an_answer_leaves_its_quotation_marks() -> None:
     """What no data-set folder takes is tried in test_prompt_fences; here all goes through folder, server and store."""
-    plain = [prompt.user for kind in KINDS for prompt in PromptWriter(tiny_study("plain")).prompts(kind)]
+    plain = [
+        prompt.user
+        for kind in ("item", "auxiliary", "user")
+        for prompt in PromptWriter(tiny_study("plain")).prompts(kind)
+    ]
     fences = [user.splitlines()[0].replace("BEGIN", "END") for user in plain]
     labels = dict(enumerate([*HOSTILE, *fences[:6]]))
     tables = tiny_tables(labels=labels, descriptions=dict(enumerate(HOSTILE)))
