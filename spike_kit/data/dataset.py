@@ -245,7 +245,9 @@ class Dataset:
         file, whole = self.profiles_path(name), isinstance(profiles, pd.DataFrame)
         batches = [self._checked_profiles(profiles, f"profile set {name}")] if whole else profiles
         with storage.atomic_file(file) as temporary:
-            _write_batches(temporary, batches, {"provenance": provenance or {}})
+            rows = _write_batches(temporary, batches, {"provenance": provenance or {}})
+            if rows != (due := len(self.users) + len(self.entities)):
+                raise DataError(f"profile set {name}: {rows} profiles, expected {due}", "write the profiles again")
         return file
 
     def provenance(self, name: str) -> dict[str, Any]:
