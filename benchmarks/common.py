@@ -1,11 +1,13 @@
-"""What the benchmarks share: a command line over a class of settings, a process of its own, a table or JSON."""
+"""What the benchmarks share: a command line over a class of settings, a process of its own, rounds, a table or JSON."""
 
 from __future__ import annotations
 
 import json
 import os
+import statistics
 import sys
 import tempfile
+import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -13,6 +15,7 @@ from typing import Annotated, Any, TypeVar
 
 import pandas as pd
 import tyro
+from tqdm.auto import tqdm
 
 from spike_kit.base import paths
 from spike_kit.base.config import Config
@@ -38,6 +41,24 @@ def alone(function: Callable[..., Result], *arguments: object) -> Result:
     """Run a function in a fresh process, whose memory is its alone."""
     with fresh_process() as pool:
         return pool.submit(function, *arguments).result()
+
+
+def seconds_of(work: Callable[[], object]) -> float:
+    """Seconds that something takes."""
+    started = time.perf_counter()
+    work()
+    return time.perf_counter() - started
+
+
+def in_turns(ours: Callable[[], float], floor: Callable[[], float], rounds: int = 5) -> tuple[float, float, float]:
+    """Let two things take turns that say their seconds; returns the median of each, and of the ratios in a round."""
+    seconds = [(ours(), floor()) for _ in tqdm(range(rounds), desc="bench", unit="round")]
+    median = statistics.median
+    return (
+        median(our for our, _ in seconds),
+        median(low for _, low in seconds),
+        median(our / low for our, low in seconds),
+    )
 
 
 @contextmanager
@@ -66,11 +87,12 @@ def main(
     except SpikeKitError as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
-    if isinstance(measured, list):
-        rows = [{name: value for name, (value, _) in row.items()} for row in measured]
-        print(json.dumps(rows) if setup.as_json else pd.DataFrame(rows).to_string(index=False))
-    elif setup.as_json:
-        print(json.dumps({name: value for name, (value, _) in measured.items()}))
+    several = isinstance(measured, list)
+    rows = [{name: value for name, (value, _) in row.items()} for row in (measured if several else [measured])]
+    if setup.as_json:
+        print(json.dumps(rows if several else rows[0]))
+    elif several:
+        print(pd.DataFrame(rows).to_string(index=False))
     else:
         for name, (value, meaning) in measured.items():
             print(f"{name:22} {value!s:<12} {meaning}")

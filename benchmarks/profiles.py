@@ -7,19 +7,19 @@ and the commit of the answer to the store.
 from __future__ import annotations
 
 import asyncio
-import statistics
 import sys
+import tempfile
 import time
 from collections import deque
 from collections.abc import Iterator
 from itertools import islice
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
 from pydantic import Field
-from tqdm.auto import tqdm
 
-from benchmarks.common import GIB, Measured, Setup, alone, main, temporary_home
+from benchmarks.common import GIB, Measured, Setup, alone, in_turns, main, temporary_home
 from spike_kit.base import paths
 from spike_kit.base.devices import peak_bytes
 from spike_kit.base.errors import require
@@ -33,7 +33,7 @@ from spike_kit.profiles.loopback import MODEL, LoopbackProcess
 from spike_kit.profiles.prompts import PromptWriter
 
 ROUNDS = 3
-"""Rounds in which the bare loop and the generation take turns."""
+"""Rounds in which the generation and the bare loop take turns."""
 
 _CONCURRENCY = 32
 _FACTS, _TRAIN_PER_USER = 5, 12
@@ -52,45 +52,40 @@ def bench_profiles(setup: ProfilesSetup) -> Measured:
 
     Each run has a process of its own, so that memory is its alone; everything is removed again.
     """
-    size, bare, ours = setup.profiles // 10, [], []
-    progress = tqdm(total=2 * ROUNDS + 2, desc="bench profiles", unit="run")
-    with temporary_home(), LoopbackProcess() as server, progress as bar:
+    size, small_peaks = setup.profiles // 10, []
+    with temporary_home(), LoopbackProcess() as server:
         alone(synthetic_dataset, "small", size)
         alone(synthetic_dataset, "large", setup.profiles)
-        for number in range(ROUNDS):
-            bare.append(size / alone(_bare, size, server.base_url))
-            bar.update()
-            ours.append(size / alone(_generate, "small", f"{number}", server.base_url)[0])
-            bar.update()
-        _, _, small_peak = alone(_generate, "small", "peak", server.base_url)
-        bar.update()
-        _, seconds, peak = alone(_generate, "large", "peak", server.base_url)
-        bar.update()
-    ratio = statistics.median(our / their for our, their in zip(ours, bare, strict=True))
+
+        def ours() -> float:
+            asking_seconds, _, peak = alone(_generate, "small", server.base_url)
+            small_peaks.append(peak)
+            return asking_seconds
+
+        ours_seconds, bare_seconds, ratio = in_turns(ours, lambda: alone(_bare, size, server.base_url), ROUNDS)
+        _, seconds, peak = alone(_generate, "large", server.base_url)
+    growth = peak - small_peaks[0]
     return {
         "profiles": (setup.profiles, "profiles of the large run"),
-        "profiles_per_second": (round(statistics.median(ours), 1), "prompt, call, checks and commit (median)"),
-        "bare_client_per_second": (round(statistics.median(bare), 1), "requests of a bare loop over AsyncOpenAI"),
-        "client_ratio": (round(ratio, 3), "median over rounds of the first by the second"),
+        "profiles_per_second": (round(size / ours_seconds, 1), "prompt, call, checks and commit (median)"),
+        "bare_client_per_second": (round(size / bare_seconds, 1), "requests of a bare loop over AsyncOpenAI"),
+        "client_ratio": (round(1 / ratio, 3), "median over rounds of the first by the second"),
         "seconds": (round(seconds, 1), "time of the large run, the profiles table included"),
         "peak_rss_gib": (round(peak / GIB, 3), "largest resident memory of it in GiB, the interpreter included"),
-        "small_peak_rss_gib": (round(small_peak / GIB, 3), "the same for a run of a tenth of the profiles"),
-        "rss_growth_mib": (round((peak - small_peak) / 2**20, 1), "difference of the two in MiB"),
+        "rss_growth_mib": (round(growth / 2**20, 1), "what that is more than a run of a tenth of the profiles took"),
     }
 
 
-def _generate(dataset: str, run: str, base_url: str) -> tuple[float, float, int]:
-    """Seconds of asking, seconds with the table, and peak memory of one run."""
+def _generate(dataset: str, base_url: str) -> tuple[float, float, int]:
+    """Seconds of asking, seconds with the table, and peak memory of a run that begins without answers."""
     llm = LLMConfig(model=MODEL, base_url=base_url, concurrency=_CONCURRENCY)
-    answers = paths.home() / f"{dataset}-{run}.sqlite"
+    answers = Path(tempfile.mkdtemp(dir=paths.home()), "answers.sqlite")
     generation = Generation(Dataset.open(dataset), GenerationConfig(llm=llm), "bench", answers=answers)
     require("openai", "llm")
     looks: deque[float] = deque(maxlen=1)
     started = time.perf_counter()
-    outcome = generation.run(watch=lambda _: looks.append(time.perf_counter()))
-    seconds = time.perf_counter() - started
-    assert outcome.path is not None
-    return looks[0] - started, seconds, peak_bytes()
+    generation.run(watch=lambda _: looks.append(time.perf_counter()))
+    return looks[0] - started, time.perf_counter() - started, peak_bytes()
 
 
 def _bare(requests: int, base_url: str) -> float:
@@ -121,19 +116,13 @@ def synthetic_dataset(name: str, profiles: int, seed: int = 0) -> Dataset:
     films = [f"Film {number} (19{number % 90 + 10})" for number in range(n_items)]
     people = np.append(rng.permutation(n_others), (n_others * rng.random(n_items * _FACTS - n_others) ** 2).astype(int))
     triples = pd.DataFrame({"head": np.tile(films, _FACTS), "relation": rng.choice(_RELATIONS, len(people))})
+    triples["tail"] = [f"Person {number}" for number in people]
     pairs = pd.DataFrame({"user": [f"User {number % n_items}" for number in range(n_items * _TRAIN_PER_USER)]})
     pairs["item"] = [films[int(n_items * share**1.5)] for share in rng.random(len(pairs))]
     items = pd.DataFrame({"item": films, "title": films})
     items["description"] = [f"A film of {80 + number % 70} minutes." for number in range(n_items)]
-    return dataset_from_frames(
-        pairs.drop_duplicates(),
-        items,
-        triples.assign(tail=[f"Person {number}" for number in people]).drop_duplicates(),
-        name=name,
-        **UNFILTERED,
-        valid=0,
-        test=0,
-    )
+    frames = pairs.drop_duplicates(), items, triples.drop_duplicates()
+    return dataset_from_frames(*frames, name=name, **UNFILTERED, valid=0, test=0)
 
 
 if __name__ == "__main__":

@@ -9,7 +9,6 @@ from operator import itemgetter
 from typing import Any
 
 from pydantic import Field
-from tqdm.auto import tqdm
 
 from benchmarks.common import Measured, Setup, alone, main
 from spike_kit.base.devices import resolve_device
@@ -58,11 +57,8 @@ def bench_quality(setup: QualitySetup) -> Measured:
         find_preset(setup.model, preset)
     setup = setup.replace(device=str(resolve_device(setup.device)))
     training = {"epochs": setup.plain_epochs, "learning_rate": 1e-3, "batch_size": 1024}
-    with tqdm(total=2, desc="bench quality", unit="training") as bar:
-        validations, seconds = alone(_curve, setup, setup.plain, training, None)
-        bar.update()
-        ours, _ = alone(_curve, setup, setup.preset, {}, TOO_SLOW * seconds)
-        bar.update()
+    validations, seconds = alone(_curve, setup, setup.plain, training, float("inf"))
+    ours, _ = alone(_curve, setup, setup.preset, {}, TOO_SLOW * seconds)
     plain, best = max(validations, key=itemgetter(0)), max(ours, key=itemgetter(0))
     reached = next((point for point in ours if point[0] >= plain[0]), None)
     return {
@@ -80,7 +76,7 @@ def bench_quality(setup: QualitySetup) -> Measured:
     }
 
 
-def _curve(setup: QualitySetup, preset: str, training: dict[str, Any], longest: float | None) -> Curve:
+def _curve(setup: QualitySetup, preset: str, training: dict[str, Any], longest: float) -> Curve:
     config = RunConfig(model=setup.model, dataset=setup.dataset, preset=preset, training=training, seed=setup.seed)
     data, points = Dataset.open(setup.dataset), []
     started = time.perf_counter()
@@ -89,11 +85,11 @@ def _curve(setup: QualitySetup, preset: str, training: dict[str, Any], longest: 
         seconds = time.perf_counter() - started
         if VALID in row:
             points.append((row[VALID], seconds, int(row["epoch"])))
-        if longest is not None and seconds > longest:
+        if seconds > longest:
             raise _TooSlowError
 
     with suppress(_TooSlowError):
-        train(config, data, setup.device, progress=False, report=report)
+        train(config, data, setup.device, report=report)
     return points, time.perf_counter() - started
 
 

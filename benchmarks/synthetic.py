@@ -85,21 +85,8 @@ def parse_sizes(text: str) -> list[SyntheticSize]:
 
 
 def synthetic_graph(size: SyntheticSize, seed: int = 0) -> Graph:
-    """Draw a graph with exactly the counts of ``size``, on the CPU; equal seeds give equal graphs.
-
-    Raises
-    ------
-    ConfigError
-        If it has more than a fifth of all possible interactions or pairs of a head and a tail.
-    """
+    """Draw a graph with exactly the counts of ``size``, on the CPU; equal seeds give equal graphs."""
     n_others = size.entities - size.items
-    pairs, links = size.users * size.items, size.entities * n_others
-    if 5 * size.interactions > pairs or 5 * size.triples > links:
-        raise ConfigError(
-            f"{size.interactions} interactions of {pairs} possible ones, {size.triples} triples over {links} possible "
-            "pairs of a head and a tail: too dense for a synthetic graph",
-            "give at most a fifth of what is possible",
-        )
     rng = numpy_generator(seed, "synthetic interactions")
 
     def interactions(n: int) -> np.ndarray:

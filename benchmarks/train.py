@@ -12,14 +12,14 @@ import statistics
 import sys
 import time
 from collections.abc import Callable, Iterator
+from itertools import islice
 
 import torch
 from pydantic import Field
 from torch import Tensor
-from tqdm.auto import tqdm
 from tyro.conf import UseAppendAction
 
-from benchmarks.common import GIB, Measured, Setup, alone, main
+from benchmarks.common import GIB, Measured, Setup, alone, in_turns, main
 from benchmarks.synthetic import SyntheticSize, parse_sizes, synthetic_graph, synthetic_vectors
 from spike_kit.base.config import Config
 from spike_kit.base.devices import deterministic, peak_bytes, resolve_device
@@ -33,13 +33,14 @@ from spike_kit.experiments.search import parse_fixed
 from spike_kit.models import find_model, find_preset
 from spike_kit.models.base import TrainedRecommender
 from spike_kit.models.spike import Spike
-from spike_kit.profiles.encode import DEFAULT_ENCODER
-from spike_kit.profiles.template import TEMPLATE
 from spike_kit.training.loop import training_step
 from spike_kit.training.sampling import NegativeSampler, epoch_batches
 
 ROUNDS = 5
 """Rounds in which steps and floor take turns."""
+
+GROWTH = ("nodes", "edges", "step_seconds", "seconds_per_million", "peak_rss_gib")
+"""What is shown of several sizes."""
 
 _WARM_UP = 5
 
@@ -66,23 +67,15 @@ class TrainSetup(Setup):
 
 
 def bench_train(setup: TrainSetup) -> Measured | list[Measured]:
-    """Take training steps, beside the bare products of the text projection; with several sizes, without them.
+    """Take training steps, beside the bare products of the text projection.
 
-    Every size has a process of its own.
+    Several sizes give a table of how cost grows; every size has a process of its own.
     """
     setup = setup.replace(device=str(resolve_device(setup.device)))
     _settings(setup)
     sizes = parse_sizes(setup.synthetic) if setup.synthetic else [None]
-    if len(sizes) == 1:
-        return alone(_measure, setup, sizes[0], True)
-    growth = []
-    for size in tqdm(sizes, desc="bench train", unit="size"):
-        measured = alone(_measure, setup, size, False)
-        nodes, edges, seconds = (measured[name][0] for name in ("nodes", "edges", "step_seconds"))
-        per_million = _rounded(1e6 * seconds / (nodes + edges))
-        row = {name: measured[name] for name in ("nodes", "edges", "step_seconds", "peak_rss_gib")}
-        growth.append(row | {"seconds_per_million": (per_million, "seconds per step for a million of edges and nodes")})
-    return growth
+    measured = [alone(_measure, setup, size) for size in sizes]
+    return [{name: row[name] for name in GROWTH} for row in measured] if len(measured) > 1 else measured[0]
 
 
 def _settings(setup: TrainSetup) -> Config:
@@ -93,27 +86,30 @@ def _settings(setup: TrainSetup) -> Config:
     return find_preset(setup.model, setup.preset).model.replace(**parse_fixed(config, setup.fix))
 
 
-def _measure(setup: TrainSetup, size: SyntheticSize | None, with_floor: bool) -> Measured:
+def _measure(setup: TrainSetup, size: SyntheticSize | None) -> Measured:
     with deterministic():
         model, graph, text = _model(setup, size)
         batch_size = setup.batch_size or find_preset(setup.model, setup.preset).training.batch_size
         shuffles: list[float] = []
-        steps = _steps(model, graph, batch_size, shuffles)
+        steps, per_round = _steps(model, graph, batch_size, shuffles), -(-setup.steps // ROUNDS)
         for _ in range(_WARM_UP):
             next(steps)
-        floor, peaks, ours, bare = None, (0, 0), [], []
-        for number in tqdm(range(ROUNDS), desc="bench train", unit="round", disable=not with_floor):
-            ours.append([next(steps) for _ in range(-(-setup.steps // ROUNDS))])
-            if number == 0:
-                peaks = peak_bytes(), peak_bytes(graph.device)
-                floor = _floor(model, text) if with_floor and text and isinstance(model, Spike) else None
-            if floor is not None:
-                bare.append([floor() for _ in ours[-1]])
+        peaks = peak_bytes(), peak_bytes(graph.device)
+
+        def ours() -> float:
+            return statistics.median(islice(steps, per_round))
+
+        if text is not None and isinstance(model, Spike):
+            products = _floor(model, text)
+            seconds, floor, ratio = in_turns(
+                ours, lambda: statistics.median(products() for _ in range(per_round)), ROUNDS
+            )
+        else:
+            seconds, floor, ratio = statistics.median(ours() for _ in range(ROUNDS)), None, None
     extra = statistics.median(shuffles) / -(-graph.n_interactions // batch_size)
-    rounds = zip(ours, bare, strict=True) if bare else ()
-    ratios = [(statistics.median(one) + extra) / statistics.median(other) for one, other in rounds]
+    seconds += extra
     precision = getattr(model.config, "text_precision", str(next(model.parameters()).dtype).removeprefix("torch."))
-    cuda = round(peaks[1] / GIB, 3) if graph.device.type == "cuda" else None
+    size_in_millions = (graph.n_nodes + graph.n_edges) / 1e6
     return {
         "dataset": (size.name if size else setup.dataset, "data set, or synthetic size"),
         "model": (setup.model, "model"),
@@ -126,28 +122,29 @@ def _measure(setup: TrainSetup, size: SyntheticSize | None, with_floor: bool) ->
         "interactions": (graph.n_interactions, "train interactions"),
         "text_dim": (text and text.dim, "dimension of the vectors that the model multiplies; none without text"),
         "batch_size": (batch_size, "train interactions per step"),
-        "step_seconds": (_rounded(_median(ours) + extra), "seconds per step (median), with its share of shuffling"),
-        "floor_seconds": (_rounded(_median(bare)) if bare else None, "seconds of the bare products; SPiKE only"),
-        "floor_ratio": (round(statistics.median(ratios), 3) if bare else None, "step by floor, median over rounds"),
+        "step_seconds": (_rounded(seconds), "seconds per step (median), with its share of shuffling"),
+        "seconds_per_million": (_rounded(seconds / size_in_millions), "the same for a million of edges and nodes"),
+        "floor_seconds": (floor and _rounded(floor), "seconds of the bare products; SPiKE only"),
+        "floor_ratio": (ratio and floor and _rounded(ratio + extra / floor), "step by floor, median over rounds"),
         "peak_rss_gib": (round(peaks[0] / GIB, 3), "largest resident memory in GiB, the interpreter included"),
-        "peak_cuda_gib": (cuda, "largest CUDA memory in GiB that tensors took; none without CUDA"),
+        "peak_cuda_gib": (
+            round(peaks[1] / GIB, 3) if graph.device.type == "cuda" else None,
+            "largest CUDA memory in GiB that tensors took; none without CUDA",
+        ),
     }
 
 
 def _model(setup: TrainSetup, size: SyntheticSize | None) -> tuple[TrainedRecommender, Graph, ProfileVectors | None]:
     """Untrained model, its graph, and the vectors that it multiplies."""
-    cls, vectors = find_model(setup.model), None
+    cls = find_model(setup.model)
     if size is not None:
-        graph = synthetic_graph(size)
-        vectors = synthetic_vectors(size) if cls.uses_text else None
+        graph, vectors = synthetic_graph(size), synthetic_vectors(size) if cls.uses_text else None
     else:
         data = Dataset.open(setup.dataset)
-        graph = Graph.from_tables(data.tables)
-        vectors = data.vectors(TEMPLATE, DEFAULT_ENCODER) if cls.uses_text else None
-    graph = graph.to(setup.device)
-    model = cls(_settings(setup), graph, vectors, torch_generator(0, "init"))
+        graph, vectors = Graph.from_tables(data.tables), data.vectors() if cls.uses_text else None
+    model = cls(_settings(setup), graph.to(setup.device), vectors, torch_generator(0, "init"))
     assert isinstance(model, TrainedRecommender)
-    return model, graph, getattr(model, "text", vectors)
+    return model, model.graph, getattr(model, "text", vectors)
 
 
 def _steps(model: TrainedRecommender, graph: Graph, batch_size: int, shuffles: list[float]) -> Iterator[float]:
@@ -155,11 +152,8 @@ def _steps(model: TrainedRecommender, graph: Graph, batch_size: int, shuffles: l
 
     Seconds of shuffling an epoch and drawing its negatives are appended to ``shuffles`` instead.
     """
-    sampler, order, draws = (
-        NegativeSampler(graph),
-        torch_generator(0, "batches"),
-        torch_generator(0, "draws", graph.device),
-    )
+    sampler, order = NegativeSampler(graph), torch_generator(0, "batches")
+    draws = torch_generator(0, "draws", graph.device)
     optimizer = torch.optim.Adam(model.parameters(), lr=1e-3, fused=True)
     model.train()
     while True:
@@ -205,10 +199,6 @@ def _now(device: torch.device) -> float:
     if device.type == "cuda":
         torch.cuda.synchronize(device)
     return time.perf_counter()
-
-
-def _median(rounds: list[list[float]]) -> float:
-    return statistics.median(seconds for measured in rounds for seconds in measured)
 
 
 def _rounded(seconds: float) -> float:

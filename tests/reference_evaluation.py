@@ -7,22 +7,17 @@ from __future__ import annotations
 
 import heapq
 import math
-import statistics
-import sys
-import time
-from collections.abc import Callable, Sequence
-from typing import Literal
+from collections.abc import Sequence
 
-import numpy as np
 import torch
 from torch import Tensor
 
+from benchmarks.common import in_turns, seconds_of
 from benchmarks.evaluation import synthetic_task
 from spike_kit.evaluation.ranking import CUTOFFS, RankingTask, evaluate
 from spike_kit.models.base import Recommender
 
-Ranking = Literal["topk", "argsort", "heap"]
-SAMPLE, ROUNDS = 200, 5
+SAMPLE = 200
 
 
 def by_topk(scores: Tensor, seen: list[int], k: int) -> list[int]:
@@ -32,13 +27,6 @@ def by_topk(scores: Tensor, seen: list[int], k: int) -> list[int]:
     return [item for item, score in zip(items.tolist(), best.tolist(), strict=True) if score > -math.inf]
 
 
-def by_argsort(scores: Tensor, seen: list[int], k: int) -> list[int]:
-    """Mask, then sort all items with numpy."""
-    values = scores.numpy()
-    values[seen] = -math.inf
-    return [item for item in np.argsort(-values)[:k].tolist() if values[item] > -math.inf]
-
-
 def by_heap(scores: Tensor, seen: list[int], k: int) -> list[int]:
     """Scores of the unseen items in a dict, then ``heapq.nlargest``."""
     values, masked = scores.tolist(), set(seen)
@@ -46,11 +34,7 @@ def by_heap(scores: Tensor, seen: list[int], k: int) -> list[int]:
     return heapq.nlargest(k, offered, key=offered.__getitem__)
 
 
-RANKINGS: dict[Ranking, Callable[[Tensor, list[int], int], list[int]]] = {
-    "topk": by_topk,
-    "argsort": by_argsort,
-    "heap": by_heap,
-}
+RANKINGS = {"topk": by_topk, "heap": by_heap}
 
 
 def user_metrics(ranked: list[int], relevant: set[int], cutoffs: Sequence[int]) -> dict[str, float]:
@@ -85,7 +69,7 @@ def loop(
     seen: list[list[int]],
     relevant: list[set[int]],
     cutoffs: Sequence[int] = CUTOFFS,
-    ranking: Ranking = "topk",
+    ranking: str = "topk",
 ) -> list[dict[str, float]]:
     """Metrics of each of ``users [n]`` (of the first of them, if there are fewer lists)."""
     rank, rows = RANKINGS[ranking], []
@@ -95,35 +79,19 @@ def loop(
     return rows
 
 
-def loop_seconds(recommender: Recommender, task: RankingTask, ranking: Ranking, sample: int = SAMPLE) -> float:
-    """Time of the loop over all users of a task, from its first ``sample`` ones."""
-    seen, relevant = lists_of(task)
-    started = time.perf_counter()
-    done = loop(recommender, task.users, seen[:sample], relevant[:sample], ranking=ranking)
-    return (time.perf_counter() - started) / len(done) * task.users.numel()
-
-
 def main() -> None:
-    """Write the seconds of both, in turns, and their ratio for every way of ranking."""
+    """Write the seconds of both, in turns, and their ratio for every way of ranking; the loop ranks for some only."""
     recommender, task = synthetic_task(10_000, 25_000)
-    evaluate(recommender, task)
-    ours: list[float] = []
-    loops: dict[Ranking, list[float]] = {ranking: [] for ranking in RANKINGS}
+    seen, relevant = lists_of(task)
     with torch.no_grad():
-        for _ in range(ROUNDS):
-            started = time.perf_counter()
-            evaluate(recommender, task)
-            ours.append(time.perf_counter() - started)
-            for ranking, seconds in loops.items():
-                seconds.append(loop_seconds(recommender, task, ranking))
-    lines = [
-        f"10,000 users, 25,000 items, {torch.get_num_threads()} threads; medians of {ROUNDS} rounds",
-        f"evaluate      {statistics.median(ours):8.3f} s",
-    ]
-    for ranking, seconds in loops.items():
-        ratio = statistics.median(theirs / our for theirs, our in zip(seconds, ours, strict=True))
-        lines.append(f"loop, {ranking:7} {statistics.median(seconds):8.3f} s   {ratio:6.1f} times as long")
-    sys.stdout.write("\n".join(lines) + "\n")
+        evaluate(recommender, task)
+        for ranking in RANKINGS:
+            some = recommender, task.users, seen[:SAMPLE], relevant[:SAMPLE], CUTOFFS, ranking
+            theirs, ours, ratio = in_turns(
+                lambda some=some: seconds_of(lambda: loop(*some)) * len(seen) / SAMPLE,
+                lambda: seconds_of(lambda: evaluate(recommender, task)),
+            )
+            print(f"evaluate {ours:.3f} s; loop by {ranking} {theirs:.3f} s, {ratio:.1f} times as long")  # noqa: T201
 
 
 if __name__ == "__main__":

@@ -15,15 +15,11 @@ import torch
 
 from benchmarks import quality
 from benchmarks.common import alone, main
+from benchmarks.train import GROWTH
 from spike_kit.base import paths
 from spike_kit.base.devices import peak_bytes, reset_peak
 from spike_kit.data.dataset import Dataset
-from spike_kit.evaluation import ranking
 
-TRAIN_KEYS = {
-    *("dataset", "model", "preset", "device", "threads", "precision", "nodes", "edges", "interactions", "text_dim"),
-    *("batch_size", "step_seconds", "floor_seconds", "floor_ratio", "peak_rss_gib", "peak_cuda_gib"),
-}
 WORLD = ["--dataset", "world", "--device", "cpu", "--steps", "30"]
 
 
@@ -52,21 +48,15 @@ def test_the_script_prints_one_json_object() -> None:
     found = json.loads(subprocess.run(command, check=True, capture_output=True, text=True, env=os.environ).stdout)
     assert (found["users"], found["items"]) == (1000, 1000)
     assert found["users_per_second"] == pytest.approx(1000 / found["seconds"], rel=0.1)
-    assert found["floor_seconds"] > 0
-    assert found["floor_ratio"] > 0
-    assert found["chunk_entries"] == ranking.CHUNK_ENTRIES
+    assert found["floor_ratio"] == pytest.approx(found["seconds"] / found["floor_seconds"], rel=0.9)
     assert 0 < found["peak_rss_gib"] < 4
-    assert found["threads"] >= 1
 
 
 @pytest.mark.usefixtures("here")
-@pytest.mark.parametrize("release", ["2018", "2023"])
-def test_data(capsys: pytest.CaptureFixture[str], release: str) -> None:
-    found = measured(capsys, "data", "--reviews", "3000", "--release", release)
-    assert found["reviews"] == 3000
+def test_data(capsys: pytest.CaptureFixture[str]) -> None:
+    found = measured(capsys, "data", "--reviews", "3000")
     assert found["ratio"] == pytest.approx(found["seconds"] / found["scan_seconds"], rel=0.6)
     assert found["reviews_per_second"] == pytest.approx(3000 / found["seconds"], rel=0.1)
-    assert found["peak_rss_gib"] > 0
     assert 0 < found["kept_reviews"] <= found["interactions"] < 3000
 
 
@@ -74,11 +64,9 @@ def test_data(capsys: pytest.CaptureFixture[str], release: str) -> None:
 def test_profiles(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("benchmarks.profiles.ROUNDS", 1)
     found = measured(capsys, "profiles", "--profiles", "1000")
-    assert found["profiles"] == 1000
-    names = ("profiles_per_second", "bare_client_per_second", "client_ratio", "seconds", "small_peak_rss_gib")
-    assert all(found[name] > 0 for name in names)
-    growth = 1024 * (found["peak_rss_gib"] - found["small_peak_rss_gib"])
-    assert found["rss_growth_mib"] == pytest.approx(growth, abs=1.5)
+    ratio = found["profiles_per_second"] / found["bare_client_per_second"]
+    assert found["client_ratio"] == pytest.approx(ratio, rel=0.01)
+    assert found["rss_growth_mib"] < 1024 * found["peak_rss_gib"]
 
 
 @pytest.mark.usefixtures("here")
@@ -102,73 +90,63 @@ def test_a_preset_that_is_never_as_good_has_no_ratio(
 
 
 @pytest.mark.usefixtures("here")
-def test_train(data: Dataset, capsys: pytest.CaptureFixture[str]) -> None:
-    found = measured(capsys, "train", *WORLD, "--batch-size", "64")
-    assert set(found) == TRAIN_KEYS
-    assert found["dataset"] == "world"
-    assert found["nodes"] == len(data.users) + len(data.entities)
-    assert found["edges"] == 2 * len(data.triples)
-    assert found["interactions"] == len(data.split("train"))
-    assert (found["batch_size"], found["precision"], found["peak_cuda_gib"]) == (64, "float32", None)
-    assert all(found[name] > 0 for name in ("step_seconds", "floor_seconds", "floor_ratio"))
-    assert found["peak_rss_gib"] > 0.1
-
-
-@pytest.mark.usefixtures("here")
-@pytest.mark.parametrize(("preset", "dim"), [("recommended", 7), ("released_code", 24)])
+@pytest.mark.parametrize(
+    ("preset", "fixed", "dim"), [("recommended", "text_components=7", 7), ("released_code", "layers=1", 24)]
+)
 def test_the_floor_is_that_of_the_vectors_that_the_model_multiplies(
-    data: Dataset, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, preset: str, dim: int
+    data: Dataset,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+    preset: str,
+    fixed: str,
+    dim: int,
 ) -> None:
     multiplied = set()
     product = torch.mm
-    monkeypatch.setattr(torch, "mm", lambda a, b, **out: multiplied.add(b.shape) or product(a, b, **out))
-    fixed = ["--fix", "text_components=7", "--fix", "dim=8"] if preset == "recommended" else ["--fix", "dim=8"]
-    assert measured(capsys, "train", *WORLD, "--preset", preset, *fixed)["text_dim"] == dim
-    text_rows = {(len(data.users), dim), (len(data.entities), dim)}
-    assert {tuple(shape) for shape in multiplied} == {(dim, dim), (dim, 8), (8, dim), *text_rows}
+    monkeypatch.setattr(torch, "mm", lambda a, b, **out: multiplied.add(tuple(b.shape)) or product(a, b, **out))
+    options = [*WORLD, "--preset", preset, "--fix", "dim=8", "--fix", fixed, "--fix", "text_precision=bfloat16"]
+    found = measured(capsys, "train", *options, "--batch-size", "64")
+    assert multiplied == {(dim, dim), (dim, 8), (8, dim), (len(data.users), dim), (len(data.entities), dim)}
+    assert (found["text_dim"], found["batch_size"], found["precision"]) == (dim, 64, "bfloat16")
+    assert (found["nodes"], found["edges"]) == (len(data.users) + len(data.entities), 2 * len(data.triples))
+    assert found["interactions"] == len(data.split("train"))
+    assert all(found[name] > 0 for name in ("step_seconds", "floor_seconds", "floor_ratio", "peak_rss_gib"))
 
 
 @pytest.mark.usefixtures("here")
-def test_a_model_without_text_has_no_floor(capsys: pytest.CaptureFixture[str]) -> None:
-    found = measured(capsys, "train", "--model", "bprmf", "--synthetic", "1000", "--steps", "30")
-    assert found["step_seconds"] > 0
-    assert found["floor_seconds"] is found["floor_ratio"] is found["text_dim"] is None
-    assert found["dataset"] == "1000"
-
-
-@pytest.mark.usefixtures("here")
-def test_several_sizes_give_a_growth_curve(capsys: pytest.CaptureFixture[str]) -> None:
-    options = ["--synthetic", "1000,2000", "--steps", "30", "--batch-size", "128"]
-    rows = measured(capsys, "train", *options, "--model", "lightgcn")
-    assert [row["nodes"] for row in rows] == [1000, 2000]
-    assert [row["edges"] for row in rows] == [27_322, 54_644]
+def test_a_model_without_text_has_no_floor_and_several_sizes_give_a_growth_curve(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    options = ["--model", "lightgcn", "--steps", "30", "--batch-size", "128", "--synthetic"]
+    found = measured(capsys, "train", *options, "1000")
+    assert found["floor_seconds"] is found["floor_ratio"] is found["text_dim"] is found["peak_cuda_gib"] is None
+    rows = measured(capsys, "train", *options, "1000,2000")
+    assert [(row["nodes"], row["edges"]) for row in rows] == [(1000, 27_322), (2000, 54_644)]
     for row in rows:
-        assert set(row) == {"nodes", "edges", "step_seconds", "seconds_per_million", "peak_rss_gib"}
+        assert set(row) == {*GROWTH}
         millions = (row["nodes"] + row["edges"]) / 1e6
         assert row["seconds_per_million"] == pytest.approx(row["step_seconds"] / millions, rel=1e-3)
+    assert run("train", *options, "1000") == 0
+    assert "bare products" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(
     ("options", "said"),
     [
         (["data", "--reviews", "10"], ["reviews", "greater than or equal to 1000"]),
-        (["profiles", "--profiles", "10"], ["profiles", "greater than or equal to 1000"]),
-        (["evaluation", "--users", "10"], ["users", "greater than or equal to 1000"]),
-        (["evaluation", "--items", "10"], ["items", "greater than or equal to 1000"]),
-        (["train", "--steps", "3"], ["steps", "greater than or equal to 30"]),
-        (["train", "--batch-size", "0"], ["batch_size", "greater than or equal to 1"]),
         (["train", "--synthetic", "-5"], ["-5 nodes", "at least 1000"]),
-        (["train", "--synthetic", "abc"], ["no synthetic size 'abc'", "amazon-book"]),
-        (["train", "--synthetic", "2000,,3000"], ["no synthetic size ''"]),
+        (["train", "--synthetic", "2000,,abc"], ["no synthetic size ''", "amazon-book"]),
         (["train", "--model", "popularity"], ["popularity is not trained"]),
         (["train", "--preset", "best"], ["no preset of model spike named 'best'", "released_code"]),
         (["train", "--fix", "epochs=3"], ["unknown setting 'epochs' for SpikeConfig"]),
         (["train", "--device", "gpu"], ["gpu"]),
+        (["train", "--dataset", "nowhere", "--device", "cpu"], ["nowhere"]),
         (["quality", "--preset", "nothing"], ["no preset of model spike named 'nothing'"]),
     ],
     ids=" ".join,
 )
 def test_nonsense_is_explained(options: list[str], said: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    """A data set is looked for in a fresh process, whose errors are explained, too."""
     try:
         code = run(*options)
     except SystemExit as end:
@@ -179,31 +157,12 @@ def test_nonsense_is_explained(options: list[str], said: list[str], capsys: pyte
     assert all(part in shown for part in said), shown
 
 
-def test_an_error_in_the_fresh_process_is_explained(capsys: pytest.CaptureFixture[str]) -> None:
-    assert run("train", "--dataset", "nowhere", "--device", "cpu") == 1
-    assert "nowhere" in capsys.readouterr().err
-
-
-@pytest.mark.usefixtures("here")
-def test_settings_of_the_model_can_be_measured(data: Dataset, capsys: pytest.CaptureFixture[str]) -> None:
-    fixed = ["--fix", "text_precision=bfloat16", "--fix", "budget-mib=1"]
-    assert measured(capsys, "train", *WORLD, *fixed)["precision"] == "bfloat16"
-    assert run("train", *WORLD) == 0
-    assert "bare products" in capsys.readouterr().out
-
-
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="only Linux can count from anew")
 def test_the_peak_counts_from_the_last_reset() -> None:
     ballast = np.ones(2**27, dtype=np.int8)
     highest = peak_bytes()
     assert highest > ballast.nbytes
+    assert alone(peak_bytes) < highest - 2**26, "a process started by a large one reports its parent's memory"
     del ballast
     reset_peak()
     assert peak_bytes() < highest - 2**26
-
-
-def test_the_peak_is_that_of_the_process_itself() -> None:
-    """A process started by a large one does not report its parent's memory."""
-    ballast = np.ones(60_000_000)
-    assert peak_bytes() > ballast.nbytes
-    assert alone(peak_bytes) < ballast.nbytes

@@ -2,104 +2,67 @@
 
 from __future__ import annotations
 
-import argparse
+import itertools
 import statistics
 import sys
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 
 import torch
-from torch import Tensor
+from pydantic import Field
 
-from spike_kit.base.config import TrainingConfig
+from benchmarks.common import Measured, Setup, in_turns, main, seconds_of
 from spike_kit.base.seeds import numpy_generator, torch_generator
 from spike_kit.data.dataset import Dataset
 from spike_kit.data.graph import Graph
 from spike_kit.models import find_preset
-from spike_kit.models.base import Batch
-from spike_kit.models.spike import Spike, SpikeConfig
-from spike_kit.profiles.encode import DEFAULT_ENCODER
-from spike_kit.profiles.template import TEMPLATE
+from spike_kit.models.spike import Spike
 from spike_kit.training.loop import training_step
 from spike_kit.training.sampling import NegativeSampler, epoch_batches
 from tests.reference.spike import PlainSpike
 
-_WARM_UP = 2
 
-Step = Callable[[Batch], dict[str, Tensor]]
+class StepSetup(Setup):
+    """What `bench_step` measures."""
 
-
-def compare(dataset: str, preset: str, rounds: int, steps: int) -> tuple[float, float, float]:
-    """Median seconds of the plain step and of the kit's, in rounds that take turns, and the median of their ratios."""
-    data = Dataset.open(dataset)
-    graph, vectors = Graph.from_tables(data.tables), data.vectors(TEMPLATE, DEFAULT_ENCODER)
-    named = find_preset("spike", preset)
-    config = SpikeConfig.parse(dict(named.model))
-    models = [Spike(config, graph, vectors, _generator("init")) for _ in range(2)]
-    plain = PlainSpike(models[0], vectors, numpy_generator(0, "edges"))
-    takers = (_plain_step(plain, named.training), _our_step(models[1], named.training))
-    batches = _batches(graph, named.training.batch_size)
-    for take in takers:
-        for _ in range(_WARM_UP):
-            take(next(batches))
-    seconds = [[_median(take, batches, steps) for take in takers] for _ in range(rounds)]
-    return (
-        statistics.median(theirs for theirs, _ in seconds),
-        statistics.median(ours for _, ours in seconds),
-        statistics.median(theirs / ours for theirs, ours in seconds),
-    )
+    dataset: str = "ml-100k"
+    """Data set: a name under data/ or the path of a data-set folder."""
+    preset: str = "released_code"
+    """Named setting of SPiKE."""
+    rounds: int = Field(default=5, ge=1)
+    """Rounds in which the two take turns."""
+    steps: int = Field(default=6, ge=1)
+    """Steps of each in a round."""
 
 
-def _plain_step(plain: PlainSpike, training: TrainingConfig) -> Step:
-    optimizer = torch.optim.Adam(plain.parameters.values(), lr=training.learning_rate, foreach=False, fused=False)
-    draws = _generator("draws")
+def bench_step(setup: StepSetup) -> Measured:
+    """Take plain steps and the kit's in turns."""
+    data = Dataset.open(setup.dataset)
+    graph, vectors, named = Graph.from_tables(data.tables), data.vectors(), find_preset("spike", setup.preset)
+    copied, model = (Spike(named.model, graph, vectors, torch_generator(0, "init")) for _ in range(2))
+    plain = PlainSpike(copied, vectors, numpy_generator(0, "edges"))
+    sampler, order, size = NegativeSampler(graph), torch_generator(0, "batches"), named.training.batch_size
+    epochs = (epoch_batches(graph, sampler, size, order) for _ in itertools.count())
+    batches = (batch for epoch in epochs for batch in epoch)
 
-    def step(batch: Batch) -> dict[str, Tensor]:
-        terms = plain.training_losses(batch, plain.draw(draws))
-        optimizer.zero_grad()
-        torch.stack(list(terms.values())).sum().backward()
-        optimizer.step()
-        return terms
+    def steps_of(model: Spike, loss_terms: Callable, draw: Callable, **adam: bool) -> Callable[[], float]:
+        optimizer = torch.optim.Adam(model.parameters(), lr=named.training.learning_rate, **adam)
+        draws = torch_generator(0, "draws")
 
-    return step
+        def step() -> None:
+            training_step(loss_terms, next(batches), draw(draws), optimizer)
 
+        step()
+        return lambda: statistics.median(seconds_of(step) for _ in range(setup.steps))
 
-def _our_step(model: Spike, training: TrainingConfig) -> Step:
-    optimizer = torch.optim.Adam(model.parameters(), lr=training.learning_rate, fused=True)
-    draws = _generator("draws")
-    return lambda batch: training_step(model, batch, model.draw(draws), optimizer)
-
-
-def _batches(graph: Graph, batch_size: int) -> Iterator[Batch]:
-    """Full batches of one epoch after another."""
-    sampler, generator = NegativeSampler(graph), _generator("batches")
-    while True:
-        for batch in epoch_batches(graph, sampler, batch_size, generator):
-            if batch.users.numel() == min(batch_size, graph.n_interactions):
-                yield batch
-
-
-def _median(take: Step, batches: Iterator[Batch], steps: int) -> float:
-    seconds = []
-    for _ in range(steps):
-        batch = next(batches)
-        started = time.perf_counter()
-        take(batch)
-        seconds.append(time.perf_counter() - started)
-    return statistics.median(seconds)
-
-
-def _generator(stream: str) -> torch.Generator:
-    return torch_generator(0, stream)
+    plain_steps = steps_of(copied, plain.training_losses, plain.draw, foreach=False, fused=False)
+    theirs, ours, ratio = in_turns(plain_steps, steps_of(model, model, model.draw, fused=True), setup.rounds)
+    return {
+        "plain_seconds": (round(theirs, 4), "seconds of a plain step (median)"),
+        "seconds": (round(ours, 4), "seconds of the kit's"),
+        "ratio": (round(ratio, 2), "median over rounds of the first by the second"),
+        "threads": (torch.get_num_threads(), "threads of torch"),
+    }
 
 
 if __name__ == "__main__":
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--dataset", default="ml-100k")
-    parser.add_argument("--preset", default="released_code")
-    parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--steps", type=int, default=6, help="steps of each kind in a round")
-    options = parser.parse_args()
-    theirs, ours, ratio = compare(options.dataset, options.preset, options.rounds, options.steps)
-    threads = torch.get_num_threads()
-    sys.stdout.write(f"plain step {theirs:.4f} s, kit's {ours:.4f} s, ratio {ratio:.2f} ({threads} threads)\n")
+    sys.exit(main(StepSetup, bench_step))
