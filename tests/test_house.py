@@ -5,7 +5,6 @@ from __future__ import annotations
 import ast
 import re
 import tomllib
-from itertools import pairwise
 from pathlib import Path
 
 import nbformat
@@ -15,88 +14,45 @@ import yaml
 ROOT = Path(__file__).resolve().parent.parent
 PACKAGE = ROOT / "spike_kit"
 
-FLOORS = (
-    {"base"},
-    {"data"},
-    {"profiles"},
-    {"models"},
-    {"evaluation"},
-    {"training"},
-    {"experiments"},
-    {"results"},
-    {"figures"},
-    {"views"},
-    {"api"},
-    {"cli", "__main__"},
-)
-"""From the ground up; a module may import from its own floor and from those below."""
+ORDER = "base data profiles models evaluation training experiments results figures views api cli __main__"
+"""Floors from the ground up; a module may import from its own floor and from those below."""
 
 
-def floor_of(part: str) -> int:
-    return next(number for number, floor in enumerate(FLOORS) if part in floor)
+def modules() -> dict[str, str]:
+    """Text of every module of the package by its path there."""
+    files = (path for path in sorted(PACKAGE.rglob("*.py")) if path != PACKAGE / "__init__.py")
+    return {path.relative_to(PACKAGE).as_posix(): path.read_text(encoding="utf-8") for path in files}
 
 
-def modules() -> list[Path]:
-    return sorted(path for path in PACKAGE.rglob("*.py") if path != PACKAGE / "__init__.py")
+def test_nobody_below_knows_anybody_above() -> None:
+    above, floors = [], ORDER.split()
+    for name, text in modules().items():
+        own = floors.index(re.split(r"[/.]", name)[0])
+        found = re.findall(r"^ *(?:from|import) spike_kit(?: import |\.)(\w+)", text, re.MULTILINE)
+        above += [f"{name}: {part}" for part in found if part != "__version__" and floors.index(part) > own]
+    assert above == []
 
 
-def imported(path: Path) -> set[str]:
-    """Parts of the package a module imports from."""
-    parts = set()
-    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
-        names: list[str] = []
-        if isinstance(node, ast.ImportFrom) and node.module:
-            names = [node.module] if node.module != "spike_kit" else [f"spike_kit.{alias.name}" for alias in node.names]
-        elif isinstance(node, ast.Import):
-            names = [alias.name for alias in node.names]
-        parts |= {name.split(".")[1] for name in names if name.startswith("spike_kit.")}
-    return parts - {"__version__"}
-
-
-@pytest.mark.parametrize("path", modules(), ids=lambda path: str(path.relative_to(PACKAGE)))
-def test_nobody_below_knows_anybody_above(path: Path) -> None:
-    own = path.relative_to(PACKAGE).parts[0].removesuffix(".py")
-    above = {part for part in imported(path) if floor_of(part) > floor_of(own)}
-    assert above == set()
-
-
-def documentation(tree: ast.AST) -> set[int]:
-    """Numbers of the lines of docstrings and of the strings that document fields."""
-    lines: set[int] = set()
+def code_lines(tree: ast.AST, text: str) -> set[int]:
+    """Numbers of the lines that are neither blank, nor a comment, nor documentation."""
+    documentation: set[int] = set()
     for node in ast.walk(tree):
-        body = getattr(node, "body", [])
-        for child in body if isinstance(body, list) else []:
-            if (
-                isinstance(child, ast.Expr)
-                and isinstance(child.value, ast.Constant)
-                and isinstance(child.value.value, str)
-            ):
-                lines.update(range(child.lineno, (child.end_lineno or child.lineno) + 1))
-    return lines
-
-
-def code_lines(text: str, first: int, last: int, left_out: set[int]) -> int:
-    """Number of lines that are code: neither blank, nor a comment, nor documentation."""
-    numbered = enumerate(text.splitlines(), 1)
-    return sum(
-        1
-        for number, line in numbered
-        if first <= number <= last and number not in left_out and line.strip() and not line.strip().startswith("#")
-    )
+        if isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant) and isinstance(node.value.value, str):
+            documentation.update(range(node.lineno, (node.end_lineno or 0) + 1))
+    lines = enumerate(map(str.strip, text.splitlines()), 1)
+    return {number for number, line in lines if line and line[0] != "#"} - documentation
 
 
 def test_files_and_functions_stay_small() -> None:
     large = []
-    for path in modules():
-        text = path.read_text(encoding="utf-8")
+    for name, text in modules().items():
         tree = ast.parse(text)
-        left_out = documentation(tree)
-        if (size := code_lines(text, 1, text.count("\n") + 1, left_out)) > 400:
-            large.append(f"{path.relative_to(PACKAGE)}: {size}")
+        code = code_lines(tree, text)
+        large += [f"{name}: {len(code)}"] if len(code) > 400 else []
         for node in ast.walk(tree):
             if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
-                size = code_lines(text, node.lineno, node.end_lineno or node.lineno, left_out)
-                large += [f"{path.relative_to(PACKAGE)}: {node.name}: {size}"] if size > 60 else []
+                size = len(code.intersection(range(node.lineno, (node.end_lineno or 0) + 1)))
+                large += [f"{name}: {node.name}: {size}"] if size > 60 else []
     assert large == []
 
 
@@ -105,10 +61,8 @@ def test_the_hall_is_empty() -> None:
 
 
 def test_models_never_read_a_file() -> None:
-    for path in (PACKAGE / "models").glob("*.py"):
-        text = path.read_text(encoding="utf-8")
-        assert re.search(r"base(\.|.*import.*\b)(storage|paths)\b", text) is None, path
-        assert "open(" not in text
+    pattern = r"base(\.|.*import.*\b)(storage|paths)\b|open\("
+    assert [name for name, text in modules().items() if name.startswith("models/") and re.search(pattern, text)] == []
 
 
 @pytest.mark.parametrize("path", sorted((ROOT / "notebooks").glob("*.ipynb")), ids=lambda path: path.stem)
@@ -130,41 +84,21 @@ def test_notebooks_define_nothing_and_end_with_a_check(path: Path) -> None:
     assert all(word in opening for word in ("**Needs**", "**Makes**", "**Takes**"))
 
 
-def test_what_notebooks_import_exists() -> None:
-    for path in (ROOT / "notebooks").glob("*.ipynb"):
-        code = "\n".join(cell.source for cell in nbformat.read(path, as_version=4).cells if cell.cell_type == "code")
-        for node in ast.walk(ast.parse(code)):
-            if isinstance(node, ast.ImportFrom) and node.module and node.module.startswith("spike_kit"):
-                exec(compile(ast.Module([node], []), str(path), "exec"), {})
-
-
 def test_notebooks_are_numbered_without_a_gap() -> None:
     numbers = [int(path.name[:2]) for path in sorted((ROOT / "notebooks").glob("*.ipynb"))]
-    assert numbers[0] == 1
-    assert all(second == first + 1 for first, second in pairwise(numbers))
+    assert numbers == [*range(1, len(numbers) + 1)]
 
 
-def pyproject() -> dict:
-    return tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
-
-
-def test_the_conda_environment_installs_this_package_with_extras_that_exist() -> None:
-    environment = yaml.safe_load((ROOT / "environment.yml").read_text(encoding="utf-8"))
-    assert environment["channels"] == ["conda-forge"]
-    plain = [entry for entry in environment["dependencies"] if isinstance(entry, str)]
-    (pip,) = [entry["pip"] for entry in environment["dependencies"] if isinstance(entry, dict)]
-    assert "pip" in plain
-    assert any(entry.startswith("python") for entry in plain)
-    (editable,) = pip
-    extras = re.fullmatch(r"-e \.\[([a-z,]+)\]", editable)
-    assert extras is not None
-    assert set(extras[1].split(",")) <= set(pyproject()["project"]["optional-dependencies"])
-
-
-def test_the_all_extra_holds_every_extra_but_dev_and_cluster() -> None:
-    extras = pyproject()["project"]["optional-dependencies"]
+def test_extras_exist_and_all_holds_every_one_but_dev_and_cluster() -> None:
+    extras = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]["optional-dependencies"]
     (entry,) = extras["all"]
     assert set(entry.removeprefix("spike_kit[").removesuffix("]").split(",")) == set(extras) - {"all", "dev", "cluster"}
+    environment = yaml.safe_load((ROOT / "environment.yml").read_text(encoding="utf-8"))
+    assert environment["channels"] == ["conda-forge"]
+    python, pip, *_, packages = environment["dependencies"]
+    assert (python.startswith("python"), pip) == (True, "pip")
+    (editable,) = packages["pip"]
+    assert set(editable.removeprefix("-e .[").removesuffix("]").split(",")) <= set(extras)
 
 
 def test_constraints_pin_plain_versions_and_name_no_index() -> None:

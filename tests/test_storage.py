@@ -7,6 +7,7 @@ from multiprocessing import SimpleQueue, get_context
 from pathlib import Path
 
 import pytest
+from safetensors import SafetensorError
 
 from spike_kit.base import storage
 from spike_kit.base.errors import DataError, StorageError
@@ -21,7 +22,9 @@ def fill_the_disk(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("os.fsync", no_space)
 
 
-def test_a_full_disk_leaves_the_old_file_and_nothing_else(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_full_disk_or_a_forbidden_folder_leaves_the_old_file_and_nothing_else(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     target = tmp_path / "value.json"
     storage.write_json(target, {"old": 1})
     fill_the_disk(monkeypatch)
@@ -29,44 +32,37 @@ def test_a_full_disk_leaves_the_old_file_and_nothing_else(tmp_path: Path, monkey
         storage.write_json(target, {"new": 2})
     assert storage.read_json(target) == {"old": 1}
     assert [file.name for file in tmp_path.iterdir()] == ["value.json"]
+    for error in (PermissionError(errno.EROFS, "read-only"), SafetensorError("I/O error (os error 13)")):
+        with pytest.raises(StorageError, match="no permission to write"), storage.atomic_file(target):
+            raise error
 
 
-def test_a_full_disk_leaves_the_old_folder_and_nothing_else(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    target = tmp_path / "folder"
-    with storage.atomic_folder(target) as folder:
-        (folder / "a.txt").write_text("old")
-    fill_the_disk(monkeypatch)
-    with pytest.raises(StorageError, match="disk is full"), storage.atomic_folder(target) as folder:
-        (folder / "a.txt").write_text("new")
-    assert (target / "a.txt").read_text() == "old"
-    assert [file.name for file in tmp_path.iterdir()] == ["folder"]
-
-
-def test_an_interrupt_leaves_nothing(tmp_path: Path) -> None:
-    with pytest.raises(KeyboardInterrupt), storage.atomic_folder(tmp_path / "run") as folder:
-        (folder / "half").write_text("x")
-        raise KeyboardInterrupt
-    assert list(tmp_path.iterdir()) == []
-
-
-def test_a_folder_is_replaced_as_a_whole(tmp_path: Path) -> None:
-    for name in ("old", "new"):
+def test_a_folder_is_replaced_as_a_whole_or_not_at_all(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def write(name: str, error: type[BaseException] | None = None) -> None:
         with storage.atomic_folder(tmp_path / "folder") as folder:
             (folder / name).write_text(name)
-    assert [file.name for file in (tmp_path / "folder").iterdir()] == ["new"]
+            if error is not None:
+                raise error
+
+    write("old")
+    write("new")
+    for error in (KeyboardInterrupt, ValueError):
+        with pytest.raises(error):
+            write("half", error)
+    fill_the_disk(monkeypatch)
+    with pytest.raises(StorageError, match="disk is full"):
+        write("half")
+    assert [file.name for file in tmp_path.rglob("*")] == ["folder", "new"]
 
 
-@pytest.mark.parametrize("content", [b"{", b"\xff\xfe{\x00}\x00", b""])
-def test_broken_json_is_an_error_that_names_the_file(tmp_path: Path, content: bytes) -> None:
-    (tmp_path / "broken.json").write_bytes(content)
-    with pytest.raises(DataError, match=r"broken\.json is not valid JSON"):
-        storage.read_json(tmp_path / "broken.json")
-
-
-def test_broken_parquet_is_an_error_that_names_the_file(tmp_path: Path) -> None:
-    (tmp_path / "broken.parquet").write_bytes(b"PAR1 not really")
-    with pytest.raises(DataError, match=r"broken\.parquet is not a readable parquet"):
-        storage.read_parquet(tmp_path / "broken.parquet")
+def test_broken_files_are_errors_that_name_them(tmp_path: Path) -> None:
+    file = tmp_path / "broken"
+    for content in (b"{", b"\xff\xfe{\x00}\x00", b"", b"[" * 100_000):
+        file.write_bytes(content)
+        with pytest.raises(DataError, match="broken is not valid JSON"):
+            storage.read_json(file)
+        with pytest.raises(DataError, match="broken is not a readable parquet"):
+            storage.read_parquet(file)
 
 
 def test_canonical_json_depends_on_values_only() -> None:

@@ -6,6 +6,7 @@ import hashlib
 import json
 import os
 import re
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -31,8 +32,8 @@ BUILD = [
     *("--time", "date", "--min-rating", "3", "--user-core", "4", "--item-core", "3"),
 ]
 """Build of the data set, in the folder where `write_raw` wrote."""
-PAID = ["profile", "golden", "--profiles", "paid", "--model", "paid-model"]
-"""Profiles whose answers are in `ANSWERS`; the server is to be added."""
+PAID = ["profile", "golden", "--profiles", "paid", "--model", "paid-model", "--base-url", "http://127.0.0.1:9/v1"]
+"""Profiles whose answers are in `ANSWERS`; at this address there is no server."""
 MODELS = {"spike": ["--epochs", "2", "--eval-every", "1", "--batch-size", "20", "--dim", "4"], "popularity": []}
 """Options of the trainings."""
 TRAIN = ["train", "--dataset", "golden", "--device", "cpu", "--encoder", "tfidf-8", "--seed", "3"]
@@ -69,6 +70,14 @@ def train(model: str, runs: Path) -> Path:
     assert main([*TRAIN, "--model", model, *MODELS[model]]) == 0
     (folder,) = runs.glob(f"{model}-*")
     return folder
+
+
+def paid(folder: Path) -> str:
+    """Write profiles from stored answers for the data set in a folder; returns the hash of their table."""
+    (folder.parent / "llm").mkdir()
+    shutil.copy(ANSWERS, folder.parent / "llm")
+    assert main(PAID) == 0
+    return digest(folder / "profiles" / "paid.parquet")
 
 
 def dataset(folder: Path) -> dict[str, Any]:

@@ -9,7 +9,6 @@ from __future__ import annotations
 import contextlib
 import json
 import os
-import shutil
 import sys
 import tempfile
 from pathlib import Path
@@ -18,7 +17,6 @@ from typing import Any
 import torch
 
 from spike_kit.base import paths
-from spike_kit.cli import main
 from spike_kit.experiments.run import declared_versions
 from spike_kit.models import MODELS
 from tests.golden import files, numbers
@@ -43,26 +41,13 @@ def record_models() -> int:
     if refused:
         sys.stderr.write(f"nothing was written: raise `version` first, numbers changed: {', '.join(refused)}\n")
         return 1
-    numbers.FILE.write_text(_as_json(after), encoding="utf-8")
+    lines = ",\n".join(f"{json.dumps(model)}: {json.dumps(entry)}" for model, entry in after.items())
+    numbers.FILE.write_text(f"{{\n{lines}\n}}\n", encoding="utf-8")
     return 0
 
 
-def _as_json(models: dict[str, Any]) -> str:
-    """JSON with one line for every preset."""
-    entries = []
-    for model, entry in models.items():
-        versions = json.dumps(entry["versions"])
-        presets = ",\n".join(f"    {json.dumps(name)}: {json.dumps(found)}" for name, found in entry["presets"].items())
-        entries.append(f'  {json.dumps(model)}: {{"versions": {versions}, "presets": {{\n{presets}\n  }}}}')
-    return "{\n" + ",\n".join(entries) + "\n}\n"
-
-
 def _rounded(value: Any) -> Any:
-    if isinstance(value, dict):
-        return {name: _rounded(part) for name, part in value.items()}
-    if isinstance(value, list):
-        return [_rounded(part) for part in value]
-    return float(f"{value:.9g}") if isinstance(value, float) else value
+    return json.loads(json.dumps(value), parse_float=lambda digits: float(f"{float(digits):.9g}"))
 
 
 def record_files() -> int:
@@ -75,10 +60,7 @@ def record_files() -> int:
         found["dataset"] = files.dataset(data / "golden")
         for model in files.MODELS:
             found["runs"][model] = files.run(files.train(model, data / "runs"))
-        (data / "llm").mkdir()
-        shutil.copy(files.ANSWERS, data / "llm")
-        assert main([*files.PAID, "--base-url", "http://127.0.0.1:9/v1"]) == 0
-        found["paid"] = files.digest(data / "golden" / "profiles" / "paid.parquet")
+        found["paid"] = files.paid(data / "golden")
     if files.SMALL.is_dir():
         found["small"] = files.tables(files.SMALL)
     files.FILE.write_text(json.dumps(found, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
