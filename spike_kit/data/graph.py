@@ -5,7 +5,6 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 
 import numpy as np
-import pandas as pd
 import torch
 from torch import Tensor
 
@@ -79,35 +78,26 @@ class Graph:
         )
 
     @classmethod
-    def from_arrays(
-        cls,
-        *,
-        n_users: int,
-        n_items: int,
-        n_entities: int,
-        n_relations: int,
-        interactions: np.ndarray,
-        triples: np.ndarray,
-    ) -> Graph:
-        """Build on the CPU from ``interactions [n, 2]`` (user, item) and ``triples [m, 3]`` (head, relation, tail)."""
-        pairs = pd.DataFrame(interactions, columns=["user", "item"]).sort_values(["user", "item"])
-        forward = pd.DataFrame(triples, columns=["head", "relation", "tail"])
-        inverse = pd.DataFrame(
-            {"head": forward["tail"], "relation": forward["relation"] + n_relations, "tail": forward["head"]}
-        )
-        edges = pd.concat([forward, inverse]).sort_values(["head", "relation", "tail"])
+    def from_arrays(cls, *, n_relations: int, interactions: np.ndarray, triples: np.ndarray, **sizes: int) -> Graph:
+        """Build on the CPU from ``interactions [n, 2]`` (user, item) and ``triples [m, 3]`` (head, relation, tail).
+
+        ``sizes`` are n_users, n_items and n_entities.
+        """
+        inverse = triples[:, [2, 1, 0]] + np.array([0, n_relations, 0])
+        users, items = _sorted_columns(interactions)
+        head, relation, tail = _sorted_columns(np.concatenate([triples, inverse]))
         return cls(
-            n_users=n_users,
-            n_items=n_items,
-            n_entities=n_entities,
             n_relations=n_relations,
-            train_user=_tensor(pairs["user"]),
-            train_item=_tensor(pairs["item"]),
-            head=_tensor(edges["head"]),
-            relation=_tensor(edges["relation"]),
-            tail=_tensor(edges["tail"]),
+            train_user=users,
+            train_item=items,
+            head=head,
+            relation=relation,
+            tail=tail,
+            **sizes,
         )
 
 
-def _tensor(column: pd.Series) -> Tensor:
-    return torch.from_numpy(column.to_numpy(dtype=np.int64, copy=True))
+def _sorted_columns(rows: np.ndarray) -> list[Tensor]:
+    """Columns of a table whose rows are sorted by the first column, then the second, and so on."""
+    ordered = rows[np.lexsort(rows.T[::-1])]
+    return [torch.from_numpy(np.array(column, dtype=np.int64)) for column in ordered.T]

@@ -23,6 +23,8 @@ _VARIANCE = 1e-9
 _NOTHING = 1e-20
 """Variance below which any direction does."""
 
+_AGAIN = "encode the profiles again: spike-kit encode"
+
 _FACTS = "spike_kit"
 """The one metadata key, with all facts as JSON: safetensors writes several keys in a random order."""
 
@@ -59,13 +61,10 @@ class ProfileVectors:
 
     def transformed(self, centre: Tensor, loadings: Tensor) -> ProfileVectors:
         """Scores of all rows, float32 or finer: what `whitening` gave, taken off and multiplied, in chunks."""
-
-        def scores(rows: Tensor) -> Tensor:
-            kind = torch.promote_types(rows.dtype, torch.float32)
-            less, times = centre.to(kind), loadings.to(kind)
-            return torch.cat([(part.to(kind) - less) @ times for part in rows.split(_CHECKED_ROWS)])
-
-        return ProfileVectors(scores(self.user), scores(self.entity))
+        kind = torch.promote_types(self.user.dtype, torch.float32)
+        centre, loadings = centre.to(kind), loadings.to(kind)
+        tables = (rows.split(_CHECKED_ROWS) for rows in (self.user, self.entity))
+        return ProfileVectors(*(torch.cat([(part.to(kind) - centre) @ loadings for part in parts]) for parts in tables))
 
     def check(self, n_users: int, n_entities: int, where: str) -> None:
         """Check shapes and values.
@@ -75,35 +74,23 @@ class ProfileVectors:
         DataError
             If a row is missing or surplus, the dimensions differ, or a value is NaN or infinite.
         """
+        dim = self.user.shape[1] if self.user.ndim == 2 else 0
         for name, rows, expected in (("user", self.user, n_users), ("entity", self.entity, n_entities)):
-            if rows.ndim != 2 or rows.shape[0] != expected:
-                raise DataError(
-                    f"{where}: {name} has shape {list(rows.shape)}, expected [{expected}, d_t] (one row per {name})",
-                    "encode the profiles again: spike-kit encode",
-                )
+            if not dim or rows.shape != (expected, dim):
+                shape = f"shape {list(rows.shape)}, expected [{expected}, {dim or 'd_t'}]"
+                raise DataError(f"{where}: {name} has {shape} (one row per {name})", _AGAIN)
             finite = [torch.isfinite(part).all(dim=1) for part in rows.split(_CHECKED_ROWS)]
-            broken = (~torch.cat(finite)).nonzero().flatten()
-            if broken.numel():
-                raise DataError(
-                    f"{where}: {name} holds NaN or infinity in row {some(broken.tolist())}",
-                    "encode the profiles again: spike-kit encode",
-                )
-        if self.user.shape[1] != self.entity.shape[1]:
-            raise DataError(
-                f"{where}: user vectors have {self.user.shape[1]} dimensions, entity vectors {self.entity.shape[1]}"
-            )
+            if broken := (~torch.cat(finite)).nonzero().flatten().tolist():
+                raise DataError(f"{where}: {name} holds NaN or infinity in row {some(broken)}", _AGAIN)
 
     def save(self, path: Path, metadata: dict[str, str]) -> None:
         """Write as safetensors, atomically, with facts about the encoder and the profiles as metadata.
 
         The same vectors and facts give the same bytes.
         """
+        tensors = {name: rows.contiguous() for name, rows in vars(self).items()}
         with storage.atomic_file(path) as temporary:
-            save_file(
-                {"user": self.user.contiguous(), "entity": self.entity.contiguous()},
-                temporary,
-                metadata={_FACTS: storage.canonical_json(metadata)},
-            )
+            save_file(tensors, temporary, metadata={_FACTS: storage.canonical_json(metadata)})
 
     @classmethod
     def load(cls, path: Path) -> ProfileVectors:
@@ -116,14 +103,11 @@ class ProfileVectors:
         """
         try:
             with safe_open(path, framework="pt") as file:
-                missing = {"user", "entity"} - set(file.keys())
-                if missing:
-                    raise DataError(f"{path} holds no tensor {some(sorted(missing))}", "encode the profiles again")
+                if missing := {"user", "entity"} - set(file.keys()):
+                    raise DataError(f"{path} holds no tensor {some(sorted(missing))}", _AGAIN)
                 return cls(file.get_tensor("user"), file.get_tensor("entity"))
         except (SafetensorError, OSError) as error:
-            raise DataError(
-                f"{path} is not a readable safetensors file: {error}", "encode the profiles again"
-            ) from error
+            raise DataError(f"{path} is not a readable safetensors file: {error}", _AGAIN) from error
 
     @staticmethod
     def metadata(path: Path) -> dict[str, str]:

@@ -144,7 +144,10 @@ def test_vectors_that_are_missing_damaged_or_of_another_size_are_an_error(data: 
     with pytest.raises(DataError, match=r"entity holds NaN or infinity in row 17"):
         data.vectors()
     ProfileVectors(user, entity[:-1]).save(file, {})
-    with pytest.raises(DataError, match=r"entity has shape \[67, 24\], expected \[68, d_t\]"):
+    with pytest.raises(DataError, match=r"entity has shape \[67, 24\], expected \[68, 24\]"):
+        data.vectors()
+    ProfileVectors(user, entity[:, 1:]).save(file, {})
+    with pytest.raises(DataError, match=r"entity has shape \[68, 23\], expected \[68, 24\]"):
         data.vectors()
     file.write_bytes(b"damaged")
     with pytest.raises(DataError, match="not a readable safetensors file"):
