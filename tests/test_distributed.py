@@ -16,7 +16,7 @@ import torch
 from torch import distributed as dist
 from torch.multiprocessing.spawn import start_processes
 
-from spike_kit.base import devices, distributed, paths
+from spike_kit.base import devices, distributed
 from spike_kit.base.errors import ConfigError, DeviceError, StorageError, TrainingError
 from spike_kit.base.seeds import torch_generator
 from spike_kit.cli import main
@@ -91,7 +91,8 @@ def member(rank: int, port: int) -> None:
         for name, wanted in expected.items():
             torch.testing.assert_close(gradients(name), wanted, atol=1e-5, rtol=1e-5, check_dtype=False)
         _check_messages(rank)
-        _check_phases_of_their_own()
+        with pytest.raises(ConfigError, match="phase of its own"):
+            run(RunConfig(model="kgat", dataset="world", training={"epochs": 1}), progress=False)
         _check_interruptions(rank)
 
 
@@ -109,12 +110,6 @@ def _check_messages(rank: int) -> None:
 
     with pytest.raises(ConfigError if rank == 0 else TrainingError, match="no such thing"):
         distributed.on_first(refuse)
-
-
-def _check_phases_of_their_own() -> None:
-    for model in ("diffkg", "kgat"):
-        with pytest.raises(ConfigError, match="phase of its own"):
-            run(RunConfig(model=model, dataset="world", training={"epochs": 1}), progress=False)
 
 
 SHARED = RunConfig(model="lightgcn", dataset="world", training={"epochs": 6, "batch_size": 100, "eval_every": 2})
@@ -172,33 +167,24 @@ def test_a_process_that_ends_or_is_silent_ends_the_others(silent: bool) -> None:
             pass
 
 
-def torchrun(home: Path, *options: str) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node=2", f"--master-port={free_port()}"]
-    environment = os.environ | {paths.HOME_VARIABLE: str(home)}
-    return subprocess.run(
-        [*command, "-m", "spike_kit", *options], env=environment, capture_output=True, text=True, timeout=240
-    )
-
-
 def test_torchrun_trains_one_model_to_the_metrics_of_one_process(data: Dataset, home: Path) -> None:
     settings = {"epochs": 8, "batch_size": 100, "learning_rate": 0.01}
     options = [f"--{name.replace('_', '-')}={value}" for name, value in settings.items()]
-    ended = torchrun(home, "train", "--model=spike", "--dataset=world", "--device=cpu", *options)
+    command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node=2", f"--master-port={free_port()}"]
+    command += ["-m", "spike_kit", "train", "--model=spike", "--dataset=world", "--device=cpu", *options]
+    ended = subprocess.run(command, capture_output=True, text=True, timeout=240)
     assert ended.returncode == 0, ended.stderr
     (shared,) = run_folder.list_runs()
     assert ended.stdout.count(shared.path.name) == 1
     assert ended.stderr.count("8/8") > 0
-    assert shared.environment["world_size"] == 2
-    shared.path.rename(home / "shared")
-    shared = run_folder.Run(home / "shared")
+    shared = run_folder.Run(shared.path.rename(home / "shared"))
     alone = run(RunConfig(dataset="world", training=settings), progress=False)
-    assert alone.environment["world_size"] == 1
     assert alone.path.name in ended.stdout
-    losses = [done.history["loss"].tolist() for done in (shared, alone)]
-    assert losses[0] == pytest.approx(losses[1], rel=1e-3)
+    assert [done.environment["world_size"] for done in (shared, alone)] == [2, 1]
+    assert shared.history["loss"].tolist() == pytest.approx(alone.history["loss"].tolist(), rel=1e-3)
     for split in ("valid", "test"):
         assert shared.metrics[split] == pytest.approx(alone.metrics[split], abs=0.03)
-    assert {path.name for path in (home / "shared").iterdir()} == {path.name for path in alone.path.iterdir()}
+    assert {path.name for path in shared.path.iterdir()} == {path.name for path in alone.path.iterdir()}
 
 
 def test_each_process_has_a_gpu_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:

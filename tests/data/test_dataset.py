@@ -46,16 +46,14 @@ def test_an_empty_table_is_an_error_and_writes_nothing(world: World) -> None:
     ("table", "row", "column", "value", "message"),
     [
         ("users", 3, "user", 99, r"table users: column user must count 0 to 55 without a gap \(missing: 3\)"),
-        ("entities", 60, "entity", 3, r"column entity must count .*missing: 60"),
         ("interactions", 0, "item", 4711, r"interactions: column item refers to ids that do not exist \(4711"),
         ("interactions", 0, "split", "tset", r"column split.*'tset'"),
         ("interactions", slice(None), "split", "test", "no row of the train split"),
         ("triples", 5, "tail", 4711, r"triples: column tail refers to ids that do not exist"),
-        ("triples", 5, "relation", 9, r"triples: column relation refers to ids"),
+        ("triples", 5, "relation", 9, r"triples: column relation refers to ids that do not exist"),
         ("items", 2, "label", "another name", r"items and entities disagree on label for ids 2"),
         ("items", 2, "label", "", r"column label"),
         ("entities", 0, "kind", "person", r"kind 'item' must mark the entities that are items"),
-        ("relations", 0, "template", "no slots", r"needs \{head\}"),
         ("relations", 0, "template", "{head} only", r"needs \{tail\}"),
         ("users", 1, "source_id", "u0", r"column source_id"),
     ],
@@ -164,12 +162,11 @@ def test_a_file_is_loaded_and_hashed_once_until_it_changes(
     hashed = []
     sha256_file = storage.sha256_file
     monkeypatch.setattr(storage, "sha256_file", lambda path: hashed.append(path) or sha256_file(path))
-    file, first = data.embeddings_path(*DEFAULT), data.vectors_sha256(*DEFAULT)
-    again = Dataset.open("world")
+    again, first = Dataset.open("world"), data.vectors_sha256(*DEFAULT)
     assert again.vectors() is data.vectors()
     assert again.vectors_sha256(*DEFAULT) == first
-    assert hashed.count(file) == 1
-    ProfileVectors(world.vectors.user + 1, world.vectors.entity).save(file, {})
+    assert len(hashed) == 1
+    ProfileVectors(world.vectors.user + 1, world.vectors.entity).save(hashed[0], {})
     assert again.vectors_sha256(*DEFAULT) != first
     assert torch.equal(again.vectors().user, world.vectors.user + 1)
 
@@ -211,7 +208,7 @@ def test_a_build_replaces_neither_other_folders_nor_profiles_that_cost_something
     assert write(world.tables, "world", overwrite=True).profile_sets() == []
 
 
-@pytest.mark.parametrize("name", ["runs", "raw", "..", ".", "a/b", "/tmp/x", "", ".hidden", "a b"])
-def test_names_that_would_leave_data_or_hide_in_it_are_refused(name: str) -> None:
-    with pytest.raises(DataError, match="cannot be the name of a data set"):
-        paths.new_dataset_path(name)
+def test_names_that_would_leave_data_or_hide_in_it_are_refused() -> None:
+    for name in ("runs", "raw", "..", ".", "a/b", "/tmp/x", "", ".hidden", "a b"):
+        with pytest.raises(DataError, match="cannot be the name of a data set"):
+            paths.new_dataset_path(name)
