@@ -155,38 +155,26 @@ def on_first(work: Callable[[], Value]) -> Value:
     return told["value"]
 
 
-BatchT = TypeVar("BatchT")
-
-
-def shard(batch: BatchT, rank: int, size: int) -> tuple[BatchT, float]:
-    """Part of a batch that process ``rank`` of ``size`` computes, and its share of the rows.
-
-    ``batch`` is a dataclass of tensors with equally many rows. A process without a row (fewer rows than processes) gets
-    the first one with share 0, because the mean over nothing has no gradient.
-    """
-    tensors: dict[str, Tensor] = vars(batch)
-    ids = next(iter(tensors.values()))
-    rows = torch.arange(len(ids), device=ids.device).tensor_split(size)[rank]
-    share = rows.numel() / len(ids)
-    if not rows.numel():
-        rows = rows.new_zeros(1)
-    return type(batch)(**{name: tensor.index_select(0, rows) for name, tensor in tensors.items()}), share
-
-
 def shared(model: nn.Module, global_terms: Collection[str], optimizer: Optimizer) -> LossFunction:
     """Return what computes a model's loss terms: the model itself, if it is alone.
 
     In a group of processes it gives those of this process's shard of the batch, scaled so that their mean over the
     processes is the term of the batch; terms in ``global_terms``, which do not look at the batch, stay as they are.
+    A batch is a dataclass of tensors with equally many rows. A process without a row (fewer rows than processes) takes
+    the first one and scales it by 0, because the mean over nothing has no gradient.
     The parameters become those of process 0, and the optimiser takes the mean of the gradients over the processes.
     """
     if size() == 1:
         return model
 
     def terms_of_shard(batch: Any, draws: Any) -> LossTerms:
-        part, share = shard(batch, rank(), size())
-        terms: LossTerms = model(part, draws)
-        return {name: term if name in global_terms else share * size() * term for name, term in terms.items()}
+        tensors: dict[str, Tensor] = vars(batch)
+        ids = next(iter(tensors.values()))
+        rows = torch.arange(len(ids), device=ids.device).tensor_split(size())[rank()]
+        scale = size() * rows.numel() / len(ids)
+        rows = rows if rows.numel() else rows.new_zeros(1)
+        terms = model(type(batch)(**{name: tensor.index_select(0, rows) for name, tensor in tensors.items()}), draws)
+        return {name: term if name in global_terms else scale * term for name, term in terms.items()}
 
     def average_gradients(*_: Any) -> None:
         for parameter in model.parameters():

@@ -39,6 +39,9 @@ _NAMES = {"review": "text", "title": "label"}
 _UNIQUE = ("items", "entities", "relations")
 """DataFrames whose first column names every row."""
 
+_RELEASED = ("train.txt", "kg_final.txt", "item_embeddings.npz")
+"""Files by which a folder is known as one that the authors of SPiKE release."""
+
 
 def build(
     recipe_name: str,
@@ -75,9 +78,8 @@ def build(
     """
     recipe = find_recipe(recipe_name)
     folder = raw or find_raw(recipe_name, recipe)
-    if settings is None:
-        settings = recipe.settings
-    if is_release(folder) and recipe.source != spike_release.NAME:
+    settings = settings or recipe.settings
+    if recipe.source != spike_release.NAME and all((folder / name).is_file() for name in _RELEASED):
         logger.info("%s is a folder that the authors of SPiKE release; it is loaded as it is", paths.shown(folder))
         recipe = find_recipe(spike_release.NAME)
         kept = {name: getattr(settings, name) for name in ("valid", "seed", "max_users", "on_error")}
@@ -87,7 +89,6 @@ def build(
     with workspace(settings.on_error) as work:
         SOURCES[recipe.source].parse(folder, settings, work)
         tables = reorganize(work, settings)
-        published = recipe.published
         data = create_dataset(
             target,
             target.name,
@@ -97,25 +98,16 @@ def build(
             funnel=work.funnel,
             notes=[note.replace(f"{folder}{os.sep}", "") for note in work.notes],
             reviews=cleaned_reviews(work, settings),
-            published=published.counts if published else {},
-            published_in=published.where if published else "",
+            published=recipe.published.counts if recipe.published else {},
+            published_in=recipe.published.where if recipe.published else "",
             embeddings=_remaining_vectors(work),
             overwrite=overwrite,
         )
-    rows = compared(data.manifest)
-    if len(different := rows[~rows["equal"].astype(bool)]):
-        logger.warning(
-            "WARNING: the raw files of %s are not the version published in %s: %s",
-            data.name,
-            data.manifest.published_in,
-            some(f"{row.what} {row.found} instead of {row.published}" for row in different.itertuples()),
-        )
+    rows = compared(data.manifest).itertuples()
+    if different := [f"{row.what} {row.found} instead of {row.published}" for row in rows if not row.equal]:
+        message = "WARNING: the raw files of %s are not the version published in %s: %s"
+        logger.warning(message, data.name, data.manifest.published_in, some(different))
     return data
-
-
-def is_release(folder: Path) -> bool:
-    """Whether a folder looks like one that the authors of SPiKE release."""
-    return all((folder / name).is_file() for name in ("train.txt", "kg_final.txt", "item_embeddings.npz"))
 
 
 def find_raw(recipe_name: str, recipe: Recipe) -> Path:
@@ -127,14 +119,13 @@ def find_raw(recipe_name: str, recipe: Recipe) -> Path:
         If there is none.
     """
     root = paths.raw_root()
-    names = [*paths.also_called(recipe_name), *recipe.folders]
-    found = next((root / name for name in names if (root / name).is_dir()), None)
-    if found is None:
-        remedy = f"fetch it first: spike-kit fetch {recipe_name}"
-        if not SOURCES[recipe.source].wheels:
-            remedy = "docs/datasets.md says where to get them; put them there or name their folder with --raw"
-        raise DataError(f"there are no raw files of {recipe_name}: {root / names[0]} does not exist", remedy)
-    return found
+    for name in (*paths.also_called(recipe_name), *recipe.folders):
+        if (root / name).is_dir():
+            return root / name
+    remedy = f"fetch it first: spike-kit fetch {recipe_name}"
+    if not SOURCES[recipe.source].wheels:
+        remedy = "docs/datasets.md says where to get them; put them there or name their folder with --raw"
+    raise DataError(f"there are no raw files of {recipe_name}: {root / recipe_name} does not exist", remedy)
 
 
 def compared(manifest: Manifest) -> pd.DataFrame:
@@ -154,14 +145,9 @@ def compared(manifest: Manifest) -> pd.DataFrame:
 
 def _remaining_vectors(work: Workspace) -> dict[tuple[str, str], ProfileVectors]:
     """Vectors that came with the source, for the users and entities that are left."""
-    users, nodes = (
-        torch.from_numpy(work.frame(f"SELECT old FROM {numbered} ORDER BY id")["old"].to_numpy(np.int64, copy=True))
-        for numbered in ("u_new", "node_new")
-    )
-    return {
-        key: ProfileVectors(vectors.user.index_select(0, users), vectors.entity.index_select(0, nodes))
-        for key, vectors in work.vectors.items()
-    }
+    frames = (work.frame(f"SELECT old FROM {numbered} ORDER BY id") for numbered in ("u_new", "node_new"))
+    users, nodes = (torch.from_numpy(frame["old"].to_numpy(np.int64, copy=True)) for frame in frames)
+    return {key: ProfileVectors(given.user[users], given.entity[nodes]) for key, given in work.vectors.items()}
 
 
 def open_or_build(dataset: str, source: str | None = None, **changes: Any) -> Dataset:
