@@ -107,8 +107,3 @@ def test_ids_that_no_frame_knows_and_filters_that_leave_nothing(frames: Frames) 
         built(frames, relations=pd.DataFrame({"relation": ["actor"], "template": ["{head} {tail}"]}))
     with pytest.raises(DataError, match="nothing is left after the step 'k-core"):
         built(frames, user_core=9)
-    rows = frames["interactions"].astype({"rating": "object"})
-    rows.loc[5, "rating"] = "good"
-    data = built(frames | {"interactions": rows}, on_error="skip")
-    assert data.manifest.funnel[0]["bad_rows"] == 1
-    assert data.manifest.notes == ("interactions.json: 1 rows skipped because 'rating' is not a number",)

@@ -1,6 +1,6 @@
 from __future__ import annotations
 
-from itertools import combinations
+from collections import Counter
 from pathlib import Path
 
 import pandas as pd
@@ -16,37 +16,21 @@ from spike_kit.data.workspace import Workspace, workspace
 PAIRS = st.sets(st.tuples(st.integers(0, 5), st.integers(0, 5)), max_size=24)
 
 
-def frame(pairs: set[tuple[int, int]]) -> pd.DataFrame:
-    return pd.DataFrame(sorted(pairs), columns=["user", "item"])
-
-
 @given(PAIRS, st.integers(0, 3), st.integers(0, 3))
 @settings(max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture])
-def test_k_core_is_the_largest_set_that_satisfies_both_degrees(
+def test_k_core_drops_users_and_items_until_none_has_too_few(
     work: Workspace, pairs: set[tuple[int, int]], user_core: int, item_core: int
 ) -> None:
-    work.db.register("given", frame(pairs).astype("int64"))
-    work.db.execute("CREATE OR REPLACE TABLE n AS SELECT * FROM given")
+    work.table("n", pd.DataFrame(sorted(pairs), columns=["user", "item"]).astype("int64"))
     k_core(work, user_core, item_core)
-    core = work.frame("SELECT * FROM n")
-    kept = set(core.itertuples(index=False, name=None))
-    assert (core["user"].value_counts() >= user_core).all()
-    assert (core["item"].value_counts() >= item_core).all()
-    assert kept == brute_force_core(pairs, user_core, item_core)
-
-
-def brute_force_core(pairs: set[tuple[int, int]], user_core: int, item_core: int) -> set[tuple[int, int]]:
-    """Union of all node-induced subsets that satisfy the degrees (the union satisfies them too)."""
-    users, items = sorted({u for u, _ in pairs}), sorted({i for _, i in pairs})
-    best: set[tuple[int, int]] = set()
-    for n in range(len(users), 0, -1):
-        for chosen in combinations(users, n):
-            rows = {(u, i) for u, i in pairs if u in chosen}
-            rows = {(u, i) for u, i in rows if sum(j == i for _, j in rows) >= item_core}
-            if {u for u, _ in rows} == set(chosen) and all(sum(v == u for v, _ in rows) >= user_core for u in chosen):
-                best |= rows
-    assert items or not best
-    return best
+    found = set(work.frame("SELECT * FROM n").itertuples(index=False, name=None))
+    while True:
+        users, items = Counter(user for user, _ in pairs), Counter(item for _, item in pairs)
+        left = {(user, item) for user, item in pairs if users[user] >= user_core and items[item] >= item_core}
+        if left == pairs:
+            break
+        pairs = left
+    assert found == pairs
 
 
 def fill(work: Workspace) -> Workspace:
