@@ -81,7 +81,6 @@ def synthetic_task(users: int, items: int, seed: int = 0) -> tuple[FixedEmbeddin
         n_relevant=torch.full((users,), RELEVANT),
         n_items=items,
         n_without_train=0,
-        n_without_relevant=0,
     )
     return FixedEmbeddings(*embeddings), task
 

@@ -4,27 +4,56 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from spike_kit.data.graph import Graph
-from spike_kit.models.base import Batch
+from spike_kit.data.vectors import ProfileVectors
+from spike_kit.models.base import Batch, TrainedRecommender
 
 TOLERANCE = 2e-5
 """Largest difference allowed, relative to the largest absolute value of the array."""
 
+MLPS = {
+    "text_user_fc": "user_projection",
+    "text_entity_fc": "entity_projection",
+    "text_fc": "text_mlp",
+    "contrast_ui_fc": "interaction_mlp",
+    "contrast_kg_fc": "knowledge_mlp",
+    "denoise_fc": "denoiser",
+}
+"""Modules of two layers by what the files call them."""
+LAYERS = {"denoise_time_": "denoiser.time.", "text_user_": "user_map.", "text_item_": "item_map."}
+OTHERS = {"attention_w": "attention_weight", "neighbour_w": "attention_weight", "neighbour_a": "attention_vector"}
+
+Model = TypeVar("Model", bound=TrainedRecommender)
+
+
+def our_name(parameter: str) -> str:
+    """Name of a parameter here by its name in the files."""
+    if parameter in OTHERS:
+        return OTHERS[parameter]
+    places = {
+        f"{mlp}{n}_": f"{ours}.{layer}." for mlp, ours in MLPS.items() for n, layer in ((1, "first"), (2, "second"))
+    }
+    for theirs, ours in {**places, **LAYERS}.items():
+        if parameter.startswith(theirs):
+            return ours + parameter.removeprefix(theirs)
+    return parameter
+
 
 class Fixture:
-    """One fixture file; arrays by name, hyper-parameters read as written."""
+    """One fixture file: arrays by name, hyper-parameters read as written, and what compares a model with it."""
 
     def __init__(self, name: str) -> None:
         folder = Path(os.environ.get("SPIKE_KIT_FIXTURES", Path(__file__).parent / "fixtures"))
         with np.load(folder / f"{name}.npz", allow_pickle=False) as file:
             self.arrays = {key: file[key] for key in file.files}
 
-    def tensor(self, key: str) -> torch.Tensor:
+    def tensor(self, key: str) -> Tensor:
         return torch.from_numpy(self.arrays[key])
 
     def integer(self, key: str) -> int:
@@ -34,39 +63,91 @@ class Fixture:
         """Float hyper-parameter; going through its text undoes the rounding to float32."""
         return float(str(self.arrays[key]))
 
+    def settings(self, **names: str) -> dict[str, Any]:
+        """Settings by their names in the file; ``dim`` is called the same in every file."""
+        return {field: self.real(f"hp.{name}") for field, name in {"dim": "embedding_size", **names}.items()}
 
-def assert_close(found: torch.Tensor, expected: np.ndarray, name: str) -> None:
-    """Compare an array with the reference, relative to the reference's largest absolute value."""
+    @property
+    def batch(self) -> Batch:
+        return Batch(self.tensor("batch.users"), self.tensor("batch.pos"), self.tensor("batch.neg"))
+
+    @property
+    def graph(self) -> Graph:
+        """Interactions, and the knowledge graph where the file has one; else items are the only entities."""
+        n_items = self.integer("input.n_items")
+        return Graph.from_arrays(
+            n_users=self.integer("input.n_users"),
+            n_items=n_items,
+            n_entities=int(self.arrays.get("input.n_entities", n_items)),
+            n_relations=int(self.arrays.get("input.n_relations", 0)),
+            interactions=self.arrays["input.train"],
+            triples=self.arrays.get("input.kg", np.empty((0, 3), dtype=np.int64)),
+        )
+
+    def model(self, cls: type[Model], config: Any) -> Model:
+        """Model with all weights of the file but those that nothing uses; it has no others."""
+        vectors = None
+        if "input.text_user" in self.arrays:
+            names = [name for name in ("input.text_item", "input.text_aux_entity") if name in self.arrays]
+            vectors = ProfileVectors(self.tensor("input.text_user"), torch.cat([*map(self.tensor, names)]))
+        model = cls(config, self.graph, vectors, torch.Generator().manual_seed(0))
+        given = {our_name(key): self.tensor(f"weight.{key}") for key in self.under("weight")}
+        model.load_state_dict({**dict(model.named_buffers()), **given}, strict=True)
+        return model
+
+    def under(self, prefix: str) -> list[str]:
+        """Names of the parameters under a prefix."""
+        names = [key.removeprefix(f"{prefix}.") for key in self.arrays if key.startswith(f"{prefix}.")]
+        return [name for name in names if not name.startswith("unused")]
+
+    def places(self, columns: tuple[Tensor, ...], key: str) -> Tensor:
+        """Where the rows of an array stand in a table given by its columns."""
+        known = {row: place for place, row in enumerate(zip(*(column.tolist() for column in columns), strict=True))}
+        return torch.tensor([known[tuple(row)] for row in self.arrays[key].tolist()])
+
+    def check(self, found: Tensor, key: str, factor: float = 1.0) -> None:
+        """Compare with ``factor`` times an array, relative to its largest absolute value."""
+        assert_close(found, factor * self.arrays[key], key)
+
+    def check_sides(self, found: tuple[Tensor, Tensor], prefix: str) -> None:
+        """Compare rows of users and items."""
+        for side, rows in zip(("user", "item"), found, strict=True):
+            self.check(rows, f"{prefix}{side}")
+
+    def check_evaluation(self, model: TrainedRecommender) -> None:
+        """Compare final embeddings, and scores of the batch's users where the file does not mask them."""
+        self.check_sides(model.embeddings(), "eval.")
+        expected = next(value for key, value in self.arrays.items() if key.startswith("eval.scores_batch"))
+        shown = expected > -1e7
+        assert_close(model.score(self.batch.users)[torch.from_numpy(shown)], expected[shown], "scores")
+
+    def check_losses(self, terms: dict[str, Tensor], prefix: str, **keys: str) -> Tensor:
+        """Compare terms (by their keys in the file) and their sum, which is returned."""
+        for name, key in {"bpr": "bpr", **keys}.items():
+            self.check(terms[name], f"{prefix}.loss.{key}")
+        total = total_of(terms)
+        self.check(total, f"{prefix}.loss.total")
+        return total
+
+    def check_gradients(self, model: TrainedRecommender, loss: Tensor, prefix: str) -> None:
+        """Compare every gradient that the file has of a loss."""
+        model.zero_grad()
+        loss.backward(retain_graph=True)
+        names = self.under(prefix)
+        assert len(names) >= 2
+        for key in names:
+            gradient = model.get_parameter(our_name(key)).grad
+            expected = self.arrays[f"{prefix}.{key}"]
+            assert_close(torch.zeros(expected.shape) if gradient is None else gradient, expected, f"{prefix}.{key}")
+
+
+def total_of(terms: dict[str, Tensor]) -> Tensor:
+    return torch.stack(list(terms.values())).sum()
+
+
+def assert_close(found: Tensor, expected: np.ndarray, name: str) -> None:
     target = torch.from_numpy(np.asarray(expected))
     assert found.shape == target.shape, f"{name}: shape {list(found.shape)}, expected {list(target.shape)}"
     difference = float((found.detach() - target).abs().max())
     scale = float(target.abs().max())
     assert difference <= TOLERANCE * scale, f"{name}: off by {difference:.3g}, allowed {TOLERANCE * scale:.3g}"
-
-
-def positions(columns: tuple[torch.Tensor, ...], rows: np.ndarray) -> torch.Tensor:
-    """Where the rows stand in a table given by its columns."""
-    known = {key: place for place, key in enumerate(zip(*(column.tolist() for column in columns), strict=True))}
-    return torch.tensor([known[tuple(row)] for row in rows.tolist()])
-
-
-def settings(fixture: Fixture, **names: str) -> dict[str, Any]:
-    """Settings by their names in the file; ``dim`` is called the same in every file."""
-    return {field: fixture.real(f"hp.{name}") for field, name in {"dim": "embedding_size", **names}.items()}
-
-
-def batch_of(fixture: Fixture) -> Batch:
-    """The batch of a file."""
-    return Batch(fixture.tensor("batch.users"), fixture.tensor("batch.pos"), fixture.tensor("batch.neg"))
-
-
-def graph_of(fixture: Fixture) -> Graph:
-    """Interactions and knowledge graph of a file that has one."""
-    return Graph.from_arrays(
-        n_users=fixture.integer("input.n_users"),
-        n_items=fixture.integer("input.n_items"),
-        n_entities=fixture.integer("input.n_entities"),
-        n_relations=fixture.integer("input.n_relations"),
-        interactions=fixture.arrays["input.train"],
-        triples=fixture.arrays["input.kg"],
-    )

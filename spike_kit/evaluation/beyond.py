@@ -85,12 +85,6 @@ class BeyondAccuracy:
         return np.bincount(self.data.split("train")["item"], minlength=len(self.data.items))
 
     @cached_property
-    def relevant(self) -> np.ndarray:
-        """Relevant entries ``[m, 2]``: place of the user among the ranked ones, and item."""
-        keys = self.task.relevant_key.numpy()
-        return np.stack([keys // self.task.n_items, keys % self.task.n_items], axis=1)
-
-    @cached_property
     def facts(self) -> list[frozenset[tuple[int, int]]]:
         """Facts of every item: relation (its inverse as -1 - relation) and the entity at the other end."""
         facts: list[set[tuple[int, int]]] = [set() for _ in range(len(self.data.items))]
@@ -178,7 +172,7 @@ class BeyondAccuracy:
                 values.append(float((wanted[inside] * np.log(wanted[inside] / mixed[inside])).sum()))
         return _mean(np.array(values))
 
-    def by_items(self, lists: np.ndarray, groups: pd.Series) -> pd.DataFrame:
+    def by_items(self, lists: np.ndarray, groups: pd.Series) -> dict[str, float]:
         """How well, and how often, each group of items is recommended.
 
         Parameters
@@ -190,34 +184,24 @@ class BeyondAccuracy:
 
         Returns
         -------
-        DataFrame
-            One row per group: group, items, relevant (held-out interactions with its items), recall (share of a user's
-            relevant items of the group that are in the list, mean over users who have any; NaN if nobody has), share
-            (of all places in the lists).
+        dict
+            For every group that has items, with their number in brackets, ``recall`` (share of a user's relevant items
+            of the group that are in the list, mean over users who have any; NaN if nobody has) and ``share`` (of all
+            places in the lists), for example ``"cold (12): recall"``.
         """
-        n_items = len(self.popularity)
-        names = groups.cat.categories if isinstance(groups.dtype, pd.CategoricalDtype) else sorted(groups.unique())
-        given = lists >= 0
-        keys = np.repeat(np.arange(len(lists)), given.sum(1)) * n_items + lists[given]
-        hit = np.isin(self.relevant[:, 0] * n_items + self.relevant[:, 1], keys)
-        rows = []
-        for name in names:
+        n_items, given, relevant = len(self.popularity), lists >= 0, self.task.relevant_key.numpy()
+        hit = np.isin(relevant, np.repeat(np.arange(len(lists)), given.sum(1)) * n_items + lists[given])
+        row = {}
+        for name, items in groups.groupby(groups, observed=True).groups.items():
             member = np.zeros(n_items, dtype=bool)
-            member[groups.index[groups == name]] = True
-            inside = member[self.relevant[:, 1]]
-            users = self.relevant[inside, 0]
+            member[items] = True
+            inside = member[relevant % n_items]
+            users = relevant[inside] // n_items
             wanted = np.bincount(users, minlength=len(lists))
             found = np.bincount(users, weights=hit[inside], minlength=len(lists))
-            rows.append(
-                {
-                    "group": name,
-                    "items": int(member.sum()),
-                    "relevant": int(inside.sum()),
-                    "recall": _mean(found[wanted > 0] / wanted[wanted > 0]),
-                    "share": float(member[lists[given]].mean()) if given.any() else float("nan"),
-                }
-            )
-        return pd.DataFrame(rows, columns=["group", "items", "relevant", "recall", "share"])
+            row[f"{name} ({len(items)}): recall"] = _mean(found[wanted > 0] / wanted[wanted > 0])
+            row[f"{name} ({len(items)}): share"] = _mean(member[lists[given]].astype(float))
+        return row
 
 
 def gini(counts: np.ndarray) -> float:
@@ -281,9 +265,8 @@ def measure_lists(
     Returns
     -------
     dict
-        "whole lists" (model and a column per measure), and "items by popularity" and "items by facts" (model, and for
-        every group that has items, with their number in brackets, recall and share of all places as in
-        `BeyondAccuracy.by_items`).
+        "whole lists" (model and a column per measure), and "items by popularity" and "items by facts" (model and the
+        columns of `BeyondAccuracy.by_items`).
     """
     vectors = data.vectors() if (TEMPLATE, DEFAULT_ENCODER) in data.encoded() else None
     measured = BeyondAccuracy(data, split, vectors)
@@ -293,18 +276,8 @@ def measure_lists(
         lists = recommended(model, measured.task, k)
         tables["whole lists"].append({"model": label, **measured.measure(lists)})
         for name, groups in kinds.items():
-            tables[name].append({"model": label, **_in_one_row(measured.by_items(lists, groups))})
+            tables[name].append({"model": label, **measured.by_items(lists, groups)})
     return {name: pd.DataFrame(rows).groupby("model", sort=False).mean().reset_index() for name, rows in tables.items()}
-
-
-def _in_one_row(groups: pd.DataFrame) -> dict[str, Any]:
-    """Recall and share of every group of `BeyondAccuracy.by_items` that has items."""
-    return {
-        f"{row['group']} ({row['items']}): {value}": row[value]
-        for row in groups.to_dict("records")
-        for value in ("recall", "share")
-        if row["items"]
-    }
 
 
 def _mean_of_lists(values: np.ndarray, lists: np.ndarray) -> float:

@@ -36,11 +36,6 @@ def sparsity_groups(data: Dataset | pd.Series, n: int = 4) -> pd.Series:
     return _quantile_groups(counts.rename("group"), n)
 
 
-def popularity_groups(data: Dataset, n: int = 4) -> pd.Series:
-    """Group of every item with train interactions, as `sparsity_groups`: the least popular first, indexed by item."""
-    return _quantile_groups(data.split("train")["item"].value_counts().sort_index().rename("group"), n)
-
-
 def degree_groups(data: Dataset, n: int = 4) -> pd.Series:
     """Group of every item by the number of its triples, as `sparsity_groups`: those with the fewest facts first."""
     triples, items = data.triples, len(data.items)

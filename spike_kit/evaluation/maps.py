@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import warnings
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
+from scipy.linalg import orthogonal_procrustes
 
 from spike_kit.base import paths, storage
 from spike_kit.base.errors import DataError, require
@@ -52,8 +53,9 @@ def umap_coordinates(
     settings |= {"vectors_sha256": digest, "shape": list(vectors.shape)}
     key = storage.sha256_text(storage.canonical_json(settings))
     file = paths.cache_root() / f"umap--{key[:16]}.parquet"
-    if (known := _cached(file, len(vectors))) is not None:
-        return known
+    if file.is_file():
+        with contextlib.suppress(DataError):  # a damaged file is made anew
+            return storage.read_parquet(file)
     points = _laid_out(content, n_neighbors=neighbours, min_dist=min_dist, metric="cosine", random_state=seed)
     frame = pd.DataFrame(np.asarray(points, dtype=np.float32), columns=["x", "y"])
     frame.attrs.update(settings)
@@ -81,17 +83,6 @@ def _laid_out(vectors: np.ndarray, n_neighbors: int, **settings: Any) -> np.ndar
         return umap.UMAP(n_neighbors=n_neighbors, **settings).fit_transform(vectors)
 
 
-def _cached(file: Path, n_rows: int) -> pd.DataFrame | None:
-    """Stored coordinates; none if there are none, or the file is damaged."""
-    if not file.is_file():
-        return None
-    try:
-        frame = storage.read_parquet(file)
-    except DataError:
-        return None
-    return frame if list(frame.columns) == ["x", "y"] and len(frame) == n_rows else None
-
-
 def aligned(maps: Mapping[str, pd.DataFrame]) -> dict[str, pd.DataFrame]:
     """Maps of the same things laid over the first one: moved, turned, mirrored and scaled (orthogonal Procrustes).
 
@@ -106,7 +97,6 @@ def aligned(maps: Mapping[str, pd.DataFrame]) -> dict[str, pd.DataFrame]:
         if goal is None:
             goal = points
         else:
-            u, _, v = np.linalg.svd(points.T @ goal)
-            points = points @ (u @ v)
+            points = points @ orthogonal_procrustes(points, goal)[0]
         found[name] = pd.DataFrame(points.astype(np.float32), columns=["x", "y"])
     return found

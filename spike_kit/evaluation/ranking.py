@@ -159,8 +159,8 @@ class RankingTask:
         ``[n]``: relevant items per user.
     n_items
         Number of items.
-    n_without_train, n_without_relevant
-        Users that are not ranked, and why.
+    n_without_train
+        Users that are not ranked because they have no train interaction.
     """
 
     users: Tensor
@@ -170,7 +170,6 @@ class RankingTask:
     n_relevant: Tensor
     n_items: int
     n_without_train: int
-    n_without_relevant: int
 
     def check(self) -> None:
         """Check that there is someone to rank for.
@@ -213,7 +212,6 @@ class RankingTask:
             n_relevant=tensor(np.bincount(relevant_row, minlength=len(users))),
             n_items=n_items,
             n_without_train=int((~in_train).sum()),
-            n_without_relevant=int((in_train & ~in_split).sum()),
         )
 
 
@@ -270,21 +268,13 @@ def evaluate(
 @torch.no_grad()
 def _hits(recommender: Recommender, task: RankingTask, k: int) -> Tensor:
     """Whether the item at each rank is relevant, ``[n, k]`` bool on the CPU, best rank first."""
-    n_items, device, parts = task.n_items, task.users.device, []
-    starts = _chunk_starts(task)
-    bounds = torch.stack([starts, torch.searchsorted(task.relevant_key, starts * n_items)])
-    chunks = zip(pairwise(bounds.T.tolist()), ranked(recommender, task, k), strict=True)
-    for ((start, relevant_from), (stop, relevant_to)), (best, items) in chunks:
-        keys = items + torch.arange(start, stop, device=device).unsqueeze(1) * n_items
-        parts.append(contains(task.relevant_key[relevant_from:relevant_to], keys) & (best > float("-inf")))
+    parts, start = [], 0
+    for best, items in ranked(recommender, task, k):
+        rows = torch.arange(start, start + len(items), device=items.device)
+        keys = items + rows.unsqueeze(1) * task.n_items
+        parts.append(contains(task.relevant_key, keys) & (best > float("-inf")))
+        start += len(items)
     return torch.cat(parts).cpu()
-
-
-def _chunk_starts(task: RankingTask) -> Tensor:
-    """Rows of the task at which its chunks of users begin, and its number of users."""
-    n_users = task.users.numel()
-    size = min(max(1, CHUNK_ENTRIES // task.n_items), n_users)
-    return torch.arange(0, n_users + size, size, device=task.users.device).clamp_max(n_users)
 
 
 @torch.no_grad()
@@ -299,11 +289,11 @@ def ranked(recommender: Recommender, task: RankingTask, k: int) -> Iterator[tupl
         After the last chunk, if a score is NaN.
     """
     users, n_items, device = task.users, task.n_items, task.users.device
-    starts = _chunk_starts(task)
+    size = min(max(1, CHUNK_ENTRIES // n_items), users.numel())
+    starts = torch.arange(0, users.numel() + size, size, device=device).clamp_max(users.numel())
     bounds = torch.stack([starts, torch.searchsorted(task.seen_row, starts)]).T.tolist()
     levels = _levels(n_items, k) if device.type == "cpu" else 0
     width = -(-n_items // BLOCK**levels) * BLOCK**levels
-    size = bounds[1][0]
     buffer, broken = torch.empty(0), torch.zeros((), dtype=torch.bool, device=device)
     for (start, seen_from), (stop, seen_to) in pairwise(bounds):
         buffer = _score(recommender, users[start:stop], buffer, size, width, n_items)

@@ -7,7 +7,6 @@ carries. The test split stays closed.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from typing import ClassVar
 
 import pandas as pd
 import torch
@@ -33,33 +32,13 @@ REFERENCE = "reference"
 class RandomOrder(Recommender):
     """Scores are uniform random numbers, the same for a user in every call."""
 
-    title: ClassVar = "Random"
-    config_class: ClassVar = ModelConfig
-
-    def __init__(self, n_items: int, seed: int, device: torch.device | str = "cpu") -> None:
-        self.n_items = n_items
-        self.seed = seed
-        self._device = torch.device(device)
-
-    @property
-    def device(self) -> torch.device:
-        """Device of the scores."""
-        return self._device
-
-    def tensors(self) -> dict[str, Tensor]:
-        """Nothing: seed and user decide."""
-        return {}
-
-    def load_tensors(self, tensors: dict[str, Tensor]) -> None:
-        """Nothing to replace."""
+    def __init__(self, graph: Graph, seed: int = 0) -> None:
+        self.graph, self.seed = graph, seed
 
     def score(self, users: Tensor) -> Tensor:
         """Random numbers ``[n, I]`` in [0, 1)."""
-        rows = [
-            torch.rand(self.n_items, generator=torch_generator(self.seed, f"random order/{user}"))
-            for user in users.tolist()
-        ]
-        return torch.stack(rows).to(self._device)
+        streams = (torch_generator(self.seed, f"random order/{user}") for user in users.tolist())
+        return torch.stack([torch.rand(self.graph.n_items, generator=stream) for stream in streams]).to(self.device)
 
 
 def user_profile_scorer(vectors: ProfileVectors, n_items: int) -> FixedEmbeddings:
@@ -75,11 +54,10 @@ def train_items_scorer(vectors: ProfileVectors, graph: Graph) -> FixedEmbeddings
     return FixedEmbeddings(functional.normalize(sums), items)
 
 
-def signal_per_user(
+def signal_table(
     data: Dataset,
     vectors: Mapping[str, ProfileVectors],
     cutoffs: Sequence[int] = (20,),
-    seed: int = 0,
     device: torch.device | str = "cpu",
 ) -> pd.DataFrame:
     """Rank the validation items of every user by profile vectors alone; every scorer ranks for the same users.
@@ -92,15 +70,13 @@ def signal_per_user(
         Profile vectors ``user [U, d_t]``, ``entity [E, d_t]`` by profile set.
     cutoffs
         Ranks k.
-    seed
-        Seed of the random order.
     device
         Where to score.
 
     Returns
     -------
     DataFrame
-        profiles, scorer, user, and ``recall@k`` and ``ndcg@k`` for each cut-off: the values for paired tests. The
+        profiles, scorer, means over users of ``recall@k`` and ``ndcg@k`` for each cut-off, and the number of users. The
         reference lines come last.
 
     Raises
@@ -113,41 +89,19 @@ def signal_per_user(
     task = RankingTask.from_tables(data.tables, "valid", device)
     graph = Graph.from_tables(data.tables).to(device)
     metrics = [f"{metric}@{k}" for k in cutoffs for metric in ("recall", "ndcg")]
-    parts = []
-    for name, scorer, recommender in _scorers(graph, vectors, seed):
-        per_user = evaluate(recommender, task, cutoffs)[1][["user", *metrics]]
-        per_user.insert(0, "scorer", scorer)
-        per_user.insert(0, "profiles", name)
-        parts.append(per_user)
-    return pd.concat(parts, ignore_index=True)
+    rows = []
+    for name, scorer, recommender in _scorers(graph, vectors):
+        means, per_user = evaluate(recommender, task, cutoffs)
+        measured = {metric: means[metric] for metric in metrics}
+        rows.append({"profiles": name, "scorer": scorer, **measured, "users": len(per_user)})
+    return pd.DataFrame(rows)
 
 
-def _scorers(graph: Graph, vectors: Mapping[str, ProfileVectors], seed: int) -> Iterator[tuple[str, str, Recommender]]:
+def _scorers(graph: Graph, vectors: Mapping[str, ProfileVectors]) -> Iterator[tuple[str, str, Recommender]]:
     """Profile set, scorer and recommender of every line; one profile set is on the device at a time."""
     for name, pair in vectors.items():
         here = pair.to(graph.device)
         yield name, USER_PROFILE, user_profile_scorer(here, graph.n_items)
         yield name, TRAIN_ITEMS, train_items_scorer(here, graph)
     yield REFERENCE, "popularity", Popularity(ModelConfig(), graph)
-    yield REFERENCE, "random", RandomOrder(graph.n_items, seed, graph.device)
-
-
-def signal_means(per_user: pd.DataFrame) -> pd.DataFrame:
-    """Mean of each metric over users of what `signal_per_user` gave, and the number of users, in the same order."""
-    groups = per_user.groupby(["profiles", "scorer"], sort=False)
-    table = groups[[name for name in per_user.columns if "@" in name]].mean()
-    return table.assign(users=groups["user"].size()).reset_index()
-
-
-def signal_table(
-    data: Dataset,
-    vectors: Mapping[str, ProfileVectors],
-    cutoffs: Sequence[int] = (20,),
-    seed: int = 0,
-    device: torch.device | str = "cpu",
-) -> pd.DataFrame:
-    """Signal of each profile set in one table: profiles, scorer, ``recall@k``, ``ndcg@k``, users.
-
-    Parameters and errors are those of `signal_per_user`.
-    """
-    return signal_means(signal_per_user(data, vectors, cutoffs, seed, device))
+    yield REFERENCE, "random", RandomOrder(graph)
