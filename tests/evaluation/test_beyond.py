@@ -108,7 +108,7 @@ def test_calibration_is_zero_for_a_list_like_the_history_and_grows_with_the_dist
     assert apart == pytest.approx(-math.log(0.01))
 
 
-def test_without_vectors_or_genres_there_is_no_such_measure(data: Dataset, lists: np.ndarray) -> None:
+def test_what_cannot_be_measured_is_unknown(data: Dataset, lists: np.ndarray) -> None:
     measured = BeyondAccuracy(data)
     measured.__dict__["genres"] = None
     values = measured.measure(lists)
@@ -116,6 +116,7 @@ def test_without_vectors_or_genres_there_is_no_such_measure(data: Dataset, lists
     assert math.isnan(values["miscalibration"])
     with pytest.raises(DataError, match="lists of 2 users"):
         measured.measure(lists[:2])
+    assert math.isnan(gini(np.zeros(3, dtype=int)))
 
 
 @pytest.mark.parametrize(("counts", "expected"), [([3, 3, 3], 0.0), ([0, 0, 0, 8], 0.75), ([1, 3], 0.25)])
@@ -123,11 +124,7 @@ def test_gini(counts: list[int], expected: float) -> None:
     assert gini(np.array(counts)) == pytest.approx(expected)
 
 
-def test_gini_of_nothing_is_unknown() -> None:
-    assert math.isnan(gini(np.zeros(3, dtype=int)))
-
-
-def test_item_groups_hold_every_item_once_in_order_of_popularity(data: Dataset) -> None:
+def test_item_groups_hold_every_item_once_in_order_of_popularity_or_degree(data: Dataset) -> None:
     counts = data.split("train")["item"].value_counts().reindex(range(len(data.items)), fill_value=0)
     few = int(counts.median())
     groups = item_groups(data, tail=0.5, few=few)
@@ -138,47 +135,37 @@ def test_item_groups_hold_every_item_once_in_order_of_popularity(data: Dataset) 
     assert counts[groups != "popular"].sum() <= 0.5 * counts.sum()
     with pytest.raises(ConfigError, match="expected a share"):
         item_groups(data, tail=1.5)
-
-
-def test_degree_groups_count_both_ends_of_triples(data: Dataset) -> None:
-    groups = degree_groups(data, 2)
     ends = Counter(data.triples["head"]) + Counter(data.triples["tail"])
-    assert len(groups) == len(data.items)
-    for item, group in groups.items():
+    by_degree = degree_groups(data, 2)
+    assert len(by_degree) == len(data.items)
+    for item, group in enumerate(by_degree):
         low, _, high = str(group).partition("-")
-        assert int(low) <= ends[int(str(item))] <= int(high or low)
+        assert int(low) <= ends[item] <= int(high or low)
 
 
 def test_groups_of_items_by_hand(data: Dataset) -> None:
     measured = BeyondAccuracy(data)
-    n = len(measured.users)
+    n, n_items = len(measured.users), len(data.items)
     planted = data.split("test").drop_duplicates("user").set_index("user")["item"].loc[measured.users].to_numpy()
-    lists = np.stack([planted, (planted + 1) % len(data.items)], axis=1)
-    lists[: n // 2, 0] = (planted[: n // 2] + 2) % len(data.items)
-    groups = pd.Series(np.where(np.arange(len(data.items)) % 2, "odd", "even"))
-    table = measured.by_items(lists, groups).set_index("group")
+    lists = np.stack([planted, (planted + 1) % n_items], axis=1)
+    lists[: n // 2, 0] = (planted[: n // 2] + 2) % n_items
+    row = measured.by_items(lists, pd.Series(np.where(np.arange(n_items) % 2, "odd", "even")))
     found = np.array([item in row for item, row in zip(planted, lists, strict=True)])
+    assert len(row) == 4
     for name, odd in (("odd", 1), ("even", 0)):
-        inside = planted % 2 == odd
-        assert table.loc[name, "relevant"] == inside.sum()
-        assert table.loc[name, "recall"] == pytest.approx(found[inside].mean())
-        assert table.loc[name, "share"] == pytest.approx((lists % 2 == odd).mean())
-    assert table["items"].sum() == len(data.items)
+        size = sum(item % 2 == odd for item in range(n_items))
+        assert row[f"{name} ({size}): recall"] == pytest.approx(found[planted % 2 == odd].mean())
+        assert row[f"{name} ({size}): share"] == pytest.approx((lists % 2 == odd).mean())
 
 
 def test_models_are_averaged_over_their_runs(data: Dataset) -> None:
-    graph = Graph.from_tables(data.tables)
-    popular = Popularity(ModelConfig(), graph)
-    tables = measure_lists(data, iter([("a", popular), ("b", embeddings(data)), ("a", embeddings(data))]), k=5)
+    popular, random = Popularity(ModelConfig(), Graph.from_tables(data.tables)), embeddings(data)
+    tables = measure_lists(data, iter([("a", popular), ("b", random), ("a", random)]), k=5)
     whole = tables["whole lists"].set_index("model")
-    alone = {name: measure_lists(data, [("x", model)], k=5)["whole lists"] for name, model in
-             (("popular", popular), ("random", embeddings(data)))}  # fmt: skip
+    alone = measure_lists(data, [("popular", popular)], k=5)["whole lists"].set_index("model").loc["popular"]
     for measure in MEASURES:
-        values = [float(alone[name][measure].iloc[0]) for name in ("popular", "random")]
-        assert whole.loc["b", measure] == pytest.approx(values[1])
-        assert whole.loc["a", measure] == pytest.approx(sum(values) / 2)
-    groups = item_groups(data)
-    sizes = {str(name): int((groups == name).sum()) for name in groups.cat.categories}
+        assert whole.loc["a", measure] == pytest.approx((alone[measure] + whole.loc["b", measure]) / 2)
+    sizes = item_groups(data).value_counts(sort=False)
     columns = [f"{name} ({n}): {value}" for name, n in sizes.items() if n for value in ("recall", "share")]
     by_popularity = tables["items by popularity"].set_index("model")
     assert list(by_popularity) == columns

@@ -8,14 +8,12 @@ import pandas as pd
 import pytest
 import torch
 
-from benchmarks.evaluation import synthetic_task
 from spike_kit.base.errors import TrainingError
 from spike_kit.base.seeds import torch_generator
-from spike_kit.data.tables import Tables
 from spike_kit.evaluation import ranking
 from spike_kit.evaluation.ranking import RankingTask, evaluate, top_items
 from spike_kit.models.base import FixedEmbeddings, Recommender
-from tests.reference_evaluation import RANKINGS, lists_of, loop
+from tests.reference_evaluation import lists_of, loop, task_of
 from tests.world import World
 
 
@@ -35,12 +33,6 @@ class Stored(Recommender):
     def device(self) -> torch.device:
         return self.table.device
 
-    def tensors(self) -> dict[str, torch.Tensor]:
-        return {"table": self.table}
-
-    def load_tensors(self, tensors: dict[str, torch.Tensor]) -> None:
-        self.table = tensors["table"]
-
     def score(self, users: torch.Tensor) -> torch.Tensor:
         return self.table.index_select(0, users)
 
@@ -49,31 +41,17 @@ def random_task(rng: np.random.Generator, n_users: int, n_items: int, device: to
     """Up to all items seen or relevant, so that some users have fewer candidates than there are ranks."""
     seen, relevant = [], []
     for row in range(n_users):
-        order = rng.permutation(n_items)
+        order = rng.permutation(n_items).tolist()
         n_seen = int(rng.integers(0, n_items if row % 3 == 0 else n_items // 2))
-        n_relevant = int(rng.integers(1, max(2, (n_items - n_seen) // 3)))
-        seen += [(row, int(item)) for item in np.sort(order[:n_seen])]
-        relevant += [(row, int(item)) for item in np.sort(order[n_seen : n_seen + n_relevant])]
-    seen_row, seen_item = torch.tensor(seen).reshape(-1, 2).T
-    relevant_row, relevant_item = torch.tensor(relevant).T
-    task = RankingTask(
-        users=torch.from_numpy(np.sort(rng.choice(n_users + 5, n_users, replace=False))),
-        seen_row=seen_row.contiguous(),
-        seen_item=seen_item.contiguous(),
-        relevant_key=relevant_row * n_items + relevant_item,
-        n_relevant=torch.bincount(relevant_row, minlength=n_users),
-        n_items=n_items,
-        n_without_train=0,
-        n_without_relevant=0,
-    )
-    moved = {name: value.to(device) for name, value in vars(task).items() if isinstance(value, torch.Tensor)}
-    return dataclasses.replace(task, **moved)
+        seen.append(order[:n_seen])
+        relevant.append(order[n_seen : n_seen + int(rng.integers(1, max(2, (n_items - n_seen) // 3)))])
+    users = torch.from_numpy(np.sort(rng.choice(n_users + 5, n_users, replace=False)))
+    return task_of(seen, relevant, n_items, users, device)
 
 
 def equal_to_the_loop(recommender: Recommender, task: RankingTask, cutoffs: tuple[int, ...]) -> pd.DataFrame:
     means, per_user = evaluate(recommender, task, cutoffs)
-    seen, relevant = lists_of(task)
-    expected = pd.DataFrame(loop(recommender, task.users, seen, relevant, cutoffs))
+    expected = pd.DataFrame(loop(recommender, task, cutoffs))
     assert per_user["user"].tolist() == task.users.tolist()
     pd.testing.assert_frame_equal(per_user[list(expected.columns)], expected, rtol=0, atol=1e-12)
     assert means == pytest.approx(expected.mean().to_dict(), abs=1e-12)
@@ -81,21 +59,17 @@ def equal_to_the_loop(recommender: Recommender, task: RankingTask, cutoffs: tupl
 
 
 @pytest.mark.parametrize("split", ["valid", "test"])
-@pytest.mark.parametrize("chunk", [1, 200, 10_000_000])
-def test_equal_to_a_loop_over_users(world: World, split: str, chunk: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(ranking, "CHUNK_ENTRIES", chunk)
+def test_a_split_is_ranked_as_the_tables_say(world: World, split: str) -> None:
     tables = world.tables
-    scores = np.random.default_rng(0).normal(size=(len(tables.users), len(tables.items))).astype(np.float32)
     task = RankingTask.from_tables(tables, split)
-    seen, relevant = lists_of(task)
     rows = tables.interactions
     masked = {"valid": ["train"], "test": ["train", "valid"]}[split]
-    for user, (own, wanted) in enumerate(zip(seen, relevant, strict=True)):
+    for user, (own, wanted) in enumerate(zip(*lists_of(task), strict=True)):
         theirs = rows[rows["user"] == user]
         assert set(own) == set(theirs.loc[theirs["split"].isin(masked), "item"])
         assert wanted == set(theirs.loc[theirs["split"] == split, "item"])
-    per_user = equal_to_the_loop(scorer(scores), task, (3, 10))
-    assert len(per_user) == len(tables.users)
+    scores = np.random.default_rng(0).normal(size=(len(tables.users), len(tables.items)))
+    assert len(equal_to_the_loop(scorer(scores), task, (3, 10))) == len(tables.users)
 
 
 @pytest.mark.parametrize("n_items", [3, 30, 397, 2000])
@@ -117,29 +91,17 @@ def test_equal_to_the_loop_whatever_the_sizes(
     assert per_user["hit_rate@20"].max() == 1
 
 
-def test_other_ways_of_ranking_give_the_same_where_nothing_is_tied() -> None:
-    recommender, task = synthetic_task(50, 3000)
-    seen, relevant = lists_of(task)
-    assert {len(own) for own in seen} == {80}
-    assert {len(own & set(other)) for own, other in zip(relevant, seen, strict=True)} == {0}
-    first, *others = [loop(recommender, task.users, seen, relevant, ranking=name) for name in RANKINGS]
-    assert all(other == first for other in others)
-    means, _ = evaluate(recommender, task)
-    assert means == pytest.approx(pd.DataFrame(first).mean().to_dict(), abs=1e-12)
-
-
-def test_the_best_items_are_those_of_torch_topk() -> None:
-    generator = torch_generator(0, "test")
-    for levels, width in ((1, 640), (2, 4096), (3, 32768)):
-        scores = torch.randn(20, width, generator=generator)
-        scores[::2] = scores[::2].mul(3).round()
-        scores[4] = float("-inf")
-        scores[6, 30:] = float("-inf")
-        best, items = ranking._top(scores, width, levels, 20)
-        expected = scores.topk(20)
-        assert torch.equal(best, expected.values)
-        known = best > float("-inf")
-        assert torch.equal(items[known], expected.indices[known])
+@pytest.mark.parametrize(("levels", "width"), [(1, 640), (2, 4096), (3, 32768)])
+def test_the_best_items_are_those_of_torch_topk(levels: int, width: int) -> None:
+    scores = torch.randn(20, width, generator=torch_generator(0, "test"))
+    scores[::2] = scores[::2].mul(3).round()
+    scores[4] = float("-inf")
+    scores[6, 30:] = float("-inf")
+    best, items = ranking._top(scores, width, levels, 20)
+    expected = scores.topk(20)
+    assert torch.equal(best, expected.values)
+    known = best > float("-inf")
+    assert torch.equal(items[known], expected.indices[known])
 
 
 def test_seen_items_are_never_recommended(world: World) -> None:
@@ -151,22 +113,7 @@ def test_seen_items_are_never_recommended(world: World) -> None:
     assert set(items) == set(range(len(tables.items))) - set(seen)
 
 
-def without(tables: Tables, user: int, split: str) -> Tables:
-    rows = tables.interactions
-    kept = rows[(rows["user"] != user) | (rows["split"] != split)].reset_index(drop=True)
-    return dataclasses.replace(tables, interactions=kept)
-
-
-def test_users_without_train_or_relevant_items_are_not_ranked_but_counted(world: World) -> None:
-    tables = without(without(world.tables, 5, "train"), 9, "test")
-    task = RankingTask.from_tables(tables, "test")
-    assert (task.n_without_train, task.n_without_relevant) == (1, 1)
-    _, per_user = evaluate(scorer(torch.rand(len(tables.users), len(tables.items))), task)
-    assert {5, 9}.isdisjoint(per_user["user"])
-    assert len(per_user) == len(tables.users) - 2
-
-
-@pytest.mark.parametrize("kind", [Stored, FixedEmbeddings])
+@pytest.mark.parametrize("kind", [Stored, scorer])
 @pytest.mark.parametrize("n_items", [50, 1200])
 @pytest.mark.parametrize("place", ["best", "worst", "seen", "last user"])
 def test_a_nan_score_is_an_error(
@@ -182,16 +129,19 @@ def test_a_nan_score_is_an_error(
     own[seen[row]] = 0
     at = {"best": own.argmax(), "worst": own.argmin(), "seen": seen[row][0], "last user": min(relevant[row])}[place]
     own[int(at)] = float("nan")
-    recommender = Stored(scores) if kind is Stored else FixedEmbeddings(scores, torch.eye(n_items, device=device))
     with pytest.raises(TrainingError, match="NaN scores"):
-        evaluate(recommender, task)
+        evaluate(kind(scores), task)
 
 
-def test_a_relevant_item_that_is_also_seen_counts_and_cannot_be_hit(world: World) -> None:
+def test_users_without_train_are_not_ranked_and_what_is_seen_cannot_be_hit(world: World) -> None:
     rows = world.tables.interactions
-    twice = pd.concat([rows, rows.query("user == 0 and split == 'test'").assign(split="train")], ignore_index=True)
-    task = RankingTask.from_tables(dataclasses.replace(world.tables, interactions=twice), "test")
-    perfect = torch.zeros(len(world.tables.users), len(world.tables.items))
+    gone = ((rows["user"] == 5) & (rows["split"] == "train")) | ((rows["user"] == 9) & (rows["split"] == "test"))
+    twice = rows.query("user == 0 and split == 'test'").assign(split="train")
+    tables = dataclasses.replace(world.tables, interactions=pd.concat([rows[~gone], twice], ignore_index=True))
+    task = RankingTask.from_tables(tables, "test")
+    assert task.n_without_train == 1
+    perfect = torch.zeros(len(tables.users), len(tables.items))
     perfect[torch.arange(len(world.planted)), torch.from_numpy(world.planted)] = 1
     _, per_user = evaluate(scorer(perfect), task)
-    assert per_user["recall@10"].tolist() == [0.0] + [1.0] * (len(world.planted) - 1)
+    assert per_user["user"].tolist() == sorted({*range(len(tables.users))} - {5, 9})
+    assert per_user["recall@10"].tolist() == [0.0] + [1.0] * (len(world.planted) - 3)

@@ -12,8 +12,6 @@ from spike_kit.evaluation.signal import (
     TRAIN_ITEMS,
     USER_PROFILE,
     RandomOrder,
-    signal_means,
-    signal_per_user,
     signal_table,
     train_items_scorer,
 )
@@ -46,16 +44,6 @@ def test_profiles_of_the_planted_groups_rank_far_above_random(data: Dataset, wor
     assert set(table["users"]) == {len(data.users)}
 
 
-def test_values_per_user_are_paired_and_average_to_the_table(data: Dataset, world: World) -> None:
-    per_user = signal_per_user(data, {"template": world.vectors})
-    users = per_user.groupby(["profiles", "scorer"])["user"].agg(tuple)
-    assert users.nunique() == 1
-    means = signal_means(per_user)
-    assert means.equals(signal_table(data, {"template": world.vectors}))
-    own = per_user[per_user["scorer"] == USER_PROFILE]
-    assert means.loc[means["scorer"] == USER_PROFILE, "recall@20"].item() == own["recall@20"].mean()
-
-
 def test_the_test_split_stays_closed(data: Dataset, world: World) -> None:
     items = torch.eye(len(data.entities))
     perfect = ProfileVectors(items[torch.from_numpy(world.planted)], items)
@@ -73,15 +61,17 @@ def test_the_mean_of_train_items_by_hand(world: World) -> None:
     np.testing.assert_allclose(scores[0].numpy(), expected, atol=1e-6)
 
 
-def test_random_scores_depend_on_seed_and_user_only(data: Dataset, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_random_scores_depend_on_seed_and_user_only(
+    data: Dataset, world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
     users = torch.tensor([4, 0, 7])
-    scores = RandomOrder(50, seed=1).score(users)
-    assert torch.equal(scores[2:], RandomOrder(50, seed=1).score(users[2:]))
-    assert not torch.equal(scores, RandomOrder(50, seed=2).score(users))
+    scores = RandomOrder(world.graph, seed=1).score(users)
+    assert torch.equal(scores[2:], RandomOrder(world.graph, seed=1).score(users[2:]))
+    assert not torch.equal(scores, RandomOrder(world.graph, seed=2).score(users))
     assert not torch.equal(scores[0], scores[1])
-    whole = signal_per_user(data, {})
+    whole = signal_table(data, {})
     monkeypatch.setattr("spike_kit.evaluation.ranking.CHUNK_ENTRIES", 1)
-    assert signal_per_user(data, {}).equals(whole)
+    assert signal_table(data, {}).equals(whole)
     assert set(whole["profiles"]) == {REFERENCE}
 
 

@@ -12,7 +12,7 @@ import pytest
 STATUS = Path("/proc/self/status")
 
 MEASURE = """
-import dataclasses, json, mmap, os, sys, tempfile
+import dataclasses, json, os, sys
 from pathlib import Path
 import torch
 from benchmarks.synthetic import AMAZON_BOOK, synthetic_graph, synthetic_vectors
@@ -29,7 +29,7 @@ def status(name):
     lines = Path("/proc/self/status").read_text().splitlines()
     return next(int(line.split()[1]) for line in lines if line.startswith(name + ":")) * 1024
 
-def measured(name, preset, settings, mapped):
+def measured(name, preset, settings):
     # Mapped pages (libraries) only grow: the peak without them is at least the whole peak less those at the end.
     config = find_preset(name, preset).model.replace(**settings)
     before = status("RssAnon")
@@ -39,11 +39,6 @@ def measured(name, preset, settings, mapped):
     batches = epoch_batches(graph, NegativeSampler(graph), 1024, generator)
     for _ in range(2):
         training_step(model, next(batches), model.draw(generator), optimizer)
-        if mapped:
-            file = tempfile.TemporaryFile()
-            file.truncate(mapped)
-            pages = mmap.mmap(file.fileno(), 0, prot=mmap.PROT_READ)
-            mapped = 0 * sum(pages[place] for place in range(0, len(pages), mmap.PAGESIZE))
     with torch.no_grad():
         model.embeddings()
     taken = status("VmHWM") - status("RssFile") - status("RssShmem") - before
@@ -59,13 +54,12 @@ for case in json.loads(sys.argv[1]):
 """Trains each case in a process of its own; prints what it took apart from mapped pages, and the estimate."""
 
 CASES = {
-    "spike": ("spike", "recommended", {}, 0),
-    "spike in chunks": ("spike", "recommended", {"budget_mib": 8, "text_on": "host"}, 0),
-    "spike released": ("spike", "released_code", {"layers": 3}, 0),
-    "lightgcn": ("lightgcn", "recommended", {}, 0),
-    "lightgcn, libraries": ("lightgcn", "recommended", {}, 150 * 2**20),
+    "spike": ("spike", "recommended", {}),
+    "spike in chunks": ("spike", "recommended", {"budget_mib": 8, "text_on": "host"}),
+    "spike released": ("spike", "released_code", {"layers": 3}),
+    "lightgcn": ("lightgcn", "recommended", {}),
 }
-"""Model, preset, settings, and how many bytes of a file are mapped meanwhile, as large libraries are."""
+"""Model, preset, settings."""
 
 
 @pytest.fixture(scope="module")
@@ -81,9 +75,3 @@ def measured() -> dict[str, tuple[int, int]]:
 def test_the_estimate_is_an_upper_bound_and_not_a_wild_one(measured: dict[str, tuple[int, int]], case: str) -> None:
     taken, estimated = measured[case]
     assert taken <= estimated <= 4 * taken + 200 * 2**20
-
-
-def test_mapped_pages_of_libraries_do_not_count(measured: dict[str, tuple[int, int]]) -> None:
-    alone, beside = measured["lightgcn"][0], measured["lightgcn, libraries"][0]
-    assert alone > 50 * 2**20
-    assert abs(beside - alone) < 30 * 2**20

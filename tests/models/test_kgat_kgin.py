@@ -80,18 +80,14 @@ def test_kgat_puts_normalised_layers_side_by_side(world: World) -> None:
     assert users.shape[1] == 8 + 8 + 4
 
 
-def test_kgat_sees_every_edge_once_in_its_phase_and_keeps_kinds_apart(world: World) -> None:
-    model, seen, terms = kgat(world), [], {}
+def test_kgat_sees_every_edge_once_in_its_phase(world: World) -> None:
+    model, seen = kgat(world), []
     for step in range(model.auxiliary_steps):
         terms = model.auxiliary_losses(step, generator())
         assert set(terms) == {"transr", "transr_l2"}
+        assert all(torch.isfinite(term) for term in terms.values())
         seen += model._order[step * 64 : (step + 1) * 64].tolist()
     assert sorted(seen) == list(range(len(model.relation)))
-    first = terms["transr"]
-    first.backward()
-    gradient = model.relation_map.grad
-    assert gradient is not None
-    assert torch.isfinite(gradient).all()
 
 
 def test_kgin_users_weigh_their_items_by_intents(world: World) -> None:

@@ -14,7 +14,6 @@ from spike_kit.models.ease import Ease, EaseConfig
 from spike_kit.models.itemknn import ItemKnn, ItemKnnConfig
 from spike_kit.models.lightgcl import low_rank
 from spike_kit.models.lightgcn import Bipartite
-from spike_kit.models.sparse import SparsePattern, dense_rows
 from tests.world import World
 
 
@@ -23,13 +22,6 @@ def matrix(world: World) -> np.ndarray:
     seen = np.zeros((graph.n_users, graph.n_items))
     seen[graph.train_user.numpy(), graph.train_item.numpy()] = 1
     return seen
-
-
-def test_dense_rows_are_rows_of_the_matrix(world: World) -> None:
-    graph = world.graph
-    pattern = SparsePattern(graph.train_user, graph.train_item, graph.n_users, graph.n_items)
-    ids = torch.tensor([5, 0, 5, 55])
-    np.testing.assert_array_equal(dense_rows(pattern, ids).numpy(), matrix(world)[ids.numpy()])
 
 
 @pytest.mark.parametrize("shrinkage", [0.0, 3.0])

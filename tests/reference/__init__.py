@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import torch
 from torch import Tensor
 from torch.nn import functional
 
@@ -11,13 +10,3 @@ def matching_by_pairs(graph_side: Tensor, text_side: Tensor) -> Tensor:
     """Mean squared difference of the two k x k cosine matrices, formed in full."""
     a, b = functional.normalize(graph_side, dim=-1), functional.normalize(text_side, dim=-1)
     return (a @ a.mT - b @ b.mT).square().mean()
-
-
-def softmax_by_segment(scores: Tensor, segment: Tensor, n_segments: int) -> Tensor:
-    """Softmax over the rows of each segment, one segment at a time."""
-    result = torch.zeros_like(scores)
-    for number in range(n_segments):
-        rows = segment == number
-        if rows.any():
-            result[rows] = torch.softmax(scores[rows], dim=0)
-    return result
