@@ -12,7 +12,7 @@ from torch import Tensor
 
 from spike_kit.data.graph import Graph
 from spike_kit.data.vectors import ProfileVectors
-from spike_kit.models.base import Batch, TrainedRecommender
+from spike_kit.models.base import Batch, TrainedConfig, TrainedRecommender
 
 TOLERANCE = 2e-5
 """Largest difference allowed, relative to the largest absolute value of the array."""
@@ -29,7 +29,40 @@ MLPS = {
 LAYERS = {"denoise_time_": "denoiser.time.", "text_user_": "user_map.", "text_item_": "item_map."}
 OTHERS = {"attention_w": "attention_weight", "neighbour_w": "attention_weight", "neighbour_a": "attention_vector"}
 
+SETTINGS = {
+    "dim": ("embedding_size",),
+    "layers": ("layer_num",),
+    "kg_layers": ("layer_num_kg",),
+    "heads": ("n_heads",),
+    "l2": ("reg_weight", "decay", "decay_weight"),
+    "message_dropout": ("mess_dropout_rate",),
+    "text_dropout": ("text_dropout_rate",),
+    "text_weight": ("kd_weight", "recon_weight"),
+    "text_temperature": ("kd_temperature", "re_temperature"),
+    "contrast_weight": ("cl_weight", "cl_coef"),
+    "contrast_temperature": ("temperature", "temp", "tau"),
+    "contrast_drop": ("cl_drop_ratio",),
+    "reconstruction_weight": ("mae_coef",),
+    "hidden_edges": ("mae_msize",),
+    "dropped_edges": ("mae_msize",),
+    "mask_share": ("mask_ratio",),
+    "neighbours": ("neighbor_k",),
+    "rank": ("svd_q",),
+    "rho": ("text_rho",),
+    "matching_weight": ("align_coef",),
+    "gamma": ("anchor_ratio",),
+    "repeats": ("num_repeat",),
+    "per_head": ("triplet_num",),
+    "residual": ("res_lambda",),
+    "denoiser_dim": ("denoise_hidden",),
+    "time_dim": ("d_emb_size",),
+    "collaborative_share": ("e_loss",),
+    **{name: (name,) for name in ("steps", "noise_scale", "noise_min", "noise_max", "rebuild_k")},
+}
+"""What the files call our settings."""
+
 Model = TypeVar("Model", bound=TrainedRecommender)
+SettingsT = TypeVar("SettingsT", bound=TrainedConfig)
 
 
 def our_name(parameter: str) -> str:
@@ -63,9 +96,13 @@ class Fixture:
         """Float hyper-parameter; going through its text undoes the rounding to float32."""
         return float(str(self.arrays[key]))
 
-    def settings(self, **names: str) -> dict[str, Any]:
-        """Settings by their names in the file; ``dim`` is called the same in every file."""
-        return {field: self.real(f"hp.{name}") for field, name in {"dim": "embedding_size", **names}.items()}
+    def config(self, usual: SettingsT, **own: Any) -> SettingsT:
+        """Settings of the file, ``own`` ones, and for all others the usual ones."""
+        known = {name: theirs for name, theirs in SETTINGS.items() if name in type(usual).model_fields}
+        given = {
+            name: self.real(f"hp.{key}") for name, keys in known.items() for key in keys if f"hp.{key}" in self.arrays
+        }
+        return usual.replace(**given | own)
 
     @property
     def batch(self) -> Batch:

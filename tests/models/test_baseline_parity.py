@@ -47,7 +47,7 @@ def mean_of(fixture: Fixture, variant: str, term: str) -> np.ndarray:
 def test_bprmf_parity(l2: bool) -> None:
     fixture = Fixture("bpr")
     decay = fixture.real("hp.decay")
-    model = fixture.model(BprMf, BprMfConfig(**fixture.settings(), l2=decay if l2 else 0.0))
+    model = fixture.model(BprMf, fixture.config(BprMfConfig(), l2=decay if l2 else 0.0))
     fixture.check_evaluation(model)
     terms = model.training_losses(fixture.batch, None)
     fixture.check(terms["bpr"], "off.loss.bpr_softplus")
@@ -60,8 +60,7 @@ def test_bprmf_parity(l2: bool) -> None:
 @both_variants
 def test_lightgcn_parity(variant: str) -> None:
     fixture = Fixture("lightgcn")
-    config = LightGcn.presets["reference"].model.replace(**fixture.settings(layers="layer_num", l2="reg_weight"))
-    model = fixture.model(LightGcn, config)
+    model = fixture.model(LightGcn, fixture.config(LightGcn.presets["reference"].model))
     fixture.check_evaluation(model)
     draws = edge_weights(model, fixture, variant, "adj_keep_view1")
     fixture.check_sides(model.propagated(draws), f"{variant}.")
@@ -72,9 +71,7 @@ def test_lightgcn_parity(variant: str) -> None:
 @both_variants
 def test_sgl_parity(variant: str) -> None:
     fixture = Fixture("sgl")
-    names = {"layers": "layer_num", "contrast_weight": "cl_weight", "contrast_temperature": "temperature"}
-    given = fixture.settings(**names, l2="reg_weight")
-    config = SglConfig(**given, combine="sum", contrast_negatives=True, l2_on="all")
+    config = fixture.config(SglConfig(), combine="sum", contrast_negatives=True, l2_on="all")
     model = fixture.model(Sgl, config)
     fixture.check_evaluation(model)
     first, second = (edge_weights(model, fixture, variant, f"adj_keep_view{number}") for number in (1, 2))
@@ -90,8 +87,7 @@ def test_sgl_parity(variant: str) -> None:
 
 def test_lightgcl_parity() -> None:
     fixture = Fixture("lightgcl")
-    names = {"layers": "layer_num", "rank": "svd_q", "contrast_weight": "cl_weight", "contrast_temperature": "temp"}
-    config = LightGclConfig(**fixture.settings(**names, l2="reg_weight"), l2_on="all")
+    config = fixture.config(LightGclConfig(), l2_on="all")
     model = fixture.model(LightGcl, config)
     left, right = fixture.tensor("given.svd_u_t").T, fixture.tensor("given.svd_v_t").T
     model.low_rank = left, (left * fixture.tensor("given.svd_u_times_s")).sum(0), right
@@ -109,8 +105,7 @@ def test_lightgcl_parity() -> None:
 @both_variants
 def test_rlmrec_con_parity(variant: str) -> None:
     fixture = Fixture("rlmrec_con")
-    names = {"layers": "layer_num", "text_weight": "kd_weight", "text_temperature": "kd_temperature"}
-    config = RlmRecConConfig(**fixture.settings(**names, l2="reg_weight"), combine="sum", l2_on="all")
+    config = fixture.config(RlmRecConConfig(), combine="sum", l2_on="all")
     model = fixture.model(RlmRecCon, config)
     fixture.check_evaluation(model)
     fixture.check(model.text_mlp(model.user_text), "eval.text_user_projected")
@@ -126,7 +121,7 @@ def test_rlmrec_con_parity(variant: str) -> None:
 
 def test_rlmrec_con_counts_an_item_as_often_as_it_is_in_the_batch() -> None:
     fixture = Fixture("rlmrec_con")
-    config = RlmRecConConfig(**fixture.settings(), text_weight=1.0, text_negatives=False)
+    config = fixture.config(RlmRecConConfig(), text_weight=1.0, text_negatives=False)
     model, given = fixture.model(RlmRecCon, config), fixture.batch
     repeated = Batch(given.users, given.positives % 5, given.negatives)
     assert len(repeated.positives.unique()) == 5
@@ -150,9 +145,7 @@ def test_rlmrec_con_counts_an_item_as_often_as_it_is_in_the_batch() -> None:
 @both_variants
 def test_rlmrec_gen_parity(variant: str) -> None:
     fixture = Fixture("rlmrec_gen")
-    names = {"mask_share": "mask_ratio", "text_weight": "recon_weight", "text_temperature": "re_temperature"}
-    given = fixture.settings(layers="layer_num", l2="reg_weight", **names)
-    model = fixture.model(RlmRecGen, RlmRecGenConfig(**given, combine="sum", l2_on="all"))
+    model = fixture.model(RlmRecGen, fixture.config(RlmRecGenConfig(), combine="sum", l2_on="all"))
     fixture.check_evaluation(model)
     hidden, edges = fixture.tensor(f"given.{variant}.masked_nodes"), edge_weights(model, fixture, variant)
     assert model.draw(torch.Generator())[0].shape == hidden.shape
@@ -168,7 +161,7 @@ def test_rlmrec_gen_parity(variant: str) -> None:
 @both_variants
 def test_colakg_parity(variant: str) -> None:
     fixture = Fixture("colakg")
-    config = CoLaKgConfig(**fixture.settings(layers="layer_num", neighbours="neighbor_k", l2="decay"))
+    config = fixture.config(CoLaKgConfig())
     model = fixture.model(CoLaKg, config)
     (ours, order), (known, theirs) = model.neighbours.sort(1), fixture.tensor("derived.neighbours").sort(1)
     assert torch.equal(ours, known)

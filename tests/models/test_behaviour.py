@@ -98,15 +98,6 @@ def test_a_whole_step_runs_on_the_meta_device(name: str, preset: str, settings: 
     assert missing == []
 
 
-def test_the_meta_device_catches_a_tensor_left_on_the_cpu(world: World) -> None:
-    with FakeTensorMode(shape_env=ShapeEnv(), allow_non_fake_inputs=True):
-        model = build("spike", world, device="meta")
-        model.relation_embedding = torch.nn.Parameter(torch.zeros(4, 64))
-        ids = torch.zeros(8, dtype=torch.int64, device="meta")
-        with pytest.raises(Exception, match="device"):
-            model.training_losses(Batch(ids, ids, ids), model.draw(torch.Generator()))
-
-
 @pytest.mark.parametrize("name", TRAINED)
 def test_terms_sum_to_what_is_optimised_and_batches_are_sampled(world: World, name: str) -> None:
     model = build(name, world, l2=0.1)

@@ -12,21 +12,6 @@ from spike_kit.models.diffkg import DiffKg, DiffKgConfig, DiffKgDraws
 from tests.fixture_files import Fixture, assert_close
 
 View = Literal["original", "denoised"]
-NAMES = {
-    "layers": "layer_num",
-    "kg_layers": "layer_num_kg",
-    "per_head": "triplet_num",
-    "residual": "res_lambda",
-    "message_dropout": "mess_dropout_rate",
-    "edge_keep": "keepRate",
-    "contrast_weight": "cl_weight",
-    "contrast_temperature": "temperature",
-    "denoiser_dim": "denoise_hidden",
-    "time_dim": "d_emb_size",
-    "collaborative_share": "e_loss",
-    "l2": "reg_weight",
-    **{name: name for name in ("steps", "noise_scale", "noise_min", "noise_max", "rebuild_k")},
-}
 
 
 @pytest.fixture(scope="module")
@@ -35,7 +20,7 @@ def fixture() -> Fixture:
 
 
 def build(fixture: Fixture, predict_on: View = "original") -> DiffKg:
-    model = fixture.model(DiffKg, DiffKgConfig(**fixture.settings(**NAMES), predict_on=predict_on, l2_on="all"))
+    model = fixture.model(DiffKg, fixture.config(DiffKgConfig(), predict_on=predict_on, l2_on="all"))
     model.original = places(fixture, model, "given.kg_sampled").sort().values
     model.kept_edges = model.mask(places(fixture, model, "rebuild.kg_edges"))
     return model

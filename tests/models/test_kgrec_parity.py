@@ -10,17 +10,6 @@ from spike_kit.models.kgrec import KgRec, KgRecConfig, KgRecDraws, most
 from tests.fixture_files import Fixture
 
 both_variants = pytest.mark.parametrize("variant", ["off", "sampled"])
-NAMES = {
-    "layers": "layer_num",
-    "heads": "n_heads",
-    "message_dropout": "mess_dropout_rate",
-    "reconstruction_weight": "mae_coef",
-    "hidden_edges": "mae_msize",
-    "contrast_weight": "cl_coef",
-    "contrast_temperature": "tau",
-    "contrast_drop": "cl_drop_ratio",
-    "l2": "decay_weight",
-}
 
 
 @pytest.fixture(scope="module")
@@ -30,7 +19,7 @@ def fixture() -> Fixture:
 
 def build(fixture: Fixture) -> KgRec:
     keep = 1 - fixture.real("hp.node_dropout_rate")
-    return fixture.model(KgRec, KgRecConfig(**fixture.settings(**NAMES), edge_keep=keep, skip_last_relation=True))
+    return fixture.model(KgRec, fixture.config(KgRecConfig(), edge_keep=keep, skip_last_relation=True))
 
 
 def edges_of(fixture: Fixture, model: KgRec, variant: str) -> torch.Tensor:

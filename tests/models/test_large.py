@@ -16,56 +16,10 @@ from spike_kit.data.graph import Graph
 from spike_kit.data.vectors import ProfileVectors
 from spike_kit.experiments import run as running
 from spike_kit.experiments.run import RunConfig, train
-from spike_kit.models.base import Batch
-from spike_kit.models.footprint import footprint, leaner_settings
+from spike_kit.models.footprint import footprint
 from spike_kit.models.layers import ProfileProjection, keep_mask, kept_share
-from spike_kit.models.lightgcn import PropagatedConfig
-from spike_kit.models.spike import RELEASED_CODE, Spike, SpikeConfig
+from spike_kit.models.spike import Spike, SpikeConfig
 from tests.world import World
-
-
-def losses_and_gradients(
-    world: World, monkeypatch: pytest.MonkeyPatch, budget: int | None, config: SpikeConfig
-) -> tuple[int, dict[str, Tensor]]:
-    """Number of edge blocks; every loss term, every gradient and the final rows."""
-    if budget is not None:
-        monkeypatch.setattr(Spike, "_budget", budget)
-    double = ProfileVectors(world.vectors.user.double(), world.vectors.entity.double())
-    model = Spike(config, world.graph, double, torch.Generator().manual_seed(3))
-    draws = model.draw(torch.Generator().manual_seed(5))
-    model.double()
-    graph = world.graph
-    batch = Batch(graph.train_user[:64], graph.train_item[:64], (graph.train_item[:64] + 17) % graph.n_items)
-    terms = model.training_losses(batch, draws)
-    torch.stack(list(terms.values())).sum().backward()
-    found = {name: term.detach() for name, term in terms.items()}
-    found |= {name: parameter.grad for name, parameter in model.named_parameters() if parameter.grad is not None}
-    with torch.no_grad():
-        found["final"] = torch.cat(model.node_embeddings())
-    return len(model.edges.blocks), found
-
-
-@pytest.mark.parametrize(
-    "config",
-    [
-        SpikeConfig(dim=16, text_dropout=0, user_to_item="add", loss="cosine_softmax"),
-        RELEASED_CODE.replace(dim=16, text_dropout=0, dropped_edges=20),
-        SpikeConfig(dim=16, text_dropout=0, attention="mean", heads=4, layers=1),
-        SpikeConfig(dim=16, text_dropout=0, edge_keep=1, message_dropout=0),
-    ],
-    ids=["recommended", "released", "mean", "all edges"],
-)
-@pytest.mark.parametrize("budget", [16 * 4, 16 * 4 * 7, 16 * 4 * 40, 24 * 4 * 50])
-def test_a_small_budget_changes_memory_and_nothing_else(
-    world: World, monkeypatch: pytest.MonkeyPatch, config: SpikeConfig, budget: int
-) -> None:
-    n_blocks, whole = losses_and_gradients(world, monkeypatch, None, config)
-    assert n_blocks == 1
-    n_blocks, parts = losses_and_gradients(world, monkeypatch, budget, config)
-    assert n_blocks > 1
-    assert whole.keys() == parts.keys()
-    for name, expected in whole.items():
-        torch.testing.assert_close(parts[name], expected, rtol=1e-9, atol=1e-12)
 
 
 @pytest.mark.parametrize("masks", [1, 3])
@@ -125,19 +79,6 @@ def test_text_may_stay_in_main_memory_and_products_may_be_short(world: World) ->
 
 def larger(graph: Graph, factor: int) -> Graph:
     return dataclasses.replace(graph, n_entities=graph.n_entities * factor)
-
-
-def test_the_estimate_grows_with_the_graph_and_shrinks_with_leaner_settings(world: World) -> None:
-    graph = larger(world.graph, 10_000)
-    config = SpikeConfig()
-    small, large = footprint(config, world.graph, 24, 64), footprint(config, graph, 24, 64)
-    assert 5_000 < large.text / small.text < 10_000
-    assert large.parameters > 1000 * small.parameters
-    totals = [footprint(lean, graph, 2400, 64).total for _, lean in leaner_settings(config)]
-    assert footprint(config, graph, 2400, 64).total > totals[0] > totals[-1]
-    assert footprint(config.replace(text_on="host"), graph, 24, 64).text == 0
-    assert list(leaner_settings(PropagatedConfig())) == []
-    assert "GiB (" in str(large)
 
 
 @pytest.mark.parametrize("model", ["spike", "bprmf"])

@@ -122,10 +122,17 @@ def test_the_awkward_graph_is_awkward() -> None:
     assert (torch.bincount(graph.train_user, minlength=graph.n_users) == 1).any()
 
 
+@pytest.mark.parametrize("budget", [None, 16 * 4 * 7])
 @pytest.mark.parametrize("name", CONFIGS)
-def test_equal_draws_give_equal_losses_and_gradients(place: tuple[Graph, ProfileVectors], name: str) -> None:
+def test_equal_draws_give_equal_losses_and_gradients(
+    place: tuple[Graph, ProfileVectors], monkeypatch: pytest.MonkeyPatch, name: str, budget: int | None
+) -> None:
+    """In one piece, and with a small budget in chunks of text and blocks of edges."""
+    if budget is not None:
+        monkeypatch.setattr(Spike, "_budget", budget)
     config = CONFIGS[name]
     model, plain, draws = build(place, config)
+    assert (len(model.edges.blocks) > 1) is (budget is not None)
     draws = replace(draws, generator=None)
     expected = {config.loss} | ({"matching"} if config.matching != "off" else set()) | ({"l2"} if config.l2 else set())
     for term in sorted(expected):

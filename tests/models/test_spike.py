@@ -119,6 +119,7 @@ def test_dropout_masks_differ_between_uses_only_when_asked(world: World, separat
         matching="off",
         edge_keep=1,
         dropped_edges=0,
+        skip_last_relation=False,
         message_dropout=0,
         text_dropout=0.5,
     )

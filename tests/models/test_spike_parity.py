@@ -9,17 +9,6 @@ from spike_kit.models.spike import RELEASED_CODE, Spike, SpikeDraws
 from tests.fixture_files import Fixture, total_of
 
 both_variants = pytest.mark.parametrize("variant", ["off", "sampled"])
-NAMES = {
-    "layers": "layer_num",
-    "heads": "n_heads",
-    "rho": "text_rho",
-    "matching_weight": "align_coef",
-    "gamma": "anchor_ratio",
-    "repeats": "num_repeat",
-    "message_dropout": "mess_dropout_rate",
-    "text_dropout": "text_dropout_rate",
-    "dropped_edges": "mae_msize",
-}
 
 
 @pytest.fixture(scope="module")
@@ -29,7 +18,7 @@ def fixture() -> Fixture:
 
 def build(fixture: Fixture, l2: bool = False) -> Spike:
     own = {"edge_keep": 1 - fixture.real("hp.node_dropout_rate"), "l2": fixture.real("hp.decay_weight") if l2 else 0.0}
-    return fixture.model(Spike, RELEASED_CODE.replace(**fixture.settings(**NAMES), **own))
+    return fixture.model(Spike, fixture.config(RELEASED_CODE, **own))
 
 
 def draws_of(fixture: Fixture, model: Spike, variant: str) -> SpikeDraws:
