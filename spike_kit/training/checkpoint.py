@@ -235,7 +235,7 @@ def stored_rows(folder: Path) -> list[EpochRow]:
     """Rows of the epochs before the state that a training has stored last; none where there is no state."""
     try:
         with safe_open(folder / LAST, framework="pt") as opened:
-            return json.loads(opened.metadata()[_KEY])["rows"]
+            return json.loads(opened.metadata()[_KEY])["history"]["rows"]
     except _UNUSABLE:
         return []
 
