@@ -68,13 +68,11 @@ class Graph:
     def from_tables(cls, tables: Tables) -> Graph:
         """Build on the CPU from the tables of a data-set folder; only train interactions enter."""
         train = tables.interactions[tables.interactions["split"] == "train"]
+        sizes = {f"n_{name}": len(getattr(tables, name)) for name in ("users", "items", "entities", "relations")}
         return cls.from_arrays(
-            n_users=len(tables.users),
-            n_items=len(tables.items),
-            n_entities=len(tables.entities),
-            n_relations=len(tables.relations),
             interactions=train[["user", "item"]].to_numpy(),
             triples=tables.triples[["head", "relation", "tail"]].to_numpy(),
+            **sizes,
         )
 
     @classmethod

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -16,27 +17,28 @@ from spike_kit.data.reviews import longest_train_reviews
 from spike_kit.data.sources.amazon import AmazonConfig
 from spike_kit.profiles.prompts import PromptWriter
 from spike_kit.profiles.template import ensure_profiles
+from tests.conftest import at_home
 from tests.data.amazon_files import reviews_2018, write_lines, write_release
+from tests.data.checks import pairs_of
 
 CANARY = "zzcanaryzz"
 FACTS: dict[str, Any] = {"sources": (), "build": {}, "funnel": ()}
 
 
-@pytest.fixture
-def planted(tmp_path: Path) -> Dataset:
+@pytest.fixture(scope="module")
+def planted(tmp_path_factory: pytest.TempPathFactory) -> Dataset:
     """A data set from reviews in which every text of valid and test holds the marker."""
-    folder = write_release(tmp_path / "raw", "2018")
-    first = build("amazon", AmazonConfig(), name="first", raw=folder)
-    rows = first.interactions[first.interactions["split"] != "train"]
-    users, items = first.users["source_id"][rows["user"]], first.items["source_id"][rows["item"]]
-    held_out = set(zip(users, items, strict=True))
-    rows = reviews_2018()
-    for row in rows:
-        if (row["reviewerID"], row["asin"]) in held_out:
-            row["reviewText"] += f" {CANARY}"
-            row["summary"] = CANARY
-    write_lines(folder / "Books_5.json.gz", map(json.dumps, rows))
-    data = build("amazon", AmazonConfig(), name="planted", raw=folder)
+    with at_home(tmp_path_factory.mktemp("planted")) as home:
+        folder = write_release(home / "raw", "2018")
+        first = build("amazon", AmazonConfig(), name="first", raw=folder)
+        held_out = pairs_of(first, "valid") | pairs_of(first, "test")
+        rows = reviews_2018()
+        for row in rows:
+            if (row["reviewerID"], row["asin"]) in held_out:
+                row["reviewText"] += f" {CANARY}"
+                row["summary"] = CANARY
+        write_lines(folder / "Books_5.json.gz", map(json.dumps, rows))
+        data = build("amazon", AmazonConfig(), name="planted", raw=folder)
     assert data.interactions.equals(first.interactions)
     return data
 
@@ -65,8 +67,7 @@ def test_no_review_or_profile_holds_a_marker_or_lists_a_held_out_item(planted: D
 def test_reviews_whose_split_is_not_that_of_their_interaction_leave_no_data_set(
     planted: Dataset, tmp_path: Path
 ) -> None:
-    file = planted.path / "reviews.parquet"
-    stored = pd.read_parquet(file).astype({"timestamp": "Int64"})
+    stored = pd.read_parquet(planted.reviews_file).astype({"timestamp": "Int64"})
     leaking = stored.assign(split="train")
     first, last_item = stored.iloc[:1], planted.interactions.query("user == 0")["item"].max()
     for wrong, message in (
@@ -79,9 +80,9 @@ def test_reviews_whose_split_is_not_that_of_their_interaction_leave_no_data_set(
             create_dataset(tmp_path / "leaking", "leaking", planted.tables, reviews=wrong, **FACTS)
         assert not (tmp_path / "leaking").exists()
     assert not list(tmp_path.glob(".spike-kit-tmp-*"))
-    leaking.to_parquet(file)
+    leaking.to_parquet(shutil.copytree(planted.path, tmp_path / "copied") / "reviews.parquet")
     with pytest.raises(DataError, match=r"reviews\.parquet was changed after the build"):
-        _ = Dataset.open("planted").reviews_file
+        _ = Dataset.open(tmp_path / "copied").reviews_file
 
 
 def test_a_data_set_without_reviews_says_so(data: Dataset) -> None:
