@@ -68,37 +68,24 @@ def test_a_broken_table_is_an_error_that_names_the_place(
     assert not (paths.data_root() / "other").exists()
 
 
-def test_a_table_changed_on_disk_is_an_error_even_if_its_hash_is_right(data: Dataset) -> None:
+def test_a_table_changed_on_disk_is_an_error_even_if_its_hash_is_right_and_so_is_a_wrong_manifest(
+    data: Dataset,
+) -> None:
     file, manifest = data.path / "users.parquet", data.path / paths.MANIFEST
+    right = storage.read_json(manifest)
     data.users.drop(columns="label").to_parquet(file)
-    with pytest.raises(DataError, match=r"users\.parquet was changed after the build"):
-        _ = Dataset.open("world").tables
-    values = storage.read_json(manifest)
-    values["tables"]["users"] = storage.sha256_file(file)
-    storage.write_json(manifest, values)
-    with pytest.raises(DataError, match=r"users\.parquet is not a valid 'users' table.*label"):
-        _ = Dataset.open("world").tables
-
-
-def test_a_manifest_that_is_not_right_is_an_error(data: Dataset) -> None:
-    file = data.path / paths.MANIFEST
-    right = storage.read_json(file)
-    for wrong, message in (
+    for change, message in (
+        ({}, r"users\.parquet was changed after the build"),
+        (
+            {"tables": right["tables"] | {"users": storage.sha256_file(file)}},
+            r"users\.parquet is not a valid 'users' table.*label",
+        ),
         ({"schema_version": 99}, "schema version 99"),
         ({"surplus": 1}, r"manifest\.json is damaged: unknown setting 'surplus'"),
     ):
-        storage.write_json(file, right | wrong)
+        storage.write_json(manifest, right | change)
         with pytest.raises(DataError, match=message):
-            Dataset.open("world")
-
-
-def test_a_full_disk_keeps_the_old_data_set(data: Dataset, world: World, monkeypatch: pytest.MonkeyPatch) -> None:
-    fill_the_disk(monkeypatch)
-    with pytest.raises(StorageError, match="disk is full"):
-        write(world.tables, "world")
-    monkeypatch.undo()
-    assert len(Dataset.open(data.path).profiles()) == len(world.tables.users) + len(world.tables.entities)
-    assert [entry.name for entry in data.path.parent.iterdir()] == ["world"]
+            _ = Dataset.open("world").tables
 
 
 @pytest.mark.parametrize(
@@ -138,15 +125,15 @@ def test_vectors_that_are_missing_damaged_or_of_another_size_are_an_error(data: 
     file, user, entity = data.embeddings_path(*DEFAULT), world.vectors.user, world.vectors.entity
     broken = entity.clone()
     broken[17, 3] = float("nan")
-    ProfileVectors(user, broken).save(file, {})
-    with pytest.raises(DataError, match=r"entity holds NaN or infinity in row 17"):
-        data.vectors()
-    ProfileVectors(user, entity[:-1]).save(file, {})
-    with pytest.raises(DataError, match=r"entity has shape \[67, 24\], expected \[68, 24\]"):
-        data.vectors()
-    ProfileVectors(user, entity[:, 1:]).save(file, {})
-    with pytest.raises(DataError, match=r"entity has shape \[68, 23\], expected \[68, 24\]"):
-        data.vectors()
+    for wrong, message in (
+        (broken, "entity holds NaN or infinity in row 17"),
+        (entity[:-1], r"entity has shape \[67, 24\], expected \[68, 24\]"),
+        (entity[:, 1:], r"entity has shape \[68, 23\], expected \[68, 24\]"),
+        (entity[0], r"entity has shape \[24\], expected \[68, 24\]"),
+    ):
+        ProfileVectors(user, wrong).save(file, {})
+        with pytest.raises(DataError, match=message):
+            data.vectors()
     file.write_bytes(b"damaged")
     with pytest.raises(DataError, match="not a readable safetensors file"):
         data.vectors()
@@ -176,13 +163,12 @@ def test_the_graph_holds_train_interactions_and_every_triple_with_its_inverse_in
     shuffled = {name: getattr(tables, name).sample(frac=1, random_state=0) for name in ("interactions", "triples")}
     graph = Graph.from_tables(dataclasses.replace(tables, **shuffled))
     train = tables.interactions.query("split == 'train'").sort_values(["user", "item"])
-    assert [*zip(graph.train_user.tolist(), graph.train_item.tolist(), strict=True)] == [
-        *zip(train["user"], train["item"], strict=True)
-    ]
+    assert torch.stack([graph.train_user, graph.train_item]).tolist() == train[["user", "item"]].to_numpy().T.tolist()
     facts = set(tables.triples.itertuples(index=False, name=None))
     inverse = {(tail, relation + graph.n_relations, head) for head, relation, tail in facts}
-    edges = zip(graph.head.tolist(), graph.relation.tolist(), graph.tail.tolist(), strict=True)
-    assert [*edges] == sorted(facts | inverse)
+    assert torch.stack([graph.head, graph.relation, graph.tail], dim=1).tolist() == [
+        *map(list, sorted(facts | inverse))
+    ]
 
 
 def test_data_sets_are_found_by_path_and_missing_ones_list_the_known_ones(data: Dataset, tmp_path: Path) -> None:
@@ -195,16 +181,19 @@ def test_data_sets_are_found_by_path_and_missing_ones_list_the_known_ones(data: 
     assert Dataset.open(tmp_path / "elsewhere").name == "world"
 
 
-def test_a_build_replaces_neither_other_folders_nor_profiles_that_cost_something(data: Dataset, world: World) -> None:
-    runs = paths.runs_root() / "spike"
-    runs.mkdir(parents=True)
-    with pytest.raises(DataError, match="exists and is no data-set folder"):
-        write(world.tables, "runs")
-    assert runs.is_dir()
+def test_a_build_replaces_neither_other_folders_nor_profiles_that_cost_something_nor_anything_on_a_full_disk(
+    data: Dataset, world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (paths.runs_root() / "spike").mkdir(parents=True)
     data.write_profiles("gpt", data.profiles())
-    with pytest.raises(DataError, match=r"(?s)holds profiles of gpt.*--overwrite"):
-        write(world.tables, "world")
-    assert data.profile_sets() == ["gpt", "template"]
+    for name, message in (("runs", "is no data-set folder"), ("world", r"(?s)holds profiles of gpt.*--overwrite")):
+        with pytest.raises(DataError, match=message):
+            write(world.tables, name)
+    with monkeypatch.context() as patch, pytest.raises(StorageError, match="disk is full"):
+        fill_the_disk(patch)
+        write(world.tables, "world", overwrite=True)
+    assert Dataset.open("world").profiles("gpt").equals(data.profiles("gpt"))
+    assert {file.name for file in paths.data_root().iterdir()} == {"runs", "world"}
     assert write(world.tables, "world", overwrite=True).profile_sets() == []
 
 
