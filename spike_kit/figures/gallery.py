@@ -20,7 +20,7 @@ from spike_kit.profiles.prompts import prompt_texts
 from spike_kit.profiles.quality import measure_profiles
 from spike_kit.results import frames
 from spike_kit.results.comparison import ablation_frame
-from spike_kit.results.latex import latex_table
+from spike_kit.results.tables import latex_table
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

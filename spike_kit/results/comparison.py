@@ -2,23 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from typing import Any
+import math
+from collections.abc import Sequence
 
 import pandas as pd
 
-from spike_kit.base.errors import ConfigError, DataError, some
+from spike_kit.base.errors import ConfigError, some
 from spike_kit.experiments.run_folder import Run
 from spike_kit.results.frames import Runs, grouped_by_seed, over_shared_seeds, per_user_metric, seed_means
-from spike_kit.results.significance import holm, mark, paired_test
-from spike_kit.results.tables import ablation_label, markdown_table, spread
+from spike_kit.results.significance import PAIRED, holm, mark, paired_test
+from spike_kit.results.tables import ablation_label, differences, markdown_table, means, plain
 from spike_kit.training.checkpoint import MONITOR
 
-TESTS = {"p t": "p_t", "p wilcoxon": "p_wilcoxon", "p permutation": "p_permutation"}
-"""Columns of the tests over users, and the fields of `spike_kit.results.significance.PairedTest` they hold."""
-
-PAIRED = ("users", "difference", "low", "high", "effect", *TESTS)
-"""Columns of `paired`."""
+OVER_SEEDS = ("shared seeds", "seed difference", "seed sd", "p seeds")
+"""Columns of the comparison over seeds."""
 
 HYPOTHESES = """\
 p t: the mean difference over all users that these are a sample of is zero (paired t-test).
@@ -42,13 +39,10 @@ def paired(
     Returns
     -------
     dict
-        users, difference (model minus reference), low, high (95 % bootstrap over users), effect (d_z), and the
-        p-values of `TESTS`, not yet corrected (see `corrected`).
+        As `paired_test`; p-values are not yet corrected (see `corrected`).
     """
     values, others = (per_user_metric(runs, metric, split, users) for runs in (ours, reference))
-    test = paired_test(values, others, seed=seed)
-    row: dict[str, float] = {"users": test.n_users, "difference": test.difference, "low": test.low, "high": test.high}
-    return row | {"effect": test.effect, **{column: getattr(test, field) for column, field in TESTS.items()}}
+    return paired_test(values, others, seed=seed)
 
 
 def corrected(table: pd.DataFrame) -> pd.DataFrame:
@@ -114,31 +108,25 @@ def comparison_table(
         raise ConfigError(f"there is no model {name!r}", f"there are {some(models, limit=20)}")
     seeds = {label: seed_means(group, metric, split, users) for label, group in models.items()}
     rows = []
-    for label, means in seeds.items():
-        row = {"model": label, "seeds": len(means), metric: means.mean(), "sd": means.std()}
+    for label, of_seeds in seeds.items():
+        row = {"model": label, "seeds": len(of_seeds), metric: of_seeds.mean(), "sd": of_seeds.std()}
         if label != name:
-            row |= paired(models[label], models[name], metric, split, users, seed) | _over_seeds(means, seeds[name])
+            row |= paired(models[label], models[name], metric, split, users, seed) | _over_seeds(of_seeds, seeds[name])
         rows.append(row)
-    over_seeds = ("shared seeds", "seed difference", "seed sd", "p seeds")
-    table = pd.DataFrame(rows, columns=["model", "seeds", metric, "sd", *PAIRED, "mark", *over_seeds])
+    table = pd.DataFrame(rows, columns=["model", "seeds", metric, "sd", *PAIRED, "mark", *OVER_SEEDS])
     table = corrected(table.sort_values(metric, ascending=False, ignore_index=True, kind="stable"))
     table.attrs["reference"] = name
     return table
 
 
-def _over_seeds(means: pd.Series, reference: pd.Series) -> dict[str, float]:
+def _over_seeds(values: pd.Series, reference: pd.Series) -> dict[str, float]:
     """Differences of the means of the seeds that both have; a test needs two seeds that do not differ equally."""
-    differences = (means - reference).dropna()
-    row: dict[str, float] = {"shared seeds": len(differences)}
-    if len(differences):
-        row["seed difference"] = float(differences.mean())
-    if len(differences) > 1:
-        row["seed sd"] = float(differences.std())
-        if row["seed sd"] > 0:
-            from scipy import stats
+    from scipy import stats
 
-            row["p seeds"] = float(stats.ttest_1samp(differences, 0.0).pvalue)
-    return row
+    differences = (values - reference).dropna()
+    p = float(stats.ttest_1samp(differences, 0.0).pvalue) if differences.std() > 0 else math.nan
+    found = (len(differences), differences.mean(), differences.std(), p)
+    return dict(zip(OVER_SEEDS, found, strict=True))
 
 
 def ablation_frame(full: Sequence[Run], others: Runs, metric: str = MONITOR, split: str = "test") -> pd.DataFrame:
@@ -169,38 +157,15 @@ def ablation_frame(full: Sequence[Run], others: Runs, metric: str = MONITOR, spl
     return corrected(pd.DataFrame(rows, columns=columns)).rename(columns={"p permutation": "p"})
 
 
-def shown_mark(mark: str) -> str:
-    """A mark of significance with asterisks that mean nothing in Markdown."""
-    return mark.replace("*", "\N{ASTERISK OPERATOR}")
-
-
-def comparison_markdown(table: pd.DataFrame, metric: str, digits: int = 4) -> str:
-    """Format a `comparison_table` for a terminal or a Markdown file: the best mean bold, the second underlined.
-
-    Raises
-    ------
-    DataError
-        If the table is empty.
-    """
-    if table.empty:
-        raise DataError("there is nothing to show")
-    ps = ("p permutation", "p t", "p wilcoxon", "p seeds")
-    lines = [["model", "seeds", metric, "difference [95 %]", "d_z", *ps]]
-    ranks = table[metric].rank(method="min", ascending=False)
-    for rank, row in zip(ranks, table.to_dict("records"), strict=True):
-        text = f"{row[metric]:.{digits}f}"
-        text = f"**{text}**" if rank == 1 else f"<u>{text}</u>" if rank == 2 else text
-        cells = [str(row["model"]), str(row["seeds"]), f"{text}{spread(row['sd'], digits)}{shown_mark(row['mark'])}"]
-        if pd.isna(row["difference"]):
-            cells += ["reference", *[""] * 5]
-        else:
-            cells += [shown_difference(row, digits), f"{row['effect']:+.2f}"]
-            cells += ["" if pd.isna(row[name]) else f"{row[name]:.3g}" for name in ps]
-        lines.append(cells)
-    return markdown_table(lines)
-
-
-def shown_difference(row: Mapping[Any, Any], digits: int = 4) -> str:
-    """Difference to the reference with its interval."""
-    low, high = (f"{row[side]:+.{digits}f}" for side in ("low", "high"))
-    return f"{row['difference']:+.{digits}f} [{low}, {high}]"
+def comparison_markdown(table: pd.DataFrame, metric: str) -> str:
+    """Format a `comparison_table` for a terminal or a Markdown file; the best mean is bold."""
+    return markdown_table(
+        [
+            ("model", table["model"]),
+            ("seeds", table["seeds"]),
+            (metric, means(table.rename(columns={"sd": f"{metric} sd"}), metric)),
+            ("difference [95 %]", [cell or "reference" for cell in differences(table, interval=True)]),
+            ("d_z", plain(table["effect"], "+.2f")),
+            *((name, plain(table[name], ".3g")) for name in ("p permutation", "p t", "p wilcoxon", "p seeds")),
+        ]
+    )

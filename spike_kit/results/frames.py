@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from typing import Any
 
 import numpy as np
@@ -19,7 +19,7 @@ from spike_kit.evaluation.ranking import HEADLINE
 from spike_kit.experiments.run import load_model
 from spike_kit.experiments.run_folder import MODEL, Run, versions
 from spike_kit.experiments.tuned import TUNED
-from spike_kit.models import MODELS
+from spike_kit.models import MODELS, find_model
 from spike_kit.models.base import TrainedRecommender
 from spike_kit.models.spike import Spike
 from spike_kit.results.significance import bootstrap_interval
@@ -47,12 +47,9 @@ def grouped_by_seed(runs: Runs) -> Mapping[str, list[Run]]:
         same.setdefault(_without_seed(run), []).append(run)
     labelled: dict[str, list[Run]] = {}
     for group in same.values():
-        label = name = run_label(group[0])
-        number = 1
-        while name in labelled:
-            number += 1
-            name = f"{label} ({number})"
-        labelled[name] = group
+        label = run_label(group[0])
+        names = (label, *(f"{label} ({number})" for number in range(2, len(same) + 1)))
+        labelled[next(name for name in names if name not in labelled)] = group
     return labelled
 
 
@@ -76,7 +73,13 @@ def per_user_metric(
         raise ConfigError("there is no run to average", "train one first")
     if len({_without_seed(run) for run in runs}) > 1:
         raise DataError(f"{some([run.path.name for run in runs])} differ in more than the seed")
-    columns = [_of_users(run, metric, split) for run in runs]
+    columns = []
+    for run in runs:
+        table = run.per_user
+        if metric not in table:
+            known = [name for name in table.columns if "@" in name]
+            raise ConfigError(f"{run.path.name} has no metric {metric!r}", f"it has {some(known, limit=20)}")
+        columns.append(table[table["split"] == split].set_index("user")[metric].sort_index())
     if any(not column.index.equals(columns[0].index) for column in columns):
         raise DataError(f"{some([run.path.name for run in runs])} do not rank the same users on {split}")
     values = pd.concat(columns, axis=1).mean(axis=1).rename(metric)
@@ -85,14 +88,6 @@ def per_user_metric(
         if values.empty:
             raise DataError("none of these users is ranked")
     return values
-
-
-def _of_users(run: Run, metric: str, split: str) -> pd.Series:
-    table = run.per_user
-    if metric not in table:
-        known = [name for name in table.columns if "@" in name]
-        raise ConfigError(f"{run.path.name} has no metric {metric!r}", f"it has {some(known, limit=20)}")
-    return table[table["split"] == split].set_index("user")[metric].sort_index()
 
 
 def seed_means(
@@ -129,37 +124,28 @@ def main_runs(runs: Sequence[Run]) -> list[Run]:
     In the same order for every data set, so that a model keeps its colour: those without training, the trained ones,
     SPiKE.
     """
-    trained = {name for name, model in MODELS.items() if issubclass(model, TrainedRecommender)}
     chosen: list[Run] = []
-    names = list(MODELS)
-    known = {run.config["model"] for run in runs}
-    for model in sorted(known, key=lambda name: (name == "spike", name in trained, names.index(name))):
-        try:
+    known = [name for name in MODELS if any(run.config["model"] == name for run in runs)]
+    for model in sorted(known, key=lambda name: (name == "spike", issubclass(find_model(name), TrainedRecommender))):
+        with suppress(DataError):
             full, _ = full_model(runs, model)
-        except DataError:
-            continue
-        chosen += preset_runs(runs, model, full[0].config["preset"]) or full
+            chosen += preset_runs(runs, model, full[0].config["preset"]) or full
     return chosen
 
 
 def preset_runs(runs: Sequence[Run], model: str, preset: str = "recommended") -> list[Run]:
     """Runs of a model as its preset says, with the usual text, of the versions of the last of them."""
-    usual = [run for run in _unchanged(runs, model, preset) if _same_as_usual(run, "training_settings")]
+    usual = _unchanged(runs, model, preset, ("model_settings", "training_settings"))
     return [run for run in usual if versions(run.config) == versions(usual[-1].config)]
 
 
-def _same_as_usual(run: Run, part: str) -> bool:
-    return run.config[part] == usual_settings(run)[part]
-
-
-def _unchanged(runs: Sequence[Run], model: str, preset: str) -> list[Run]:
-    """Runs of a model with the settings of a preset and the usual text, however trained."""
+def _unchanged(runs: Sequence[Run], model: str, preset: str, parts: Sequence[str] = ("model_settings",)) -> list[Run]:
+    """Runs of a model with the settings of a preset and the usual text; however trained, unless ``parts`` say so."""
     return [
         run
         for run in runs
-        if run.config["model"] == model
-        and run.config["preset"] == preset
-        and _same_as_usual(run, "model_settings")
+        if (run.config["model"], run.config["preset"]) == (model, preset)
+        and all(run.config[part] == usual_settings(run)[part] for part in parts)
         and all(run.config.get(key, value) == value for key, value in USUAL_TEXT.items())
     ]
 
@@ -220,13 +206,12 @@ def results_table(
         If a metric is unknown.
     """
     given = [run.metrics[split] for run in runs] if values is None else values
-    known = {run.path: means for run, means in zip(runs, given, strict=True)}
-    for means in given:
-        if unknown := [name for name in metrics if name not in means]:
-            raise ConfigError(f"no metric named {some(unknown)}", f"known: {some(sorted(means), limit=20)}")
+    measured = pd.DataFrame([*given], index=[str(run.path) for run in runs])
+    if unknown := [name for name in metrics if name not in measured or measured[name].isna().any()]:
+        raise ConfigError(f"no metric named {some(unknown)}", f"known: {some(sorted(measured), limit=20)}")
     rows = []
     for label, group in grouped_by_seed(runs).items():
-        numbers = pd.DataFrame([known[run.path] for run in group])[list(metrics)]
+        numbers = measured.loc[[str(run.path) for run in group], [*metrics]]
         row = {"model": label, "seeds": len({run.config["seed"] for run in group})}
         rows.append(row | numbers.mean().to_dict() | numbers.std().add_suffix(" sd").to_dict())
     return pd.DataFrame(rows, columns=["model", "seeds", *metrics, *(f"{name} sd" for name in metrics)])
@@ -269,21 +254,21 @@ def sensitivity_frame(runs: Sequence[Run], metric: str = MONITOR, split: str = "
         series of one setting the one with the most values is kept.
     """
     flat = [(_flat(run), run.metrics[split][metric]) for run in runs]
-    settings = dict.fromkeys(name for config, _ in flat for name in config if name.startswith(_SETTING))
     parts = []
-    for name in settings:
-        series: dict[str, list[tuple[Any, float]]] = {}
-        for config, result in flat:
-            if name in config:
-                rest = {key: value for key, value in config.items() if key != name}
-                series.setdefault(storage.canonical_json(rest), []).append((config[name], result))
-        key, longest = max(series.items(), key=lambda item: len({str(value) for value, _ in item[1]}))
-        if len({str(value) for value, _ in longest}) > 1:
-            frame = pd.DataFrame(longest, columns=["value", "result"])
-            groups = frame.groupby("value", sort=True)["result"].agg(seeds="count", mean="mean", sd="std").reset_index()
-            groups["value"] = groups["value"].astype(object)
-            about = {"model": json.loads(key)["model"], "setting": name.removeprefix(_SETTING)}
-            parts.append(groups.assign(**about, metric=metric, split=split))
+    for name in dict.fromkeys(key for config, _ in flat for key in config if key.startswith(_SETTING)):
+        rows = [
+            (storage.canonical_json({**config, name: None}), config["model"], config[name], result)
+            for config, result in flat
+            if name in config
+        ]
+        series = pd.DataFrame(rows, columns=["rest", "model", "value", "result"]).groupby("rest", sort=False)
+        different, longest = max(
+            ((len(set(map(str, part["value"]))), part) for _, part in series), key=lambda counted: counted[0]
+        )
+        if different > 1:
+            groups = longest.groupby(["model", "value"])["result"].agg(seeds="count", mean="mean", sd="std")
+            groups = groups.reset_index().astype({"value": object})
+            parts.append(groups.assign(setting=name.removeprefix(_SETTING), metric=metric, split=split))
     columns = ["model", "setting", "value", "metric", "split", "seeds", "mean", "sd"]
     return pd.concat(parts, ignore_index=True)[columns] if parts else pd.DataFrame(columns=columns)
 
@@ -398,10 +383,9 @@ def graph_frame(data: Dataset) -> pd.DataFrame:
     }
     parts = []
     for name, degree in degrees.items():
-        values, counts = np.unique(degree, return_counts=True)
+        values, counts = np.unique(degree[degree > 0], return_counts=True)
         above = counts[::-1].cumsum()[::-1]
-        part = pd.DataFrame({"of": name, "degree": values, "nodes": above, "share": above / max(len(degree), 1)})
-        parts.append(part[part["degree"] > 0])
+        parts.append(pd.DataFrame({"of": name, "degree": values, "nodes": above, "share": above / max(len(degree), 1)}))
     labels = data.relations.set_index("relation")["label"]
     counts = data.triples["relation"].value_counts().reindex(labels.index, fill_value=0)
     relations = pd.DataFrame({"of": labels, "nodes": counts}).sort_values("nodes", ascending=False, kind="stable")

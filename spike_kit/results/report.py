@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 import pandas as pd
 import torch
@@ -14,20 +13,13 @@ from spike_kit.base.errors import ConfigError, DataError
 from spike_kit.data.dataset import Dataset
 from spike_kit.evaluation.beyond import measure_lists
 from spike_kit.evaluation.groups import sparsity_groups, train_interactions
-from spike_kit.evaluation.ranking import HEADLINE, RankingTask, evaluate
+from spike_kit.evaluation.ranking import RankingTask, evaluate
 from spike_kit.experiments.archive import archived_activity, known_runs, read_archive
 from spike_kit.experiments.run import load_model
 from spike_kit.experiments.run_folder import Run, versions
 from spike_kit.experiments.tuned import read_tuned, tuned_path
 from spike_kit.models import MODELS, find_model
-from spike_kit.results.comparison import (
-    HYPOTHESES,
-    ablation_frame,
-    comparison_markdown,
-    comparison_table,
-    shown_difference,
-    shown_mark,
-)
+from spike_kit.results.comparison import HYPOTHESES, ablation_frame, comparison_markdown, comparison_table
 from spike_kit.results.frames import (
     costs,
     full_model,
@@ -39,8 +31,17 @@ from spike_kit.results.frames import (
     results_table,
     seed_means,
 )
-from spike_kit.results.latex import latex_table
-from spike_kit.results.tables import ablation_label, as_markdown, markdown_table, run_label, spread
+from spike_kit.results.tables import (
+    PLAIN,
+    ablation_label,
+    as_markdown,
+    differences,
+    latex_table,
+    markdown_table,
+    means,
+    plain,
+    run_label,
+)
 from spike_kit.training.checkpoint import MONITOR
 
 OVERVIEW = "overview"
@@ -113,36 +114,36 @@ def overview(datasets: Mapping[str, tuple[Sequence[Run], pd.Series]], reference:
         columns[f"{name}, users with {sparsest['group']}"] = {label: sparsest[label] for label in found}
     table = pd.DataFrame(columns)
     order = table[list(datasets)].mean(axis=1, skipna=False).sort_values(ascending=False).index
-    best = table.max().tolist()
-    lines = [["model", *table.columns]]
-    for label, row in zip(order, table.loc[order].to_numpy().tolist(), strict=True):
-        lines.append([label, *("" if pd.isna(cell) else _bold(cell, top) for cell, top in zip(row, best, strict=True))])
-    return f"### NDCG@20 on the test split\n\n{markdown_table(lines)}"
+    text = markdown_table([("model", order), *((name, means(table.loc[order], name)) for name in table)])
+    return f"### NDCG@20 on the test split\n\n{text}"
 
 
 def _models(main: Sequence[Run], groups: pd.Series, reference: str) -> str:
     """Every model: quality over all users and over the sparsest, differences to the reference, cost."""
-    everyone, sparsest, first = _compared(main, groups, reference)
-    found = grouped_by_seed(main)
-    best = {MONITOR: everyone[MONITOR].max(), "sparsest": sparsest[MONITOR].max()}
-    header = ["model", "seeds", "Recall@20", "NDCG@20", "difference", f"NDCG@20, users with {first}", "difference"]
-    lines = [[*header, "training, s", "peak, GiB"]]
-    for row in everyone.to_dict("records"):
-        group = found[row["model"]]
-        few = sparsest.loc[row["model"]].to_dict()
-        cells = [str(row["model"]), str(row["seeds"]), f"{seed_means(group, _RECALL).mean():.4f}"]
-        cells += [_bold(row[MONITOR], best[MONITOR]) + spread(row["sd"]), _difference(row)]
-        cells += [_bold(few[MONITOR], best["sparsest"]), _difference(few)]
-        seconds, peak = costs(group).values()
-        lines.append([*cells, f"{seconds:.0f}", "" if pd.isna(peak) else f"{peak:.2f}"])
-    return markdown_table(lines)
+    (_, everyone), (sparsest, few) = _compared(main, groups, reference).items()
+    found = [grouped_by_seed(main)[label] for label in everyone["model"]]
+    spent = pd.DataFrame([costs(group) for group in found])
+    return markdown_table(
+        [
+            ("model", everyone["model"]),
+            ("seeds", everyone["seeds"]),
+            ("Recall@20", plain(seed_means(group, _RECALL).mean() for group in found)),
+            ("NDCG@20", means(everyone.rename(columns={"sd": f"{MONITOR} sd"}), MONITOR)),
+            ("difference", differences(everyone)),
+            (f"NDCG@20, {sparsest}", means(few, MONITOR)),
+            ("difference", differences(few)),
+            ("training, s", plain(spent["seconds"], ".0f")),
+            ("peak, GiB", plain(spent["peak_gib"], ".2f")),
+        ]
+    )
 
 
-def _compared(runs: Sequence[Run], groups: pd.Series, reference: str) -> tuple[pd.DataFrame, pd.DataFrame, str]:
-    """Comparisons with the reference over all users, and over the sparsest, by model; the name of their group."""
-    first = groups.cat.categories[0]
+def _compared(runs: Sequence[Run], groups: pd.Series, reference: str) -> dict[str, pd.DataFrame]:
+    """Comparisons with the reference over all users, and over the sparsest, the models in the same order."""
+    everyone, first = comparison_table(runs, reference=reference), groups.cat.categories[0]
     sparsest = comparison_table(runs, reference=reference, users=groups.index[groups == first])
-    return comparison_table(runs, reference=reference), sparsest.set_index("model"), first
+    sparsest = sparsest.set_index("model").loc[everyone["model"]].reset_index()
+    return {"all users": everyone, f"users with {first}": sparsest}
 
 
 def _not_searched(runs: Sequence[Run], main: Sequence[Run], reference: str) -> list[Run]:
@@ -156,26 +157,21 @@ def _against(main: Sequence[Run], usual: Sequence[Run], groups: pd.Series) -> st
     if not usual:
         return ""
     runs = [*(run for run in main if run.config["model"] != usual[0].config["model"]), *usual]
-    label = run_label(usual[0])
-    everyone, sparsest, first = _compared(runs, groups, label)
-    lines = [["model", "all users [95 %]", "p (Holm)", f"users with {first} [95 %]", "p (Holm)"]]
-    for row in everyone[everyone["model"] != label].to_dict("records"):
-        cells = [str(row["model"])]
-        for part in (row, sparsest.loc[row["model"]].to_dict()):
-            cells += [_difference(part, interval=True), f"{part['p permutation']:.2g}"]
-        lines.append(cells)
-    return markdown_table(lines)
+    columns: list[tuple[str, Iterable[str]]] = []
+    for users, table in _compared(runs, groups, run_label(usual[0])).items():
+        others = table[table["difference"].notna()]
+        columns = columns or [("model", others["model"])]
+        columns += [(f"{users} [95 %]", differences(others, interval=True))]
+        columns += [("p (Holm)", plain(others["p permutation"], ".2g"))]
+    return markdown_table(columns)
 
 
 def _groups(main: Sequence[Run], groups: pd.Series) -> str:
     table = group_means(main, groups)
-    models = list(table.columns[2:])
-    lines = [["model", *(f"{row['group']} ({row['users']} users)" for row in table.to_dict("records"))]]
-    order = sorted(models, key=lambda name: -float(table[name].mean()))
-    best = table[models].max(axis=1).tolist()
-    for name in order:
-        lines.append([name, *(_bold(value, top) for value, top in zip(table[name].tolist(), best, strict=True))])
-    return markdown_table(lines)
+    names = [f"{row['group']} ({row['users']} users)" for row in table.to_dict("records")]
+    models = table.drop(columns=["group", "users"]).set_axis(names).T
+    models = models.loc[models.mean(axis=1).sort_values(ascending=False, kind="stable").index]
+    return markdown_table([("model", models.index), *((name, means(models, name)) for name in names)])
 
 
 def _ablations(runs: Sequence[Run], reference: str) -> str:
@@ -185,55 +181,52 @@ def _ablations(runs: Sequence[Run], reference: str) -> str:
     if frame.empty:
         return ""
     values = seed_means(full)
-    lines = [["SPiKE", "seeds", "NDCG@20", "difference [95 %]", "p (Holm)"]]
-    lines.append([ablation_label(full[0]), str(len(full)), f"{values.mean():.4f}{spread(values.std())}", "", ""])
-    for row in frame.sort_values("difference", ascending=False).to_dict("records"):
-        cells = [row["model"], str(row["seeds"]), f"{row['mean']:.4f}{spread(row['sd'])}"]
-        lines.append([*cells, _difference(row, interval=True), f"{row['p']:.2g}"])
-    return markdown_table(lines)
+    whole = {"model": ablation_label(full[0]), "seeds": len(full), "mean": values.mean(), "sd": values.std()}
+    frame = pd.concat([pd.DataFrame([whole | {"mark": ""}]), frame.sort_values("difference", ascending=False)])
+    frame = frame.rename(columns={"sd": "mean sd"}).reset_index(drop=True)
+    return markdown_table(
+        [
+            ("SPiKE", frame["model"]),
+            ("seeds", frame["seeds"]),
+            ("NDCG@20", means(frame, "mean", PLAIN)),
+            ("difference [95 %]", differences(frame, interval=True)),
+            ("p (Holm)", plain(frame["p"], ".2g")),
+        ]
+    )
 
 
 def _searches(dataset: str) -> str:
     """What the searches chose for a data set, by validation alone."""
-    lines = [["model", "NDCG@20 on validation", "trials", "given up", "ended by the limit", "seconds", "chosen"]]
+    rows = []
     for model in MODELS:
         if tuned_path(dataset, model).is_file():
             found = read_tuned(dataset, model)
             chosen = ", ".join(f"{name} {value}" for name, value in {**found.settings, **found.training}.items())
-            numbers = (found.trials, found.pruned, found.capped, round(found.seconds))
-            lines.append([find_model(model).title, f"{found.valid:.4f}", *map(str, numbers), chosen or "the preset"])
-    return markdown_table(lines) if len(lines) > 1 else ""
+            row = {"model": find_model(model).title, "NDCG@20 on validation": f"{found.valid:.4f}"}
+            row |= {"trials": found.trials, "given up": found.pruned, "ended by the limit": found.capped}
+            rows.append(row | {"seconds": round(found.seconds), "chosen": chosen or "the preset"})
+    return markdown_table(pd.DataFrame(rows).items()) if rows else ""
 
 
 def _code(runs: Sequence[Run]) -> str:
     """How many runs were made from which commit, by which version of what decides a run, and when if they say it."""
-    made: dict[tuple[str, str], list[str]] = {}
+    rows = []
     for run in runs:
-        version = run.environment.get("commit") or "none", _version_name(run)
-        made.setdefault(version, []).append(run.environment.get("date", ""))
-    lines = [["commit", "code, sha256", "runs", "dates"]]
-    for (commit, code), dates in sorted(made.items(), key=lambda item: -len(item[1])):
-        changed = " with changes" if commit.endswith("+") else ""
-        known = sorted({date for date in dates if date})
-        lines.append([commit[:12] + changed, code, str(len(dates)), " to ".join(dict.fromkeys(known[:1] + known[-1:]))])
-    return markdown_table(lines)
+        commit = run.environment.get("commit") or "none"
+        # Before versions were declared, a hash over the source files was part of a run's name.
+        declared = ", ".join(f"{part} {number}" for part, number in versions(run.config).items())
+        row = {"commit": commit[:12] + (" with changes" if commit.endswith("+") else "")}
+        row |= {"code, sha256": run.config.get("code_sha256", "")[:12] or declared}
+        rows.append(row | {"dates": run.environment.get("date", "")})
+    made = pd.DataFrame(rows).groupby(["commit", "code, sha256"], sort=False)["dates"]
+    table = made.agg(runs="size", dates=_period).sort_values("runs", ascending=False, kind="stable")
+    return markdown_table(table.reset_index().items())
 
 
-def _version_name(run: Run) -> str:
-    """Declared versions of a run, or the hash of the source files that named it before there were any."""
-    old = run.config.get("code_sha256", "")[:12]
-    return old or ", ".join(f"{part} {number}" for part, number in versions(run.config).items())
-
-
-def _bold(value: float, best: float) -> str:
-    return f"**{value:.4f}**" if value == best else f"{value:.4f}"
-
-
-def _difference(row: dict[Any, Any], interval: bool = False) -> str:
-    """Difference to the reference with its mark, and its interval if asked for."""
-    if pd.isna(row["difference"]):
-        return ""
-    return f"{shown_difference(row) if interval else format(row['difference'], '+.4f')}{shown_mark(row['mark'])}"
+def _period(dates: pd.Series) -> str:
+    """First and last of some dates, where any is known."""
+    known = sorted({date for date in dates if date})
+    return " to ".join(dict.fromkeys(known[:1] + known[-1:]))
 
 
 def tables_of(
@@ -317,8 +310,8 @@ def write_comparison(
     text = f"{said}\n\n{comparison_markdown(table, metric)}\n\n{HYPOTHESES}\n"
     contents = {"csv": table.to_csv(index=False), "md": text}
     if users is None:
-        marks = dict(zip(table["model"], table["mark"], strict=True))
-        contents["tex"] = latex_table(results_table(runs, split), HEADLINE, marks={metric: marks})
+        marks = results_table(runs, split)["model"].map(table.set_index("model")["mark"])
+        contents["tex"] = latex_table(results_table(runs, split).assign(**{f"{metric} mark": marks}))
     part = f"-quarter{quarter}" if quarter else ""
     files = []
     for ending, content in contents.items():
@@ -368,8 +361,7 @@ def lists_markdown(data: Dataset, runs: Sequence[Run], split: str, k: int, devic
     models = ((run_label(run), load_model(run, data, device)) for run in runs)
     parts = []
     for title, table in measure_lists(data, models, split, k).items():
-        numbers = table.set_index("model").map("{:.4f}".format).replace("nan", "")
-        rows = [[str(model), *cells] for model, cells in zip(numbers.index, numbers.to_numpy(), strict=True)]
-        shown = markdown_table([[str(name) for name in table], *rows])
+        numbers = table.drop(columns="model")
+        shown = markdown_table([("model", table["model"]), *((name, plain(numbers[name])) for name in numbers)])
         parts.append(f"{title}, lists of {k}, {split} split\n\n{shown}\n")
     return "\n".join(parts)

@@ -6,7 +6,6 @@ The unit is the user: each user's metric is averaged over seeds first, so that s
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 import numpy as np
 import pandas as pd
@@ -21,40 +20,11 @@ MARKS = ((0.001, "***"), (0.01, "**"), (0.05, "*"))
 """Levels of significance and their marks, the strictest first."""
 
 
-@dataclass(frozen=True)
-class PairedTest:
-    """Comparison of two models over the same users.
-
-    Attributes
-    ----------
-    n_users
-        Users compared.
-    difference
-        Mean over users of the first model's metric minus the second's.
-    low, high
-        95 % bootstrap interval of the difference (percentiles, users drawn with replacement).
-    effect
-        Cohen's d_z: the difference in standard deviations of the differences; 0 where all are zero.
-    p_t
-        Paired t-test. Null hypothesis: the mean difference over all users that these are a sample of is zero.
-    p_wilcoxon
-        Wilcoxon's signed-rank test (zeros split evenly). Null hypothesis: the differences are symmetric around zero.
-    p_permutation
-        Sign-flip permutation test of the mean. Null hypothesis: for every user it was chance which of the two models
-        got which of the two values.
-    """
-
-    n_users: int
-    difference: float
-    low: float
-    high: float
-    effect: float
-    p_t: float
-    p_wilcoxon: float
-    p_permutation: float
+PAIRED = ("users", "difference", "low", "high", "effect", "p t", "p wilcoxon", "p permutation")
+"""What `paired_test` gives."""
 
 
-def paired_test(a: pd.Series, b: pd.Series, *, seed: int = 0, permutations: int = 10_000) -> PairedTest:
+def paired_test(a: pd.Series, b: pd.Series, *, seed: int = 0, permutations: int = 10_000) -> dict[str, float]:
     """Compare two models on the same users; all tests are two-sided.
 
     Parameters
@@ -68,8 +38,14 @@ def paired_test(a: pd.Series, b: pd.Series, *, seed: int = 0, permutations: int 
 
     Returns
     -------
-    PairedTest
-        Where all differences are zero every p is 1; where there is one user only, too.
+    dict
+        users: how many are compared; difference: mean over users of the first model's metric minus the second's; low,
+        high: its 95 % bootstrap interval (percentiles, users drawn with replacement); effect: Cohen's d_z, the
+        difference in standard deviations of the differences (0 where all are zero).
+        p t: paired t-test. Null hypothesis: the mean difference over all users that these are a sample of is zero.
+        p wilcoxon: signed-rank test (zeros split evenly). Null hypothesis: the differences are symmetric around zero.
+        p permutation: sign-flip test of the mean. Null hypothesis: for every user it was chance which of the two models
+        got which of the two values. Where all differences are zero every p is 1; where there is one user only, too.
 
     Raises
     ------
@@ -92,7 +68,8 @@ def paired_test(a: pd.Series, b: pd.Series, *, seed: int = 0, permutations: int 
         p_wilcoxon = float(stats.wilcoxon(differences, zero_method="zsplit", method="approx").pvalue)
         p_permutation = _sign_flips(differences, seed, permutations)
     effect = mean / deviation if deviation else 0.0
-    return PairedTest(len(differences), mean, low, high, effect, p_t, p_wilcoxon, p_permutation)
+    numbers = (len(differences), mean, low, high, effect, p_t, p_wilcoxon, p_permutation)
+    return dict(zip(PAIRED, numbers, strict=True))
 
 
 def bootstrap_interval(

@@ -1,14 +1,16 @@
-"""Result tables as text: names of runs and metrics, and Markdown."""
+"""Result tables as text: names of runs and metrics, Markdown, LaTeX."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import pandas as pd
 
 from spike_kit.evaluation.ranking import HEADLINE
 from spike_kit.experiments import ablation
+from spike_kit.experiments.run import settings_of
 from spike_kit.experiments.run_folder import Run
 from spike_kit.models import find_model, find_preset
 from spike_kit.models.spike import SpikeConfig
@@ -17,6 +19,26 @@ from spike_kit.profiles.template import TEMPLATE
 
 USUAL_TEXT = {"profiles": TEMPLATE, "encoder": DEFAULT_ENCODER}
 """Text that a model reads unless it is told otherwise."""
+
+
+PLAIN = {"best": "{}", "second": "{}", "mark": "{}", "sd": " ± {}"}
+MARKDOWN = PLAIN | {"best": "**{}**"}
+LATEX = {
+    "best": r"\textbf{{{}}}",
+    "second": r"\underline{{{}}}",
+    "mark": r"\textsuperscript{{{}}}",
+    "sd": r" {{\scriptsize $\pm$ {}}}",
+}
+"""Styles of a column of means: how the best, the second, a mark of significance and a standard deviation are set."""
+
+_ESCAPES = {
+    "\\": r"\textbackslash{}",
+    "~": r"\textasciitilde{}",
+    "^": r"\textasciicircum{}",
+    "<": r"\textless{}",
+    ">": r"\textgreater{}",
+    **{character: f"\\{character}" for character in "&%$#_{}"},
+}
 
 
 def metric_name(metric: str) -> str:
@@ -63,16 +85,45 @@ def usual_settings(run: Run) -> dict[str, dict[str, Any]]:
     if "base" in config:
         return config["base"]
     found = find_preset(config["model"], config["preset"])
-    return {
-        "model_settings": found.model.model_dump(mode="json"),
-        "training_settings": found.training.model_dump(mode="json"),
-    }
+    return settings_of(found.model, found.training)
 
 
-def markdown_table(lines: Sequence[Sequence[str]], padded: bool = False) -> str:
-    """Markdown table of a header and rows; ``padded`` fills all cells of a column to one width, for a terminal."""
-    header, *rows = ([cell.replace("|", "\\|") for cell in line] for line in lines)
-    widths = [max(map(len, column)) if padded else 0 for column in zip(header, *rows, strict=True)]
+def plain(values: Iterable[float], form: str = ".4f") -> list[str]:
+    """Numbers as text; empty where there is none."""
+    return ["" if pd.isna(value) else format(value, form) for value in values]
+
+
+def means(table: pd.DataFrame, name: str, style: dict[str, str] = MARKDOWN, digits: int = 4) -> list[str]:
+    """A column of means as text in a style, with what its columns ``"<name> mark"`` and ``"<name> sd"`` hold.
+
+    The best and the second are chosen before rounding; equal means share their rank.
+    """
+    ranks = table[name].rank(method="min", ascending=False).map({1: "best", 2: "second"})
+    cells = []
+    for place, text, row in zip(ranks, plain(table[name], f".{digits}f"), table.to_dict("records"), strict=True):
+        mark, sd = row.get(f"{name} mark", ""), plain([row.get(f"{name} sd", math.nan)], f".{digits}f")[0]
+        cell = style.get(place, "{}").format(text)
+        cells.append(cell + (style["mark"].format(mark) if mark else "") + (style["sd"].format(sd) if sd else ""))
+    return cells
+
+
+def differences(table: pd.DataFrame, interval: bool = False) -> list[str]:
+    """Differences to a reference with their marks, and their intervals if asked for; empty for the reference."""
+    cells = []
+    for row in table.to_dict("records"):
+        low, high = plain((row["low"], row["high"]), "+.4f")
+        # These asterisks mean nothing in Markdown.
+        mark = row["mark"].replace("*", "\N{ASTERISK OPERATOR}")
+        shown = f"{row['difference']:+.4f}{f' [{low}, {high}]' if interval else ''}{mark}"
+        cells.append("" if pd.isna(row["difference"]) else shown)
+    return cells
+
+
+def markdown_table(columns: Iterable[tuple[str, Iterable[Any]]], padded: bool = False) -> str:
+    """Markdown table of columns with their names; ``padded`` fills all cells to one width, for a terminal."""
+    escaped = [[str(cell).replace("|", "\\|") for cell in (name, *cells)] for name, cells in columns]
+    widths = [max(map(len, cells)) if padded else 0 for cells in escaped]
+    header, *rows = zip(*escaped, strict=True)
     rule = ["-" * max(width, 3) for width in widths]
     shown = ([cell.ljust(width) for cell, width in zip(line, widths, strict=True)] for line in [header, rule, *rows])
     return "\n".join("| " + " | ".join(line) + " |" for line in shown)
@@ -80,17 +131,34 @@ def markdown_table(lines: Sequence[Sequence[str]], padded: bool = False) -> str:
 
 def as_markdown(table: pd.DataFrame, metrics: Sequence[str] = HEADLINE, digits: int = 4) -> str:
     """Format a `spike_kit.results.frames.results_table`; the best mean of each column is bold."""
-    best = {name: table[name].max() for name in metrics}
-    lines = [["model", "seeds", *metrics]]
-    for row in table.to_dict("records"):
-        cells = [str(row["model"]), str(row["seeds"])]
-        for name in metrics:
-            text = f"{row[name]:.{digits}f}{spread(row[f'{name} sd'], digits)}"
-            cells.append(f"**{text}**" if row[name] == best[name] else text)
-        lines.append(cells)
-    return markdown_table(lines, padded=True)
+    columns = [(name, means(table, name, digits=digits)) for name in metrics]
+    return markdown_table([("model", table["model"]), ("seeds", table["seeds"]), *columns], padded=True)
 
 
-def spread(sd: float, digits: int = 4) -> str:
-    """A standard deviation as it stands behind a mean; nothing where it is not known."""
-    return "" if pd.isna(sd) else f" ± {sd:.{digits}f}"
+def latex_text(text: str) -> str:
+    """Text as LaTeX prints it unchanged, on one line: every character with a meaning is escaped."""
+    return "".join(_ESCAPES.get(character, character) for character in " ".join(text.split()))
+
+
+def latex_table(table: pd.DataFrame, metrics: Sequence[str] = HEADLINE, digits: int = 4) -> str:
+    """Format a results table: mean +- sd, the best mean of each column bold, the second underlined.
+
+    Parameters
+    ----------
+    table
+        As `spike_kit.results.frames.results_table` gives it; marks of significance in a column ``"<metric> mark"``.
+    metrics
+        Columns.
+    digits
+        Digits after the point.
+
+    Returns
+    -------
+    str
+        A ``tabular``; it needs the package booktabs.
+    """
+    columns = [["Model", *map(latex_text, table["model"])]]
+    columns += [[latex_text(metric_name(name)), *means(table, name, LATEX, digits)] for name in metrics]
+    header, *rows = (" & ".join(cells) + r" \\" for cells in zip(*columns, strict=True))
+    begin, end = rf"\begin{{tabular}}{{l{'r' * len(metrics)}}}", r"\end{tabular}"
+    return "\n".join([begin, r"\toprule", header, r"\midrule", *rows, r"\bottomrule", end, ""])

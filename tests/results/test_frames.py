@@ -10,7 +10,7 @@ import pytest
 
 from spike_kit.base.errors import ConfigError, DataError
 from spike_kit.data.dataset import Dataset
-from spike_kit.experiments.archive import ArchivedRun, read_archive, write_archive
+from spike_kit.experiments.archive import read_archive, write_archive
 from spike_kit.experiments.run_folder import Run
 from spike_kit.models import find_preset
 from spike_kit.results import frames
@@ -83,9 +83,7 @@ def test_names_say_preset_and_text_where_they_are_unusual(runs: Runs) -> None:
     other = changed(runs["spike"][0], encoder="other/encoder", possibly_leaky=True)
     assert run_label(other).endswith("encoder=other/encoder, possibly leaky profiles")
     assert len(frames.results_table([*runs["spike"], other])) == 2
-    elsewhere = ArchivedRun.of(
-        other.path, {"config": runs["spike"][0].config | {"profiles": "gpt", "encoder": "e5"}}, other.per_user
-    )
+    elsewhere = changed(runs["spike"][0], profiles="gpt", encoder="e5")
     assert ablation_label(elsewhere) == "profiles from gpt, encoded by e5"
 
 
@@ -137,8 +135,8 @@ def test_ablations_are_compared_with_the_full_model(runs: Runs) -> None:
     }
     pairs = ((runs["without matching"], full), (runs["low rho"], full[:1]), (runs["high rho"], full[:1]))
     tests = [paired_test(*(per_user_metric(group, "ndcg@20", "valid") for group in pair)) for pair in pairs]
-    assert frame["difference"].tolist() == pytest.approx([test.difference for test in tests])
-    assert frame["p"].tolist() == holm([test.p_permutation for test in tests]).tolist()
+    assert frame["difference"].tolist() == pytest.approx([test["difference"] for test in tests])
+    assert frame["p"].tolist() == holm([test["p permutation"] for test in tests]).tolist()
     assert ablation_frame(full[1:], [*runs["low rho"], *runs["high rho"]]).empty
     with pytest.raises(DataError, match="was not run"):
         frames.full_model(others)

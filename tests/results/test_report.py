@@ -91,9 +91,9 @@ def test_the_tables_hold_what_the_runs_hold(data: Dataset, finished: list[Run]) 
         paired_test(per_user_metric(finished[4:6]), spike),
         paired_test(*map(per_user_metric, ([finished[6]], [finished[2]]))),
     )
-    adjusted = holm([test.p_permutation for test in tests])
+    adjusted = holm([test["p permutation"] for test in tests])
     for name, test, p in zip(("w/o matching", "rho=0.25"), tests, adjusted, strict=True):
-        assert ablations[name][2].startswith(f"{test.difference:+.4f} [{test.low:+.4f}, {test.high:+.4f}]")
+        assert ablations[name][2].startswith(f"{test['difference']:+.4f} [{test['low']:+.4f}, {test['high']:+.4f}]")
         assert ablations[name][3] == f"{p:.2g}"
     (searched,) = rows_of(text, "Searches")
     assert (searched[0], searched[2]) == ("Item-kNN", "15")
@@ -134,7 +134,7 @@ def test_beside_a_tuned_reference_stands_its_preset(finished: list[Run], data: D
     for row in against:
         (other,) = (one for one in finished[:2] if run_label(one) == row[0])
         test = paired_test(per_user_metric([other]), per_user_metric([usual]))
-        assert row[1].startswith(f"{test.difference:+.4f} [{test.low:+.4f}, {test.high:+.4f}]")
+        assert row[1].startswith(f"{test['difference']:+.4f} [{test['low']:+.4f}, {test['high']:+.4f}]")
     groups = rows_of(report("world", [*finished[:2], *full, usual], activity), "train interactions")
     assert {row[0] for row in groups} == {"Popularity", "Item-kNN (tuned)", "SPiKE (tuned)"}
 

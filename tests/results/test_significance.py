@@ -12,6 +12,8 @@ from spike_kit.base.seeds import numpy_generator
 from spike_kit.results import significance
 from spike_kit.results.significance import bootstrap_interval, holm, mark, paired_test
 
+TESTS = ("p t", "p wilcoxon", "p permutation")
+
 
 def samples(n: int, shift: float = 0.0, seed: int = 0) -> tuple[pd.Series, pd.Series]:
     generator = numpy_generator(seed, "test")
@@ -22,45 +24,37 @@ def samples(n: int, shift: float = 0.0, seed: int = 0) -> tuple[pd.Series, pd.Se
 def test_the_tests_are_those_of_scipy() -> None:
     a, b = samples(200, 0.03)
     ours = paired_test(a, b)
-    assert ours.p_t == pytest.approx(stats.ttest_rel(a, b).pvalue, rel=1e-9)
-    assert ours.p_wilcoxon == pytest.approx(stats.wilcoxon(a, b, zero_method="zsplit").pvalue, rel=1e-6)
+    assert ours["p t"] == pytest.approx(stats.ttest_rel(a, b).pvalue, rel=1e-9)
     theirs = stats.permutation_test(
         (a - b,), np.mean, permutation_type="samples", n_resamples=20_000, vectorized=True, rng=1
     )
-    assert ours.p_permutation == pytest.approx(theirs.pvalue, abs=0.01)
-    assert ours.difference == pytest.approx((a - b).mean())
-    assert ours.effect == pytest.approx((a - b).mean() / (a - b).std())
-    assert ours.low < ours.difference < ours.high
-
-
-def test_users_without_a_difference_count_in_the_ranks() -> None:
-    a, b = samples(60, 0.03)
-    b[:20] = a[:20]
+    assert ours["p permutation"] == pytest.approx(theirs.pvalue, abs=0.01)
+    assert ours["difference"] == pytest.approx((a - b).mean())
+    assert ours["effect"] == pytest.approx((a - b).mean() / (a - b).std())
+    assert ours["low"] < ours["difference"] < ours["high"]
+    a[:20] = b[:20]
     expected = stats.wilcoxon(a, b, zero_method="zsplit").pvalue
     assert expected != pytest.approx(stats.wilcoxon(a, b, zero_method="wilcox").pvalue, rel=1e-3)
-    assert paired_test(a, b).p_wilcoxon == pytest.approx(expected, rel=1e-6)
+    assert paired_test(a, b)["p wilcoxon"] == pytest.approx(expected, rel=1e-6)
 
 
 def test_the_order_of_users_does_not_matter_and_the_sides_mirror() -> None:
     a, b = samples(50, 0.1)
     one, other = paired_test(a, b), paired_test(b.sample(frac=1, random_state=0), a)
-    assert other.difference == pytest.approx(-one.difference)
-    assert other.p_permutation == one.p_permutation
+    assert other["difference"] == pytest.approx(-one["difference"])
+    assert other["p permutation"] == one["p permutation"]
     assert paired_test(a, b) == one
 
 
-def test_no_difference_and_a_single_user_prove_nothing() -> None:
+def test_small_samples_by_hand() -> None:
     same = pd.Series([0.1, 0.5, 0.0])
     nothing = paired_test(same, same)
-    assert (nothing.difference, nothing.effect, nothing.low, nothing.high) == (0, 0, 0, 0)
-    assert (nothing.p_t, nothing.p_wilcoxon, nothing.p_permutation) == (1, 1, 1)
+    assert [nothing[name] for name in ("difference", "effect", "low", "high")] == [0, 0, 0, 0]
     alone = paired_test(pd.Series([1.0]), pd.Series([0.0]))
-    assert (alone.n_users, alone.difference, alone.p_t, alone.p_permutation) == (1, 1.0, 1, 1)
-
-
-def test_small_samples_by_hand() -> None:
+    assert (alone["users"], alone["difference"]) == (1, 1.0)
+    assert [found[name] for found in (nothing, alone) for name in TESTS] == [1] * 6
     three = paired_test(pd.Series([1.0, 2.0, 3.0]), pd.Series([0.0, 0.0, 0.0]), permutations=40_000)
-    assert three.p_permutation == pytest.approx(2 / 8, abs=0.01)
+    assert three["p permutation"] == pytest.approx(2 / 8, abs=0.01)
 
 
 @pytest.mark.parametrize("b", [pd.Series([0.1]), pd.Series([0.1, 0.2], index=[0, 2]), pd.Series([0.1, np.nan])])
@@ -70,11 +64,10 @@ def test_sides_must_fit(b: pd.Series) -> None:
 
 
 def test_under_the_null_p_is_uniform() -> None:
-    tests = [paired_test(*samples(40, seed=seed), permutations=400) for seed in range(150)]
-    for name in ("p_t", "p_wilcoxon", "p_permutation"):
-        assert stats.kstest([getattr(test, name) for test in tests], "uniform").pvalue > 0.01
-    covered = np.mean([test.low <= 0 <= test.high for test in tests])
-    assert 0.85 < covered < 0.99
+    tests = pd.DataFrame([paired_test(*samples(40, seed=seed), permutations=400) for seed in range(150)])
+    for name in TESTS:
+        assert stats.kstest(tests[name], "uniform").pvalue > 0.01
+    assert 0.85 < ((tests["low"] <= 0) & (tests["high"] >= 0)).mean() < 0.99
 
 
 def test_intervals_do_not_depend_on_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -85,11 +78,11 @@ def test_intervals_do_not_depend_on_chunks(monkeypatch: pytest.MonkeyPatch) -> N
     assert parts == whole
 
 
-def test_holm_by_hand() -> None:
+def test_holm_and_marks_by_hand() -> None:
     assert holm([0.01, 0.04, 0.03, 0.005]).tolist() == pytest.approx([0.03, 0.06, 0.06, 0.02])
     assert holm([0.9, 0.6]).tolist() == [1.0, 1.0]
-    assert holm([]).tolist() == []
     assert np.array_equal(holm([0.03, np.nan, 0.01]), [0.03, np.nan, 0.02], equal_nan=True)
+    assert [mark(p) for p in (0.0001, 0.005, 0.04, 0.05, 1.0, np.nan)] == ["***", "**", "*", "", "", ""]
 
 
 @given(st.lists(st.floats(0, 1), max_size=20))
@@ -98,7 +91,3 @@ def test_holm_never_lowers_and_keeps_the_order(p_values: list[float]) -> None:
     assert (adjusted >= np.asarray(p_values)).all()
     assert (adjusted <= 1).all()
     assert (np.diff(adjusted[np.argsort(p_values, kind="stable")]) >= 0).all()
-
-
-def test_marks() -> None:
-    assert [mark(p) for p in (0.0001, 0.005, 0.04, 0.05, 1.0, np.nan)] == ["***", "**", "*", "", "", ""]

@@ -108,7 +108,7 @@ def test_the_table_compares_with_the_full_model(view: AblationStudy) -> None:
     test = paired_test(*sides)
     row = table.iloc[1]
     assert row["difference"] == pytest.approx(test.difference)
-    assert row["p (Holm)"] == pytest.approx(test.p_permutation)
+    assert row["p (Holm)"] == pytest.approx(test["p permutation"])
     assert (row["low"], row["high"]) == (test.low, test.high)
     assert row["mean"] == pytest.approx(sides[0].mean())
     assert row["sd"] == pytest.approx(np.std([r.metrics["valid"]["ndcg@20"] for r in view.runs(off)], ddof=1))
