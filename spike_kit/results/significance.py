@@ -81,7 +81,7 @@ def bootstrap_interval(
     means = np.concatenate(
         [
             given[generator.integers(0, len(given), (size, len(given)))].mean(axis=1)
-            for size in _chunks(samples, len(given))
+            for size in _chunks(samples, 4 * len(given))  # Smaller pieces: they stay in the processor's cache.
         ]
     )
     low, high = np.quantile(means, [(1 - level) / 2, (1 + level) / 2])
