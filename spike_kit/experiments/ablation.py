@@ -29,25 +29,21 @@ def normalised(settings: SpikeConfig, usual: SpikeConfig = RECOMMENDED) -> Spike
     Whoever flips a switch that changes nothing (the sample size of a matching that does not sample, say) gets the run
     that exists already.
     """
-    idle: set[str] = set()
     if settings.matching_weight == 0:
         settings = settings.replace(matching="off")
-    if settings.matching == "off":
-        idle |= {"matching_weight"}
-    if settings.matching != "sampled":
-        idle |= {"gamma", "repeats"}
-    if not (settings.inject or settings.remove):
-        idle |= {"rho"}
-    if settings.attention == "mean":
-        idle |= {"heads"}
-    if settings.loss != "cosine_softmax":
-        idle |= {"temperature"}
-    if not settings.uses_text:
-        without = {"inject": False, "remove": False, "matching": "off"}
-        settings = settings.replace(**without)
-        idle |= {"user_profiles", "item_profiles", "auxiliary_profiles", "rho", "gamma", "repeats", "matching_weight"}
-        idle |= {"separate_masks", "text_components", "text_dropout", "text_precision", "text_on"}
-    return settings.replace(**{name: getattr(usual, name) for name in idle})
+    if without_text := not settings.uses_text:
+        settings = settings.replace(inject=False, remove=False, matching="off")
+    of_text = ("user_profiles", "item_profiles", "auxiliary_profiles", "separate_masks")
+    of_text += ("text_components", "text_dropout", "text_precision", "text_on")
+    idle = dict.fromkeys(of_text, without_text) | {
+        "matching_weight": settings.matching == "off",
+        "gamma": settings.matching != "sampled",
+        "repeats": settings.matching != "sampled",
+        "rho": not (settings.inject or settings.remove),
+        "heads": settings.attention == "mean",
+        "temperature": settings.loss != "cosine_softmax",
+    }
+    return settings.replace(**{name: getattr(usual, name) for name, unused in idle.items() if unused})
 
 
 def changes(settings: SpikeConfig, usual: SpikeConfig = RECOMMENDED) -> dict[str, Any]:

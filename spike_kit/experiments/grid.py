@@ -114,7 +114,8 @@ class Grid(Config):
         def add(kind: Kind, config: RunConfig, variant: str = "") -> None:
             found.setdefault((kind, config.model_dump_json()), Cell(kind, config, self, variant))
             if kind != "text" and find_model(config.model).uses_text:
-                add("text", RunConfig(dataset=config.dataset, profiles=config.profiles, encoder=config.encoder))
+                text = RunConfig(dataset=config.dataset, profiles=config.profiles, encoder=config.encoder)
+                add("text", text, f"{config.profiles} by {config.encoder}")
 
         for block in self.blocks:
             combinations = product(block.datasets, block.models, block.variants.items(), block.seeds)
@@ -150,13 +151,17 @@ class Cell:
     variant: str = ""
 
     @property
+    def about(self) -> dict[str, Any]:
+        """What it is, for a table."""
+        about = {"kind": self.kind, **self.config.model_dump(include={"dataset", "model", "seed"})}
+        return about | {"variant": self.variant} | ({"model": ""} if self.kind == "text" else {})
+
+    @property
     def name(self) -> str:
-        """Short name for a table or a log."""
-        config = self.config
-        if self.kind == "text":
-            return f"text {config.dataset} {config.profiles} {config.encoder}"
-        words = [self.kind, config.dataset, config.model, self.variant]
-        return " ".join([*filter(None, words), *([f"seed {config.seed}"] if self.kind == "run" else [])])
+        """Short name for a log."""
+        seed = f"seed {self.config.seed}" if self.kind == "run" else ""
+        words = [self.kind, self.config.dataset, self.about["model"], self.variant, seed]
+        return " ".join(filter(None, words))
 
 
 @dataclass(frozen=True)
@@ -239,13 +244,7 @@ class GridRun:
     @property
     def table(self) -> pd.DataFrame:
         """Progress: kind, dataset, model, variant, seed, state, valid (NDCG@20), seconds, error; one row per cell."""
-        rows = []
-        for cell, outcome in self.cells.items():
-            row = {"kind": cell.kind, **cell.config.model_dump(include={"dataset", "model", "seed"})}
-            row |= {"variant": cell.variant, **vars(outcome)}
-            if cell.kind == "text":
-                row |= {"model": "", "variant": f"{cell.config.profiles} by {cell.config.encoder}"}
-            rows.append(row)
+        rows = [cell.about | vars(outcome) for cell, outcome in self.cells.items()]
         return pd.DataFrame(rows, columns=["kind", "dataset", "model", "variant", "seed", *vars(Outcome("waiting"))])
 
     def look(self) -> None:

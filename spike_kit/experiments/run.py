@@ -132,70 +132,56 @@ def run(
     TrainingStoppedError
         After SIGTERM, once the state is written.
     """
-    data = Dataset.open(config.dataset)
+    data, device = Dataset.open(config.dataset), torch.device(device)
     described = describe(config, data)
+    path = run_path(described)
     with ExitStack() as stack:
 
         def is_done() -> bool:
             """Whether the run is there; if it is not, nobody else trains it from now on."""
             if find_run(described) is None:
-                stack.enter_context(run_folder.claimed(run_path(described)))
+                stack.enter_context(run_folder.claimed(path))
             return find_run(described) is not None
 
         if distributed.on_first(is_done):
-            logger.info("%s is done already", run_path(described).name)
-        else:
-            _make(config, described, data, torch.device(device), progress, report)
-    return find_run(described) or Run(run_path(described))
+            logger.info("%s is done already", path.name)
+            return find_run(described) or Run(path)
+        if leaky := ", ".join(described.get("possibly_leaky", ())):
+            warning = "profiles of %s may describe held-out interactions (%s): report no gain from them"
+            logger.warning(warning, config.profiles, leaky)
+        tasks = {split: RankingTask.from_tables(data.tables, split, device) for split in ("valid", "test")}
+        for task in tasks.values():
+            task.check()
+        started = time.perf_counter()
+        reset_peak(device)
+        model, history = train(config, data, device, progress, report, state=path / run_folder.STATE)
+        seconds = history.earlier_seconds + time.perf_counter() - started
+        peak = peak_bytes(device) / 2**30
 
+        def write() -> None:
+            """Evaluate, and put the run folder in the place of the training's state, all or nothing."""
+            evaluated = {split: evaluate(model, task, CUTOFFS) for split, task in tasks.items()}
+            metrics = {split: means for split, (means, _) in evaluated.items()} | {
+                "best_epoch": history.best_epoch,
+                "epochs": len(history.rows),
+                "seconds": seconds,
+                "peak_gib": peak,
+                "users_ranked": {split: task.users.numel() for split, task in tasks.items()},
+                "users_without_train": tasks["test"].n_without_train,
+            }
+            environment = run_folder.environment(device) | {"resumed": history.resumed}
+            tensors = {name: tensor.cpu().contiguous() for name, tensor in model.tensors().items()}
+            per_user = pd.concat({split: table for split, (_, table) in evaluated.items()}, names=["split"])
+            with storage.atomic_folder(path, last=run_folder.METRICS) as folder:
+                storage.write_json(folder / run_folder.CONFIG, described)
+                storage.write_json(folder / run_folder.ENVIRONMENT, environment)
+                history.frame().to_parquet(folder / run_folder.HISTORY, index=False)
+                per_user.reset_index("split").to_parquet(folder / run_folder.PER_USER, index=False)
+                save_file(tensors, folder / run_folder.MODEL)
+                storage.write_json(folder / run_folder.METRICS, metrics)
 
-def _make(
-    config: RunConfig,
-    described: dict[str, Any],
-    data: Dataset,
-    device: torch.device,
-    progress: bool,
-    report: Callable[[EpochRow], None] | None,
-) -> None:
-    """Train, evaluate and write a run; the folder takes the place of the training's state, all or nothing."""
-    if leaky := described.get("possibly_leaky"):
-        logger.warning(
-            "profiles of %s may describe held-out interactions (%s): report no gain from them",
-            config.profiles,
-            ", ".join(leaky),
-        )
-    tasks = {split: RankingTask.from_tables(data.tables, split, device) for split in ("valid", "test")}
-    for task in tasks.values():
-        task.check()
-    started, path = time.perf_counter(), run_path(described)
-    reset_peak(device)
-    model, history = train(config, data, device, progress, report, state=path / run_folder.STATE)
-    seconds = history.earlier_seconds + time.perf_counter() - started
-    peak = peak_bytes(device) / 2**30
-
-    def write() -> None:
-        evaluated = {split: evaluate(model, task, CUTOFFS) for split, task in tasks.items()}
-        metrics = {split: means for split, (means, _) in evaluated.items()} | {
-            "best_epoch": history.best_epoch,
-            "epochs": len(history.rows),
-            "seconds": seconds,
-            "peak_gib": peak,
-            "users_ranked": {split: task.users.numel() for split, task in tasks.items()},
-            "users_without_train": tasks["test"].n_without_train,
-        }
-        tensors = {name: tensor.cpu().contiguous() for name, tensor in model.tensors().items()}
-        per_user = pd.concat({split: table for split, (_, table) in evaluated.items()}, names=["split"])
-        with storage.atomic_folder(path, last=run_folder.METRICS) as folder:
-            storage.write_json(folder / run_folder.CONFIG, described)
-            storage.write_json(
-                folder / run_folder.ENVIRONMENT, run_folder.environment(device) | {"resumed": history.resumed}
-            )
-            history.frame().to_parquet(folder / run_folder.HISTORY, index=False)
-            per_user.reset_index("split").to_parquet(folder / run_folder.PER_USER, index=False)
-            save_file(tensors, folder / run_folder.MODEL)
-            storage.write_json(folder / run_folder.METRICS, metrics)
-
-    distributed.on_first(write)
+        distributed.on_first(write)
+    return Run(path)
 
 
 def train(
@@ -325,7 +311,7 @@ def data_version(data: Dataset) -> str:
 
 
 def describe(config: RunConfig, data: Dataset) -> dict[str, Any]:
-    """Everything that decides the result of a run, as JSON values; `run_folder.identity` hashes it."""
+    """Everything that decides the result of a run, as JSON values; `run_folder.run_path` hashes it."""
     settings, training = config.resolved()
     described: dict[str, Any] = {
         "model": config.model,

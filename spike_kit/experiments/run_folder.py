@@ -130,14 +130,10 @@ class Run:
             raise DataError(f"the weights of {self.path.name} cannot be read: {error}", "train it again") from error
 
 
-def identity(config: dict[str, Any]) -> str:
-    """Hash that names a run: equal for equal settings, data, vectors, seed and declared versions."""
-    return storage.sha256_text(storage.canonical_json(config))[:12]
-
-
 def run_path(config: dict[str, Any]) -> Path:
-    """Folder of a run: ``<model>-<dataset>-<hash>-s<seed>``."""
-    return paths.runs_root() / f"{config['model']}-{config['dataset']}-{identity(config)}-s{config['seed']}"
+    """Folder of a run: ``<model>-<dataset>-<hash>-s<seed>``; equal settings, data, vectors and versions, equal hash."""
+    identity = storage.sha256_text(storage.canonical_json(config))[:12]
+    return paths.runs_root() / f"{config['model']}-{config['dataset']}-{identity}-s{config['seed']}"
 
 
 def versions(config: Mapping[str, Any]) -> dict[str, int]:

@@ -8,7 +8,7 @@ from __future__ import annotations
 import logging
 import math
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import product
 from pathlib import Path
@@ -139,7 +139,7 @@ def search(
         for params in planned:
             if params not in known:
                 study.enqueue_trial(params)
-        objective = _Objective(config, data, space, device, target, trial_seconds)
+        objective = _objective(config, data, space, device, target, trial_seconds)
         study.optimize(objective, trials - len(_ended(study)), timeout, callbacks=[_log])
         return _result(config, space, _ended(study), target)
 
@@ -320,47 +320,47 @@ class _Watch:
         raise require("optuna", "search").TrialPruned
 
 
-class _Objective:
-    """Trains with what a trial chooses; gives validation NDCG@20 or, with a target, the seconds until it is reached."""
+def _objective(
+    config: RunConfig,
+    data: Dataset,
+    space: Space,
+    device: torch.device | str,
+    target: float | None,
+    limit: float | None,
+) -> Callable[[Any], float]:
+    """What trains with a trial's choices; it gives validation NDCG@20 or, with a target, the seconds until it is there.
 
-    def __init__(
-        self,
-        config: RunConfig,
-        data: Dataset,
-        space: Space,
-        device: torch.device | str,
-        target: float | None,
-        trial_seconds: float | None,
-    ) -> None:
-        self.config, self.data, self.space = config, data, space
-        self.target, self.trial_seconds = target, trial_seconds
-        self.graph = Graph.from_tables(data.tables).to(device)
-        self.validation = RankingTask.from_tables(data.tables, "valid", device)
-        self.validation.check()
+    ``limit`` is the time limit of a trial.
+    """
+    pruned = require("optuna", "search").TrialPruned
+    graph = Graph.from_tables(data.tables).to(device)
+    validation = RankingTask.from_tables(data.tables, "valid", device)
+    validation.check()
 
-    def __call__(self, trial: Any) -> float:
-        for name, values in self.space.items():
+    def objective(trial: Any) -> float:
+        for name, values in space.items():
             if isinstance(values, Range):
                 trial.suggest_float(name, values.low, values.high, log=values.log)
             else:
                 trial.suggest_categorical(name, values)
-        candidate = self.config.changed(chosen(trial.params, self.space))
-        model = build_model(candidate, self.data, self.graph, to_train=True)
-        watch = _Watch(trial, self.target, self.trial_seconds)
+        candidate = config.changed(chosen(trial.params, space))
+        model, watch = build_model(candidate, data, graph, to_train=True), _Watch(trial, target, limit)
         try:
             if isinstance(model, TrainedRecommender):
                 training = candidate.resolved()[1]
-                fit(model, self.graph, self.validation, training, candidate.seed, progress=False, report=watch)
+                fit(model, graph, validation, training, candidate.seed, progress=False, report=watch)
             else:
-                watch.note(0, evaluate(model, self.validation, (20,))[0][MONITOR])
+                watch.note(0, evaluate(model, validation, (20,))[0][MONITOR])
         except _StopTrial:
             logger.debug("trial %d: stopped in epoch %d", trial.number, watch.reached["epochs"])
         except TrainingError as error:
             logger.warning("trial %d: %s", trial.number, error)
-            raise require("optuna", "search").TrialPruned from error
+            raise pruned from error
         finally:
             trial.set_user_attr(_REACHED, watch.reached)
         return watch.outcome()
+
+    return objective
 
 
 def _result(config: RunConfig, space: Space, ended: Sequence[Any], target: float | None) -> SearchResult:
@@ -388,18 +388,14 @@ def save_tuned(config: RunConfig, result: SearchResult, trial_seconds: float | N
     """Keep what a search found as the tuned settings of its model and data set; returns the file."""
     data, trials = Dataset.open(config.dataset), result.trials
     found = Tuned(
-        model=config.model,
+        **result.config.model_dump(include={"model", "preset", "settings", "training", "seed"}),
         dataset=data.name,
-        preset=config.preset,
-        settings=result.config.settings,
-        training=result.config.training,
         valid=round(result.valid, 6),
         trials=len(trials),
         pruned=int((trials["state"] == "pruned").sum()),
         capped=int(trials["capped"].sum()),
         trial_seconds=trial_seconds,
         seconds=round(float(trials["seconds"].sum()), 1),
-        seed=config.seed,
         data_sha256=data_version(data),
         versions=declared_versions(config.model),
         commit=commit(),

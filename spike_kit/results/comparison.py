@@ -27,12 +27,7 @@ Users: each user's values are averaged over seeds first. All tests are two-sided
 
 
 def paired(
-    ours: Sequence[Run],
-    reference: Sequence[Run],
-    metric: str = MONITOR,
-    split: str = "test",
-    users: pd.Index | None = None,
-    seed: int = 0,
+    ours: Sequence[Run], reference: Sequence[Run], metric: str, split: str, users: pd.Index | None = None
 ) -> dict[str, float]:
     """Compare the runs of a model with those of a reference, user by user (each the mean over its seeds).
 
@@ -42,7 +37,7 @@ def paired(
         As `paired_test`; p-values are not yet corrected (see `corrected`).
     """
     values, others = (per_user_metric(runs, metric, split, users) for runs in (ours, reference))
-    return paired_test(values, others, seed=seed)
+    return paired_test(values, others)
 
 
 def corrected(table: pd.DataFrame) -> pd.DataFrame:
@@ -60,7 +55,6 @@ def comparison_table(
     split: str = "test",
     reference: str = "",
     users: pd.Index | None = None,
-    seed: int = 0,
 ) -> pd.DataFrame:
     """Compare every model with a reference, user by user and seed by seed.
 
@@ -77,8 +71,6 @@ def comparison_table(
         does not look at the test split.
     users
         Only these users, a group for example; default: all.
-    seed
-        Seed of bootstrap and permutations.
 
     Returns
     -------
@@ -111,7 +103,7 @@ def comparison_table(
     for label, of_seeds in seeds.items():
         row = {"model": label, "seeds": len(of_seeds), metric: of_seeds.mean(), "sd": of_seeds.std()}
         if label != name:
-            row |= paired(models[label], models[name], metric, split, users, seed) | _over_seeds(of_seeds, seeds[name])
+            row |= paired(models[label], models[name], metric, split, users) | _over_seeds(of_seeds, seeds[name])
         rows.append(row)
     table = pd.DataFrame(rows, columns=["model", "seeds", metric, "sd", *PAIRED, "mark", *OVER_SEEDS])
     table = corrected(table.sort_values(metric, ascending=False, ignore_index=True, kind="stable"))

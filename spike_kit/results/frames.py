@@ -295,14 +295,13 @@ def group_means(runs: Runs, groups: pd.Series, metric: str = MONITOR, split: str
     Returns
     -------
     DataFrame
-        One row per group: group, users (ranked ones), and a column for every model.
+        One row per model, and a column per group with its number of ranked users, ``"3-11 (120 users)"``.
     """
     columns = {label: per_user_metric(group, metric, split) for label, group in grouped_by_seed(runs).items()}
-    table = pd.DataFrame(columns).join(groups.rename("group"), how="inner")
-    parts = table.groupby("group", observed=True)
-    means = parts.mean()
-    means.insert(0, "users", parts.size())
-    return means.reset_index()
+    values = pd.DataFrame(columns)
+    parts = values.groupby(groups.reindex(values.index), observed=True)
+    names = [f"{group} ({size} users)" for group, size in parts.size().items()]
+    return parts.mean().set_axis(names).T
 
 
 def sparsity_frame(

@@ -19,29 +19,10 @@ from spike_kit.experiments.run import load_model
 from spike_kit.experiments.run_folder import Run, versions
 from spike_kit.experiments.tuned import read_tuned, tuned_path
 from spike_kit.models import MODELS, find_model
+from spike_kit.results import frames, tables
 from spike_kit.results.comparison import HYPOTHESES, ablation_frame, comparison_markdown, comparison_table
-from spike_kit.results.frames import (
-    costs,
-    full_model,
-    group_means,
-    grouped_by_seed,
-    main_runs,
-    per_user_metric,
-    preset_runs,
-    results_table,
-    seed_means,
-)
-from spike_kit.results.tables import (
-    PLAIN,
-    ablation_label,
-    as_markdown,
-    differences,
-    latex_table,
-    markdown_table,
-    means,
-    plain,
-    run_label,
-)
+from spike_kit.results.frames import grouped_by_seed, results_table
+from spike_kit.results.tables import differences, markdown_table, means, plain, run_label
 from spike_kit.training.checkpoint import MONITOR
 
 OVERVIEW = "overview"
@@ -72,15 +53,13 @@ def report(dataset: str, runs: Sequence[Run], activity: pd.Series, reference: st
     DataError
         If the reference was not run.
     """
-    main = main_runs(runs)
-    labels = {label: group[0].config["model"] for label, group in grouped_by_seed(main).items()}
-    label = next((label for label, model in labels.items() if model == reference), "")
-    if not label:
+    main = frames.main_runs(runs)
+    labels = [label for label, group in grouped_by_seed(main).items() if group[0].config["model"] == reference]
+    if not labels:
         raise DataError(f"{reference} was not run on {dataset}", f"train it: spike-kit train --dataset {dataset}")
-    groups = sparsity_groups(activity)
-    usual = _not_searched(runs, main, reference)
+    groups, usual = sparsity_groups(activity), _not_searched(runs, main, reference)
     parts = {
-        f"Test split; differences to {label}": _models([*main, *usual], groups, label),
+        f"Test split; differences to {labels[0]}": _models([*main, *usual], groups, labels[0]),
         f"Differences to {find_model(reference).title} as its preset says": _against(main, usual, groups),
         "NDCG@20 by train interactions of the user": _groups(main, groups),
         "Ablations": _ablations(runs, reference),
@@ -105,13 +84,12 @@ def overview(datasets: Mapping[str, tuple[Sequence[Run], pd.Series]], reference:
     str
         A heading and a table in Markdown, the best mean over the data sets first; empty where a model was not run.
     """
-    columns: dict[str, dict[str, float]] = {}
+    columns: dict[str, pd.Series | dict[str, float]] = {}
     for name, (runs, activity) in datasets.items():
-        main = main_runs(runs)
+        main, groups = frames.main_runs(runs), sparsity_groups(activity)
         found = grouped_by_seed([*main, *_not_searched(runs, main, reference)])
-        sparsest = group_means(found, sparsity_groups(activity)).to_dict("records")[0]
-        columns[name] = {label: per_user_metric(group).mean() for label, group in found.items()}
-        columns[f"{name}, users with {sparsest['group']}"] = {label: sparsest[label] for label in found}
+        columns[name] = {label: frames.per_user_metric(group).mean() for label, group in found.items()}
+        columns[f"{name}, users with {groups.cat.categories[0]}"] = frames.group_means(found, groups).iloc[:, 0]
     table = pd.DataFrame(columns)
     order = table[list(datasets)].mean(axis=1, skipna=False).sort_values(ascending=False).index
     text = markdown_table([("model", order), *((name, means(table.loc[order], name)) for name in table)])
@@ -122,12 +100,12 @@ def _models(main: Sequence[Run], groups: pd.Series, reference: str) -> str:
     """Every model: quality over all users and over the sparsest, differences to the reference, cost."""
     (_, everyone), (sparsest, few) = _compared(main, groups, reference).items()
     found = [grouped_by_seed(main)[label] for label in everyone["model"]]
-    spent = pd.DataFrame([costs(group) for group in found])
+    spent = pd.DataFrame([frames.costs(group) for group in found])
     return markdown_table(
         [
             ("model", everyone["model"]),
             ("seeds", everyone["seeds"]),
-            ("Recall@20", plain(seed_means(group, _RECALL).mean() for group in found)),
+            ("Recall@20", plain(frames.seed_means(group, _RECALL).mean() for group in found)),
             ("NDCG@20", means(everyone.rename(columns={"sd": f"{MONITOR} sd"}), MONITOR)),
             ("difference", differences(everyone)),
             (f"NDCG@20, {sparsest}", means(few, MONITOR)),
@@ -148,7 +126,7 @@ def _compared(runs: Sequence[Run], groups: pd.Series, reference: str) -> dict[st
 
 def _not_searched(runs: Sequence[Run], main: Sequence[Run], reference: str) -> list[Run]:
     """Runs of the reference as its preset says, where ``main`` holds it tuned."""
-    found = preset_runs(runs, reference)
+    found = frames.preset_runs(runs, reference)
     return [] if any(run in main for run in found) else found
 
 
@@ -167,28 +145,26 @@ def _against(main: Sequence[Run], usual: Sequence[Run], groups: pd.Series) -> st
 
 
 def _groups(main: Sequence[Run], groups: pd.Series) -> str:
-    table = group_means(main, groups)
-    names = [f"{row['group']} ({row['users']} users)" for row in table.to_dict("records")]
-    models = table.drop(columns=["group", "users"]).set_axis(names).T
-    models = models.loc[models.mean(axis=1).sort_values(ascending=False, kind="stable").index]
-    return markdown_table([("model", models.index), *((name, means(models, name)) for name in names)])
+    table = frames.group_means(main, groups)
+    table = table.loc[table.mean(axis=1).sort_values(ascending=False, kind="stable").index]
+    return markdown_table([("model", table.index), *((name, means(table, name)) for name in table)])
 
 
 def _ablations(runs: Sequence[Run], reference: str) -> str:
     """The full model, and every ablation against it over the seeds that both have."""
-    full, others = full_model(runs, reference)
+    full, others = frames.full_model(runs, reference)
     frame = ablation_frame(full, others)
     if frame.empty:
         return ""
-    values = seed_means(full)
-    whole = {"model": ablation_label(full[0]), "seeds": len(full), "mean": values.mean(), "sd": values.std()}
+    values = frames.seed_means(full)
+    whole = {"model": tables.ablation_label(full[0]), "seeds": len(full), "mean": values.mean(), "sd": values.std()}
     frame = pd.concat([pd.DataFrame([whole | {"mark": ""}]), frame.sort_values("difference", ascending=False)])
     frame = frame.rename(columns={"sd": "mean sd"}).reset_index(drop=True)
     return markdown_table(
         [
             ("SPiKE", frame["model"]),
             ("seeds", frame["seeds"]),
-            ("NDCG@20", means(frame, "mean", PLAIN)),
+            ("NDCG@20", means(frame, "mean", tables.PLAIN)),
             ("difference [95 %]", differences(frame, interval=True)),
             ("p (Holm)", plain(frame["p"], ".2g")),
         ]
@@ -255,13 +231,13 @@ def tables_of(
     if into is not None and into.is_file():
         raise ConfigError(f"{into} is a file", "give a folder for the tables")
     found = {name: _known(name, archived=into is not None) for name in datasets}
-    tables = {OVERVIEW: overview(found, reference)} if len(found) > 1 else {}
-    tables |= {name: report(name, runs, activity, reference) for name, (runs, activity) in found.items()}
+    texts = {OVERVIEW: overview(found, reference)} if len(found) > 1 else {}
+    texts |= {name: report(name, runs, activity, reference) for name, (runs, activity) in found.items()}
     if into is not None:
-        for name, table in tables.items():
+        for name, text in texts.items():
             with storage.atomic_file(into / f"{Path(name).name}.md") as temporary:
-                temporary.write_text(table_page(name, table), encoding="utf-8")
-    return tables
+                temporary.write_text(table_page(name, text), encoding="utf-8")
+    return texts
 
 
 def table_page(name: str, table: str) -> str:
@@ -303,15 +279,21 @@ def write_comparison(
     tuple
         The comparison in words, and the written files.
     """
-    dataset = runs[0].config["dataset"] if runs else ""
-    users, who = _quarter(dataset, quarter)
+    dataset, users, who = runs[0].config["dataset"] if runs else "", None, ""
+    if quarter is not None:
+        groups = sparsity_groups(Dataset.open(dataset))
+        names = groups.cat.categories
+        if quarter > len(names):
+            raise ConfigError(f"the users of {dataset} are in {len(names)} groups", "ties stay together")
+        users = groups.index[groups == names[quarter - 1]]
+        who = f", users with {names[quarter - 1]} train interactions"
     table = comparison_table(runs, metric, split, reference, users)
     said = f"{dataset}, {split} split{who}; compared with {table.attrs['reference']}"
     text = f"{said}\n\n{comparison_markdown(table, metric)}\n\n{HYPOTHESES}\n"
     contents = {"csv": table.to_csv(index=False), "md": text}
     if users is None:
         marks = results_table(runs, split)["model"].map(table.set_index("model")["mark"])
-        contents["tex"] = latex_table(results_table(runs, split).assign(**{f"{metric} mark": marks}))
+        contents["tex"] = tables.latex_table(results_table(runs, split).assign(**{f"{metric} mark": marks}))
     part = f"-quarter{quarter}" if quarter else ""
     files = []
     for ending, content in contents.items():
@@ -319,18 +301,6 @@ def write_comparison(
         with storage.atomic_file(files[-1]) as temporary:
             temporary.write_text(content, encoding="utf-8")
     return text, files
-
-
-def _quarter(dataset: str, quarter: int | None) -> tuple[pd.Index | None, str]:
-    """Users of a quarter, and words for them; none for all users."""
-    if quarter is None:
-        return None, ""
-    groups = sparsity_groups(Dataset.open(dataset))
-    names = groups.cat.categories
-    if quarter > len(names):
-        raise ConfigError(f"the users of {dataset} are in {len(names)} groups", "ties stay together")
-    chosen = names[quarter - 1]
-    return groups.index[groups == chosen], f", users with {chosen} train interactions"
 
 
 def ranked_table(
@@ -353,7 +323,7 @@ def ranked_table(
     if not all(name in run.metrics[split] for run in runs for name in names):
         task = RankingTask.from_tables(data.tables, split, device)
         values = [evaluate(load_model(run, data, device), task, cutoffs)[0] for run in runs]
-    return as_markdown(results_table(runs, split, names, values), names)
+    return tables.as_markdown(results_table(runs, split, names, values), names)
 
 
 def lists_markdown(data: Dataset, runs: Sequence[Run], split: str, k: int, device: torch.device) -> str:
@@ -361,7 +331,7 @@ def lists_markdown(data: Dataset, runs: Sequence[Run], split: str, k: int, devic
     models = ((run_label(run), load_model(run, data, device)) for run in runs)
     parts = []
     for title, table in measure_lists(data, models, split, k).items():
-        numbers = table.drop(columns="model")
-        shown = markdown_table([("model", table["model"]), *((name, plain(numbers[name])) for name in numbers)])
-        parts.append(f"{title}, lists of {k}, {split} split\n\n{shown}\n")
+        numbers = table.set_index("model")
+        shown = [("model", numbers.index), *((name, plain(numbers[name])) for name in numbers)]
+        parts.append(f"{title}, lists of {k}, {split} split\n\n{markdown_table(shown)}\n")
     return "\n".join(parts)

@@ -40,20 +40,17 @@ def test_settings_without_effect_are_dropped(settings: dict[str, Any], expected:
     assert changes(FULL.replace(**settings)) == expected
 
 
-choices = {
-    "user_profiles": st.booleans(),
-    "item_profiles": st.booleans(),
-    "auxiliary_profiles": st.booleans(),
-    "inject": st.booleans(),
-    "remove": st.booleans(),
-    "matching": st.sampled_from(["exact", "sampled", "off"]),
-    "attention": st.sampled_from(["attention", "mean"]),
-    "matching_weight": st.sampled_from([0.0, 0.5, 2.0]),
-    "rho": st.sampled_from([0.5, 1.0]),
-    "gamma": st.sampled_from([0.1, 0.5]),
-    "heads": st.sampled_from([1, 2]),
-    "text_dropout": st.sampled_from([0.1, 0.3]),
+SWITCHES = ("user_profiles", "item_profiles", "auxiliary_profiles", "inject", "remove")
+VALUES = {
+    "matching": ["exact", "sampled", "off"],
+    "attention": ["attention", "mean"],
+    "matching_weight": [0.0, 0.5, 2.0],
+    "rho": [0.5, 1.0],
+    "gamma": [0.1, 0.5],
+    "heads": [1, 2],
+    "text_dropout": [0.1, 0.3],
 }
+choices = dict.fromkeys(SWITCHES, st.booleans()) | {name: st.sampled_from(options) for name, options in VALUES.items()}
 
 
 @given(st.fixed_dictionaries(choices))

@@ -108,9 +108,11 @@ def test_the_best_trial_is_returned_and_earlier_trials_count(
     others = ((config(), {"dim": (8, 16)}), (config().replace(seed=1), SPACE), (config(dim=8), SPACE))
     results = [search(asked, 1, space) for asked, space in others]
     search(config(), 1, SPACE, target=1e-9)
-    assert len(trained) == 5 + 4
     assert "dim" not in results[-1].trials
     assert results[-1].config.settings["dim"] == 8
+    with pytest.raises(TrainingError, match="no trial came to its end"):
+        search(config().replace(seed=2), 5, SPACE, timeout=1e-9)
+    assert len(trained) == 5 + 4
     assert splits == {"valid"}
     assert not paths.runs_root().exists()
 
@@ -240,12 +242,6 @@ def test_a_trial_slower_than_the_fastest_or_below_the_target_is_pruned(
     assert (result.seconds, result.valid) == (2, 0.7)
 
 
-def test_no_trial_starts_after_the_timeout(data: Dataset, trained: list[TrainingConfig]) -> None:
-    with pytest.raises(TrainingError, match="no trial came to its end"):
-        search(config(), 5, SPACE, timeout=1e-9)
-    assert trained == []
-
-
 def test_every_trained_model_has_a_space_with_the_same_shared_settings() -> None:
     spaces = {}
     for name, model in MODELS.items():
@@ -314,28 +310,24 @@ def test_a_setting_that_cannot_be_fixed_is_an_error(texts: list[str], message: s
         parse_fixed(RunConfig(), texts)
 
 
-@pytest.mark.parametrize("target", [[], ["--target", "1e-9"]])
+@pytest.mark.parametrize("target", [None, 1e-9])
 def test_the_command_prints_the_best_trials_and_how_to_train_with_them(
-    data: Dataset, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, target: list[str]
+    data: Dataset, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, target: float | None
 ) -> None:
-    arguments = ["--dataset", "world", "--trials", "3", "--fix", "epochs=1", "--fix", "inject=false", *target]
-    assert main(["search", *arguments, "--device", "cpu"]) == 0
-    text = capsys.readouterr().out
-    table, command = text.strip().split("\n\n")
+    words = "search --dataset world --trials 3 --fix epochs=1 --fix inject=false --device cpu"
+    assert main([*words.split(), *([] if target is None else ["--target", str(target)])]) == 0
+    table, command = capsys.readouterr().out.strip().split("\n\n")
     assert len(table.splitlines()) == 4
     assert VALID in table.splitlines()[0]
-    program, stage, *options = shlex.split(command)
-    assert (program, stage) == ("spike-kit", "train")
     asked: list[RunConfig] = []
     monkeypatch.setattr("spike_kit.experiments.run.run", lambda config, _: asked.append(config) or Run(Path()))
     monkeypatch.setattr(Run, "summary", lambda _: "trained")
-    assert main([stage, *options, "--device", "cpu"]) == 0
-    (train,) = asked
-    assert train.training["epochs"] == 1
-    assert train.settings["inject"] is False
-    fixed = RunConfig(dataset="world").changed({"epochs": 1, "inject": False})
-    best = search(fixed, 3, target=float(target[1]) if target else None)
-    assert train.resolved() == best.config.resolved()
+    program, *words = shlex.split(command)
+    assert program == "spike-kit"
+    assert main([*words, "--device", "cpu"]) == 0
+    best = search(RunConfig(dataset="world").changed({"epochs": 1, "inject": False}), 3, target=target)
+    assert asked[0].resolved() == best.config.resolved()
+    assert (asked[0].training["epochs"], asked[0].settings["inject"]) == (1, False)
 
 
 @pytest.mark.usefixtures("clock")

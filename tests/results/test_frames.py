@@ -45,6 +45,8 @@ def test_seeds_are_averaged_and_settings_are_told_apart(runs: Runs) -> None:
     assert table["ndcg@20"][0] == pytest.approx(np.mean(values))
     assert table["ndcg@20 sd"][0] == pytest.approx(np.std(values, ddof=1))
     assert np.isnan(table["ndcg@20 sd"][1])
+    other = changed(runs["popularity"][0], versions={"model": 0})
+    assert list(frames.grouped_by_seed([*runs["popularity"], other])) == ["Popularity", "Popularity (2)"]
     with pytest.raises(ConfigError, match="no metric named nope@3"):
         frames.results_table(runs["spike"], metrics=("nope@3",))
 
@@ -53,22 +55,16 @@ def test_users_are_averaged_over_seeds(data: Dataset, runs: Runs) -> None:
     means = per_user_metric(runs["bprmf"], "ndcg@20", "valid")
     assert len(means) == len(data.users)
     assert means.mean() == pytest.approx(np.mean([one.metrics["valid"]["ndcg@20"] for one in runs["bprmf"]]))
-    with pytest.raises(DataError, match="more than the seed"):
-        per_user_metric([*runs["bprmf"], *runs["popularity"]])
-    with pytest.raises(ConfigError, match="no metric 'nope'"):
-        per_user_metric(runs["bprmf"], "nope")
-    with pytest.raises(ConfigError, match="no run"):
-        per_user_metric([])
     fewer = changed(runs["bprmf"][1])
-    fewer.__dict__["per_user"] = fewer.per_user.iloc[1:]
-    with pytest.raises(DataError, match="do not rank the same users"):
-        per_user_metric([runs["bprmf"][0], fewer], "ndcg@20", runs["bprmf"][0].per_user["split"][0])
-
-
-def test_equal_labels_stay_apart(runs: Runs) -> None:
-    (made,) = runs["popularity"]
-    other = changed(made, versions={"model": 0})
-    assert list(frames.grouped_by_seed([made, other])) == ["Popularity", "Popularity (2)"]
+    vars(fewer)["per_user"] = fewer.per_user.iloc[:-1]
+    for given, metric, message in (
+        ([*runs["bprmf"], *runs["popularity"]], "ndcg@20", "more than the seed"),
+        ([runs["bprmf"][0], fewer], "ndcg@20", "do not rank the same users"),
+        (runs["bprmf"], "nope", "no metric 'nope'"),
+        ([], "ndcg@20", "no run"),
+    ):
+        with pytest.raises((ConfigError, DataError), match=message):
+            per_user_metric(given, metric)
 
 
 def test_names_say_preset_and_text_where_they_are_unusual(runs: Runs) -> None:
@@ -89,15 +85,15 @@ def test_names_say_preset_and_text_where_they_are_unusual(runs: Runs) -> None:
 
 def test_means_of_groups_come_from_their_users(data: Dataset, runs: Runs) -> None:
     halves = pd.Series(np.where(data.users["user"] < 20, "few", "many"), name="group")
-    table = frames.group_means([*runs["bprmf"], *runs["popularity"]], halves, "recall@20", "valid").set_index("group")
-    label = run_label(runs["bprmf"][0])
-    assert table["users"].to_dict() == {"few": 20, "many": len(data.users) - 20}
+    table = frames.group_means([*runs["bprmf"], *runs["popularity"]], halves, "recall@20", "valid")
+    assert list(table) == ["few (20 users)", f"many ({len(data.users) - 20} users)"]
+    means = table.loc[run_label(runs["bprmf"][0])].tolist()
     own = [one.per_user.query("split == 'valid' and user < 20")["recall@20"].mean() for one in runs["bprmf"]]
-    assert table[label]["few"] == pytest.approx(np.mean(own))
+    assert means[0] == pytest.approx(np.mean(own))
     activity = pd.Series(np.where(data.users["user"] < 20, 1, 5))
     shown = frames.sparsity_frame(activity, runs["bprmf"], "recall@20", "valid", n=2)
     assert shown[["group", "users"]].to_numpy().tolist() == [["1", 20], ["5", len(data.users) - 20]]
-    assert shown["mean"].tolist() == pytest.approx(table[label].tolist())
+    assert shown["mean"].tolist() == pytest.approx(means)
     assert ((shown["low"] <= shown["mean"]) & (shown["mean"] <= shown["high"])).all()
 
 
@@ -142,20 +138,17 @@ def test_ablations_are_compared_with_the_full_model(runs: Runs) -> None:
         frames.full_model(others)
 
 
-def test_recommended_training_is_preferred(runs: Runs) -> None:
+def test_tuned_runs_then_recommended_training_are_preferred(runs: Runs) -> None:
+    assert frames.main_runs(several(runs))[-2:] == runs["spike"]
     preset = find_preset("spike").training.model_dump(mode="json")
     usual = changed(runs["spike"][0], training_settings=preset)
     assert frames.main_runs([*several(runs), usual])[-1:] == [usual]
-    assert frames.main_runs(several(runs))[-2:] == runs["spike"]
-
-
-def test_tuned_runs_are_preferred_and_their_ablations_have_names(runs: Runs) -> None:
     config = runs["spike"][0].config
     settings = config["model_settings"] | {"rho": 0.7}
     base = {"model_settings": settings, "training_settings": config["training_settings"]}
     tuned = changed(runs["spike"][0], "tuned", preset="tuned", base=base, **base)
     without = changed(tuned, "without", model_settings=settings | {"matching": "off"})
-    known = [*several(runs), tuned, without]
+    known = [*several(runs), usual, tuned, without]
     assert frames.main_runs(known)[-1] == tuned
     full, others = frames.full_model(known)
     assert (full, others) == ([tuned], [without])

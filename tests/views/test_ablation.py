@@ -107,15 +107,15 @@ def test_the_table_compares_with_the_full_model(view: AblationStudy) -> None:
     sides = [per_user_metric(view.runs(one), "ndcg@20", "valid") for one in (off, view.full)]
     test = paired_test(*sides)
     row = table.iloc[1]
-    assert row["difference"] == pytest.approx(test.difference)
+    assert row["difference"] == pytest.approx(test["difference"])
     assert row["p (Holm)"] == pytest.approx(test["p permutation"])
-    assert (row["low"], row["high"]) == (test.low, test.high)
+    assert (row["low"], row["high"]) == (test["low"], test["high"])
     assert row["mean"] == pytest.approx(sides[0].mean())
     assert row["sd"] == pytest.approx(np.std([r.metrics["valid"]["ndcg@20"] for r in view.runs(off)], ddof=1))
     assert table.iloc[2][["mean", "difference", "p (Holm)"]].isna().all()
     groups = view.group_table
     assert groups["users"].sum() == len(sides[0])
-    assert np.average(groups["difference"], weights=groups["users"]) == pytest.approx(test.difference)
+    assert np.average(groups["difference"], weights=groups["users"]) == pytest.approx(test["difference"])
     view.remove(off)
     assert view.table["model"].tolist() == ["full model", "mean instead of attention"]
 
