@@ -41,6 +41,8 @@ _THOUGHTS_BEGIN = re.compile(
 _THOUGHTS_END = re.compile(rf"</(?:{_NAMES})>|◁/think▷|\[/THINK\]|<\|channel\|>final<\|message\|>")
 _BARE_CHANNELS = re.compile(r"\A\s*analysis(?=[A-Z]).*assistantfinal", re.S)
 _CONTROL = re.compile(r"<\|[\w/]{1,40}\|>|</?s>|<(?:start|end)_of_turn>|\[/?INST\]")
+_FENCED = re.compile(r"```(?:[^\S\n]*[^\W_]*[^\S\n]*\n)?(.*)```", re.S)
+_HEADING = re.compile(r"\A(?:\s*#[^\n]*|\s*\*\*[^\n]+\*\*[ :]*)\n(?=\s*\S)")
 _LABEL = re.compile(r"^\W{0,3}(?:user |item |entity )?profile\W{0,3}:[\s*]{0,3}", re.I)
 _REFUSAL = re.compile(
     r"^\W*(?:(?:i['’]m|i am) (?:sorry|unable|not able)|sorry\b|i (?:cannot|can['’]t|can not|won['’]t)"
@@ -78,13 +80,25 @@ def tidy(text: str) -> str:
 
 def _unpacked(text: str) -> str:
     """Take one layer of each wrapper off."""
-    text = _without_fence(_CONTROL.sub("", without_thoughts(text)).strip())
+    text = _CONTROL.sub("", without_thoughts(text)).strip()
+    if fenced := _FENCED.fullmatch(text):
+        text = fenced[1].strip()
     if text.startswith("{"):
         text = _unwrapped(text)
-    text = clean(_LABEL.sub("", _without_heading(text), count=1).replace("**", ""))
+    text = clean(_LABEL.sub("", _HEADING.sub("", text), count=1).replace("**", ""))
     if len(text) > 1 and text[0] + text[-1] in ('""', "“”", "''") and text[0] not in text[1:-1]:
         text = text[1:-1].strip()
     return text
+
+
+def _unwrapped(text: str) -> str:
+    """Text of a JSON object: its field ``profile``, or its only one."""
+    try:
+        values = json.loads(text)
+    except (ValueError, RecursionError):
+        return text
+    only = values.get("profile", next(iter(values.values())) if len(values) == 1 else None)
+    return only if isinstance(only, str) else text
 
 
 def without_thoughts(text: str) -> str:
@@ -113,31 +127,6 @@ def _is_thoughts_alone(answer: Answer) -> bool:
     if not text:
         return bool(answer.thoughts) or (answer.finish_reason == "length" and not answer.refusal)
     return _THOUGHTS_BEGIN.match(text) is not None
-
-
-def _without_fence(text: str) -> str:
-    if len(text) < 6 or not (text.startswith("```") and text.endswith("```")):
-        return text
-    first, newline, rest = text[3:-3].partition("\n")
-    return (rest if newline and (not first.strip() or first.strip().isalnum()) else text[3:-3]).strip()
-
-
-def _unwrapped(text: str) -> str:
-    """Text of a JSON object: its field ``profile``, or its only one."""
-    try:
-        values = json.loads(text)
-    except (ValueError, RecursionError):
-        return text
-    only = values.get("profile", next(iter(values.values())) if len(values) == 1 else None)
-    return only if isinstance(only, str) else text
-
-
-def _without_heading(text: str) -> str:
-    """What follows a first line in bold or marked as a heading."""
-    first, _, rest = text.partition("\n")
-    line = first.strip().rstrip(":").strip()
-    is_bold = len(line) > 4 and line.startswith("**") and line.endswith("**")
-    return rest if rest.strip() and (is_bold or line.startswith("#")) else text
 
 
 def find_problem(answer: Answer, limit: int) -> Problem:

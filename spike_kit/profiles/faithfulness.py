@@ -6,6 +6,7 @@ import math
 import re
 import unicodedata
 from collections.abc import Collection, Iterable, Iterator, Sequence
+from itertools import dropwhile
 
 WORD = re.compile(r"[^\W_]+(?:['’\-][^\W_]+)*")
 """A word, with apostrophes and hyphens inside."""
@@ -21,6 +22,9 @@ _POSSESSIVE = re.compile(r"['’]s\b")
 _OPENS = re.compile(r"[.!?…:•*#(\[—\n]")
 _JOINT = re.compile(r"[^\S\n]+|[^\S\n]*&[^\S\n]*")
 _AFTER_INITIAL = re.compile(r"\.[^\S\n]*")
+_RUN = re.compile(r"[+|](?:E|C(?:\+n|(?:\+l){0,3}\+C)*(?:(?:\+l){0,3}\+E)?)")
+"""Words that may be a name, by their kinds: capitalised (C), the same with an end in lower case, which ends the run
+(E), at most three connectors between (l), a short number (n); others (o) are in no run."""
 
 
 def _set(words: str) -> frozenset[str]:
@@ -105,55 +109,41 @@ def _title(quoted: str) -> tuple[str, str | None]:
 
 def _runs_and_numbers(text: str, ordinary: Sequence[Collection[str]]) -> Iterator[tuple[int, str]]:
     """Position and text of every run of capitalised words and of every number."""
-    run: list[re.Match[str]] = []
-    links: list[re.Match[str]] = []
-    opens, end = False, 0
-    for word in WORD.finditer(text):
-        gap = text[end : word.start()]
-        begins = end == 0 or (_OPENS.search(gap) is not None)
-        end = word.end()
-        low = word[0].lower()
-        capital = low != word[0]
-        if run and not _continues(gap, links[-1] if links else run[-1], low):
-            yield from _name(text, run, opens, ordinary)
-            run, links = [], []
-        if capital:
-            opens = begins if not run else opens
-            run += [*links, word]
-            links = []
-            if _stem(word[0]) != len(word[0]):
-                yield from _name(text, run, opens, ordinary)
-                run = []
-        elif run and low in _CONNECTORS and len(links) < 3:
-            links.append(word)
-        elif run and not links and low.isdigit() and len(low) < 3:
-            run.append(word)
-        else:
-            yield from _name(text, run, opens, ordinary)
-            run, links = [], []
-            yield from ((word.start(), part) for part in low.split("-") if _NUMBER.fullmatch(part))
-    yield from _name(text, run, opens, ordinary)
+    words = list(WORD.finditer(text))
+    gaps = [text[end : word.start()] for end, word in zip([0, *(word.end() for word in words)], words, strict=False)]
+    kinds = "".join(map(_kind, gaps, [None, *words], words))
+    for run in _RUN.finditer(kinds):
+        first, last = run.start() // 2, run.end() // 2
+        opens = first == 0 or _OPENS.search(gaps[first]) is not None
+        yield from _name(text, words[first:last], opens, ordinary)
+    for word in words:
+        if word[0] == word[0].lower():
+            yield from ((word.start(), part) for part in word[0].split("-") if _NUMBER.fullmatch(part))
 
 
-def _continues(gap: str, last: re.Match[str], low: str) -> bool:
-    """Whether a word goes on with the run that ends in ``last``: after a space, ``&``, an initial or ``Mr.``."""
-    if _JOINT.fullmatch(gap):
-        return True
-    initial = (len(last[0]) == 1 and last[0].isupper()) or last[0] in _TITLES
-    return initial and low not in _ORDINARY and _AFTER_INITIAL.fullmatch(gap) is not None
+def _kind(gap: str, before: re.Match[str] | None, word: re.Match[str]) -> str:
+    """Two letters for a word: whether it continues what is before it, and its place in a run; see `_RUN`.
+
+    It continues after a space, ``&``, an initial or ``Mr.``.
+    """
+    low, whole = word[0].lower(), _stem(word[0]) == len(word[0])
+    initial = before is not None and ((len(before[0]) == 1 and before[0].isupper()) or before[0] in _TITLES)
+    abbreviated = initial and low not in _ORDINARY and _AFTER_INITIAL.fullmatch(gap) is not None
+    continues = "+" if abbreviated or _JOINT.fullmatch(gap) else "|"
+    if low != word[0]:
+        return continues + ("C" if whole else "E")
+    return continues + ("l" if low in _CONNECTORS else "n" if low.isdigit() and len(low) < 3 else "o")
 
 
 def _name(
-    text: str, run: list[re.Match[str]], opens: bool, ordinary: Sequence[Collection[str]]
+    text: str, run: Sequence[re.Match[str]], opens: bool, ordinary: Sequence[Collection[str]]
 ) -> Iterator[tuple[int, str]]:
     """What is left of a run without an article or ordinary word at its start and ``I`` or ``'s`` at its end."""
-    first = 0
-    if opens and run:
-        low = run[0][0].lower()
-        first = int(_stem(run[0][0]) != len(run[0][0]) or any(low in words for words in ordinary))
-    while first < len(run) and (run[first][0].lower() in _ARTICLES or run[first][0] == run[first][0].lower()):
-        first += 1
-    kept = run[first:]
+    low = run[0][0].lower()
+    begins_plainly = opens and (_stem(run[0][0]) != len(run[0][0]) or any(low in words for words in ordinary))
+    kept = list(
+        dropwhile(lambda word: word[0] == word[0].lower() or word[0].lower() in _ARTICLES, run[begins_plainly:])
+    )
     while kept and kept[-1][0] == "I":
         kept.pop()
     if all(word[0].lower() in _ORDINARY or len(word[0]) == 1 for word in kept):

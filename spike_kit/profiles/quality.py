@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from itertools import chain, product
+from itertools import chain
 
 import numpy as np
 import pandas as pd
@@ -13,18 +13,15 @@ from scipy.sparse import csr_array
 from torch import Tensor
 from torch.nn import functional
 
-from spike_kit.base.errors import DataError, lookup, some
-from spike_kit.base.seeds import numpy_generator
+from spike_kit.base.errors import DataError, require, some
 from spike_kit.data.dataset import FILLED, SUBJECTS
 from spike_kit.data.vectors import ProfileVectors
 from spike_kit.profiles.faithfulness import WORD, checked_facts, lower_words
 
 CHUNK_ENTRIES = 8_000_000
-"""Numbers held in memory at once, where a measure works in chunks."""
-BANDS, BAND_ROWS = 25, 5
-"""MinHash: bands, and hash values per band; a pair with Jaccard similarity 0.8 is missed with probability 5e-5."""
+"""Shingles that are compared at a time; keeps memory flat on large data sets."""
 BUCKET_WINDOW = 16
-"""Texts of one bucket that each text is compared with: those that follow it in the order of their hash values."""
+"""Texts with the same rare shingle that each text is compared with: those that follow it in an order of likeness."""
 
 
 def words_of(text: str) -> list[str]:
@@ -59,7 +56,7 @@ def distinct_2(texts: Sequence[str] | pd.Series) -> float:
 
     It falls with the number of words, so compare profile sets on the same subjects and with similar lengths.
     """
-    grams, _ = ngrams([words_of(text) for text in texts], 2)
+    grams, _ = ngrams(texts, 2)
     return len(np.unique(grams)) / len(grams) if len(grams) else math.nan
 
 
@@ -71,41 +68,32 @@ def spread(rows: Tensor) -> float:
 
 
 def nearest(rows: Tensor) -> float:
-    """Mean cosine distance of each row of ``[n, d]`` to the nearest other one, in chunks; NaN below two rows."""
-    n = len(rows)
-    if n < 2:
+    """Mean cosine distance of each row of ``[n, d]`` to the nearest other one; NaN below two rows."""
+    if len(rows) < 2:
         return math.nan
-    unit = functional.normalize(rows.float())
-    total = 0.0
-    for part in torch.arange(n, device=rows.device).split(max(1, CHUNK_ENTRIES // n)):
-        cosines = unit.index_select(0, part) @ unit.T
-        cosines.scatter_(1, part.unsqueeze(1), float("-inf"))
-        total += float((1 - cosines.amax(1)).double().sum())
-    return total / n
+    neighbours = require("sklearn.neighbors", "text").NearestNeighbors(n_neighbors=1, metric="cosine")
+    return float(neighbours.fit(rows.cpu().numpy()).kneighbors()[0].mean())
 
 
-def ngrams(rows: Sequence[Sequence[str]], size: int) -> tuple[np.ndarray, np.ndarray]:
-    """Word n-grams as dense ids ``[m]``, and the row each comes from ``[m]``, ascending; none crosses rows."""
-    vocabulary: dict[str, int] = {}
-    counts = np.array([len(row) for row in rows], dtype=np.int64)
-    ids = (vocabulary.setdefault(word, len(vocabulary)) for word in chain.from_iterable(rows))
-    words = np.fromiter(ids, dtype=np.int64, count=int(counts.sum()))
-    owner = np.repeat(np.arange(len(rows)), counts)
+def ngrams(texts: Sequence[str] | pd.Series, size: int) -> tuple[np.ndarray, np.ndarray]:
+    """Word n-grams as dense ids ``[m]``, and the text each comes from ``[m]``, ascending; none crosses texts."""
+    rows = [words_of(text) for text in texts]
+    owner = np.repeat(np.arange(len(rows)), [len(row) for row in rows])
+    words, vocabulary = pd.factorize(np.array(list(chain.from_iterable(rows)), dtype=object))
     grams = words
     for step in range(1, size):
-        grams = np.unique(grams[:-1] * len(vocabulary) + words[step:], return_inverse=True)[1]
+        grams = pd.factorize(grams[:-1] * len(vocabulary) + words[step:])[0]
     inside = owner[: len(grams)] == owner[len(owner) - len(grams) :]
     return grams[inside], owner[: len(grams)][inside]
 
 
-def near_duplicates(
-    texts: Sequence[str] | pd.Series, threshold: float = 0.8, seed: int = 0
-) -> tuple[float, pd.DataFrame]:
+def near_duplicates(texts: Sequence[str] | pd.Series, threshold: float = 0.8) -> tuple[float, pd.DataFrame]:
     """Share of texts that have another text with much the same 3-word shingles, and the pairs.
 
-    Candidates come from MinHash with banding (Broder 1997), their Jaccard similarity is exact. Texts with the same
-    words are duplicates whatever their length. Cost grows with n log n: of a large group of duplicates not every
-    pair is given, but every text of it has one.
+    Two texts are near-duplicates if the Jaccard similarity of their shingles reaches the threshold. Such texts share
+    one of their rarest shingles (prefix filtering: Bayardo, Ma, Srikant 2007), so only these are looked up. Texts with
+    the same words are duplicates whatever their length. Of a large group of duplicates not every pair is given, but
+    every text of it has one.
 
     Parameters
     ----------
@@ -113,8 +101,6 @@ def near_duplicates(
         ``n`` texts.
     threshold
         Smallest Jaccard similarity of near-duplicates.
-    seed
-        Seed of the hash functions.
 
     Returns
     -------
@@ -125,61 +111,43 @@ def near_duplicates(
     first = np.unique(code, return_index=True)[1]
     copies = np.setdiff1d(np.arange(len(code)), first)
     same = pd.DataFrame({"first": first[code[copies]], "second": copies, "similarity": np.ones(len(copies))})
-    a, b, similarity = _similar_rows([key.split() for key in kept], threshold, seed)
+    grams, owner = ngrams(kept, 3)
+    holds = csr_array((np.ones(len(grams)), (owner, grams)), shape=(len(kept), len(grams)))
+    holds.data[:] = 1
+    a, b = _candidates(holds, threshold)
+    similarity = _jaccard(holds, a, b)
     close = pd.DataFrame({"first": first[a], "second": first[b], "similarity": similarity})
-    pairs = pd.concat([same, close]).sort_values(["first", "second"], ignore_index=True)
+    pairs = pd.concat([same, close[similarity >= threshold]]).sort_values(["first", "second"], ignore_index=True)
     found = np.union1d(pairs["first"], pairs["second"])
     return (len(found) / len(code) if len(code) else math.nan), pairs
 
 
-def _similar_rows(
-    rows: Sequence[Sequence[str]], threshold: float, seed: int
-) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Pairs of rows (first < second) with a Jaccard similarity of 3-grams of at least ``threshold``, and that."""
-    grams, owner = ngrams(rows, 3)
-    if not len(grams):
-        return np.empty(0, np.int64), np.empty(0, np.int64), np.empty(0)
-    holds = csr_array((np.ones(len(grams), np.int64), (owner, grams)), shape=(len(rows), int(grams.max()) + 1))
-    holds.data[:] = 1
+def _candidates(holds: csr_array, threshold: float) -> tuple[np.ndarray, np.ndarray]:
+    """Pairs of rows (first < second) that share one of the shingles without which they cannot be near-duplicates.
+
+    These are the rarest of each row: so many that those left out are fewer than the ones to be shared.
+    """
+    row, gram = holds.nonzero()
+    order = np.lexsort((gram, np.bincount(gram, minlength=1)[gram], row))
+    row, gram = row[order], gram[order]
+    place = np.arange(len(row)) - holds.indptr[row]
+    following = np.append(gram[1:], -1)
+    rare = np.flatnonzero(place <= (1 - threshold) * np.diff(holds.indptr)[row] + 1e-9)
+    rare = rare[np.lexsort((following[rare], gram[rare]))]
+    found = [np.empty((2, 0), dtype=np.int64)]
+    for step in range(1, BUCKET_WINDOW + 1):
+        same = np.flatnonzero(gram[rare[:-step]] == gram[rare[step:]])
+        found.append(np.stack([row[rare[same]], row[rare[same + step]]]))
+    a, b = np.unique(np.sort(np.concatenate(found, axis=1), axis=0), axis=1)
+    return a, b
+
+
+def _jaccard(holds: csr_array, a: np.ndarray, b: np.ndarray) -> np.ndarray:
+    """Jaccard similarities of pairs of rows."""
     sizes = np.diff(holds.indptr)
-    shingled = np.flatnonzero(sizes)
-    candidates = _candidates(_minhash(holds.indices, holds.indptr[shingled], seed))
-    a, b = shingled[candidates[:, 0]], shingled[candidates[:, 1]]
-    possible = np.minimum(sizes[a], sizes[b]) >= threshold * np.maximum(sizes[a], sizes[b])
-    a, b = a[possible], b[possible]
     parts = np.array_split(np.arange(len(a)), 1 + sizes[a].sum() // CHUNK_ENTRIES)
     shared = np.concatenate([holds[a[part]].multiply(holds[b[part]]).sum(axis=1) for part in parts])
-    similarity = shared / (sizes[a] + sizes[b] - shared)
-    close = similarity >= threshold
-    return a[close], b[close], similarity[close]
-
-
-def _minhash(grams: np.ndarray, starts: np.ndarray, seed: int) -> np.ndarray:
-    """Smallest hash values of each row's n-grams: ``[n, BANDS * BAND_ROWS]`` uint32."""
-    rng = numpy_generator(seed, "near duplicates")
-    factors, shifts = rng.integers(0, 2**63, size=(2, BANDS * BAND_ROWS), dtype=np.uint64)
-    mixed = rng.permutation(int(grams.max()) + 1).astype(np.uint64)[grams]
-    signature = np.empty((len(starts), BANDS * BAND_ROWS), dtype=np.uint32)
-    for column, (factor, shift) in enumerate(zip(factors | np.uint64(1), shifts, strict=True)):
-        signature[:, column] = np.minimum.reduceat((mixed * factor + shift) >> np.uint64(32), starts)
-    return signature
-
-
-def _candidates(signature: np.ndarray) -> np.ndarray:
-    """Pairs of rows ``[m, 2]`` (first < second) that share a whole band; similar rows of a bucket are neighbours."""
-    n = len(signature)
-    found = [np.empty(0, dtype=np.int64)]
-    for band in range(BANDS):
-        columns = signature[:, (np.arange(2 * BAND_ROWS) + band * BAND_ROWS) % signature.shape[1]]
-        order = np.lexsort(columns.T[::-1])
-        shared = columns[order, :BAND_ROWS]
-        for step in range(1, BUCKET_WINDOW + 1):
-            same = np.flatnonzero((shared[:-step] == shared[step:]).all(axis=1))
-            if not len(same):
-                break
-            a, b = order[same], order[same + step]
-            found.append(np.minimum(a, b) * n + np.maximum(a, b))
-    return np.stack(np.divmod(np.unique(np.concatenate(found)), n), axis=1)
+    return shared / (sizes[a] + sizes[b] - shared)
 
 
 def measure_profiles(
@@ -205,22 +173,14 @@ def measure_profiles(
     Raises
     ------
     DataError
-        If a subject is unknown or repeated, no subject is common to all profile sets, or a prompt is missing.
+        If no subject is common to all profile sets.
     """
-    texts = {name: _by_subject(name, frame) for name, frame in profiles.items()}
+    texts = {name: _written(frame) for name, frame in profiles.items()}
     shared = set.intersection(*(set(column.index) for column in texts.values())) if texts else set()
     common = sorted(shared, key=lambda pair: (SUBJECTS.index(pair[0]), pair[1]))
     if not common:
         raise DataError(f"no subject has a profile of each profile set ({some(texts)})", "compare fewer profile sets")
-    for name in profiles:
-        missing = [pair for pair in common if pair not in prompts.get(name, {})]
-        if missing:
-            raise DataError(
-                f"no prompt of profile set {name} for {some(missing)}",
-                "give the prompt of every profile that is compared",
-            )
-    compared = pd.concat({name: column.loc[common] for name, column in texts.items()}, names=["profiles"])
-    frame = compared.reset_index()
+    frame = pd.concat({name: column.loc[common] for name, column in texts.items()}, names=["profiles"]).reset_index()
     asked = [prompts[name][pair] for name in texts for pair in common]
     ordinary = lower_words(chain(asked, frame["text"]))
     checked = [checked_facts(*pair, ordinary) for pair in zip(frame["text"], asked, strict=True)]
@@ -231,17 +191,9 @@ def measure_profiles(
     )
 
 
-def _by_subject(name: str, frame: pd.DataFrame) -> pd.Series:
-    """Texts by subject and id."""
-    unknown = sorted(set(frame["subject"]) - set(SUBJECTS))
-    if unknown:
-        raise DataError(f"profiles of {name}: unknown subject {some(unknown)}", f"known: {some(SUBJECTS)}")
-    if "usage" in frame:
-        frame = frame[~frame["usage"].str.contains(FILLED, regex=False)]
-    column = frame.set_index(["subject", "id"])["text"]
-    if not column.index.is_unique:
-        raise DataError(f"profiles of {name}: more than one for {some(column.index[column.index.duplicated()])}")
-    return column
+def _written(frame: pd.DataFrame) -> pd.Series:
+    """Texts by subject and id, without those that were filled in."""
+    return frame[frame["usage"] != FILLED].set_index(["subject", "id"])["text"]
 
 
 def quality_table(
@@ -270,19 +222,17 @@ def quality_table(
 
     Raises
     ------
-    ConfigError
-        If a limit is missing.
     DataError
-        As for `measure_profiles`, or if vectors do not reach the highest id.
+        As for `measure_profiles`.
     """
     rows = []
     measured = measure_profiles(profiles, prompts)
-    for subject, name in product(SUBJECTS, profiles):
-        part = measured[(measured["subject"] == subject) & (measured["profiles"] == name)]
-        if part.empty:
-            continue
-        limit = lookup(limits, subject, "limit of words for the subject")
-        chosen = _rows(name, subject, part["id"], vectors or {})
+    by_subject = measured.sort_values("subject", key=lambda column: column.map(SUBJECTS.index), kind="stable")
+    for (subject, name), part in by_subject.groupby(["subject", "profiles"], sort=False):
+        chosen = torch.empty(0, 1)
+        if vectors and name in vectors:
+            table = vectors[name].user if subject == "user" else vectors[name].entity
+            chosen = table[part["id"].tolist()]
         rows.append(
             {
                 "profiles": name,
@@ -290,7 +240,7 @@ def quality_table(
                 "n": len(part),
                 "words_mean": part["words"].mean(),
                 "words_max": part["words"].max(),
-                "over_limit": (part["words"] > limit).mean(),
+                "over_limit": (part["words"] > limits[subject]).mean(),
                 "faithfulness": part["faithfulness"].mean(),
                 "with_names": int((part["names"] > 0).sum()),
                 "mattr": mattr(part["text"]),
@@ -301,13 +251,3 @@ def quality_table(
             }
         )
     return pd.DataFrame(rows)
-
-
-def _rows(name: str, subject: str, ids: pd.Series, vectors: Mapping[str, ProfileVectors]) -> Tensor:
-    """Vectors ``[n, d_t]`` of some subjects of a profile set; none without vectors."""
-    if name not in vectors:
-        return torch.empty(0, 1)
-    table = vectors[name].user if subject == "user" else vectors[name].entity
-    if ids.max() >= len(table):
-        raise DataError(f"vectors of {name} have {len(table)} rows, but there is a profile of {subject} {ids.max()}")
-    return table.index_select(0, torch.tensor(ids.tolist(), device=table.device))
