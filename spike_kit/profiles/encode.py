@@ -30,7 +30,6 @@ from spike_kit.profiles.encoders import (
     DEFAULT_ENCODER,
     Encoder,
     EncoderName,
-    Reduction,
     make_encoder,
     parse_encoder,
     principal_components,
@@ -89,27 +88,44 @@ def encode_texts(
     if parsed.reduction or parsed.kind == "given":
         raise ConfigError(f"{name} makes no vectors from texts alone", f"name a plain encoder, {DEFAULT_ENCODER} say")
     if parsed.kind == "tfidf":
-        encoder = encoder or make_encoder(parsed, device)
-        return _checked(encoder.encode(texts, len(texts)), len(texts), name)
+        return _encoded(encoder or make_encoder(parsed, device), texts, name)
     weights = _weights_version(parsed) if weights is None else weights
-    stored = VectorCache(paths.cache_root() / f"vectors--{quote(name + weights, safe='')}.sqlite")
+    cache = VectorCache(paths.cache_root() / f"vectors--{quote(name + weights, safe='')}.sqlite")
     keys = [storage.sha256_text(text) for text in texts]
     distinct = dict(zip(keys, texts, strict=True))
-    known = stored.get(list(distinct))
-    todo = sorted((key for key in distinct if key not in known), key=lambda key: (-len(distinct[key]), key))
+    known = cache.get(list(distinct))
+    todo = sorted(distinct.keys() - known.keys(), key=lambda key: (-len(distinct[key]), key))
     with tqdm(total=len(distinct), desc=f"encode {name}", unit="text", disable=not progress) as bar:
         bar.update(len(known))
         for part in _batches(parsed.kind, [distinct[key] for key in todo], batch_size):
-            batch = [distinct[key] for key in todo[part]]
             encoder = encoder or make_encoder(parsed, device)
-            vectors = _checked(encoder.encode(batch, len(batch)), len(batch), name)
-            stored.put(todo[part], vectors)
+            vectors = _encoded(encoder, [distinct[key] for key in todo[part]], name)
+            cache.put(todo[part], vectors)
             known |= dict(zip(todo[part], vectors, strict=True))
-            bar.update(len(batch))
+            bar.update(len(vectors))
     widths = {len(row) for row in known.values()}
     if len(widths) != 1:
         raise DataError(f"vectors of encoder {name!r} have different sizes: {some(sorted(widths))}", "remove its cache")
     return np.stack([known[key] for key in keys])
+
+
+def _batches(kind: str, texts: Sequence[str], batch_size: int | None) -> list[slice]:
+    if batch_size is not None and batch_size < 1:
+        raise ConfigError(f"the batch size is {batch_size}, expected at least 1")
+    if kind == "openai":
+        return request_batches(texts, batch_size or MAX_INPUTS)
+    step = batch_size or _BATCH_SIZE
+    return [slice(start, start + step) for start in range(0, len(texts), step)]
+
+
+def _encoded(encoder: Encoder, texts: Sequence[str], name: str) -> np.ndarray:
+    """Encode texts and check what an encoder returns."""
+    vectors = encoder.encode(texts, len(texts))
+    if vectors.ndim != 2 or len(vectors) != len(texts):
+        raise DataError(f"encoder {name!r} returned shape {list(vectors.shape)} for {len(texts)} texts")
+    if not np.isfinite(vectors).all():
+        raise DataError(f"encoder {name!r} returned NaN or infinity")
+    return vectors
 
 
 def encode_profiles(
@@ -151,8 +167,9 @@ def encode_profiles(
     """
     encode = partial(encode_texts, encoder=encoder, device=device, batch_size=batch_size, progress=progress)
     job = _Job(data, profiles, parse_encoder(name), encode)
-    reduction = job.encoder_name.reduction
-    return job.write_base() if reduction is None else job.write_reduced(name, reduction, job.ensure_base())
+    if job.encoder.reduction:
+        job.ensure(job.encoder.base)
+    return job.write(name)
 
 
 def ensure_vectors(
@@ -170,10 +187,8 @@ def ensure_vectors(
         If a profile is missing, the encoder fails, or given vectors were not imported.
     """
     job = _Job(data, profiles, parse_encoder(name), partial(encode_texts, device=device, progress=progress))
-    base, reduction = job.ensure_base(), job.encoder_name.reduction
-    if reduction is not None and not job.base_facts(base).items() <= job.stored(name).items():
-        job.write_reduced(name, reduction, base)
-    return data.vectors(profiles, name)
+    job.ensure(job.encoder.base)
+    return job.ensure(name)
 
 
 def check_fresh(data: Dataset, profiles: str, name: str) -> None:
@@ -184,9 +199,10 @@ def check_fresh(data: Dataset, profiles: str, name: str) -> None:
     DataError
         If the profiles, the files of the encoder or the unreduced vectors were written anew after they were encoded.
     """
-    if older := _Job(data, profiles, parse_encoder(name)).older(name):
+    job = _Job(data, profiles, parse_encoder(name))
+    if older := [what for fact, what in job.outdated(name).items() if fact in job.stored(name)]:
         raise DataError(
-            f"the vectors of {profiles} by {name} belong to {older}",
+            f"the vectors of {profiles} by {name} belong to {older[0]}",
             f"encode them again: spike-kit encode {data.name} --profiles {profiles} --encoder {name}",
         )
 
@@ -209,11 +225,14 @@ def _weights_version(name: EncoderName) -> str:
 
 @dataclass(frozen=True)
 class _Job:
-    """One call: texts and weights are read and hashed at most once, when they are first needed."""
+    """One call: texts and weights are read and hashed at most once, when they are first needed.
+
+    A ``name`` is the full name of the encoder, or its base.
+    """
 
     data: Dataset
     profiles: str
-    encoder_name: EncoderName
+    encoder: EncoderName
     encode: Callable[..., np.ndarray] = encode_texts
 
     @cached_property
@@ -222,98 +241,75 @@ class _Job:
 
     @cached_property
     def metadata(self) -> dict[str, str]:
-        return vectors_metadata(self.table, self.encoder_name.base)
-
-    @property
-    def has_profiles(self) -> bool:
-        return self.data.profiles_path(self.profiles).is_file()
+        return vectors_metadata(self.table, self.encoder.base)
 
     def file(self, name: str) -> Path:
         return self.data.embeddings_path(self.profiles, name)
 
     def stored(self, name: str) -> dict[str, str]:
-        """Metadata of the vectors under the full name or its base."""
         return ProfileVectors.metadata(self.file(name))
 
-    def older(self, name: str) -> str:
-        """What the stored vectors belong to, if it is not what is there now; else empty."""
-        stored, base = self.stored(name), self.encoder_name.base
-        if "texts_sha256" in stored and self.has_profiles:
-            if stored["texts_sha256"] != self.metadata["texts_sha256"]:
-                return f"older texts than {self.data.profiles_path(self.profiles)} holds"
-            if self.metadata["weights"] not in ("", stored.get("weights")):
-                return f"other weights than the folder {base} holds"
-        if "base_sha256" in stored and self.file(base).is_file():
-            present = self.base_facts(self.data.vectors(self.profiles, base))
-            if stored["base_sha256"] != present["base_sha256"]:
-                return f"other vectors than {self.file(base)} holds"
-        return ""
-
-    def ensure_base(self) -> ProfileVectors:
-        """Vectors under the base name, encoded first if they are missing or older; given ones as they are."""
-        base = self.encoder_name.base
-        as_they_are = self.file(base).is_file() and not self.has_profiles
-        if not as_they_are and ("texts_sha256" not in self.stored(base) or self.older(base)):
-            self.write_base()
-        return self.data.vectors(self.profiles, base)
-
-    def write_base(self) -> Path:
-        """Encode the profiles under the base name; of given vectors, check that they are there."""
-        name, target = self.encoder_name, self.file(self.encoder_name.base)
-        if name.kind == "given":
-            if not target.is_file():
-                raise DataError(
-                    f"data set {self.data.name} has no vectors {name.base} of profile set {self.profiles!r} "
-                    f"({target} does not exist)",
-                    "given vectors are never computed: import them, spike_kit.profiles.imported.import_vectors",
-                )
-            return target
-        texts, is_user = self.table["text"].tolist(), (self.table["subject"] == "user").to_numpy()
-        try:
-            vectors = self.encode(texts, name.base, weights=self.metadata["weights"])
-        except TooLongError as error:
-            subject, number = self.table.loc[self.table["text"] == error.text, ["subject", "id"]].iloc[0]
-            raise DataError(f"profile of {subject} {number}: {error.message}", error.hint) from None
-        result = ProfileVectors(torch.from_numpy(vectors[is_user]), torch.from_numpy(vectors[~is_user]))
-        result.check(len(self.data.users), len(self.data.entities), f"vectors of {self.profiles} by {name.base}")
-        result.save(target, {"source": self.profiles, "encoder": name.base, **self.metadata})
-        return target
-
-    def base_facts(self, base: ProfileVectors) -> dict[str, str]:
-        """Hashes of what decides reduced vectors."""
-        digest = hashlib.sha256()
+    def base_sha256(self) -> str:
+        """Hash of the unreduced vectors, whatever their file says of them."""
+        base, digest = self.data.vectors(self.profiles, self.encoder.base), hashlib.sha256()
         for rows in (base.user, base.entity):
             digest.update(f"{list(rows.shape)}".encode())
             digest.update(rows.contiguous().to(torch.float32).numpy().data)
-        stored = self.stored(self.encoder_name.base)
-        kept = {key: stored[key] for key in ("texts_sha256", "weights") if key in stored}
-        return {**kept, "base_sha256": digest.hexdigest()}
+        return digest.hexdigest()
 
-    def write_reduced(self, name: str, reduction: Reduction, base: ProfileVectors) -> Path:
-        """Reduce the vectors of the base and write them under the full name."""
-        rows, target = torch.cat([base.user, base.entity]).numpy(), self.file(name)
-        scores, share = principal_components(rows, reduction, f"{self.profiles} by {name}")
-        user, entity = torch.from_numpy(scores).split([len(base.user), len(base.entity)])
-        facts = {"base": self.encoder_name.base, "explained_variance": f"{share:.6f}", **self.base_facts(base)}
-        ProfileVectors(user, entity).save(target, {"source": self.profiles, "encoder": name, **facts})
+    def outdated(self, name: str) -> dict[str, str]:
+        """What the stored vectors do not belong to, as far as it is there, and what they would belong to instead."""
+        base, texts, present = self.encoder.base, self.data.profiles_path(self.profiles), dict[str, tuple[str, str]]()
+        if texts.is_file() and self.encoder.kind != "given":
+            present["texts_sha256"] = self.metadata["texts_sha256"], f"older texts than {texts} holds"
+            present["weights"] = self.metadata["weights"], f"other weights than the folder {base} holds"
+        if name != base and self.file(base).is_file():
+            present["base_sha256"] = self.base_sha256(), f"other vectors than {self.file(base)} holds"
+        stored = self.stored(name)
+        return {fact: what for fact, (now, what) in present.items() if now and now != stored.get(fact)}
+
+    def ensure(self, name: str) -> ProfileVectors:
+        """Vectors under a name, written first if they are missing or outdated."""
+        if not self.file(name).is_file() or self.outdated(name):
+            self.write(name)
+        return self.data.vectors(self.profiles, name)
+
+    def write(self, name: str) -> Path:
+        """Encode the profiles, or reduce what is encoded; of given vectors, check that they are there."""
+        target, base = self.file(name), self.encoder.base
+        if name != base:
+            vectors, facts = self.reduced(name)
+        elif self.encoder.kind != "given":
+            vectors, facts = self.encoded(), self.metadata
+        elif target.is_file():
+            return target
+        else:
+            raise DataError(
+                f"data set {self.data.name} has no vectors {base} of profile set {self.profiles!r} "
+                f"({target} does not exist)",
+                "given vectors are never computed: import them, spike_kit.profiles.imported.import_vectors",
+            )
+        vectors.save(target, {"source": self.profiles, "encoder": name, **facts})
         return target
 
+    def encoded(self) -> ProfileVectors:
+        texts, is_user = self.table["text"].tolist(), (self.table["subject"] == "user").to_numpy()
+        try:
+            rows = self.encode(texts, self.encoder.base, weights=self.metadata["weights"])
+        except TooLongError as error:
+            subject, number = self.table.loc[self.table["text"] == error.text, ["subject", "id"]].iloc[0]
+            raise DataError(f"profile of {subject} {number}: {error.message}", error.hint) from None
+        return ProfileVectors(torch.from_numpy(rows[is_user]), torch.from_numpy(rows[~is_user]))
 
-def _batches(kind: str, texts: Sequence[str], batch_size: int | None) -> list[slice]:
-    if batch_size is not None and batch_size < 1:
-        raise ConfigError(f"the batch size is {batch_size}, expected at least 1")
-    if kind == "openai":
-        return request_batches(texts, batch_size or MAX_INPUTS)
-    step = batch_size or _BATCH_SIZE
-    return [slice(start, start + step) for start in range(0, len(texts), step)]
-
-
-def _checked(vectors: np.ndarray, n: int, name: str) -> np.ndarray:
-    if vectors.ndim != 2 or len(vectors) != n:
-        raise DataError(f"encoder {name!r} returned shape {list(vectors.shape)} for {n} texts")
-    if not np.isfinite(vectors).all():
-        raise DataError(f"encoder {name!r} returned NaN or infinity")
-    return vectors
+    def reduced(self, name: str) -> tuple[ProfileVectors, dict[str, str]]:
+        """Principal components of the unreduced vectors, and what they were made from."""
+        base, vectors = self.encoder.base, self.data.vectors(self.profiles, self.encoder.base)
+        rows = torch.cat([vectors.user, vectors.entity]).numpy()
+        scores, share = principal_components(rows, self.encoder.reduction, f"{self.profiles} by {name}")
+        user, entity = torch.from_numpy(scores).split([len(vectors.user), len(vectors.entity)])
+        kept = {fact: value for fact, value in self.stored(base).items() if fact in ("texts_sha256", "weights")}
+        facts = {"base": base, "explained_variance": f"{share:.6f}", "base_sha256": self.base_sha256(), **kept}
+        return ProfileVectors(user, entity), facts
 
 
 class VectorCache:
@@ -342,31 +338,31 @@ class VectorCache:
             return {}
         query = "SELECT key, vector FROM vectors WHERE key IN (SELECT value FROM json_each(?))"
         try:
-            with self._open(sqlite3.OperationalError) as database:
+            with self._open() as database:
                 rows = database.execute(query, [json.dumps(keys)])
                 return {key: np.frombuffer(vector, dtype="<f4") for key, vector in rows}
-        except sqlite3.DatabaseError as error:
+        except StorageError as error:
+            if isinstance(error.__cause__, sqlite3.OperationalError):
+                raise
             aside = self.path.with_suffix(".broken")
             self.path.replace(aside)
-            logger.warning("%s is not a readable cache (%s); moved to %s", self.path, error, aside.name)
+            logger.warning("%s is not a readable cache (%s); moved to %s", self.path, error.message, aside.name)
             return {}
 
     def put(self, keys: Sequence[str], vectors: np.ndarray) -> None:
         """Store vectors ``[n, d_t]``, all or none."""
         self.path.parent.mkdir(parents=True, exist_ok=True)
         rows = [(key, row.astype("<f4").tobytes()) for key, row in zip(keys, vectors, strict=True)]
-        with self._open(sqlite3.DatabaseError) as database:
+        with self._open() as database:
             database.executemany("INSERT OR REPLACE INTO vectors VALUES (?, ?)", rows)
 
     @contextmanager
-    def _open(self, failure: type[sqlite3.DatabaseError]) -> Iterator[sqlite3.Connection]:
-        """One transaction; a ``failure`` in it becomes a `StorageError`."""
-        try:
-            with closing(sqlite3.connect(self.path, timeout=self.timeout)) as database, database:
-                database.execute("CREATE TABLE IF NOT EXISTS vectors (key TEXT PRIMARY KEY, vector BLOB NOT NULL)")
-                yield database
-        except failure as error:
-            raise StorageError(
-                f"the vector cache {self.path} cannot be used: {error}",
-                "free some space, or wait until no other process encodes, and run again; the file may be deleted",
-            ) from error
+    def _open(self) -> Iterator[sqlite3.Connection]:
+        """One transaction."""
+        with (
+            storage.database_errors(self.path),
+            closing(sqlite3.connect(self.path, timeout=self.timeout)) as database,
+            database,
+        ):
+            database.execute("CREATE TABLE IF NOT EXISTS vectors (key TEXT PRIMARY KEY, vector BLOB NOT NULL)")
+            yield database
