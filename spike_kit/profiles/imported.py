@@ -10,13 +10,14 @@ from typing import Literal
 import numpy as np
 import pandas as pd
 import torch
-from safetensors import SafetensorError, safe_open
+from safetensors import SafetensorError
+from safetensors.torch import load_file
 
 from spike_kit.base.errors import ConfigError, DataError, some
 from spike_kit.base.storage import now, read_json, sha256_file, sha256_text
 from spike_kit.data.dataset import FILLED, SUBJECTS, TEMPLATE, Dataset
 from spike_kit.data.sources.spike_release import read_vectors
-from spike_kit.data.text import clean, without_markup
+from spike_kit.data.text import plain
 from spike_kit.data.vectors import ProfileVectors
 from spike_kit.profiles.encoders import parse_encoder
 from spike_kit.profiles.template import ensure_profiles
@@ -68,37 +69,34 @@ def import_profiles(
             f"profiles can be imported for {', '.join(SUBJECTS)}, not for {some(sorted(files)) or 'nothing'}"
         )
     maps = maps or {}
-    if unmapped := sorted(set(files) - set(maps)) if maps else []:
+    if maps and (unmapped := sorted(set(files) - set(maps))):
         raise DataError(
             f"the ids of some files are translated, those of {some(unmapped)} are not",
             "give a file of lines 'source_id id' for each of them",
         )
     if profiles == TEMPLATE:
         raise DataError(f"{profiles!r} names the template profiles", "choose another name")
-    known = ensure_profiles(data).itertuples() if fill else ()
-    filled = {(row.subject, row.id): (row.text, row.prompt_sha256) for row in known}
-    rows, counts = [], {}
+    texts = {subject: _texts(data, subject, path, maps.get(subject)) for subject, path in files.items()}
+    rows, imported = [], {}
     for subject in SUBJECTS:
-        texts = _texts(data, subject, files[subject], maps.get(subject)) if subject in files else {}
-        ids = data.expected_ids(subject)
-        missing = [number for number in ids if number not in texts]
-        if missing and not filled:
+        known, ids = texts.get(subject, {}), data.expected_ids(subject)
+        missing = [number for number in ids if number not in known]
+        if missing and not fill:
             raise DataError(
                 f"{files.get(subject, 'no file')} leaves {len(missing)} of {len(ids)} {subject} profiles open: "
                 f"{subject} {some(missing)}",
                 "complete them from the template profiles with --fill template (marked in the table)",
             )
-        counts[subject] = len(ids) - len(missing)
-        for number in ids:
-            if number in texts:
-                rows.append((subject, number, texts[number], sha256_text(texts[number]), MODEL, "{}"))
-            else:
-                rows.append((subject, number, *filled[subject, number], TEMPLATE, FILLED))
+        imported[subject] = len(ids) - len(missing)
+        rows += [(subject, number, text, sha256_text(text), MODEL, "{}") for number, text in known.items()]
     frame = pd.DataFrame(rows, columns=["subject", "id", "text", "prompt_sha256", "model", "usage"])
+    if fill:
+        template = ensure_profiles(data)[frame.columns].assign(usage=FILLED)
+        frame = pd.concat([frame, template]).drop_duplicates(["subject", "id"])
     provenance = {
         "kind": MODEL,
         "files": {subject: {"name": path.name, "sha256": sha256_file(path)} for subject, path in files.items()},
-        "imported": counts,
+        "imported": imported,
         "possibly_leaky": [subject for subject in ("user",) if subject in files],
     }
     return data.write_profiles(profiles, frame.assign(created=now()), provenance)
@@ -107,26 +105,22 @@ def import_profiles(
 def _texts(data: Dataset, subject: str, path: Path, ids: Path | None) -> dict[int, str]:
     """Texts by our ids; ids of the file that the data set does not have are passed over."""
     table = data.users if subject == "user" else data.entities
-    numbers = table["user" if subject == "user" else "entity"]
-    ours = dict(zip(table["source_id"], numbers.tolist(), strict=True))
+    ours = dict(zip(table["source_id"], table.iloc[:, 0].tolist(), strict=True))
     keys, wanted = ours if ids is None else _translated(ours, ids), data.expected_ids(subject)
     values = read_json(path)
     if not isinstance(values, dict):
         raise DataError(f"{path} is no JSON object of profiles by id", "expected {id: text, ...}")
-    texts: dict[int, str] = {}
-    for key, value in values.items():
-        if keys.get(key) not in wanted:
-            continue
+    texts = {key: value for key, value in values.items() if keys.get(key) in wanted}
+    for key, value in texts.items():
         if not isinstance(value, str):
             raise DataError(f"{path}: the profile of {key!r} is no text but {type(value).__name__}", "correct the file")
-        if text := clean(without_markup(value)):
-            texts[keys[key]] = text
-    if not texts:
+    cleaned = {keys[key]: text for key, value in texts.items() if (text := plain(value))}
+    if not cleaned:
         example = next(iter(keys), "")
         raise DataError(f"{path} has no profile for any {subject} of {data.name} (an id: {example!r})", _OTHER_IDS)
     if subject != "user":
-        _check_names(path, texts, table["label"].tolist())
-    return texts
+        _check_names(path, cleaned, table["label"].tolist())
+    return cleaned
 
 
 def _check_names(path: Path, texts: Mapping[int, str], labels: Sequence[str]) -> None:
@@ -144,20 +138,17 @@ def _translated(ours: Mapping[str, int], path: Path) -> dict[str, int]:
     """Ids of the file to ours, through lines ``source_id id``."""
     try:
         lines = path.read_text(encoding="utf-8").splitlines()
-    except UnicodeDecodeError as error:
-        raise DataError(f"{path} is not text in UTF-8: {error}") from error
-    except OSError as error:
-        raise DataError(f"{path} cannot be read: {error.strerror}") from error
+    except (UnicodeDecodeError, OSError) as error:
+        raise DataError(f"{path} cannot be read as text in UTF-8: {error}") from error
     keys: dict[str, int | None] = {}
     for number, line in enumerate(lines, start=1):
-        parts = line.split()
-        if not parts:
-            continue
-        if len(parts) == 1:
-            raise DataError(f"{path} line {number} is not: source_id id", "correct it")
-        if parts[-1] in keys:
-            raise DataError(f"{path} line {number}: id {parts[-1]} stands there for the second time", "correct it")
-        keys[parts[-1]] = ours.get(line.strip()[: -len(parts[-1])].rstrip())
+        match line.rsplit(maxsplit=1):
+            case [source_id, key] if key not in keys:
+                keys[key] = ours.get(source_id.strip())
+            case [_, key]:
+                raise DataError(f"{path} line {number}: id {key} stands there for the second time", "correct it")
+            case [_]:
+                raise DataError(f"{path} line {number} is not: source_id id", "correct it")
     return {key: own for key, own in keys.items() if own is not None}
 
 
@@ -194,30 +185,23 @@ def import_vectors(data: Dataset, profiles: str, name: str, user_file: Path, ent
         raise ConfigError(f"{name!r} cannot be the name of given vectors", "leave @pca away")
     user = _read_rows(user_file, len(data.users), "user")
     entity = _read_rows(entity_file, len(data.entities), "entity")
-    if user.shape[1] != entity.shape[1]:
-        raise DataError(
-            f"{user_file} has vectors of {user.shape[1]} dimensions, {entity_file} of {entity.shape[1]}",
-            "take both files from one encoder",
-        )
+    vectors = ProfileVectors(torch.from_numpy(user), torch.from_numpy(entity))
+    vectors.check(len(user), len(entity), f"{user_file} and {entity_file}")
     facts = {"user_file": user_file.name, "user_sha256": sha256_file(user_file)}
     facts |= {"entity_file": entity_file.name, "entity_sha256": sha256_file(entity_file)}
     target = data.embeddings_path(profiles, encoder)
-    vectors = ProfileVectors(torch.from_numpy(user), torch.from_numpy(entity))
     vectors.save(target, {"source": profiles, "encoder": encoder, **facts})
     return target
 
 
 def _read_rows(path: Path, n: int, subject: str) -> np.ndarray:
     """Vectors ``[n, d_t]`` float32 of one file, checked, in the order of ids."""
-    if not path.is_file():
-        raise DataError(f"{path} does not exist")
     if path.suffix == ".npz":
         ids, rows = read_vectors(path)
-        values, counts = np.unique(ids, return_counts=True)
         found = {
-            "missing": np.setdiff1d(np.arange(n), values),
-            "unknown": values[(values < 0) | (values >= n)],
-            "repeated": values[counts > 1],
+            "missing": np.setdiff1d(np.arange(n), ids),
+            "unknown": np.setdiff1d(ids, np.arange(n)),
+            "repeated": np.unique(ids[1:][np.diff(ids) == 0]),
         }
         if wrong := [f"{problem} {some(which)}" for problem, which in found.items() if len(which)]:
             raise DataError(
@@ -233,26 +217,25 @@ def _read_rows(path: Path, n: int, subject: str) -> np.ndarray:
         )
     with np.errstate(over="ignore"):
         rows = rows.astype(np.float32)
-    broken = np.flatnonzero(~np.isfinite(rows).all(axis=1))
-    if len(broken):
+    if len(broken := np.flatnonzero(~np.isfinite(rows).all(axis=1))):
         raise DataError(f"{path}: the vectors of ids {some(broken)} hold NaN or infinity", "make the file again")
     return rows
 
 
 def _read_array(path: Path) -> np.ndarray:
+    """The one array of a .npy or .safetensors file; nothing that such a file may hold is executed."""
     try:
         if path.suffix == ".npy":
             with path.open("rb") as file:
                 return np.lib.format.read_array(file, allow_pickle=False)
         if path.suffix == ".safetensors":
-            with safe_open(path, framework="pt") as file:
-                names = list(file.keys())
-                if len(names) != 1:
-                    raise DataError(f"{path} holds the tensors {some(names) or 'none'}, expected one")
-                tensor = file.get_tensor(names[0])
-                return (tensor.float() if tensor.is_floating_point() else tensor).numpy()
+            (tensor,) = load_file(path).values()
+            return (tensor.float() if tensor.is_floating_point() else tensor).numpy()
+    except FileNotFoundError as error:
+        raise DataError(f"{path} does not exist") from error
     except (ValueError, OSError, SyntaxError, TypeError, MemoryError, OverflowError, SafetensorError) as error:
-        raise DataError(f"{path} is not a readable {path.suffix} file without pickles: {error}") from error
+        wanted = f"a readable {path.suffix} file without pickles, of one array"
+        raise DataError(f"{path} is not {wanted}: {error}") from error
     raise DataError(f"{path} is of no known kind", "give .npy, .npz or .safetensors")
 
 

@@ -29,28 +29,6 @@ def words_of(text: str) -> list[str]:
     return WORD.findall(text.casefold())
 
 
-def mattr(texts: Sequence[str] | pd.Series, window: int = 50) -> float:
-    """Moving-average type-token ratio (Covington & McFall 2010), the mean over texts; NaN without any word.
-
-    Each text counts the same and windows never cross from one text to the next, so the order of texts does not
-    matter. A text shorter than the window is one window.
-    """
-    rows = [words for words in map(words_of, texts) if words]
-    return float(np.mean([_moving_ratio(words, window) for words in rows])) if rows else math.nan
-
-
-def _moving_ratio(words: Sequence[str], window: int) -> float:
-    """Mean over windows of distinct words / words: a word counts where it is the first of its kind."""
-    n, width = len(words), min(window, len(words))
-    last: dict[str, int] = {}
-    distinct = 0
-    for place, word in enumerate(words):
-        earliest = max(last.get(word, -1) + 1, place - width + 1)
-        distinct += max(0, min(place, n - width) - earliest + 1)
-        last[word] = place
-    return distinct / (width * (n - width + 1))
-
-
 def distinct_2(texts: Sequence[str] | pd.Series) -> float:
     """Distinct word pairs / word pairs over all texts (Li et al. 2016); NaN without any pair.
 
@@ -87,39 +65,25 @@ def ngrams(texts: Sequence[str] | pd.Series, size: int) -> tuple[np.ndarray, np.
     return grams[inside], owner[: len(grams)][inside]
 
 
-def near_duplicates(texts: Sequence[str] | pd.Series, threshold: float = 0.8) -> tuple[float, pd.DataFrame]:
-    """Share of texts that have another text with much the same 3-word shingles, and the pairs.
+def near_duplicates(texts: Sequence[str] | pd.Series, threshold: float = 0.8) -> np.ndarray:
+    """Whether each of ``n`` texts has another one with much the same 3-word shingles, ``[n]`` bool.
 
     Two texts are near-duplicates if the Jaccard similarity of their shingles reaches the threshold. Such texts share
     one of their rarest shingles (prefix filtering: Bayardo, Ma, Srikant 2007), so only these are looked up. Texts with
-    the same words are duplicates whatever their length. Of a large group of duplicates not every pair is given, but
-    every text of it has one.
-
-    Parameters
-    ----------
-    texts
-        ``n`` texts.
-    threshold
-        Smallest Jaccard similarity of near-duplicates.
-
-    Returns
-    -------
-    share, pairs
-        The share (NaN without texts), and a table with first, second (positions in ``texts``) and similarity.
+    the same words are duplicates whatever their length.
     """
     code, kept = pd.factorize(np.array([" ".join(words_of(text)) for text in texts], dtype=object))
-    first = np.unique(code, return_index=True)[1]
-    copies = np.setdiff1d(np.arange(len(code)), first)
-    same = pd.DataFrame({"first": first[code[copies]], "second": copies, "similarity": np.ones(len(copies))})
+    near = np.bincount(code) > 1
     grams, owner = ngrams(kept, 3)
     holds = csr_array((np.ones(len(grams)), (owner, grams)), shape=(len(kept), len(grams)))
     holds.data[:] = 1
-    a, b = _candidates(holds, threshold)
-    similarity = _jaccard(holds, a, b)
-    close = pd.DataFrame({"first": first[a], "second": first[b], "similarity": similarity})
-    pairs = pd.concat([same, close[similarity >= threshold]]).sort_values(["first", "second"], ignore_index=True)
-    found = np.union1d(pairs["first"], pairs["second"])
-    return (len(found) / len(code) if len(code) else math.nan), pairs
+    sizes, (a, b) = np.diff(holds.indptr), _candidates(holds, threshold)
+    for part in np.array_split(np.arange(len(a)), 1 + sizes[a].sum() // CHUNK_ENTRIES):
+        first, second = a[part], b[part]
+        shared = holds[first].multiply(holds[second]).sum(axis=1)
+        close = shared / (sizes[first] + sizes[second] - shared) >= threshold
+        near[first[close]] = near[second[close]] = True
+    return near[code]
 
 
 def _candidates(holds: csr_array, threshold: float) -> tuple[np.ndarray, np.ndarray]:
@@ -140,14 +104,6 @@ def _candidates(holds: csr_array, threshold: float) -> tuple[np.ndarray, np.ndar
         found.append(np.stack([row[rare[same]], row[rare[same + step]]]))
     a, b = np.unique(np.sort(np.concatenate(found, axis=1), axis=0), axis=1)
     return a, b
-
-
-def _jaccard(holds: csr_array, a: np.ndarray, b: np.ndarray) -> np.ndarray:
-    """Jaccard similarities of pairs of rows."""
-    sizes = np.diff(holds.indptr)
-    parts = np.array_split(np.arange(len(a)), 1 + sizes[a].sum() // CHUNK_ENTRIES)
-    shared = np.concatenate([holds[a[part]].multiply(holds[b[part]]).sum(axis=1) for part in parts])
-    return shared / (sizes[a] + sizes[b] - shared)
 
 
 def measure_profiles(
@@ -217,7 +173,7 @@ def quality_table(
     -------
     DataFrame
         One row per subject and profile set: profiles, subject, n (profiles compared), words_mean, words_max, over_limit
-        (share), faithfulness (mean over profiles with a named fact), with_names (number of those), mattr, distinct_2,
+        (share), faithfulness (mean over profiles with a named fact), with_names (number of those), distinct_2,
         near_duplicates (share), spread, nearest (cosine distances, NaN without vectors).
 
     Raises
@@ -243,9 +199,8 @@ def quality_table(
                 "over_limit": (part["words"] > limits[subject]).mean(),
                 "faithfulness": part["faithfulness"].mean(),
                 "with_names": int((part["names"] > 0).sum()),
-                "mattr": mattr(part["text"]),
                 "distinct_2": distinct_2(part["text"]),
-                "near_duplicates": near_duplicates(part["text"])[0],
+                "near_duplicates": near_duplicates(part["text"]).mean(),
                 "spread": spread(chosen),
                 "nearest": nearest(chosen),
             }

@@ -91,7 +91,7 @@ def test_profiles_by_other_ids_with_maps(data: Dataset, tmp_path: Path) -> None:
     [
         ("film:0 1\nfilm:1\n", r"line 2 is not: source_id id"),
         ("film:0 1\nfilm:1 1\n", r"line 2: id 1 stands there for the second time"),
-        (b"\xff\xfe", r"not text in UTF-8"),
+        (b"\xff\xfe", r"cannot be read as text in UTF-8"),
         (None, r"cannot be read"),
     ],
 )
