@@ -19,7 +19,7 @@ ENCODERS: Registry[Callable[[str, torch.device | str], Encoder]] = Registry(
     "text encoder",
     {
         "transformer": "spike_kit.profiles.encoders:SentenceTransformerEncoder",
-        "openai": "spike_kit.profiles.openai_encoder:OpenAIEncoder",
+        "openai": "spike_kit.profiles.encoders:OpenAIEncoder",
         "tfidf": "spike_kit.profiles.encoders:TfidfEncoder",
     },
 )

@@ -10,10 +10,10 @@ import hashlib
 import json
 import logging
 import sqlite3
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
-from functools import cached_property, partial
+from functools import lru_cache
 from pathlib import Path
 from urllib.parse import quote
 
@@ -28,13 +28,15 @@ from spike_kit.data.dataset import Dataset
 from spike_kit.data.vectors import ProfileVectors
 from spike_kit.profiles.encoders import (
     DEFAULT_ENCODER,
+    MAX_INPUTS,
     Encoder,
     EncoderName,
+    TooLongError,
     make_encoder,
     parse_encoder,
     principal_components,
+    request_batches,
 )
-from spike_kit.profiles.openai_encoder import MAX_INPUTS, TooLongError, request_batches
 
 logger = logging.getLogger(__name__)
 
@@ -45,9 +47,7 @@ _BATCH_SIZE = 32
 def encode_texts(
     texts: Sequence[str],
     name: str,
-    encoder: Encoder | None = None,
     *,
-    weights: str | None = None,
     device: torch.device | str = "cpu",
     batch_size: int | None = None,
     progress: bool = True,
@@ -59,11 +59,7 @@ def encode_texts(
     texts
         ``n`` texts.
     name
-        Name of the encoder, without a reduction; the cache is kept per name.
-    encoder
-        Encoder to use under this name; none makes the one that is named, and only if some text is new.
-    weights
-        Hash of the files of an encoder that is a folder, where it is known.
+        Name of the encoder, without a reduction; the cache is kept per name and weights.
     device
         Where to encode.
     batch_size
@@ -88,13 +84,13 @@ def encode_texts(
     if parsed.reduction or parsed.kind == "given":
         raise ConfigError(f"{name} makes no vectors from texts alone", f"name a plain encoder, {DEFAULT_ENCODER} say")
     if parsed.kind == "tfidf":
-        return _encoded(encoder or make_encoder(parsed, device), texts, name)
-    weights = _weights_version(parsed) if weights is None else weights
-    cache = VectorCache(paths.cache_root() / f"vectors--{quote(name + weights, safe='')}.sqlite")
+        return _encoded(make_encoder(parsed, device), texts, name)
+    cache = VectorCache(paths.cache_root() / f"vectors--{quote(name + _weights_version(parsed), safe='')}.sqlite")
     keys = [storage.sha256_text(text) for text in texts]
     distinct = dict(zip(keys, texts, strict=True))
     known = cache.get(list(distinct))
     todo = sorted(distinct.keys() - known.keys(), key=lambda key: (-len(distinct[key]), key))
+    encoder: Encoder | None = None
     with tqdm(total=len(distinct), desc=f"encode {name}", unit="text", disable=not progress) as bar:
         bar.update(len(known))
         for part in _batches(parsed.kind, [distinct[key] for key in todo], batch_size):
@@ -132,7 +128,6 @@ def encode_profiles(
     data: Dataset,
     profiles: str,
     name: str,
-    encoder: Encoder | None = None,
     *,
     device: torch.device | str = "cpu",
     batch_size: int | None = None,
@@ -148,8 +143,6 @@ def encode_profiles(
         Profile set, ``"template"`` for example.
     name
         Name of the encoder, see `spike_kit.profiles.encoders`; of a reduction, the base is encoded where it must be.
-    encoder
-        Encoder to use under this name; none makes the one that is named, and only if some text is new.
     device, batch_size, progress
         Where to encode, texts per batch (see `encode_texts`), whether to show a bar.
 
@@ -165,11 +158,39 @@ def encode_profiles(
     DataError
         If a profile is missing, the encoder fails, or given vectors were not imported.
     """
-    encode = partial(encode_texts, encoder=encoder, device=device, batch_size=batch_size, progress=progress)
-    job = _Job(data, profiles, parse_encoder(name), encode)
-    if job.encoder.reduction:
-        job.ensure(job.encoder.base)
-    return job.write(name)
+    encoder, target = parse_encoder(name), data.embeddings_path(profiles, name)
+    if encoder.kind == "given" and not encoder.reduction:
+        if not target.is_file():
+            raise DataError(
+                f"data set {data.name} has no vectors {name} of profile set {profiles!r} ({target} does not exist)",
+                "given vectors are never computed: import them, spike_kit.profiles.imported.import_vectors",
+            )
+        return target
+    facts = {"source": profiles, "encoder": name}
+    if encoder.reduction:
+        base = ensure_vectors(data, profiles, encoder.base, device, progress)
+        rows, where = torch.cat([base.user, base.entity]).numpy(), f"{profiles} by {name}"
+        rows, share = principal_components(rows, encoder.reduction, where)
+        is_user = np.arange(len(rows)) < len(base.user)
+        facts |= {"base": encoder.base, "explained_variance": f"{share:.6f}"}
+    else:
+        table = data.profiles(profiles)
+        rows = _encoded_table(table, name, device, batch_size, progress)
+        is_user = (table["subject"] == "user").to_numpy()
+    vectors = ProfileVectors(torch.from_numpy(rows[is_user]), torch.from_numpy(rows[~is_user]))
+    vectors.save(target, facts | _made_from(data, profiles, encoder))
+    return target
+
+
+def _encoded_table(
+    table: pd.DataFrame, name: str, device: torch.device | str, batch_size: int | None, progress: bool
+) -> np.ndarray:
+    """Encode a profiles table, ``[n, d_t]``; a text that is too long is called by whom it is about."""
+    try:
+        return encode_texts(table["text"].tolist(), name, device=device, batch_size=batch_size, progress=progress)
+    except TooLongError as error:
+        subject, number = table.loc[table["text"] == error.text, ["subject", "id"]].iloc[0]
+        raise DataError(f"profile of {subject} {number}: {error.message}", error.hint) from None
 
 
 def ensure_vectors(
@@ -186,9 +207,11 @@ def ensure_vectors(
     DataError
         If a profile is missing, the encoder fails, or given vectors were not imported.
     """
-    job = _Job(data, profiles, parse_encoder(name), partial(encode_texts, device=device, progress=progress))
-    job.ensure(job.encoder.base)
-    return job.ensure(name)
+    if (encoder := parse_encoder(name)).reduction:
+        ensure_vectors(data, profiles, encoder.base, device, progress)
+    if not data.embeddings_path(profiles, name).is_file() or _outdated(data, profiles, name):
+        encode_profiles(data, profiles, name, device=device, progress=progress)
+    return data.vectors(profiles, name)
 
 
 def check_fresh(data: Dataset, profiles: str, name: str) -> None:
@@ -199,12 +222,39 @@ def check_fresh(data: Dataset, profiles: str, name: str) -> None:
     DataError
         If the profiles, the files of the encoder or the unreduced vectors were written anew after they were encoded.
     """
-    job = _Job(data, profiles, parse_encoder(name))
-    if older := [what for fact, what in job.outdated(name).items() if fact in job.stored(name)]:
-        raise DataError(
-            f"the vectors of {profiles} by {name} belong to {older[0]}",
-            f"encode them again: spike-kit encode {data.name} --profiles {profiles} --encoder {name}",
-        )
+    encoder, stored = parse_encoder(name), ProfileVectors.metadata(data.embeddings_path(profiles, name))
+    belong_to = {
+        "texts_sha256": f"older texts than {data.profiles_path(profiles)} holds",
+        "weights": f"other weights than the folder {encoder.base} holds",
+        "base_sha256": f"other vectors than {data.embeddings_path(profiles, encoder.base)} holds",
+    }
+    for fact in _outdated(data, profiles, name):
+        if fact in stored:
+            raise DataError(
+                f"the vectors of {profiles} by {name} belong to {belong_to[fact]}",
+                f"encode them again: spike-kit encode {data.name} --profiles {profiles} --encoder {name}",
+            )
+
+
+def _outdated(data: Dataset, profiles: str, name: str) -> list[str]:
+    """Facts in which stored vectors differ from what is there now."""
+    stored = ProfileVectors.metadata(data.embeddings_path(profiles, name))
+    present = _made_from(data, profiles, parse_encoder(name))
+    return [fact for fact, value in present.items() if value not in ("", stored.get(fact))]
+
+
+def _made_from(data: Dataset, profiles: str, encoder: EncoderName) -> dict[str, str]:
+    """Hashes of what decides vectors: texts, weights and unreduced vectors, as far as they are there."""
+    facts = {}
+    if encoder.kind != "given" and data.profiles_path(profiles).is_file():
+        facts |= vectors_metadata(data.profiles(profiles), encoder.base)
+    if encoder.reduction and data.embeddings_path(profiles, encoder.base).is_file():
+        base, digest = data.vectors(profiles, encoder.base), hashlib.sha256()
+        for rows in (base.user, base.entity):
+            digest.update(f"{list(rows.shape)}".encode())
+            digest.update(rows.contiguous().to(torch.float32).numpy().data)
+        facts["base_sha256"] = digest.hexdigest()
+    return facts
 
 
 def vectors_metadata(profiles: pd.DataFrame, name: str) -> dict[str, str]:
@@ -219,99 +269,17 @@ def _weights_version(name: EncoderName) -> str:
     if name.kind != "transformer" or name.base == DEFAULT_ENCODER or not folder.is_dir():
         return ""
     files = sorted(path for path in folder.rglob("*") if path.is_file())
-    hashes = [[path.relative_to(folder).as_posix(), storage.sha256_file(path)] for path in files]
+    return _hash_of_files(folder, *((path, path.stat().st_mtime_ns, path.stat().st_size) for path in files))
+
+
+@lru_cache(maxsize=16)
+def _hash_of_files(folder: Path, *states: tuple[Path, int, int]) -> str:
+    """Hash of files by what tells that they are still the same: they are large, and hashed once."""
+    hashes = [[path.relative_to(folder).as_posix(), storage.sha256_file(path)] for path, *_ in states]
     return storage.sha256_text(storage.canonical_json(hashes))[:16]
 
 
 @dataclass(frozen=True)
-class _Job:
-    """One call: texts and weights are read and hashed at most once, when they are first needed.
-
-    A ``name`` is the full name of the encoder, or its base.
-    """
-
-    data: Dataset
-    profiles: str
-    encoder: EncoderName
-    encode: Callable[..., np.ndarray] = encode_texts
-
-    @cached_property
-    def table(self) -> pd.DataFrame:
-        return self.data.profiles(self.profiles)
-
-    @cached_property
-    def metadata(self) -> dict[str, str]:
-        return vectors_metadata(self.table, self.encoder.base)
-
-    def file(self, name: str) -> Path:
-        return self.data.embeddings_path(self.profiles, name)
-
-    def stored(self, name: str) -> dict[str, str]:
-        return ProfileVectors.metadata(self.file(name))
-
-    def base_sha256(self) -> str:
-        """Hash of the unreduced vectors, whatever their file says of them."""
-        base, digest = self.data.vectors(self.profiles, self.encoder.base), hashlib.sha256()
-        for rows in (base.user, base.entity):
-            digest.update(f"{list(rows.shape)}".encode())
-            digest.update(rows.contiguous().to(torch.float32).numpy().data)
-        return digest.hexdigest()
-
-    def outdated(self, name: str) -> dict[str, str]:
-        """What the stored vectors do not belong to, as far as it is there, and what they would belong to instead."""
-        base, texts, present = self.encoder.base, self.data.profiles_path(self.profiles), dict[str, tuple[str, str]]()
-        if texts.is_file() and self.encoder.kind != "given":
-            present["texts_sha256"] = self.metadata["texts_sha256"], f"older texts than {texts} holds"
-            present["weights"] = self.metadata["weights"], f"other weights than the folder {base} holds"
-        if name != base and self.file(base).is_file():
-            present["base_sha256"] = self.base_sha256(), f"other vectors than {self.file(base)} holds"
-        stored = self.stored(name)
-        return {fact: what for fact, (now, what) in present.items() if now and now != stored.get(fact)}
-
-    def ensure(self, name: str) -> ProfileVectors:
-        """Vectors under a name, written first if they are missing or outdated."""
-        if not self.file(name).is_file() or self.outdated(name):
-            self.write(name)
-        return self.data.vectors(self.profiles, name)
-
-    def write(self, name: str) -> Path:
-        """Encode the profiles, or reduce what is encoded; of given vectors, check that they are there."""
-        target, base = self.file(name), self.encoder.base
-        if name != base:
-            vectors, facts = self.reduced(name)
-        elif self.encoder.kind != "given":
-            vectors, facts = self.encoded(), self.metadata
-        elif target.is_file():
-            return target
-        else:
-            raise DataError(
-                f"data set {self.data.name} has no vectors {base} of profile set {self.profiles!r} "
-                f"({target} does not exist)",
-                "given vectors are never computed: import them, spike_kit.profiles.imported.import_vectors",
-            )
-        vectors.save(target, {"source": self.profiles, "encoder": name, **facts})
-        return target
-
-    def encoded(self) -> ProfileVectors:
-        texts, is_user = self.table["text"].tolist(), (self.table["subject"] == "user").to_numpy()
-        try:
-            rows = self.encode(texts, self.encoder.base, weights=self.metadata["weights"])
-        except TooLongError as error:
-            subject, number = self.table.loc[self.table["text"] == error.text, ["subject", "id"]].iloc[0]
-            raise DataError(f"profile of {subject} {number}: {error.message}", error.hint) from None
-        return ProfileVectors(torch.from_numpy(rows[is_user]), torch.from_numpy(rows[~is_user]))
-
-    def reduced(self, name: str) -> tuple[ProfileVectors, dict[str, str]]:
-        """Principal components of the unreduced vectors, and what they were made from."""
-        base, vectors = self.encoder.base, self.data.vectors(self.profiles, self.encoder.base)
-        rows = torch.cat([vectors.user, vectors.entity]).numpy()
-        scores, share = principal_components(rows, self.encoder.reduction, f"{self.profiles} by {name}")
-        user, entity = torch.from_numpy(scores).split([len(vectors.user), len(vectors.entity)])
-        kept = {fact: value for fact, value in self.stored(base).items() if fact in ("texts_sha256", "weights")}
-        facts = {"base": base, "explained_variance": f"{share:.6f}", "base_sha256": self.base_sha256(), **kept}
-        return ProfileVectors(user, entity), facts
-
-
 class VectorCache:
     """Vectors by content: one sqlite file per encoder, key = sha256 of the text. Safe to interrupt at any time.
 
@@ -328,9 +296,8 @@ class VectorCache:
         By its methods, if the disk is full, or the file is locked or cannot be read or written.
     """
 
-    def __init__(self, path: Path, timeout: float = 60) -> None:
-        self.path = path
-        self.timeout = timeout
+    path: Path
+    timeout: float = 60
 
     def get(self, keys: Sequence[str]) -> dict[str, np.ndarray]:
         """Return the known vectors among ``keys``; a damaged cache file is set aside and counts as empty."""

@@ -1,7 +1,7 @@
 from __future__ import annotations
 
 import sqlite3
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -12,6 +12,7 @@ from spike_kit.base import paths, storage
 from spike_kit.base.errors import ConfigError, DataError, StorageError
 from spike_kit.data.dataset import Dataset
 from spike_kit.data.vectors import ProfileVectors
+from spike_kit.profiles import encode
 from spike_kit.profiles.encode import (
     VectorCache,
     check_fresh,
@@ -22,58 +23,55 @@ from spike_kit.profiles.encode import (
 )
 
 
-class Counting:
-    """An encoder that hashes texts into vectors and remembers what it was asked; it can fail at the n-th batch."""
-
-    def __init__(self, fail_at: int | None = None) -> None:
-        self.texts: list[str] = []
-        self.batches = 0
-        self.fail_at = fail_at
-
-    def encode(self, texts: Sequence[str], batch_size: int) -> np.ndarray:
-        self.batches += 1
-        if self.batches == self.fail_at:
-            raise KeyboardInterrupt
-        assert len(texts) <= batch_size
-        self.texts += texts
-        return np.stack([vector_of(text) for text in texts])
-
-
 def vector_of(text: str) -> np.ndarray:
     seed = int(storage.sha256_text(text)[:8], 16)
     return np.random.default_rng(seed).normal(size=5).astype(np.float32)
 
 
-def test_each_distinct_text_is_encoded_once_ever() -> None:
-    encoder = Counting()
+class Recorder:
+    """The encoder of every name: hashes texts into vectors and remembers them; it can fail at the n-th batch."""
+
+    def __init__(self) -> None:
+        self.batches: list[list[str]] = []
+        self.fail_at = 0
+        self.answer: Callable[[Sequence[str]], np.ndarray] = lambda texts: np.stack([vector_of(text) for text in texts])
+
+    def encode(self, texts: Sequence[str], batch_size: int) -> np.ndarray:
+        assert len(texts) <= batch_size
+        if len(self.batches) + 1 == self.fail_at:
+            raise KeyboardInterrupt
+        self.batches.append(list(texts))
+        return self.answer(texts)
+
+    def asked(self, texts: Sequence[str], name: str = "fake", batch_size: int | None = None) -> list[str]:
+        """What is asked for in order to encode texts."""
+        before = len(self.batches)
+        rows = encode_texts(texts, name, batch_size=batch_size, progress=False)
+        np.testing.assert_array_equal(rows, np.stack([vector_of(text) for text in texts]))
+        return [text for batch in self.batches[before:] for text in batch]
+
+
+@pytest.fixture(autouse=True)
+def encoder(monkeypatch: pytest.MonkeyPatch) -> Recorder:
+    recorder = Recorder()
+    monkeypatch.setattr(encode, "make_encoder", lambda *_: recorder)
+    return recorder
+
+
+def test_each_distinct_text_is_encoded_once_ever(encoder: Recorder) -> None:
     texts = ["bb", "a", "bb", "ccc"]
-    first = encode_texts(texts, "fake", encoder, batch_size=2, progress=False)
-    assert encoder.texts == ["ccc", "bb", "a"]
-    np.testing.assert_array_equal(first, np.stack([vector_of(text) for text in texts]))
-    again = encode_texts([*texts, "d"], "fake", encoder, progress=False)
-    assert encoder.texts[3:] == ["d"]
-    np.testing.assert_array_equal(again[:4], first)
-    encode_texts(["a"], "another", encoder, progress=False)
-    assert encoder.texts[4:] == ["a"]
+    assert encoder.asked(texts, batch_size=2) == ["ccc", "bb", "a"]
+    assert encoder.asked([*texts, "d"]) == ["d"]
+    assert encoder.asked(["a"], "another") == ["a"]
 
 
-def test_an_interrupt_keeps_the_finished_batches() -> None:
+def test_an_interrupt_keeps_the_finished_batches(encoder: Recorder) -> None:
     texts = [f"text {n}" for n in range(10)]
+    encoder.fail_at = 3
     with pytest.raises(KeyboardInterrupt):
-        encode_texts(texts, "fake", Counting(fail_at=3), batch_size=2, progress=False)
-    encoder = Counting()
-    encode_texts(texts, "fake", encoder, batch_size=2, progress=False)
-    assert len(encoder.texts) == 6
-
-
-class Broken:
-    """An encoder that returns what it is told."""
-
-    def __init__(self, value: np.ndarray) -> None:
-        self.value = value
-
-    def encode(self, texts: Sequence[str], batch_size: int) -> np.ndarray:  # noqa: ARG002
-        return self.value
+        encoder.asked(texts, batch_size=2)
+    encoder.fail_at = 0
+    assert len(encoder.asked(texts)) == 6
 
 
 @pytest.mark.parametrize(
@@ -84,61 +82,35 @@ class Broken:
         (np.zeros(3, dtype=np.float32), r"returned shape \[3\]"),
     ],
 )
-def test_a_broken_encoder_is_an_error_and_nothing_is_cached(value: np.ndarray, message: str) -> None:
+def test_a_broken_encoder_is_an_error_and_nothing_is_cached(encoder: Recorder, value: np.ndarray, message: str) -> None:
+    usual, encoder.answer = encoder.answer, lambda _: value
     with pytest.raises(DataError, match=message):
-        encode_texts(["a"], "fake", Broken(value), progress=False)
-    encoder = Counting()
-    encode_texts(["a"], "fake", encoder, progress=False)
-    assert encoder.texts == ["a"]
+        encode_texts(["a"], "fake", progress=False)
+    encoder.answer = usual
+    assert encoder.asked(["a"]) == ["a"]
 
 
-def test_a_damaged_cache_is_set_aside(caplog: pytest.LogCaptureFixture) -> None:
-    encode_texts(["a"], "fake", Counting(), progress=False)
+def test_a_damaged_cache_is_set_aside_but_one_that_cannot_be_used_is_an_error_and_kept(
+    encoder: Recorder, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    encoder.asked(["a"])
     (file,) = paths.cache_root().glob("*.sqlite")
     file.write_bytes(b"damaged" * 1000)
-    encoder = Counting()
-    encode_texts(["a"], "fake", encoder, progress=False)
-    assert encoder.texts == ["a"]
+    assert encoder.asked(["a"]) == ["a"]
     assert "not a readable cache" in caplog.text
-
-
-def test_a_locked_cache_is_an_error_and_is_kept() -> None:
-    encode_texts(["a"], "fake", Counting(), progress=False)
-    (file,) = paths.cache_root().glob("*.sqlite")
     with sqlite3.connect(file, timeout=0) as other:
         other.execute("BEGIN EXCLUSIVE")
         with pytest.raises(StorageError, match="cannot be used: database is locked"):
             VectorCache(file, timeout=0.1).get(["a"])
     other.close()
-    assert len(VectorCache(file).get([storage.sha256_text("a")])) == 1
+    assert encoder.asked(["a"]) == []
 
-
-def test_a_folder_with_other_weights_is_another_encoder(folder: Path) -> None:
-    encoders = []
-    for weights in (b"one", b"two", b"one"):
-        (folder / "model.safetensors").write_bytes(weights)
-        encoders.append(Counting())
-        encode_texts(["a"], str(folder), encoders[-1], progress=False)
-    assert [encoder.texts for encoder in encoders] == [["a"], ["a"], []]
-
-
-def test_a_cache_that_cannot_be_written_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
     def full(*_: object, **__: object) -> sqlite3.Connection:
         raise sqlite3.OperationalError("database or disk is full")
 
-    monkeypatch.setattr("spike_kit.profiles.encode.sqlite3.connect", full)
+    monkeypatch.setattr(sqlite3, "connect", full)
     with pytest.raises(StorageError, match="database or disk is full"):
-        encode_texts(["a"], "fake", Counting(), progress=False)
-
-
-def test_profiles_become_rows_in_the_order_of_ids(data: Dataset) -> None:
-    encode_profiles(data, "template", "fake", Counting(), progress=False)
-    vectors = data.vectors("template", "fake")
-    profiles = data.profiles()
-    users = profiles.loc[profiles["subject"] == "user", "text"]
-    others = profiles.loc[profiles["subject"] != "user", "text"]
-    assert torch.equal(vectors.user, torch.from_numpy(np.stack([vector_of(text) for text in users])))
-    assert torch.equal(vectors.entity, torch.from_numpy(np.stack([vector_of(text) for text in others])))
+        encoder.asked(["b"])
 
 
 @pytest.fixture
@@ -151,38 +123,21 @@ def folder(tmp_path: Path) -> Path:
     return made
 
 
-@pytest.fixture
-def hashed(monkeypatch: pytest.MonkeyPatch, folder: Path) -> list[Path]:
-    """Files of the encoder folder that were hashed."""
-    files: list[Path] = []
+def test_files_of_an_encoder_are_hashed_once_and_other_weights_are_another_encoder(
+    encoder: Recorder, data: Dataset, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    hashed: list[Path] = []
     original = storage.sha256_file
-
-    def counted(path: Path) -> str:
-        if path.is_relative_to(folder):
-            files.append(path)
-        return original(path)
-
-    monkeypatch.setattr(storage, "sha256_file", counted)
-    return files
-
-
-def test_files_of_an_encoder_are_hashed_once_per_call(data: Dataset, folder: Path, hashed: list[Path]) -> None:
-    name = str(folder)
-    encode_texts(data.profiles()["text"].tolist(), name, Counting(), progress=False)
-    assert len(hashed) == len(set(hashed)) == 2
-    for call in (
-        lambda: encode_profiles(data, "template", name, Counting(), progress=False),
-        lambda: ensure_vectors(data, "template", name, progress=False),
-        lambda: check_fresh(data, "template", name),
-        lambda: ensure_vectors(data, "template", f"{name}@pca2", progress=False),
-    ):
-        hashed.clear()
-        call()
-        assert len(hashed) == len(set(hashed)) == 2
-    data.embeddings_path("template", name).unlink()
-    hashed.clear()
-    ensure_vectors(data, "template", f"{name}@pca3", progress=False)
-    assert len(hashed) == 2
+    monkeypatch.setattr(storage, "sha256_file", lambda path: hashed.append(path) or original(path))
+    assert encoder.asked(["a"], str(folder)) == ["a"]
+    encode_profiles(data, "template", str(folder), progress=False)
+    ensure_vectors(data, "template", f"{folder}@pca2", progress=False)
+    check_fresh(data, "template", f"{folder}@pca2")
+    assert sorted(path.name for path in hashed if path.is_relative_to(folder)) == ["config.json", "model.safetensors"]
+    (folder / "model.safetensors").write_bytes(b"others")
+    assert encoder.asked(["a"], str(folder)) == ["a"]
+    (folder / "model.safetensors").write_bytes(b"one")
+    assert encoder.asked(["a"], str(folder)) == []
 
 
 @pytest.mark.parametrize("suffix", ["", "@pca2w"])
@@ -190,29 +145,29 @@ def test_vectors_outlive_the_folder_of_their_encoder_but_not_other_weights_in_it
     data: Dataset, folder: Path, suffix: str
 ) -> None:
     name = f"{folder}{suffix}"
-    encode_profiles(data, "template", name, Counting(), progress=False)
+    encode_profiles(data, "template", name, progress=False)
     folder.rename(folder.with_name("elsewhere"))
     check_fresh(data, "template", name)
     assert ensure_vectors(data, "template", name, progress=False).dim in (2, 5)
     folder.with_name("elsewhere").rename(folder)
-    (folder / "model.safetensors").write_bytes(b"two")
+    (folder / "model.safetensors").write_bytes(b"others")
     with pytest.raises(DataError, match=r"(?s)belong to other weights than the folder .*spike-kit encode world"):
         check_fresh(data, "template", name)
-    encode_texts(data.profiles()["text"].tolist(), str(folder), Counting(), progress=False)
     ensure_vectors(data, "template", name, progress=False)
     check_fresh(data, "template", name)
 
 
-def write_again(data: Dataset, text: str) -> None:
-    """Rewrite one profile, encoded under the name ``fake``."""
+def test_profiles_become_rows_in_the_order_of_ids(data: Dataset) -> None:
+    encode_profiles(data, "template", "fake", progress=False)
+    vectors = data.vectors("template", "fake")
     profiles = data.profiles()
-    profiles.loc[0, "text"] = text
-    data.write_profiles("template", profiles)
-    encode_texts([text], "fake", Counting(), progress=False)
+    is_user = profiles["subject"] == "user"
+    for rows, texts in ((vectors.user, profiles["text"][is_user]), (vectors.entity, profiles["text"][~is_user])):
+        np.testing.assert_array_equal(rows, np.stack([vector_of(text) for text in texts]))
 
 
 def test_reduced_vectors_come_from_users_and_entities_together(data: Dataset) -> None:
-    encode_profiles(data, "template", "fake@pca3", Counting(), progress=False)
+    encode_profiles(data, "template", "fake@pca3", progress=False)
     reduced, base = data.vectors("template", "fake@pca3"), data.vectors("template", "fake")
     rows = torch.cat([base.user, base.entity]).double()
     both = torch.cat([reduced.user, reduced.entity]).double()
@@ -225,41 +180,32 @@ def test_reduced_vectors_come_from_users_and_entities_together(data: Dataset) ->
     assert vectors_metadata(data.profiles(), "fake@pca3").items() <= stored.items()
 
 
-def test_reduced_vectors_follow_their_base(data: Dataset) -> None:
-    encode_profiles(data, "template", "fake", Counting(), progress=False)
-    base = data.vectors("template", "fake")
+def test_reduced_vectors_follow_their_base_and_its_texts(encoder: Recorder, data: Dataset) -> None:
     before = ensure_vectors(data, "template", "fake@pca3", progress=False)
+    base, file = data.vectors("template", "fake"), data.embeddings_path("template", "fake")
     written = data.embeddings_path("template", "fake@pca3").stat().st_mtime_ns
     ensure_vectors(data, "template", "fake@pca3", progress=False)
     assert data.embeddings_path("template", "fake@pca3").stat().st_mtime_ns == written
-    write_again(data, "something new")
+    profiles = data.profiles()
+    profiles.loc[0, "text"] = "something new"
+    data.write_profiles("template", profiles)
     with pytest.raises(DataError, match="belong to older texts"):
         check_fresh(data, "template", "fake@pca3")
     after = ensure_vectors(data, "template", "fake@pca3", progress=False)
+    assert encoder.batches[-1] == ["something new"]
     assert not torch.equal(before.user, after.user)
-    assert torch.equal(data.vectors("template", "fake").entity[0], torch.from_numpy(vector_of("something new")))
     assert torch.equal(data.vectors("template", "fake").entity[1:], base.entity[1:])
-    check_fresh(data, "template", "fake@pca3")
-
-
-def test_reduced_vectors_of_another_base_are_not_fresh(data: Dataset) -> None:
-    base = data.embeddings_path("template", "fake")
-    encode_profiles(data, "template", "fake@pca3", Counting(), progress=False)
-    vectors = data.vectors("template", "fake")
-    ProfileVectors(vectors.user + torch.arange(5), vectors.entity).save(base, ProfileVectors.metadata(base))
+    ProfileVectors(base.user + torch.arange(5), base.entity).save(file, ProfileVectors.metadata(file))
     with pytest.raises(DataError, match="belong to other vectors than"):
         check_fresh(data, "template", "fake@pca3")
     ensure_vectors(data, "template", "fake@pca3", progress=False)
     check_fresh(data, "template", "fake@pca3")
 
 
-def test_too_many_components_are_an_error_and_leave_nothing(data: Dataset) -> None:
+def test_components_that_do_not_exist_and_names_without_texts_are_errors(data: Dataset) -> None:
     with pytest.raises(DataError, match=r"(?s)template by fake@pca6.*largest possible d is 5"):
-        encode_profiles(data, "template", "fake@pca6", Counting(), progress=False)
+        encode_profiles(data, "template", "fake@pca6", progress=False)
     assert not data.embeddings_path("template", "fake@pca6").exists()
-
-
-@pytest.mark.parametrize("name", ["fake@pca2", "given:authors"])
-def test_texts_alone_are_not_reduced_or_given(name: str) -> None:
-    with pytest.raises(ConfigError, match="makes no vectors from texts alone"):
-        encode_texts(["a"], name, Counting(), progress=False)
+    for name in ("fake@pca2", "given:authors"):
+        with pytest.raises(ConfigError, match="makes no vectors from texts alone"):
+            encode_texts(["a"], name, progress=False)
