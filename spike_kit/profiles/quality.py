@@ -75,7 +75,7 @@ def near_duplicates(texts: Sequence[str] | pd.Series, threshold: float = 0.8) ->
     code, kept = pd.factorize(np.array([" ".join(words_of(text)) for text in texts], dtype=object))
     near = np.bincount(code) > 1
     grams, owner = ngrams(kept, 3)
-    holds = csr_array((np.ones(len(grams)), (owner, grams)), shape=(len(kept), len(grams)))
+    holds = csr_array((np.ones(len(grams)), (owner, grams)), shape=(len(kept), int(grams.max(initial=0)) + 1))
     holds.data[:] = 1
     sizes, (a, b) = np.diff(holds.indptr), _candidates(holds, threshold)
     for part in np.array_split(np.arange(len(a)), 1 + sizes[a].sum() // CHUNK_ENTRIES):

@@ -10,7 +10,8 @@ import pytest
 import torch
 from torch.nn import functional
 
-from spike_kit.base.errors import ConfigError, DataError
+from spike_kit.base.errors import DataError
+from spike_kit.data.dataset import FILLED
 from spike_kit.data.vectors import ProfileVectors
 from spike_kit.profiles import quality
 from spike_kit.profiles.faithfulness import (
@@ -21,15 +22,7 @@ from spike_kit.profiles.faithfulness import (
     supported,
     unsupported_facts,
 )
-from spike_kit.profiles.quality import (
-    distinct_2,
-    mattr,
-    measure_profiles,
-    near_duplicates,
-    nearest,
-    quality_table,
-    spread,
-)
+from spike_kit.profiles.quality import distinct_2, measure_profiles, near_duplicates, nearest, quality_table, spread
 
 PROMPT = "Title: Alien (1979). Directed by Ridley Scott. Cast: Sigourney Weaver; genre: horror."
 
@@ -37,10 +30,9 @@ PROMPT = "Title: Alien (1979). Directed by Ridley Scott. Cast: Sigourney Weaver;
 @pytest.mark.parametrize(
     ("text", "facts"),
     [
-        ("The Lord of the Rings is long.", ["Lord of the Rings"]),
         (
-            "A role by Robert A. Heinlein, J.R.R. Tolkien and Mr. Brown.",
-            ["Robert A. Heinlein", "J.R.R. Tolkien", "Mr. Brown"],
+            "The Lord of the Rings by J.R.R. Tolkien and Mr. Brown.",
+            ["Lord of the Rings", "J.R.R. Tolkien", "Mr. Brown"],
         ),
         ("She saw Robert Downey Jr. The plot is thin.", ["Robert Downey Jr"]),
         ("with Ludwig van Beethoven in Toy Story 2", ["Ludwig van Beethoven", "Toy Story 2"]),
@@ -48,19 +40,13 @@ PROMPT = "Title: Alien (1979). Directed by Ridley Scott. Cast: Sigourney Weaver;
             "Peter Jackson's film, Schindler's List, Conan O'Brien",
             ["Peter Jackson", "Schindler's List", "Conan O'Brien"],
         ),
-        ("Sci-Fi by Jean-Luc Godard", ["Sci-Fi", "Jean-Luc Godard"]),
-        ("an Oscar-winning Tom Hanks", ["Oscar", "Tom Hanks"]),
-        ("He likes it. This is odd. It works.", []),
-        ("Dark stories and dark jokes. Jokes about Fargo.", ["Fargo"]),
-        ("Action-packed and fast.", []),
+        ("Sci-Fi by Jean-Luc Godard, an Oscar-winning Tom Hanks", ["Sci-Fi", "Jean-Luc Godard", "Oscar", "Tom Hanks"]),
+        ("He likes it. This is odd. It works. Action-packed and fast.", []),
+        ("Dark stories and dark jokes. Jokes about Fargo, Fargo and FARGO.", ["Fargo"]),
         ("Tom and I laugh, says Ann.", ["Tom", "Ann"]),
         ("loves “Se7en (1995)” and 'the Matrix', not \"feel-good\" ones", ["Se7en", "1995", "the Matrix"]),
-        (
-            "He read 「千と千尋」 in 1994-1998, 12 times, for 1,000 hours in the 1980s",
-            ["千と千尋", "1994", "1998", "1000", "1980s"],
-        ),
-        ("films of Ünal Çelik, Łódź and Émile; Достоевский писал", ["Ünal Çelik", "Łódź", "Émile", "Достоевский"]),
-        ("Fargo, Fargo and FARGO", ["Fargo"]),
+        ("He read 「千と千尋」 in 1994-1998, 12 times, in the 1980s", ["千と千尋", "1994", "1998", "1980s"]),
+        ("films of Ünal Çelik, Łódź; Достоевский, for 1,000 hours", ["Ünal Çelik", "Łódź", "Достоевский", "1000"]),
         ("no name at all", []),
         ("", []),
     ],
@@ -130,20 +116,9 @@ def test_hostile_texts_are_measured_in_time(text: str) -> None:
     value = faithfulness(text, text)
     assert math.isnan(value) or value == 1
     texts = [text, "one two three four"]
-    assert 0 <= mattr(texts) <= 1
     assert 0 <= distinct_2(texts) <= 1
-    assert near_duplicates(texts)[0] == 0
+    assert not near_duplicates(texts).any()
     assert time.process_time() - start < 10
-
-
-def test_mattr_by_hand() -> None:
-    assert mattr(["a b a c"], window=3) == pytest.approx((2 / 3 + 1) / 2)
-    assert mattr(["Dog dog DOG"]) == pytest.approx(1 / 3)
-    assert mattr(["a b", "a a", "..."]) == pytest.approx((1 + 1 / 2) / 2)
-    assert math.isnan(mattr(["", "?"]))
-    words = [f"w{number}" for number in np.random.default_rng(0).integers(0, 40, 300)]
-    windows = [len(set(words[start : start + 50])) / 50 for start in range(251)]
-    assert mattr([" ".join(words)]) == pytest.approx(np.mean(windows))
 
 
 def test_distinct_pairs_never_cross_texts() -> None:
@@ -151,14 +126,12 @@ def test_distinct_pairs_never_cross_texts() -> None:
     assert math.isnan(distinct_2(["a", "b", ""]))
 
 
-def brute_force(texts: list[str], threshold: float) -> set[tuple[int, int]]:
+def brute_force(texts: list[str], threshold: float = 0.8) -> np.ndarray:
     shingles = [{tuple(words[n : n + 3]) for n in range(len(words) - 2)} for words in map(str.split, texts)]
-    owners: dict[tuple[str, ...], list[int]] = {}
-    for place, row in enumerate(shingles):
-        for shingle in row:
-            owners.setdefault(shingle, []).append(place)
-    pairs = {pair for places in owners.values() for pair in itertools.combinations(places, 2)}
-    return {(a, b) for a, b in pairs if len(shingles[a] & shingles[b]) >= threshold * len(shingles[a] | shingles[b])}
+    near = np.zeros(len(texts), dtype=bool)
+    for (a, one), (b, other) in itertools.combinations(enumerate(shingles), 2):
+        near[[a, b]] |= texts[a] == texts[b] or len(one & other) >= threshold * max(len(one | other), 1)
+    return near
 
 
 def random_texts(n: int, words: int, vocabulary: int = 5000) -> list[str]:
@@ -166,51 +139,48 @@ def random_texts(n: int, words: int, vocabulary: int = 5000) -> list[str]:
     return [" ".join(f"w{number}" for number in row) for row in rng.integers(0, vocabulary, (n, words))]
 
 
-def test_planted_near_duplicates_are_found_and_nothing_else() -> None:
-    texts = random_texts(2000, 60)
-    planted = {}
-    for place in range(0, 400, 10):
+def test_planted_near_duplicates_are_found_and_nothing_else(monkeypatch: pytest.MonkeyPatch) -> None:
+    texts = random_texts(300, 60)
+    for place in range(0, 100, 5):
         words = texts[place].split()
         words[place % 60] = "changed"
-        texts[place + 1000] = " ".join(words)
-        planted[place, place + 1000] = 1
-    for place in range(1500, 1600):
+        texts[place + 100] = " ".join(words)
+    for place in range(201, 250):
         texts[place] = " ".join(texts[place - 1].split()[:30] + texts[place].split()[30:])
-    share, pairs = near_duplicates(texts)
-    assert set(zip(pairs["first"], pairs["second"], strict=True)) == set(planted) == brute_force(texts, 0.8)
-    assert share == len(planted) * 2 / 2000
-    words = [set(zip(t, t[1:], t[2:], strict=False)) for t in (texts[10].split(), texts[1010].split())]
-    found = pairs.loc[pairs["first"] == 10, "similarity"].item()
-    assert found == pytest.approx(len(words[0] & words[1]) / len(words[0] | words[1]))
+    texts += ["some words in common " + " ".join(text.split()[:9]) for text in texts[250:]]
+    near = near_duplicates(texts)
+    np.testing.assert_array_equal(near, brute_force(texts))
+    assert near.sum() == 40
+    monkeypatch.setattr(quality, "CHUNK_ENTRIES", 50)
+    np.testing.assert_array_equal(near_duplicates(texts), near)
+
+
+@pytest.mark.parametrize("vocabulary", [3, 20])
+def test_near_duplicates_of_few_words_are_found_whatever_they_share(
+    vocabulary: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(quality, "BUCKET_WINDOW", 200)
+    texts = random_texts(200, 12, vocabulary)
+    np.testing.assert_array_equal(near_duplicates(texts, 0.5), brute_force(texts, 0.5))
 
 
 def test_the_same_words_are_duplicates_and_a_large_group_stays_cheap() -> None:
-    share, pairs = near_duplicates(["Hello, you!", "other", "hello you", "", "?!"])
-    assert pairs[["first", "second", "similarity"]].to_numpy().tolist() == [[0, 2, 1], [3, 4, 1]]
-    assert share == 4 / 5
+    assert near_duplicates(["Hello, you!", "other", "hello you", "", "?!"]).tolist() == [True, False, True, True, True]
     base = random_texts(1, 60)[0]
     texts = [f"{base} end{number}" for number in range(1000)] + ["same text here"] * 1000 + random_texts(101, 60)[1:]
-    share, pairs = near_duplicates(texts)
-    assert share == 2000 / 2100
-    assert len(pairs) < 2000 * quality.BUCKET_WINDOW * quality.BANDS / 4
-    assert math.isnan(near_duplicates([])[0])
+    start = time.process_time()
+    assert near_duplicates(texts).sum() == 2000
+    assert time.process_time() - start < 5
+    assert len(near_duplicates([])) == 0
 
 
 def test_repeated_shingles_count_once_and_the_threshold_itself_is_near() -> None:
-    repeated = near_duplicates(["a b c d e f g h " * 3 + end for end in ("one", "two")])[1]
-    assert repeated["similarity"].tolist() == [8 / 10]
-    longer = near_duplicates(["one two three four five six seven eight nine ten" + end for end in ("", " x y")])[1]
-    assert longer["similarity"].tolist() == [8 / 10]
-
-
-def test_chunks_change_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
-    texts = [f"{text} {tail}" for text in random_texts(20, 40) for tail in ("one", "two")]
-    rows = torch.randn(30, 5, generator=torch.Generator().manual_seed(0))
-    whole = near_duplicates(texts)[1], nearest(rows)
-    assert len(whole[0]) == 20
-    monkeypatch.setattr(quality, "CHUNK_ENTRIES", 50)
-    pd.testing.assert_frame_equal(near_duplicates(texts)[1], whole[0])
-    assert nearest(rows) == pytest.approx(whole[1], abs=1e-6)
+    for texts in (
+        ["a b c d e f g h " * 3 + end for end in ("one", "two")],
+        ["one two three four five six seven eight nine ten" + end for end in ("", " x y")],
+    ):
+        assert near_duplicates(texts, 8 / 10).all()
+        assert not near_duplicates(texts, 8 / 10 + 1e-6).any()
 
 
 def test_spread_and_nearest_equal_brute_force() -> None:
@@ -225,8 +195,8 @@ def test_spread_and_nearest_equal_brute_force() -> None:
     assert math.isnan(nearest(rows[:1]))
 
 
-def frame(rows: list[tuple[str, int, str]]) -> pd.DataFrame:
-    return pd.DataFrame(rows, columns=["subject", "id", "text"])
+def frame(rows: list[tuple[str, int, str]], usage: str = "{}") -> pd.DataFrame:
+    return pd.DataFrame(rows, columns=["subject", "id", "text"]).assign(usage=usage)
 
 
 TEMPLATE = frame(
@@ -234,13 +204,13 @@ TEMPLATE = frame(
 )
 MODEL = frame([("user", 0, "likes many slow films"), ("item", 1, "Big with Bill Murray."), ("auxiliary", 2, "Horror")])
 ASKED = {("item", 0): "Alien Ridley Scott", ("item", 1): "BIG: tom hanks", ("user", 0): "Big"}
-PROMPTS: dict[str, dict[tuple[str, int], str]] = dict.fromkeys(("template", "model", "a", "b"), ASKED)
+PROMPTS: dict[str, dict[tuple[str, int], str]] = dict.fromkeys(("template", "model"), ASKED)
 
 
 def test_profile_sets_are_compared_on_the_subjects_they_share() -> None:
-    vectors = ProfileVectors(torch.eye(2), torch.eye(3, 2))
-    both = {"template": TEMPLATE, "model": MODEL}
-    table = quality_table(both, PROMPTS, {"item": 3, "user": 2}, {"template": vectors})
+    vectors = {"template": ProfileVectors(torch.eye(1, 3), torch.eye(3))}
+    both = {"template": TEMPLATE, "model": pd.concat([MODEL, frame([("item", 0, "filled in")], FILLED)])}
+    table = quality_table(both, PROMPTS, {"item": 3, "user": 2}, vectors)
     assert table[["profiles", "subject", "n"]].to_numpy().tolist() == [
         ["template", "item", 1],
         ["model", "item", 1],
@@ -252,28 +222,12 @@ def test_profile_sets_are_compared_on_the_subjects_they_share() -> None:
     assert table["words_max"].tolist() == [4, 4, 2, 4]
     assert table["over_limit"].tolist() == [1, 1, 0, 1]
     assert table["spread"].isna().all()
+    alone = quality_table({"template": TEMPLATE}, PROMPTS, {"item": 9, "user": 9}, vectors).set_index("subject")
+    assert alone.loc["item", ["n", "spread", "nearest"]].tolist() == pytest.approx([2, 1, 1])
 
 
-def test_spread_is_that_of_the_compared_rows() -> None:
-    vectors = ProfileVectors(torch.eye(1, 3), torch.eye(3))
-    table = quality_table({"template": TEMPLATE}, PROMPTS, {"item": 9, "user": 9}, {"template": vectors})
-    assert table.set_index("subject")["spread"]["item"] == pytest.approx(1)
-    assert table.set_index("subject")["nearest"]["item"] == pytest.approx(1)
-    short = ProfileVectors(torch.eye(1, 3), torch.eye(1, 3))
-    with pytest.raises(DataError, match="vectors of template have 1 rows, but there is a profile of item 1"):
-        quality_table({"template": TEMPLATE}, PROMPTS, {"item": 9, "user": 9}, {"template": short})
-
-
-def test_wrong_input_is_named() -> None:
-    with pytest.raises(DataError, match=r"no prompt of profile set template for \('item', 1\)"):
-        measure_profiles({"template": TEMPLATE}, {"template": {pair: ASKED[pair] for pair in list(ASKED)[::2]}})
-    with pytest.raises(ConfigError, match="no limit of words for the subject named 'user'"):
-        quality_table({"template": TEMPLATE}, PROMPTS, {"item": 9})
-    with pytest.raises(DataError, match=r"no subject has a profile of each profile set \(a, b\)"):
-        measure_profiles({"a": TEMPLATE, "b": MODEL.tail(1)}, PROMPTS)
+def test_profile_sets_without_a_common_subject_are_not_compared() -> None:
+    with pytest.raises(DataError, match=r"no subject has a profile of each profile set \(template, model\)"):
+        measure_profiles({"template": TEMPLATE, "model": MODEL.tail(1)}, PROMPTS)
     with pytest.raises(DataError, match="no subject has a profile"):
         measure_profiles({}, PROMPTS)
-    with pytest.raises(DataError, match="more than one for"):
-        measure_profiles({"a": pd.concat([TEMPLATE, TEMPLATE])}, PROMPTS)
-    with pytest.raises(DataError, match="unknown subject film"):
-        measure_profiles({"a": frame([("film", 0, "x")])}, PROMPTS)
