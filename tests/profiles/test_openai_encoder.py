@@ -114,10 +114,14 @@ def test_an_answer_that_is_not_one_finite_vector_per_text_is_an_error(
     assert list(paths.cache_root().glob("*")) == []
 
 
-def test_a_busy_server_is_asked_again(server: ScriptedServer) -> None:
-    first(server, *[fails(429, "rate_limit_exceeded", headers="Retry-After-Ms: 1\r\n")] * 8)
+def test_a_busy_server_is_asked_again_but_not_one_whose_quota_is_used_up(server: ScriptedServer) -> None:
+    first(server, fails(429, "insufficient_quota"))
+    with pytest.raises(FetchError, match="check the quota"):
+        OpenAIEncoder("m").encode(["a"])
+    assert server.requests == 1
+    first(server, vectors, *[fails(429, "rate_limit_exceeded", headers="Retry-After-Ms: 1\r\n")] * 8)
     assert_right(OpenAIEncoder("m").encode(["a"]), ["a"])
-    assert server.requests == 9
+    assert server.requests == 10
 
 
 @pytest.mark.parametrize(
