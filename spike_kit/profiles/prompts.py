@@ -22,8 +22,7 @@ from spike_kit.data.dataset import SUBJECTS, Dataset
 from spike_kit.data.reviews import longest_train_reviews
 from spike_kit.data.text import clean, cut
 from spike_kit.profiles.cost import BYTES_PER_TOKEN, estimate_tokens
-from spike_kit.profiles.facts import Links, Names, train_items
-from spike_kit.profiles.template import TEMPLATE, WORD_LIMIT
+from spike_kit.profiles.template import TEMPLATE, WORD_LIMIT, Links, Names, train_items
 
 VERSION = "profiles 1"
 """Changes whenever the wording changes; part of every prompt's hash."""

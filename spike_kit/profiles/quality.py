@@ -1,10 +1,15 @@
-"""Quality of profile texts, measured without any LLM: faithfulness, length, diversity, near-duplicates, spread."""
+"""Quality of profile texts, measured without any LLM: faithfulness, length, diversity, near-duplicates, spread.
+
+Faithfulness asks which names and numbers a profile states, and which of them its prompt has.
+"""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
-from itertools import chain
+import re
+import unicodedata
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from itertools import chain, dropwhile
 
 import numpy as np
 import pandas as pd
@@ -16,12 +21,50 @@ from torch.nn import functional
 from spike_kit.base.errors import DataError, require, some
 from spike_kit.data.dataset import FILLED, SUBJECTS
 from spike_kit.data.vectors import ProfileVectors
-from spike_kit.profiles.faithfulness import WORD, checked_facts, lower_words
 
 CHUNK_ENTRIES = 8_000_000
 """Shingles that are compared at a time; keeps memory flat on large data sets."""
 BUCKET_WINDOW = 16
 """Texts with the same rare shingle that each text is compared with: those that follow it in an order of likeness."""
+WORD = re.compile(r"[^\W_]+(?:['’\-][^\W_]+)*")
+"""A word, with apostrophes and hyphens inside."""
+
+_QUOTES = "|".join(f"{a}[^{a}{b}\n]{{1,120}}[{b}]" for a, b in ("“”", "„“", "«»", "「」", "『』", "《》", '""'))
+_QUOTED = re.compile(rf"{_QUOTES}|(?<!\w)['‘](?:[^'‘’\n]|(?<=\w)['’](?=\w)){{1,120}}['’](?!\w)")
+_BETWEEN = re.compile(r"[\W_]+")
+_NUMBER = re.compile(r"\d{3,}s?")
+_DECADE = re.compile(r"(\d{3})0s")
+_TITLE = re.compile(r"(.*?)\s*(?:\((\d{4})\))?")
+_THOUSANDS = re.compile(r"(?<=\d),(?=\d{3}(?!\d))")
+_POSSESSIVE = re.compile(r"['’]s\b")
+_OPENS = re.compile(r"[.!?…:•*#(\[—\n]")
+_JOINT = re.compile(r"[^\S\n]+|[^\S\n]*&[^\S\n]*")
+_AFTER_INITIAL = re.compile(r"\.[^\S\n]*")
+_RUN = re.compile(r"[+|](?:E|C(?:\+n|(?:\+l){0,3}\+C)*(?:(?:\+l){0,3}\+E)?)")
+"""Words that may be a name, by their kinds: capitalised (C), the same with an end in lower case, which ends the run
+(E), at most three connectors between (l), a short number (n); others (o) are in no run."""
+
+
+def _set(words: str) -> frozenset[str]:
+    return frozenset(words.split())
+
+
+_ARTICLES = _set("a an the")
+_TITLES = _set("Mr Mrs Ms Dr St Prof")
+_CONNECTORS = _set(
+    "of the de del della di da das do dos du des la le les el los las van von der den ten zu al bin ibn y e"
+)
+_ORDINARY = _set(
+    """a about after all also although among an and another any are as at avoids based be because before being best
+    both but by can common consider despite directed does each either enjoys especially even every expect fans
+    favors favours features featuring few film films finally first for from given has have he her here hers him his
+    how however i i'm if in instead into is it it's its just later less likes liked likely listeners lovers loves made
+    many me more most movie movies much my neither no none nor not of often on once one only or other others our
+    out over overall perfect perhaps prefers produced rarely rather readers recommended released seeks set several
+    she since so some sometimes starring still such tends than that the their them then there these they this those
+    though through thus to together too under unlike until up us user users viewers was watched we were what when
+    where whether which while who whose why will with within without written yet you your"""
+)
 
 
 def words_of(text: str) -> list[str]:
@@ -206,3 +249,168 @@ def quality_table(
             }
         )
     return pd.DataFrame(rows)
+
+
+def comparable(text: str) -> str:
+    """Text as it is compared: no accents, no case, words parted and surrounded by single spaces."""
+    text = _THOUSANDS.sub("", text)
+    if not text.isascii():
+        folded = unicodedata.normalize("NFKD", unicodedata.normalize("NFKD", text).casefold())
+        text = "".join(character for character in folded if not unicodedata.combining(character))
+    return f" {_BETWEEN.sub(' ', text.casefold()).strip()} "
+
+
+def lower_words(texts: Iterable[str]) -> set[str]:
+    """Words that occur in lower case; one of them at the start of a sentence is not taken for a name."""
+    found: set[str] = set()
+    for text in texts:
+        found.update(WORD.findall(text))
+    return {word for word in found if word == word.lower()}
+
+
+def named_facts(text: str, ordinary: Collection[str] = frozenset()) -> list[str]:
+    """Names and numbers a text states, each once, in order.
+
+    Names are runs of capitalised words and quoted titles; numbers have three digits or more. A capitalised word
+    that begins a sentence is no name if it is a common word or occurs in lower case in the text.
+
+    Parameters
+    ----------
+    text
+        Any text.
+    ordinary
+        Further words in lower case that are no names at the start of a sentence, see `lower_words`.
+    """
+    text = _THOUSANDS.sub("", unicodedata.normalize("NFC", text))
+    facts: list[tuple[int, str]] = []
+    rest, end = [], 0
+    for found in _QUOTED.finditer(text):
+        title, year = _title(found[0][1:-1])
+        if title:
+            facts += [(found.start(), title), *([(found.end(), year)] if year else [])]
+            closing = found[0][-2] if found[0][-2] in ".!?" else "|"
+            rest += [text[end : found.start()], "|" * (len(found[0]) - 1), closing]
+            end = found.end()
+    unquoted = "".join([*rest, text[end:]])
+    facts += _runs_and_numbers(unquoted, (_ORDINARY, lower_words([unquoted]), ordinary))
+    distinct: dict[str, str] = {}
+    for _, fact in sorted(facts):
+        distinct.setdefault(_key(fact), fact)
+    return [fact for key, fact in distinct.items() if key.strip()]
+
+
+def _title(quoted: str) -> tuple[str, str | None]:
+    """Title and year inside quotation marks; no title if it begins or ends in a space, is long, or has no capital."""
+    found = _TITLE.fullmatch(quoted.rstrip(".,;:!?"))
+    title, year = found.groups() if found else ("", None)
+    cased = title.lower() != title or title.upper() == title
+    if title != title.strip() or len(title.split()) > 12 or not cased or not WORD.search(title):
+        return "", None
+    return title, year
+
+
+def _runs_and_numbers(text: str, ordinary: Sequence[Collection[str]]) -> Iterator[tuple[int, str]]:
+    """Position and text of every run of capitalised words and of every number."""
+    words = list(WORD.finditer(text))
+    gaps = [text[end : word.start()] for end, word in zip([0, *(word.end() for word in words)], words, strict=False)]
+    kinds = "".join(map(_kind, gaps, [None, *words], words))
+    for run in _RUN.finditer(kinds):
+        first, last = run.start() // 2, run.end() // 2
+        opens = first == 0 or _OPENS.search(gaps[first]) is not None
+        yield from _name(text, words[first:last], opens, ordinary)
+    for word in words:
+        if word[0] == word[0].lower():
+            yield from ((word.start(), part) for part in word[0].split("-") if _NUMBER.fullmatch(part))
+
+
+def _kind(gap: str, before: re.Match[str] | None, word: re.Match[str]) -> str:
+    """Two letters for a word: whether it continues what is before it, and its place in a run; see `_RUN`.
+
+    It continues after a space, ``&``, an initial or ``Mr.``.
+    """
+    low, whole = word[0].lower(), _stem(word[0]) == len(word[0])
+    initial = before is not None and ((len(before[0]) == 1 and before[0].isupper()) or before[0] in _TITLES)
+    abbreviated = initial and low not in _ORDINARY and _AFTER_INITIAL.fullmatch(gap) is not None
+    continues = "+" if abbreviated or _JOINT.fullmatch(gap) else "|"
+    if low != word[0]:
+        return continues + ("C" if whole else "E")
+    return continues + ("l" if low in _CONNECTORS else "n" if low.isdigit() and len(low) < 3 else "o")
+
+
+def _name(
+    text: str, run: Sequence[re.Match[str]], opens: bool, ordinary: Sequence[Collection[str]]
+) -> Iterator[tuple[int, str]]:
+    """What is left of a run without an article or ordinary word at its start and ``I`` or ``'s`` at its end."""
+    low = run[0][0].lower()
+    begins_plainly = opens and (_stem(run[0][0]) != len(run[0][0]) or any(low in words for words in ordinary))
+    kept = list(
+        dropwhile(lambda word: word[0] == word[0].lower() or word[0].lower() in _ARTICLES, run[begins_plainly:])
+    )
+    while kept and kept[-1][0] == "I":
+        kept.pop()
+    if all(word[0].lower() in _ORDINARY or len(word[0]) == 1 for word in kept):
+        return
+    name = text[kept[0].start() : kept[-1].start() + _stem(kept[-1][0])]
+    yield kept[0].start(), name.removesuffix("'s").removesuffix("’s")
+
+
+def _stem(word: str) -> int:
+    """Length of a capitalised word without hyphenated parts in lower case: ``Oscar`` of ``Oscar-winning``."""
+    parts = word.split("-")
+    while len(parts) > 1 and parts[-1].islower():
+        parts.pop()
+    return len("-".join(parts))
+
+
+def _key(name: str) -> str:
+    """A name as it is compared, without a leading article: ``" godfather "``."""
+    first, _, rest = comparable(name).strip().partition(" ")
+    return f" {rest if rest and first in _ARTICLES else f'{first} {rest}'.strip()} "
+
+
+def supported(name: str, prompt_key: str) -> bool:
+    """Whether a named fact stands in a prompt, whole words only.
+
+    A decade is supported by any of its years, ``Spielberg's Jaws`` by its two parts, and a name in a script
+    without capitals (which has no spaces either) by any occurrence.
+
+    Parameters
+    ----------
+    name
+        One of `named_facts`.
+    prompt_key
+        The prompt, by `comparable`.
+    """
+    key = _key(name)
+    if key in prompt_key:
+        return bool(key.strip())
+    decade = _DECADE.fullmatch(key.strip())
+    if decade:
+        return re.search(rf" {decade[1]}\d ", prompt_key) is not None
+    if key.upper() == key and not key.strip().isdigit():
+        return key.strip() in prompt_key
+    parts = [part for part in _POSSESSIVE.split(name) if part.strip()]
+    return _POSSESSIVE.search(name) is not None and all(supported(part, prompt_key) for part in parts)
+
+
+def checked_facts(profile: str, prompt: str, ordinary: Collection[str] | None = None) -> dict[str, bool]:
+    """Named facts of a profile, and whether each stands in its prompt.
+
+    ``ordinary``: words in lower case that are no names at the start of a sentence; default: those of the prompt.
+    """
+    key, known = comparable(prompt), lower_words([prompt]) if ordinary is None else ordinary
+    return {fact: supported(fact, key) for fact in named_facts(profile, known)}
+
+
+def unsupported_facts(profile: str, prompt: str) -> list[str]:
+    """Named facts of a profile that do not stand in its prompt."""
+    return [fact for fact, stands in checked_facts(profile, prompt).items() if not stands]
+
+
+def faithfulness(profile: str, prompt: str) -> float:
+    """Share of a profile's named facts that stand in its prompt; NaN without any named fact.
+
+    It finds invented names, titles and years; it does not find names put into a wrong relation.
+    """
+    checked = checked_facts(profile, prompt)
+    return sum(checked.values()) / len(checked) if checked else math.nan

@@ -20,7 +20,7 @@ from spike_kit.experiments.run import load_model
 from spike_kit.experiments.run_folder import Run
 from spike_kit.models.spike import Spike
 from spike_kit.models.spike_explainer import SpikeExplainer
-from spike_kit.profiles.facts import fill
+from spike_kit.profiles.template import fill
 from spike_kit.views.graph_figure import neighbourhood_drawing, neighbourhood_figure
 from spike_kit.views.safe import html_table, html_text
 from spike_kit.views.search import Nodes

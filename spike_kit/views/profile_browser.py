@@ -20,8 +20,8 @@ import pandas as pd
 from spike_kit.base.errors import DataError, some
 from spike_kit.data.dataset import Dataset
 from spike_kit.experiments.run_folder import Run
-from spike_kit.profiles.faithfulness import comparable, faithfulness, named_facts, supported, unsupported_facts
 from spike_kit.profiles.prompts import EVERYTHING, PromptConfig, PromptWriter, prompt_writer_of, statements
+from spike_kit.profiles.quality import comparable, faithfulness, named_facts, supported, unsupported_facts
 from spike_kit.profiles.store import Store, answers_path
 from spike_kit.views.safe import html_rows, html_table, html_text
 from spike_kit.views.search import Nodes
@@ -217,7 +217,7 @@ class ProfileBrowser:
         -------
         DataFrame
             section (description, facts, reviews, ...), statement, mentions (the shared phrases, folded as in
-            `spike_kit.profiles.faithfulness.comparable`).
+            `spike_kit.profiles.quality.comparable`).
         """
         profile = self.text(profiles)
         key, own = comparable(profile), comparable(self.nodes.labels[self.node])

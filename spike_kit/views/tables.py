@@ -15,9 +15,9 @@ from spike_kit.base.seeds import numpy_generator
 from spike_kit.data.build import compared
 from spike_kit.data.dataset import Dataset
 from spike_kit.models.base import Recommender
-from spike_kit.profiles.facts import fill
-from spike_kit.profiles.faithfulness import unsupported_facts
 from spike_kit.profiles.prompts import prompt_texts
+from spike_kit.profiles.quality import unsupported_facts
+from spike_kit.profiles.template import fill
 
 
 def named_triples(data: Dataset, n: int = 10, seed: int = 0) -> pd.DataFrame:

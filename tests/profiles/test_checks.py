@@ -5,7 +5,7 @@ import time
 import unicodedata
 
 import pytest
-from hypothesis import example, given, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from spike_kit.profiles.checks import REMEDIES, find_problem, remedy, tidy
@@ -21,38 +21,25 @@ def answer(text: str, finish_reason: str = "stop", refusal: str = "") -> Answer:
 @pytest.mark.parametrize(
     "text",
     [
-        GOOD,
         f"  {GOOD}\n\n",
-        GOOD.replace(" ", "\n"),
-        GOOD.replace(" ", "\u00a0"),
-        GOOD.replace("slow", "sl\u200bow"),
+        GOOD.replace(" ", "\u00a0").replace("slow", "sl\u200bow"),
         f'"{GOOD}"',
         f"“{GOOD}”",
-        f"'{GOOD}'",
         f"```\n{GOOD}\n```",
-        f"```text\n{GOOD}\n```",
-        f"```json\n{json.dumps({'profile': GOOD})}\n```",
-        json.dumps({"profile": GOOD}),
-        json.dumps({"profile": GOOD}, indent=2),
-        f"<think>Let me see. A drama.</think>\n\n{GOOD}",
-        f"<think>\nOne.\n</think>{GOOD}",
-        f"<think></think>\n```\n{GOOD}\n```",
+        f"```json\n{json.dumps({'profile': GOOD}, indent=2)}\n```",
+        json.dumps({"text": GOOD}),
+        f"<think>\nLet me see. A drama.</think>\n\n{GOOD}",
+        f"<think></think>\n```text\n{GOOD}\n```",
         f"<|channel|>analysis<|message|>Be short.<|end|><|start|>assistant<|channel|>final<|message|>{GOOD}",
         f"analysisWe need to write a profile and keep it short.assistantfinal{GOOD}",
         f"◁think▷The user wants a profile.◁/think▷{GOOD}",
         f"[THINK]The user wants a profile.[/THINK]{GOOD}",
-        f"<thinking>The user wants a profile.</thinking>\n{GOOD}",
-        f"{GOOD}<|im_end|>",
-        f"<s> {GOOD}</s>",
-        f"{GOOD}<end_of_turn>",
-        f"# Profile\n\n{GOOD}",
+        f"Okay, the data say it is a drama. I should be brief.\n</think>\n\n{GOOD}",
+        f"<s> {GOOD}</s><|im_end|>",
         f"### Heat (1995)\n{GOOD}",
-        f"Profile: {GOOD}",
-        f"**Profile:** {GOOD}",
-        f"User Profile: {GOOD}",
-        f"**Item Profile**: {GOOD}",
         f"Profile:\n\n{GOOD}",
-        GOOD.replace("sad", "**sad**"),
+        f"**Item Profile**: {GOOD}",
+        f"**Profile:** {GOOD.replace('sad', '**sad**')}",
     ],
 )
 def test_what_surrounds_a_profile_is_taken_off(text: str) -> None:
@@ -79,34 +66,20 @@ def test_what_belongs_to_a_text_stays(text: str) -> None:
     assert tidy(text) == text.removeprefix("'").removesuffix("'")
 
 
-def test_thoughts_whose_beginning_the_server_ate_are_taken_off_too() -> None:
-    """Chat templates that open the thought themselves let a model answer with its end alone."""
-    assert tidy(f"Okay, the data say it is a drama. I should be brief.\n</think>\n\n{GOOD}") == GOOD
-
-
 @pytest.mark.parametrize(
     ("text", "problem"),
     [
-        ("", "empty"),
-        (" \n\t", "empty"),
         ("\u200b", "empty"),
         ("A drama.", "empty"),
         ("1 2 3 4 5 6 7", "empty"),
-        ("... --- ... --- ... ---", "empty"),
         ("<think>all is thought</think>", "empty"),
-        ("```\n```", "empty"),
         ('{"profile": ""}', "empty"),
-        ("I'm sorry, but I can't help with that.", "refused"),
         ("I’m sorry, but I can’t help with that request.", "refused"),
-        ("I am sorry, this is not something to write about.", "refused"),
         ("Sorry, no.", "refused"),
         ("I cannot write a profile of this person.", "refused"),
-        ("I can't do this for you today, alas.", "refused"),
         ("As an AI language model, I have no opinions about films.", "refused"),
-        ("I apologize, but the data are of no use here.", "refused"),
         ("**I'm unable to write the profile that was asked for.**", "refused"),
         ("I'm sorry " + "and the story of the town goes on with the people of it " * 8, ""),
-        ("Sorry Wrong Number is one of the great films of its decade, tense and dark.", "refused"),
         ("<think>It is a drama and I should", "thoughts"),
         ("analysisWe need to write a profile of the film, which is", "thoughts"),
         ("Ein langsames, trauriges Drama über Menschen in einer kleinen Stadt, die vieles verlieren und doch hoffen.",
@@ -116,7 +89,6 @@ def test_thoughts_whose_beginning_the_server_ate_are_taken_off_too() -> None:
         ('{"plot": "a story of the sea", "taste": "for the people of the town"}', "format"),
         ("the film and the sea " * 30, ""),
         ("the film and the sea " * 31, "too_long"),
-        (GOOD, ""),
         ("Miyazaki (宮崎 駿) tells the story of a girl and of the spirits that she meets in a bath house.", ""),
     ],
 )  # fmt: skip
@@ -141,84 +113,37 @@ def test_what_the_server_says_of_an_answer_counts(given_answer: Answer, problem:
     assert find_problem(given_answer, 150) == problem
 
 
-def test_the_limit_is_that_of_the_subject() -> None:
-    text = "the film and the sea " * 25
-    assert find_problem(answer(text), 150) == ""
-    assert find_problem(answer(text), 100) == "too_long"
-
-
 @pytest.mark.parametrize("problem", REMEDIES)
 def test_every_remedy_is_complete(problem: str) -> None:
     said = remedy(100, problem, "one two three")
     assert "{" not in said
     assert said.endswith(".")
-    if problem == "too_long":
-        assert "3 words" in said
-        assert "100 words" in said
+    assert problem != "too_long" or ("3 words" in said and "100 words" in said)
 
 
-MARKS = [
-    "<|end|>",
-    "<|channel|>final<|message|>",
-    "[THINK]",
-    "</s>",
-    "analysisW",
-    "assistantfinal",
-    "```",
-    "<think>",
-    "</think>",
-    "{",
-    "}",
-    '"',
-    "“",
-    "”",
-    "'",
-    "**",
-    "*",
-    '{"a": "',
-    '"}',
-    '{"a":' * 50,
-    "[" * 50,
-]
+MARKS = ["<|end|>", "<|channel|>final<|message|>", "[THINK]", "</s>", "analysisW", "assistantfinal", "```", "<think>"]
+MARKS += ["</think>", "{", "}", '"', "“", "”", "'", "**", "*", '{"a": "', '"}', '{"a":' * 50, "[" * 50]
 WORDS = ["\n", " ", "word ", "json\n", "# Head\n", "Profile: ", "I'm sorry", "\u200b", "\x00", "\\", "é", "影"]
 PIECES = st.sampled_from([*MARKS, *WORDS])
 TEXTS = st.one_of(st.text(max_size=80), st.lists(PIECES, max_size=14).map("".join))
 
 
+LONG = ['{"a":' * 100_000, "<think>" * 4_000, "#" * 100_000, "```" * 30_000, "<|" * 50_000, "{" * 50_000, "# " * 50_000]
+LONG += ["analysis" + "A" * 100_000, "```json\n" + "\n " * 500 + "x", "```" + "\n" * 1000 + "word" + "\n" * 1000 + "x"]
+
+
 @settings(max_examples=300, derandomize=True)
 @given(TEXTS, st.sampled_from(["stop", "length", "content_filter", ""]), st.integers(1, 200))
-@example('{"a":' * 100_000, "stop", 150)
-@example("<think>" * 2_000, "stop", 150)
-@example("#" * 100_000, "stop", 150)
-@example("```" * 30_000, "stop", 150)
-def test_no_text_is_too_strange(text: str, reason: str, limit: int) -> None:
+def test_no_text_is_too_strange_and_a_tidy_one_stays_as_it_is(text: str, reason: str, limit: int) -> None:
     line = tidy(text)
-    assert line == " ".join(line.split())
+    assert tidy(line) == line == " ".join(line.split())
     assert not any(unicodedata.category(character) in ("Cc", "Zl", "Zp") for character in line)
     assert find_problem(answer(text, reason), limit) in ("", *REMEDIES)
 
 
-@pytest.mark.parametrize(
-    "text",
-    [
-        "```" + "\n" * 1000 + "word" + "\n" * 1000 + "x",
-        "<think>" * 4000,
-        "<|" * 50_000,
-        "analysis" + "A" * 100_000,
-        "```json\n" + "\n " * 500 + "x",
-        "{" * 50_000,
-        "# " * 50_000,
-    ],
-    ids=["fenced lines", "thoughts", "control tokens", "channels", "fence", "braces", "headings"],
-)
-def test_no_answer_holds_the_run_up_while_it_is_tidied(text: str) -> None:
+@pytest.mark.parametrize("text", LONG, ids=lambda text: repr(text[:9]))
+def test_no_answer_holds_the_run_up(text: str) -> None:
     started = time.process_time()
     tidy(text)
     assert time.process_time() - started < 0.1
-
-
-@settings(max_examples=300, derandomize=True)
-@given(TEXTS)
-def test_a_tidy_text_stays_as_it_is(text: str) -> None:
-    once = tidy(text)
-    assert tidy(once) == once
+    assert find_problem(answer(text), 150) in ("", *REMEDIES)

@@ -10,9 +10,9 @@ import pytest
 from spike_kit.base.errors import DataError
 from spike_kit.base.storage import read_json
 from spike_kit.cli import main
-from spike_kit.profiles.facts import Links, Names
 from spike_kit.profiles.jobs import Progress
 from spike_kit.profiles.prompts import PromptWriter
+from spike_kit.profiles.template import Links, Names
 from tests.profiles.llm_server import ids, stored
 from tests.profiles.tiny import generation, in_memory, prose, served, tiny_study, tiny_tables
 

@@ -14,15 +14,20 @@ from spike_kit.base.errors import DataError
 from spike_kit.data.dataset import FILLED
 from spike_kit.data.vectors import ProfileVectors
 from spike_kit.profiles import quality
-from spike_kit.profiles.faithfulness import (
+from spike_kit.profiles.quality import (
     comparable,
+    distinct_2,
     faithfulness,
     lower_words,
+    measure_profiles,
     named_facts,
+    near_duplicates,
+    nearest,
+    quality_table,
+    spread,
     supported,
     unsupported_facts,
 )
-from spike_kit.profiles.quality import distinct_2, measure_profiles, near_duplicates, nearest, quality_table, spread
 
 PROMPT = "Title: Alien (1979). Directed by Ridley Scott. Cast: Sigourney Weaver; genre: horror."
 

@@ -9,20 +9,20 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from spike_kit.data.dataset import Dataset
-from spike_kit.data.tables import Tables
 from spike_kit.data.text import clean
-from spike_kit.profiles import facts
-from spike_kit.profiles.facts import fill, listed, sentence
-from spike_kit.profiles.template import WORD_LIMIT, ensure_profiles, paragraph, template_profiles, template_texts
+from spike_kit.profiles import template
+from spike_kit.profiles.template import (
+    UNKNOWN_TASTE,
+    WORD_LIMIT,
+    ensure_profiles,
+    fill,
+    listed,
+    paragraph,
+    sentence,
+    template_texts,
+    typical,
+)
 from tests.world import World, make_world
-
-
-def test_every_subject_has_a_profile_within_its_limit(data: Dataset) -> None:
-    profiles = template_profiles(data)
-    assert len(profiles) == len(data.users) + len(data.entities)
-    for subject, text in zip(profiles["subject"], profiles["text"], strict=True):
-        assert len(text.split()) <= WORD_LIMIT[subject]
-    assert profiles["subject"].drop_duplicates().tolist() == ["item", "auxiliary", "user"]
 
 
 def test_profiles_say_what_the_graph_says(world: World) -> None:
@@ -36,49 +36,37 @@ def test_profiles_say_what_the_graph_says(world: World) -> None:
     assert texts["user"][0].startswith("Liked Comedy film")
 
 
-def test_profiles_do_not_change_with_the_held_out_interactions(world: World) -> None:
-    train_only = world.tables.interactions[world.tables.interactions["split"] == "train"]
-    blind = dataclasses.replace(world.tables, interactions=train_only)
-    assert template_texts(blind) == template_texts(world.tables)
-
-
-def rename(tables: Tables, label: str) -> Tables:
-    entities, items = tables.entities.copy(), tables.items.copy()
-    entities.loc[0, "label"] = items.loc[0, "label"] = label
-    return dataclasses.replace(tables, entities=entities, items=items)
+def test_profiles_come_from_train_alone_in_chunks_of_any_size(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    train = world.tables.interactions[world.tables.interactions["split"] == "train"]
+    whole = template_texts(world.tables)
+    monkeypatch.setattr(template, "CHUNK_OWNERS", 7)
+    assert template_texts(dataclasses.replace(world.tables, interactions=train)) == whole
+    others = train[train["user"] != 0].reset_index(drop=True)
+    assert template_texts(dataclasses.replace(world.tables, interactions=others))["user"][0] == UNKNOWN_TASTE
 
 
 @given(st.text(min_size=1, max_size=200))
 @settings(max_examples=20)
 def test_hostile_labels_cannot_break_a_profile(label: str) -> None:
-    for subject, texts in template_texts(rename(make_world().tables, label)).items():
+    tables = make_world().tables
+    entities, items = tables.entities.copy(), tables.items.copy()
+    entities.loc[0, "label"] = items.loc[0, "label"] = label
+    for subject, texts in template_texts(dataclasses.replace(tables, entities=entities, items=items)).items():
         assert all(text.strip() for text in texts)
         assert all(len(text.split()) <= WORD_LIMIT[subject] for text in texts)
         assert all("\n" not in text and "\x00" not in text for text in texts)
 
 
-def test_braces_in_a_name_stay_plain_characters() -> None:
-    assert fill("{head} stars {tail}.", "{tail} {0}", "{head}") == "{tail} {0} stars {head}."
-
-
-def test_articles_follow_the_name() -> None:
-    assert fill("{head} is a {tail} film.", "Alien", "action") == "Alien is an action film."
-    assert fill("{head} is an {tail} film.", "Alien", "drama") == "Alien is a drama film."
-
-
-def test_text_is_cleaned() -> None:
+def test_text_is_cleaned_and_put_together() -> None:
     assert clean("a\x00b\u202ec\n\nd  e\u0301") == "a bc d \u00e9"
     assert clean("one two three", 2) == "one two..."
     assert listed(["A", "B"], 9) == "A, B and 7 more"
     assert listed(["A"]) == "A"
     assert sentence("Dr. No..") == "Dr. No."
     assert paragraph(["a b", "c d", "e"], 3) == "a b e"
-
-
-def test_a_user_without_train_items_still_has_a_profile(world: World) -> None:
-    rows = world.tables.interactions
-    tables = dataclasses.replace(world.tables, interactions=rows[rows["user"] != 0].reset_index(drop=True))
-    assert template_texts(tables)["user"][0] == "Nothing is known of this user's taste."
+    assert fill("{head} stars {tail}.", "{tail} {0}", "{head}") == "{tail} {0} stars {head}."
+    assert fill("{head} is a {tail} film.", "Alien", "action") == "Alien is an action film."
+    assert fill("{head} is an {tail} film.", "Alien", "drama") == "Alien is a drama film."
 
 
 def test_ensure_profiles_writes_once_and_again_after_a_new_wording(
@@ -99,7 +87,7 @@ def test_typical_facts_equal_a_plain_count() -> None:
     members = pd.DataFrame({"owner": rng.integers(0, 4, 40), "item": rng.integers(0, 20, 40)}).drop_duplicates()
     members = pd.concat([members, pd.DataFrame({"owner": 4, "item": links["owner"].unique()[:3]})])
     weight = rng.integers(1, 9, 20).astype(float)
-    found = facts.typical(members["owner"].to_numpy(), members["item"].to_numpy(), links, weight, n_owners=6)
+    found = typical(members["owner"].to_numpy(), members["item"].to_numpy(), links, weight, n_owners=6)
     for owner in range(6):
         items = set(members.loc[members["owner"] == owner, "item"])
         scored = []
@@ -113,9 +101,3 @@ def test_typical_facts_equal_a_plain_count() -> None:
         expected_others = tuple(other for _, other in sorted(scored)[:6])
         groups = found.groups(owner, 6)
         assert (groups[0].others if groups else ()) == expected_others
-
-
-def test_memory_is_bounded_by_chunks(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
-    whole = template_texts(world.tables)
-    monkeypatch.setattr(facts, "CHUNK_OWNERS", 7)
-    assert template_texts(world.tables) == whole
