@@ -68,15 +68,9 @@ def import_profiles(
         raise DataError(
             f"profiles can be imported for {', '.join(SUBJECTS)}, not for {some(sorted(files)) or 'nothing'}"
         )
-    maps = maps or {}
-    if maps and (unmapped := sorted(set(files) - set(maps))):
-        raise DataError(
-            f"the ids of some files are translated, those of {some(unmapped)} are not",
-            "give a file of lines 'source_id id' for each of them",
-        )
     if profiles == TEMPLATE:
         raise DataError(f"{profiles!r} names the template profiles", "choose another name")
-    texts = {subject: _texts(data, subject, path, maps.get(subject)) for subject, path in files.items()}
+    texts = {subject: _texts(data, subject, path, (maps or {}).get(subject)) for subject, path in files.items()}
     rows, imported = [], {}
     for subject in SUBJECTS:
         known, ids = texts.get(subject, {}), data.expected_ids(subject)

@@ -80,19 +80,15 @@ def test_caps_hold_and_say_what_they_leave_out() -> None:
 
 
 def test_items_are_quoted_by_popularity_for_entities_and_by_rarity_for_users() -> None:
-    writer = PromptWriter(tiny_study())
-    assert quoted(writer.prompt("auxiliary", tiny.SCOTT).data, "some of") == ["Alien", "Gladiator", "Thelma"]
-    assert quoted(writer.prompt("user", 0).data) == ["Gladiator", "Thelma", "Aliens", "Alien"]
-    config = PromptConfig(linked_items=1, user_items=2)
-    capped = PromptWriter(writer.data, config)
-    assert quoted(capped.prompt("auxiliary", tiny.SCOTT).data, "some of") == ["Alien"]
-    assert quoted(capped.prompt("user", 0).data) == ["Gladiator", "Thelma"]
-
-
-def test_the_most_popular_linked_items_are_quoted_whatever_the_number_of_relations() -> None:
     triples = [*((film, 0, tiny.SCOTT) for film in (1, 2, 3)), (0, 1, tiny.SCOTT), *tiny.TRIPLES[3:]]
-    writer = PromptWriter(tiny_study(tables=tiny_tables(triples=triples)), PromptConfig(linked_items=2))
-    assert quoted(writer.prompt("auxiliary", tiny.SCOTT).data, "some of") == ["Alien", "Aliens"]
+    data = tiny_study(tables=tiny_tables(triples=triples))
+    for config, linked, liked in (
+        (PromptConfig(), ["Alien", "Aliens", "Gladiator", "Thelma"], ["Gladiator", "Thelma", "Aliens", "Alien"]),
+        (PromptConfig(linked_items=2, user_items=2), ["Alien", "Aliens"], ["Gladiator", "Thelma"]),
+    ):
+        writer = PromptWriter(data, config)
+        assert quoted(writer.prompt("auxiliary", tiny.SCOTT).data, "some of") == linked
+        assert quoted(writer.prompt("user", 0).data) == liked
 
 
 def test_reviews_are_of_train_alone_and_the_longest_come_first() -> None:
@@ -121,16 +117,11 @@ def test_the_review_that_crosses_the_budget_is_cut() -> None:
     assert "reviews" not in PromptWriter(data, PromptConfig(review_tokens=0)).prompt("item", 0).data
 
 
-@pytest.mark.parametrize(
-    "text",
-    ["a" * 1000 + " b" * 100, "b " * 100 + "a" * 1000, "這部電影非常好看" * 60],
-    ids=["long word first", "long word last", "one word without blanks"],
-)
+@pytest.mark.parametrize("text", ["a" * 1000 + " b" * 100, "b " * 100 + "a" * 1000, "這部電影非常好看" * 60])
 def test_a_long_review_is_cut_to_the_budget_however_its_words_are_spread(text: str) -> None:
     data = tiny_study(reviews={(0, 0): text})
-    shown = quoted(PromptWriter(data, PromptConfig(review_tokens=100)).prompt("item", 0).data, "reviews")
-    assert len(shown) == 1
-    assert estimate_tokens(shown[0]) <= 102
+    (shown,) = quoted(PromptWriter(data, PromptConfig(review_tokens=100)).prompt("item", 0).data, "reviews")
+    assert estimate_tokens(shown) <= 102
 
 
 def test_one_prompt_is_what_the_many_are_and_users_without_train_items_have_none() -> None:
@@ -199,19 +190,13 @@ def test_every_domain_gives_complete_prompts(domain: str) -> None:
     ("name", "build", "domain"),
     [
         ("ml-100k", {}, "movies"),
-        ("ml-100k-small", {"source": "ml-100k"}, "movies"),
         ("mine", {"source": "movielens"}, "movies"),
-        ("yelp", {}, "business"),
         ("yelp_kg", {}, "business"),
         ("lastfm", {}, "music"),
-        ("book", {}, "books"),
         ("amazon-book_kg", {}, "books"),
-        ("movie", {}, "movies"),
         ("amazon", {"source": "amazon", "category": "Video_Games"}, "games"),
-        ("amazon", {"source": "amazon", "category": "Books"}, "books"),
         ("amazon", {"source": "amazon", "category": "Movies_and_TV"}, "movies"),
         ("amazon", {"source": "amazon", "category": "CDs_and_Vinyl"}, "music"),
-        ("amazon", {"source": "amazon", "category": "Office_Products"}, "generic"),
         ("tools", {"source": "tables"}, "generic"),
     ],
 )
@@ -220,11 +205,8 @@ def test_the_domain_is_guessed_from_names(name: str, build: dict[str, str], doma
     assert domain_name(data) == domain
     assert domain_name(data, "music") == "music"
     assert f"a recommender of {DOMAINS[domain].items}." in PromptWriter(data).prompt("item", 0).system
-
-
-def test_an_unknown_domain_is_an_error() -> None:
     with pytest.raises(ConfigError, match=r"(?s)no domain named 'film'.*books, movies"):
-        PromptWriter(tiny_study(), PromptConfig(domain="film"))
+        PromptWriter(data, PromptConfig(domain="film"))
 
 
 def test_unnamed_entities_are_called_by_what_they_are_linked_to() -> None:
@@ -233,13 +215,10 @@ def test_unnamed_entities_are_called_by_what_they_are_linked_to() -> None:
     assert names == ["Ridley Scott", "horror", "award of Alien and Aliens", "award of Heat", "12", "unnamed entity"]
     assert not any(re.search(r"m\.0|120415", prompt.text) for prompt in prompts.values())
 
-
-@pytest.mark.parametrize("outward", [True, False])
-def test_no_bare_id_reaches_a_prompt_through_a_chain_of_unnamed_entities(outward: bool) -> None:
     chain = [(tiny.FREEBASE, 2, tiny.ALONE), (tiny.FREEBASE, 2, tiny.NUMBER)]
-    triples = [*tiny.TRIPLES, *(chain if outward else [(tail, 2, head) for head, _, tail in chain])]
-    for prompt in written(tiny_study(tables=tiny_tables(triples=triples))):
-        assert not re.search(r"m\.0|\b120415\b", prompt.data), prompt.data
+    for ends in (chain, [(tail, 2, head) for head, _, tail in chain]):
+        for prompt in written(tiny_study(tables=tiny_tables(triples=[*tiny.TRIPLES, *ends]))):
+            assert not re.search(r"m\.0|\b120415\b", prompt.data), prompt.data
 
 
 def test_what_facts_are_held_to_is_what_a_prompt_can_hold() -> None:
