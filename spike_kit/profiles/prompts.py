@@ -319,16 +319,9 @@ class PromptWriter:
         return kept
 
 
-EVERYTHING = PromptConfig(
-    names_per_fact=1000,
-    second_hop=1000,
-    description_words=10_000,
-    linked_items=1000,
-    linked_words=1000,
-    user_items=1000,
-    user_item_words=1000,
-    reviews=100,
-    review_tokens=100_000,
+_COUNTS = ("names_per_fact", "second_hop", "linked_items", "linked_words", "user_items", "user_item_words")
+EVERYTHING = PromptConfig.parse(
+    dict.fromkeys(_COUNTS, 1000) | {"description_words": 10_000, "reviews": 100, "review_tokens": 100_000}
 )
 """A prompt that leaves nothing out: what profiles that no model wrote can be held to."""
 

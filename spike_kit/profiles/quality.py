@@ -174,13 +174,14 @@ def measure_profiles(
     DataError
         If no subject is common to all profile sets.
     """
-    texts = {name: _written(frame) for name, frame in profiles.items()}
-    shared = set.intersection(*(set(column.index) for column in texts.values())) if texts else set()
-    common = sorted(shared, key=lambda pair: (SUBJECTS.index(pair[0]), pair[1]))
-    if not common:
-        raise DataError(f"no subject has a profile of each profile set ({some(texts)})", "compare fewer profile sets")
-    frame = pd.concat({name: column.loc[common] for name, column in texts.items()}, names=["profiles"]).reset_index()
-    asked = [prompts[name][pair] for name in texts for pair in common]
+    written = {name: frame[frame["usage"] != FILLED] for name, frame in profiles.items()}
+    every = pd.concat(written, names=["profiles"]).reset_index("profiles")[["profiles", "subject", "id", "text"]]
+    frame = every[every.groupby(["subject", "id"])["text"].transform("size") == len(profiles)].reset_index(drop=True)
+    if frame.empty:
+        raise DataError(
+            f"no subject has a profile of each profile set ({some(profiles)})", "compare fewer profile sets"
+        )
+    asked = [prompts[row.profiles][row.subject, row.id] for row in frame.itertuples()]
     ordinary = lower_words(chain(asked, frame["text"]))
     checked = [checked_facts(*pair, ordinary) for pair in zip(frame["text"], asked, strict=True)]
     return frame.assign(
@@ -188,11 +189,6 @@ def measure_profiles(
         names=[len(row) for row in checked],
         faithfulness=[sum(row.values()) / len(row) if row else math.nan for row in checked],
     )
-
-
-def _written(frame: pd.DataFrame) -> pd.Series:
-    """Texts by subject and id, without those that were filled in."""
-    return frame[frame["usage"] != FILLED].set_index(["subject", "id"])["text"]
 
 
 def quality_table(

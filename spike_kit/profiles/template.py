@@ -46,8 +46,7 @@ _NOISE = 1e-9
 _FEATURE = ["relation", "outward", "other"]
 _SLOT = re.compile(r"(\{head\}|\{tail\})")
 _ARTICLE = re.compile(r"\b([Aa])n? $")
-_IDENTIFIER = re.compile(rf"{FREEBASE_ID.pattern}|[QP]?\d{{5,}}")
-_NUMBER = re.compile(r"\d+")
+_IDENTIFIER = rf"{FREEBASE_ID.pattern}|[QP]?\d{{5,}}"
 _NUMBERED = 0.9
 """Share of entities with numbers as labels from which on short numbers are identifiers, too (not years or ratings)."""
 _LINKED = 3
@@ -263,19 +262,15 @@ def typical(
         (np.ones(len(linked), np.int64), (linked, by_feature.ngroup())), shape=(len(weight), len(features))
     )
     sets = csr_array((np.ones(len(items), np.int64), (owners, items)), shape=(n_owners, len(weight)))
-    sizes = np.bincount(owners, minlength=n_owners)
-    rows, columns, scores = [], [], []
+    sizes, parts = np.bincount(owners, minlength=n_owners), []
     for start in range(0, n_owners, CHUNK_OWNERS):
         counts = (sets[start : start + CHUNK_OWNERS] @ having).tocoo()
-        owner, observed = counts.row + start, counts.data
-        expected = sizes[owner] * mass[counts.col]
+        size, observed, expected = sizes[counts.row + start], counts.data, sizes[counts.row + start] * mass[counts.col]
         score = (observed - expected) / np.sqrt(expected + 1)
-        kept = ((observed >= 2) | (sizes[owner] <= 3)) & (score > _NOISE)
-        rows.append(owner[kept])
-        columns.append(counts.col[kept])
-        scores.append(score[kept])
-    frame = features.iloc[np.concatenate(columns)].assign(owner=np.concatenate(rows))
-    return Links(frame, np.concatenate(scores), n_owners)
+        kept = ((observed >= 2) | (size <= 3)) & (score > _NOISE)
+        parts.append(features.iloc[counts.col[kept]].assign(owner=counts.row[kept] + start, score=score[kept]))
+    frame = pd.concat(parts)
+    return Links(frame, frame["score"].to_numpy(), n_owners)
 
 
 class Names:
@@ -288,15 +283,14 @@ class Names:
     def __init__(self, tables: Tables, all_links: Links) -> None:
         self.templates = [clean(template) for template in tables.relations["template"]]
         self.relations = [clean(label, 10) for label in tables.relations["label"]]
-        self.labels = [clean(label, 20) for label in tables.entities["label"]]
-        same = [label == own for label, own in zip(self.labels, tables.entities["source_id"], strict=True)]
-        numbers = sum(is_id and bool(_NUMBER.fullmatch(label)) for is_id, label in zip(same, self.labels, strict=True))
-        patterns = (_IDENTIFIER, _NUMBER) if numbers >= _NUMBERED * len(self.labels) else (_IDENTIFIER,)
-        bare = {
-            entity
-            for entity, (label, is_id) in enumerate(zip(self.labels, same, strict=True))
-            if not label or (is_id and any(pattern.fullmatch(label) for pattern in patterns))
-        }
+        labels = pd.Series([clean(label, 20) for label in tables.entities["label"]], dtype="str")
+        is_id = labels == tables.entities["source_id"].to_numpy()
+        is_number = labels.str.fullmatch(r"\d+")
+        is_bare = labels.str.fullmatch(_IDENTIFIER)
+        if (is_id & is_number).mean() >= _NUMBERED:
+            is_bare |= is_number
+        bare = set(np.flatnonzero((labels == "") | (is_id & is_bare)).tolist())
+        self.labels: list[str] = labels.tolist()
         described = {entity: self._described(all_links.groups(entity, _SEARCHED), bare) for entity in bare}
         for entity, label in described.items():
             self.labels[entity] = label or f"unnamed {'item' if entity < len(tables.items) else 'entity'}"

@@ -99,20 +99,26 @@ def test_one_invented_name_of_three() -> None:
     assert faithfulness(PROMPT, PROMPT) == 1
 
 
-HOSTILE = [
-    "",
-    " ",
-    "12 34",
-    "\x00\ud7ff\u202e",
-    "<script>alert('Tom')</script>" * 4000,
-    *(part * (100_000 // len(part)) for part in ("A", "A ", "a-", "A-b", "'", '"', "“a", "'a", "111,", "A.", "\\")),
-    *(
-        part * (100_000 // len(part))
-        for part in ("((", "A of the ", "Tom's ", "Tom 1994 ", "日本", "A b'c ", "\n", "I ")
-    ),
-    "1," * 50_000 + "a",
-    "A" + " " * 99_998 + "&",
+PARTS = [
+    "A",
+    "A ",
+    "a-",
+    "A-b",
+    "'",
+    '"',
+    "“a",
+    "'a",
+    "111,",
+    "1,",
+    "A.",
+    "\\",
+    "((",
+    "A of the ",
+    "Tom's ",
+    "Tom 1994 ",
 ]
+PARTS += ["日本", "A b'c ", "\n", "I ", "<script>alert('Tom')</script>"]
+HOSTILE = ["", "\x00\ud7ff\u202e", "A" + " " * 99_998 + "&", *(part * (100_000 // len(part)) for part in PARTS)]
 
 
 @pytest.mark.parametrize("text", HOSTILE, ids=lambda text: repr(text[:6]))
@@ -234,5 +240,3 @@ def test_profile_sets_are_compared_on_the_subjects_they_share() -> None:
 def test_profile_sets_without_a_common_subject_are_not_compared() -> None:
     with pytest.raises(DataError, match=r"no subject has a profile of each profile set \(template, model\)"):
         measure_profiles({"template": TEMPLATE, "model": MODEL.tail(1)}, PROMPTS)
-    with pytest.raises(DataError, match="no subject has a profile"):
-        measure_profiles({}, PROMPTS)
