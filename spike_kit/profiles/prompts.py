@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Collection, Iterator, Mapping
-from contextlib import suppress
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import islice
@@ -367,20 +366,15 @@ def _first_tokens(line: str, tokens: int) -> str:
 
 
 def statements(data: str) -> list[tuple[str, str]]:
-    """Statements of a prompt's data, each with the section it stands in; the opposite of writing them.
-
-    Lines that are no statement are left out.
-    """
+    """Statements of a prompt's data, each with the section it stands in; the opposite of writing them."""
     found: list[tuple[str, str]] = []
     section = ""
     for line in data.splitlines():
-        if line.startswith("- "):
-            name, text = section, line[2:]
+        name, _, text = (section, "", line[2:]) if line.startswith("- ") else line.partition(": ")
+        if text:
+            found.append((name, json.loads(text)))
         else:
-            name, _, text = line.partition(": ")
             section = line.removesuffix(":")
-        with suppress(json.JSONDecodeError):
-            found.append((name, str(json.loads(text))))
     return found
 
 

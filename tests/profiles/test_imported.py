@@ -88,17 +88,9 @@ def test_a_broken_map_is_an_error(data: Dataset, tmp_path: Path, content: str | 
         import_profiles(data, "theirs", files, {"item": path}, fill="template")
 
 
-@pytest.mark.parametrize("subject", ["item", "auxiliary"])
-def test_profiles_of_other_things_under_the_same_ids_are_refused(data: Dataset, tmp_path: Path, subject: str) -> None:
-    texts = texts_of(data)
-    if subject == "item":
-        texts[subject] = {f"film:{n}": f"Chapter {n} of a cookbook, on soups." for n in range(48)}
-    else:
-        values = list(texts[subject].values())
-        texts[subject] = dict(zip(texts[subject], [*values[4:], *values[:4]], strict=True))
-        texts[subject] |= {key: "A soup of the day." for key in texts[subject] if key.startswith("director")}
-    message = rf"(?s){subject}\.json: only \d+ of \d+ profiles hold a word of the name.*map"
-    with pytest.raises(DataError, match=message):
+def test_profiles_of_other_things_under_the_same_ids_are_refused(data: Dataset, tmp_path: Path) -> None:
+    texts = texts_of(data) | {"item": {f"film:{n}": f"Chapter {n} of a cookbook, on soups." for n in range(48)}}
+    with pytest.raises(DataError, match=r"(?s)item\.json: only \d+ of \d+ profiles hold a word of the name.*map"):
         import_profiles(data, "theirs", write(tmp_path, texts))
     assert data.profile_sets() == ["template"]
 
@@ -160,10 +152,9 @@ def test_a_run_on_imported_user_profiles_says_that_they_may_leak(data: Dataset, 
     files = write(tmp_path, texts_of(data))
     import_profiles(data, "theirs", files)
     import_profiles(data, "careful", {s: files[s] for s in SUBJECTS[:2]}, fill="template")
-    for name in ("template", "careful", "theirs"):
+    for name in ("careful", "theirs"):
         encode_profiles(data, name, "tfidf-8", progress=False)
-    for name in ("template", "careful"):
-        assert "possibly_leaky" not in describe_text(data, name, "tfidf-8")
+    assert "possibly_leaky" not in describe_text(data, "careful", "tfidf-8")
     training = {"epochs": 1, "batch_size": 512}
     config = RunConfig(dataset="world", model="rlmrec_con", profiles="theirs", encoder="tfidf-8", training=training)
     assert run(config, progress=False).config["possibly_leaky"] == ["user"]
