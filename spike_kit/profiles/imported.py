@@ -179,8 +179,10 @@ def import_vectors(data: Dataset, profiles: str, name: str, user_file: Path, ent
         raise ConfigError(f"{name!r} cannot be the name of given vectors", "leave @pca away")
     user = _read_rows(user_file, len(data.users), "user")
     entity = _read_rows(entity_file, len(data.entities), "entity")
+    if user.shape[1] != entity.shape[1]:
+        dimensions = f"vectors of {user.shape[1]} dimensions, {entity_file} of {entity.shape[1]}"
+        raise DataError(f"{user_file} has {dimensions}", "take both files from one encoder")
     vectors = ProfileVectors(torch.from_numpy(user), torch.from_numpy(entity))
-    vectors.check(len(user), len(entity), f"{user_file} and {entity_file}")
     facts = {"user_file": user_file.name, "user_sha256": sha256_file(user_file)}
     facts |= {"entity_file": entity_file.name, "entity_sha256": sha256_file(entity_file)}
     target = data.embeddings_path(profiles, encoder)

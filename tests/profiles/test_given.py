@@ -116,7 +116,7 @@ def save_pickle(path: Path) -> None:
         ("u.npy", lambda path: np.save(path, np.ones((56, 3), dtype=int)), "holds int64"),
         ("u.npy", lambda path: np.save(path, np.full((56, 3), np.nan)), "ids 0, 1, .* hold NaN or infinity"),
         ("u.npy", lambda path: np.save(path, np.full((56, 3), 1e300)), "hold NaN or infinity"),
-        ("u.npy", lambda path: np.save(path, np.ones((56, 2))), "user vectors have 2 dimensions, entity vectors 3"),
+        ("u.npy", lambda path: np.save(path, np.ones((56, 2))), "vectors of 2 dimensions, .* of 3"),
         ("u.npy", save_pickle, "not a readable .npy file without pickles"),
         ("u.npy", lambda path: path.write_bytes(b"damaged"), "not a readable .npy file"),
         ("u.npy", lambda path: path.write_bytes(b""), "not a readable .npy file"),
