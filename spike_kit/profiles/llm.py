@@ -96,7 +96,7 @@ class LLMConfig(Config):
         if not key and not self.server:
             raise LLMError(
                 f"the environment variable {self.key_variable} holds no key",
-                f"export {self.key_variable}=..., or name your own server with --base-url",
+                f"export {self.key_variable}=..., or name your own server with --base-url or OPENAI_BASE_URL",
             )
         if not all("!" <= character <= "~" for character in key):
             raise LLMError(
