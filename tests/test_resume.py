@@ -318,13 +318,8 @@ def test_a_loss_that_breaks_leaves_the_best_weights_and_names_their_file(
 def test_sigterm_is_handled_only_while_a_state_is_kept(
     world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    step, before, handlers = loop.training_step, signal.getsignal(signal.SIGTERM), []
-
-    def training_step(*arguments: Any) -> dict[str, Tensor]:
-        handlers.append(signal.getsignal(signal.SIGTERM))
-        return step(*arguments)
-
-    monkeypatch.setattr(loop, "training_step", training_step)
+    before, handlers = signal.getsignal(signal.SIGTERM), []
+    monkeypatch.setattr(loop, "_set_rate", lambda *_: handlers.append(signal.getsignal(signal.SIGTERM)))
     trained(world)
     assert set(handlers) == {before}
     trained(world, tmp_path)

@@ -3,7 +3,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from spike_kit.base.errors import DataError
@@ -23,10 +23,9 @@ def graph_of(pairs: set[tuple[int, int]], n_users: int, n_items: int) -> Graph:
     )
 
 
-@given(st.sets(st.tuples(st.integers(0, 4), st.integers(0, 6)), min_size=1, max_size=30), st.integers(0, 2**31))
-@settings(max_examples=200)
+@given(st.sets(st.tuples(st.integers(0, 4), st.integers(0, 5)), min_size=1, max_size=30), st.integers(0, 2**31))
 def test_a_negative_is_never_a_train_positive(pairs: set[tuple[int, int]], seed: int) -> None:
-    graph = graph_of({pair for pair in pairs if pair[1] < 6} | {(0, 0)}, 5, 7)
+    graph = graph_of(pairs, 5, 7)
     sampler = NegativeSampler(graph)
     users = torch.arange(5).repeat(40)
     negatives = sampler.sample(users, torch.Generator().manual_seed(seed))

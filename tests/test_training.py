@@ -13,7 +13,7 @@ from safetensors import SafetensorError
 
 from spike_kit.base import paths, storage
 from spike_kit.base.config import TrainingConfig
-from spike_kit.base.errors import ConfigError, DataError, StorageError
+from spike_kit.base.errors import DataError, StorageError
 from spike_kit.base.seeds import torch_generator
 from spike_kit.data.dataset import Dataset, create_dataset
 from spike_kit.data.vectors import ProfileVectors
@@ -259,15 +259,6 @@ def test_an_empty_split_is_an_error_before_training(data: Dataset, world: World,
     with pytest.raises(DataError, match="nothing to rank"):
         run(quick("bprmf", dataset="cut"), progress=False)
     assert left() == set()
-
-
-def test_unknown_names_and_settings_are_errors(data: Dataset) -> None:
-    with pytest.raises(ConfigError, match=r"(?s)no model named 'spkie'.*known: spike"):
-        run(quick("spkie"))
-    with pytest.raises(ConfigError, match=r"(?s)no preset of model spike named 'best'.*released_code"):
-        run(quick(preset="best"))
-    with pytest.raises(ConfigError, match="unknown setting 'ro'"):
-        run(quick(settings={"ro": 1}))
 
 
 def test_the_test_split_does_not_touch_training(data: Dataset, world: World) -> None:

@@ -7,15 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from spike_kit.base.errors import ConfigError
-from spike_kit.data.dataset import Dataset
 from spike_kit.evaluation import groups
-from spike_kit.evaluation.groups import sparsity_groups
-
-
-def test_users_with_equally_many_interactions_stay_together(data: Dataset) -> None:
-    found = sparsity_groups(data)
-    assert found.cat.categories.tolist() == ["10"]
-    assert len(found) == len(data.users)
 
 
 @given(st.lists(st.integers(1, 30), min_size=1, max_size=80), st.integers(1, 6))

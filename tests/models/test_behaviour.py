@@ -20,19 +20,15 @@ from tests.world import World
 
 TRAINED = [name for name, model in MODELS.items() if issubclass(model, TrainedRecommender)]
 
-LOSSES = ("bpr", "softmax", "cosine_softmax")
 
-
-def usual_loss(name: str) -> str:
-    return find_preset(name).model.model_dump()["loss"]
+def other_losses(name: str) -> set[str]:
+    return {"bpr", "softmax", "cosine_softmax"} - {find_preset(name).model.model_dump()["loss"]}
 
 
 FORMS: list[tuple[str, str, dict[str, Any]]] = [
     *((name, preset, {}) for name in TRAINED for preset in MODELS[name].presets),
-    ("spike", "recommended", {"user_to_item": "off"}),
-    ("spike", "recommended", {"user_to_item": "add"}),
-    ("spike", "recommended", {"user_to_item": "instead"}),
-    *((name, "recommended", {"loss": loss}) for name in TRAINED for loss in LOSSES if loss != usual_loss(name)),
+    *(("spike", "recommended", {"user_to_item": form}) for form in ("off", "add", "instead")),
+    *((name, "recommended", {"loss": loss}) for name in TRAINED for loss in sorted(other_losses(name))),
 ]
 """Every preset, and every loss that no preset has, of every model."""
 

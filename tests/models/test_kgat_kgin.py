@@ -7,8 +7,6 @@ import pytest
 import torch
 from torch.nn import functional
 
-from spike_kit.models.base import Batch
-from spike_kit.models.kg_encoder import EncoderDraws
 from spike_kit.models.kgat import BiInteraction, Kgat, KgatConfig
 from spike_kit.models.kgin import Kgin, KginConfig, distance_correlation
 from tests.world import World
@@ -72,12 +70,9 @@ def test_kgat_puts_normalised_layers_side_by_side(world: World) -> None:
         one = functional.leaky_relu((nodes + received) @ layer.sum.weight.T + layer.sum.bias)
         nodes = one + functional.leaky_relu((nodes * received) @ layer.product.weight.T + layer.product.bias)
         layers.append(nodes / nodes.norm(dim=1, keepdim=True))
-    expected = torch.cat(layers, dim=1)
-    users, items = model.embeddings()
-    n_users = world.graph.n_users
-    torch.testing.assert_close(users, expected[:n_users])
-    torch.testing.assert_close(items, expected[n_users : n_users + world.graph.n_items])
-    assert users.shape[1] == 8 + 8 + 4
+    expected = torch.cat(layers, dim=1)[: world.graph.n_users + world.graph.n_items]
+    assert expected.shape[1] == 8 + 8 + 4
+    torch.testing.assert_close(torch.cat(model.embeddings()), expected)
 
 
 def test_kgat_sees_every_edge_once_in_its_phase(world: World) -> None:
@@ -104,8 +99,6 @@ def test_kgin_users_weigh_their_items_by_intents(world: World) -> None:
         expected.append(users[user] + row / row.norm())
     found, _ = model.embeddings()
     torch.testing.assert_close(found, torch.stack(expected))
-    batch = Batch(torch.tensor([0]), torch.tensor([1]), torch.tensor([30]))
-    assert "independence" in model.training_losses(batch, EncoderDraws())
 
 
 @pytest.mark.parametrize("seed", range(3))

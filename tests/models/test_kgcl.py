@@ -23,9 +23,8 @@ def test_a_thinned_graph_has_its_own_degrees(world: World) -> None:
     dense[graph.train_user[kept].numpy(), graph.train_item[kept].numpy()] = 1
     scale = np.sqrt(np.outer(dense.sum(1), dense.sum(0)))
     expected = np.divide(dense, scale, out=np.zeros_like(dense), where=scale > 0)
-    items = torch.eye(graph.n_items)
-    users = torch.eye(graph.n_users)
-    to_users, to_items = bipartite.step(users, items, bipartite.thinned(kept))
+    identities = torch.eye(graph.n_users), torch.eye(graph.n_items)
+    to_users, to_items = bipartite.step(*identities, bipartite.thinned(kept))
     np.testing.assert_allclose(to_users.numpy(), expected, atol=1e-6)
     np.testing.assert_allclose(to_items.numpy(), expected.T, atol=1e-6)
 
