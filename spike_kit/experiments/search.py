@@ -168,9 +168,9 @@ def _ended(study: Any) -> list[Any]:
 
 def _log(_: Any, trial: Any) -> None:
     """Tell how a trial ended."""
-    if reached := trial.user_attrs.get(_REACHED):
-        shown = (trial.state.name.lower(), MONITOR, reached[VALID], reached["seconds"], trial.params)
-        logger.info("trial %d: %s, %s %.4f, %.1f s, %s", trial.number, *shown)
+    reached = trial.user_attrs[_REACHED]
+    shown = (trial.state.name.lower(), MONITOR, reached[VALID], reached["seconds"], trial.params)
+    logger.info("trial %d: %s, %s %.4f, %.1f s, %s", trial.number, *shown)
 
 
 def space_of(config: RunConfig, timed: bool, given: Space | None = None) -> Space:
