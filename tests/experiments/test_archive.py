@@ -6,37 +6,26 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
-from spike_kit.base import paths, storage
+from spike_kit.base import storage
 from spike_kit.base.errors import DataError
 from spike_kit.data.dataset import Dataset
 from spike_kit.experiments import archive
 from spike_kit.experiments.archive import PER_USER, RUNS, find_kept, keep_run, known_runs, read_archive, write_archive
-from spike_kit.experiments.run import RunConfig, finished_runs, load_model, run
+from spike_kit.experiments.run import load_model
 from spike_kit.experiments.run_folder import Run
 from spike_kit.results.comparison import comparison_table
 from spike_kit.results.frames import results_table
 from spike_kit.training.loop import MONITOR
-from tests.conftest import at_home
-
-
-@pytest.fixture(scope="module")
-def trained_home(built_world: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A home with runs of two models, two seeds each."""
-    with at_home(tmp_path_factory.mktemp("archive")) as home:
-        shutil.copytree(built_world, paths.data_root() / "world")
-        for model in ("bprmf", "popularity"):
-            for seed in (0, 1):
-                training = {"epochs": 2, "batch_size": 512}
-                run(RunConfig(model=model, dataset="world", seed=seed, training=training), progress=False)
-        return home
 
 
 @pytest.fixture
-def done(data: Dataset, trained_home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[Run]:
+def done(runs: dict[str, list[Run]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[Run]:
     """Two models, two seeds each, and an archive of one's own."""
     monkeypatch.setattr(archive, "ROOT", tmp_path / "study")
-    shutil.copytree(trained_home / "data" / "runs", paths.runs_root())
-    return finished_runs(data)
+    kept = [*runs["lightgcn"], *runs["bprmf"]]
+    for one in (one for group in runs.values() for one in group if one not in kept):
+        shutil.rmtree(one.path)
+    return kept
 
 
 def hide(one: Run) -> None:

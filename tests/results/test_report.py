@@ -13,39 +13,20 @@ from spike_kit.base.errors import DataError
 from spike_kit.cli import main
 from spike_kit.data.dataset import Dataset
 from spike_kit.evaluation.groups import sparsity_groups, train_interactions
-from spike_kit.experiments import archive, tuned
-from spike_kit.experiments.run import RunConfig, run
+from spike_kit.experiments import archive
 from spike_kit.experiments.run_folder import Run
-from spike_kit.experiments.search import save_tuned, search
 from spike_kit.results.frames import group_means, per_user_metric
 from spike_kit.results.report import report, table_page
 from spike_kit.results.significance import holm, paired_test
-from tests.conftest import at_home
-
-
-@pytest.fixture(scope="module")
-def tuned_knn(built_world: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
-    """Tuned settings of item-kNN that a search chose for the tiny world, and a run with them."""
-    with at_home(tmp_path_factory.mktemp("knn")):
-        shutil.copytree(built_world, paths.data_root() / "world")
-        knn = RunConfig(model="itemknn", dataset="world")
-        save_tuned(knn, search(knn, 1), None)
-        return tuned.own_path("world", "itemknn"), run(knn.replace(preset="tuned"), progress=False).path
 
 
 @pytest.fixture
-def finished(runs: dict[str, list[Run]], tuned_knn: tuple[Path, Path]) -> list[Run]:
-    """Popularity, tuned item-kNN, and SPiKE with two seeds, one ablation with both and one with the first."""
-    settings, knn = tuned_knn
-    tuned.own_path("world", "itemknn").parent.mkdir(parents=True)
-    shutil.copy(settings, tuned.own_path("world", "itemknn"))
-    chosen = {"popularity", "spike", "without matching", "low rho"}
-    for name, group in runs.items():
-        for one in group if name not in chosen else []:
-            shutil.rmtree(one.path)
-    shutil.copytree(knn, paths.runs_root() / knn.name)
-    spike = [one for name in ("spike", "without matching", "low rho") for one in runs[name]]
-    return [*runs["popularity"], Run(paths.runs_root() / knn.name), *spike]
+def finished(runs: dict[str, list[Run]]) -> list[Run]:
+    """Popularity, and SPiKE with two seeds, one ablation with both and one with the first."""
+    kept = [one for name in ("popularity", "spike", "without matching", "low rho") for one in runs[name]]
+    for one in (one for group in runs.values() for one in group if one not in kept):
+        shutil.rmtree(one.path)
+    return kept
 
 
 def rows_of(text: str, title: str) -> list[list[str]]:
@@ -58,10 +39,10 @@ def rows_of(text: str, title: str) -> list[list[str]]:
 def test_the_tables_hold_what_the_runs_hold(data: Dataset, finished: list[Run]) -> None:
     activity = pd.Series(range(10, 10 + len(data.users)))
     text = report("world", finished, activity)
-    spike = per_user_metric(finished[2:4])
+    spike = per_user_metric(finished[1:3])
     models = {row[0]: row for row in rows_of(text, "Test split")}
     (label,) = (name for name in models if name.startswith("SPiKE"))
-    assert set(models) == {label, "Popularity", "Item-kNN (tuned)"}
+    assert set(models) == {label, "Popularity"}
     assert models[label][1] == "2"
     assert f"{spike.mean():.4f}" in models[label][3]
     assert models[label][4] == ""
@@ -82,17 +63,15 @@ def test_the_tables_hold_what_the_runs_hold(data: Dataset, finished: list[Run]) 
         "rho=0.25": "1",
     }
     tests = (
-        paired_test(per_user_metric(finished[4:6]), spike),
-        paired_test(*map(per_user_metric, ([finished[6]], [finished[2]]))),
+        paired_test(per_user_metric(finished[3:5]), spike),
+        paired_test(*map(per_user_metric, ([finished[5]], [finished[1]]))),
     )
     adjusted = holm([test["p permutation"] for test in tests])
     for name, test, p in zip(("w/o matching", "rho=0.25"), tests, adjusted, strict=True):
         assert ablations[name][2].startswith(f"{test['difference']:+.4f} [{test['low']:+.4f}, {test['high']:+.4f}]")
         assert ablations[name][3] == f"{p:.2g}"
-    (searched,) = rows_of(text, "Searches")
-    assert (searched[0], searched[2]) == ("Item-kNN", "15")
     with pytest.raises(DataError, match="spike was not run on world"):
-        report("world", finished[:2], activity)
+        report("world", finished[:1], activity)
 
 
 def test_the_tables_say_what_code_they_come_from(data: Dataset, finished: list[Run]) -> None:
