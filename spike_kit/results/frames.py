@@ -176,12 +176,7 @@ def full_model(runs: Sequence[Run], model: str = "spike") -> tuple[list[Run], li
     raise DataError(f"the full model of {model} was not run", f"train it: spike-kit train --model {model}")
 
 
-def results_table(
-    runs: Sequence[Run],
-    split: str = "test",
-    metrics: Sequence[str] = HEADLINE,
-    values: Sequence[Mapping[str, float]] | None = None,
-) -> pd.DataFrame:
+def results_table(runs: Sequence[Run], split: str = "test", metrics: Sequence[str] = HEADLINE) -> pd.DataFrame:
     """Average runs that differ in nothing but the seed.
 
     Parameters
@@ -192,8 +187,6 @@ def results_table(
         ``valid`` or ``test``.
     metrics
         Columns to show.
-    values
-        Metrics of each run; default: those stored in the run folders.
 
     Returns
     -------
@@ -205,13 +198,12 @@ def results_table(
     ConfigError
         If a metric is unknown.
     """
-    given = [run.metrics[split] for run in runs] if values is None else values
-    measured = pd.DataFrame([*given], index=[str(run.path) for run in runs])
-    if unknown := [name for name in metrics if name not in measured or measured[name].isna().any()]:
-        raise ConfigError(f"no metric named {some(unknown)}", f"known: {some(sorted(measured), limit=20)}")
     rows = []
     for label, group in grouped_by_seed(runs).items():
-        numbers = measured.loc[[str(run.path) for run in group], [*metrics]]
+        found = pd.DataFrame([run.metrics[split] for run in group])
+        if unknown := [name for name in metrics if name not in found]:
+            raise ConfigError(f"no metric named {some(unknown)}", f"known: {some(sorted(found), limit=20)}")
+        numbers = found[[*metrics]]
         row = {"model": label, "seeds": len({run.config["seed"] for run in group})}
         rows.append(row | numbers.mean().to_dict() | numbers.std().add_suffix(" sd").to_dict())
     return pd.DataFrame(rows, columns=["model", "seeds", *metrics, *(f"{name} sd" for name in metrics)])

@@ -319,11 +319,11 @@ def ranked_table(
         If a metric is unknown or a cut-off is not positive.
     """
     names = [f"{metric}@{k}" for metric in metrics for k in cutoffs]
-    values = None
-    if not all(name in run.metrics[split] for run in runs for name in names):
-        task = RankingTask.from_tables(data.tables, split, device)
-        values = [evaluate(load_model(run, data, device), task, cutoffs)[0] for run in runs]
-    return tables.as_markdown(results_table(runs, split, names, values), names)
+    task = RankingTask.from_tables(data.tables, split, device)
+    for run in runs:
+        if any(name not in run.metrics[split] for name in names):
+            run.metrics[split].update(evaluate(load_model(run, data, device), task, cutoffs)[0])
+    return tables.as_markdown(results_table(runs, split, names), names)
 
 
 def lists_markdown(data: Dataset, runs: Sequence[Run], split: str, k: int, device: torch.device) -> str:
