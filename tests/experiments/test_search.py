@@ -329,7 +329,7 @@ def test_the_command_prints_and_keeps_the_best_settings(
     for words in (command, "spike-kit train --dataset world --preset tuned"):
         assert main([*shlex.split(words)[1:], "--device", "cpu"]) == 0
     start = RunConfig(dataset="world").changed({"epochs": 1, "inject": False})
-    best = search(start, 3, target=target, trial_seconds=60).config
+    best = search(start, 3, target=target, trial_seconds=60.0).config
     assert [config.resolved() for config in asked] == [best.resolved()] * 2
     assert (best.training["epochs"], best.settings["inject"]) == (1, False)
 
