@@ -59,7 +59,7 @@ def gradients(name: str) -> list[dict[str, torch.Tensor]]:
     """Gradients of a model on each batch, before optimiser steps that change nothing, and the loss terms."""
     model, batches = built(name)
     optimizer = torch.optim.SGD(model.parameters(), lr=0.0)
-    loss_terms = distributed.shared(model, model.global_terms, optimizer)
+    loss_terms = distributed.shared(model, optimizer)
     found = []
     for batch in batches:
         terms = training_step(loss_terms, batch, model.draw(torch_generator(0, "draws")), optimizer)

@@ -25,7 +25,8 @@ def modules() -> dict[str, str]:
 
 
 def test_nobody_below_knows_anybody_above() -> None:
-    above, floors = [], ORDER.split()
+    above: list[str] = []
+    floors: list[str] = ORDER.split()
     for name, text in modules().items():
         own = floors.index(re.split(r"[/.]", name)[0])
         found = re.findall(r"^ *(?:from|import) spike_kit(?: import |\.)(\w+)", text, re.MULTILINE)

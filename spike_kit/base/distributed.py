@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
@@ -155,14 +155,15 @@ def on_first(work: Callable[[], Value]) -> Value:
     return told["value"]
 
 
-def shared(model: nn.Module, global_terms: Collection[str], optimizer: Optimizer) -> LossFunction:
+def shared(model: nn.Module, optimizer: Optimizer) -> LossFunction:
     """Return what computes a model's loss terms: the model itself, if it is alone.
 
-    In a group of processes it gives those of this process's shard of the batch, scaled so that their mean over the
-    processes is the term of the batch; terms in ``global_terms``, which do not look at the batch, stay as they are.
-    A batch is a dataclass of tensors with equally many rows. A process without a row (fewer rows than processes) takes
-    the first one and scales it by 0, because the mean over nothing has no gradient.
-    The parameters become those of process 0, and the optimiser takes the mean of the gradients over the processes.
+    In a group of processes it gives those of this process's shard of the batch, scaled by the size of the shard so that
+    their mean over the processes is the term of the batch. That is right for terms that do not look at the batch, too:
+    they are the same in every process, and the scales have mean 1. A batch is a dataclass of tensors with equally many
+    rows. A process without a row (fewer rows than processes) takes the first one and scales it by 0, because the mean
+    over nothing has no gradient. The parameters become those of process 0, and the optimiser takes the mean of the
+    gradients over the processes.
     """
     if size() == 1:
         return model
@@ -174,7 +175,7 @@ def shared(model: nn.Module, global_terms: Collection[str], optimizer: Optimizer
         scale = size() * rows.numel() / len(ids)
         rows = rows if rows.numel() else rows.new_zeros(1)
         terms = model(type(batch)(**{name: tensor.index_select(0, rows) for name, tensor in tensors.items()}), draws)
-        return {name: term if name in global_terms else scale * term for name, term in terms.items()}
+        return {name: scale * term for name, term in terms.items()}
 
     def average_gradients(*_: Any) -> None:
         for parameter in model.parameters():

@@ -242,10 +242,11 @@ class Dataset:
             If a row is missing or wrong, or the name of the set is not usable.
         """
         check_profiles_name(name)
-        file, whole = self.profiles_path(name), isinstance(profiles, pd.DataFrame)
-        batches = [self._checked_profiles(profiles, f"profile set {name}")] if whole else profiles
+        file = self.profiles_path(name)
+        if isinstance(profiles, pd.DataFrame):
+            profiles = [self._checked_profiles(profiles, f"profile set {name}")]
         with storage.atomic_file(file) as temporary:
-            rows = _write_batches(temporary, batches, {"provenance": provenance or {}})
+            rows = _write_batches(temporary, profiles, {"provenance": provenance or {}})
             if rows != (due := len(self.users) + len(self.entities)):
                 raise DataError(f"profile set {name}: {rows} profiles, expected {due}", "write the profiles again")
         return file
@@ -389,7 +390,7 @@ def _write_batches(
     with ExitStack() as stack:
         writer: pyarrow.parquet.ParquetWriter | None = None
         for batch in batches:
-            batch.attrs = attributes or {}
+            batch.attrs = {**(attributes or {})}
             table = pyarrow.Table.from_pandas(batch, preserve_index=False)
             if writer is None:
                 writer = pyarrow.parquet.ParquetWriter(file, table.schema, compression="zstd", **options)

@@ -173,8 +173,6 @@ class TrainedRecommender(nn.Module, Recommender, Generic[TrainedConfigT]):
     """A recommender with parameters, trained by the one loop of `spike_kit.training.loop`."""
 
     config: TrainedConfigT
-    global_terms: ClassVar[frozenset[str]] = frozenset()
-    """Loss terms that do not depend on the batch; all others are means over its interactions."""
 
     def __init__(
         self, config: TrainedConfigT, graph: Graph, vectors: ProfileVectors | None, generator: torch.Generator

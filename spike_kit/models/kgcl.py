@@ -51,8 +51,6 @@ class RelationalGat(EntityRecommender[ConfigT]):
     Edges are sorted by head, then tail; a step, or a view, uses those at some ascending positions.
     """
 
-    global_terms = frozenset({"l2_all"})
-
     def build(self, generator: torch.Generator) -> None:
         """Draw the tables and the matrix of the attention, and choose the edges."""
         super().build(generator)

@@ -63,7 +63,6 @@ class KgRec(KgEncoder[KgRecConfig]):
     """The encoder with two losses: hidden rationales are reconstructed, and two views of the items are contrasted."""
 
     title: ClassVar = "KGRec"
-    global_terms: ClassVar = frozenset({"reconstruction", "contrast"})
     presets: ClassVar = {
         "recommended": Preset(KgRecConfig(), TrainingConfig(learning_rate=5e-3)),
         "reference": Preset(

@@ -89,8 +89,6 @@ ConfigT = TypeVar("ConfigT", bound=PropagatedConfig)
 class PropagatedRecommender(TableRecommender[ConfigT]):
     """A recommender whose embeddings are those of users and items, propagated over the user-item graph."""
 
-    global_terms = frozenset({"l2_all"})
-
     def build(self, generator: torch.Generator) -> None:
         """Draw the tables."""
         super().build(generator)

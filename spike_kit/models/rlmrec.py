@@ -137,7 +137,6 @@ class RlmRecGen(_RlmRec[RlmRecGenConfig]):
     """
 
     title: ClassVar = "RLMRec-Gen"
-    global_terms = frozenset({"l2_all", "text"})
     presets: ClassVar = {
         "recommended": Preset(RlmRecGenConfig(), TrainingConfig(learning_rate=5e-3)),
         "reference": Preset(

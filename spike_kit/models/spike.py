@@ -116,7 +116,6 @@ class Spike(KgEncoder[SpikeConfig]):
     """Without the loss, which is part of the recommended form: the softmax on cosines was its best one on validation of
     every data set of docs/study."""
     uses_text: ClassVar = True
-    global_terms: ClassVar = frozenset({"matching"})
 
     text_loadings: Tensor
 

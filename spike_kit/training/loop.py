@@ -94,7 +94,7 @@ def fit(
     now = TrainingState(model, optimizer, *generators, config, state)
     if state is not None:
         now.resume(state, seed)
-    loss_terms = distributed.shared(model, model.global_terms, optimizer)
+    loss_terms = distributed.shared(model, optimizer)
     quiet = not progress or distributed.rank() > 0
     with (
         deterministic(),

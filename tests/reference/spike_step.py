@@ -6,6 +6,7 @@ import itertools
 import statistics
 import sys
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from pydantic import Field
@@ -15,7 +16,7 @@ from spike_kit.base.seeds import numpy_generator, torch_generator
 from spike_kit.data.dataset import Dataset
 from spike_kit.data.graph import Graph
 from spike_kit.models import find_preset
-from spike_kit.models.spike import Spike
+from spike_kit.models.spike import Spike, SpikeConfig
 from spike_kit.training.loop import training_step
 from spike_kit.training.sampling import NegativeSampler, epoch_batches
 from tests.reference.spike import PlainSpike
@@ -38,13 +39,14 @@ def bench_step(setup: StepSetup) -> Measured:
     """Take plain steps and the kit's in turns."""
     data = Dataset.open(setup.dataset)
     graph, vectors, named = Graph.from_tables(data.tables), data.vectors(), find_preset("spike", setup.preset)
-    copied, model = (Spike(named.model, graph, vectors, torch_generator(0, "init")) for _ in range(2))
+    config = SpikeConfig.parse(dict(named.model))
+    copied, model = (Spike(config, graph, vectors, torch_generator(0, "init")) for _ in range(2))
     plain = PlainSpike(copied, vectors, numpy_generator(0, "edges"))
     sampler, order, size = NegativeSampler(graph), torch_generator(0, "batches"), named.training.batch_size
     epochs = (epoch_batches(graph, sampler, size, order) for _ in itertools.count())
     batches = (batch for epoch in epochs for batch in epoch)
 
-    def steps_of(model: Spike, loss_terms: Callable, draw: Callable, **adam: bool) -> Callable[[], float]:
+    def steps_of(model: Spike, loss_terms: Callable, draw: Callable, **adam: Any) -> Callable[[], float]:
         optimizer = torch.optim.Adam(model.parameters(), lr=named.training.learning_rate, **adam)
         draws = torch_generator(0, "draws")
 
