@@ -36,7 +36,7 @@ from tests.profiles.llm_server import (
     sends,
     stored,
 )
-from tests.profiles.test_prompt_fences import assert_fenced
+from tests.profiles.test_prompts import assert_fenced
 from tests.profiles.tiny import INTERACTIONS, served, tiny_study, tiny_tables
 from tests.profiles.tiny import generation as tiny_generation
 
@@ -247,7 +247,7 @@ HOSTILE = [
 
 
 def test_no_text_of_the_data_or_of_an_answer_leaves_its_quotation_marks() -> None:
-    """What no data-set folder takes is tried in test_prompt_fences; here all goes through folder, server and store."""
+    """What no data-set folder takes is tried in test_prompts; here all goes through folder, server and store."""
     plain = [
         prompt.user
         for kind in ("item", "auxiliary", "user")

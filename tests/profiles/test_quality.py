@@ -14,20 +14,6 @@ from spike_kit.base.errors import DataError
 from spike_kit.data.dataset import FILLED
 from spike_kit.data.vectors import ProfileVectors
 from spike_kit.profiles import quality
-from spike_kit.profiles.quality import (
-    comparable,
-    distinct_2,
-    faithfulness,
-    lower_words,
-    measure_profiles,
-    named_facts,
-    near_duplicates,
-    nearest,
-    quality_table,
-    spread,
-    supported,
-    unsupported_facts,
-)
 
 PROMPT = "Title: Alien (1979). Directed by Ridley Scott. Cast: Sigourney Weaver; genre: horror."
 
@@ -49,14 +35,14 @@ PROMPT = "Title: Alien (1979). Directed by Ridley Scott. Cast: Sigourney Weaver;
     ],
 )
 def test_names_and_numbers_are_found(text: str, facts: str) -> None:
-    assert "; ".join(named_facts(text)) == facts
+    assert "; ".join(quality.named_facts(text)) == facts
 
 
 def test_words_known_in_lower_case_are_no_names_at_the_start_of_a_sentence_only() -> None:
     text = "Thrillers please. He saw Thrillers."
-    assert named_facts(text, lower_words(["he buys thrillers"])) == ["Thrillers"]
-    assert named_facts("Thrillers please.", lower_words(["he buys thrillers"])) == []
-    assert named_facts("Thrillers please.", lower_words(["he buys Thrillers"])) == ["Thrillers"]
+    assert quality.named_facts(text, quality.lower_words(["he buys thrillers"])) == ["Thrillers"]
+    assert quality.named_facts("Thrillers please.", quality.lower_words(["he buys thrillers"])) == []
+    assert quality.named_facts("Thrillers please.", quality.lower_words(["he buys Thrillers"])) == ["Thrillers"]
 
 
 @pytest.mark.parametrize(
@@ -80,15 +66,15 @@ def test_words_known_in_lower_case_are_no_names_at_the_start_of_a_sentence_only(
 def test_support_ignores_case_accents_and_punctuation_but_not_word_boundaries(
     name: str, prompt: str, expected: bool
 ) -> None:
-    assert supported(name, comparable(prompt)) is expected
+    assert quality.supported(name, quality.comparable(prompt)) is expected
 
 
 def test_one_invented_name_of_three() -> None:
     profile = "Alien by Ridley Scott stars Tom Hanks."
-    assert faithfulness(profile, PROMPT) == pytest.approx(2 / 3)
-    assert unsupported_facts(profile, PROMPT) == ["Tom Hanks"]
-    assert faithfulness("A horror film.", PROMPT) != faithfulness("A horror film.", PROMPT)
-    assert faithfulness(PROMPT, PROMPT) == 1
+    assert quality.faithfulness(profile, PROMPT) == pytest.approx(2 / 3)
+    assert quality.unsupported_facts(profile, PROMPT) == ["Tom Hanks"]
+    assert quality.faithfulness("A horror film.", PROMPT) != quality.faithfulness("A horror film.", PROMPT)
+    assert quality.faithfulness(PROMPT, PROMPT) == 1
 
 
 PARTS = ["A", "A ", "a-", "A-b", "'", '"', "“a", "'a", "111,", "1,", "A.", "\\", "((", "日本", "A b'c ", "\n", "I "]
@@ -99,17 +85,17 @@ HOSTILE = ["", "\x00\ud7ff\u202e", "A" + " " * 99_998 + "&", *(part * (100_000 /
 @pytest.mark.parametrize("text", HOSTILE, ids=lambda text: repr(text[:6]))
 def test_hostile_texts_are_measured_in_time(text: str) -> None:
     start = time.process_time()
-    value = faithfulness(text, text)
+    value = quality.faithfulness(text, text)
     assert math.isnan(value) or value == 1
     texts = [text, "one two three four"]
-    assert 0 <= distinct_2(texts) <= 1
-    assert not near_duplicates(texts).any()
+    assert 0 <= quality.distinct_2(texts) <= 1
+    assert not quality.near_duplicates(texts).any()
     assert time.process_time() - start < 10
 
 
 def test_distinct_pairs_never_cross_texts() -> None:
-    assert distinct_2(["a b a b", "b a"]) == pytest.approx(2 / 4)
-    assert math.isnan(distinct_2(["a", "b", ""]))
+    assert quality.distinct_2(["a b a b", "b a"]) == pytest.approx(2 / 4)
+    assert math.isnan(quality.distinct_2(["a", "b", ""]))
 
 
 def brute_force(texts: list[str], threshold: float = 0.8) -> np.ndarray:
@@ -131,11 +117,11 @@ def test_planted_near_duplicates_are_found_and_nothing_else(monkeypatch: pytest.
         texts[place + 100] = texts[place].replace(texts[place].split()[place % 60], "changed")
     for place in range(201, 250):
         texts[place] = " ".join(texts[place - 1].split()[:30] + texts[place].split()[30:])
-    near = near_duplicates(texts)
+    near = quality.near_duplicates(texts)
     np.testing.assert_array_equal(near, brute_force(texts))
     assert near.sum() == 40
     monkeypatch.setattr(quality, "CHUNK_ENTRIES", 50)
-    np.testing.assert_array_equal(near_duplicates(texts), near)
+    np.testing.assert_array_equal(quality.near_duplicates(texts), near)
 
 
 @pytest.mark.parametrize("vocabulary", [3, 20])
@@ -144,17 +130,18 @@ def test_near_duplicates_of_few_words_are_found_whatever_they_share(
 ) -> None:
     monkeypatch.setattr(quality, "BUCKET_WINDOW", 200)
     texts = random_texts(200, 12, vocabulary)
-    np.testing.assert_array_equal(near_duplicates(texts, 0.5), brute_force(texts, 0.5))
+    np.testing.assert_array_equal(quality.near_duplicates(texts, 0.5), brute_force(texts, 0.5))
 
 
 def test_the_same_words_are_duplicates_and_a_large_group_stays_cheap() -> None:
-    assert near_duplicates(["Hello, you!", "other", "hello you", "", "?!"]).tolist() == [True, False, True, True, True]
+    same = quality.near_duplicates(["Hello, you!", "other", "hello you", "", "?!"])
+    assert same.tolist() == [True, False, True, True, True]
     base = random_texts(1, 60)[0]
     texts = [f"{base} end{number}" for number in range(1000)] + ["same text here"] * 1000 + random_texts(101, 60)[1:]
     start = time.process_time()
-    assert near_duplicates(texts).sum() == 2000
+    assert quality.near_duplicates(texts).sum() == 2000
     assert time.process_time() - start < 5
-    assert len(near_duplicates([])) == 0
+    assert len(quality.near_duplicates([])) == 0
 
 
 def test_repeated_shingles_count_once_and_the_threshold_itself_is_near() -> None:
@@ -162,20 +149,20 @@ def test_repeated_shingles_count_once_and_the_threshold_itself_is_near() -> None
         ["a b c d e f g h " * 3 + end for end in ("one", "two")],
         ["one two three four five six seven eight nine ten" + end for end in ("", " x y")],
     ):
-        assert near_duplicates(texts, 8 / 10).all()
-        assert not near_duplicates(texts, 8 / 10 + 1e-6).any()
+        assert quality.near_duplicates(texts, 8 / 10).all()
+        assert not quality.near_duplicates(texts, 8 / 10 + 1e-6).any()
 
 
 def test_spread_and_nearest_equal_brute_force() -> None:
     rows = torch.randn(40, 7, generator=torch.Generator().manual_seed(1)) + 0.5
     distance = 1 - functional.cosine_similarity(rows[:, None].double(), rows[None].double(), dim=-1)
     off = ~torch.eye(40, dtype=torch.bool)
-    assert spread(rows) == pytest.approx(distance[off].mean().item(), abs=1e-9)
+    assert quality.spread(rows) == pytest.approx(distance[off].mean().item(), abs=1e-9)
     closest = distance.masked_fill(~off, 9).amin(1).mean().item()
-    assert nearest(rows) == pytest.approx(closest, abs=1e-5)
-    assert spread(torch.ones(3, 2)) == pytest.approx(0)
-    assert math.isnan(spread(rows[:1]))
-    assert math.isnan(nearest(rows[:1]))
+    assert quality.nearest(rows) == pytest.approx(closest, abs=1e-5)
+    assert quality.spread(torch.ones(3, 2)) == pytest.approx(0)
+    assert math.isnan(quality.spread(rows[:1]))
+    assert math.isnan(quality.nearest(rows[:1]))
 
 
 def frame(rows: list[tuple[str, int, str]], usage: str = "{}") -> pd.DataFrame:
@@ -193,7 +180,7 @@ PROMPTS: dict[str, dict[tuple[str, int], str]] = dict.fromkeys(("template", "mod
 def test_profile_sets_are_compared_on_the_subjects_they_share() -> None:
     vectors = {"template": ProfileVectors(torch.eye(1, 3), torch.eye(3))}
     both = {"template": TEMPLATE, "model": pd.concat([MODEL, frame([("item", 0, "filled in")], FILLED)])}
-    table = quality_table(both, PROMPTS, {"item": 3, "user": 2}, vectors)
+    table = quality.quality_table(both, PROMPTS, {"item": 3, "user": 2}, vectors)
     assert table[["profiles", "subject", "n"]].to_numpy().tolist() == [
         ["template", "item", 1],
         ["model", "item", 1],
@@ -205,10 +192,10 @@ def test_profile_sets_are_compared_on_the_subjects_they_share() -> None:
     assert table["words_max"].tolist() == [4, 4, 2, 4]
     assert table["over_limit"].tolist() == [1, 1, 0, 1]
     assert table["spread"].isna().all()
-    alone = quality_table({"template": TEMPLATE}, PROMPTS, {"item": 9, "user": 9}, vectors).set_index("subject")
+    alone = quality.quality_table({"template": TEMPLATE}, PROMPTS, {"item": 9, "user": 9}, vectors).set_index("subject")
     assert alone.loc["item", ["n", "spread", "nearest"]].tolist() == pytest.approx([2, 1, 1])
 
 
 def test_profile_sets_without_a_common_subject_are_not_compared() -> None:
     with pytest.raises(DataError, match=r"no subject has a profile of each profile set \(template, model\)"):
-        measure_profiles({"template": TEMPLATE, "model": MODEL.tail(1)}, PROMPTS)
+        quality.measure_profiles({"template": TEMPLATE, "model": MODEL.tail(1)}, PROMPTS)

@@ -11,22 +11,11 @@ from hypothesis import strategies as st
 from spike_kit.data.dataset import Dataset
 from spike_kit.data.text import clean
 from spike_kit.profiles import template
-from spike_kit.profiles.template import (
-    UNKNOWN_TASTE,
-    WORD_LIMIT,
-    ensure_profiles,
-    fill,
-    listed,
-    paragraph,
-    sentence,
-    template_texts,
-    typical,
-)
 from tests.world import World, make_world
 
 
 def test_profiles_say_what_the_graph_says(world: World) -> None:
-    texts = template_texts(world.tables)
+    texts = template.template_texts(world.tables)
     assert texts["item"][0] == "Comedy film 0. It is a comedy film. It was directed by Director 0."
     opening, films = texts["auxiliary"][4].split(" Each of ")
     assert opening == "Director 0 (director)."
@@ -38,11 +27,11 @@ def test_profiles_say_what_the_graph_says(world: World) -> None:
 
 def test_profiles_come_from_train_alone_in_chunks_of_any_size(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
     train = world.tables.interactions[world.tables.interactions["split"] == "train"]
-    whole = template_texts(world.tables)
+    whole = template.template_texts(world.tables)
     monkeypatch.setattr(template, "CHUNK_OWNERS", 7)
-    assert template_texts(dataclasses.replace(world.tables, interactions=train)) == whole
-    others = train[train["user"] != 0].reset_index(drop=True)
-    assert template_texts(dataclasses.replace(world.tables, interactions=others))["user"][0] == UNKNOWN_TASTE
+    assert template.template_texts(dataclasses.replace(world.tables, interactions=train)) == whole
+    others = dataclasses.replace(world.tables, interactions=train[train["user"] != 0].reset_index(drop=True))
+    assert template.template_texts(others)["user"][0] == template.UNKNOWN_TASTE
 
 
 @given(st.text(min_size=1, max_size=200))
@@ -51,31 +40,31 @@ def test_hostile_labels_cannot_break_a_profile(label: str) -> None:
     tables = make_world().tables
     entities, items = tables.entities.copy(), tables.items.copy()
     entities.loc[0, "label"] = items.loc[0, "label"] = label
-    for subject, texts in template_texts(dataclasses.replace(tables, entities=entities, items=items)).items():
+    for subject, texts in template.template_texts(dataclasses.replace(tables, entities=entities, items=items)).items():
         assert all(text.strip() for text in texts)
-        assert all(len(text.split()) <= WORD_LIMIT[subject] for text in texts)
+        assert all(len(text.split()) <= template.WORD_LIMIT[subject] for text in texts)
         assert all("\n" not in text and "\x00" not in text for text in texts)
 
 
 def test_text_is_cleaned_and_put_together() -> None:
     assert clean("a\x00b\u202ec\n\nd  e\u0301") == "a bc d \u00e9"
     assert clean("one two three", 2) == "one two..."
-    assert listed(["A", "B"], 9) == "A, B and 7 more"
-    assert listed(["A"]) == "A"
-    assert sentence("Dr. No..") == "Dr. No."
-    assert paragraph(["a b", "c d", "e"], 3) == "a b e"
-    assert fill("{head} stars {tail}.", "{tail} {0}", "{head}") == "{tail} {0} stars {head}."
-    assert fill("{head} is a {tail} film.", "Alien", "action") == "Alien is an action film."
-    assert fill("{head} is an {tail} film.", "Alien", "drama") == "Alien is a drama film."
+    assert template.listed(["A", "B"], 9) == "A, B and 7 more"
+    assert template.listed(["A"]) == "A"
+    assert template.sentence("Dr. No..") == "Dr. No."
+    assert template.paragraph(["a b", "c d", "e"], 3) == "a b e"
+    assert template.fill("{head} stars {tail}.", "{tail} {0}", "{head}") == "{tail} {0} stars {head}."
+    assert template.fill("{head} is a {tail} film.", "Alien", "action") == "Alien is an action film."
+    assert template.fill("{head} is an {tail} film.", "Alien", "drama") == "Alien is a drama film."
 
 
 def test_ensure_profiles_writes_once_and_again_after_a_new_wording(
     data: Dataset, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    before = ensure_profiles(data)
-    assert ensure_profiles(data)["created"].equals(before["created"])
+    before = template.ensure_profiles(data)
+    assert template.ensure_profiles(data)["created"].equals(before["created"])
     monkeypatch.setattr("spike_kit.profiles.template.VERSION", "template next")
-    after = ensure_profiles(data)
+    after = template.ensure_profiles(data)
     assert (after["prompt_sha256"] != before["prompt_sha256"]).all()
 
 
@@ -87,7 +76,7 @@ def test_typical_facts_equal_a_plain_count() -> None:
     members = pd.DataFrame({"owner": rng.integers(0, 4, 40), "item": rng.integers(0, 20, 40)}).drop_duplicates()
     members = pd.concat([members, pd.DataFrame({"owner": 4, "item": links["owner"].unique()[:3]})])
     weight = rng.integers(1, 9, 20).astype(float)
-    found = typical(members["owner"].to_numpy(), members["item"].to_numpy(), links, weight, n_owners=6)
+    found = template.typical(members["owner"].to_numpy(), members["item"].to_numpy(), links, weight, n_owners=6)
     for owner in range(6):
         items = set(members.loc[members["owner"] == owner, "item"])
         scored = []
