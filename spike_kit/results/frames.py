@@ -202,7 +202,7 @@ def results_table(runs: Sequence[Run], split: str = "test", metrics: Sequence[st
     for label, group in grouped_by_seed(runs).items():
         found = pd.DataFrame([run.metrics[split] for run in group])
         if unknown := [name for name in metrics if name not in found]:
-            raise ConfigError(f"no metric named {some(unknown)}", f"known: {some(sorted(found), limit=20)}")
+            raise ConfigError(f"no metric named {some(unknown)}", f"known: {some(sorted(map(str, found)), limit=20)}")
         numbers = found[[*metrics]]
         row = {"model": label, "seeds": len({run.config["seed"] for run in group})}
         rows.append(row | numbers.mean().to_dict() | numbers.std().add_suffix(" sd").to_dict())

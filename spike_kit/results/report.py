@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Hashable, Iterable, Mapping, Sequence
 from pathlib import Path
 
 import pandas as pd
@@ -135,7 +135,7 @@ def _against(main: Sequence[Run], usual: Sequence[Run], groups: pd.Series) -> st
     if not usual:
         return ""
     runs = [*(run for run in main if run.config["model"] != usual[0].config["model"]), *usual]
-    columns: list[tuple[str, Iterable[str]]] = []
+    columns: list[tuple[Hashable, Iterable[str]]] = []
     for users, table in _compared(runs, groups, run_label(usual[0])).items():
         others = table[table["difference"].notna()]
         columns = columns or [("model", others["model"])]
@@ -195,8 +195,8 @@ def _code(runs: Sequence[Run]) -> str:
         row |= {"code, sha256": run.config.get("code_sha256", "")[:12] or declared}
         rows.append(row | {"dates": run.environment.get("date", "")})
     made = pd.DataFrame(rows).groupby(["commit", "code, sha256"], sort=False)["dates"]
-    table = made.agg(runs="size", dates=_period).sort_values("runs", ascending=False, kind="stable")
-    return markdown_table(table.reset_index().items())
+    table = pd.DataFrame({"runs": made.size(), "dates": made.agg(_period)})
+    return markdown_table(table.sort_values("runs", ascending=False, kind="stable").reset_index().items())
 
 
 def _period(dates: pd.Series) -> str:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Hashable, Iterable, Sequence
 from typing import Any
 
 import pandas as pd
@@ -93,7 +93,7 @@ def plain(values: Iterable[float], form: str = ".4f") -> list[str]:
     return ["" if pd.isna(value) else format(value, form) for value in values]
 
 
-def means(table: pd.DataFrame, name: str, style: dict[str, str] = MARKDOWN, digits: int = 4) -> list[str]:
+def means(table: pd.DataFrame, name: Hashable, style: dict[str, str] = MARKDOWN, digits: int = 4) -> list[str]:
     """A column of means as text in a style, with what its columns ``"<name> mark"`` and ``"<name> sd"`` hold.
 
     The best and the second are chosen before rounding; equal means share their rank.
@@ -119,7 +119,7 @@ def differences(table: pd.DataFrame, interval: bool = False) -> list[str]:
     return cells
 
 
-def markdown_table(columns: Iterable[tuple[str, Iterable[Any]]], padded: bool = False) -> str:
+def markdown_table(columns: Iterable[tuple[Hashable, Iterable[Any]]], padded: bool = False) -> str:
     """Markdown table of columns with their names; ``padded`` fills all cells to one width, for a terminal."""
     escaped = [[str(cell).replace("|", "\\|") for cell in (name, *cells)] for name, cells in columns]
     widths = [max(map(len, cells)) if padded else 0 for cells in escaped]

@@ -49,9 +49,9 @@ def here(cell: Cell) -> Future[Outcome]:
     return future
 
 
-def done(grid: Grid, **options: object) -> GridRun:
+def done(grid: Grid, archive: Path | None = None) -> GridRun:
     """The grid, carried out in this process."""
-    progress = GridRun(grid, **options)
+    progress = GridRun(grid, archive=archive)
     progress.do(nullcontext(here), 2)
     return progress
 

@@ -66,14 +66,14 @@ def test_seeds_are_compared_where_both_have_them(models: dict[str, list[Run]], f
 def test_what_cannot_be_compared_is_said(finished: list[Run]) -> None:
     other = Run(finished[0].path)
     vars(other)["config"] = {**finished[0].config, "dataset": "elsewhere"}
-    for given, message in (
-        ({"runs": []}, "no run to compare"),
-        ({"reference": "nope"}, "no model 'nope'"),
-        ({"metric": "ndcg@7"}, "no metric 'ndcg@7'"),
-        ({"runs": [*finished, other]}, "cannot be compared"),
+    for given, metric, reference, message in (
+        ([], "ndcg@20", "", "no run to compare"),
+        (finished, "ndcg@20", "nope", "no model 'nope'"),
+        (finished, "ndcg@7", "", "no metric 'ndcg@7'"),
+        ([*finished, other], "ndcg@20", "", "cannot be compared"),
     ):
         with pytest.raises(ConfigError, match=message):
-            comparison_table(**{"runs": finished} | given)
+            comparison_table(given, metric, reference=reference)
 
 
 def test_a_group_of_users_is_compared_alone(

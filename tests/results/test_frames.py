@@ -87,7 +87,7 @@ def test_means_of_groups_come_from_their_users(data: Dataset, runs: Runs) -> Non
     halves = pd.Series(np.where(data.users["user"] < 20, "few", "many"), name="group")
     table = frames.group_means([*runs["bprmf"], *runs["popularity"]], halves, "recall@20", "valid")
     assert list(table) == ["few (20 users)", f"many ({len(data.users) - 20} users)"]
-    means = table.loc[run_label(runs["bprmf"][0])].tolist()
+    means = list(table.loc[run_label(runs["bprmf"][0])])
     own = [one.per_user.query("split == 'valid' and user < 20")["recall@20"].mean() for one in runs["bprmf"]]
     assert means[0] == pytest.approx(np.mean(own))
     activity = pd.Series(np.where(data.users["user"] < 20, 1, 5))
