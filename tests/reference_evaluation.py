@@ -89,7 +89,8 @@ def loop(recommender: Recommender, task: RankingTask, cutoffs: Sequence[int]) ->
 def main() -> None:
     """Write the seconds of both, in turns, and their ratio; the loop ranks for some users only."""
     recommender, task = synthetic_task(10_000, 25_000)
-    some = task_of(*(part[:SAMPLE] for part in lists_of(task)), task.n_items)
+    seen, relevant = lists_of(task)
+    some = task_of(seen[:SAMPLE], relevant[:SAMPLE], task.n_items)
     with torch.no_grad():
         evaluate(recommender, task)
         theirs, ours, ratio = in_turns(

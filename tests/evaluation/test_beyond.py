@@ -161,10 +161,10 @@ def test_groups_of_items_by_hand(data: Dataset) -> None:
 def test_models_are_averaged_over_their_runs(data: Dataset) -> None:
     popular, random = Popularity(ModelConfig(), Graph.from_tables(data.tables)), embeddings(data)
     tables = measure_lists(data, iter([("a", popular), ("b", random), ("a", random)]), k=5)
-    whole = tables["whole lists"].set_index("model")
-    alone = measure_lists(data, [("popular", popular)], k=5)["whole lists"].set_index("model").loc["popular"]
+    whole = tables["whole lists"].set_index("model").to_dict("index")
+    (alone,) = measure_lists(data, [("popular", popular)], k=5)["whole lists"].to_dict("records")
     for measure in MEASURES:
-        assert whole.loc["a", measure] == pytest.approx((alone[measure] + whole.loc["b", measure]) / 2)
+        assert whole["a"][measure] == pytest.approx((alone[measure] + whole["b"][measure]) / 2)
     sizes = item_groups(data).value_counts(sort=False)
     columns = [f"{name} ({n}): {value}" for name, n in sizes.items() if n for value in ("recall", "share")]
     by_popularity = tables["items by popularity"].set_index("model")

@@ -28,7 +28,7 @@ def test_parity_with_the_reference_metrics() -> None:
         found = per_user[[f"{name}@{k}" for k in cutoffs]]
         np.testing.assert_allclose(found, fixture.arrays[f"{reference}.per_user.{key}"], atol=1e-6)
         expected = fixture.arrays[f"{reference}.mean.{key}"].tolist()
-        assert [means[column] for column in found] == pytest.approx(expected, abs=1e-6)
+        assert [means[str(column)] for column in found] == pytest.approx(expected, abs=1e-6)
     assert n_users > len(users)
 
 

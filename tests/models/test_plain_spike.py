@@ -157,7 +157,7 @@ def test_the_plain_step_draws_as_much_as_the_model(world: World) -> None:
     assert ours.nodes is not None
     assert theirs.nodes is not None
     assert theirs.nodes.shape == ours.nodes.shape
-    sizes = [torch.bincount(world.graph.relation[draws.edges.unique()], minlength=4) for draws in (ours, theirs)]
+    sizes = [torch.bincount(world.graph.relation[x.unique()], minlength=4) for x in (ours.edges, theirs.edges)]
     assert sizes[0].tolist() == sizes[1].tolist()
     assert sizes[1][3] == 0
     dropped = build(place, RELEASED)[1].draw(torch.Generator().manual_seed(2)).edges
