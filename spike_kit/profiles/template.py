@@ -61,7 +61,7 @@ def template_profiles(data: Dataset) -> pd.DataFrame:
     Returns
     -------
     DataFrame
-        As `spike_kit.data.dataset.PROFILES_SCHEMA` asks, ready for `Dataset.write_profiles`.
+        As `spike_kit.data.tables.SCHEMAS` asks, ready for `Dataset.write_profiles`.
     """
     parts = [
         pd.DataFrame({"subject": subject, "id": data.expected_ids(subject), "text": texts})
