@@ -58,26 +58,21 @@ def write_raw(folder: Path) -> None:
     (folder / "crew.tsv").write_text("\n".join(crew) + "\n", encoding="utf-8")
 
 
-def build() -> None:
-    """Build the data set in the working folder, with template profiles and vectors."""
+def everything() -> dict[str, Any]:
+    """Make a data set, runs, and profiles from stored answers in the working folder, the home; say how they look."""
     write_raw(Path("raw"))
     for command in (BUILD, ["profile", "golden"], ["encode", "golden", "--encoder", "tfidf-8"]):
         assert main(command) == 0
-
-
-def train(model: str, runs: Path) -> Path:
-    """Train a model; returns its run folder."""
-    assert main([*TRAIN, "--model", model, *MODELS[model]]) == 0
-    (folder,) = runs.glob(f"{model}-*")
-    return folder
-
-
-def paid(folder: Path) -> str:
-    """Write profiles from stored answers for the data set in a folder; returns the hash of their table."""
-    (folder.parent / "llm").mkdir()
-    shutil.copy(ANSWERS, folder.parent / "llm")
+    data = Path("data")
+    found: dict[str, Any] = {"dataset": dataset(data / "golden"), "runs": {}}
+    for model, options in MODELS.items():
+        assert main([*TRAIN, "--model", model, *options]) == 0
+        (folder,) = data.glob(f"runs/{model}-*")
+        found["runs"][model] = run(folder)
+    (data / "llm").mkdir()
+    shutil.copy(ANSWERS, data / "llm")
     assert main(PAID) == 0
-    return digest(folder / "profiles" / "paid.parquet")
+    return found | {"paid": digest(data / "golden" / "profiles" / "paid.parquet")}
 
 
 def dataset(folder: Path) -> dict[str, Any]:

@@ -17,26 +17,13 @@ def recorded() -> dict[str, Any]:
     return files.read()
 
 
-@pytest.fixture
-def golden(home: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """The data set of these tests, in the working folder."""
+def test_folders_are_the_same_and_answers_that_an_earlier_version_paid_for_are_not_asked_again(
+    home: Path, monkeypatch: pytest.MonkeyPatch, recorded: dict[str, Any]
+) -> None:
+    """The file of answers is never made anew: it stands for those that users have. No server stands behind it here."""
     monkeypatch.chdir(home)
-    files.build()
-    return home / "data" / "golden"
-
-
-def test_a_data_set_folder(golden: Path, recorded: dict[str, Any]) -> None:
-    assert files.dataset(golden) == recorded["dataset"], RECORD
-
-
-def test_run_folders(golden: Path, recorded: dict[str, Any]) -> None:
-    found = {model: files.run(files.train(model, golden.parent / "runs")) for model in files.MODELS}
-    assert found == recorded["runs"], RECORD
-
-
-def test_answers_that_an_earlier_version_paid_for_are_not_asked_again(golden: Path, recorded: dict[str, Any]) -> None:
-    """The file is never made anew: it stands for those that users have. Nobody answers at the address that is given."""
-    assert files.paid(golden) == recorded["paid"]
+    for what, found in files.everything().items():
+        assert found == recorded[what], RECORD
 
 
 def test_the_archive_of_the_study(recorded: dict[str, Any]) -> None:
