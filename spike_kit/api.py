@@ -33,7 +33,7 @@ from spike_kit.experiments.run import RunConfig, load_model
 from spike_kit.experiments.run_folder import Run
 from spike_kit.experiments.search import SearchResult
 from spike_kit.experiments.tuned import TUNED, tuned_path
-from spike_kit.figures.gallery import export_all
+from spike_kit.figures import gallery
 from spike_kit.models import find_model, find_preset
 from spike_kit.models.base import TrainedRecommender
 from spike_kit.profiles import report
@@ -471,7 +471,7 @@ def demo(
         cap = {} if epochs is None else {"epochs": epochs}
         finished = train(DEMO_MODELS, data, seeds=seeds, device=device, **cap)
     with _stage("figures"):
-        drawn = export_all(data, known_runs(data))
+        drawn = gallery.export(data)
     executed = []
     if notebooks:
         logging.getLogger("traitlets").setLevel(logging.WARNING)
@@ -479,13 +479,13 @@ def demo(
             for source in tqdm(sorted(NOTEBOOKS.glob("[0-9][0-9]_*.ipynb")), desc="notebooks", unit="notebook"):
                 executed.append(paths.data_root() / "notebooks" / data.name / source.name)
                 execute_notebook(source, executed[-1], dataset, experiment.data_version(data) + __version__)
-    figures = [file for artefact in drawn for file in artefact.files if file.suffix != ".csv"]
+    figures = [file for files in drawn["files"] for file in files if file.suffix != ".csv"]
     made = {"data set": [data.path], "run": [one.path for one in finished], "figure": figures, "notebook": executed}
     return "\n".join(
         [
             f"\n{data.name}: test split, weights chosen on validation\n\n{as_markdown(results_table(finished))}\n",
             *(f"{what:10} {paths.shown(path)}" for what, files in made.items() for path in files),
-            *(f"not run    {artefact.name}: {artefact.missing}" for artefact in drawn if artefact.missing),
+            *(f"not run    {name}: {why}" for name, why in zip(drawn["figure"], drawn["not run"], strict=True) if why),
             f"\nfinished in {time.perf_counter() - started:.0f} s; open the notebooks in JupyterLab with: make lab",
         ]
     )

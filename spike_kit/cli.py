@@ -614,15 +614,13 @@ def figures(
     only
         Names of the figures to draw; default: all.
     """
-    from spike_kit.experiments.archive import known_runs
-    from spike_kit.figures.gallery import FIGURES, export_all
+    from spike_kit.figures.gallery import FIGURES, export
 
     data = _open(dataset)
     for name in only:
         lookup(FIGURES, name, "figure")
-    for artefact in export_all(data, known_runs(data), folder, split=split, names=only or None):
-        written = ", ".join(paths.shown(file) for file in artefact.files)
-        print(f"{artefact.name:12} {written or f'not run: {artefact.missing}'}")
+    for name, files, missing in export(data, folder, split=split, names=only or None).itertuples(index=False):
+        print(f"{name:12} {', '.join(map(paths.shown, files)) or f'not run: {missing}'}")
 
 
 def demo(

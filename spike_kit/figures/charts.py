@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import textwrap
+from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
 
-from spike_kit.figures.maps import embedding_maps
 from spike_kit.figures.style import (
     COLOURS,
     DASHES,
@@ -36,6 +37,12 @@ _LABEL = 28
 _FEW = 6
 """Models whose bars are still told apart in one column of a page."""
 
+POINT_AREA = 2.5
+"""Area of a point in points squared."""
+
+OTHER, GREY = "other", "#BBBBBB"
+"""Name and colour of what has no colour of its own."""
+
 
 def result_bars(frame: pd.DataFrame) -> Figure:
     """Draw `results_frame`: a panel per metric, a group of bars per cut-off, a bar per model; the axis names the bars.
@@ -57,12 +64,13 @@ def result_bars(frame: pd.DataFrame) -> Figure:
     return figure
 
 
-def sparsity_bars(frame: pd.DataFrame) -> Figure:
-    """Draw `sparsity_frame`: a group of bars per range of train interactions, a bar per model."""
+def sparsity_bars(frame: pd.DataFrame, value: str = "mean") -> Figure:
+    """Draw `sparsity_frame`: bars of a ``value`` per range of train interactions and model."""
     with figure_style():
         figure = blank_figure(ONE_COLUMN if frame["model"].nunique() <= _FEW else TWO_COLUMNS, 1.8, frame["model"])
         axes = figure.subplots()
-        legend_above(figure, _grouped_bars(axes, frame, "group"))
+        legend_above(figure, _grouped_bars(axes, frame, "group", value))
+        axes.axhline(0, color="black", linewidth=0.6)
         groups = frame.drop_duplicates("group")
         ticks = [f"{name}\n({users})" for name, users in zip(groups["group"], groups["users"], strict=True)]
         axes.set_xticks(range(len(ticks)), ticks)
@@ -70,16 +78,16 @@ def sparsity_bars(frame: pd.DataFrame) -> Figure:
     return figure
 
 
-def _grouped_bars(axes: Axes, frame: pd.DataFrame, by: str) -> dict[str, Any]:
-    """Draw mean, low and high of all models side by side in each group (at 0, 1, ...); return the bars by model."""
+def _grouped_bars(axes: Axes, frame: pd.DataFrame, by: str, value: str = "mean") -> dict[str, Any]:
+    """Draw value, low and high of all models side by side in each group (at 0, 1, ...); return the bars by model."""
     models, groups = frame["model"].unique().tolist(), frame[by].unique().tolist()
     width, drawn = 0.84 / len(models), {}
     for index, model in enumerate(models):
         own = frame[frame["model"] == model].set_index(by).reindex(groups)
         places = np.arange(len(groups)) + (index - (len(models) - 1) / 2) * width
-        look = {"yerr": _errors(own, "mean"), "error_kw": _ERROR_BARS, **_bar_look(index)}
-        drawn[model] = axes.bar(places, own["mean"], width, **look)
-    axes.set_ylabel(_measured(frame))
+        look = {"yerr": _errors(own, value), "error_kw": _ERROR_BARS, **_bar_look(index)}
+        drawn[model] = axes.bar(places, own[value], width, **look)
+    axes.set_ylabel(_measured(frame, value))
     return drawn
 
 
@@ -94,10 +102,10 @@ def _errors(frame: pd.DataFrame, value: str) -> np.ndarray:
     return np.vstack([frame[value] - frame["low"], frame["high"] - frame[value]]).clip(0)
 
 
-def _measured(frame: pd.DataFrame) -> str:
+def _measured(frame: pd.DataFrame, value: str = "mean") -> str:
     """Label of an axis: the metric of a frame and its split."""
     first = frame.iloc[0]
-    return f"{metric_name(first['metric'])} ({plain(first['split'])})"
+    return f"{'Δ ' if value == 'difference' else ''}{metric_name(first['metric'])} ({plain(first['split'])})"
 
 
 def ablation_bars(frame: pd.DataFrame) -> Figure:
@@ -123,7 +131,7 @@ def ablation_bars(frame: pd.DataFrame) -> Figure:
         axes.axvline(0, color="black", linewidth=0.6)
         axes.locator_params(axis="x", nbins=3)
         axes.set_yticks(places, labels)
-        axes.set_xlabel(f"Δ {_measured(frame)}")
+        axes.set_xlabel(_measured(frame, "difference"))
     return figure
 
 
@@ -260,3 +268,88 @@ def node_maps(frame: pd.DataFrame) -> Figure:
     """Draw `map_frame`: a map per space, points coloured by kind."""
     panels = {str(title): part.reset_index(drop=True) for title, part in frame.groupby("panel", sort=False)}
     return embedding_maps(panels, next(iter(panels.values()))["kind"])
+
+
+@dataclass(frozen=True)
+class Colouring:
+    """How every point of a map is coloured.
+
+    Attributes
+    ----------
+    codes
+        ``[n]`` numbers: the category (the last one is `OTHER`), or the value itself.
+    names
+        Names of the categories, as they came from outside; empty for numbers.
+    """
+
+    codes: np.ndarray
+    names: tuple[str, ...]
+
+    @classmethod
+    def of(cls, column: pd.Series) -> Colouring:
+        """Numbers as they are; of other values the most frequent get a colour each."""
+        if pd.api.types.is_numeric_dtype(column) and not pd.api.types.is_bool_dtype(column):
+            return cls(column.to_numpy(dtype=np.float64, na_value=np.nan), ())
+        text = column.astype("str").where(column.notna(), OTHER)
+        kept = text[text != OTHER].value_counts().index[: len(COLOURS) - 1].tolist()
+        places = {value: number for number, value in enumerate(kept)}
+        codes = np.array([places.get(value, len(kept)) for value in text], dtype=np.float64)
+        return cls(codes, (*map(str, kept), OTHER))
+
+    @property
+    def colours(self) -> list[str]:
+        """One colour per category."""
+        return [*COLOURS[: len(self.names) - 1], GREY] if self.names else []
+
+    @property
+    def legend(self) -> dict[str, str]:
+        """Categories that occur, each with its colour."""
+        present = set(self.codes.tolist())
+        return {
+            name: colour
+            for code, (name, colour) in enumerate(zip(self.names, self.colours, strict=True))
+            if code in present
+        }
+
+
+def embedding_maps(
+    panels: Mapping[str, pd.DataFrame],
+    column: pd.Series,
+    rings: Mapping[int, str] | None = None,
+    title: str | None = None,
+) -> Figure:
+    """Draw one scatter per embedding space, points coloured by a column; points are rasterised, text is not.
+
+    Parameters
+    ----------
+    panels
+        Title to coordinates (columns x and y); the rows of all panels are the same things in the same order.
+    column
+        Value of every row: numbers on a scale, or groups, of which the largest get a colour of their own.
+    rings
+        Rows with a ring, and the name beside it (may be empty).
+    title
+        Title of the legend.
+    """
+    colouring, place = Colouring.of(column), pd.Index(rings or {})
+    look: dict[str, Any] = {"c": colouring.codes, "cmap": "cividis"}
+    if colouring.names:
+        look = {"c": np.array(colouring.colours)[colouring.codes.astype(int)]}
+    with figure_style():
+        figure = blank_figure(TWO_COLUMNS, 0.5 + TWO_COLUMNS / max(len(panels), 2.6))
+        axes = figure.subplots(1, len(panels), squeeze=False)[0]
+        for panel, (name, points) in zip(axes, panels.items(), strict=True):
+            panel.scatter(points["x"], points["y"], s=POINT_AREA, linewidths=0, alpha=0.75, rasterized=True, **look)
+            ringed = points.iloc[place]
+            panel.scatter(ringed["x"], ringed["y"], s=30, facecolors="none", edgecolors="black", linewidths=0.8)
+            for (x, y), text in zip(ringed[["x", "y"]].to_numpy(), (rings or {}).values(), strict=True):
+                panel.annotate(plain(text), (x, y), xytext=(0, 4), textcoords="offset points", ha="center", fontsize=6)
+            panel.set_title(plain(name))
+            panel.set_axis_off()
+        if colouring.names:
+            handles = [axes[0].scatter([], [], c=colour, s=4 * POINT_AREA) for colour in colouring.legend.values()]
+            labels = [plain(name) for name in colouring.legend]
+            figure.legend(handles, labels, loc="outside lower center", ncols=min(len(labels), 4), title=title)
+        else:
+            figure.colorbar(axes[0].collections[0], ax=axes, location="bottom", shrink=0.5, aspect=40, label=title)
+    return figure

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -13,9 +12,9 @@ from tqdm.auto import tqdm
 from spike_kit.base import paths, storage
 from spike_kit.base.errors import DataError, lookup
 from spike_kit.data.dataset import Dataset
+from spike_kit.experiments.archive import known_runs
 from spike_kit.experiments.run_folder import Run
-from spike_kit.figures import charts
-from spike_kit.figures.style import export
+from spike_kit.figures import charts, style
 from spike_kit.profiles.prompts import prompt_texts
 from spike_kit.profiles.quality import measure_profiles
 from spike_kit.results import frames
@@ -98,51 +97,46 @@ FIGURES: dict[str, Recipe] = {
 """Every figure by its name; sensitivity and learning curves are always of validation."""
 
 
-@dataclass(frozen=True)
-class Artefact:
-    """A figure or table of the gallery.
+def draw(data: Dataset, name: str, runs: Sequence[Run] | None = None, split: str = "test") -> Figure:
+    """Draw one of `FIGURES` by its name.
 
-    Attributes
+    Parameters
     ----------
-    name
-        Its name, without data set and ending.
-    files
-        What was written; nothing if it was not run.
-    missing
-        Why it was not drawn; empty if it was.
-    """
-
-    name: str
-    files: tuple[Path, ...] = ()
-    missing: str = ""
-
-
-def drawn(name: str, data: Dataset, runs: Sequence[Run], split: str = "test") -> tuple[Figure, pd.DataFrame]:
-    """Draw one of `FIGURES`; return it and the table it was drawn from.
+    data, name
+        Data set, and name of the figure.
+    runs
+        Finished runs; default: all that are known.
+    split
+        Split of the results.
 
     Raises
     ------
     ConfigError
         If there is no such figure.
     DataError
-        If what it shows was not run.
+        If the runs that it needs do not exist.
     """
+    return _drawn(Given(data, known_runs(data) if runs is None else runs, split), name)[0]
+
+
+def _drawn(of: Given, name: str) -> tuple[Figure, pd.DataFrame]:
+    """A figure, and the table it was drawn from."""
     recipe = lookup(FIGURES, name, "figure")
-    frame = recipe.frame(Given(data, runs, split))
+    frame = recipe.frame(of)
     if frame.empty:
         raise DataError(recipe.missing)
     return recipe.chart(frame), frame
 
 
-def export_all(
+def export(
     data: Dataset,
-    runs: Sequence[Run],
-    folder: Path | None = None,
-    *,
+    folder: str | Path | None = None,
+    runs: Sequence[Run] | None = None,
     split: str = "test",
+    *,
     names: Sequence[str] | None = None,
     progress: bool = True,
-) -> list[Artefact]:
+) -> pd.DataFrame:
     """Draw every figure that the runs allow and write it as PDF, SVG, PNG and CSV, and the results as LaTeX.
 
     Nothing is trained and nothing invented: a figure whose runs do not exist is listed with what is missing. Equal runs
@@ -152,16 +146,21 @@ def export_all(
     ----------
     data
         The data set.
-    runs
-        Its finished runs, for example from `spike_kit.experiments.archive.known_runs`.
     folder
         Where to write; default: figures/.
+    runs
+        Finished runs; default: all that are known.
     split
         Split of the results.
     names
         Names of the figures to draw; default: `FIGURES`, all of them.
     progress
-        Show a bar.
+        Show a progress bar.
+
+    Returns
+    -------
+    DataFrame
+        One row per figure, the table at the end: its name, its files, and what is missing where it was not drawn.
 
     Raises
     ------
@@ -170,18 +169,19 @@ def export_all(
     StorageError
         If a file cannot be written.
     """
-    folder = folder or paths.figures_root()
-    made = []
+    folder, rows = Path(folder or paths.figures_root()), []
+    of = Given(data, known_runs(data) if runs is None else runs, split)
     for name in tqdm(list(names or FIGURES), desc="figures", unit="figure", disable=not progress):
         try:
-            figure, table = drawn(name, data, runs, split)
+            figure, table = _drawn(of, name)
+            rows.append((name, style.export(figure, f"{name}-{data.name}", folder, table), ""))
         except DataError as error:
-            made.append(Artefact(name, missing=error.message))
-            continue
-        made.append(Artefact(name, tuple(export(figure, f"{name}-{data.name}", folder, table))))
-    if not runs:
-        return [*made, Artefact("table", missing="no run is finished")]
-    file = folder / f"results-{data.name}.tex"
-    with storage.atomic_file(file) as temporary:
-        temporary.write_text(latex_table(frames.results_table(runs, split)), encoding="utf-8")
-    return [*made, Artefact("table", (file,))]
+            rows.append((name, [], error.message))
+    if of.runs:
+        file = folder / f"results-{data.name}.tex"
+        with storage.atomic_file(file) as temporary:
+            temporary.write_text(latex_table(frames.results_table(of.runs, split)), encoding="utf-8")
+        rows.append(("table", [file], ""))
+    else:
+        rows.append(("table", [], "no run is finished"))
+    return pd.DataFrame(rows, columns=["figure", "files", "not run"])

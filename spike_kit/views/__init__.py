@@ -33,10 +33,10 @@ set, a generation of a `spike_kit.profiles.generate.Generation`.
 def __getattr__(name: str) -> Any:
     if name in VIEWS:
         return VIEWS[name]
-    if name in ("charts", "tables"):
-        return importlib.import_module(f"spike_kit.views.{name}")
+    if name == "tables":
+        return importlib.import_module("spike_kit.views.tables")
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 
 def __dir__() -> list[str]:
-    return [*globals(), *VIEWS, "charts", "tables"]
+    return [*globals(), *VIEWS, "tables"]

@@ -3,23 +3,24 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Sequence
+import time
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, get_args
 
 import pandas as pd
 
 from spike_kit.base.devices import resolve_device
-from spike_kit.base.errors import DataError, SpikeKitError, require
+from spike_kit.base.errors import SpikeKitError, require
 from spike_kit.data.dataset import Dataset
 from spike_kit.evaluation.groups import sparsity_groups
 from spike_kit.experiments import ablation
 from spike_kit.experiments.jobs import JobState, TrainingJob
 from spike_kit.experiments.run import RunConfig, describe
 from spike_kit.experiments.run_folder import Run
-from spike_kit.figures.charts import ablation_bars
+from spike_kit.figures.charts import ablation_bars, sparsity_bars
 from spike_kit.figures.style import COLOURS
 from spike_kit.models.spike import SpikeConfig
 from spike_kit.profiles.encode import DEFAULT_ENCODER
@@ -28,34 +29,27 @@ from spike_kit.results.comparison import corrected, paired
 from spike_kit.results.frames import over_shared_seeds, seed_means
 from spike_kit.training.checkpoint import MONITOR
 from spike_kit.views.safe import html_table, html_text, shown
-from spike_kit.views.widgets import DASHES, LAYOUT, PATTERNS, Panel, redraw, write
+from spike_kit.views.widgets import DASHES, LAYOUT, Panel, filled, redraw, write
 
 if TYPE_CHECKING:
+    from matplotlib.figure import Figure as Drawing
     from plotly.graph_objects import Figure
 
 REFRESH_SECONDS = 0.7
 """Time between two looks at a running training."""
 
-_COMPARED = ("difference", "low", "high", "p permutation")
-_ICONS = {True: "check", False: "times"}
-_TOGGLES = ("user_profiles", "item_profiles", "auxiliary_profiles", "inject", "remove")
-_LIST = {"style": {"description_width": "initial"}}
-_SLIDER = {"continuous_update": False}
-_CONTROLS: tuple[dict[str, tuple[str, dict[str, Any]]], ...] = (
-    dict.fromkeys(_TOGGLES, ("ToggleButton", {})),
-    {
-        "matching": ("Dropdown", {"options": ("exact", "sampled", "off"), **_LIST}),
-        "attention": ("Dropdown", {"options": ("attention", "mean"), **_LIST}),
-        "user_to_item": ("Dropdown", {"options": ("off", "add", "instead"), **_LIST}),
-    },
-    {
-        "rho": ("FloatSlider", {"min": 0.0, "max": 2.0, "step": 0.05, **_SLIDER}),
-        "gamma": ("FloatSlider", {"min": 0.05, "max": 1.0, "step": 0.05, **_SLIDER}),
-        "layers": ("IntSlider", {"min": 1, "max": 4, **_SLIDER}),
-    },
+_STATES: tuple[JobState, ...] = ("training", "failed", "interrupted", "not trained", "finished")
+"""Where a combination stands: the first one that one of its seeds is in."""
+
+_CONTROLS = (
+    ("user_profiles", "item_profiles", "auxiliary_profiles", "inject", "remove"),
+    ("matching", "attention", "user_to_item"),
+    ("rho", "gamma", "layers"),
 )
-"""Rows of controls, one for each setting that a panel changes: kind of widget, and its options."""
+"""Rows of settings that a panel changes."""
 _SETTINGS = [name for row in _CONTROLS for name in row]
+_RANGES = {"rho": (0.0, 2.0, 0.05), "gamma": (0.05, 1.0, 0.05), "layers": (1, 4, 1)}
+"""Smallest and largest value, and step, of the sliders."""
 
 
 @dataclass(frozen=True)
@@ -125,25 +119,14 @@ class AblationStudy:
         self.data, self.seeds, self.preset = data, tuple(seeds), preset
         self.training, self.split, self.metric = dict(training or {}), split, metric
         self.device, self.threads = str(resolve_device(device)), threads
-        self.chosen: list[Combination] = []
+        self.full, self.chosen = Combination(), list[Combination]()
         self._jobs: dict[Combination, list[TrainingJob]] = {}
         self._compared: dict[tuple[Any, ...], dict[str, float]] = {}
-        self._wanted: list[Combination] = []
 
     @cached_property
     def settings(self) -> SpikeConfig:
         """Settings of the full model."""
         return SpikeConfig.parse(dict(RunConfig(dataset=self.data.name, preset=self.preset).base().model))
-
-    @property
-    def full(self) -> Combination:
-        """The full model: nothing differs from the preset."""
-        return Combination()
-
-    @cached_property
-    def groups(self) -> pd.Series:
-        """Sparsity group of every user."""
-        return sparsity_groups(self.data)
 
     def combination(self, profiles: str = TEMPLATE, encoder: str = DEFAULT_ENCODER, **settings: Any) -> Combination:
         """Combine settings of `SpikeConfig`; whatever has no effect in this combination is left out.
@@ -155,9 +138,7 @@ class AblationStudy:
         """
         combined = self.settings.replace(**settings)
         changed = tuple(sorted(ablation.changes(combined, self.settings).items()))
-        if not combined.uses_text:
-            profiles, encoder = TEMPLATE, DEFAULT_ENCODER
-        return Combination(changed, profiles, encoder)
+        return Combination(changed, profiles, encoder) if combined.uses_text else Combination(changed)
 
     def named(self) -> list[Combination]:
         """Rows of the ablation table (`spike_kit.experiments.ablation.ABLATIONS`), the full model first."""
@@ -166,14 +147,9 @@ class AblationStudy:
     def jobs(self, combination: Combination) -> list[TrainingJob]:
         """One job for every seed."""
         if combination not in self._jobs:
-            config = RunConfig(
-                dataset=str(self.data.path),
-                preset=self.preset,
-                settings=dict(combination.changed),
-                training=self.training,
-                profiles=combination.profiles,
-                encoder=combination.encoder,
-            )
+            text = {"profiles": combination.profiles, "encoder": combination.encoder}
+            common = {"dataset": str(self.data.path), "preset": self.preset, "training": self.training, **text}
+            config = RunConfig(settings=dict(combination.changed), **common)
             described = describe(config, self.data)
             self._jobs[combination] = [
                 TrainingJob(config.replace(seed=seed), described | {"seed": seed}, self.device, self.threads)
@@ -186,88 +162,63 @@ class AblationStudy:
         return [run for job in self.jobs(combination) if (run := job.run) is not None]
 
     def state(self, combination: Combination) -> JobState:
-        """Where a combination stands, over all seeds: finished only if every seed is."""
-        states = [job.state for job in self.jobs(combination)]
-        if all(state == "finished" for state in states):
-            return "finished"
-        order: tuple[JobState, ...] = ("training", "failed", "interrupted", "not trained")
-        return next(state for state in order if state in states)
+        """Where a combination stands: the first of `_STATES` that one of its seeds is in."""
+        return self._first(combination)[0]
+
+    def _first(self, combination: Combination) -> tuple[JobState, TrainingJob]:
+        """The state of a combination, and the job that is in it."""
+        jobs = [(job.state, job) for job in self.jobs(combination)]
+        return min(jobs, key=lambda pair: _STATES.index(pair[0]))
 
     def status(self, combination: Combination) -> str:
         """The state in one line: epochs and seconds left while training, the error where it failed."""
-        state, jobs = self.state(combination), self.jobs(combination)
-        done = len(self.runs(combination))
-        seeds = f" ({done} of {len(jobs)} seeds finished)" if len(jobs) > 1 else ""
+        (state, job), n = self._first(combination), len(self.seeds)
+        seeds = f" ({len(self.runs(combination))} of {n} seeds finished)" if n > 1 else ""
         if state == "training":
-            job = next(job for job in jobs if job.state == "training")
-            left = job.seconds_left
-            rest = "" if left is None else f", at most {left:.0f} s left"
+            rest = "" if job.seconds_left is None else f", at most {job.seconds_left:.0f} s left"
             return f"training seed {job.config.seed}: epoch {len(job.history)} of at most {job.epochs}{rest}{seeds}"
-        if state == "failed":
-            message = next(job.message for job in jobs if job.state == "failed")
-            return f"failed: {message}{seeds}"
-        if state == "interrupted":
-            return f"interrupted; Train goes on from the last state{seeds}"
-        return f"{state}{seeds}"
+        words = {"failed": f"failed: {job.message}", "interrupted": "interrupted; Train goes on from the last state"}
+        return words.get(state, state) + seeds
 
-    def busy(self, *combinations: Combination) -> bool:
-        """Whether anything that was asked for here, or one of some combinations, is being trained.
+    def train(self, combination: Combination, changed: Callable[[], object] = lambda: None) -> str:
+        """Train what is missing of a combination, one seed after the other, and wait for it; returns its `status`.
 
-        A training that another kernel started counts as well where it belongs to ``combinations``.
+        Every seed is trained in a process of its own, which goes on where the waiting is interrupted. A seed that
+        fails, or is stopped, ends the training. ``changed`` is called again and again meanwhile.
+
+        Raises
+        ------
+        SpikeKitError
+            If a training cannot begin.
         """
-        return any(job.state == "training" for one in (*self._wanted, *combinations) for job in self.jobs(one))
-
-    def progress(self, combination: Combination) -> float:
-        """Share of the epochs that are done at most, over all seeds, in [0, 1]."""
-        jobs = self.jobs(combination)
-        return sum(1.0 if job.run else len(job.history) / job.epochs for job in jobs) / len(jobs)
-
-    def train(self, combination: Combination) -> None:
-        """Start training what is missing of a combination, one seed after the other; call `advance` now and then."""
-        if combination not in self._wanted:
-            self._wanted.append(combination)
-        self.advance()
-
-    def stop(self, *combinations: Combination) -> None:
-        """Stop what is being trained: what was asked for here, and ``combinations``, whoever started them.
-
-        Their state is kept, and nothing more is started.
-        """
-        wanted, self._wanted = self._wanted, []
-        for combination in (*wanted, *combinations):
-            for job in self.jobs(combination):
-                job.stop()
-
-    def advance(self) -> bool:
-        """Start the next missing seed if nothing is being trained; returns whether anything is."""
-        for combination in list(self._wanted):
-            jobs = self.jobs(combination)
-            if any(job.state == "training" for job in jobs):
-                return True
-            missing = [job for job in jobs if job.state in ("not trained", "interrupted")]
-            if missing and not any(job.state == "failed" for job in jobs):
-                missing[0].start()
-                return True
-            self._wanted.remove(combination)
-        return False
-
-    def retry(self, combination: Combination) -> None:
-        """Train what failed once more, and what is missing."""
         for job in self.jobs(combination):
-            if job.state == "failed":
-                job.start()
+            job.start()
+            while job.wait(REFRESH_SECONDS) == "training":
+                changed()
+            if job.state != "finished":
                 break
-        self.train(combination)
+        return self.status(combination)
+
+    def _train_all(self, queue: list[Combination], changed: Callable[[], object]) -> str:
+        """Train what is in a queue until that is empty; returns why a training could not begin."""
+        error = ""
+        while queue:
+            try:
+                self.train(queue[0], changed)
+            except SpikeKitError as failed:
+                error = f"; {failed}"
+            del queue[:1]
+        return error
+
+    def stop(self, combination: Combination) -> None:
+        """Stop the training of a combination, whoever started it; its state is kept."""
+        for job in self.jobs(combination):
+            job.stop()
 
     def add(self, combination: Combination) -> None:
         """Compare a combination with the full model."""
         if combination not in self.chosen and combination != self.full:
             self.chosen.append(combination)
-
-    def remove(self, combination: Combination) -> None:
-        """Compare it no longer."""
-        if combination in self.chosen:
-            self.chosen.remove(combination)
 
     @property
     def table(self) -> pd.DataFrame:
@@ -276,21 +227,23 @@ class AblationStudy:
         Returns
         -------
         DataFrame
-            model, state, seeds (finished ones), mean and sd over seeds; for a combination the mean difference to the
-            full model over users (both with the seeds that both have finished), its 95 % bootstrap interval, and the
-            permutation test's p (paired by user, Holm's correction over the rows) with its mark. What is not trained is
-            blank.
+            model, state, metric, split, seeds (finished ones), mean and sd over seeds; for a combination the mean
+            difference to the full model over users (both with the seeds that both have finished), its 95 % bootstrap
+            interval, and the permutation test's p (paired by user, Holm's correction over the rows) with its mark. What
+            is not trained is blank.
         """
         rows = []
         for combination in (self.full, *self.chosen):
             runs = self.runs(combination)
+            means = seed_means(runs, self.metric, self.split)
             row = {"model": combination.label, "state": self.state(combination), "seeds": len(runs)}
-            means = seed_means(runs, self.metric, self.split) if runs else pd.Series(dtype=float)
-            rows.append(row | {"mean": means.mean(), "sd": means.std()} | self._difference(combination))
-        frame = corrected(pd.DataFrame(rows, columns=["model", "state", "seeds", "mean", "sd", *_COMPARED]))
-        return frame.rename(columns={"p permutation": "p (Holm)"})
+            row |= {"metric": self.metric, "split": self.split, "mean": means.mean(), "sd": means.std()}
+            rows.append(row | self._difference(combination))
+        compared = ("difference", "low", "high", "p permutation")
+        columns = ["model", "state", "metric", "split", "seeds", "mean", "sd", *compared]
+        return corrected(pd.DataFrame(rows, columns=columns)).rename(columns={"p permutation": "p (Holm)"})
 
-    def _difference(self, combination: Combination, group: str = "") -> dict[str, float]:
+    def _difference(self, combination: Combination, users: pd.Index | None = None) -> dict[str, float]:
         """What `paired` gives against the full model over the seeds that both have finished, remembered.
 
         Empty for the full model, and where nothing can be compared.
@@ -298,9 +251,8 @@ class AblationStudy:
         ours, full = over_shared_seeds(self.runs(combination), self.runs(self.full))
         if not ours or combination == self.full:
             return {}
-        key = (self.split, self.metric, group, *(run.path.name for run in (*ours, *full)))
+        key = (self.split, self.metric, *(() if users is None else users), *(run.path.name for run in (*ours, *full)))
         if key not in self._compared:
-            users = self.groups.index[self.groups == group] if group else None
             self._compared[key] = paired(ours, full, self.metric, self.split, users)
         return self._compared[key]
 
@@ -311,90 +263,56 @@ class AblationStudy:
         Returns
         -------
         DataFrame
-            model, group (train interactions), users, difference, low, high (95 % bootstrap interval).
+            model, group (train interactions), users, metric, split, difference, low, high (95 % bootstrap interval).
         """
-        ranked = set(self.data.split(self.split)["user"])
-        present = self.groups[self.groups.index.isin(ranked)]
-        groups = [group for group in self.groups.cat.categories if (present == group).any()]
+        common, groups = {"metric": self.metric, "split": self.split}, sparsity_groups(self.data)
+        groups = groups[groups.index.isin(set(self.data.split(self.split)["user"]))]
         rows = [
-            {"model": combination.label, "group": group, **found}
+            {"model": combination.label, "group": name, **common, **found}
             for combination in self.chosen
-            for group in groups
-            if (found := self._difference(combination, group))
+            for name, users in groups.groupby(groups, observed=True)
+            if (found := self._difference(combination, users.index))
         ]
-        return pd.DataFrame(rows, columns=["model", "group", "users", "difference", "low", "high"])
+        return pd.DataFrame(rows, columns=["model", "group", "users", *common, "difference", "low", "high"])
 
     @property
-    def figure(self) -> Figure:
-        """Bars of the differences to the full model, with intervals and marks; where there is none, why."""
-        objects = require("plotly.graph_objects", "lab")
-        table = self.table.iloc[1:].reset_index(drop=True)
-        names = [shown(f"{row.model} {row.mark}".strip(), 60) for row in table.itertuples()]
-        trained, missing = table[table["difference"].notna()], table[table["difference"].isna()]
-        chart = objects.Figure()
-        chart.add_bar(
-            y=trained.index.tolist(),
-            customdata=[names[row] for row in trained.index],
-            x=trained["difference"].tolist(),
-            orientation="h",
-            marker_color=[COLOURS[0] if x >= 0 else COLOURS[5] for x in trained["difference"]],
-            error_x={
-                "symmetric": False,
-                "array": (trained["high"] - trained["difference"]).tolist(),
-                "arrayminus": (trained["difference"] - trained["low"]).tolist(),
-                "color": "black",
-                "thickness": 1,
-            },
-            hovertemplate="%{customdata}: %{x:+.4f}<extra></extra>",
-        )
-        if len(missing):
-            why = [self._why_missing(row.state, row.seeds) for row in missing.itertuples()]
-            places = {"y": missing.index.tolist(), "x": [0] * len(missing)}
-            chart.add_scatter(**places, mode="text", text=why, hoverinfo="skip")
-        chart.add_vline(x=0, line_color="black", line_width=1)
-        ticks = {"tickvals": list(range(len(names))), "ticktext": names, "range": [len(names) - 0.5, -0.5]}
-        return chart.update_layout(
-            **LAYOUT,
-            showlegend=False,
-            height=120 + 34 * max(len(table), 2),
-            xaxis_title=f"{shown(self.metric)} minus full model ({shown(self.split)})",
-            yaxis={**ticks, "automargin": True},
-        )
+    def figure(self) -> Drawing:
+        """Bars of the differences to the full model, with intervals and marks; where there is none, why.
 
-    def _why_missing(self, state: Any, seeds: Any) -> str:
-        """Why a row of the table has no difference to the full model."""
-        if state != "finished":
-            return state + (f" ({seeds} of {len(self.seeds)} seeds finished)" if seeds else "")
-        return "the full model is not trained"
+        Raises
+        ------
+        DataError
+            If no combination is compared.
+        """
+        table = filled(self.table.iloc[1:], "nothing is compared with the full model", "set some switches, then Train")
+        why = table["model"] + " (" + table["state"].replace("finished", "the full model is not trained") + ")"
+        return ablation_bars(table.assign(model=table["model"].where(table["difference"].notna(), why)))
 
     @property
-    def group_figure(self) -> Figure:
-        """Differences to the full model per sparsity group, one colour and hatch per combination."""
-        express = require("plotly.express", "lab")
-        frame = self.group_table
-        frame["model"] = [shown(model, 40) for model in frame["model"]]
-        frame["group"] = [f"{row.group}<br>({row.users} users)" for row in frame.itertuples()]
-        frame["above"], frame["below"] = frame["high"] - frame["difference"], frame["difference"] - frame["low"]
-        looks = {"color_discrete_sequence": COLOURS, "pattern_shape_sequence": PATTERNS, "barmode": "group"}
-        errors = {"error_y": "above", "error_y_minus": "below"}
-        chart = express.bar(frame, x="group", y="difference", color="model", pattern_shape="model", **errors, **looks)
-        chart.update_xaxes(title="users by train interactions", type="category")
-        chart.update_yaxes(title=f"{shown(self.metric)} minus full model")
-        return chart.update_layout(**LAYOUT, height=340, legend={"orientation": "h", "y": 1.15, "title": None})
+    def group_figure(self) -> Drawing:
+        """Differences to the full model per sparsity group, one colour and hatch per combination.
+
+        Raises
+        ------
+        DataError
+            If no trained combination is compared.
+        """
+        return sparsity_bars(filled(self.group_table, "nothing that is compared is trained"), "difference")
 
     def curves(self, *combinations: Combination) -> Figure:
         """Loss and validation metric over epochs, finished and running; default: the full model and the chosen ones."""
-        express = require("plotly.express", "lab")
-        parts, names = [], {"loss": "loss", f"valid_{self.metric}": f"{shown(self.metric)} on validation"}
+        names = {"loss": "loss", f"valid_{self.metric}": f"{shown(self.metric)} on validation"}
+        parts = [pd.DataFrame(columns=["epoch", "what", "value", "model", "seed"])]
         for combination in combinations or (self.full, *self.chosen):
             for job in self.jobs(combination):
                 rows = job.history.reindex(columns=["epoch", *names]).melt("epoch", var_name="what").dropna()
                 parts.append(rows.assign(model=shown(combination.label, 40), seed=job.config.seed))
-        frame = pd.concat(parts) if parts else pd.DataFrame(columns=["epoch", "what", "value", "model", "seed"])
-        looks = {"color_discrete_sequence": COLOURS, "line_dash_sequence": DASHES, "line_group": "seed"}
+        frame = pd.concat([part for part in parts if len(part)] or parts)
         frame["what"] = frame["what"].map(names)
-        facets = {"facet_col": "what", "category_orders": {"what": list(names.values())}}
-        chart = express.line(frame, x="epoch", y="value", color="model", line_dash="model", **looks, **facets)
+        express = require("plotly.express", "lab")
+        looks = {"color": "model", "line_dash": "model", "line_group": "seed", "facet_col": "what"}
+        looks |= {"color_discrete_sequence": COLOURS, "line_dash_sequence": DASHES}
+        chart = express.line(frame, x="epoch", y="value", category_orders={"what": list(names.values())}, **looks)
         chart.for_each_annotation(lambda title: title.update(text=title.text.partition("=")[2]))
         chart.update_yaxes(matches=None, showticklabels=True, title=None).update_xaxes(rangemode="tozero")
         return chart.update_layout(**LAYOUT, height=320, legend={"orientation": "h", "y": -0.25, "title": None})
@@ -407,15 +325,13 @@ class AblationStudy:
         DataError
             If nothing can be compared yet.
         """
-        table = self.table.assign(metric=self.metric, split=self.split)
-        drawn = table[table["difference"].notna()]
-        if drawn.empty:
-            raise DataError("there is no comparison to export", "train the full model, and compare a combination")
-        return write("ablation", self.data, f"{self.metric}-{self.split}", ablation_bars(drawn), table, folder)
+        table, state = self.table, f"{self.metric}-{self.split}"
+        drawn = filled(table[table["difference"].notna()], "there is no comparison to export", "train the full model")
+        return write("ablation", self.data, state, ablation_bars(drawn), table, folder)
 
     def panel(self) -> Any:
         """Switches, sliders, Train, Stop, the comparison and live curves."""
-        panel, lock, watchers = Panel(self), threading.RLock(), list[threading.Thread]()
+        panel, lock, queue, workers = Panel(self), threading.RLock(), list[Combination](), list[threading.Thread]()
 
         def chosen() -> Combination:
             settings = {name: panel[name].value for name in _SETTINGS}
@@ -429,82 +345,86 @@ class AblationStudy:
 
         def train(_: object) -> None:
             self.add(chosen())
-            try:
-                self.retry(chosen())
-            except SpikeKitError as error:
-                panel["status"].value = html_text(error)
-                return
+            queue.append(chosen())
             refresh(charts=True)
 
         def stop(_: object) -> None:
-            self.stop(chosen())
+            for combination in (chosen(), *queue):
+                self.stop(combination)
+            queue.clear()
             refresh()
 
         def compare(_: object) -> None:
-            (self.remove if chosen() in self.chosen else self.add)(chosen())
+            others = [one for one in self.chosen if one != chosen()]
+            self.chosen = others if len(others) < len(self.chosen) else [*self.chosen, chosen()]
             refresh(charts=True)
 
-        def watch() -> None:
-            pause = threading.Event()
-            while self.advance() or self.busy(chosen()):
-                refresh()
-                redraw(panel["curves"], self.curves())
-                pause.wait(REFRESH_SECONDS)
-            refresh(charts=True)
+        def work() -> None:
+            """Train what is in the queue, then watch what another kernel trains."""
+            error = self._train_all(queue, show)
+            while self.state(chosen()) == "training":
+                show()
+                time.sleep(REFRESH_SECONDS)
+            with lock:
+                workers.clear()
+                refresh(charts=True)
+                panel["status"].value += html_text(error)
+
+        def show() -> None:
+            refresh()
+            redraw(panel["curves"], self.curves())
 
         def refresh(_: object = None, charts: bool = False) -> None:
             with lock:
-                self._show_state(panel, chosen())
-                if not panel["stop"].disabled and not any(watcher.is_alive() for watcher in watchers):
-                    watchers[:] = [threading.Thread(target=watch, name="spike_kit ablation", daemon=True)]
-                    watchers[0].start()
+                self._show_state(panel, chosen(), queue)
+                if not panel["stop"].disabled and not workers:
+                    workers.append(threading.Thread(target=work, name="spike_kit ablation", daemon=True))
+                    workers[0].start()
                 if charts:
                     panel["table"].value = html_table(self.table)
-                    for name, figure in self._charts().items():
-                        redraw(panel[name], figure)
+                    panel.draw("chart", lambda: self.figure)
+                    panel.draw("groups", lambda: self.group_figure)
+                    redraw(panel["curves"], self.curves())
 
         rows = self._controls(panel, choose, refresh)
         buttons = (
-            panel.add("train", "Button", train, description="Train", button_style="primary"),
-            panel.add("stop", "Button", stop, description="Stop", tooltip="Save the state and end the training"),
+            panel.add("train", "Button", train, button_style="primary"),
+            panel.add("stop", "Button", stop, tooltip="Save the state and end the training"),
             panel.add("compare", "Button", compare, tooltip="Add this combination to the comparison, or take it out"),
-            panel.add("bar", "FloatProgress", max=1.0),
-            panel.exporter(self),
+            panel.exporter(self.export),
         )
-        charts = {name: panel.chart(name, figure) for name, figure in self._charts().items()}
-        tabs = panel.tabs(difference=charts["chart"], by_sparsity=charts["groups"], learning_curves=charts["curves"])
+        curves = panel.chart("curves", self.curves())
+        tabs = panel.tabs(difference=panel.picture("chart"), by_sparsity=panel.picture("groups"), curves=curves)
         box = panel.box(*rows, panel.row(*buttons), *panel.texts("status", "table"), tabs)
         refresh(charts=True)
         return box
 
-    def _charts(self) -> dict[str, Figure]:
-        return {"chart": self.figure, "groups": self.group_figure, "curves": self.curves()}
-
-    def _show_state(self, panel: Panel, combination: Combination) -> None:
+    def _show_state(self, panel: Panel, combination: Combination, queue: Collection[Combination]) -> None:
         """Bring status and buttons of a panel up to date."""
+        state = self.state(combination)
         panel["status"].value = f"<b>{html_text(combination.label)}</b>: {html_text(self.status(combination))}"
-        panel["train"].disabled = self.state(combination) in ("finished", "training")
-        panel["stop"].disabled = not self.busy(combination)
+        panel["train"].disabled = state in ("finished", "training") or combination in queue
+        panel["stop"].disabled = state != "training" and not queue
         panel["compare"].description = "Take out" if combination in self.chosen else "Compare"
         panel["compare"].disabled = combination == self.full
-        panel["bar"].value = self.progress(combination)
-        for name in _TOGGLES:
-            panel[name].icon = _ICONS[panel[name].value]
 
     def _controls(self, panel: Panel, choose: Any, changed: Any) -> list[Any]:
         """Rows of a panel with a control for every setting."""
-        usual, full = (TEMPLATE, DEFAULT_ENCODER), self.settings
-        pairs = [usual, *(pair for pair in self.data.encoded() if pair != usual)]
+        pairs = dict.fromkeys([(TEMPLATE, DEFAULT_ENCODER), *self.data.encoded()])
         texts = [(f"{profiles} by {encoder}", (profiles, encoder)) for profiles, encoder in pairs]
         named = [(combination.label, combination) for combination in self.named()]
-        wide = {**_LIST, "layout": panel.widgets.Layout(width="400px")}
-        rows = panel.add("rows", "Dropdown", choose, options=named, description="ablation", **wide)
-        text = panel.add("text", "Dropdown", changed, options=texts, description="text", **wide)
-        settings = [
-            [
-                panel.add(name, kind, changed, value=getattr(full, name), description=name.replace("_", " "), **options)
-                for name, (kind, options) in row.items()
-            ]
-            for row in _CONTROLS
-        ]
+        wide = {"layout": panel.widgets.Layout(width="400px")}
+        rows = panel.add("rows", "Dropdown", choose, options=named, description="Ablation", **wide)
+        text = panel.add("text", "Dropdown", changed, options=texts, **wide)
+        settings = [[self._control(panel, name, changed) for name in row] for row in _CONTROLS]
         return [panel.row(*parts) for parts in ([rows, text], *settings)]
+
+    def _control(self, panel: Panel, name: str, changed: Any) -> Any:
+        """A switch, a list or a slider for a setting, as its values are."""
+        value, names = getattr(self.settings, name), get_args(SpikeConfig.model_fields[name].annotation)
+        if isinstance(value, bool):
+            return panel.add(name, "Checkbox", changed, value=value, indent=False)
+        if names:
+            return panel.add(name, "Dropdown", changed, value=value, options=names)
+        (low, high, step), kind = _RANGES[name], "IntSlider" if isinstance(value, int) else "FloatSlider"
+        return panel.add(name, kind, changed, value=value, min=low, max=high, step=step, continuous_update=False)

@@ -6,11 +6,9 @@ import threading
 from collections.abc import Callable
 from typing import Any
 
-import pandas as pd
-
 from spike_kit.base.errors import SpikeKitError
 from spike_kit.profiles.cost import prices
-from spike_kit.profiles.generate import Estimate, Generation, Outcome
+from spike_kit.profiles.generate import Generation, Outcome
 from spike_kit.profiles.jobs import Progress
 from spike_kit.views.safe import html_table, html_text
 from spike_kit.views.widgets import Panel
@@ -23,33 +21,33 @@ class GenerationSession:
     ----------
     generation
         What to ask.
-    on_change
-        Called from the thread about twice a second and at the end.
 
     Attributes
     ----------
+    estimate
+        Calls, tokens and costs before the start.
     running
         Whether calls are being made.
+    changed
+        Called from the thread about twice a second and at the end.
     """
 
-    def __init__(self, generation: Generation, on_change: Callable[[], None] | None = None) -> None:
-        self.generation = generation
-        self.on_change = on_change
-        self.estimate: Estimate = generation.estimate()
+    def __init__(self, generation: Generation) -> None:
+        self.generation, self.estimate = generation, generation.estimate()
         self.progress = Progress(total=int(self.estimate.table[["answered", "to ask"]].to_numpy().sum()))
         self.outcome: Outcome | None = None
         self.error = ""
         self.running = False
-        self._stop = threading.Event()
-        self._thread: threading.Thread | None = None
+        self.changed: Callable[[], object] = lambda: None
+        self._stop, self._thread = threading.Event(), threading.Thread()
 
     def start(self) -> None:
         """Begin, or go on after a stop or an error; answers from before are not asked again."""
         if self.running:
             return
-        self._stop = threading.Event()
         self.progress, self.outcome, self.error = Progress(total=self.progress.total), None, ""
         self.running = True
+        self._stop = threading.Event()
         self._thread = threading.Thread(target=self._run, name="spike_kit generation", daemon=True)
         self._thread.start()
 
@@ -59,21 +57,17 @@ class GenerationSession:
 
     def wait(self, seconds: float | None = None) -> None:
         """Wait for the end of the run."""
-        if self._thread is not None:
+        if self._thread.ident is not None:
             self._thread.join(seconds)
 
     def _run(self) -> None:
         try:
-            self.outcome = self.generation.run(self.progress, self._stop, lambda _: self._changed())
+            self.outcome = self.generation.run(self.progress, self._stop, lambda *_: self.changed())
         except SpikeKitError as error:
             self.error = str(error)
         finally:
             self.running = False
-            self._changed()
-
-    def _changed(self) -> None:
-        if self.on_change is not None:
-            self.on_change()
+            self.changed()
 
     @property
     def share(self) -> float:
@@ -94,18 +88,7 @@ class GenerationSession:
             return f"not started: {self.estimate.calls:,} calls to make"
         if self.outcome.path is not None:
             return f"complete: {self.outcome.path.name} is written ({counts})"
-        ended = "stopped" if seen.stopped else "ended with gaps"
-        return f"{ended}; start goes on from here ({counts})"
-
-    @property
-    def table(self) -> pd.DataFrame:
-        """Calls and tokens per subject, estimated before the start."""
-        return self.estimate.table
-
-    @property
-    def samples(self) -> dict[str, str]:
-        """One prompt of each subject that has open questions."""
-        return {f"{prompt.subject} {prompt.id}": prompt.text for prompt in self.estimate.samples}
+        return f"{'stopped' if seen.stopped else 'ended with gaps'}; start goes on from here ({counts})"
 
     def panel(self) -> Any:
         """Estimate, costs, sample prompts, start, stop and progress."""
@@ -113,8 +96,7 @@ class GenerationSession:
 
         def refresh() -> None:
             panel["bar"].value = self.share
-            done = self.outcome is not None and self.outcome.path is not None
-            panel["bar"].bar_style = "danger" if self.error else "success" if done else ""
+            panel["bar"].bar_style = "danger" if self.error else "success" if self.share == 1 else ""
             panel["status"].value = html_text(self.status)
             panel["start"].disabled, panel["stop"].disabled = self.running, not self.running
 
@@ -122,19 +104,21 @@ class GenerationSession:
             self.start()
             refresh()
 
-        self.on_change = refresh
-        listed, known = prices(), self.estimate.costs
-        costs = html_table(known.round(2).astype(object).where(known.notna(), "?"))
+        self.changed = refresh
+        listed, costs, html = prices(), self.estimate.costs, panel.widgets.HTML
+        known = html_table(costs.round(2).astype(object).where(costs.notna(), "?"))
         note = f"<p>prices of {listed.as_of}, from {html_text(listed.path.name)}; tokens are estimated</p>"
-        html = panel.widgets.HTML
-        texts = [html(f"<pre style='white-space: pre-wrap'>{html_text(text)}</pre>") for text in self.samples.values()]
-        prompts = panel.widgets.Accordion(texts, titles=tuple(self.samples))
+        samples = {f"{prompt.subject} {prompt.id}": html_text(prompt.text) for prompt in self.estimate.samples}
+        texts = [html(f"<pre style='white-space: pre-wrap'>{text}</pre>") for text in samples.values()]
+        prompts = panel.widgets.Accordion(texts, titles=tuple(samples))
         tip = "Finish the calls in flight and keep everything"
-        buttons = (
+        buttons = panel.row(
             panel.add("start", "Button", start, description="Start", tooltip="Ask what has no answer yet"),
             panel.add("stop", "Button", lambda _: self.stop(), description="Stop", tooltip=tip),
             panel.add("bar", "FloatProgress", max=1.0),
         )
-        rows = [html(html_table(self.table)), html(costs + note), prompts, panel.row(*buttons), *panel.texts("status")]
+        box = panel.box(
+            html(html_table(self.estimate.table)), html(known + note), prompts, buttons, *panel.texts("status")
+        )
         refresh()
-        return panel.box(*rows)
+        return box

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import cached_property
 from itertools import islice, pairwise
 from pathlib import Path
@@ -13,18 +13,18 @@ import numpy as np
 import pandas as pd
 
 from spike_kit.base.devices import resolve_device
-from spike_kit.base.errors import ConfigError, DataError, SpikeKitError, require
+from spike_kit.base.errors import ConfigError, DataError, require
 from spike_kit.data.dataset import Dataset
 from spike_kit.data.graph import Graph
 from spike_kit.experiments.run import load_model
 from spike_kit.experiments.run_folder import Run
+from spike_kit.figures import style
 from spike_kit.models.spike import Spike
 from spike_kit.models.spike_explainer import SpikeExplainer
 from spike_kit.profiles.template import fill
-from spike_kit.views.graph_figure import neighbourhood_drawing, neighbourhood_figure
-from spike_kit.views.safe import html_table, html_text
+from spike_kit.views.safe import html_table, html_text, printed, shown, wrapped
 from spike_kit.views.search import Nodes
-from spike_kit.views.widgets import Panel, clickable, redraw, write
+from spike_kit.views.widgets import DASHES, LAYOUT, Panel, redraw, write
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure as Drawing
@@ -36,15 +36,33 @@ INTERACTION = "interaction"
 LEAST_WEIGHT = 1e-12
 """Weights below count as this much, so that every edge has a finite cost."""
 
+LINE_COLOURS = tuple(colour for colour in style.COLOURS if colour != "#F0E442")
+"""Colours of relations; yellow lines are too faint on white."""
+
+ATTENTION, WIDTHS = (0.05, 0.15, 0.35), (0.8, 1.6, 2.8, 4.5)
+"""Attention from which an edge is wider, and the widths in pixels: plotly draws one width per trace."""
+
+SYMBOLS = {"user": ("triangle-up", "^"), "item": ("circle", "o"), "auxiliary": ("square", "s")}
+"""Mark of a node, as plotly and as matplotlib call it."""
+
+NAMED = 60
+"""Most nodes whose names are written; beyond, names show on hover."""
+
+_HOVER_AT = (0.35, 0.5, 0.65)
+"""Where on a line the hover answers, as shares of its length."""
+
+_APART = 0.012
+"""Distance between lines that join the same two nodes, as a share of the picture."""
+
 _TRIED = 2_000
-"""Paths that one search looks at, at most: those that are too long or not asked for count as well."""
+"""Paths that one search looks at, at most: those that are too long count as well."""
 _STEPS = 60
 """Iterations of the layout."""
-_APART = 0.9
-"""Distance that the layout aims at between neighbours."""
+_DISTANCE = 0.9
+"""What the layout aims at between neighbours."""
 
 
-def explainer_of(run: Run, data: Dataset | None = None, device: str = "auto") -> SpikeExplainer:
+def explainer_of(run: Run, device: str = "auto") -> SpikeExplainer:
     """Load the trained SPiKE of a run, ready to be explained.
 
     Raises
@@ -52,14 +70,14 @@ def explainer_of(run: Run, data: Dataset | None = None, device: str = "auto") ->
     DataError
         If the run is no SPiKE, or was trained on other data.
     """
-    model = load_model(run, data, resolve_device(device))
+    model = load_model(run, run.data, resolve_device(device))
     if not isinstance(model, Spike):
         raise DataError(f"{run.path.name} is no SPiKE", "choose such a run")
     return SpikeExplainer(model)
 
 
 class GraphView:
-    """A part of the graph around a node, that grows by expanding nodes.
+    """A part of the graph around a node, the most popular item to begin with, that grows by expanding nodes.
 
     Parameters
     ----------
@@ -70,46 +88,39 @@ class GraphView:
     most
         Most neighbours that one expansion adds: of every relation in turn the one with the most weight, and users
         where there is nothing else.
-    users
-        Whether users, and their train interactions, are part of the graph.
-    seed
-        Seed of the layout.
+
+    Attributes
+    ----------
+    positions
+        Where each shown node stands.
+    expanded
+        Nodes whose neighbours are shown, the first one in the centre.
     """
 
-    def __init__(
-        self,
-        data: Dataset,
-        explainer: SpikeExplainer | None = None,
-        *,
-        most: int = 25,
-        users: bool = False,
-        seed: int = 0,
-    ) -> None:
-        self.data, self.nodes, self.most, self.users, self.seed = data, Nodes(data), most, users, seed
-        self.explainer = explainer
-        self.positions: dict[int, tuple[float, float]] = {}
-        self.expanded: list[int] = []
+    def __init__(self, data: Dataset, explainer: SpikeExplainer | None = None, *, most: int = 15) -> None:
+        self.data, self.nodes, self.explainer, self.most = data, Nodes(data), explainer, most
+        self.show(self.nodes.popular_item)
 
     @classmethod
-    def of(cls, run: Run | Dataset, device: str = "auto", **options: Any) -> GraphView:
-        """The graph around the most popular item, with the attention of a SPiKE run, or of a data set without."""
-        data = run if isinstance(run, Dataset) else Dataset.open(run.config["dataset"])
-        explainer = None if isinstance(run, Dataset) else explainer_of(run, data, device)
-        view = cls(data, explainer, **{"most": 15, "users": True, **options})
-        view.show(view.nodes.popular_item)
-        return view
+    def of(cls, run: Run | Dataset, device: str = "auto", most: int = 15) -> GraphView:
+        """The graph with the attention of a SPiKE run, or that of a data set without."""
+        given = (run,) if isinstance(run, Dataset) else (run.data, explainer_of(run, device))
+        return cls(*given, most=most)
 
     @cached_property
     def edges(self) -> pd.DataFrame:
         """Directed edges with their weight: a message goes from ``source`` to ``target``.
 
+        Of the edges to a node, those that an expansion prefers come first: relations take turns, each gives its edges
+        by weight, interactions come last.
+
         Returns
         -------
         DataFrame
-            source, target (nodes), relation (0..R-1, -1 for an interaction), inverse (whether the triple reads from
-            target to source), weight of the source in the target's message. What a user gives to an item counts 1 /
-            (the user's train items) instead: it is the item's weight in the user's mean, and by default items take no
-            message from users at all.
+            source, target (nodes), relation (0..R-1, -1 for an interaction), inverse (whether it reads from
+            target to source; an interaction reads from user to item), weight of the source in the target's message.
+            What a user gives to an item counts 1 / (the user's train items) instead: it is the item's weight in the
+            user's mean, and by default items take no message from users at all.
         """
         graph = Graph.from_tables(self.data.tables) if self.explainer is None else self.explainer.graph.to("cpu")
         n_users, n_relations = graph.n_users, graph.n_relations
@@ -120,27 +131,19 @@ class GraphView:
             weight = self.explainer.attention().detach().cpu().numpy()
         ends = {"source": tail + n_users, "target": head + n_users}
         about = {"relation": relation % max(n_relations, 1), "inverse": relation < n_relations}
-        parts = [pd.DataFrame(ends | about | {"weight": weight})]
-        if self.users:
-            user, item = graph.train_user.numpy(), graph.train_item.numpy() + n_users
-            common = {"relation": -1, "inverse": False, "weight": 1 / np.bincount(user)[user]}
-            parts += [pd.DataFrame({"source": a, "target": b, **common}) for a, b in ((item, user), (user, item))]
-        return pd.concat(parts, ignore_index=True)
-
-    @cached_property
-    def _around(self) -> dict[int, pd.DataFrame]:
-        """Edges by their target, those that an expansion prefers first: relations take turns, interactions come last.
-
-        Every relation gives its edges in the order of their weight.
-        """
-        edges = self.edges.sort_values("weight", ascending=False, kind="stable")
-        edges["turn"] = edges.groupby(["target", "relation"]).cumcount()
-        edges["user"] = edges["relation"] < 0
-        edges = edges.sort_values(["user", "turn"], kind="stable")
-        return {int(target): part for target, part in edges.groupby("target")}  # pyright: ignore[reportArgumentType]
+        user, item = graph.train_user.numpy(), graph.train_item.numpy() + n_users
+        taken = {"relation": -1, "weight": 1 / np.bincount(user)[user]}
+        parts = (
+            pd.DataFrame(ends | about | {"weight": weight}),
+            pd.DataFrame({"source": item, "target": user, "inverse": True, **taken}),
+            pd.DataFrame({"source": user, "target": item, "inverse": False, **taken}),
+        )
+        edges = pd.concat(parts).sort_values("weight", ascending=False, kind="stable")
+        turns = edges.assign(user=edges["relation"] < 0, turn=edges.groupby(["target", "relation"]).cumcount())
+        return turns.sort_values(["user", "turn"], kind="stable", ignore_index=True).drop(columns=["user", "turn"])
 
     def _neighbours(self, node: int) -> list[int]:
-        return list(dict.fromkeys(self._around[node]["source"].tolist())) if node in self._around else []
+        return self.edges.loc[self.edges["target"] == node, "source"].unique().tolist()
 
     def show(self, node: int) -> None:
         """Begin anew with a node and its neighbours.
@@ -151,7 +154,8 @@ class GraphView:
             If there is no such node.
         """
         self.nodes.subject(node)
-        self.positions, self.expanded = {node: (0.0, 0.0)}, []
+        self.positions: dict[int, tuple[float, float]] = {node: (0.0, 0.0)}
+        self.expanded: list[int] = []
         self.expand(node)
 
     def expand(self, node: int) -> int:
@@ -165,42 +169,33 @@ class GraphView:
         if node not in self.positions:
             raise DataError(f"node {node} is not shown", "show it, or expand a neighbour of it first")
         fresh = [other for other in self._neighbours(node) if other not in self.positions][: self.most]
-        if node not in self.expanded:
-            self.expanded.append(node)
+        self.expanded.append(node)
         if fresh:
             self._place(node, fresh)
         return len(fresh)
 
     def _place(self, node: int, fresh: Sequence[int]) -> None:
-        """Lay new neighbours out around a node, away from what is shown."""
+        """Lay new neighbours out around a node."""
         networkx = require("networkx", "lab")
-        fixed, here = list(self.positions), np.array(self.positions[node])
-        out = here - np.mean(list(self.positions.values()), axis=0)
-        x, y = here + 1.5 * out / (float(np.hypot(*out)) or 1.0)
+        fixed, (x, y) = list(self.positions), self.positions[node]
         circle = np.linspace(0, 2 * math.pi, len(fresh), endpoint=False)
         begin = {new: (x + math.cos(a), y + math.sin(a)) for new, a in zip(fresh, circle, strict=True)}
-        graph = networkx.Graph()
+        graph = networkx.Graph(self._inside([*fixed, *fresh])[["source", "target"]].to_numpy().tolist())
         graph.add_nodes_from([*fixed, *fresh])
-        graph.add_edges_from(self._inside({*fixed, *fresh})[["source", "target"]].to_numpy().tolist())
-        placed = networkx.spring_layout(
-            graph, pos={**self.positions, **begin}, fixed=fixed, iterations=_STEPS, seed=self.seed, k=_APART
-        )
-        self.positions = {one: (float(p[0]), float(p[1])) for one, p in placed.items()}
+        options = {"pos": {**self.positions, **begin}, "fixed": fixed, "iterations": _STEPS, "seed": 0, "k": _DISTANCE}
+        placed = networkx.spring_layout(graph, **options)
+        self.positions = {one: tuple(place.tolist()) for one, place in placed.items()}
 
-    def _inside(self, nodes: set[int]) -> pd.DataFrame:
+    def _inside(self, nodes: Sequence[int]) -> pd.DataFrame:
         """Edges among some nodes."""
-        parts = [self._around[node] for node in nodes if node in self._around]
-        edges = pd.concat(parts) if parts else self.edges.iloc[:0]
-        return edges[edges["source"].isin(nodes)]
+        return self.edges[self.edges["target"].isin(nodes) & self.edges["source"].isin(nodes)]
 
     @property
     def shown(self) -> str:
-        """How much of the neighbourhoods is shown, in words."""
-        around = {node: set(self._neighbours(node)) for node in self.expanded}
-        return "; ".join(
-            f"{self.nodes.labels[node]}: {len(near & self.positions.keys())} of {len(near)} neighbours shown"
-            for node, near in around.items()
-        )
+        """How much of the neighbourhood of the last expanded node is shown, in words."""
+        node, near = self.expanded[-1], self._neighbours(self.expanded[-1])
+        n = sum(other in self.positions for other in near)
+        return f"{self.nodes.labels[node]}: {n} of {len(near)} neighbours shown"
 
     @property
     def links(self) -> pd.DataFrame:
@@ -213,21 +208,18 @@ class GraphView:
             of the tail in the head's message) and ``to tail`` (of the head in the tail's; NaN where there is no such
             message), name of the relation, sentence.
         """
-        inside = self._inside(set(self.positions))
-        is_user = inside["relation"] < 0
-        to_head = np.where(is_user, inside["target"] < self.nodes.n_users, inside["inverse"])
-        ends = inside[["source", "target"]].to_numpy()
-        head, tail = (np.where(to_head, ends[:, one], ends[:, other]) for one, other in ((1, 0), (0, 1)))
-        way = np.where(to_head, "to head", "to tail")
-        frame = pd.DataFrame({"relation": inside["relation"].to_numpy(), "head": head, "tail": tail, "way": way})
-        frame["weight"] = inside["weight"].to_numpy()
-        keys = ["relation", "head", "tail"]
-        links = frame.pivot_table(index=keys, columns="way", values="weight", aggfunc="last")
+        inside, keys = self._inside(list(self.positions)), ["relation", "head", "tail"]
+        ways = inside.assign(
+            head=inside["target"].where(inside["inverse"], inside["source"]),
+            tail=inside["source"].where(inside["inverse"], inside["target"]),
+            way=np.where(inside["inverse"], "to head", "to tail"),
+        )
+        links = ways.pivot_table(index=keys, columns="way", values="weight", aggfunc="last")
         links = links.reindex(columns=["to head", "to tail"]).reset_index().rename_axis(columns=None)
-        words = [self._words(*link) for link in links[keys].to_numpy(dtype=int).tolist()]
+        words = [self.words(*link) for link in links[keys].to_numpy(dtype=int).tolist()]
         return links.assign(name=[name for name, _ in words], sentence=[sentence for _, sentence in words])
 
-    def _words(self, relation: int, head: int, tail: int) -> tuple[str, str]:
+    def words(self, relation: int, head: int, tail: int) -> tuple[str, str]:
         """Name of a relation, and the sentence a triple makes, or that a user interacted with an item in train."""
         head_label, tail_label = self.nodes.labels[head], self.nodes.labels[tail]
         if relation < 0:
@@ -235,53 +227,97 @@ class GraphView:
         row = self.data.relations.iloc[relation]
         return str(row["label"]), fill(str(row["template"]), head_label, tail_label)
 
-    def sentence(self, head: int, relation: int, tail: int) -> str:
-        """The sentence a triple makes, or that a user interacted with an item in train."""
-        return self._words(relation, head, tail)[1]
-
     @property
     def table(self) -> pd.DataFrame:
-        """`links` by name: head, relation, tail, sentence, ``to head``, ``to tail``."""
+        """`links` by name: head, relation, tail, sentence, ``to head``, ``to tail``, and where both ends stand."""
         links, labels = self.links, np.array(self.nodes.labels, dtype=object)
-        named = {"head": labels[links["head"].to_numpy(int)], "relation": links["name"]}
-        named["tail"] = labels[links["tail"].to_numpy(int)]
-        return pd.DataFrame(named | {name: links[name] for name in ("sentence", "to head", "to tail")})
-
-    @property
-    def figure(self) -> Figure:
-        """Nodes and edges: colour and dash by relation, width by attention, names and sentences on hover."""
-        return neighbourhood_figure(self.links, self.positions, self.nodes, self.expanded)
-
-    @property
-    def drawing(self) -> Drawing:
-        """The same for a page of paper."""
-        return neighbourhood_drawing(self.links, self.positions, self.nodes, self.expanded)
-
-    @property
-    def drawn(self) -> pd.DataFrame:
-        """What is drawn: `table`, and the places of both ends."""
-        links, places = self.links, pd.DataFrame(self.positions, index=["x", "y"]).T
-        table = self.table
+        named = {"head": labels[links["head"]], "relation": links["name"], "tail": labels[links["tail"]]}
+        table = pd.DataFrame(named | {name: links[name] for name in ("sentence", "to head", "to tail")})
+        places = pd.DataFrame(self.positions, index=["x", "y"]).T
         for end in ("head", "tail"):
             table[[f"{end} x", f"{end} y"]] = places.reindex(links[end]).to_numpy()
         return table
 
-    def export(self, folder: Path | None = None) -> list[Path]:
-        """Write the graph as it is now as PDF, and `drawn` as CSV; returns the files."""
-        centre = self.nodes.labels[self.expanded[0]] if self.expanded else "empty"
-        return write("graph", self.data, centre, self.drawing, self.drawn, folder)
+    def _lines(self) -> dict[int, pd.DataFrame]:
+        """Links by relation, with their ``line`` ``[2, 2]`` and ``width``; those of the same nodes lie side by side."""
+        links, places = self.links, np.array(list(self.positions.values()))
+        size = float(np.ptp(places, axis=0).max()) or 1.0
+        nodes = np.sort(links[["head", "tail"]].to_numpy(dtype=int), axis=1)
+        together = links.assign(low=nodes[:, 0], high=nodes[:, 1]).groupby(["low", "high"])["head"]
+        shift = together.cumcount() - (together.transform("size") - 1) / 2
+        ends = np.array([[self.positions[node] for node in pair] for pair in nodes.tolist()]).reshape(-1, 2, 2)
+        x, y = (ends[:, 1] - ends[:, 0]).T
+        across = np.stack([-y, x], axis=1) / np.maximum(np.hypot(x, y), 1e-12)[:, None]
+        moved = ends + (across * (size * _APART * shift.to_numpy())[:, None])[:, None]
+        weight = links[["to head", "to tail"]].max(axis=1).fillna(0.0)
+        drawn = links.assign(line=list(moved), width=np.array(WIDTHS)[np.digitize(weight, ATTENTION)])
+        return dict(list(drawn.groupby("relation")))
 
-    def paths(
-        self,
-        user: int,
-        item: int,
-        k: int = 5,
-        *,
-        strongest: bool = True,
-        longest: int = 4,
-        through_users: bool = False,
-    ) -> pd.DataFrame:
-        """Paths from a user over a train item and the graph to an item.
+    def _marks(self) -> pd.DataFrame:
+        """The shown nodes: node, kind, label, x, y, subject, and a fill that tells which are expanded."""
+        frame = self.nodes.table(list(self.positions))
+        frame[["x", "y"]] = list(self.positions.values())
+        frame["subject"] = [self.nodes.subject(node)[0] for node in self.positions]
+        return frame.assign(fill=np.where(frame["node"].isin(self.expanded), "#BBBBBB", "white"))
+
+    @property
+    def figure(self) -> Figure:
+        """Nodes and edges: colour and dash by relation, width by attention, names and sentences on hover."""
+        marks = self._marks()
+        marks["name"] = [shown(label, 28) if len(marks) <= NAMED else "" for label in marks["label"]]
+        told = zip(marks["label"], marks["kind"], strict=True)
+        marks["hover"] = [f"<b>{shown(label, 80)}</b><br>{shown(kind, 40)}, click to expand" for label, kind in told]
+        chart = require("plotly.graph_objects", "lab").Figure()
+        for relation, links in self._lines().items():
+            _add_relation(chart, relation + 1, links)
+        for subject, own in marks.groupby("subject"):
+            look = {"symbol": SYMBOLS[str(subject)][0], "size": 12, "line": {"color": "black", "width": 1.5}}
+            named = {"text": own["name"], "textposition": "top center", "textfont": {"size": 10, "color": "#222222"}}
+            hover = {"hovertext": own["hover"], "hovertemplate": "%{hovertext}<extra></extra>"}
+            options = {"mode": "markers+text", "cliponaxis": False, "legendgroup": "nodes", "customdata": own["node"]}
+            marker = {**look, "color": own["fill"], "opacity": 1}
+            chart.add_scatter(x=own["x"], y=own["y"], name=subject, marker=marker, **named, **hover, **options)
+        legend = {"title": "relation<br>(thick: much attention)", "itemsizing": "trace"}
+        chart.update_layout(**LAYOUT, height=600, hovermode="closest", legend=legend)
+        return chart.update_xaxes(visible=False).update_yaxes(visible=False)
+
+    @property
+    def drawing(self) -> Drawing:
+        """The same for a page of paper."""
+        from matplotlib.collections import LineCollection
+
+        handles: dict[str, Any] = {}
+        with style.figure_style():
+            figure = style.blank_figure(style.TWO_COLUMNS, 4.5)
+            axes = figure.subplots()
+            axes.set_axis_off()
+            axes.margins(0.08)
+            for relation, links in self._lines().items():
+                colour = LINE_COLOURS[(relation + 1) % len(LINE_COLOURS)]
+                look = {
+                    "color": colour,
+                    "linestyle": style.DASHES[(relation + 1) % len(style.DASHES)],
+                    "alpha": 0.75,
+                    "zorder": 1,
+                }
+                drawn = LineCollection(links["line"].tolist(), linewidths=0.6 * links["width"], **look)
+                handles[links["name"].iloc[0][:40]] = axes.add_collection(drawn)
+            for subject, own in self._marks().groupby("subject"):
+                look = {"marker": SYMBOLS[str(subject)][1], "edgecolors": "black", "linewidths": 0.7, "zorder": 2}
+                handles[str(subject)] = axes.scatter(own["x"], own["y"], 24, own["fill"], **look)
+            for node, place in self.positions.items() if len(self.positions) <= NAMED else ():
+                above = {"xytext": (0, 4), "textcoords": "offset points", "ha": "center", "fontsize": 6}
+                axes.annotate(printed(self.nodes.labels[node], 28), place, **above)
+            style.legend_above(figure, handles)
+        return figure
+
+    def export(self, folder: Path | None = None) -> list[Path]:
+        """Write the graph as it is now as PDF, and `table` as CSV; returns the files."""
+        centre = self.nodes.labels[self.expanded[0]]
+        return write("graph", self.data, centre, self.drawing, self.table, folder)
+
+    def paths(self, user: int, item: int, k: int = 5, *, longest: int = 4, through_users: bool = False) -> pd.DataFrame:
+        """Strongest paths from a user over a train item and the graph to an item.
 
         An edge of the graph counts the weight with which its second node takes the message of the first; the first
         edge counts the weight of the train item in the user's mean. Of several triples between two nodes the one with
@@ -294,9 +330,6 @@ class GraphView:
             one, is a path like any other.
         k
             Most paths.
-        strongest
-            By the product of the weights of their edges, the largest first; otherwise by the number of edges, then by
-            that product.
         longest
             Most edges of a path.
         through_users
@@ -305,43 +338,31 @@ class GraphView:
         Returns
         -------
         DataFrame
-            path (names, an arrow between them), edges (their number), strength (product of the weights), sentences.
+            path (names, an arrow between them), edges (their number), strength (product of the weights; the largest
+            first), sentences.
 
         Raises
         ------
         DataError
-            If the view has no users, or there is no such user or item.
+            If there is no such user or item.
         ConfigError
             If ``k`` or ``longest`` is not positive.
         """
-        if not self.users:
-            raise DataError("this view has no users", "make it with users=True")
         start, end = self.nodes.node("user", user), self.nodes.node("item", item)
-        edges = self._strongest
-        if not through_users:
-            edges = edges[edges["target"] >= self.nodes.n_users]
-        found = best_paths(edges, start, end, k, longest, strongest)
-        return pd.DataFrame([self._path(path) for path in found], columns=["path", "edges", "strength", "sentences"])
+        edges = self.edges if through_users else self.edges[self.edges["target"] >= self.nodes.n_users]
+        found = [self._path(path) for path in best_paths(edges, start, end, k, longest)]
+        return pd.DataFrame(found, columns=["path", "edges", "strength", "sentences"])
 
-    @cached_property
-    def _strongest(self) -> pd.DataFrame:
-        """The strongest edge from each node to each other one."""
-        return self.edges.sort_values("weight", ascending=False, kind="stable").drop_duplicates(["source", "target"])
-
-    @cached_property
-    def _between(self) -> pd.DataFrame:
-        return self._strongest.set_index(["source", "target"]).sort_index()
-
-    def _path(self, path: Sequence[int]) -> dict[str, Any]:
-        strength, sentences = 1.0, []
-        for before, after in pairwise(path):
-            edge: Any = self._between.loc[(before, after)]
-            relation, inverse, weight = edge.tolist()
-            swapped = inverse if relation >= 0 else after < self.nodes.n_users
-            sentences.append(self.sentence(*((after, relation, before) if swapped else (before, relation, after))))
-            strength *= weight
-        names = " → ".join(self.nodes.labels[node] for node in path)
-        return {"path": names, "edges": len(path) - 1, "strength": strength, "sentences": " ".join(sentences)}
+    def _path(self, path: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+        """Edges of a path in words."""
+        strength, names, sentences = 1.0, [self.nodes.labels[path[0]["source"]]], []
+        for edge in path:
+            ends = (edge["target"], edge["source"]) if edge["inverse"] else (edge["source"], edge["target"])
+            sentences.append(self.words(edge["relation"], *ends)[1])
+            names.append(self.nodes.labels[edge["target"]])
+            strength *= edge["weight"]
+        found = {"path": " → ".join(names), "edges": len(path), "strength": strength}
+        return found | {"sentences": " ".join(sentences)}
 
     def panel(self) -> Any:
         """A search box, the graph (click a node to expand it), and the path finder."""
@@ -356,21 +377,24 @@ class GraphView:
                 self.expand(node)
                 refresh()
 
+        def click(trace: Any, points: Any, _: Any) -> None:
+            if points.point_inds:
+                expand(int(trace.customdata[points.point_inds[0]]))
+
         def refresh() -> None:
             labels = self.nodes.labels
             panel.offer("names", [(labels[node][:60], node) for node in self.positions])
-            panel["shown"].value, panel["table"].value = html_text(self.shown), html_table(self.table)
+            panel["shown"].value, panel["table"].value = html_text(self.shown), html_table(self.table.iloc[:, :6])
             redraw(panel["graph"], self.figure)
-            clickable(panel["graph"], expand)
+            for trace in panel["graph"].select_traces(lambda trace: trace.customdata is not None):
+                trace.on_click(click)
 
-        search = panel.search("centre", self.nodes, show, "centre")
-        names = panel.add("names", "Dropdown", description="expand", tooltip="a node that is shown")
-        button = panel.add("expand", "Button", lambda _: expand(names.value), description="Expand")
-        rows = [search, panel.row(names, button, panel.exporter(self)), *panel.texts("shown")]
-        rows.append(panel.chart("graph", self.figure))
-        if self.users:
-            rows += self._path_finder(panel)
-        rows.append(panel.widgets.Accordion(panel.texts("table"), titles=("edges that are shown",)))
+        search = panel.search("centre", self.nodes, show)
+        names = panel.add("names", "Dropdown", description="", tooltip="a node that is shown")
+        button = panel.add("expand", "Button", lambda _: expand(names.value))
+        rows = [search, panel.row(names, button, panel.exporter(self.export)), *panel.texts("shown")]
+        edges = panel.widgets.Accordion(panel.texts("table"), titles=("edges that are shown",))
+        rows += [panel.chart("graph", self.figure), *self._path_finder(panel), edges]
         refresh()
         return panel.box(*rows)
 
@@ -381,47 +405,61 @@ class GraphView:
             if panel["item"].value is None:
                 panel["paths"].value = html_text("choose an item first")
                 return
-            _, item = self.nodes.subject(panel["item"].value)
-            chosen = {name: panel[name].value for name in ("longest", "strongest", "through_users")}
-            try:
-                found = self.paths(panel["user"].value, item, **chosen)
-            except SpikeKitError as error:
-                panel["paths"].value = html_text(error)
-                return
-            none = "no path leads from this user to this item"
-            panel["paths"].value = html_table(found) if len(found) else html_text(none)
+            item = self.nodes.subject(panel["item"].value)[1]
+            found = self.paths(panel["user"].value, item, through_users=panel["through_users"].value)
+            none = html_text("no path leads from this user to this item")
+            panel["paths"].value = html_table(found) if len(found) else none
 
-        user = panel.add("user", "BoundedIntText", min=0, max=self.nodes.n_users - 1, description="user")
-        item = panel.search("item", self.nodes, label="item", kinds=("item",))
-        options = (
-            panel.add("longest", "BoundedIntText", value=4, min=1, max=6, description="edges"),
-            panel.add("strongest", "Checkbox", value=True, description="strongest first (else shortest)"),
-            panel.add("through_users", "Checkbox", description="through other users"),
-            panel.add("path", "Button", find, description="Find paths", tooltip="From the user's train items"),
-        )
-        return [panel.row(user, item), panel.row(*options), *panel.texts("paths")]
+        user = panel.add("user", "BoundedIntText", min=0, max=self.nodes.n_users - 1)
+        item = panel.search("item", self.nodes, lambda _: None, ("item",))
+        others = panel.add("through_users", "Checkbox")
+        button = panel.add("find_paths", "Button", find, tooltip="From the user's train items")
+        return [panel.row(user, item, others, button), *panel.texts("paths")]
 
 
-def best_paths(
-    edges: pd.DataFrame, start: int, end: int, k: int, longest: int = 4, strongest: bool = True
-) -> list[list[int]]:
-    """Paths that visit no node twice, the best first (Yen's algorithm, of networkx).
+def _add_relation(chart: Any, number: int, links: pd.DataFrame) -> None:
+    """Lines of one relation, a trace per width class, and invisible points on them that carry the hover."""
+    colour, dash = LINE_COLOURS[number % len(LINE_COLOURS)], DASHES[number % len(DASHES)]
+    common = {"name": shown(links["name"].iloc[0], 40), "legendgroup": f"relation {number}"}
+    for index, (width, part) in enumerate(links.groupby("width")):
+        xs, ys = ([value for line in part["line"] for value in (*line[:, axis], None)] for axis in (0, 1))
+        options = {"showlegend": index == 0, "hoverinfo": "skip", "opacity": 0.75, **common}
+        chart.add_scatter(x=xs, y=ys, mode="lines", line={"color": colour, "dash": dash, "width": width}, **options)
+    xs, ys = np.concatenate([line[0] + np.outer(_HOVER_AT, line[1] - line[0]) for line in links["line"]]).T.tolist()
+    text = [_hover(link) for link in links.to_dict("records") for _ in _HOVER_AT]
+    look = {"mode": "markers", "marker": {"size": 9, "color": colour, "opacity": 0}, "showlegend": False, **common}
+    chart.add_scatter(x=xs, y=ys, text=text, hovertemplate="%{text}<extra></extra>", **look)
+
+
+def _hover(link: Mapping[Any, Any]) -> str:
+    """Relation, sentence (which says the direction), and both weights."""
+    parts = [f"<b>{shown(link['name'], 40)}</b>", wrapped(link["sentence"], 60, 3)]
+    for weight, text in (("to head", "of the second in the first"), ("to tail", "of the first in the second")):
+        if pd.notna(link[weight]):
+            parts.append(f"weight {text}: {link[weight]:.3f}")
+    return "<br>".join(parts)
+
+
+def best_paths(edges: pd.DataFrame, start: int, end: int, k: int, longest: int = 4) -> list[list[dict[str, Any]]]:
+    """Paths that visit no node twice, by the product of their weights, the largest first (Yen's algorithm of networkx).
 
     Only what lies on a walk of at most ``longest`` edges is searched, and at most some thousand paths are looked at.
 
     Parameters
     ----------
     edges
-        source, target (at most one edge from a node to another) and weight (at most 1).
+        source, target and weight (at most 1); of several edges from a node to another one the heaviest counts.
     start, end
         Nodes.
     k
         Most paths.
     longest
         Most edges of a path.
-    strongest
-        By the product of the weights, the largest first; otherwise by the number of edges, and of equally many by that
-        product.
+
+    Returns
+    -------
+    list
+        Of every path its edges: what ``edges`` holds of them.
 
     Raises
     ------
@@ -435,15 +473,14 @@ def best_paths(
     n_nodes = int(max(source.max(initial=0), target.max(initial=0), start, end)) + 1
     there = _hops(start, source, target, n_nodes, longest)[source]
     back = _hops(end, target, source, n_nodes, longest)[target]
-    near = there + 1 + back <= longest
-    per_edge = 0.0 if strongest else -(longest + 1) * math.log(LEAST_WEIGHT)
-    cost = per_edge - np.log(np.maximum(edges["weight"].to_numpy()[near], LEAST_WEIGHT))
-    graph = networkx.DiGraph()
-    graph.add_weighted_edges_from(zip(source[near].tolist(), target[near].tolist(), cost.tolist(), strict=True))
+    near = edges[there + 1 + back <= longest].sort_values("weight", kind="stable")
+    costs = near.assign(cost=-np.log(near["weight"].clip(lower=LEAST_WEIGHT)))
+    graph = networkx.from_pandas_edgelist(costs, edge_attr=True, create_using=networkx.DiGraph)
     if start not in graph or end not in graph:
         return []
-    paths = islice(networkx.shortest_simple_paths(graph, start, end, "weight"), _TRIED)
-    return list(islice((path for path in paths if len(path) <= longest + 1), k))
+    paths = islice(networkx.shortest_simple_paths(graph, start, end, "cost"), _TRIED)
+    short = islice((path for path in paths if len(path) <= longest + 1), k)
+    return [[{"source": a, "target": b, **graph.edges[a, b]} for a, b in pairwise(path)] for path in short]
 
 
 def _hops(start: int, source: np.ndarray, target: np.ndarray, n_nodes: int, most: int) -> np.ndarray:

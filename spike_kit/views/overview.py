@@ -3,18 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Mapping, Sequence
-from functools import cached_property
 from typing import TYPE_CHECKING, Any, Literal
 
 import pandas as pd
 
-from spike_kit.base.errors import ConfigError, DataError, SpikeKitError, some
+from spike_kit.base.errors import lookup
 from spike_kit.data.dataset import Dataset
 from spike_kit.experiments.archive import with_archived
 from spike_kit.experiments.run import data_version
 from spike_kit.experiments.run_folder import Run, list_runs
 from spike_kit.figures.charts import curve_lines, sensitivity_lines, sparsity_bars
-from spike_kit.figures.style import picture
 from spike_kit.results.frames import (
     costs,
     curves_frame,
@@ -26,24 +24,17 @@ from spike_kit.results.frames import (
 from spike_kit.training.checkpoint import MONITOR
 from spike_kit.views.safe import html_table, html_text
 from spike_kit.views.search import fold
-from spike_kit.views.widgets import TYPED, Panel
+from spike_kit.views.widgets import TYPED, Panel, filled
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 Split = Literal["valid", "test"]
 
-MOST_CURVES = 40
-"""Runs whose learning curves are drawn; more cannot be told apart."""
-MOST_GROUPS = 8
-"""Models whose groups of users are drawn."""
+MOST_DRAWN = 8
+"""Models whose learning curves, and whose groups of users, are drawn; more cannot be told apart."""
 MOST_ROWS = 50
 """Rows of the leaderboard that a panel shows."""
-
-
-def _all_runs(data: Dataset) -> list[Run]:
-    """Runs of a data set's name, on whatever version of the data, then those that only the archive has."""
-    return with_archived(data, list_runs(data.name))
 
 
 class Overview:
@@ -63,12 +54,10 @@ class Overview:
 
     Attributes
     ----------
-    models, presets
+    models
         Only runs of these are shown; empty: all.
     text
-        Only runs whose label holds every word of it are shown (case and accents do not matter).
-    at_least
-        Only configurations with as many seeds are shown.
+        Only runs whose label or preset holds every word of it are shown (case and accents do not matter).
     older
         Whether runs on another version of the data are shown as well; they must not be compared with the others.
     """
@@ -76,36 +65,24 @@ class Overview:
     def __init__(
         self, data: Dataset, runs: Sequence[Run] | None = None, *, split: Split = "valid", metric: str = MONITOR
     ) -> None:
-        self.data, self.all = data, list(_all_runs(data) if runs is None else runs)
-        self.split: Split = split
-        self.metric = metric
+        self.data, self.split, self.metric = data, split, metric
         self.models: Collection[str] = ()
-        self.presets: Collection[str] = ()
-        self.text, self.at_least, self.older = "", 1, False
-        if self.all and metric not in self.metrics:
-            raise ConfigError(f"no metric named {metric!r}", f"known: {some(self.metrics, limit=20)}")
+        self.text, self.older = "", False
+        self.reload(runs)
+        if self.all:
+            lookup(dict.fromkeys(self.metrics), metric, "metric")
 
-    def reload(self) -> None:
+    def reload(self, runs: Sequence[Run] | None = None) -> None:
         """Look for runs again: those that were finished meanwhile."""
-        self.all = _all_runs(self.data)
-        self.__dict__.pop("labelled", None)
+        self.all = with_archived(self.data, list_runs(self.data.name)) if runs is None else list(runs)
+        self.labelled: Mapping[str, list[Run]] = grouped_by_seed(self.all)
+        self._version = data_version(self.data)
 
     @property
     def metrics(self) -> list[str]:
         """Metrics that every run has."""
-        if not self.all:
-            return [MONITOR]
-        shared = set.intersection(*({*run.metrics[self.split]} for run in self.all))
-        return [name for name in self.all[0].metrics[self.split] if name in shared]
-
-    @cached_property
-    def labelled(self) -> Mapping[str, list[Run]]:
-        """Runs that differ in the seed only, under their label."""
-        return grouped_by_seed(self.all)
-
-    @cached_property
-    def _data_version(self) -> str:
-        return data_version(self.data)
+        names = [list(run.metrics[self.split]) for run in self.all] or [[MONITOR]]
+        return [name for name in names[0] if all(name in others for others in names)]
 
     def kept(self) -> dict[str, list[Run]]:
         """What the filters leave, best first by the mean of the metric."""
@@ -113,17 +90,12 @@ class Overview:
         found = {}
         for label, group in self.labelled.items():
             config = group[0].config
+            named = fold(f"{label} {config['preset']}")
             wanted = not self.models or config["model"] in self.models
-            wanted &= not self.presets or config["preset"] in self.presets
-            wanted &= len(group) >= self.at_least and all(word in fold(label) for word in words)
-            if wanted and (self.older or config["data_sha256"] == self._data_version):
+            wanted &= all(word in named for word in words)
+            if wanted and (self.older or config["data_sha256"] == self._version):
                 found[label] = group
         return dict(sorted(found.items(), key=lambda item: -seed_means(item[1], self.metric, self.split).mean()))
-
-    @property
-    def runs(self) -> list[Run]:
-        """Runs that the filters leave."""
-        return [run for group in self.kept().values() for run in group]
 
     @property
     def table(self) -> pd.DataFrame:
@@ -132,45 +104,33 @@ class Overview:
         Returns
         -------
         DataFrame
-            rank, model, seeds, the metric (mean over seeds) and its sd (NaN for one seed), best epoch, epochs, seconds
-            (of training) and peak_gib (means over seeds), data (``present`` or ``older``).
+            rank, model, seeds, the metric (mean over seeds) and its sd (NaN for one seed), seconds (of training) and
+            peak_gib (means over seeds), data (``present`` or ``older``).
         """
         rows = []
         for rank, (label, group) in enumerate(self.kept().items(), start=1):
             values = seed_means(group, self.metric, self.split)
             row = {"rank": rank, "model": label, "seeds": len(group), self.metric: values.mean(), "sd": values.std()}
-            counts = pd.DataFrame([{name: run.metrics.get(name) for name in ("best_epoch", "epochs")} for run in group])
-            row |= counts.astype(float).mean().rename({"best_epoch": "best epoch"}).to_dict() | costs(group)
-            present = group[0].config["data_sha256"] == self._data_version
-            rows.append(row | {"data": "present" if present else "older"})
-        columns = ["rank", "model", "seeds", self.metric, "sd", "best epoch", "epochs", "seconds", "peak_gib", "data"]
-        return pd.DataFrame(rows, columns=columns)
+            present = group[0].config["data_sha256"] == self._version
+            rows.append(row | costs(group) | {"data": "present" if present else "older"})
+        return pd.DataFrame(rows, columns=["rank", "model", "seeds", self.metric, "sd", "seconds", "peak_gib", "data"])
 
     @property
     def summary(self) -> str:
         """How many runs there are, and how many the filters leave."""
-        kept = self.kept()
-        runs = sum(map(len, kept.values()))
-        return (
-            f"{len(kept)} of {len(self.labelled)} configurations ({runs} of {len(self.all)} runs) "
-            f"of {self.data.name}, by {self.metric} on {self.split}"
-        )
+        kept, by = self.kept(), f"of {self.data.name}, by {self.metric} on {self.split}"
+        runs = f"{sum(map(len, kept.values()))} of {len(self.all)} runs"
+        return f"{len(kept)} of {len(self.labelled)} configurations ({runs}) {by}"
 
     def curves(self, x: Literal["epoch", "seconds"] = "epoch") -> Figure:
-        """Validation metric of the runs that the filters leave, over epochs or seconds of training.
-
-        Of more than `MOST_CURVES` runs those of the best models are drawn.
+        """Validation metric of the `MOST_DRAWN` best models over epochs or seconds of training.
 
         Raises
         ------
         DataError
             If no run has a learning curve.
         """
-        drawn, left = dict[str, list[Run]](), MOST_CURVES
-        for label, group in self.kept().items():
-            drawn[label] = group[:left]
-            left -= len(drawn[label])
-        return curve_lines(_some(curves_frame(drawn, self.metric), "no run here has a learning curve"), x)
+        return curve_lines(filled(curves_frame(self._best(), self.metric), "no run here has a learning curve"), x)
 
     def sensitivity(self) -> Figure:
         """One panel for every setting in which runs differ, with all else equal.
@@ -180,44 +140,45 @@ class Overview:
         DataError
             If no two runs differ in one setting only.
         """
-        frame = sensitivity_frame(self.runs, self.metric, self.split)
-        return sensitivity_lines(_some(frame, "no two of these runs differ in one setting only"))
+        runs = [run for group in self.kept().values() for run in group]
+        frame = sensitivity_frame(runs, self.metric, self.split)
+        return sensitivity_lines(filled(frame, "no two of these runs differ in one setting only"))
 
     def groups(self) -> Figure:
-        """Bars of the metric in every sparsity group of users, of the `MOST_GROUPS` best models.
+        """Bars of the metric in every sparsity group of users, of the `MOST_DRAWN` best models.
 
         Raises
         ------
         DataError
             If the filters leave no run.
         """
-        best = dict(list(self.kept().items())[:MOST_GROUPS])
-        return sparsity_bars(_some(sparsity_frame(self.data, best, self.metric, self.split), "no run is left"))
+        frame = sparsity_frame(self.data, self._best(), self.metric, self.split)
+        return sparsity_bars(filled(frame, "no run is left"))
+
+    def _best(self) -> dict[str, list[Run]]:
+        return dict(list(self.kept().items())[:MOST_DRAWN])
 
     def panel(self) -> Any:
         """Filters, leaderboard, learning curves, sensitivity, sparsity groups."""
         panel = Panel(self)
-        filters = ("metric", "split", "models", "presets", "text", "at_least", "older")
         draw: dict[str, Callable[[], Figure]] = {
             "curves": lambda: self.curves(panel["x"].value),
             "sensitivity": self.sensitivity,
             "groups": self.groups,
         }
 
-        def reload(_: object = None) -> None:
+        def reload(_: object) -> None:
             self.reload()
             offer()
 
         def offer() -> None:
-            for name, key in (("models", "model"), ("presets", "preset")):
-                known = sorted({run.config[key] for run in self.all})
-                panel.offer(name, known, [value for value in panel[name].value if value in known])
-            known = self.metrics
-            panel.offer("metric", known, self.metric if self.metric in known else known[0])
+            known = sorted({run.config["model"] for run in self.all})
+            panel.offer("models", known, [name for name in panel["models"].value if name in known])
+            panel.offer("metric", self.metrics, self.metric if self.metric in self.metrics else None)
             refresh()
 
         def refresh(_: object = None) -> None:
-            for name in filters:
+            for name in ("metric", "split", "models", "text", "older"):
                 setattr(self, name, panel[name].value)
             table = self.table
             rest = f"; {MOST_ROWS} are listed" if len(table) > MOST_ROWS else ""
@@ -228,49 +189,24 @@ class Overview:
         def show(_: object = None) -> None:
             """Draw what the open tab shows."""
             name = list(draw)[tabs.selected_index or 0]
-            panel["note"].value, panel[name].layout.display = "", None
-            try:
-                panel[name].value = picture(draw[name]())
-            except SpikeKitError as error:
-                panel["note"].value, panel[name].layout.display = html_text(error), "none"
+            panel.draw(name, draw[name])
 
-        rows = self._filters(panel, refresh, reload)
-        x = panel.add("x", "ToggleButtons", show, options=["epoch", "seconds"], description="over")
-        pictures = {name: panel.add(name, "Image", format="png") for name in draw}
-        pictures["curves"] = panel.widgets.VBox([x, pictures["curves"]])
+        tip = "Look for runs that finished meanwhile"
+        filters = panel.row(
+            panel.add("metric", "Dropdown", refresh, options=self.metrics),
+            panel.add("split", "Dropdown", refresh, options=["valid", "test"], value=self.split),
+            panel.add("text", "Text", refresh, description="Label", **TYPED),
+            panel.add("older", "Checkbox", refresh, value=self.older, description="Also of older data"),
+            panel.add("models", "SelectMultiple", refresh, tooltip="none: all"),
+            panel.add("reload", "Button", reload, tooltip=tip),
+        )
+        x = panel.add("x", "ToggleButtons", show, options=["epoch", "seconds"], description="Over")
         tabs = panel.tabs(
-            learning_curves=pictures["curves"], sensitivity=pictures["sensitivity"], by_sparsity=pictures["groups"]
+            learning_curves=panel.widgets.VBox([x, panel.picture("curves")]),
+            sensitivity=panel.picture("sensitivity"),
+            by_sparsity=panel.picture("groups"),
         )
         tabs.observe(show, names="selected_index")
-        box = panel.box(*rows, *panel.texts("status", "leaderboard", "note"), tabs)
+        box = panel.box(filters, *panel.texts("status", "leaderboard"), tabs)
         offer()
         return box
-
-    def _filters(self, panel: Panel, refresh: Callable[[Any], None], reload: Callable[[Any], None]) -> list[Any]:
-        """Rows of a panel with the filters."""
-        size = panel.widgets.Layout(height="6em", width="16em")
-        wide = {"description": "seeds at least", "style": {"description_width": "initial"}}
-        metrics = {"options": self.metrics, "value": self.metric}
-        splits = {"options": ["valid", "test"], "value": self.split}
-        line = panel.row(
-            panel.add("metric", "Dropdown", refresh, description="metric", **metrics),
-            panel.add("split", "Dropdown", refresh, description="split", **splits),
-            panel.add("text", "Text", refresh, description="label", **TYPED),
-            panel.add("at_least", "BoundedIntText", refresh, value=1, min=1, max=1000, **wide),
-            panel.add("older", "Checkbox", refresh, value=self.older, description="also of older data"),
-            panel.add(
-                "reload", "Button", reload, description="Reload", tooltip="Look for runs that finished meanwhile"
-            ),
-        )
-        lists = (
-            panel.add(name, "SelectMultiple", refresh, description=name, tooltip="none: all", layout=size)
-            for name in ("models", "presets")
-        )
-        return [line, panel.row(*lists)]
-
-
-def _some(frame: pd.DataFrame, missing: str) -> pd.DataFrame:
-    """A table that is not empty."""
-    if frame.empty:
-        raise DataError(missing, "change the filters, or train some: see notebook 05")
-    return frame

@@ -3,17 +3,14 @@
 from __future__ import annotations
 
 import unicodedata
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence, Sized
 from functools import cached_property
 
 import numpy as np
 import pandas as pd
 
 from spike_kit.base.errors import DataError
-from spike_kit.data.dataset import Dataset
-
-KINDS = ("user", "item", "auxiliary")
-"""What a node is; the names are those of the profiles' subjects."""
+from spike_kit.data.dataset import SUBJECTS, Dataset
 
 
 class Nodes:
@@ -31,11 +28,10 @@ class Nodes:
     """
 
     def __init__(self, data: Dataset) -> None:
-        self.data = data
-        self.n_users, self.n_items = len(data.users), len(data.items)
+        self.data, self.n_users = data, len(data.users)
         self.n_nodes = self.n_users + len(data.entities)
-        first, rest = self.n_users, self.n_users + self.n_items
-        self.bounds = {"user": (0, first), "item": (first, rest), "auxiliary": (rest, self.n_nodes)}
+        rest = self.n_users + len(data.items)
+        self.bounds = {"user": (0, self.n_users), "item": (self.n_users, rest), "auxiliary": (rest, self.n_nodes)}
 
     @cached_property
     def labels(self) -> list[str]:
@@ -47,33 +43,6 @@ class Nodes:
         """Kind of every node as the tables have it: ``user``, or the kind of the entity (film, genre, ...)."""
         return pd.Series(["user"] * self.n_users + self.data.entities["kind"].tolist(), name="kind")
 
-    def texts(self, profiles: str) -> dict[tuple[str, int], str]:
-        """Profile texts of a set by subject and id."""
-        table = self.data.profiles(profiles)
-        return dict(zip(zip(table["subject"], table["id"], strict=True), table["text"], strict=True))
-
-    def subject(self, node: int) -> tuple[str, int]:
-        """Who a node is, as profiles are keyed: ``user``, ``item`` or ``auxiliary``, and its id.
-
-        Raises
-        ------
-        DataError
-            If there is no such node.
-        """
-        if not 0 <= node < self.n_nodes:
-            raise DataError(f"{self.data.name} has no node {node}", f"nodes are 0 to {self.n_nodes - 1}")
-        if node < self.n_users:
-            return "user", node
-        entity = node - self.n_users
-        return ("item" if entity < self.n_items else "auxiliary"), entity
-
-    def node(self, subject: str, number: int) -> int:
-        """Node of a user, item or auxiliary entity; the opposite of `subject`."""
-        node = number if subject == "user" else self.n_users + number
-        if self.subject(node) != (subject, number):
-            raise DataError(f"{self.data.name} has no {subject} {number}")
-        return node
-
     @cached_property
     def popular_item(self) -> int:
         """Node of the item with the most train interactions: where a view begins."""
@@ -83,26 +52,61 @@ class Nodes:
     def _folded(self) -> list[str]:
         return [fold(label) for label in self.labels]
 
-    def search(self, text: str, most: int = 20, kinds: Collection[str] = KINDS) -> list[int]:
+    def texts(self, profiles: str) -> dict[tuple[str, int], str]:
+        """Profile texts of a set by subject and id."""
+        table = self.data.profiles(profiles)
+        return dict(zip(zip(table["subject"], table["id"], strict=True), table["text"], strict=True))
+
+    def expect(self, tables: Mapping[str, Sized]) -> None:
+        """Check that tables have one row per node.
+
+        Raises
+        ------
+        DataError
+            If one has not.
+        """
+        for name, rows in tables.items():
+            if len(rows) != self.n_nodes:
+                raise DataError(f"{name} has {len(rows)} rows, but {self.data.name} has {self.n_nodes} nodes")
+
+    def subject(self, node: int) -> tuple[str, int]:
+        """Who a node is, as profiles are keyed: ``user``, ``item`` or ``auxiliary``, and its id.
+
+        Raises
+        ------
+        DataError
+            If there is no such node.
+        """
+        for subject, (first, end) in self.bounds.items():
+            if first <= node < end:
+                return subject, node if subject == "user" else node - self.n_users
+        raise DataError(f"{self.data.name} has no node {node}", f"nodes are 0 to {self.n_nodes - 1}")
+
+    def node(self, subject: str, number: int) -> int:
+        """Node of a user, item or auxiliary entity; the opposite of `subject`."""
+        node = number if subject == "user" else self.n_users + number
+        if self.subject(node) != (subject, number):
+            raise DataError(f"{self.data.name} has no {subject} {number}")
+        return node
+
+    def search(self, text: str, most: int = 20, subjects: Collection[str] = SUBJECTS) -> list[int]:
         """Nodes whose name contains every word of ``text``, whatever the case and the accents.
 
         Names that are the text come first, then those that begin with it, then those with a word that does, then the
         rest; shorter names before longer ones.
         """
-        wanted = fold(text).split()
-        if not wanted:
+        words, folded = fold(text).split(), self._folded
+        if not words:
             return []
-        folded = self._folded
-        first, *others = sorted(wanted, key=len, reverse=True)
-        found = [
-            node
-            for kind in KINDS
-            if kind in kinds
-            for node in range(*self.bounds[kind])
-            if first in folded[node] and all(word in folded[node] for word in others)
-        ]
-        whole = " ".join(wanted)
-        return sorted(found, key=lambda node: (_place(folded[node], whole), len(folded[node]), node))[:most]
+        places = [node for subject in subjects for node in range(*self.bounds[subject])]
+        found = [node for node in places if all(word in folded[node] for word in words)]
+        whole = " ".join(words)
+
+        def order(node: int) -> tuple[bool, bool, bool, int, int]:
+            name = folded[node]
+            return name != whole, not name.startswith(whole), f" {whole}" not in f" {name}", len(name), node
+
+        return sorted(found, key=order)[:most]
 
     def table(self, nodes: Sequence[int]) -> pd.DataFrame:
         """Nodes by name: node, kind, label."""
@@ -117,9 +121,9 @@ def fold(text: str) -> str:
     return " ".join("".join(part for part in parts if not unicodedata.combining(part)).casefold().split())
 
 
-def _place(name: str, wanted: str) -> int:
-    if name == wanted:
-        return 0
-    if name.startswith(wanted):
-        return 1
-    return 2 if f" {wanted}" in name else 3
+def nearest(rows: np.ndarray, one: int, k: int) -> tuple[np.ndarray, np.ndarray]:
+    """Numbers of the ``k`` rows that are nearest to one of them by cosine, the nearest first, and the cosines."""
+    cosines = rows @ rows[one] / np.maximum(np.linalg.norm(rows, axis=1) * np.linalg.norm(rows[one]), 1e-12)
+    cosines[one] = -np.inf
+    best = np.argsort(-cosines, kind="stable")[: min(k, len(rows) - 1)]
+    return best, cosines[best]

@@ -2,22 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 import numpy as np
 import pandas as pd
-import torch
+from scipy import sparse
+from scipy.sparse import csgraph
 from torch import Tensor
-from torch.nn import functional
 
-from spike_kit.base.errors import DataError, require
+from spike_kit.base.errors import DataError
 from spike_kit.base.seeds import numpy_generator
-from spike_kit.data.build import compared
 from spike_kit.data.dataset import Dataset
-from spike_kit.models.base import Recommender
-from spike_kit.profiles.prompts import prompt_texts
-from spike_kit.profiles.quality import unsupported_facts
 from spike_kit.profiles.template import fill
+from spike_kit.views.search import nearest
 
 
 def named_triples(data: Dataset, n: int = 10, seed: int = 0) -> pd.DataFrame:
@@ -43,23 +38,20 @@ def graph_statistics(data: Dataset) -> pd.DataFrame:
 
     Components are those of the graph without directions; an entity without a triple is a component of its own.
     """
-    networkx = require("networkx", "lab")
-    triples, n_items, n_entities = data.triples, len(data.items), len(data.entities)
-    graph = networkx.Graph()
-    graph.add_nodes_from(range(n_entities))
-    graph.add_edges_from(triples[["head", "tail"]].to_numpy().tolist())
-    sizes = [len(component) for component in networkx.connected_components(graph)]
-    degree = np.bincount(triples[["head", "tail"]].to_numpy().ravel(), minlength=n_entities)
+    ends, n_items, n_entities = data.triples[["head", "tail"]].to_numpy(), len(data.items), len(data.entities)
+    links = sparse.coo_array((np.ones(len(ends)), ends.T), shape=(n_entities, n_entities))
+    sizes = np.bincount(csgraph.connected_components(links, directed=False)[1])
+    degree = np.bincount(ends.ravel(), minlength=n_entities)
     rows = {
         "entities, items among them": n_entities,
         "items": n_items,
         "relations": len(data.relations),
-        "triples": len(triples),
+        "triples": len(ends),
         "triples per item (median)": float(np.median(degree[:n_items])),
         "items without a triple": int((degree[:n_items] == 0).sum()),
         "other entities without a triple": int((degree[n_items:] == 0).sum()),
         "connected components": len(sizes),
-        "entities in the largest component": max(sizes),
+        "entities in the largest component": int(sizes.max()),
     }
     return pd.DataFrame({"what": list(rows), "value": pd.Series(list(rows.values()), dtype=object)})
 
@@ -90,46 +82,11 @@ def profile_of(data: Dataset, subject: str, number: int, name: str = "template")
 
 def neighbours(data: Dataset, vectors: Tensor, entity: int, k: int = 5) -> pd.DataFrame:
     """Entities nearest to one of them by cosine of ``vectors [E, d]``: label, kind, cosine."""
-    rows = functional.normalize(vectors.detach().float())
-    cosines = rows @ rows[entity]
-    cosines[entity] = float("-inf")
-    best, ids = cosines.topk(min(k, len(cosines) - 1))
-    table = data.entities.iloc[ids.numpy()][["label", "kind"]].reset_index(drop=True)
-    return table.assign(cosine=best.numpy())
+    best, cosines = nearest(vectors.detach().cpu().numpy(), entity, k)
+    return data.entities.iloc[best][["label", "kind"]].reset_index(drop=True).assign(cosine=cosines)
 
 
 def train_history(data: Dataset, user: int) -> list[str]:
     """Names of a user's train items."""
     own = data.split("train")
     return data.items["label"].to_numpy()[own.loc[own["user"] == user, "item"]].tolist()
-
-
-def final_entity_vectors(model: Recommender) -> Tensor:
-    """Final embeddings ``[E, d]`` of all entities of a model that has them (SPiKE).
-
-    Raises
-    ------
-    DataError
-        If the model has none.
-    """
-    nodes = getattr(model, "node_embeddings", None)
-    if nodes is None:
-        raise DataError(f"{type(model).__name__} has no embeddings of entities")
-    with torch.no_grad():
-        return nodes()[1]
-
-
-def published_table(data: Dataset) -> pd.DataFrame:
-    """Counts that the owners of a data set published beside ours, before any filter."""
-    return compared(data.manifest)
-
-
-def unsupported(data: Dataset, subjects: Sequence[tuple[str, int]], profiles: Sequence[str]) -> pd.DataFrame:
-    """Names and numbers in some profiles that do not stand in their prompts, by subject, id and profile set."""
-    rows = []
-    for name in profiles:
-        prompts = prompt_texts(data, name)
-        for subject, number in subjects:
-            found = unsupported_facts(profile_of(data, subject, number, name), prompts[subject, number])
-            rows.append((subject, number, name, found))
-    return pd.DataFrame(rows, columns=["subject", "id", "profiles", "unsupported"])

@@ -7,16 +7,16 @@ import re
 from collections.abc import Callable, Collection
 from functools import cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 
 from spike_kit.base import paths
-from spike_kit.base.errors import SpikeKitError, require
-from spike_kit.data.dataset import Dataset
+from spike_kit.base.errors import DataError, SpikeKitError, require
+from spike_kit.data.dataset import SUBJECTS, Dataset
 from spike_kit.figures import style
 from spike_kit.views.safe import html_text
-from spike_kit.views.search import KINDS, Nodes, fold
+from spike_kit.views.search import Nodes, fold
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure as Drawing
@@ -26,8 +26,7 @@ LAYOUT = {"template": "plotly_white", "margin": {"l": 10, "r": 10, "t": 40, "b":
 """House style of the interactive figures."""
 
 DASHES = ("solid", "dash", "dot", "dashdot", "longdash", "longdashdot")
-PATTERNS = ("", "/", ".", "x", "\\", "+", "-", "|")
-"""Second codings of lines and bars, for those who see no colours."""
+"""Second coding of lines, for those who see no colours."""
 
 TYPED = {"placeholder": "part of a name", "continuous_update": False, "tooltip": "type, then press Enter"}
 """Options of a text box for names."""
@@ -56,14 +55,6 @@ the window only (seen with plotly 7.1 and JupyterLab 4).
 """
 
 
-class Exportable(Protocol):
-    """A view that can write what it shows."""
-
-    def export(self, folder: Path | None = None) -> list[Path]:
-        """Write the present state as PDF and CSV; returns the files."""
-        ...
-
-
 def write(
     view: str, data: Dataset, state: str, figure: Drawing, table: pd.DataFrame, folder: Path | None
 ) -> list[Path]:
@@ -89,11 +80,17 @@ def write(
     return style.export(figure, name, folder, table, formats=("pdf",))
 
 
-def live_figure(figure: Figure) -> Any:
-    """Plotly figure as a widget that Python can change afterwards; `Panel.chart` gives it its width."""
-    widget = require("plotly.graph_objects", "lab").FigureWidget(figure)
-    widget._config = {**widget._config, "responsive": True}
-    return widget
+def filled(frame: pd.DataFrame, missing: str, hint: str = "") -> pd.DataFrame:
+    """A table that is to be drawn, if it is not empty.
+
+    Raises
+    ------
+    DataError
+        If it is; with what is ``missing``.
+    """
+    if frame.empty:
+        raise DataError(missing, hint)
+    return frame
 
 
 @cache
@@ -102,26 +99,13 @@ def _fitter() -> type:
 
 
 def redraw(widget: Any, figure: Figure) -> None:
-    """Show another figure in a widget made by `live_figure`."""
+    """Show another figure in the widget of a `Panel.chart`."""
     with widget.batch_update():
         widget.data = ()
         widget.layout = figure.layout
-        # What a layout does not have is not taken away by itself.
+        # A layout without annotations does not take them away by itself.
         widget.layout.annotations = figure.layout["annotations"] or ()
-        widget.layout.shapes = figure.layout["shapes"] or ()
         widget.add_traces(figure.data)
-
-
-def clickable(widget: Any, chosen: Callable[[int], None]) -> None:
-    """Tell which point of a live figure was clicked: its ``customdata``, a node; call again after `redraw`."""
-
-    def on_click(trace: Any, points: Any, _: Any) -> None:
-        if points.point_inds:
-            chosen(int(trace.customdata[points.point_inds[0]]))
-
-    for trace in widget.data:
-        if trace.customdata is not None:
-            trace.on_click(on_click)
 
 
 class Panel:
@@ -148,7 +132,14 @@ class Panel:
         return self.parts[name]
 
     def add(self, name: str, kind: str, change: Callable[[Any], object] | None = None, **options: Any) -> Any:
-        """Make a widget of some kind of ipywidgets; ``change`` is called with its new value, or at a click."""
+        """Make a widget of some kind of ipywidgets; ``change`` is called with its new value, or at a click.
+
+        What can be changed is described by its name, unless a ``description`` is given.
+        """
+        if kind not in ("HTML", "Image", "FloatProgress"):
+            options.setdefault("description", name.replace("_", " ").capitalize())
+        if kind in ("Dropdown", "FloatSlider", "BoundedIntText"):
+            options.setdefault("style", {"description_width": "initial"})
         widget = getattr(self.widgets, kind)(**options)
         widget.add_class(f"spike-{name}")
         if change is not None and kind == "Button":
@@ -172,37 +163,41 @@ class Panel:
         """Make empty HTML widgets."""
         return [self.add(name, "HTML") for name in names]
 
-    def chart(self, name: str, figure: Figure, *others: Any) -> Any:
-        """Make a live figure and return the box, with ``others`` above it, in which it is as wide as the page."""
-        self.parts[name] = live_figure(figure)
-        box = self.widgets.VBox([*others, self.parts[name], _fitter()()])
+    def chart(self, name: str, figure: Figure) -> Any:
+        """Make a figure that Python can change afterwards; returns the box in which it is as wide as the page."""
+        live = self.parts[name] = require("plotly.graph_objects", "lab").FigureWidget(figure)
+        live._config = {**live._config, "responsive": True}
+        box = self.widgets.VBox([live, _fitter()()])
         box.add_class(f"spike-{name}")
         return box
 
-    def search(
-        self,
-        name: str,
-        nodes: Nodes,
-        chosen: Callable[[int], object] | None = None,
-        label: str = "search",
-        kinds: Collection[str] = KINDS,
-    ) -> Any:
+    def picture(self, name: str) -> Any:
+        """Make a place for a figure on paper, and for the reason why there is none."""
+        return self.widgets.VBox([self.add(name, "Image", format="png"), *self.texts(f"{name}-note")])
+
+    def draw(self, name: str, make: Callable[[], Drawing]) -> None:
+        """Show what ``make`` draws in a `picture`, or the error it raises."""
+        note = ""
+        try:
+            self[name].value = style.picture(make())
+        except SpikeKitError as error:
+            note = html_text(error)
+        self[f"{name}-note"].value, self[name].layout.display = note, "none" if note else None
+
+    def search(self, name: str, nodes: Nodes, chosen: Callable[[int], object], only: Collection[str] = SUBJECTS) -> Any:
         """Make a text box and a list of the nodes it finds (the widget of that name); returns what shows both.
 
-        ``chosen`` is called with the node of a choice.
+        ``chosen`` is called with the node of a choice; ``only`` these subjects are found.
         """
 
         def find(text: str) -> None:
-            found = nodes.search(text, _FOUND, kinds)
+            found = nodes.search(text, _FOUND, only)
             self.offer(name, [(f"{nodes.labels[node][:60]} ({nodes.kinds[node]})", node) for node in found])
-            choose(self[name].value)
+            if found:
+                chosen(found[0])
 
-        def choose(node: int | None) -> None:
-            if node is not None and chosen is not None:
-                chosen(node)
-
-        text = self.add(f"{name}-text", "Text", find, description=label, **TYPED)
-        box = self.widgets.HBox([text, self.add(name, "Dropdown", choose, tooltip="what was found")])
+        text = self.add(f"{name}-text", "Text", find, description=name, **TYPED)
+        box = self.row(text, self.add(name, "Dropdown", chosen, description="", tooltip="what was found"))
         box.add_class(f"spike-{name}-search")
         return box
 
@@ -216,17 +211,17 @@ class Panel:
         tabs.titles = tuple(name.replace("_", " ") for name in parts)
         return tabs
 
-    def exporter(self, view: Exportable) -> Any:
-        """Make a button that writes what the view shows, and a line with the files that were written."""
+    def exporter(self, write: Callable[[], list[Path]]) -> Any:
+        """Make a button that writes what is shown, and a line with the files that were written."""
 
         def export(_: object) -> None:
             try:
-                files = "written: " + ", ".join(paths.shown(file) for file in view.export())
+                files = "written: " + ", ".join(paths.shown(file) for file in write())
             except SpikeKitError as error:
                 files = str(error)
             self["exported"].value = html_text(files)
 
-        button = self.add("export", "Button", export, description="Export", tooltip="Write what is shown: PDF and CSV")
+        button = self.add("export", "Button", export, tooltip="Write what is shown: PDF and CSV")
         return self.row(button, *self.texts("exported"))
 
     def box(self, *rows: Any) -> Any:

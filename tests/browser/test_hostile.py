@@ -39,7 +39,7 @@ done
     "tables.named_triples(data, 5)",
     "done.recommend(0)",
     "sk.table(done)",
-    "tables.neighbours(data, tables.final_entity_vectors(done.model), 0)",
+    "tables.neighbours(data, done.model.node_embeddings()[1], 0)",
     "sk.views.map(done, k=3).morph()",
 )
 

@@ -7,7 +7,7 @@ import itertools
 import os
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -24,8 +24,8 @@ from spike_kit.data.dataset import Dataset
 from spike_kit.experiments.ablation import ABLATIONS
 from spike_kit.experiments.archive import read_archive, write_archive
 from spike_kit.experiments.run_folder import Run
-from spike_kit.figures import charts
-from spike_kit.figures.gallery import FIGURES, Recipe, drawn, export_all
+from spike_kit.figures import charts, gallery
+from spike_kit.figures.gallery import FIGURES, Recipe
 from spike_kit.figures.style import (
     COLOURS,
     DASHES,
@@ -63,7 +63,7 @@ def ablation_table(*names: str) -> pd.DataFrame:
     return pd.DataFrame({"model": list(names), "metric": "ndcg@20", "split": "test", **numbers})
 
 
-def points(kinds: list[str], **panels: float) -> pd.DataFrame:
+def points(kinds: Sequence[str | None], **panels: float) -> pd.DataFrame:
     parts = [pd.DataFrame({"panel": name, "kind": kinds, "x": x, "y": 0.0}) for name, x in panels.items()]
     return pd.concat(parts, ignore_index=True)
 
@@ -88,21 +88,16 @@ def test_every_figure_is_drawn_and_a_second_process_writes_the_same_bytes(
     # Laying out takes long and is tested elsewhere; the second process finds the coordinates in the cache.
     monkeypatch.setattr("spike_kit.evaluation.maps._laid_out", lambda vectors, **_: vectors[:, :2])
     folder = tmp_path / "first"
-    artefacts = export_all(data, several(runs), folder, progress=False)
-    assert [artefact.name for artefact in artefacts] == [*FIGURES, "table"]
-    assert [artefact.missing for artefact in artefacts] == [""] * len(artefacts)
-    for artefact in artefacts[:-1]:
-        assert [file.suffix[1:] for file in artefact.files] == [*FORMATS, "csv"]
-        assert len(pd.read_csv(artefact.files[-1])) > 0
+    made = gallery.export(data, folder, several(runs), progress=False)
+    assert made["figure"].tolist() == [*FIGURES, "table"]
+    assert set(made["not run"]) == {""}
+    for files in made["files"][:-1]:
+        assert [file.suffix[1:] for file in files] == [*FORMATS, "csv"]
+        assert len(pd.read_csv(files[-1])) > 0
     assert (folder / "results-world.tex").read_text().count(r"\\") == 1 + len(runs)
-    script = (
-        "import sys; from pathlib import Path; from spike_kit.data.dataset import Dataset\n"
-        "from spike_kit.experiments.run_folder import Run\n"
-        "from spike_kit.figures.gallery import export_all\n"
-        "export_all(Dataset.open('world'), [Run(Path(p)) for p in sys.argv[2:]], Path(sys.argv[1]), progress=False)\n"
-    )
+    script = "import sys, spike_kit as sk; sk.figures.export(sk.load('world'), sys.argv[1], progress=False)"
     subprocess.run(
-        [sys.executable, "-c", script, str(tmp_path / "second"), *(str(one.path) for one in several(runs))],
+        [sys.executable, "-c", script, str(tmp_path / "second")],
         env=os.environ | {"PYTHONHASHSEED": "7"},
         check=True,
     )
@@ -114,10 +109,10 @@ def test_every_figure_is_drawn_and_a_second_process_writes_the_same_bytes(
 
 
 def test_what_was_not_run_is_named_and_not_drawn(data: Dataset, home: Path) -> None:
-    artefacts = {artefact.name: artefact for artefact in export_all(data, [], progress=False)}
-    assert {name for name, artefact in artefacts.items() if artefact.files} == {"graph", "quality"}
-    assert artefacts["ablation"].missing.startswith("the full model of spike was not run")
-    assert artefacts["map"].missing == "no run of SPiKE with profiles has its weights here"
+    made = gallery.export(data, runs=[], progress=False).set_index("figure")
+    assert set(made.index[made["files"].map(len) > 0]) == {"graph", "quality"}
+    assert made.loc["ablation", "not run"].startswith("the full model of spike was not run")
+    assert made.loc["map", "not run"] == "no run of SPiKE with profiles has its weights here"
     assert {path.stem for path in (home / "figures").iterdir()} == {"graph-world", "quality-world"}
 
 
@@ -125,18 +120,18 @@ def test_the_archive_is_enough_for_the_figures_of_results(data: Dataset, runs: R
     write_archive(several(runs), data, tmp_path / "archive")
     archived = read_archive(data.name, tmp_path / "archive")
     for name in ("results", "ablation", "sensitivity", "sparsity", "efficiency"):
-        assert drawn(name, data, archived)[0].axes
+        assert gallery.draw(data, name, archived).axes
 
 
 def test_a_figure_of_ones_own_is_a_function_and_a_line(
-    data: Dataset, runs: Runs, home: Path, monkeypatch: pytest.MonkeyPatch
+    data: Dataset, runs: Runs, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     counted = Recipe(lambda of: pd.DataFrame({"runs": [len(of.runs)]}), lambda frame: blank_figure(2, len(frame)), "")
     monkeypatch.setitem(FIGURES, "own", counted)
-    (artefact, _) = export_all(data, several(runs), names=["own"], progress=False)
-    assert pd.read_csv(artefact.files[-1])["runs"].tolist() == [len(several(runs))]
+    files = gallery.export(data, runs=several(runs), names=["own"], progress=False)["files"][0]
+    assert pd.read_csv(files[-1])["runs"].tolist() == [len(several(runs))]
     with pytest.raises(ConfigError, match="no figure named 'nope'"):
-        export_all(data, [], names=["nope"], progress=False)
+        gallery.export(data, runs=[], names=["nope"], progress=False)
 
 
 def test_many_series_differ_in_colour_or_form() -> None:
@@ -208,7 +203,7 @@ def test_hostile_names_are_drawn_as_they_are(
 
 
 def test_rare_kinds_of_a_map_are_drawn_together() -> None:
-    kinds = [f"g{n}" for n in range(12) for _ in range(12 - n)]
+    kinds = [None, *(f"g{n}" for n in range(12) for _ in range(12 - n))]
     figure = charts.node_maps(points(kinds, one=0.0, two=1.0))
     assert legend_of(figure) == [*(f"g{n}" for n in range(7)), "other"]
     assert [axes.get_title() for axes in figure.axes] == ["one", "two"]

@@ -66,8 +66,8 @@ def test_start_stop_and_resume(server: ScriptedServer, slow: Slow) -> None:
     start, stop, bar, status = (box.parts[name] for name in ("start", "stop", "bar", "status"))
     assert (start.disabled, stop.disabled, bar.value) == (False, True, 0)
     assert status.value == "not started: 15 calls to make"
-    assert tuple(session.samples) == box.children[2].titles == ("item 0", "auxiliary 6", "user 0")
-    assert session.table["to ask"].tolist() == [6, 6, 3]
+    assert box.children[2].titles == ("item 0", "auxiliary 6", "user 0")
+    assert session.estimate.table["to ask"].tolist() == [6, 6, 3]
     shown = unescape(" ".join(texts_of(box)))
     assert all(text in shown for text in ("to ask", "gpt-4o-mini", "prices of 20", "BEGIN DATA"))
     session.stop()
@@ -99,7 +99,7 @@ def test_start_stop_and_resume(server: ScriptedServer, slow: Slow) -> None:
     assert ran(session).startswith("complete: ")
     assert (session.progress.found, session.share) == (15, 1)
     again = GenerationSession(generation(data, server.base_url))
-    assert (again.status, again.samples) == ("not started: 0 calls to make", {})
+    assert (again.status, again.estimate.samples) == ("not started: 0 calls to make", ())
     assert "0 tokens in" in ran(again)
     assert len(server.bodies) == 15
 
@@ -147,4 +147,4 @@ def test_the_panel_shows_errors_and_escapes_everything() -> None:
     assert "&lt;img src=x onerror=alert(1)&gt; &amp; &lt;b&gt;Alien" in shown
     assert "&lt;script&gt;alert(2)" in shown
     assert not any(tag in shown for tag in ("<img", "<b>", "<script", "</script"))
-    assert shown.count("</pre>") == len(box.view.samples)
+    assert shown.count("</pre>") == len(box.view.estimate.samples)

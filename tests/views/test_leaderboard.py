@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import dataclasses
 import shutil
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -17,115 +18,115 @@ from spike_kit.experiments.run_folder import Run
 from spike_kit.views.overview import Overview
 from tests.views.conftest import HOSTILE, safe
 
+Runs = dict[str, list[Run]]
 
-def test_the_leaderboard_is_sorted_and_averages_seeds(data: Dataset, runs: list[Run]) -> None:
+
+@pytest.fixture(autouse=True)
+def own_archive(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(archive, "ROOT", home / "study")
+
+
+def several(runs: Runs) -> list[Run]:
+    return [run for group in runs.values() for run in group]
+
+
+def with_config(run: Run, **values: Any) -> Run:
+    """The run, as if it had been made otherwise."""
+    other = dataclasses.replace(run)
+    other.__dict__["config"] = run.config | values
+    return other
+
+
+def test_the_leaderboard_is_sorted_and_averages_seeds(data: Dataset, runs: Runs) -> None:
     view = Overview(data)
     table = view.table
-    assert table["rank"].tolist() == [1, 2, 3, 4, 5, 6]
+    assert table["rank"].tolist() == list(range(1, len(runs) + 1))
     assert table["ndcg@20"].is_monotonic_decreasing
-    twice = table[(table["seeds"] == 2) & ~table["model"].str.contains("off")].iloc[0]
-    values = [one.metrics["valid"]["ndcg@20"] for one in runs[2:4]]
-    assert twice["ndcg@20"] == pytest.approx(np.mean(values))
-    assert twice["sd"] == pytest.approx(np.std(values, ddof=1))
-    assert twice["epochs"] == 2
-    assert twice["seconds"] > 0
+    row = table[table["model"] == "SPiKE epochs=2, eval_every=1"].iloc[0]
+    values = [one.metrics["valid"]["ndcg@20"] for one in runs["spike"]]
+    assert (row["ndcg@20"], row["sd"]) == (pytest.approx(np.mean(values)), pytest.approx(np.std(values, ddof=1)))
+    assert row["seconds"] > 0
     assert set(table["data"]) == {"present"}
-    assert view.summary == "6 of 6 configurations (8 of 8 runs) of world, by ndcg@20 on valid"
+    assert view.summary == "7 of 7 configurations (11 of 11 runs) of world, by ndcg@20 on valid"
+    with pytest.raises(ConfigError, match=r"(?s)no metric named 'ndcg@3'.*ndcg@20"):
+        Overview(data, several(runs), metric="ndcg@3")
 
 
-def test_filters_combine(data: Dataset, runs: list[Run]) -> None:
-    view = Overview(data, runs)
+def test_filters_combine(data: Dataset, runs: Runs) -> None:
+    older = with_config(runs["popularity"][0], data_sha256="another")
+    view = Overview(data, [*several(runs), older])
+    assert len(view.table) == 7
+    view.older = True
+    assert view.table["data"].tolist().count("older") == 1
     view.models = ("spike",)
     assert len(view.table) == 4
     view.text = "RHO=1"
-    assert [one.config["model_settings"]["rho"] for one in view.runs] == [1.0]
-    view.text = ""
-    view.at_least = 2
-    assert sorted(one.config["seed"] for one in view.runs) == [0, 0, 1, 1]
-    view.models, view.at_least, view.presets = (), 1, ("released_code",)
-    assert view.runs == []
+    assert view.table["seeds"].tolist() == [1]
+    view.text = "recommended"
+    assert len(view.table) == 4
+    view.text = "released"
     assert view.table.empty
     for draw, missing in ((view.curves, "no run"), (view.sensitivity, "no two of these runs"), (view.groups, "no run")):
         with pytest.raises(DataError, match=missing):
             draw()
 
 
-def test_runs_on_older_data_are_kept_apart(data: Dataset, runs: list[Run]) -> None:
-    older = dataclasses.replace(runs[0])
-    older.__dict__["config"] = runs[0].config | {"data_sha256": "another"}
-    view = Overview(data, [*runs, older])
-    assert len(view.table) == 6
-    view.older = True
-    assert view.table["data"].tolist().count("older") == 1
-
-
-def test_runs_of_the_archive_are_shown_where_their_folders_are_gone(data: Dataset, runs: list[Run]) -> None:
+def test_runs_of_the_archive_are_shown_where_their_folders_are_gone(data: Dataset, runs: Runs) -> None:
     before = Overview(data).table
-    archive.write_archive(runs, data)
-    assert len(Overview(data).all) == len(runs)
-    shutil.rmtree(runs[0].path.parent)
+    archive.write_archive(several(runs), data)
+    assert len(Overview(data).all) == 11
+    shutil.rmtree(runs["spike"][0].path.parent)
     after = Overview(data)
     pd.testing.assert_frame_equal(after.table, before)
-    assert len(after.groups().axes[0].containers) == 2 * len(before)
     with pytest.raises(DataError, match="learning curve"):
         after.curves()
     after.reload()
-    assert len(after.all) == len(runs)
+    assert len(after.all) == 11
 
 
-def test_runs_of_other_code_are_told_apart_and_never_mixed(data: Dataset, runs: list[Run]) -> None:
-    archive.write_archive(runs, data)
+def test_runs_of_other_code_are_told_apart_and_never_mixed(data: Dataset, runs: Runs) -> None:
+    archive.write_archive(several(runs), data)
     file = archive.own_root() / "world" / archive.RUNS
     table = storage.read_parquet(file)
     table["config"] = [text.replace('"graph": 1', '"graph": 2') for text in table["config"]]
     table.to_parquet(file, index=False)
-    shutil.rmtree(runs[2].path)
+    shutil.rmtree(runs["spike"][0].path)
     table = Overview(data).table
-    assert sorted(table["seeds"]) == [1, 1, 1, 1, 1, 2]
+    assert sorted(table["seeds"]) == [1, 1, 1, 1, 2, 2, 2]
     assert not any(label.endswith(")") for label in table["model"])
-    view = Overview(data, [*runs[3:], *archive.read_archive("world")])
+    view = Overview(data, [*several(runs)[1:], *archive.read_archive("world")])
+    view.text = "spike"
     labels = view.table["model"].tolist()
     assert sum(label.endswith(" (2)") for label in labels) == 4
-    drawn = [text.get_text() for text in view.groups().legends[0].get_texts()]
-    assert drawn == labels[:8]
-    assert {text.get_text() for text in view.curves().legends[0].get_texts()} <= {*labels}
+    assert [text.get_text() for text in view.groups().legends[0].get_texts()] == labels
 
 
-def test_figures_show_what_the_runs_hold(data: Dataset, runs: list[Run]) -> None:
-    view = Overview(data, runs)
+def test_figures_show_what_the_runs_hold(data: Dataset, runs: Runs) -> None:
+    view = Overview(data, several(runs))
     axes: Any = view.curves("seconds").axes[0]
     epochs: Any = view.curves().axes[0]
-    assert len(axes.lines) == 7
+    assert len(axes.lines) == 10
     assert axes.get_xlabel() == "training, s"
-    history = runs[1].history
+    history = runs["spike"][0].history
     assert any(list(line.get_ydata()) == pytest.approx(history["valid_ndcg@20"].tolist()) for line in axes.lines)
-    first = next(line for line in axes.lines if len(line.get_xdata()))
-    assert first.get_xdata()[0] < 1 < epochs.lines[0].get_xdata()[1]
-    panels: list[Any] = list(view.sensitivity().axes)
-    (panel,) = (panel for panel in panels if panel.get_title() == "rho")
-    assert list(panel.lines[0].get_xdata()) == [0.25, 0.5, 1.0]
-    view.models = ("popularity",)
-    patches: list[Any] = list(view.groups().axes[0].patches)
-    bars = [bar.get_height() for bar in patches]
-    users = runs[0].per_user.query("split == 'valid'")["ndcg@20"]
-    assert min(bars) <= users.mean() <= max(bars)
+    assert axes.lines[0].get_xdata()[0] < 1 <= epochs.lines[0].get_xdata()[0]
+    (panel,) = (panel for panel in view.sensitivity().axes if panel.get_title() == "rho")
+    lines: list[Any] = list(panel.lines)
+    assert list(lines[0].get_xdata()) == [0.25, 0.5, 1.0]
 
 
-def test_an_unknown_metric_is_an_error(data: Dataset, runs: list[Run]) -> None:
-    with pytest.raises(ConfigError, match=r"(?s)no metric named 'ndcg@3'.*ndcg@20"):
-        Overview(data, runs, metric="ndcg@3")
-
-
-def test_the_panel_filters_and_reloads(data: Dataset, runs: list[Run]) -> None:
+def test_the_panel_filters_and_reloads(data: Dataset, runs: Runs) -> None:
     aside = data.path.parent / "aside"
-    shutil.move(runs[0].path.parent, aside)
-    panel = views.leaderboard(data).panel().parts
+    shutil.move(runs["spike"][0].path.parent, aside)
+    box = views.leaderboard(data).panel()
+    panel = box.parts
     assert panel["status"].value.startswith("0 of 0 configurations")
-    assert "no run here has a learning curve" in panel["note"].value
-    shutil.move(aside, runs[0].path.parent)
+    assert "no run here has a learning curve" in panel["curves-note"].value
+    shutil.move(aside, runs["spike"][0].path.parent)
     panel["reload"].click()
-    assert panel["status"].value.startswith("6 of 6 configurations")
-    assert panel["models"].options == ("lightgcn", "popularity", "spike")
+    assert panel["status"].value.startswith("7 of 7 configurations")
+    assert panel["models"].options == ("bprmf", "lightgcn", "popularity", "spike")
+    assert panel["curves-note"].value == ""
     assert "Popularity" in panel["leaderboard"].value
     panel["text"].value = "light"
     assert "Popularity" not in panel["leaderboard"].value
@@ -133,27 +134,18 @@ def test_the_panel_filters_and_reloads(data: Dataset, runs: list[Run]) -> None:
     assert "recall@20" in panel["leaderboard"].value
     before = bytes(panel["curves"].value)
     assert before.startswith(b"\x89PNG")
-    panel["metric"].value = "ndcg@20"
     panel["x"].value = "seconds"
     assert bytes(panel["curves"].value) != before
-    assert panel["note"].value == ""
-
-
-def test_the_panel_draws_the_open_tab(data: Dataset, runs: list[Run]) -> None:
-    view = Overview(data, runs[:1])
-    box = view.panel()
-    assert bytes(box.parts["groups"].value) == b""
+    assert bytes(panel["groups"].value) == b""
     box.children[-1].selected_index = 2
-    assert bytes(box.parts["groups"].value).startswith(b"\x89PNG")
+    assert bytes(panel["groups"].value).startswith(b"\x89PNG")
     box.children[-1].selected_index = 1
-    assert "no two of these runs" in box.parts["note"].value
-    assert box.parts["sensitivity"].layout.display == "none"
+    assert "no two of these runs" in panel["sensitivity-note"].value
+    assert panel["sensitivity"].layout.display == "none"
 
 
-def test_labels_from_outside_show_as_text(data: Dataset, runs: list[Run]) -> None:
-    changed = dataclasses.replace(runs[2])
-    changed.__dict__["config"] = runs[2].config | {"profiles": HOSTILE, "seed": 7}
-    view = Overview(data, [*runs, changed])
+def test_labels_from_outside_show_as_text(data: Dataset, runs: Runs) -> None:
+    view = Overview(data, [with_config(runs["spike"][0], profiles=HOSTILE)])
     panel = view.panel().parts
     safe(panel["leaderboard"].value, panel["status"].value)
     assert "&lt;img" in panel["leaderboard"].value

@@ -12,11 +12,9 @@ from spike_kit import views
 from spike_kit.base import paths
 from spike_kit.base.errors import ConfigError, DataError, StorageError
 from spike_kit.data.dataset import Dataset
-from spike_kit.experiments.run import load_model
 from spike_kit.experiments.run_folder import Run
 from spike_kit.figures import style
-from spike_kit.figures.maps import OTHER, Colouring
-from spike_kit.figures.style import COLOURS
+from spike_kit.figures.charts import OTHER
 from spike_kit.models.spike import Spike
 from spike_kit.views import embedding_map
 from spike_kit.views.embedding_map import EmbeddingMap, node_spaces
@@ -28,29 +26,20 @@ def view(data: Dataset) -> EmbeddingMap:
     return EmbeddingMap(data, {"text": points(data), "final": points(data, 1)})
 
 
-def test_categories_and_numbers_are_coloured() -> None:
-    kinds = Colouring.of(pd.Series(["a"] * 3 + ["b"] * 2 + [None, "c"]))
-    assert kinds.names == ("a", "b", "c", OTHER)
-    assert kinds.codes.tolist() == [0, 0, 0, 1, 1, 3, 2]
-    many = Colouring.of(pd.Series([f"v{n}" for n in range(20) for _ in range(20 - n)]))
-    assert len(many.names) == len(COLOURS)
-    assert (many.codes == len(COLOURS) - 1).sum() == sum(range(1, 14))
-    numbers = Colouring.of(pd.Series([1.5, np.nan, 3]))
-    assert numbers.names == ()
-    assert numbers.codes[[0, 2]].tolist() == [1.5, 3]
+def popularity(view: EmbeddingMap) -> str:
+    return next(name for name in view.columns if name.startswith("popularity"))
 
 
 def test_columns_come_from_the_tables(data: Dataset, view: EmbeddingMap) -> None:
     assert {"kind", "relation: genre", "relation: director"} <= set(view.columns)
     genre = view.columns["relation: genre"]
-    assert genre[0] == OTHER
-    assert genre[view.nodes.n_users] == "comedy"
-    popularity = next(column for name, column in view.columns.items() if name.startswith("popularity"))
-    assert popularity[0] == pytest.approx(np.log10(11))
-    scale = view.marker["colorscale"]
-    assert [position for position, _ in scale] == sorted(position for position, _ in scale)
-    with pytest.raises(ConfigError, match="no column 'nope'"):
-        view.recolour("nope")
+    assert (genre[0], genre[view.nodes.n_users]) == (OTHER, "comedy")
+    assert view.columns[popularity(view)][0] == pytest.approx(np.log10(11))
+    scale = [position for position, _ in view.scale["colorscale"]]
+    assert scale == sorted(scale)
+    view.colour = "nope"
+    with pytest.raises(ConfigError, match="no column named 'nope'"):
+        _ = view.figure
     with pytest.raises(DataError, match="has 3 rows"):
         EmbeddingMap(data, {"text": points(data).head(3)})
 
@@ -70,8 +59,7 @@ def test_clusters_are_seeded(view: EmbeddingMap) -> None:
     first = view.cluster(vectors, k=4)
     assert first.equals(view.cluster(vectors, k=4))
     assert len(first.groupby(vectors.argmax(1)).agg(lambda part: part.iloc[0]).unique()) == 4
-    assert view.colour == "cluster"
-    assert "cluster" in view.columns
+    assert view.columns["cluster"].equals(first)
 
 
 def test_the_morph_ends_in_every_space(view: EmbeddingMap) -> None:
@@ -85,12 +73,13 @@ def test_the_morph_ends_in_every_space(view: EmbeddingMap) -> None:
         places = np.concatenate([frame.data[0][name] for frame in chart.frames])
         low, high = layout[f"{name}axis"]["range"]
         assert low < places.min() < places.max() < high
-    assert [button["label"] for button in layout["updatemenus"][0]["buttons"]] == ["Play", "Pause"]
 
 
-def test_spaces_are_those_of_the_run(data: Dataset, runs: list[Run]) -> None:
-    spaces = node_spaces(data, runs[2])
-    model = load_model(runs[2], data)
+def test_spaces_are_those_of_the_run(
+    data: Dataset, runs: dict[str, list[Run]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = runs["spike"][0]
+    spaces, model = node_spaces(run, device="cpu"), run.model
     assert isinstance(model, Spike)
     with torch.no_grad():
         nodes = torch.cat([model.user_embedding, model.entity_embedding])
@@ -101,16 +90,12 @@ def test_spaces_are_those_of_the_run(data: Dataset, runs: list[Run]) -> None:
     vectors = data.vectors()
     np.testing.assert_array_equal(spaces["text"], torch.cat([vectors.user, vectors.entity]))
     with pytest.raises(DataError, match="no SPiKE"):
-        node_spaces(data, runs[1])
-
-
-def test_a_run_is_laid_out_and_clustered(spike_run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+        node_spaces(runs["lightgcn"][0])
     monkeypatch.setattr(embedding_map, "umap_coordinates", lambda rows: pd.DataFrame(rows[:, :2], columns=["x", "y"]))
-    view = views.map(spike_run, ("text", "final"), device="cpu")
+    view = views.map(run, ("text", "final"), device="cpu")
     assert list(view.spaces) == ["text", "final"]
     assert view.colour == "kind"
     assert "cluster" in view.columns
-    assert all(np.isfinite(points).all(axis=None) for points in view.spaces.values())
 
 
 def test_the_panel_recolours_without_sending_coordinates(view: EmbeddingMap) -> None:
@@ -120,11 +105,11 @@ def test_the_panel_recolours_without_sending_coordinates(view: EmbeddingMap) -> 
     panel["colour"].value = "relation: genre"
     assert chart.data[0].x is before
     assert chart.data[0].marker.color.tolist() == view.colouring.codes.tolist()
-    names = {trace.name for trace in chart.data[4:] if trace.visible}
-    assert names == {"comedy", "western", "horror", "musical", OTHER}
-    panel["colour"].value = next(name for name in view.columns if name.startswith("popularity"))
-    assert chart.data[0].marker.showscale
-    assert not any(trace.visible for trace in chart.data[4:])
+    legend = chart.layout.annotations[-1].text
+    assert all(name in legend for name in ("comedy", "western", "horror", "musical", OTHER))
+    panel["colour"].value = popularity(view)
+    assert chart.layout.coloraxis.showscale
+    assert "●" not in chart.layout.annotations[-1].text
 
 
 def test_the_panel_searches_and_selects(view: EmbeddingMap) -> None:
@@ -138,12 +123,14 @@ def test_the_panel_searches_and_selects(view: EmbeddingMap) -> None:
     panel["search"].value = "<b>nobody"
     assert "nothing is called" in panel["results"].value
     assert "<b>nobody" not in panel["results"].value
-    panel["clear"].click()
+    panel["search"].value = ""
     assert view.selected == view.found == []
 
 
-def test_an_export_holds_what_the_maps_show(view: EmbeddingMap, tmp_path: Path) -> None:
-    view.recolour("relation: genre")
+def test_an_export_holds_what_the_maps_show(
+    view: EmbeddingMap, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    view.colour = "relation: genre"
     found, selected = view.search("comedy film 1"), view.select([0, 70])
     table = written(view.export(tmp_path / "a"), view.export(tmp_path / "b"))
     assert table.loc[table["found"], "node"].tolist() == sorted(found)
@@ -156,21 +143,16 @@ def test_an_export_holds_what_the_maps_show(view: EmbeddingMap, tmp_path: Path) 
     assert len(second.collections[1].get_offsets()) == len({*found, 0, 70})
     panel = view.panel().parts
     panel["export"].click()
-    names = {file.name for file in paths.figures_root().iterdir()}
-    assert len(names) == 2
-    assert all(name in panel["exported"].value for name in names)
-    view.recolour(next(name for name in view.columns if name.startswith("popularity")))
+    panel["colour"].value = popularity(view)
     panel["export"].click()
-    assert len(list(paths.figures_root().iterdir())) == 4
-    assert any("pop" in file.name for file in paths.figures_root().iterdir())
+    names = [file.name for file in paths.figures_root().iterdir()]
+    assert len(names) == 4
+    assert [name in panel["exported"].value for name in names] == ["pop" in name for name in names]
 
-
-def test_an_export_that_cannot_be_written_says_so(view: EmbeddingMap, monkeypatch: pytest.MonkeyPatch) -> None:
     def full(*_: object, **__: object) -> None:
         raise StorageError("no space is left for <figures>")
 
     monkeypatch.setattr(style, "export", full)
-    panel = view.panel().parts
     panel["export"].click()
     assert panel["exported"].value == "no space is left for &lt;figures&gt;"
 
@@ -180,9 +162,7 @@ def test_hostile_names_are_text(hostile: Dataset, tmp_path: Path) -> None:
     panel = view.panel().parts
     panel["colour"].value = HOSTILE
     panel["search"].value = "onerror"
-    safe(view.figure.to_json(), view.morph(2).to_json(), panel["results"].value, *view.hovers[:99:9])
-    files = view.export(tmp_path)
-    assert all(file.parent == tmp_path and file.name.isascii() and "<" not in file.name for file in files)
-    assert pd.read_csv(files[1])["label"][0] == HOSTILE
+    safe(panel["map"].to_json(), view.morph(2).to_json(), panel["results"].value, *view.hovers[:99:9])
+    assert written(view.export(tmp_path / "a"), view.export(tmp_path / "b"))["label"][0] == HOSTILE
     assert view.drawing.axes[0].get_title().startswith("<img")
     assert r"\$x\$" in view.drawing.legends[0].get_title().get_text()

@@ -4,7 +4,7 @@ import pytest
 
 from spike_kit.base.errors import DataError
 from spike_kit.data.dataset import Dataset
-from spike_kit.views.search import Nodes, fold
+from spike_kit.views.search import Nodes
 from tests.views.conftest import changed
 
 
@@ -28,23 +28,20 @@ def test_names_are_found_whatever_case_and_accents(nodes: Nodes) -> None:
     assert names(nodes, "strasse") == ["Straße der Amelien"]
     assert names(nodes, "show amelie") == ["The Amelie Show"]
     assert names(nodes, "amelie", most=1) == ["Amélie"]
-    assert names(nodes, "amelie", kinds=("user",)) == []
+    assert names(nodes, "amelie", subjects=("user",)) == []
     assert names(nodes, "$x$") == ["$x$ <b>"]
     assert names(nodes, "") == names(nodes, "no such name") == []
 
 
 def test_nodes_are_users_then_entities(data: Dataset) -> None:
-    nodes = Nodes(data)
-    for node in (0, nodes.n_users - 1, nodes.n_users, nodes.n_users + nodes.n_items, nodes.n_nodes - 1):
+    nodes, n_items = Nodes(data), len(data.items)
+    first_other = nodes.n_users + n_items
+    for node in (0, nodes.n_users - 1, nodes.n_users, first_other, nodes.n_nodes - 1):
         assert nodes.node(*nodes.subject(node)) == node
-    assert nodes.subject(nodes.n_users + nodes.n_items) == ("auxiliary", nodes.n_items)
+    assert nodes.subject(first_other) == ("auxiliary", n_items)
     assert nodes.table([0, nodes.n_users])["label"].tolist() == [data.users["label"][0], data.items["label"][0]]
     for wrong in (-1, nodes.n_nodes):
         with pytest.raises(DataError, match="no node"):
             nodes.subject(wrong)
     with pytest.raises(DataError, match="no item"):
-        nodes.node("item", nodes.n_items)
-
-
-def test_folding() -> None:
-    assert fold("  Ünïcode\tSTRASSE ") == fold("unicode straße")
+        nodes.node("item", n_items)

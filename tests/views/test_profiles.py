@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator
 
 import numpy as np
@@ -8,14 +7,14 @@ import pandas as pd
 import pytest
 
 from spike_kit import views
-from spike_kit.base.errors import DataError
+from spike_kit.base.errors import ConfigError, DataError
 from spike_kit.data.dataset import Dataset
 from spike_kit.experiments.run_folder import Run
 from spike_kit.profiles import prompts
 from spike_kit.profiles.prompts import PromptWriter, statements
 from spike_kit.profiles.store import answers_path
 from spike_kit.profiles.template import TEMPLATE, template_profiles
-from spike_kit.views.profile_browser import MARK, MOST_FACTS, Passages, ProfileBrowser, marked
+from spike_kit.views.profile_browser import MARK, MOST_FACTS, ProfileBrowser, Profiles, marked
 from tests.profiles.llm_server import ScriptedServer
 from tests.profiles.tiny import generation, served, tiny_study
 from tests.views.conftest import HOSTILE, safe
@@ -104,7 +103,7 @@ def test_facts_that_the_profile_mentions_are_marked(data: Dataset) -> None:
     assert [bool(phrases) for phrases in told["mentions"]] == [False, True]
     own = view.nodes.labels[view.node].casefold()
     assert all(phrase != own for phrases in facts["mentions"] for phrase in phrases)
-    html = view.profile_html(TEMPLATE)
+    html = view.cards_html()
     for phrase in told["mentions"].iloc[1]:
         assert f"{MARK}{phrase}</mark>" in html.casefold()
 
@@ -135,16 +134,14 @@ def test_neighbours_are_the_nearest_of_the_same_subject(data: Dataset, node: int
 
 
 def test_errors_name_what_is_missing(data: Dataset) -> None:
-    with pytest.raises(DataError, match="no profile set 'llm'"):
-        ProfileBrowser(data, ["llm"])
     with pytest.raises(DataError, match="has 3 rows"):
         ProfileBrowser(data, spaces={"text": np.zeros((3, 2))})
     view = ProfileBrowser(data)
     with pytest.raises(DataError, match="no node"):
         view.choose(10**6)
-    with pytest.raises(DataError, match="no space"):
+    with pytest.raises(ConfigError, match="no space"):
         view.neighbours("text")
-    with pytest.raises(DataError, match="shows no profile set"):
+    with pytest.raises(ConfigError, match="no profile set named 'llm'"):
         view.text("llm")
     for file in (data.path / "profiles").glob("*.parquet"):
         file.unlink()
@@ -153,18 +150,17 @@ def test_errors_name_what_is_missing(data: Dataset) -> None:
 
 
 def test_the_panel_shows_another_node_and_another_profile_set(tiny: Dataset) -> None:
-    view = ProfileBrowser(tiny)
-    view = ProfileBrowser(tiny, spaces={"text": np.eye(view.nodes.n_nodes)})
+    view = ProfileBrowser(tiny, spaces={"text": np.eye(len(tiny.users) + len(tiny.entities))})
     panel = view.panel().parts
     label = view.nodes.labels[view.nodes.n_nodes - 1]
     panel["profile-text"].value = label
     assert panel["title"].value.startswith(f"<h3>{label}")
-    assert "<b>llm</b> by small-model" in panel["cards"].value
-    assert "<b>template</b>" in panel["cards"].value
+    assert "llm by small-model, " in panel["cards"].value
+    assert "template, " in panel["cards"].value
     assert "asked exactly this" in panel["prompt"].value
     panel["profiles"].value = "template"
     assert "No language model was asked" in panel["prompt"].value
-    assert "in text space" in panel["neighbours"].value
+    assert ">text<" in panel["neighbours"].value
 
 
 def test_many_statements_are_cut_and_counted(tiny: Dataset, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -177,7 +173,6 @@ def test_many_statements_are_cut_and_counted(tiny: Dataset, monkeypatch: pytest.
     assert html.count("<tr>") == MOST_FACTS
     assert html.count("✓") == 4
     assert f"{MARK}statement</mark> 150<" in html
-    assert html.count("<b>facts</b>") == 1
 
 
 def test_hostile_text_shows_as_text(hostile: Dataset) -> None:
@@ -196,34 +191,16 @@ def test_a_run_brings_its_spaces(spike_run: Run, data: Dataset) -> None:
     assert views.profiles(data).spaces == {}
 
 
-USER = "Likes films by Hal Ashby and melancholy trains. Prefers: genre Romance, Drama; cast Peter Barnes."
-ITEM = "It was directed by Hal Ashby. It is a Drama. It stars Peter Mullan. A melancholy film of 1996."
-
-
-def passages_of(monkeypatch: pytest.MonkeyPatch, user: str, items: list[str], name: float) -> Passages:
-    """Passages of a user and of items."""
-    monkeypatch.setattr("spike_kit.views.profile_browser.COMMON_WORD", 0.3)
-    monkeypatch.setattr("spike_kit.views.profile_browser.COMMON_NAME", name)
-    return Passages({("user", 0): user, **{("item", number): text for number, text in enumerate(items)}})
-
-
 def test_names_and_telling_words_are_found(monkeypatch: pytest.MonkeyPatch) -> None:
-    items = [ITEM, *["A film, a drama."] * 4, *["Something else of 1996."] * 4]
-    passages = passages_of(monkeypatch, USER, items, 0.6)
-    found = passages.phrases(("user", 0), ("item", 0))
-    assert found == pytest.approx({"hal ashby": 0.2, "melancholy": 0.2, "drama": 0.6})
-    table = passages.shared(("user", 0), ("item", 0))
-    assert table["shared"].tolist() == [["hal ashby"], ["melancholy"], ["drama"]]
-    assert table["telling"].tolist() == pytest.approx([-math.log(0.2)] * 2 + [-math.log(0.6)])
-    assert table["one"][2] == "Prefers: genre Romance, Drama;"
-    assert table["other"][0] == "It was directed by Hal Ashby."
-    assert passages.shared(("user", 7), ("item", 0)).empty
-
-
-def test_an_initial_ends_no_passage(monkeypatch: pytest.MonkeyPatch) -> None:
-    text = "Stars John C. Reilly. It rained."
-    passages = passages_of(monkeypatch, text, [text], 1.0)
-    assert passages.shared(("user", 0), ("item", 0))["one"].tolist() == ["Stars John C. Reilly."]
+    monkeypatch.setattr("spike_kit.views.profile_browser.COMMON_WORD", 0.3)
+    monkeypatch.setattr("spike_kit.views.profile_browser.COMMON_NAME", 0.6)
+    user = "Likes films by Hal Ashby and melancholy trains. Prefers: genre Romance, Drama; cast Peter Barnes."
+    item = "It was directed by Hal Ashby. It is a Drama. It stars Peter Mullan. A melancholy film of 1996."
+    items = [item, *["A film, a drama."] * 4, *["Something else of 1996."] * 4]
+    profiles = Profiles({("user", 0): user, **{("item", number): text for number, text in enumerate(items)}})
+    found = profiles.shared(("user", 0), ("item", 0))
+    assert list(found.items()) == [("hal ashby", 0.2), ("melancholy", 0.2), ("drama", 0.6)]
+    assert profiles.shared(("user", 7), ("item", 0)) == {}
 
 
 def test_marks_are_safe() -> None:

@@ -18,7 +18,7 @@ from spike_kit.models.spike import Spike, SpikeConfig
 from spike_kit.models.spike_explainer import Removal, SpikeExplainer
 from spike_kit.views.explanation import By, Explanation
 from spike_kit.views.profile_browser import MARK
-from tests.views.conftest import changed, safe, written
+from tests.views.conftest import safe, written
 from tests.world import World
 
 
@@ -51,7 +51,8 @@ def test_the_list_is_that_of_the_evaluation(data: Dataset, model: Spike, view: E
 
 @pytest.mark.parametrize("by", ["origin", "layer"])
 def test_parts_sum_to_the_scores_and_are_drawn(view: Explanation, by: By) -> None:
-    parts, view.by = view.parts(by), by
+    view.by = by
+    parts = view.parts()
     assert parts.sum(axis=1).tolist() == pytest.approx(view.table["score"].tolist())
     assert parts.shape == (5, 4)
     axes: Any = view.figure.axes[0]
@@ -64,38 +65,39 @@ def test_parts_sum_to_the_scores_and_are_drawn(view: Explanation, by: By) -> Non
     assert axes.collections[0].get_offsets()[:, 0].tolist() == pytest.approx(view.table["score"].tolist())
 
 
-def test_shared_passages_stand_in_both_profiles(data: Dataset, view: Explanation) -> None:
+def test_what_both_profiles_say_is_marked(data: Dataset, view: Explanation) -> None:
     profiles = data.profiles().set_index(["subject", "id"])["text"]
     own = view.train[0]
-    found = view.passages(own)
-    assert len(found) > 0
-    for row in found.to_dict("records"):
-        assert row["user"] in str(profiles["user"][3])
-        assert row["item"] in str(profiles["item"][own])
-        assert all(phrase in row["user"].lower() and phrase in row["item"].lower() for phrase in row["shared"])
-    assert MARK in view.passages_html(own)
-    other = next(item for item in range(len(data.items)) if view.passages(item).empty)
-    assert "share no name" in view.passages_html(other)
+    shared = view.shared(own)
+    assert len(shared) > 0
+    for who, number in (("user", 3), ("item", own)):
+        assert all(phrase in str(profiles[who][number]).lower() for phrase in shared)
+    assert view.profiles_html(own).count(MARK) >= 2 * len(shared)
+    other = next(item for item in range(len(data.items)) if not view.shared(item))
+    assert "share no name" in view.profiles_html(other)
 
 
 def test_what_if_is_recomputed(view: Explanation) -> None:
     item = view.items[0]
-    known = view.removals(item)
-    kinds = {removal.kind for removal in known.values()}
-    assert kinds == {"profile", "triple", "interaction"}
-    name = next(name for name, removal in known.items() if removal.kind == "interaction")
-    table = view.what_if(known[name])
-    after = view.explainer.without(known[name])
-    label = view.data.items["label"][item]
-    row = table[table["item"] == label].to_dict("records")[0]
+    removals = view.removals(item)
+    assert {removal.kind for removal in removals} == {"profile", "triple", "interaction"}
+    removal = next(removal for removal in removals if removal.kind == "interaction")
+    table = view.what_if(removal)
+    after = view.explainer.without(removal)
+    row = table[table["item"] == view.label(item)].to_dict("records")[0]
     assert row["new score"] == pytest.approx(float(after.scores(3)[item]), abs=1e-6)
     assert row["rank"] == 1
-    influence = view.influence(item, [name, "profile of the item"]).set_index("taken out")
-    assert influence["change"][name] == pytest.approx(row["change"], abs=1e-6)
-    assert influence["new rank"][name] == row["new rank"]
-    assert len(view.influence(item)) == len(known)
-    with pytest.raises(DataError, match="taken out"):
-        view.influence(item, ["nothing"])
+    influence = view.influence(item).set_index("taken out")
+    assert len(influence) == len(removals)
+    alone = influence.loc[view.removal_label(removal)]
+    assert alone["change"] == pytest.approx(row["change"], abs=1e-6)
+    assert alone["new rank"] == row["new rank"]
+    assert influence.loc[influence.index.str.startswith("profile of Director"), "change"].ne(0).all()
+    gone = view.what_if(Removal("profile", (view.nodes.node("item", view.train[0]),)))
+    assert np.isfinite(gone["change"]).all()
+    assert gone["change"].abs().max() > 0
+    with pytest.raises(DataError, match="no triple"):
+        view.influence(item, [Removal("triple", (0, 0, 0))])
 
 
 def test_parts_of_many_layers_look_different(data: Dataset, world: World) -> None:
@@ -106,33 +108,14 @@ def test_parts_of_many_layers_look_different(data: Dataset, world: World) -> Non
     assert len(bars) == len({(bar.get_facecolor(), bar.get_hatch()) for bar in bars}) == 16
 
 
-def test_what_can_be_taken_out_is_named_apart(data: Dataset, world: World, model: Spike) -> None:
-    entities, items = data.entities.assign(label="Same"), data.items.assign(label="Same")
-    view = Explanation(changed(data, entities=entities, items=items), SpikeExplainer(model), 0, k=2)
-    found = view.removals(0)
-    assert len(found) == len(set(found.values())) == 2 + 2 * 2 + len(view.train)
-
-
-def test_a_profile_at_the_other_end_of_a_triple_matters(view: Explanation) -> None:
-    name = next(name for name in view.removals(view.items[0]) if name.startswith("profile of Director"))
-    assert view.influence(view.items[0], [name])["change"][0] != 0
-
-
-def test_a_node_without_a_profile_any_more_changes_only_scores(view: Explanation) -> None:
-    table = view.what_if(Removal("profile", (view.nodes.node("item", view.train[0]),)))
-    assert np.isfinite(table["change"]).all()
-    assert table["change"].abs().max() > 0
-
-
 def test_hostile_text_shows_as_text(hostile: Dataset, model: Spike, tmp_path: Path) -> None:
     view = Explanation(hostile, SpikeExplainer(model), 0, k=3)
     panel = view.panel().parts
-    panel["out"].value = panel["out"].options[:1]
-    panel["whatif"].click()
-    safe(*(panel[name].value for name in ("table", "train", "paths", "passages", "answer")))
+    panel["out"].index = (0,)
+    panel["what_if"].click()
+    safe(*(panel[name].value for name in ("table", "train", "paths", "profiles", "answer")))
     assert "&lt;img" in panel["table"].value
-    files = view.export(tmp_path)
-    assert all(file.parent == tmp_path and "<" not in file.name for file in files)
+    written(view.export(tmp_path / "a"), view.export(tmp_path / "b"))
     assert "<img" in view.figure.axes[0].get_yticklabels()[0].get_text()
 
 
@@ -146,20 +129,20 @@ def test_the_panel_explains_another_user(view: Explanation, monkeypatch: pytest.
     assert [value for _, value in panel["item"].options] == view.items
     same = view.items[0]
     monkeypatch.setattr(view, "choose", lambda user: setattr(view, "user", user))
-    monkeypatch.setattr(view, "passages_html", lambda item: f"passages of {view.user} and {item}")
+    monkeypatch.setattr(view, "profiles_html", lambda item: f"profiles of {view.user} and {item}")
     panel["user"].value = 41
     assert panel["item"].value == same
-    assert panel["passages"].value == f"passages of 41 and {same}"
+    assert panel["profiles"].value == f"profiles of 41 and {same}"
     picture = panel["why"].value
     panel["by"].value = "layer"
     assert panel["why"].value != picture
-    panel["whatif"].click()
+    panel["what_if"].click()
     assert "choose what is taken out" in panel["answer"].value
-    panel["out"].value = panel["out"].options[:2]
-    panel["whatif"].click()
+    panel["out"].index = (0, 1)
+    panel["what_if"].click()
     assert "new rank" in panel["answer"].value
     panel["item"].value = view.items[1]
-    assert panel["passages"].value == f"passages of 41 and {view.items[1]}"
+    assert panel["profiles"].value == f"profiles of 41 and {view.items[1]}"
     assert panel["answer"].value == ""
 
 
@@ -172,5 +155,5 @@ def test_an_export_holds_the_parts_that_are_drawn(spike_run: Run, tmp_path: Path
     panel["export"].click()
     (file,) = paths.figures_root().glob("why-world-user-3-layer-*.csv")
     assert file.name in panel["exported"].value
-    drawn = pd.read_csv(file)[list(view.parts("layer"))]
-    np.testing.assert_allclose(drawn, view.parts("layer"), atol=1e-5)
+    drawn = pd.read_csv(file)[list(view.parts())]
+    np.testing.assert_allclose(drawn, view.parts(), atol=1e-5)
