@@ -222,8 +222,9 @@ class EmbeddingMap:
         looks = {"color": "colour", "hover_name": "node", "hover_data": {"x": False, "y": False, "colour": False}}
         express = require("plotly.express", "lab")
         chart = express.scatter(frame, "x", "y", animation_frame="space", render_mode="webgl", **looks, **ranges)
-        chart.update_xaxes(visible=False).update_yaxes(visible=False).add_annotation(text=self.legend, **_BELOW)
-        return chart.update_layout(**LAYOUT, height=620, coloraxis=self.scale)
+        chart.update_xaxes(visible=False).update_yaxes(visible=False, scaleanchor="x")
+        chart.add_annotation(text=self.legend, **_BELOW)
+        return chart.update_layout(**LAYOUT, height=720, coloraxis=self.scale)
 
     @property
     def drawn(self) -> pd.DataFrame:

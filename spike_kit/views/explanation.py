@@ -1,4 +1,4 @@
-"""Why this recommendation: parts of the score, paths, shared passages, and what it would be without something."""
+"""Why this recommendation: parts of the score, paths, what profiles share, and what it would be without something."""
 
 from __future__ import annotations
 
@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 import pandas as pd
 
-from spike_kit.base.errors import DataError, SpikeKitError
 from spike_kit.data.dataset import Dataset
 from spike_kit.evaluation.ranking import SEEN
 from spike_kit.experiments.run_folder import Run
@@ -50,7 +49,7 @@ class Explanation:
         Whose positives are held out: ``test`` ranks all items but those of train and validation, ``valid`` all but
         those of train.
     profiles
-        Profile set whose passages are compared.
+        Profile set whose texts are compared.
 
     Attributes
     ----------
@@ -247,7 +246,7 @@ class Explanation:
         return frame.astype({"rank": int, "new rank": int}).sort_values("change", kind="stable", ignore_index=True)
 
     def panel(self) -> Any:
-        """The list, the parts of its scores, paths, shared passages, and what the list would be without something."""
+        """The list, the parts of its scores, paths, both profiles, and what the list would be without something."""
         panel = Panel(self)
 
         def user(number: int) -> None:
@@ -277,12 +276,7 @@ class Explanation:
             panel["answer"].value = ""
 
         def compute(_: object) -> None:
-            try:
-                if not panel["out"].value:
-                    raise DataError("choose what is taken out first")
-                panel["answer"].value = html_table(self.what_if(*panel["out"].value))
-            except SpikeKitError as error:
-                panel["answer"].value = html_text(error)
+            panel["answer"].value = html_table(self.what_if(*panel["out"].value))
 
         user_range = {"min": 0, "max": self.nodes.n_users - 1, "continuous_update": False}
         number = panel.add("user", "BoundedIntText", user, value=self.user, **user_range)

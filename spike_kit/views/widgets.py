@@ -173,7 +173,8 @@ class Panel:
 
     def picture(self, name: str) -> Any:
         """Make a place for a figure on paper, and for the reason why there is none."""
-        return self.widgets.VBox([self.add(name, "Image", format="png"), *self.texts(f"{name}-note")])
+        layout = self.widgets.Layout(align_self="flex-start", max_width="100%")
+        return self.widgets.VBox([self.add(name, "Image", format="png", layout=layout), *self.texts(f"{name}-note")])
 
     def draw(self, name: str, make: Callable[[], Drawing]) -> None:
         """Show what ``make`` draws in a `picture`, or the error it raises."""

@@ -140,7 +140,7 @@ def test_many_series_differ_in_colour_or_form() -> None:
 
 
 def test_memory_has_a_panel_where_it_is_known() -> None:
-    frame = pd.DataFrame({"model": ["a", "b"], "metric": "ndcg@20", "split": "test", "quality": 0.1, "seconds": 3.0})
+    frame = measured(model=["a", "b"], quality=0.1, seconds=3.0)
     assert len(charts.efficiency_points(frame.assign(peak_gib=0.5)).axes) == 2
     assert len(charts.efficiency_points(frame.assign(peak_gib=np.nan)).axes) == 1
 
@@ -159,39 +159,23 @@ def test_labels_of_ablations_do_not_overlap(names: tuple[str, ...]) -> None:
 HOSTILE = [f"$\\frac{{x^_{n}$ <script>%" for n in range(3)]
 
 
+def measured(**columns: Any) -> pd.DataFrame:
+    return pd.DataFrame({"metric": "ndcg@20", "split": "test", "mean": 0.2, "low": 0.1, "high": 0.3} | columns)
+
+
 @pytest.mark.parametrize(
     ("draw", "frame"),
     [
         (charts.ablation_bars, ablation_table(*HOSTILE)),
         (charts.result_bars, results_table().replace({"a": HOSTILE[0]})),
-        (
-            charts.sensitivity_lines,
-            pd.DataFrame({"model": "m", "setting": "s", "value": HOSTILE, "metric": "mrr@5", "split": "valid"}).assign(
-                mean=0.1, sd=np.nan
-            ),
-        ),
-        (
-            charts.sparsity_bars,
-            pd.DataFrame({"model": HOSTILE, "group": "1-2", "users": 3, "metric": "ndcg@20", "split": "test"}).assign(
-                mean=0.2, low=0.1, high=0.3
-            ),
-        ),
-        (
-            charts.efficiency_points,
-            pd.DataFrame({"model": HOSTILE, "metric": "ndcg@20", "split": "test", "quality": 0.1}).assign(
-                seconds=1.0, peak_gib=0.2
-            ),
-        ),
-        (
-            charts.curve_lines,
-            pd.DataFrame({"model": HOSTILE, "seed": 0, "epoch": 1, "seconds": 0.1}).assign(metric="ndcg@20", value=0.1),
-        ),
+        (charts.sensitivity_lines, measured(model="m", setting="s", value=HOSTILE, sd=np.nan)),
+        (charts.sparsity_bars, measured(model=HOSTILE, group="1-2", users=3)),
+        (charts.efficiency_points, measured(model=HOSTILE, quality=0.1, seconds=1.0, peak_gib=0.2)),
+        (charts.curve_lines, measured(model=HOSTILE, seed=0, epoch=1, seconds=0.1, value=0.1)),
         (charts.node_maps, points(HOSTILE, **{"$a_": 0.0})),
         (
             charts.graph_statistics,
-            pd.DataFrame(
-                {"of": ["users", *HOSTILE], "degree": [1, *[np.nan] * 3], "nodes": 2, "share": [1, *[np.nan] * 3]}
-            ),
+            pd.DataFrame({"of": ["users", *HOSTILE], "degree": [1, *[np.nan] * 3], "nodes": 2, "share": 1}),
         ),
     ],
 )

@@ -104,15 +104,12 @@ def test_start_stop_and_resume(server: ScriptedServer, slow: Slow) -> None:
     assert len(server.bodies) == 15
 
 
-def test_costs_are_shown_where_the_model_has_a_price(server: ScriptedServer) -> None:
+def test_costs_and_gaps_are_shown(server: ScriptedServer) -> None:
     status = ran(GenerationSession(generation(tiny_study(), server.base_url, model="gpt-4o")))
     assert "out, about 0.0" in status
     assert "USD)" in status
-
-
-def test_gaps_are_shown_as_gaps() -> None:
-    with served(lambda _: "I cannot.") as server:
-        status = ran(GenerationSession(generation(tiny_study(), server.base_url)))
+    with served(lambda _: "I cannot.") as refusing:
+        status = ran(GenerationSession(generation(tiny_study(), refusing.base_url)))
     assert status.startswith("ended with gaps; start goes on from here (0 of 15 answered, 6 failed; ")
 
 
