@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Generator, Iterator, Sequence
-from contextlib import ExitStack, closing
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -54,37 +54,37 @@ def export_batch(generation: Generation, path: Path) -> tuple[str, list[Path]]:
             written: list[Path] = []
             file: BinaryIO | None = None
             count = size = 0
-            for line in stack.enter_context(closing(_lines(subject, generation, store))):
-                count, size = count + 1, size + len(line)
-                if file is None or count > MAX_REQUESTS or size > MAX_BYTES:
-                    written.append(path.with_stem(f"{path.stem}-{len(written) + 1}") if written else path)
-                    if written[-1].exists():
-                        raise DataError(f"{written[-1]} exists", "choose another name, or remove it")
-                    temporary = stack.enter_context(storage.atomic_file(written[-1]))
-                    file = stack.enter_context(temporary.open("wb"))
-                    count, size = 1, len(line)
-                file.write(line)
+            with store.transaction():  # ids and prompts are on the disk before the files are in their place
+                for line in _lines(subject, generation, store):
+                    count, size = count + 1, size + len(line)
+                    if file is None or count > MAX_REQUESTS or size > MAX_BYTES:
+                        written.append(path.with_stem(f"{path.stem}-{len(written) + 1}") if written else path)
+                        if written[-1].exists():
+                            raise DataError(f"{written[-1]} exists", "choose another name, or remove it")
+                        temporary = stack.enter_context(storage.atomic_file(written[-1]))
+                        file = stack.enter_context(temporary.open("wb"))
+                        count, size = 1, len(line)
+                    file.write(line)
             if written:
                 return subject, written
     return "", []
 
 
-def _lines(subject: str, generation: Generation, store: Store) -> Generator[bytes]:
-    """Lines of the open questions; their ids and prompts are on the disk before the file is in its place."""
-    with store.transaction():
-        for prompt in generation.prompts(subject, store):
-            key = Key.of(prompt, generation.config.llm)
-            if generation.found(store, key) or generation.given_up(store, key):
-                continue
-            earlier = store.rejected(key)
-            mark = sha256_text(canonical_json([*key, len(earlier)]))[:16]
-            custom_id = f"{subject}:{prompt.id}:{mark}"
-            store.run("INSERT OR IGNORE INTO batched VALUES (?,?,?,?,?,?,0)", (custom_id, *key))
-            store.keep_prompt(prompt)
-            messages = chat(prompt, earlier, partial(remedy, WORD_LIMIT[subject]))
-            body = {**generation.config.llm.request, "messages": messages}
-            request = {"custom_id": custom_id, "method": "POST", "url": "/v1/chat/completions", "body": body}
-            yield json.dumps(request, ensure_ascii=False).encode() + b"\n"
+def _lines(subject: str, generation: Generation, store: Store) -> Iterator[bytes]:
+    """Lines of the open questions; their ids and prompts are stored."""
+    for prompt in generation.prompts(subject, store):
+        key = Key.of(prompt, generation.config.llm)
+        if generation.found(store, key) or generation.given_up(store, key):
+            continue
+        earlier = store.rejected(key)
+        mark = sha256_text(canonical_json([*key, len(earlier)]))[:16]
+        custom_id = f"{subject}:{prompt.id}:{mark}"
+        store.run("INSERT OR IGNORE INTO batched VALUES (?,?,?,?,?,?,0)", (custom_id, *key))
+        store.keep_prompt(prompt)
+        messages = chat(prompt, earlier, partial(remedy, WORD_LIMIT[subject]))
+        body = {**generation.config.llm.request, "messages": messages}
+        request = {"custom_id": custom_id, "method": "POST", "url": "/v1/chat/completions", "body": body}
+        yield json.dumps(request, ensure_ascii=False).encode() + b"\n"
 
 
 def import_batch(generation: Generation, files: Sequence[Path]) -> Progress:

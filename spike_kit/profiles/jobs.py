@@ -168,9 +168,10 @@ class Asking:
         StorageError
             If an answer cannot be written.
         """
-        first = self._next_open()
+        unanswered = self._unanswered()
+        first = next(unanswered, None)
         if first is not None:
-            self.prompts = chain([first], self.prompts)
+            self._open = chain([first], unanswered)
             with _stopped_by_signals(self.stop):
                 try:
                     asyncio.get_running_loop()
@@ -216,22 +217,21 @@ class Asking:
 
     async def _work(self) -> None:
         """Settle one question after another; an error ends the run, but what others have at the server is kept."""
-        while not self._ending:
-            try:
-                prompt = self._next_open()
-                if prompt is None:
-                    return
+        try:
+            for prompt in self._open:
                 await self._settle(prompt, Key.of(prompt, self.config))
-            except Exception as error:
-                self._error = self._error or error
+        except Exception as error:
+            self._error = self._error or error
 
-    def _next_open(self) -> Prompt | None:
-        """Next question without a usable answer."""
+    def _unanswered(self) -> Iterator[Prompt]:
+        """Questions without a usable answer, until the run ends."""
         for prompt in self.prompts:
-            if not self.answered(Key.of(prompt, self.config)):
-                return prompt
-            self.progress.found += 1
-        return None
+            if self._ending:
+                return
+            if self.answered(Key.of(prompt, self.config)):
+                self.progress.found += 1
+            else:
+                yield prompt
 
     async def _settle(self, prompt: Prompt, key: Key) -> None:
         """Ask until there is a usable answer, or until the tries of this run are used up; what arrives is committed."""

@@ -11,7 +11,6 @@ import threading
 from collections.abc import Iterator, Sequence
 from functools import cached_property
 from itertools import permutations
-from pathlib import Path
 from typing import Any, Literal
 
 import pandas as pd
@@ -76,21 +75,15 @@ class Judge:
         Profile sets; two or more for ``pairwise``.
     config
         Model, mode, sample.
-    answers
-        File of the answers; default: that of the data set.
     """
 
-    def __init__(
-        self, data: Dataset, profiles: Sequence[str], config: JudgeConfig, answers: Path | None = None
-    ) -> None:
+    def __init__(self, data: Dataset, profiles: Sequence[str], config: JudgeConfig) -> None:
         self._columns, self._field, self._allowed = _MODES[config.mode]
         if _TIE in profiles or len(set(profiles)) != len(profiles) or len(profiles) < len(self._columns):
-            raise ConfigError(
-                f"{config.mode} judging of the profile sets {some(profiles) or 'none'} is not possible",
-                "name different profile sets, at least two of them for pairs",
-            )
+            said = f"{config.mode} judging of the profile sets {some(profiles) or 'none'} is not possible"
+            raise ConfigError(said, "name different profile sets, at least two of them for pairs")
         self.data, self.profiles, self.config = data, tuple(profiles), config
-        self.answers = answers or answers_path(data)
+        self.answers = answers_path(data)
 
     @cached_property
     def questions(self) -> list[tuple[Prompt, tuple[str, ...], str]]:

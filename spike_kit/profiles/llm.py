@@ -60,9 +60,9 @@ class LLMConfig(Config):
             If the variable holds no usable address.
         """
         try:
-            return self.base_url or _checked_url(os.environ.get(_URL_VARIABLE, "").strip())
+            return self.base_url or _checked_url(os.environ.get("OPENAI_BASE_URL", "").strip())
         except ValueError as error:
-            raise LLMError(f"the environment variable {_URL_VARIABLE} holds no usable address: {error}") from error
+            raise LLMError(f"the environment variable OPENAI_BASE_URL holds no usable address: {error}") from error
 
     @field_validator("extra")
     @classmethod
@@ -94,20 +94,14 @@ class LLMConfig(Config):
         """
         key = os.environ.get(self.key_variable, "").strip()
         if not key and not self.server:
-            raise LLMError(
-                f"the environment variable {self.key_variable} holds no key",
-                f"export {self.key_variable}=..., or name your own server with --base-url or OPENAI_BASE_URL",
-            )
+            hint = f"export {self.key_variable}=..., or name your own server with --base-url or OPENAI_BASE_URL"
+            raise LLMError(f"the environment variable {self.key_variable} holds no key", hint)
         if not all("!" <= character <= "~" for character in key):
-            raise LLMError(
-                f"what the environment variable {self.key_variable} holds cannot be a key: it has blanks, line breaks "
-                "or characters beyond ASCII",
-                "set it again",
-            )
+            held = f"what the environment variable {self.key_variable} holds cannot be a key"
+            raise LLMError(f"{held}: it has blanks, line breaks or characters beyond ASCII", "set it again")
         return key or NO_KEY
 
 
-_URL_VARIABLE = "OPENAI_BASE_URL"
 NO_KEY = "none"
 """Sent to servers that need no key; texts may hold the word."""
 

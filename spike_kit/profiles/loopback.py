@@ -6,12 +6,12 @@ profiles are excerpts of the prompts, not prose of a language model, and the nam
 
 from __future__ import annotations
 
+import asyncio
 import json
 import re
 import subprocess
 import sys
-import threading
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from contextlib import suppress
 from typing import Any, Self
 
 MODEL = "loopback-excerpt"
@@ -39,29 +39,16 @@ def completion(text: str, request: dict[str, Any], finish_reason: str = "stop") 
     }
 
 
-class _Handler(BaseHTTPRequestHandler):
-    protocol_version = "HTTP/1.1"
-    wbufsize = -1  # head and body leave together, which saves the pause between two small packets
-
-    def do_POST(self) -> None:
-        """Answer one request."""
-        request = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
-        body = json.dumps(completion(excerpt(request), request)).encode()
-        self.send_response(200)
-        self.send_header("Content-Type", "application/json")
-        self.send_header("Content-Length", str(len(body)))
-        self.end_headers()
-        self.wfile.write(body)
-
-    def log_message(self, format: str, *args: object) -> None:
-        """Say nothing."""
-
-
-class _Server(ThreadingHTTPServer):
-    request_queue_size = 1024
-
-    def handle_error(self, request: object, client_address: object) -> None:
-        """Say nothing of clients that went away."""
+async def _serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    """Answer the requests of one connection."""
+    with suppress(asyncio.IncompleteReadError, ConnectionError):
+        while head := await reader.readuntil(b"\r\n\r\n"):
+            size = int(head.lower().partition(b"content-length:")[2].split(b"\r\n")[0])
+            request = json.loads(await reader.readexactly(size))
+            body = json.dumps(completion(excerpt(request), request)).encode()
+            start = f"HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nContent-Length: {len(body)}\r\n\r\n"
+            writer.write(start.encode() + body)
+    writer.close()
 
 
 class LoopbackProcess:
@@ -90,15 +77,14 @@ class LoopbackProcess:
         self.stop()
 
 
-def _main() -> None:
+async def _main() -> None:
     """Serve on a free port until standard input ends."""
-    with _Server(("127.0.0.1", 0), _Handler) as server:
-        threading.Thread(target=server.serve_forever, daemon=True).start()
-        sys.stdout.write(f"http://127.0.0.1:{server.server_address[1]}/v1\n")
-        sys.stdout.flush()
-        sys.stdin.read()
-        server.shutdown()
+    server = await asyncio.start_server(_serve, "127.0.0.1", 0, backlog=1024)
+    sys.stdout.write(f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}/v1\n")
+    sys.stdout.flush()
+    await asyncio.to_thread(sys.stdin.read)
+    server.close()
 
 
 if __name__ == "__main__":
-    _main()
+    asyncio.run(_main())

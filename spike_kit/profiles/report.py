@@ -43,24 +43,20 @@ def generated(generation: Generation) -> str:
     """
     model = generation.config.llm.model
     if generation.profiles in prices().models and generation.profiles != model:
-        raise ConfigError(
-            f"profiles called {generation.profiles} would be written by {model}",
-            f"add --model {generation.profiles}, or choose another name",
-        )
+        hint = f"add --model {generation.profiles}, or choose another name"
+        raise ConfigError(f"profiles called {generation.profiles} would be written by {model}", hint)
     with tqdm(unit="question") as bar:
         outcome = generation.run(watch=partial(_show, bar))
-    progress, lines = outcome.progress, [_summary(outcome.progress, generation)]
-    if outcome.path is None:
-        missing = ", ".join(f"{count} {subject}" for subject, count in outcome.missing.items())
-        hint = "the same command goes on from here"
-        if progress.failures["thoughts"]:
-            hint = "leave the model room for its answer first: the same command would pay for the same again"
-        if not progress.stopped:
-            hint += "; or complete the table from the template profiles: --fill template"
-        raise LLMError(
-            "\n".join([*lines, f"the profiles are not complete, there is no answer yet for: {missing}"]), hint
-        )
-    return "\n".join([*lines, paths.shown(outcome.path)])
+    summary = _summary(outcome.progress, generation)
+    if outcome.path is not None:
+        return f"{summary}\n{paths.shown(outcome.path)}"
+    missing = ", ".join(f"{count} {subject}" for subject, count in outcome.missing.items())
+    hint = "the same command goes on from here"
+    if outcome.progress.failures["thoughts"]:
+        hint = "leave the model room for its answer first: the same command would pay for the same again"
+    if not outcome.progress.stopped:
+        hint += "; or complete the table from the template profiles: --fill template"
+    raise LLMError(f"{summary}\nthe profiles are not complete, there is no answer yet for: {missing}", hint)
 
 
 def exported(generation: Generation, file: Path) -> str:

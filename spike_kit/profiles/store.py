@@ -131,14 +131,9 @@ class Store:
     @contextmanager
     def transaction(self) -> Iterator[None]:
         """Make the statements of a block one transaction: at its end all are committed, or none is."""
-        self.run("BEGIN IMMEDIATE")
-        try:
+        with database_errors(self.path), self._database:
+            self._database.execute("BEGIN IMMEDIATE")
             yield
-            self.run("COMMIT")
-        except BaseException:
-            if self._database.in_transaction:
-                self._database.execute("ROLLBACK")
-            raise
 
     def answer(self, key: Key) -> Stored | None:
         """Usable answer under a key."""

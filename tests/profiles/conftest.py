@@ -13,7 +13,6 @@ import pytest
 from spike_kit.base import paths
 from spike_kit.data.dataset import Dataset
 from spike_kit.profiles import client, jobs
-from spike_kit.profiles.client import Pace
 from tests.profiles.llm_server import ScriptedServer, distinct_world
 
 
@@ -50,17 +49,3 @@ def short_pauses(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("openai._base_client.MAX_RETRY_DELAY", 0.01)
     monkeypatch.setattr(client, "_BUSY_PAUSE", 0.01)
     monkeypatch.setattr(jobs, "_TICK", 0.02)
-
-
-@pytest.fixture
-def paces(monkeypatch: pytest.MonkeyPatch) -> list[Pace]:
-    """The pace of every run."""
-    made: list[Pace] = []
-
-    class Watched(Pace):
-        def __init__(self, most: int) -> None:
-            super().__init__(most)
-            made.append(self)
-
-    monkeypatch.setattr(jobs, "Pace", Watched)
-    return made

@@ -65,6 +65,12 @@ class Asked:
     def prompt(self) -> str:
         return self.messages[1]["content"]
 
+    @property
+    def item(self) -> int:
+        """Item the prompt is about; -1 if it is about another subject."""
+        named = re.match(r'item: "\w+ film (\d+)"', self.prompt.splitlines()[1])
+        return int(named[1]) if named else -1
+
 
 Reply = Callable[[Asked, asyncio.StreamWriter], Awaitable[None]]
 """Answers one request; raises `ConnectionError` to drop the connection."""
@@ -244,12 +250,6 @@ class Gate:
             await asyncio.sleep(0.003)
         self.left -= 1
         await good()(asked, writer)
-
-
-def item_of(asked: Asked) -> int:
-    """Item a prompt is about; -1 for prompts about others."""
-    named = re.match(r'item: "\w+ film (\d+)"', asked.prompt.splitlines()[1])
-    return int(named[1]) if named else -1
 
 
 def distinct_world(path: Path) -> Dataset:

@@ -33,8 +33,9 @@ def write_rows(path: Path, rows: np.ndarray) -> Path:
     return path
 
 
-@pytest.mark.parametrize("suffix", [".npy", ".npz", ".safetensors"])
-@pytest.mark.parametrize("dtype", ["float16", "float32", "float64"])
+@pytest.mark.parametrize(
+    ("suffix", "dtype"), [(".npy", "float16"), (".npz", "float32"), (".safetensors", "float32"), (".npy", "float64")]
+)
 def test_vectors_of_others_are_used_as_given(data: Dataset, tmp_path: Path, suffix: str, dtype: str) -> None:
     user, entity = (rows.astype(dtype) for rows in given_rows(data))
     files = write_rows(tmp_path / f"u{suffix}", user), write_rows(tmp_path / f"e{suffix}", entity)
@@ -61,24 +62,20 @@ def test_given_vectors_need_no_profiles_and_their_reduction_follows_them(data: D
     check_fresh(data, "others", "given:authors@pca2w")
 
 
-def test_vectors_that_came_with_a_source_can_be_reduced(data: Dataset) -> None:
+def test_vectors_that_came_with_a_set_can_be_reduced(data: Dataset) -> None:
     user, entity = (torch.from_numpy(rows).float() for rows in given_rows(data))
     ProfileVectors(user, entity).save(data.embeddings_path("release", "authors"), {"source": "release"})
     assert torch.equal(ensure_vectors(data, "release", "authors").user, user)
     assert ensure_vectors(data, "release", "authors@pca2").dim == 2
 
 
-@pytest.mark.parametrize("name", ["given:authors", "given:authors@pca2"])
-def test_given_vectors_that_are_missing_must_be_imported(data: Dataset, name: str) -> None:
+def test_names_without_vectors_are_errors(data: Dataset, tmp_path: Path) -> None:
     for call in (ensure_vectors, encode_profiles):
         with pytest.raises(DataError, match=r"(?s)no vectors given:authors of profile set 'template'.*import them"):
-            call(data, "template", name)
-
-
-@pytest.mark.parametrize("name", ["", "a@b", "a@pca2"])
-def test_given_vectors_need_a_plain_name(data: Dataset, tmp_path: Path, name: str) -> None:
-    with pytest.raises(ConfigError):
-        import_vectors(data, "template", name, tmp_path / "u.npy", tmp_path / "e.npy")
+            call(data, "template", "given:authors@pca2")
+    for name in ("", "a@b"):
+        with pytest.raises(ConfigError):
+            import_vectors(data, "template", name, tmp_path / "u.npy", tmp_path / "e.npy")
 
 
 @pytest.mark.parametrize(
@@ -87,7 +84,6 @@ def test_given_vectors_need_a_plain_name(data: Dataset, tmp_path: Path, name: st
         (lambda n: np.delete(np.arange(n), [1, 3]), r"ids must be 0\.\.55, each once; missing 1, 3"),
         (lambda n: np.where(np.arange(n) == 2, 0, np.arange(n)), "missing 2; repeated 0"),
         (lambda n: np.arange(n) + 1, "missing 0; unknown 56"),
-        (lambda n: np.arange(n) - 1, "missing 55; unknown -1"),
     ],
 )
 def test_ids_that_are_not_dense_are_named(data: Dataset, tmp_path: Path, ids: Callable, message: str) -> None:
@@ -106,23 +102,14 @@ def save_pickle(path: Path) -> None:
 @pytest.mark.parametrize(
     ("file", "write", "message"),
     [
-        (
-            "u.npy",
-            lambda path: np.save(path, np.ones((55, 3))),
-            r"shape \[55, 3\], expected floats of shape \[56, d_t\]",
-        ),
-        ("u.npy", lambda path: np.save(path, np.ones(56)), r"shape \[56\]"),
-        ("u.npy", lambda path: np.save(path, np.ones((56, 0))), r"shape \[56, 0\]"),
+        ("u.npy", lambda path: np.save(path, np.ones((55, 3))), r"shape \[55, 3\], expected floats of shape \[56, d_"),
         ("u.npy", lambda path: np.save(path, np.ones((56, 3), dtype=int)), "holds int64"),
         ("u.npy", lambda path: np.save(path, np.full((56, 3), np.nan)), "ids 0, 1, .* hold NaN or infinity"),
-        ("u.npy", lambda path: np.save(path, np.full((56, 3), 1e300)), "hold NaN or infinity"),
         ("u.npy", lambda path: np.save(path, np.ones((56, 2))), "vectors of 2 dimensions, .* of 3"),
         ("u.npy", save_pickle, "not a readable .npy file without pickles"),
         ("u.npy", lambda path: path.write_bytes(b"damaged"), "not a readable .npy file"),
-        ("u.npy", lambda path: path.write_bytes(b""), "not a readable .npy file"),
-        ("u.npz", lambda path: path.write_bytes(b"damaged"), "no npz file without pickles"),
         ("u.safetensors", lambda path: path.write_bytes(b"damaged"), "not a readable .safetensors file"),
-        ("u.safetensors", lambda path: save_file({"a": np.ones(1), "b": np.ones(1)}, path), "of one array"),
+        ("u.safetensors", lambda path: save_file(dict.fromkeys("ab", np.ones(1)), path), "of one array"),
         ("u.txt", lambda path: path.write_text("1 2 3"), "of no known kind"),
         ("u.npy", lambda _: None, "does not exist"),
     ],

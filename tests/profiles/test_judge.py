@@ -65,11 +65,8 @@ def test_scores_are_read_and_counted(data: Dataset) -> None:
         verdicts = judge(data, server.base_url, "template", "long").run()
         assert len(server.bodies) == 2 * len(SUBJECTS) * SAMPLE
     assert len(verdicts) == 2 * len(SUBJECTS) * SAMPLE * len(CRITERIA)
-    assert dict(zip(verdicts["criterion"], verdicts["score"], strict=True)) == {
-        "persuasiveness": 3,
-        "relevance": 4,
-        "faithfulness": 5,
-    }
+    scores = dict(zip(verdicts["criterion"], verdicts["score"], strict=True))
+    assert scores == {"persuasiveness": 3, "relevance": 4, "faithfulness": 5}
     subjects = {name: set(zip(part["subject"], part["id"], strict=True)) for name, part in verdicts.groupby("profiles")}
     assert subjects["template"] == subjects["long"]
     table = score_table(verdicts)
@@ -99,21 +96,11 @@ def test_evidence_is_looked_up_in_what_was_shown(data: Dataset) -> None:
     found = verdicts[(verdicts["subject"] == "item") & (verdicts["id"] == 0)].set_index("criterion")["evidence_found"]
     assert found.to_dict() == {"persuasiveness": True, "relevance": False, "faithfulness": False}
     shares = score_table(verdicts).query("subject == 'item'").set_index("criterion")["evidence_found"]
-    assert 0 < shares["persuasiveness"] < 1
-    assert shares["relevance"] == 0
+    assert 0 == shares["relevance"] < shares["persuasiveness"] < 1
 
 
 def test_what_stands_around_the_verdict_is_passed_over(data: Dataset) -> None:
-    around = cycle(
-        [
-            "```json\n{}\n```",
-            "Here is my verdict:\n{}\nI hope it helps.",
-            "<think>It is fine.</think>{}",
-            "<think>The form is {{...}}, so:</think>\n{}",
-            "◁think▷Well.◁/think▷{}",
-            "\n\n  {}  ",
-        ]
-    )
+    around = cycle(["```json\n{}\n```", "Here it is:\n{}\nI hope it helps.", "<think>The form is {{...}}.</think>\n{}"])
     with served(lambda _: next(around).replace("{}", verdict())) as server:
         progress = Progress()
         assert len(judge(data, server.base_url, sample=6).run(progress)) == 15 * len(CRITERIA)
@@ -121,16 +108,9 @@ def test_what_stands_around_the_verdict_is_passed_over(data: Dataset) -> None:
 
 
 BROKEN = [
-    "It is a good profile.",
-    "{}",
+    *("It is a good profile.", "{}", "[1, 2, 3]", "null", "[" * 50_000, verdict()[:-10]),
     *(verdict(relevance={"score": score, "evidence": "x"}) for score in (6, 0, 3.5, True, "4", [4])),
-    verdict(relevance={"evidence": "x"}),
-    verdict(relevance=4),
-    verdict(relevance=None),
-    json.dumps({name: {"score": 3} for name in list(CRITERIA)[:2]}),
-    verdict()[:-10],
-    "[1, 2, 3]",
-    "[" * 50_000,
+    *(verdict(relevance=value) for value in ({"evidence": "x"}, 4, None)),
 ]
 
 

@@ -180,47 +180,37 @@ def test_twenty_kills_at_random_moments_lose_nothing(
     assert min(lost, len(on_disk)) >= KILLS / 2, "the checks of what is lost or on disk had nothing to look at"
 
 
-def started(
-    films: Dataset, server: ScriptedServer, clients: Clients, answers: int = 30, notebook: bool = False
-) -> tuple[Gate, Any]:
-    """A run that has so many answers and waits for others; gives the gate that holds these back, and its process."""
-    server.script = gate = Gate(answers)
+def started(films: Dataset, server: ScriptedServer, clients: Clients, notebook: bool = False) -> tuple[Gate, Any]:
+    """A run that has 30 answers and waits for others; gives the gate that holds these back, and its process."""
+    server.script = gate = Gate(30)
     process = clients.start(notebook)
-    until(lambda: len(server.log) == answers + CONCURRENCY, "calls in flight")
-    until(lambda: len(kept(films, server)) == answers, "the answers on disk")
+    until(lambda: len(server.log) == 30 + CONCURRENCY, "calls in flight")
+    until(lambda: len(kept(films, server)) == 30, "the answers on disk")
     return gate, process
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-def test_a_polite_signal_awaits_the_calls_in_flight(
-    films: Dataset, server: ScriptedServer, clients: Clients, number: signal.Signals
+@pytest.mark.parametrize("twice", [False, True], ids=["once", "twice"])
+def test_a_polite_signal_awaits_the_calls_in_flight_and_a_second_one_ends_at_once(
+    films: Dataset, server: ScriptedServer, clients: Clients, number: signal.Signals, twice: bool
 ) -> None:
     gate, process = started(films, server, clients)
     os.kill(process.pid, number)
     time.sleep(0.5)
     assert len(server.log) == 30 + CONCURRENCY
-    gate.left = SUBJECTS
-    code, result = clients.wait(process)
-    assert (code, result) == (0, {"stopped": True, "done": 30 + CONCURRENCY, "path": "None"})
-    assert len(kept(films, server)) == 30 + CONCURRENCY
-    assert clients.wait()[1]["done"] == SUBJECTS - 30 - CONCURRENCY
-    assert len(server.log) == SUBJECTS
-    check_complete(films, server)
-
-
-def test_a_second_polite_signal_ends_at_once_and_keeps_what_arrived(
-    films: Dataset, server: ScriptedServer, clients: Clients
-) -> None:
-    gate, process = started(films, server, clients)
-    os.kill(process.pid, signal.SIGTERM)
-    time.sleep(0.5)
-    os.kill(process.pid, signal.SIGTERM)
-    assert clients.wait(process)[0] == -signal.SIGTERM
-    gate.dead = time.monotonic()
-    assert len(kept(films, server)) == 30
-    gate.left = SUBJECTS
-    assert clients.wait()[1]["done"] == SUBJECTS - 30
-    assert len(server.log) == SUBJECTS + CONCURRENCY
+    lost = CONCURRENCY * twice
+    if twice:
+        os.kill(process.pid, number)
+        code, result = clients.wait(process)
+        assert code == -number or result["error"] == "KeyboardInterrupt"
+        gate.dead = time.monotonic()
+        gate.left = SUBJECTS
+    else:
+        gate.left = SUBJECTS
+        assert clients.wait(process) == (0, {"stopped": True, "done": 30 + CONCURRENCY, "path": "None"})
+    assert len(kept(films, server)) == 30 + CONCURRENCY - lost
+    assert clients.wait()[1]["done"] == SUBJECTS - 30 - CONCURRENCY + lost
+    assert len(server.log) == SUBJECTS + lost
     check_complete(films, server)
 
 
@@ -233,18 +223,3 @@ def test_an_interrupted_cell_of_a_notebook_ends_the_run_too(
     gate.left = SUBJECTS
     clients.wait(process)
     assert len(server.log) == 30 + CONCURRENCY, "the run went on after the interrupt"
-
-
-def test_two_processes_never_ask_for_one_data_set_at_once(
-    films: Dataset, server: ScriptedServer, clients: Clients
-) -> None:
-    gate, first = started(films, server, clients, 10)
-    code, result = clients.wait()
-    assert (code, result["error"]) == (0, "DataError")
-    assert "another process is asking a model for world" in result["message"]
-    assert len(server.log) == 10 + CONCURRENCY
-    clients.kill(first)
-    gate.dead = time.monotonic()
-    gate.left = SUBJECTS
-    code, result = clients.wait()
-    assert (code, result["done"]) == (0, SUBJECTS - 10), "the lock outlived its process"

@@ -15,27 +15,14 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
+from spike_kit.base import paths
 from spike_kit.base.errors import LLMError, SpikeKitError, StorageError
 from spike_kit.data.dataset import Dataset
 from spike_kit.profiles.jobs import Progress
 from spike_kit.profiles.prompts import Prompt, PromptWriter
 from spike_kit.profiles.store import Store
-from tests.profiles.llm_server import (
-    Asked,
-    Reply,
-    ScriptedServer,
-    ask,
-    events,
-    fails,
-    generation,
-    good,
-    ids,
-    item_of,
-    prose,
-    says,
-    sends,
-    stored,
-)
+from tests.profiles import llm_server as told
+from tests.profiles.llm_server import Asked, Reply, ScriptedServer
 from tests.profiles.test_prompts import assert_fenced
 from tests.profiles.tiny import INTERACTIONS, served, tiny_study, tiny_tables
 from tests.profiles.tiny import generation as tiny_generation
@@ -47,21 +34,21 @@ GERMAN = (
 )
 CANNOT = "I'm sorry, but I can't help with writing a profile of this person from the data that you gave me."
 BAD: list[tuple[Reply, str]] = [
-    (says(""), "empty"),
-    (says(CANNOT), "refused"),
-    (says("", content=None, refusal="No."), "refused"),
-    (says(prose, finish_reason="content_filter"), "refused"),
-    (says(prose, finish_reason="length"), "truncated"),
-    (says('["It is a film."]'), "format"),
-    (says(GERMAN), "language"),
+    (told.says(""), "empty"),
+    (told.says(CANNOT), "refused"),
+    (told.says("", content=None, refusal="No."), "refused"),
+    (told.says(told.prose, finish_reason="content_filter"), "refused"),
+    (told.says(told.prose, finish_reason="length"), "truncated"),
+    (told.says('["It is a film."]'), "format"),
+    (told.says(GERMAN), "language"),
 ]
 """Answers that cannot be used."""
 
 THINKING = "Okay, the user wants a profile of the film, so I look at the data."
 THOUGHTS: list[tuple[Reply, str]] = [
-    (says("", reasoning=THINKING), "the answer lies in `reasoning`"),
-    (says("", "length", content=None, reasoning_content=THINKING), "the answer lies in `reasoning_content`"),
-    (says(f"<think>{THINKING}", "length"), "the answer holds thoughts alone"),
+    (told.says("", reasoning=THINKING), "the answer lies in `reasoning`"),
+    (told.says("", "length", content=None, reasoning_content=THINKING), "the answer lies in `reasoning_content`"),
+    (told.says(f"<think>{THINKING}", "length"), "the answer holds thoughts alone"),
 ]
 """Answers that a model spent on its thoughts, and what is said of them."""
 
@@ -72,56 +59,55 @@ def test_an_answer_that_cannot_be_used_is_asked_for_once_more_then_reported(
     films: Dataset, server: ScriptedServer
 ) -> None:
     n = len(BAD)
-    server.script = lambda asked: BAD[item_of(asked)][0] if item_of(asked) < n else good()
-    made = generation(films, server.base_url)
-    progress = ask(made, n + 4)
+    server.script = lambda asked: BAD[asked.item][0] if asked.item < n else told.good()
+    made = told.generation(films, server.base_url)
+    progress = told.ask(made, n + 4)
     kinds = [kind for _, kind in BAD]
     assert (server.requests, progress.calls, progress.done, progress.failed) == (2 * n + 4, 2 * n + 4, 4, n)
     assert progress.problems == {kind: 2 * kinds.count(kind) for kind in kinds}
-    assert stored(made, "SELECT id, kind FROM failures ORDER BY id") == list(enumerate(kinds))
-    assert stored(made, "SELECT id, problem FROM rejected ORDER BY id")[::2] == list(enumerate(kinds))
-    assert ids(made, "answers") == set(range(n, n + 4))
-    assert (events(made), progress.unclear) == ({}, 0)
+    assert told.stored(made, "SELECT id, kind FROM failures ORDER BY id") == list(enumerate(kinds))
+    assert told.stored(made, "SELECT id, problem FROM rejected ORDER BY id")[::2] == list(enumerate(kinds))
+    assert told.ids(made, "answers") == set(range(n, n + 4))
+    assert (told.events(made), progress.unclear) == ({}, 0)
     for item in range(n):
-        first, second = (asked.messages for asked in server.log if item_of(asked) == item)
+        first, second = (asked.messages for asked in server.log if asked.item == item)
+        (said,), *_ = told.stored(made, f"SELECT text FROM rejected WHERE id={item} ORDER BY row")
         assert second[:2] == first
-        said = [text for (text,) in stored(made, f"SELECT text FROM rejected WHERE id={item} ORDER BY row LIMIT 1")]
-        assert [message["content"] for message in second[2:-1]] == [text for text in said if text]
-        assert second[-1]["role"] == "user"
-        assert len(second[-1]["content"]) > 40
+        assert [message["content"] for message in second[2:-1]] == [said] * bool(said)
+        assert (second[-1]["role"], len(second[-1]["content"]) > 40) == ("user", True)
     server.forget()
-    progress = ask(made, n + 4)
+    progress = told.ask(made, n + 4)
     assert (server.requests, progress.found, progress.failed) == (n, 4, n), "one more try each"
-    assert all(item_of(asked) < n and len(asked.messages) > 2 for asked in server.log)
-    server.script = lambda _: good()
-    assert (ask(made, n + 4).done, server.requests) == (n, 2 * n)
-    assert (ids(made, "answers"), ids(made, "failures")) == (set(range(n + 4)), set())
+    assert all(asked.item < n and len(asked.messages) > 2 for asked in server.log)
+    server.script = lambda _: told.good()
+    assert (told.ask(made, n + 4).done, server.requests) == (n, 2 * n)
+    assert (told.ids(made, "answers"), told.ids(made, "failures")) == (set(range(n + 4)), set())
 
 
 def test_thoughts_without_an_answer_are_named_and_not_paid_for_again(films: Dataset, server: ScriptedServer) -> None:
     n = len(THOUGHTS)
-    server.script = lambda asked: THOUGHTS[item_of(asked) // 2][0] if item_of(asked) % 2 else good()
-    made = generation(films, server.base_url, concurrency=1)
-    progress = ask(made, 2 * n)
+    server.script = lambda asked: THOUGHTS[asked.item // 2][0] if asked.item % 2 else told.good()
+    made = told.generation(films, server.base_url, concurrency=1)
+    progress = told.ask(made, 2 * n)
     assert (server.requests, progress.done, progress.failures) == (2 * n, n, {"thoughts": n})
     for place, (_, said) in enumerate(THOUGHTS):
         assert said in progress.first_failures[place]
         assert "raise --max-tokens, or switch thinking off" in progress.first_failures[place]
     server.forget()
     server.script = lambda _: THOUGHTS[0][0]
-    more = generation(films, server.base_url, max_tokens=500)
+    more = told.generation(films, server.base_url, max_tokens=500)
     with pytest.raises(LLMError, match=r"(?s)5 questions in a row.*`reasoning`: raise --max-.*pay for the same again"):
-        ask(more, 48)
+        told.ask(more, 48)
     assert server.requests <= 5 + 4, "the whole run was paid for"
 
 
 def test_profiles_that_are_missing_keep_the_table_from_being_written(films: Dataset, server: ScriptedServer) -> None:
-    server.script = lambda asked: says(CANNOT) if item_of(asked) == 2 else good()
-    outcome = generation(films, server.base_url).run()
+    server.script = lambda asked: told.says(CANNOT) if asked.item == 2 else told.good()
+    outcome = told.generation(films, server.base_url).run()
     assert (outcome.missing["item"], outcome.path, films.profile_sets()) == (1, None, [])
     assert server.requests == 49, "nothing that would quote the missing profile was asked"
-    server.script = lambda _: good()
-    outcome = generation(films, server.base_url).run()
+    server.script = lambda _: told.good()
+    outcome = told.generation(films, server.base_url).run()
     assert (outcome.missing, outcome.progress.found, outcome.progress.done) == ({}, 47, SUBJECTS - 47)
     assert films.provenance("told")["filled_from_template"] == 0
     assert len(films.profiles("told")) == SUBJECTS
@@ -130,8 +116,8 @@ def test_profiles_that_are_missing_keep_the_table_from_being_written(films: Data
 def test_a_gap_is_filled_from_the_template_where_that_was_chosen_and_marked(
     films: Dataset, server: ScriptedServer
 ) -> None:
-    server.script = lambda asked: says(CANNOT) if item_of(asked) in (2, 5) else good()
-    outcome = generation(films, server.base_url, fill="template").run()
+    server.script = lambda asked: told.says(CANNOT) if asked.item in (2, 5) else told.good()
+    outcome = told.generation(films, server.base_url, fill="template").run()
     assert (outcome.missing, server.requests) == ({"item": 2}, SUBJECTS + 2)
     profiles = films.profiles("told")
     filled = profiles[profiles["model"] == "template"]
@@ -148,20 +134,20 @@ def test_a_gap_is_filled_from_the_template_where_that_was_chosen_and_marked(
 def test_a_long_answer_is_used_and_flagged_where_it_does_not_become_shorter(
     films: Dataset, server: ScriptedServer
 ) -> None:
-    long = says(lambda asked: prose(asked, 200))
-    server.script = lambda asked: long if item_of(asked) == 2 or (item_of(asked) == 5 and asked.nth == 1) else good()
-    made = generation(films, server.base_url)
+    long = told.says(lambda asked: told.prose(asked, 200))
+    server.script = lambda asked: long if asked.item == 2 or (asked.item == 5 and asked.nth == 1) else told.good()
+    made = told.generation(films, server.base_url)
     outcome = made.run()
     assert (outcome.missing, server.requests) == ({}, SUBJECTS + 2)
     assert (outcome.progress.problems, outcome.progress.failed) == ({"too_long": 3}, 0)
     assert films.provenance("told")["over_word_limit"] == 1
-    assert stored(made, "SELECT id FROM answers WHERE problem='too_long'") == [(2,)]
-    assert sorted(ids(made, "rejected")) == [2, 5]
+    assert told.stored(made, "SELECT id FROM answers WHERE problem='too_long'") == [(2,)]
+    assert sorted(told.ids(made, "rejected")) == [2, 5]
     assert [len(films.profiles("told")["text"][item].split()) for item in (2, 5)] == [200, 30]
-    second = [asked for asked in server.log if item_of(asked) == 2][1]
+    second = [asked for asked in server.log if asked.item == 2][1]
     assert (len(second.messages), "200 words" in second.messages[-1]["content"]) == (4, True)
     server.forget()
-    assert generation(films, server.base_url).run().progress.found == SUBJECTS
+    assert told.generation(films, server.base_url).run().progress.found == SUBJECTS
     assert (server.requests, films.provenance("told")["over_word_limit"]) == (0, 1)
 
 
@@ -179,35 +165,31 @@ def echoes(key: str) -> list[Reply]:
     choice = f'{{"choices": [{{"message": {{"content": "{said}"}}, "finish_reason": "KEY"}}]}}'
     answers = [key, "\u200b".join(key), "**".join(key)]
     return [
-        *(says(said.replace("KEY", form)) for form in answers),
-        says('{"profile": "' + said.replace("KEY", hidden) + '"}'),
-        *(sends(choice.replace("KEY", form).encode()) for form in (hidden, "stop")),
-        says(f"{key} {key}"),
-        says("", refusal=key),
-        says(prose, finish_reason=key),
-        sends({"choices": key}),
-        fails(500, key, f"no rights for {key}"),
-        fails(429, "", f"too much of {key}", "Retry-After: 0\r\n"),
-        fails(400, "content_filter", f"{key} is filtered"),
-        fails(500, headers=f"X-Request-Id: {key}\r\nSet-Cookie: session={key}\r\n"),
+        *(told.says(said.replace("KEY", form)) for form in answers),
+        told.says('{"profile": "' + said.replace("KEY", hidden) + '"}'),
+        *(told.sends(choice.replace("KEY", form).encode()) for form in (hidden, "stop")),
+        told.says(f"{key} {key}"),
+        told.says("", refusal=key),
+        told.says(told.prose, finish_reason=key),
+        told.sends({"choices": key}),
+        told.fails(500, key, f"no rights for {key}"),
+        told.fails(429, "", f"too much of {key}", "Retry-After: 0\r\n"),
+        told.fails(400, "content_filter", f"{key} is filtered"),
+        told.fails(500, headers=f"X-Request-Id: {key}\r\nSet-Cookie: session={key}\r\n"),
     ]
 
 
 @pytest.mark.parametrize("key", [PLAIN_KEY, ODD_KEY], ids=["plain", "odd"])
 def test_the_key_is_nowhere_after_a_run(
-    films: Dataset,
-    server: ScriptedServer,
-    monkeypatch: pytest.MonkeyPatch,
-    caplog: pytest.LogCaptureFixture,
-    home: Path,
-    key: str,
+    films: Dataset, server: ScriptedServer, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, key: str
 ) -> None:
     monkeypatch.setenv("OPENAI_API_KEY", key)
+    home = paths.home()
     for name in ("", "openai", "httpx2", "httpcore2", "asyncio"):
         caplog.set_level(logging.DEBUG, name)
     replies = echoes(key)
-    server.script = lambda asked: replies[item_of(asked)] if 0 <= item_of(asked) < len(replies) else good()
-    made, progress = generation(films, server.base_url, "echoed", fill="template", attempts=2), Progress()
+    server.script = lambda asked: replies[asked.item] if asked.item in range(len(replies)) else told.good()
+    made, progress = told.generation(films, server.base_url, "echoed", fill="template", attempts=2), Progress()
     copies: list[Path] = []
 
     def copy(_: Progress) -> None:
@@ -217,12 +199,12 @@ def test_the_key_is_nowhere_after_a_run(
 
     made.run(progress, watch=copy)
     assert f"authorization: Bearer {key}".encode() in server.log[0].head, "the key was not in use"
-    assert {item_of(asked) for asked in server.log} >= set(range(len(replies)))
+    assert {asked.item for asked in server.log} >= set(range(len(replies)))
     texts = [repr(progress)]
     for message in (f"Incorrect API key provided: {key}.", "x" * 280 + key):
-        server.script = lambda _, message=message: fails(401, "invalid_api_key", message)
+        server.script = lambda _, message=message: told.fails(401, "invalid_api_key", message)
         with pytest.raises(LLMError) as caught:
-            generation(films, server.base_url, "refused", temperature=0.5).run()
+            told.generation(films, server.base_url, "refused", temperature=0.5).run()
         texts.append("".join(traceback.format_exception(caught.value)))
     assert key[:8] not in texts[-1], "the beginning of the key stands where the message was cut"
     files = [file for file in home.rglob("*") if file.is_file()]
@@ -282,33 +264,29 @@ def test_a_full_disk_stops_the_run_and_the_next_one_goes_on(
         enter(store).run("PRAGMA max_page_count = 40")
         return store
 
-    made = generation(films, server.base_url)
+    made = told.generation(films, server.base_url)
     with monkeypatch.context() as patched:
         patched.setattr(Store, "__enter__", small)
         with pytest.raises(StorageError, match=r"(?s)world\.sqlite.*database or disk is full.*free some space"):
             made.run()
-    kept = len(stored(made, "SELECT row FROM answers"))
+    kept = len(told.stored(made, "SELECT row FROM answers"))
     assert 5 <= kept < 120
     assert kept <= server.requests <= kept + 4
-    assert stored(made, "PRAGMA integrity_check") == [("ok",)]
+    assert told.stored(made, "PRAGMA integrity_check") == [("ok",)]
     server.forget()
-    assert generation(films, server.base_url).run().path is not None
-    assert len(stored(made, "SELECT row FROM answers")) == kept + server.requests == SUBJECTS
+    assert told.generation(films, server.base_url).run().path is not None
+    assert len(told.stored(made, "SELECT row FROM answers")) == kept + server.requests == SUBJECTS
 
 
-@pytest.mark.parametrize("spoiled", ["folder", "answers", "answers folder", "lock folder"])
+@pytest.mark.parametrize("spoiled", ["", "world.sqlite", "world.lock"])
 def test_files_that_cannot_be_used_are_errors_that_name_them(
     films: Dataset, server: ScriptedServer, spoiled: str
 ) -> None:
-    made = generation(films, server.base_url)
-    root, lock = made.answers.parent, made.answers.with_suffix(".lock")
-    if spoiled == "folder":
-        root.write_text("no folder")
-    else:
-        root.mkdir(parents=True)
-        place = lock if spoiled.startswith("lock") else made.answers
-        place.mkdir() if spoiled.endswith("folder") else place.write_bytes(b"no database, only text " * 500)
-    with pytest.raises(SpikeKitError, match=str(root)):
+    made = told.generation(films, server.base_url)
+    place = made.answers.parent / spoiled
+    place.parent.mkdir(parents=True, exist_ok=True)
+    place.mkdir() if spoiled.endswith("lock") else place.write_bytes(b"no database, only text " * 500)
+    with pytest.raises(SpikeKitError, match=str(made.answers.parent)):
         made.run()
     assert server.requests == 0
 
@@ -319,22 +297,15 @@ def test_a_stop_ends_the_run_soon_and_nothing_is_asked_twice(films: Dataset, ser
     def script(asked: Asked) -> Reply:
         if asked.number == 20:
             stop.set()
-        return good(0.02)
+        return told.good(0.02)
 
     server.script = script
     started = time.monotonic()
-    outcome = generation(films, server.base_url).run(stop=stop)
+    outcome = told.generation(films, server.base_url).run(stop=stop)
     assert time.monotonic() - started < 10
     assert (outcome.progress.stopped, outcome.path) == (True, None)
     assert 20 <= server.requests <= 20 + 3
     assert outcome.progress.done == server.requests, "calls in flight were not awaited"
-    outcome = generation(films, server.base_url).run()
+    outcome = told.generation(films, server.base_url).run()
     assert (outcome.progress.stopped, outcome.missing) == (False, {})
     assert (server.requests, set(server.counts.values())) == (SUBJECTS, {1})
-
-
-def test_a_stop_that_was_set_before_asks_nothing(films: Dataset, server: ScriptedServer) -> None:
-    stop = threading.Event()
-    stop.set()
-    outcome = generation(films, server.base_url).run(stop=stop)
-    assert (outcome.progress.stopped, outcome.path, server.requests) == (True, None, 0)
