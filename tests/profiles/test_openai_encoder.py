@@ -124,13 +124,6 @@ def test_a_busy_server_is_asked_again_but_not_one_whose_quota_is_used_up(server:
     assert server.requests == 10
 
 
-def test_a_used_up_quota_is_not_asked_for_again(server: ScriptedServer) -> None:
-    first(server, *[fails(429, "insufficient_quota")] * 9)
-    with pytest.raises(FetchError, match=r"(?s)429: made to fail.*check the quota"):
-        OpenAIEncoder("m").encode(["a"])
-    assert server.requests == 1
-
-
 @pytest.mark.parametrize(
     ("status", "kind", "hint"),
     [
