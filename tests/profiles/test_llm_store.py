@@ -20,7 +20,7 @@ from spike_kit.base.errors import LLMError, SpikeKitError, StorageError
 from spike_kit.data.dataset import Dataset
 from spike_kit.profiles.jobs import Progress
 from spike_kit.profiles.prompts import Prompt, PromptWriter
-from spike_kit.profiles.store import Store
+from spike_kit.profiles.store import Key, Store
 from tests.profiles import llm_server as told
 from tests.profiles.llm_server import Asked, Reply, ScriptedServer
 from tests.profiles.test_prompts import assert_fenced
@@ -276,6 +276,16 @@ def test_a_full_disk_stops_the_run_and_the_next_one_goes_on(
     server.forget()
     assert told.generation(films, server.base_url).run().path is not None
     assert len(told.stored(made, "SELECT row FROM answers")) == kept + server.requests == SUBJECTS
+
+
+def test_a_transaction_is_kept_whole_or_not_at_all(tmp_path: Path) -> None:
+    key, failed = Key("item", 1, "hash", "model", "{}"), "SELECT kind FROM failures"
+    with Store(tmp_path / "answers.sqlite") as store:
+        with pytest.raises(ZeroDivisionError), store.transaction():
+            store.fail(key, "server", "")
+            assert store.run(failed) == [("server",)]
+            raise ZeroDivisionError
+        assert store.run(failed) == []
 
 
 @pytest.mark.parametrize("spoiled", ["", "world.sqlite", "world.lock"])
