@@ -94,7 +94,7 @@ def test_train_and_evaluate(data: Dataset, capsys: pytest.CaptureFixture[str]) -
     assert main(["evaluate", "world", "--cutoffs", "3", "--metrics", "mrr", "--split", "valid"]) == 0
     assert "mrr@3" in output(capsys)
     assert main(["evaluate", "world", "--cutoffs", "3", "--metrics", "f1"]) == 1
-    assert "no metric named f1@3" in output(capsys)
+    assert "no metric named 'f1@3'" in output(capsys)
     assert main(["evaluate", "world", "--cutoffs", "0"]) == 1
     assert "a cut-off must be at least 1" in output(capsys)
 

@@ -11,7 +11,7 @@ import pandas as pd
 import torch
 
 from spike_kit.base import storage
-from spike_kit.base.errors import ConfigError, DataError, some
+from spike_kit.base.errors import ConfigError, DataError, lookup, some
 from spike_kit.data.dataset import SUBJECTS, Dataset
 from spike_kit.evaluation.groups import sparsity_groups
 from spike_kit.evaluation.maps import umap_coordinates
@@ -75,11 +75,8 @@ def per_user_metric(
         raise DataError(f"{some([run.path.name for run in runs])} differ in more than the seed")
     columns = []
     for run in runs:
-        table = run.per_user
-        if metric not in table:
-            known = [name for name in table.columns if "@" in name]
-            raise ConfigError(f"{run.path.name} has no metric {metric!r}", f"it has {some(known, limit=20)}")
-        columns.append(table[table["split"] == split].set_index("user")[metric].sort_index())
+        table = run.per_user[run.per_user["split"] == split].set_index("user").drop(columns="split")
+        columns.append(lookup({str(name): values for name, values in table.items()}, metric, "metric").sort_index())
     if any(not column.index.equals(columns[0].index) for column in columns):
         raise DataError(f"{some([run.path.name for run in runs])} do not rank the same users on {split}")
     values = pd.concat(columns, axis=1).mean(axis=1).rename(metric)
@@ -102,12 +99,7 @@ def seed_means(
     """
     if users is not None:
         return pd.Series({run.config["seed"]: per_user_metric([run], metric, split, users).mean() for run in runs})
-    means = {}
-    for run in runs:
-        if metric not in run.metrics[split]:
-            known = some(sorted(run.metrics[split]), limit=20)
-            raise ConfigError(f"{run.path.name} has no metric {metric!r}", f"it has {known}")
-        means[run.config["seed"]] = run.metrics[split][metric]
+    means = {run.config["seed"]: lookup(run.metrics[split], metric, "metric") for run in runs}
     return pd.Series(means, dtype=float)
 
 
@@ -200,10 +192,9 @@ def results_table(runs: Sequence[Run], split: str = "test", metrics: Sequence[st
     """
     rows = []
     for label, group in grouped_by_seed(runs).items():
-        found = pd.DataFrame([run.metrics[split] for run in group])
-        if unknown := [name for name in metrics if name not in found]:
-            raise ConfigError(f"no metric named {some(unknown)}", f"known: {some(sorted(map(str, found)), limit=20)}")
-        numbers = found[[*metrics]]
+        numbers = pd.DataFrame(
+            [{name: lookup(run.metrics[split], name, "metric") for name in metrics} for run in group]
+        )
         row = {"model": label, "seeds": len({run.config["seed"] for run in group})}
         rows.append(row | numbers.mean().to_dict() | numbers.std().add_suffix(" sd").to_dict())
     return pd.DataFrame(rows, columns=["model", "seeds", *metrics, *(f"{name} sd" for name in metrics)])

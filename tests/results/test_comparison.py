@@ -69,7 +69,7 @@ def test_what_cannot_be_compared_is_said(finished: list[Run]) -> None:
     for given, metric, reference, message in (
         ([], "ndcg@20", "", "no run to compare"),
         (finished, "ndcg@20", "nope", "no model 'nope'"),
-        (finished, "ndcg@7", "", "no metric 'ndcg@7'"),
+        (finished, "ndcg@7", "", "no metric named 'ndcg@7'"),
         ([*finished, other], "ndcg@20", "", "cannot be compared"),
     ):
         with pytest.raises(ConfigError, match=message):

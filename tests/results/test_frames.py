@@ -47,7 +47,7 @@ def test_seeds_are_averaged_and_settings_are_told_apart(runs: Runs) -> None:
     assert np.isnan(table["ndcg@20 sd"][1])
     other = changed(runs["popularity"][0], versions={"model": 0})
     assert list(frames.grouped_by_seed([*runs["popularity"], other])) == ["Popularity", "Popularity (2)"]
-    with pytest.raises(ConfigError, match="no metric named nope@3"):
+    with pytest.raises(ConfigError, match="no metric named 'nope@3'"):
         frames.results_table(runs["spike"], metrics=("nope@3",))
 
 
@@ -60,7 +60,7 @@ def test_users_are_averaged_over_seeds(data: Dataset, runs: Runs) -> None:
     for given, metric, message in (
         ([*runs["bprmf"], *runs["popularity"]], "ndcg@20", "more than the seed"),
         ([runs["bprmf"][0], fewer], "ndcg@20", "do not rank the same users"),
-        (runs["bprmf"], "nope", "no metric 'nope'"),
+        (runs["bprmf"], "nope", "no metric named 'nope'"),
         ([], "ndcg@20", "no run"),
     ):
         with pytest.raises((ConfigError, DataError), match=message):
