@@ -6,6 +6,7 @@ import os
 import platform
 import re
 import shutil
+from contextlib import suppress
 from importlib import metadata
 
 import psutil
@@ -38,14 +39,15 @@ def report() -> str:
 
 
 def _packages() -> dict[str, str]:
-    """Versions of the packages that the kit asks for, by extra."""
+    """Versions of the packages that the kit asks for, by extra; nothing in a checkout that is not installed."""
     found: dict[str, list[str]] = {}
-    for requirement in metadata.requires("spike_kit") or []:
-        name, _, condition = requirement.partition(";")
-        extra = condition.partition("== ")[2].strip("\"'")
-        if extra not in ("all", "dev"):
-            package = re.split(r"\W*[<>=]", name)[0]
-            found.setdefault(f"[{extra}]" if extra else "packages", []).append(f"{package} {_version(package)}")
+    with suppress(metadata.PackageNotFoundError):
+        for requirement in metadata.requires("spike_kit") or []:
+            name, _, condition = requirement.partition(";")
+            extra = condition.partition("== ")[2].strip("\"'")
+            if extra not in ("all", "dev"):
+                package = re.split(r"\W*[<>=]", name)[0]
+                found.setdefault(f"[{extra}]" if extra else "packages", []).append(f"{package} {_version(package)}")
     return {group: ", ".join(packages) for group, packages in found.items()}
 
 
