@@ -14,7 +14,7 @@ import yaml
 ROOT = Path(__file__).resolve().parent.parent
 PACKAGE = ROOT / "spike_kit"
 
-ORDER = "base data profiles models evaluation training experiments results figures views api cli __main__"
+ORDER: str = "base data profiles models evaluation training experiments results figures views api cli __main__"
 """Floors from the ground up; a module may import from its own floor and from those below."""
 
 
@@ -25,8 +25,7 @@ def modules() -> dict[str, str]:
 
 
 def test_nobody_below_knows_anybody_above() -> None:
-    above: list[str] = []
-    floors: list[str] = ORDER.split()
+    above, floors = [], ORDER.split()
     for name, text in modules().items():
         own = floors.index(re.split(r"[/.]", name)[0])
         found = re.findall(r"^ *(?:from|import) spike_kit(?: import |\.)(\w+)", text, re.MULTILINE)

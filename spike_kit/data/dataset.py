@@ -383,14 +383,14 @@ def create_dataset(
 
 
 def _write_batches(
-    file: Path, batches: Iterable[pd.DataFrame], attributes: dict[str, Any] | None = None, **options: Any
+    file: Path, batches: Iterable[pd.DataFrame], attributes: dict[Any, Any] | None = None, **options: Any
 ) -> int:
     """Write batches of rows as one Parquet file; without any there is no file. Returns the number of rows."""
     rows = 0
     with ExitStack() as stack:
         writer: pyarrow.parquet.ParquetWriter | None = None
         for batch in batches:
-            batch.attrs = {**(attributes or {})}
+            batch.attrs = attributes or {}
             table = pyarrow.Table.from_pandas(batch, preserve_index=False)
             if writer is None:
                 writer = pyarrow.parquet.ParquetWriter(file, table.schema, compression="zstd", **options)
