@@ -11,28 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from spike_kit import figures, views
-    from spike_kit.api import (
-        Dataset,
-        Run,
-        Runs,
-        ablate,
-        build,
-        compare,
-        dataset,
-        encode,
-        evaluate,
-        generation,
-        judge,
-        load,
-        profile,
-        prompt,
-        quality,
-        runs,
-        search,
-        settings,
-        table,
-        train,
-    )
+    from spike_kit.api import *  # noqa: F403 (the names of `__all__`; each is imported when it is asked for)
 
 __version__ = "0.1.0"
 

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal, overload
 
@@ -24,14 +23,11 @@ from spike_kit.data.dataset import Dataset
 from spike_kit.data.sources import find_recipe
 from spike_kit.data.vectors import ProfileVectors
 from spike_kit.evaluation import ranking
-from spike_kit.evaluation.ranking import HEADLINE
 from spike_kit.evaluation.signal import signal_table
 from spike_kit.experiments import run as experiment
 from spike_kit.experiments import search as searching
 from spike_kit.experiments.archive import known_runs
-from spike_kit.experiments.run import RunConfig, load_model
 from spike_kit.experiments.run_folder import Run
-from spike_kit.experiments.search import SearchResult
 from spike_kit.experiments.tuned import TUNED, tuned_path
 from spike_kit.figures import gallery
 from spike_kit.models import find_model, find_preset
@@ -107,41 +103,10 @@ def build(
     return builder.build(reader, recipe, name=name, raw=None if raw is None else Path(raw), overwrite=overwrite)
 
 
-def dataset(
-    interactions: pd.DataFrame, items: pd.DataFrame, triples: pd.DataFrame, *, name: str, **options: Any
-) -> Dataset:
-    """Build a data set from three data frames of your own; they go through the whole pipeline.
-
-    Parameters
-    ----------
-    interactions
-        Columns user, item; where they exist rating, timestamp, review, split.
-    items
-        Columns item, title; where it exists description.
-    triples
-        Columns head, relation, tail; heads and tails are items or other entities.
-    name
-        Name of the data set.
-    options
-        ``entities``, ``relations``, ``overwrite``, filters and split: see `spike_kit.data.build.dataset_from_frames`.
-
-    Raises
-    ------
-    DataError
-        If a column is missing, an id is unknown, or the filters leave nothing.
-    """
-    return builder.dataset_from_frames(interactions, items, triples, name=name, **options)
+dataset = builder.dataset_from_frames
 
 
-def profile(
-    data: Dataset,
-    model: str = "",
-    *,
-    profiles: str = "",
-    fill: Literal["", "template"] = "",
-    dry_run: bool = False,
-    **settings: Any,
-) -> pd.DataFrame | Estimate:
+def profile(data: Dataset, model: str = "", *, dry_run: bool = False, **options: Any) -> pd.DataFrame | Estimate:
     """Write a profile for every user, item and entity: from templates, or by a language model.
 
     Answers of a model are stored as they arrive, so the same call goes on after whatever ended it.
@@ -152,14 +117,10 @@ def profile(
         Data set.
     model
         Language model; without one the profiles are template sentences.
-    profiles
-        Name of the profile set; default: that of the model.
-    fill
-        What stands in for profiles that the model did not write: nothing (then they are an error), or the template.
     dry_run
         Ask nothing; return the estimate of calls, tokens and cost.
-    settings
-        Settings of `LLMConfig` (``base_url``, ``concurrency``, ...) and of `PromptConfig`.
+    options
+        ``profiles``, ``fill`` and settings, as in `generation`.
 
     Returns
     -------
@@ -173,7 +134,7 @@ def profile(
     """
     if not model:
         return ensure_profiles(data)
-    generated = generation(data, model, profiles=profiles, fill=fill, **settings)
+    generated = generation(data, model, **options)
     estimate = generated.estimate()
     if dry_run:
         return estimate
@@ -189,15 +150,18 @@ def generation(
 
     Parameters
     ----------
-    data, model, profiles, fill, settings
-        As in `profile`.
+    data, model
+        Data set and language model.
+    profiles
+        Name of the profile set; default: that of the model.
+    fill
+        What stands in for profiles that the model did not write: nothing (then they are an error), or the template.
+    settings
+        Settings of `LLMConfig` (``base_url``, ``concurrency``, ...) and of `PromptConfig`.
     """
-    llm = {name: value for name, value in settings.items() if name in LLMConfig.model_fields}
-    prompts = {name: value for name, value in settings.items() if name not in llm}
-    config = GenerationConfig(
-        llm=LLMConfig.parse({"model": model, **llm}), prompts=PromptConfig.parse(prompts), fill=fill
-    )
-    return Generation(data, config, profiles)
+    llm = {name: settings.pop(name) for name in settings.keys() & LLMConfig.model_fields.keys()}
+    config = LLMConfig.parse({"model": model, **llm})
+    return Generation(data, GenerationConfig(llm=config, prompts=PromptConfig.parse(settings), fill=fill), profiles)
 
 
 def prompt(data: Dataset, subject: Literal["item", "auxiliary", "user"], number: int, **settings: Any) -> Prompt:
@@ -326,28 +290,20 @@ def train(
     many = seeds is not None or not isinstance(model, str)
     numbers = [seed] if seeds is None else list(range(seeds)) if isinstance(seeds, int) else list(seeds)
     place = resolve_device(device) if isinstance(device, str) else device
-    training = {name: value for name, value in settings.items() if name in TrainingConfig.model_fields}
-    changes = {name: value for name, value in settings.items() if name not in training}
     found = Runs()
     for name in [model] if isinstance(model, str) else model:
         cls = find_model(name)
+        if cls.uses_text and profiles == TEMPLATE:
+            ensure_profiles(data)
         if cls.uses_text:
-            if profiles == TEMPLATE:
-                ensure_profiles(data)
             ensure_vectors(data, profiles, encoder, place)
         trained = issubclass(cls, TrainedRecommender)
+        chosen = {key: value for key, value in settings.items() if trained or key not in TrainingConfig.model_fields}
+        config = experiment.RunConfig(model=name, dataset=str(data.path), preset=preset).changed(chosen)
         for number in numbers if trained else numbers[:1]:
-            config = RunConfig(
-                model=name,
-                dataset=str(data.path),
-                preset=preset,
-                settings=changes,
-                training=training if trained else {},
-                seed=number,
-                profiles=profiles,
-                encoder=encoder,
+            found.append(
+                experiment.run(config.replace(seed=number, profiles=profiles, encoder=encoder), place, progress)
             )
-            found.append(experiment.run(config, place, progress))
     return found if many else found[0]
 
 
@@ -360,12 +316,12 @@ def settings(model: str, data: Dataset | None = None) -> pd.DataFrame:
     """Settings of a model and its training, a column per preset; with a data set also ``tuned``, where there is one."""
     found = {name: find_preset(model, name) for name in find_model(model).presets}
     if data is not None and tuned_path(data.name, model).is_file():
-        found[TUNED] = RunConfig(model=model, dataset=str(data.path), preset=TUNED).base()
+        found[TUNED] = experiment.RunConfig(model=model, dataset=str(data.path), preset=TUNED).base()
     return pd.DataFrame({name: one.model.model_dump() | one.training.model_dump() for name, one in found.items()})
 
 
 def table(
-    runs: Run | Sequence[Run], split: Literal["test", "valid"] = "test", metrics: Sequence[str] = HEADLINE
+    runs: Run | Sequence[Run], split: Literal["test", "valid"] = "test", metrics: Sequence[str] = ranking.HEADLINE
 ) -> pd.DataFrame:
     """Results of runs, means over seeds: model, seeds, and a column per metric."""
     return results_table(_several(runs), split, metrics)[["model", "seeds", *metrics]]
@@ -377,7 +333,7 @@ def evaluate(
     """Rank all unseen items anew with the stored weights of a run; every metric at every cut-off."""
     data, place = run.data, resolve_device(device)
     task = ranking.RankingTask.from_tables(data.tables, split, place)
-    return ranking.evaluate(load_model(run, data, place), task, cutoffs)[0]
+    return ranking.evaluate(experiment.load_model(run, data, place), task, cutoffs)[0]
 
 
 def compare(
@@ -427,14 +383,14 @@ def ablate(data: Dataset, model: str = "spike", **options: Any) -> AblationStudy
 
 def search(
     model: str, data: Dataset, trials: int = 30, *, preset: str = "recommended", device: str = "auto", **options: Any
-) -> SearchResult:
+) -> searching.SearchResult:
     """Search for settings of a model on validation alone (`spike_kit.experiments.search.search`)."""
-    config = RunConfig(model=model, dataset=str(data.path), preset=preset)
+    config = experiment.RunConfig(model=model, dataset=str(data.path), preset=preset)
     return searching.search(config, trials, device=resolve_device(device), **options)
 
 
 def demo(
-    dataset: str = "ml-100k",
+    name: str = "ml-100k",
     *,
     max_users: int | None = None,
     seeds: int = 1,
@@ -446,7 +402,7 @@ def demo(
 
     Parameters
     ----------
-    dataset
+    name
         Name of the data set to build or reuse.
     max_users
         Build a small cut with this many users; default: everyone.
@@ -465,20 +421,16 @@ def demo(
         Results table, paths of all artefacts, and how to go on.
     """
     started = time.perf_counter()
-    with _stage("data"):
-        data = builder.open_or_build(dataset, "ml-100k", max_users=max_users)
-    with _stage("models, with the profiles and vectors they need"):
-        cap = {} if epochs is None else {"epochs": epochs}
-        finished = train(DEMO_MODELS, data, seeds=seeds, device=device, **cap)
-    with _stage("figures"):
-        drawn = gallery.export(data)
+    data = builder.open_or_build(name, "ml-100k", max_users=max_users)
+    cap = {} if epochs is None else {"epochs": epochs}
+    finished = train(DEMO_MODELS, data, seeds=seeds, device=device, **cap)
+    drawn = gallery.export(data)
     executed = []
     if notebooks:
         logging.getLogger("traitlets").setLevel(logging.WARNING)
-        with _stage("notebooks"):
-            for source in tqdm(sorted(NOTEBOOKS.glob("[0-9][0-9]_*.ipynb")), desc="notebooks", unit="notebook"):
-                executed.append(paths.data_root() / "notebooks" / data.name / source.name)
-                execute_notebook(source, executed[-1], dataset, experiment.data_version(data) + __version__)
+        for source in tqdm(sorted(NOTEBOOKS.glob("[0-9][0-9]_*.ipynb")), desc="notebooks", unit="notebook"):
+            executed.append(paths.data_root() / "notebooks" / data.name / source.name)
+            execute_notebook(source, executed[-1], name, experiment.data_version(data) + __version__)
     figures = [file for files in drawn["files"] for file in files if file.suffix != ".csv"]
     made = {"data set": [data.path], "run": [one.path for one in finished], "figure": figures, "notebook": executed}
     return "\n".join(
@@ -489,14 +441,6 @@ def demo(
             f"\nfinished in {time.perf_counter() - started:.0f} s; open the notebooks in JupyterLab with: make lab",
         ]
     )
-
-
-@contextmanager
-def _stage(name: str) -> Iterator[None]:
-    started = time.perf_counter()
-    logger.info("== %s", name)
-    yield
-    logger.info("   %s: %.1f s", name, time.perf_counter() - started)
 
 
 def _several(runs: Run | Sequence[Run]) -> list[Run]:

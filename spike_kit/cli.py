@@ -8,23 +8,24 @@ import logging
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
-from types import FunctionType
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from tyro.conf import OmitArgPrefixes, Positional, UseAppendAction, arg
 
+import spike_kit as sk
 from spike_kit.base import paths
 from spike_kit.base.errors import ConfigError, SpikeKitError, TrainingError, lookup
+from spike_kit.data import TEMPLATE
 from spike_kit.models import MODELS
+from spike_kit.profiles import DEFAULT_ENCODER
 
 if TYPE_CHECKING:
     import torch
 
-    from spike_kit.data.dataset import Dataset
-
-TEMPLATE, ENCODER = "template", "all-MiniLM-L6-v2"
-
+Options = OmitArgPrefixes[Any]
+"""Settings whose type and defaults are known when the command runs: see `_defaults`."""
 Data = Annotated[Positional[str], arg(help="Data set: a name under data/ or the path of a data-set folder.")]
 Profiles = Annotated[str, arg(help="Profile set whose vectors a text model uses.")]
 ProfileSets = Annotated[tuple[str, ...], arg(help="Profile sets to compare.")]
@@ -68,22 +69,13 @@ class What:
     """Seed of initialisation, batches, negatives, draws, and of what a search tries."""
     profiles: str = TEMPLATE
     """Profile set whose vectors a text model uses."""
-    encoder: str = ENCODER
+    encoder: str = DEFAULT_ENCODER
     """Text encoder of these vectors."""
 
 
 On = OmitArgPrefixes[Place]
 ANYWHERE, USUAL = Place(), What()
-Fill = Annotated[
-    Literal["", "template"], arg(help="Take the template profile where there is none (marked in the table).")
-]
-
-
-def _open(dataset: str) -> Dataset:
-    """Open a data set by name or path."""
-    from spike_kit.data.dataset import Dataset
-
-    return Dataset.open(dataset)
+Fill = Annotated[Literal["", "template"], arg(help="Take the template profile (marked as such) where there is none.")]
 
 
 def doctor() -> None:
@@ -106,7 +98,7 @@ def fetch(dataset: Data = "ml-100k") -> None:
 def build(
     source: Positional[str] = "ml-100k",
     *,
-    recipe: Any = None,
+    recipe: Options = None,
     name: str = "",
     raw: Path | None = None,
     overwrite: bool = False,
@@ -131,15 +123,12 @@ def build(
     from spike_kit.data.build import build, compared
 
     data = build(source, recipe, name=name, raw=raw, overwrite=overwrite)
-    manifest = data.manifest
-    funnel = pd.DataFrame(list(manifest.funnel))
-    counts = funnel.select_dtypes("float").columns[funnel.select_dtypes("float").mod(1).fillna(0).eq(0).all()]
-    print(funnel.astype(dict.fromkeys(counts, "Int64")).to_string(index=False, na_rep=""))
-    if manifest.published:
-        print(f"\npublished in {manifest.published_in}:\n{compared(manifest).to_string(index=False)}\n")
-    for note in manifest.notes:
+    print(pd.DataFrame(list(data.manifest.funnel)).convert_dtypes().to_string(index=False, na_rep=""))
+    if data.manifest.published:
+        print(f"\npublished in {data.manifest.published_in}:\n{compared(data.manifest).to_string(index=False)}\n")
+    for note in data.manifest.notes:
         print(f"note: {note}")
-    print(f"{paths.shown(data.path)}: " + ", ".join(f"{n} {name}" for name, n in manifest.counts.items()))
+    print(f"{paths.shown(data.path)}: " + ", ".join(f"{n} {name}" for name, n in data.manifest.counts.items()))
 
 
 def export(
@@ -149,7 +138,7 @@ def export(
     to: Path | None = None,
     merge_valid: bool = False,
     profiles: Profiles = TEMPLATE,
-    encoder: Encoder = ENCODER,
+    encoder: Encoder = DEFAULT_ENCODER,
     overwrite: bool = False,
 ) -> None:
     """Write a data set in the format of another code: kgat (also SSLRec, KGRec), recbole, spike-release.
@@ -169,17 +158,17 @@ def export(
     """
     from spike_kit.data.export import export
 
-    data = _open(dataset)
+    data = sk.Dataset.open(dataset)
     folder = to or paths.data_root() / "exports" / f"{data.name}-{format}"
-    options = {"merge_valid": merge_valid, "vectors": (profiles, encoder), "overwrite": overwrite}
-    print(paths.shown(export(data, format, folder, **options)))
+    files = export(data, format, folder, merge_valid=merge_valid, vectors=(profiles, encoder), overwrite=overwrite)
+    print(paths.shown(files))
 
 
 def profile(
     dataset: Data = "ml-100k",
     *,
-    llm: Any = None,
-    prompts: Any = None,
+    llm: Options = None,
+    prompts: Options = None,
     profiles: str = TEMPLATE,
     fill: Fill = "",
     dry_run: bool = False,
@@ -212,12 +201,11 @@ def profile(
     from spike_kit.profiles.generate import Generation, GenerationConfig
     from spike_kit.profiles.template import template_profiles
 
-    data = _open(dataset)
+    data = sk.Dataset.open(dataset)
     if profiles == TEMPLATE:
         if dry_run or batch_export or batch_import or llm != type(llm)():
-            raise ConfigError(
-                "template profiles ask no model", f"name the profile set, for example: --profiles {llm.model}"
-            )
+            hint = f"name the profile set, for example: --profiles {llm.model}"
+            raise ConfigError("template profiles ask no model", hint)
         print(paths.shown(data.write_profiles(profiles, template_profiles(data))))
         return
     generation = Generation(data, GenerationConfig(llm=llm, prompts=prompts, fill=fill), profiles)
@@ -266,7 +254,7 @@ def import_profiles(
     """
     from spike_kit.profiles.imported import import_profiles
 
-    data = _open(dataset)
+    data = sk.Dataset.open(dataset)
     given = {"item": items, "auxiliary": auxiliary, "user": users}
     maps = {"item": item_map, "auxiliary": auxiliary_map, "user": user_map}
     files, ids = ({subject: file for subject, file in each.items() if file} for each in (given, maps))
@@ -296,13 +284,13 @@ def import_vectors(
     """
     from spike_kit.profiles.imported import import_vectors
 
-    print(paths.shown(import_vectors(_open(dataset), profiles, name, users, entities)))
+    print(paths.shown(import_vectors(sk.Dataset.open(dataset), profiles, name, users, entities)))
 
 
 def judge(
     dataset: Data = "ml-100k",
     *,
-    llm: Any = None,
+    llm: Options = None,
     profiles: ProfileSets = (TEMPLATE,),
     mode: Literal["single", "pairwise"] = "single",
     sample: int = 20,
@@ -330,14 +318,14 @@ def judge(
     from spike_kit.profiles.judge import Judge, JudgeConfig
 
     config = JudgeConfig(llm=llm, mode=mode, sample=sample, seed=seed)
-    print(report.judged(Judge(_open(dataset), profiles, config), dry_run))
+    print(report.judged(Judge(sk.Dataset.open(dataset), profiles, config), dry_run))
 
 
-def quality(dataset: Data = "ml-100k", *, profiles: ProfileSets = (TEMPLATE,), encoder: Encoder = ENCODER) -> None:
+def quality(
+    dataset: Data = "ml-100k", *, profiles: ProfileSets = (TEMPLATE,), encoder: Encoder = DEFAULT_ENCODER
+) -> None:
     """Compare profile sets without an LLM: faithfulness, length, diversity, near-duplicates, spread, signal."""
-    from spike_kit import api
-
-    measured, signal = api.quality(_open(dataset), profiles, encoder)
+    measured, signal = sk.quality(sk.Dataset.open(dataset), profiles, encoder)
     print(measured.round(3).to_string(index=False))
     print("\nranking of the validation items by profile vectors alone:")
     print(signal.round(4).to_string(index=False))
@@ -347,7 +335,7 @@ def encode(
     dataset: Data = "ml-100k",
     *,
     profiles: Profiles = TEMPLATE,
-    encoder: Encoder = ENCODER,
+    encoder: Encoder = DEFAULT_ENCODER,
     batch_size: int | None = None,
     on: On = ANYWHERE,
 ) -> None:
@@ -362,15 +350,15 @@ def encode(
     """
     from spike_kit.profiles.encode import encode_profiles
 
-    file = encode_profiles(_open(dataset), profiles, encoder, device=on.resolve(), batch_size=batch_size)
+    file = encode_profiles(sk.Dataset.open(dataset), profiles, encoder, device=on.resolve(), batch_size=batch_size)
     print(paths.shown(file))
 
 
 def train(
     *,
     what: OmitArgPrefixes[What] = USUAL,
-    settings: Any = None,
-    training: Any = None,
+    settings: Options = None,
+    training: Options = None,
     on: On = ANYWHERE,
 ) -> None:
     """Train a model, choose its weights on validation, open the test split once, and write a run folder.
@@ -394,9 +382,8 @@ def train(
     config = RunConfig(**asdict(what), settings=settings.model_dump(), training=training.model_dump())
     with distributed.group(place):
         finished = run(config, place)
-        first = distributed.rank() == 0
-    if first:
-        print(finished.summary())
+        if distributed.rank() == 0:
+            print(finished.summary())
 
 
 def search(
@@ -472,15 +459,14 @@ def evaluate(
     from spike_kit.experiments.run import finished_runs
     from spike_kit.results.report import lists_markdown, ranked_table
 
-    data = _open(dataset)
-    finished = finished_runs(data)
-    if not finished:
+    data = sk.Dataset.open(dataset)
+    if not (finished := finished_runs(data)):
         hint = f"train one: spike-kit train --dataset {dataset}"
         raise ConfigError(f"there is no finished run of {data.name} as it is built now", hint)
-    if beyond is not None:
-        print(lists_markdown(data, finished, split, beyond, on.resolve()))
-    else:
+    if beyond is None:
         print(ranked_table(data, finished, split, metrics, cutoffs, on.resolve()))
+    else:
+        print(lists_markdown(data, finished, split, beyond, on.resolve()))
 
 
 def grid(
@@ -616,7 +602,7 @@ def figures(
     """
     from spike_kit.figures.gallery import FIGURES, export
 
-    data = _open(dataset)
+    data = sk.Dataset.open(dataset)
     for name in only:
         lookup(FIGURES, name, "figure")
     for name, files, missing in export(data, folder, split=split, names=only or None).itertuples(index=False):
@@ -703,11 +689,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"error: {error}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
-        print(
-            "\ninterrupted: nothing half-written was left; the same command goes on from the last epoch, profile or "
-            "stage that was stored",
-            file=sys.stderr,
-        )
+        print("\ninterrupted: nothing half-written was left; the same command goes on from there", file=sys.stderr)
         return 130
     return 0
 
@@ -721,9 +703,9 @@ def _run(name: str, arguments: list[str]) -> None:
     if command is build:
         from spike_kit.data.sources import RECIPES
 
-        known = "\n\n".join(f"- {name}: {recipe.about}" for name, recipe in RECIPES.items())
-        description += f"\n\nSources and data sets:\n\n{known}"
-    command = _with_defaults(command, **_defaults(command, arguments))
+        known = (f"- {name}: {recipe.about}" for name, recipe in RECIPES.items())
+        description = "\n\n".join([description, "Sources and data sets:", *known])
+    command = partial(command, **_defaults(command, arguments))
     tyro.cli(command, args=arguments, prog=f"spike-kit {name}", description=description)
 
 
@@ -733,7 +715,7 @@ def _defaults(command: Callable[..., None], arguments: list[str]) -> dict[str, A
         from spike_kit.profiles.llm import LLMConfig
         from spike_kit.profiles.prompts import PromptConfig
 
-        return {"llm": LLMConfig()} | ({"prompts": PromptConfig()} if command is profile else {})
+        return {"llm": LLMConfig(), **({"prompts": PromptConfig()} if command is profile else {})}
     if command is build:
         from spike_kit.data.sources import RECIPES, find_recipe
 
@@ -748,16 +730,6 @@ def _defaults(command: Callable[..., None], arguments: list[str]) -> dict[str, A
         base = RunConfig(**vars(early.parse_known_args(arguments)[0])).base()
         return {"settings": base.model, "training": base.training}
     return {}
-
-
-def _with_defaults(command: Callable[..., None], **settings: Any) -> Callable[..., None]:
-    """Copy of a command in which some parameters take the type and the defaults of given settings."""
-    assert isinstance(command, FunctionType)
-    bound = FunctionType(command.__code__, command.__globals__, command.__name__, command.__defaults__)
-    bound.__doc__, bound.__kwdefaults__ = command.__doc__, {**(command.__kwdefaults__ or {}), **settings}
-    types = {name: OmitArgPrefixes[type(value)] for name, value in settings.items()}
-    bound.__annotations__ = {**command.__annotations__, **types}
-    return bound
 
 
 def _renamed(word: str) -> str:

@@ -109,7 +109,7 @@ def test_profiles_prompts_vectors(data: Dataset) -> None:
 
 
 def test_a_misspelt_setting_or_model_is_an_error(data: Dataset) -> None:
-    with pytest.raises(ConfigError, match="unknown setting 'roh'"):
+    with pytest.raises(ConfigError, match="neither model spike nor its training has a setting named 'roh'"):
         sk.train("spike", data, roh=1)
     with pytest.raises(ConfigError, match="no model named 'spkie'"):
         sk.train("spkie", data)

@@ -24,14 +24,12 @@ from pydantic import Field
 from spike_kit.base import paths, storage
 from spike_kit.base.config import Config
 from spike_kit.base.errors import ConfigError, DataError, some
+from spike_kit.data import TEMPLATE
 from spike_kit.data.tables import SUBJECTS, Tables, check_frame, checked_reviews
 from spike_kit.data.vectors import ProfileVectors
 
 SCHEMA_VERSION = 1
 """Version of the layout of data-set folders written by this code."""
-
-TEMPLATE = "template"
-"""Profile set that the kit writes without a language model; it costs nothing to write again."""
 
 FILLED = '{"filled": true}'
 """``usage`` of a profile that stands in for one that its set does not have."""

@@ -10,6 +10,9 @@ from typing import TYPE_CHECKING
 
 from spike_kit.base.registry import Registry
 
+DEFAULT_ENCODER = "all-MiniLM-L6-v2"
+"""Encoder whose weights come from the package index (extra ``text``): 384 dimensions, 256 tokens."""
+
 if TYPE_CHECKING:
     import torch
 

