@@ -78,6 +78,8 @@ def build(
     """
     recipe = find_recipe(recipe_name)
     folder = raw or find_raw(recipe_name, recipe)
+    if not folder.is_dir():
+        raise DataError(f"{folder} is no folder", "name the folder of the raw files with --raw")
     settings = settings or recipe.settings
     if recipe.source != spike_release.NAME and all((folder / name).is_file() for name in _RELEASED):
         logger.info("%s is a folder that the authors of SPiKE release; it is loaded as it is", paths.shown(folder))
@@ -93,7 +95,7 @@ def build(
             target,
             target.name,
             tables,
-            sources=work.sources,
+            sources=tuple(work.sources.values()),
             build={"source": recipe.source, **settings.model_dump(mode="json")},
             funnel=work.funnel,
             notes=[note.replace(f"{folder}{os.sep}", "") for note in work.notes],

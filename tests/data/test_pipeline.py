@@ -110,6 +110,6 @@ def test_no_character_of_a_path_means_anything(
     else:
         file.write_text(rows.to_csv(index=False) if kind == "csv" else rows.to_json(orient="records", lines=True))
     reader = {"csv": Delimited, "jsonl": JsonLines, "parquet": ParquetRows}[kind](file)
-    work.read(reader, "found", {"item": Field("item"), "number": Field("number", "integer")})
-    assert work.frame("SELECT item, number FROM found").to_dict("list") == rows.to_dict("list")
-    assert reader.lines_with("item", "b") == [{"csv": 3}.get(kind, 2)]
+    work.read(reader, "raw_items", {"item": Field("item"), "number": Field("number", "seconds")})
+    assert work.frame("SELECT item, number FROM raw_items").to_dict("list") == rows.to_dict("list")
+    assert work.origin("items", "b") == f"{file} {reader.unit} {3 if kind == 'csv' else 2}"

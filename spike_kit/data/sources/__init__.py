@@ -3,28 +3,26 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from importlib import import_module
 
 from spike_kit.base.errors import lookup
 from spike_kit.data.recipes import Recipe, Source
-
-READERS = (
-    "ml_100k",
-    "amazon",
-    "yelp",
-    "kgat",
-    "spike_release",
-    "recbole",
-    "movielens",
-    "lastfm",
-    "colakg",
-    "tables",
+from spike_kit.data.sources import (
+    amazon,
+    colakg,
+    kgat,
+    lastfm,
+    ml_100k,
+    movielens,
+    recbole,
+    spike_release,
+    tables,
+    yelp,
 )
-"""Modules of this package with a reader each; a new reader is a new module and one line here."""
 
-_FOUND: tuple[Source, ...] = tuple(import_module(f"{__name__}.{module}").SOURCE for module in READERS)
+READERS = (ml_100k, amazon, yelp, kgat, spike_release, recbole, movielens, lastfm, colakg, tables)
+"""Modules of this package with a reader each; a new reader is a new module and its name here."""
 
-SOURCES: dict[str, Source] = {next(iter(source.recipes)): source for source in _FOUND}
+SOURCES: dict[str, Source] = {next(iter(module.SOURCE.recipes)): module.SOURCE for module in READERS}
 """Every reader by its name, that of its first data set."""
 
 RECIPES: dict[str, Recipe] = {

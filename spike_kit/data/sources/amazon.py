@@ -12,22 +12,19 @@ import json
 import re
 from collections.abc import Mapping
 from contextlib import suppress
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, NamedTuple
 
 from spike_kit.base.errors import DataError, some
 from spike_kit.data.pipeline import BuildConfig
-from spike_kit.data.raw import Field, JsonLines, literal, open_text, unpacking
-from spike_kit.data.reading import check_folder, interaction_fields, put_relations, read_reviews, registered
+from spike_kit.data.raw import Field, JsonLines, fields, literal, opened
 from spike_kit.data.recipes import UNFILTERED, Published, Recipe, Source
 from spike_kit.data.sources import recbole
 from spike_kit.data.text import plain
 from spike_kit.data.workspace import Workspace
 
 LICENCE = "no licence stated; released for research, not for redistribution"
-
-Generation = Literal["2014", "2018", "2023"]
 
 
 class AmazonConfig(BuildConfig):
@@ -48,9 +45,7 @@ class Release:
     Attributes
     ----------
     reviews
-        Columns of the reviews.
-    item
-        Id of a product in the metadata.
+        Columns of the reviews; a product has the same id in the metadata.
     maker
         Fields that may name brand, author or shop, best first.
     categories
@@ -60,41 +55,30 @@ class Release:
     """
 
     reviews: Mapping[str, Field]
-    item: str
     maker: tuple[str, ...]
     categories: str
     links: Mapping[str, str]
 
 
-_UNTIL_2018 = interaction_fields(
+_UNTIL_2018 = fields(
     {"user": "reviewerID", "item": "asin", "rating": "overall", "timestamp": "unixReviewTime", "text": "reviewText"}
 )
-_2023 = interaction_fields(
+_2023 = fields(
     {"user": "user_id", "item": "parent_asin", "rating": "rating", "timestamp": "timestamp", "text": "text"},
     time="milliseconds",
 )
+_RELATED = {"also_buy": "related.also_bought", "also_view": "related.also_viewed"}
+_RELATED |= {name: f"related.{name}" for name in ("bought_together", "buy_after_viewing")}
+_ALSO, _TOGETHER = {name: name for name in ("also_buy", "also_view")}, {"bought_together": "bought_together"}
 
 RELEASES: dict[str, Release] = {
-    "2014": Release(
-        _UNTIL_2018,
-        "asin",
-        ("brand",),
-        "categories",
-        {
-            "also_buy": "related.also_bought",
-            "also_view": "related.also_viewed",
-            "bought_together": "related.bought_together",
-            "buy_after_viewing": "related.buy_after_viewing",
-        },
-    ),
-    "2018": Release(_UNTIL_2018, "asin", ("brand",), "category", {"also_buy": "also_buy", "also_view": "also_view"}),
-    "2023": Release(
-        _2023, "parent_asin", ("author.name", "store"), "categories", {"bought_together": "bought_together"}
-    ),
+    "2014": Release(_UNTIL_2018, ("brand",), "categories", _RELATED),
+    "2018": Release(_UNTIL_2018, ("brand",), "category", _ALSO),
+    "2023": Release(_2023, ("author.name", "store"), "categories", _TOGETHER),
 }
 """Field names of every release."""
 
-_NAMES: tuple[tuple[Generation, str], ...] = (
+_NAMES = (
     ("2014", r"reviews_(?P<category>.+?)(?P<core>_5)?\.json(\.gz)?"),
     ("2023", r"(?!meta_)(?P<category>.+?)(?P<core>)\.jsonl(\.gz)?"),
     ("2018", r"(?!meta_)(?P<category>.+?)(?P<core>_5)?\.json(\.gz)?"),
@@ -121,7 +105,7 @@ _LONGEST_LINE = 16 << 20
 class Files(NamedTuple):
     """Files of one category in a folder."""
 
-    generation: Generation
+    release: str
     category: str
     reviews: Path | None
     metadata: Path | None
@@ -142,14 +126,14 @@ def parse(folder: Path, config: AmazonConfig, work: Workspace) -> None:
     if files.reviews is None or files.metadata is None:
         missing = "reviews" if files.reviews is None else "metadata (meta_<category>)"
         raise DataError(f"{folder} holds no file of {missing}", "docs/datasets.md says where to get it")
-    _read_reviews(files.reviews, files.generation, config, work)
+    _read_reviews(files.reviews, files.release, work)
     is_book = "book" in files.category.lower() or "kindle" in files.category.lower()
     maker = "author" if is_book else "brand"
-    release = RELEASES[files.generation]
+    release = RELEASES[files.release]
     links = tuple(release.links) if config.behavioural else ()
-    _read_metadata(files.metadata, files.generation, work)
+    _read_metadata(files.metadata, files.release, work)
     _put_products(work, release, maker, links)
-    put_relations({name: _TEMPLATES[name] for name in (maker, "category", *links)}, work, behavioural=links)
+    work.put_relations({name: _TEMPLATES[name] for name in (maker, "category", *links)}, behavioural=links)
 
 
 def find_files(folder: Path, config: AmazonConfig) -> Files:
@@ -158,76 +142,58 @@ def find_files(folder: Path, config: AmazonConfig) -> Files:
     Raises
     ------
     DataError
-        If the folder does not exist, or holds several categories or releases of which none was chosen.
+        If the folder holds several categories or releases of which none was chosen.
     """
-    check_folder(folder)
-    names = sorted(path.name for path in folder.iterdir() if path.is_file())
-    found: dict[tuple[Generation, str], str] = {}
-    for name in sorted(names, key=lambda name: "_5.json" not in name):
-        for generation, pattern in _NAMES:
-            if match := re.fullmatch(pattern, name):
-                found.setdefault((generation, match["category"]), name)
-                break
-    wanted: list[tuple[Generation, str]] = [
-        (generation, category)
-        for generation, category in sorted(found)
-        if config.generation in ("auto", generation) and config.category in ("", category)
-    ]
-    if len(wanted) > 1:
-        raise DataError(
-            f"{folder} holds several categories or releases: {some(f'{c} ({g})' for g, c in wanted)}",
-            "choose with --category and --generation",
-        )
-    if not wanted and config.graph != "amazon-kg":
+    names = sorted((path.name for path in folder.iterdir() if path.is_file()), key=lambda name: "_5.json" not in name)
+    found: dict[tuple[str, str], Path] = {}
+    for name in names:
+        matches = ((release, re.fullmatch(pattern, name)) for release, pattern in _NAMES)
+        release, category = next(((release, match["category"]) for release, match in matches if match), ("", ""))
+        if release and config.generation in ("auto", release) and config.category in ("", category):
+            found.setdefault((release, category), folder / name)
+    if len(found) > 1:
+        held = some(f"{category} ({release})" for release, category in sorted(found))
+        problem = f"{folder} holds several categories or releases: {held}"
+        raise DataError(problem, "choose with --category and --generation")
+    if not found and config.graph != "amazon-kg":
         raise DataError(
             f"{folder} holds no reviews{' of ' + config.category if config.category else ''}: expected "
             "<category>_5.json.gz (2018), <category>.jsonl.gz (2023) or reviews_<category>.json.gz (2014)",
             "docs/datasets.md says where to get them",
         )
-    chosen: Generation = "2018" if config.generation == "auto" else config.generation
-    generation, category = wanted[0] if wanted else (chosen, config.category)
-    metadata = f"meta_{category}.{'jsonl' if generation == '2023' else 'json'}"
-    reviews = folder / found[wanted[0]] if wanted else None
-    known = (folder / name for name in names if name in (metadata, f"{metadata}.gz"))
-    return Files(generation, category, reviews, next(known, None))
+    chosen = "2018" if config.generation == "auto" else config.generation
+    (release, category), reviews = next(iter(found.items()), ((chosen, config.category), None))
+    metadata = folder / f"meta_{category}.{'jsonl' if release == '2023' else 'json'}"
+    known = (path for path in (metadata, metadata.with_name(f"{metadata.name}.gz")) if path.is_file())
+    return Files(release, category, reviews, next(known, None))
 
 
-def _read_reviews(
-    path: Path, generation: Generation, config: AmazonConfig, work: Workspace, interactions: bool = True
-) -> None:
-    """Read the reviews, as interactions too unless told otherwise; texts that are no positive are not needed."""
-    registered(path, LICENCE, f"Amazon reviews {generation} (McAuley lab)", work)
-    fields = dict(RELEASES[generation].reviews)
-    if config.min_rating is not None:
-        positive = f"{fields['rating'].value()} >= {config.min_rating}"
-        fields["text"] = replace(fields["text"], only_if=positive)
-    read_reviews(_lines(path, generation, work), fields, work, interactions=interactions)
+def _read_reviews(path: Path, release: str, work: Workspace, keep: bool = True) -> None:
+    """Read the reviews, as interactions too unless told otherwise."""
+    work.terms = LICENCE, f"Amazon reviews {release} (McAuley lab)"
+    work.read_interactions(_lines(path, release, work), RELEASES[release].reviews, keep=keep)
 
 
-def _read_metadata(path: Path, generation: Generation, work: Workspace) -> None:
+def _read_metadata(path: Path, release: str, work: Workspace) -> None:
     """Read the metadata of the products that have an interaction into the table ``products``."""
-    registered(path, LICENCE, f"Amazon product metadata {generation} (McAuley lab)", work)
-    release = RELEASES[generation]
-    outer = {name.split(".")[0] for name in (*release.maker, release.categories, *release.links.values())}
-    fields = {name: Field(name, "text") for name in sorted(outer | {"title", "description"})}
-    file = _lines(path, generation, work)
-    work.read(file, "metadata.parquet", {"item": Field(release.item), **fields})
-    work.origins["items"] = (file, release.item)
-    place = literal(str(work.folder / "metadata.parquet"))
-    work.db.execute(
-        f"""CREATE TABLE products AS SELECT * EXCLUDE (fault) FROM read_parquet({place}, file_row_number=true)
-            SEMI JOIN interactions USING (item) WHERE fault IS NULL"""
-    )
+    work.terms = LICENCE, f"Amazon product metadata {release} (McAuley lab)"
+    columns = RELEASES[release]
+    outer = {name.split(".")[0] for name in (*columns.maker, columns.categories, *columns.links.values())}
+    texts = {name: Field(name, "text") for name in sorted(outer | {"title", "description"})}
+    item = Field(columns.reviews["item"].source)
+    work.read(_lines(path, release, work), "raw_items_metadata", {"item": item, **texts})
+    work.db.execute("CREATE TABLE products AS SELECT * FROM raw_items_metadata SEMI JOIN interactions USING (item)")
 
 
-def _lines(path: Path, generation: Generation, work: Workspace) -> JsonLines:
+def _lines(path: Path, release: str, work: Workspace) -> JsonLines:
     """Lines of a file; those of 2014 are Python literals and rewritten as JSON, nothing in them is executed."""
-    if generation != "2014":
+    work.register(path)
+    if release != "2014":
         return JsonLines(path)
     strict = work.folder / f"strict-{path.name.split('.')[0]}.jsonl"
-    with unpacking(path), open_text(path) as file, strict.open("w", encoding="utf-8") as out:
+    with opened(path) as file, strict.open("w", encoding="utf-8") as out:
         out.writelines((_as_json(line) if line.strip() else "") + "\n" for line in file)
-    return JsonLines(path, strict)
+    return JsonLines(path, rewritten=strict)
 
 
 def _as_json(line: str) -> str:
@@ -241,7 +207,7 @@ def _as_json(line: str) -> str:
 def _put_products(work: Workspace, release: Release, maker: str, links: tuple[str, ...]) -> None:
     """Turn the table ``products`` into items, entities and triples; names are cleaned once each."""
     db = work.db
-    db.execute(f"INSERT INTO items SELECT file_row_number, item, {_TITLE}, {_DESCRIPTION} FROM products")
+    db.execute(f"INSERT INTO items SELECT place, item, {_TITLE}, {_DESCRIPTION} FROM products")
     makers = ", ".join(f"nullif(trim({_inside(field)}), '')" for field in release.maker)
     db.execute(
         f"""CREATE TABLE facts AS
@@ -298,19 +264,19 @@ def _parse_amazon_kg(folder: Path, files: Files, config: AmazonConfig, work: Wor
         )
     recbole.parse(folder, recbole.RecboleConfig(dataset=names[0]), work)
     if files.metadata is not None:
-        _read_metadata(files.metadata, files.generation, work)
+        _read_metadata(files.metadata, files.release, work)
         work.db.execute(
             f"""UPDATE items SET label = coalesce(nullif(title, ''), label), description = found.description
                 FROM (SELECT item, max({_TITLE}) AS title, max({_DESCRIPTION}) AS description FROM products
                       GROUP BY item) AS found WHERE found.item = items.item"""
         )
     if files.reviews is not None:
-        _read_reviews(files.reviews, files.generation, config, work, interactions=False)
+        _read_reviews(files.reviews, files.release, work, keep=False)
         work.db.execute(
-            """UPDATE interactions SET "timestamp" = latest."timestamp", review = latest.review FROM (
-                 SELECT "user", item, "timestamp", review FROM raw_reviews SEMI JOIN interactions USING ("user", item)
+            """UPDATE interactions SET "timestamp" = latest."timestamp", review = place FROM (
+                 SELECT "user", item, "timestamp", place FROM raw_reviews SEMI JOIN interactions USING ("user", item)
                  QUALIFY row_number() OVER (
-                   PARTITION BY "user", item ORDER BY "timestamp" DESC NULLS LAST, review DESC) = 1) AS latest
+                   PARTITION BY "user", item ORDER BY "timestamp" DESC NULLS LAST, place DESC) = 1) AS latest
                WHERE latest."user" = interactions."user" AND latest.item = interactions.item"""
         )
 

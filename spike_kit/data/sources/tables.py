@@ -8,34 +8,24 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Mapping
+from contextlib import suppress
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import Literal
 
 import pandas as pd
 from pydantic import Field as Setting
 
 from spike_kit.base.errors import DataError, some
-from spike_kit.data.labels import readable, relation_name
-from spike_kit.data.lists import read_lines, read_split
 from spike_kit.data.pipeline import BuildConfig
-from spike_kit.data.raw import (
-    Delimited,
-    Field,
-    JsonLines,
-    ParquetRows,
-    RawFile,
-    literal,
-    open_text,
-    quoted,
-    unpacking,
-)
-from spike_kit.data.reading import Time, facts_in, interaction_fields, put_facts, read_interactions, registered
+from spike_kit.data.raw import Delimited, JsonLines, ParquetRows, RawFile, Time, fields, literal, opened, quoted
 from spike_kit.data.recipes import Recipe, Source
+from spike_kit.data.sources.kgat import read_lines, read_split
 from spike_kit.data.tables import SPLITS
-from spike_kit.data.workspace import Workspace
+from spike_kit.data.text import readable, relation_name
+from spike_kit.data.workspace import Workspace, facts_in
 
-LICENCE = "as the owner of the file says"
+TERMS = "as the owner of the file says", "given by the user"
 
 _SEPARATORS = {".csv": ",", ".tsv": "\t"}
 _BATCH_ROWS = 50_000
@@ -105,6 +95,7 @@ def parse(folder: Path, config: TablesConfig, work: Workspace) -> None:
     DataError
         If no interactions are named, a file is missing or damaged, a column is missing, or a row is bad.
     """
+    work.terms = TERMS
     _read_interactions(folder, config, work)
     for name, ids in (("user", config.user_ids), ("item", config.item_ids)):
         if ids is not None:
@@ -121,10 +112,8 @@ def parse(folder: Path, config: TablesConfig, work: Workspace) -> None:
             f"there are sentences for relations that do not exist: {some(unknown)}",
             f"there are: {some(relations, limit=20)}",
         )
-    rows = []
-    for relation in relations:
-        name = relation_name(relation)
-        rows.append((relation, name, config.templates.get(relation, f"The {name} of {{head}} is {{tail}}.")))
+    sentences = {name: f"The {relation_name(name)} of {{head}} is {{tail}}." for name in relations} | config.templates
+    rows = [(name, relation_name(name), sentences[name]) for name in relations]
     work.put("relations", pd.DataFrame(rows, columns=["relation", "label", "template"], dtype="str"))
 
 
@@ -146,11 +135,11 @@ def _columns(what: str, given: Mapping[str, str]) -> Mapping[str, str]:
 def _open(path: Path, work: Workspace, columns: Mapping[str, str]) -> RawFile:
     """Choose the reader by the file's suffix; columns that are all given by number mean that there is no header."""
     suffix = path.with_suffix("").suffix if path.suffix == ".gz" else path.suffix
-    _registered(path, work)
+    work.register(path)
     if suffix in (".jsonl", ".ndjson"):
         return JsonLines(path)
     if suffix == ".json":
-        return JsonLines(path, _records(path, work), unit="record")
+        return JsonLines(path, rewritten=_records(path, work), unit="record")
     if suffix == ".parquet":
         return ParquetRows(path)
     if suffix == ".edgelist":
@@ -162,16 +151,12 @@ def _open(path: Path, work: Workspace, columns: Mapping[str, str]) -> RawFile:
     file = Delimited(path, _SEPARATORS[suffix])
     if not all(column.isdigit() for column in columns.values()):
         return file
-    return Delimited(path, _SEPARATORS[suffix], tuple(str(place + 1) for place in range(len(file.first_row()))))
-
-
-def _registered(path: Path, work: Workspace) -> Path:
-    return registered(path, LICENCE, "given by the user", work)
+    return replace(file, names=tuple(str(place) for place in range(1, len(file.first_row()) + 1)))
 
 
 def _records(path: Path, work: Workspace) -> Path:
     """Rewrite a JSON list of objects as lines; a file that holds lines already stays as it is."""
-    with unpacking(path), open_text(path, errors="strict") as file:
+    with opened(path, errors="strict") as file:
         try:
             if file.read(1024).lstrip().startswith("{"):
                 return path
@@ -190,47 +175,36 @@ def _records(path: Path, work: Workspace) -> Path:
 
 def _read_interactions(folder: Path, config: TablesConfig, work: Workspace) -> None:
     columns = _columns("interactions", config.columns)
-    if config.interactions is not None:
-        _read_rows(folder / config.interactions, columns, config.time, work)
-        return
     given = {"train": config.train_file, "valid": config.valid_file, "test": config.test_file}
     files = {split: folder / path for split, path in given.items() if path is not None}
-    if not {"train", "test"} <= set(files):
+    if config.interactions is not None:
+        files = {"": folder / config.interactions}
+    elif not {"train", "test"} <= set(files):
         raise DataError("no interactions are named", "give --interactions, or --train-file and --test-file")
-    if all(path.suffix == ".txt" for path in files.values()):
-        for path in files.values():
-            _registered(path, work)
+    elif all(path.suffix == ".txt" for path in files.values()):
         rows, _ = read_split(files, work)
         work.put("interactions", rows.astype("str"))
         return
-    if "text" in columns:
+    elif "text" in columns:
         raise DataError("texts of reviews are read from one file of interactions only", "name it with --interactions")
-    for split, path in files.items():
-        _read_rows(path, columns, config.time, work, split)
-
-
-def _read_rows(path: Path, columns: Mapping[str, str], time: Time, work: Workspace, split: str = "") -> None:
-    """Read one file of interactions; ``split`` is the part it holds, if it holds one."""
-    fields, faults = interaction_fields(columns, time), []
+    faults = []
     if "split" in columns:
-        allowed = ", ".join(map(literal, SPLITS))
-        column = columns["split"]
+        allowed, column = ", ".join(map(literal, SPLITS)), columns["split"]
         faults.append((f"{quoted(column)} NOT IN ({allowed})", f"{column!r} is none of {allowed}"))
-        split = ""
-    read_interactions(_open(path, work, columns), fields, work, split, faults)
+    for split, path in files.items():
+        part = "" if "split" in columns else split
+        work.read_interactions(_open(path, work, columns), fields(columns, config.time), part, faults)
 
 
 def _translate(path: Path, name: str, work: Workspace) -> None:
     """Replace the ids of the interactions by those that a file of pairs gives for them."""
-    pairs: dict[str, str] = {}
-    for number, line in read_lines(_registered(path, work), work):
-        own, *used = line.rsplit(None, 1)
-        if not used or used[0] in pairs:
-            problem = f"the id {used[0]!r} was given before" if used else "expected two ids"
-            work.bad(f"{path} line {number}", problem, "write one pair of ids per line")
-        else:
-            pairs[used[0]] = own.strip()
-    work.table("pairs", pd.DataFrame({"used": list(pairs), "own": list(pairs.values())}, dtype="str"))
+    view = f"{name}_ids"
+    lines = read_lines(path, view, work)
+    pairs = lines["line"].str.extract(r"^\s*(?P<own>\S.*?)\s+(?P<used>\S+)\s*$").assign(place=lines["place"])
+    remedy = "write one pair of ids per line"
+    pairs = work.kept(view, pairs, pairs["used"].notna(), "it does not hold two ids", remedy)
+    pairs = work.kept(view, pairs, ~pairs["used"].duplicated(), "its second id was given before", remedy)
+    work.table("pairs", pairs)
     missing = work.db.execute(
         f"""SELECT "{name}", count(*) FROM interactions WHERE "{name}" NOT IN (SELECT used FROM pairs)
             GROUP BY 1 ORDER BY 1"""
@@ -239,42 +213,26 @@ def _translate(path: Path, name: str, work: Workspace) -> None:
         work.bad(str(path), f"no {name} id for {missing[0][0]!r}", "add it", sum(row[1] for row in missing))
         work.db.execute(f'DELETE FROM interactions WHERE "{name}" NOT IN (SELECT used FROM pairs)')
     work.db.execute(f'UPDATE interactions SET "{name}" = own FROM pairs WHERE used = interactions."{name}"')
-
-
-def _read_named(
-    what: Literal["items", "links", "entities"],
-    path: Path,
-    given: Mapping[str, str],
-    work: Workspace,
-    texts: Mapping[str, str] = {},
-) -> None:
-    """Read a file into the table ``<what>_read``, with more columns of ``texts``."""
-    columns = _columns(what, given)
-    file = _open(path, work, columns)
-    ids = ("item", "entity")
-    fields = {name: Field(column, "id" if name in ids else "text") for name, column in columns.items()}
-    work.read(file, f"{what}_read", fields | {name: Field(column, "text") for name, column in texts.items()})
-    work.origins[what] = (file, columns[_COLUMNS[what][0][0]])
+    work.db.execute("DROP TABLE pairs")
 
 
 def _read_items(path: Path, config: TablesConfig, work: Workspace) -> None:
     """Read the items, and the facts that stand in their columns."""
+    columns = _columns("items", config.item_columns)
     cells = {f"fact {relation}": column for relation, column in config.facts.items()}
-    _read_named("items", path, config.item_columns, work, cells)
+    work.read(_open(path, work, columns), "raw_items", fields({**columns, **cells}))
     names = partial(_names, separator=config.fact_separator)
-    for batch in work.batches("SELECT * FROM items_read ORDER BY rowid", _BATCH_ROWS):
+    for batch in work.batches("SELECT * FROM raw_items ORDER BY place", _BATCH_ROWS):
         work.put("items", batch)
         for relation in config.facts:
-            put_facts(facts_in(batch, f"fact {relation}", relation, names), work)
+            work.put_facts(facts_in(batch, f"fact {relation}", relation, names))
 
 
 def _names(cell: str, separator: str) -> Iterable[str]:
     """Names in one cell: a JSON list of texts, or a text with separators."""
     if cell.startswith("["):
-        try:
+        with suppress(ValueError, RecursionError):
             return [str(part) for part in json.loads(cell) if isinstance(part, (str, int, float))]
-        except (ValueError, RecursionError):
-            pass
     return cell.split(separator)
 
 
@@ -283,29 +241,27 @@ def _read_triples(folder: Path, config: TablesConfig, work: Workspace) -> None:
     columns = _columns("triples", config.triple_columns)
     db = work.db
     db.execute("CREATE TABLE triples_read (head VARCHAR, relation VARCHAR, tail VARCHAR)")
-    ends: list[tuple[RawFile, str]] = []
     for number, name in enumerate(config.triples):
-        path = folder / name
-        file = _open(path, work, columns)
-        found = {"head": "head", "tail": "tail"} if path.suffix == ".edgelist" else dict(columns)
-        if file.missing([found.get("relation", "")]):
+        file, view = _open(folder / name, work, columns), f"raw_triples_{number}"
+        found = dict(columns) if file.path.suffix != ".edgelist" else {"head": "head", "tail": "tail"}
+        if file.header() and found.get("relation") not in file.header():
             found.pop("relation", None)
-        work.read(file, f"triples_{number}", {key: Field(column) for key, column in found.items()})
-        ends += [(file, found["head"]), (file, found["tail"])]
-        relation = "relation" if "relation" in found else literal(path.name.split(".")[0])
-        db.execute(f"INSERT INTO triples_read SELECT head, {relation}, tail FROM triples_{number}")
+        work.read(file, view, fields(found))
+        relation = "relation" if "relation" in found else literal(file.path.name.split(".")[0])
+        db.execute(f"INSERT INTO triples_read SELECT head, {relation}, tail FROM {view}")
     if config.links is not None:
-        _read_named("links", folder / config.links, config.link_columns, work)
+        links = _columns("links", config.link_columns)
+        work.read(_open(folder / config.links, work, links), "raw_links", fields(links))
         for end in ("head", "tail"):
             db.execute(
                 f"""CREATE OR REPLACE TABLE triples_read AS SELECT t.* REPLACE (coalesce(l.item, t.{end}) AS {end})
-                    FROM triples_read AS t LEFT JOIN links_read AS l ON l.entity = t.{end}"""
+                    FROM triples_read AS t LEFT JOIN raw_links AS l ON l.entity = t.{end}"""
             )
-    _put_entities(folder, config, ends, work)
+    _put_entities(folder, config, work)
     db.execute("INSERT INTO triples SELECT * FROM triples_read")
 
 
-def _put_entities(folder: Path, config: TablesConfig, ends: list[tuple[RawFile, str]], work: Workspace) -> None:
+def _put_entities(folder: Path, config: TablesConfig, work: Workspace) -> None:
     """Fill the entities from their file, or from the ends of the triples that are no items."""
     nodes = """SELECT DISTINCT entity FROM
                (SELECT head AS entity FROM triples_read UNION ALL SELECT tail FROM triples_read)
@@ -314,15 +270,13 @@ def _put_entities(folder: Path, config: TablesConfig, ends: list[tuple[RawFile, 
         ids = work.frame(f"{nodes} ORDER BY 1")["entity"]
         work.put("entities", pd.DataFrame({"entity": ids, "label": ids.map(readable), "kind": "entity"}))
         return
-    _read_named("entities", folder / config.entities, config.entity_columns, work)
-    work.put("entities", work.frame("SELECT * EXCLUDE (fault) FROM entities_read ORDER BY rowid"))
-    unknown = work.db.execute(
-        f"SELECT entity FROM ({nodes}) WHERE entity NOT IN (SELECT entity FROM entities) ORDER BY 1"
-    ).fetchall()
-    if unknown:
-        first = unknown[0][0]
-        places = ((file, lines[0]) for file, column in ends if (lines := file.lines_with(column, first)))
-        where = next((f"{file.path} {file.unit} {line}" for file, line in places), some(config.triples))
+    columns = _columns("entities", config.entity_columns)
+    work.read(_open(folder / config.entities, work, columns), "raw_entities", fields(columns))
+    work.put("entities", work.frame("SELECT * FROM raw_entities ORDER BY place"))
+    unknown = work.frame(f"SELECT entity FROM ({nodes}) WHERE entity NOT IN (SELECT entity FROM entities) ORDER BY 1")
+    if len(unknown):
+        first = unknown["entity"][0]
+        where = work.origin("triples", first, "min")
         problem = f"it is neither in {config.entities} nor an item ({len(unknown)} such ids)"
         work.bad(f"{where}: entity {first!r}", problem, "add it to the entities", len(unknown))
 

@@ -10,14 +10,13 @@ import ast
 import json
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import pandas as pd
 
 from spike_kit.base.errors import DataError
 from spike_kit.data.pipeline import BuildConfig
-from spike_kit.data.raw import Field, JsonLines
-from spike_kit.data.reading import interaction_fields, put_facts, put_relations, read_reviews, registered
+from spike_kit.data.raw import JsonLines, fields
 from spike_kit.data.recipes import Recipe, Source
 from spike_kit.data.text import plain
 from spike_kit.data.workspace import Workspace
@@ -52,33 +51,27 @@ def parse(folder: Path, config: YelpConfig, work: Workspace) -> None:
     DataError
         If a file is missing or damaged, or a row is bad.
     """
-    businesses, reviews = (JsonLines(_find(folder, name, work)) for name in ("business", "review"))
+    businesses, reviews = (_find(folder, name, work) for name in ("business", "review"))
     columns = {"user": "user_id", "item": "business_id", "rating": "stars", "timestamp": "date", "text": "text"}
-    read_reviews(reviews, interaction_fields(columns, time="date"), work)
-    _read_businesses(businesses, config, work)
-    put_relations(_TEMPLATES, work)
-
-
-def _find(folder: Path, what: Literal["business", "review"], work: Workspace) -> Path:
-    name = f"yelp_academic_dataset_{what}.json"
-    found = next((path for path in (folder / name, folder / f"{name}.gz") if path.is_file()), None)
-    if found is None:
-        raise DataError(f"{folder} holds no {name} (or {name}.gz)", "docs/datasets.md says where to get it")
-    contents = {"business": "businesses", "review": "reviews"}
-    return registered(found, LICENCE, f"Yelp academic data set, {contents[what]}", work)
-
-
-def _read_businesses(file: JsonLines, config: YelpConfig, work: Workspace) -> None:
-    texts = {"label": "name", **{name: name for name in ("address", "city", "state", "categories", "attributes")}}
-    fields = {"item": Field("business_id"), **{name: Field(source, "text") for name, source in texts.items()}}
-    work.read(file, "businesses", fields)
-    work.origins["items"] = (file, "business_id")
-    query = "SELECT * FROM businesses SEMI JOIN interactions USING (item) ORDER BY businesses.rowid"
+    work.read_interactions(reviews, fields(columns, time="date"))
+    texts = {name: name for name in ("address", "city", "state", "categories", "attributes")}
+    work.read(businesses, "raw_items", fields({"item": "business_id", "label": "name", **texts}))
+    query = "SELECT * FROM raw_items SEMI JOIN interactions USING (item) ORDER BY place"
     for batch in work.batches(query, _BATCH_ROWS):
         rows = batch.to_dict("records")
         work.put("items", batch.assign(description=list(map(_description, rows))))
         facts = [fact for row in rows for fact in _facts(row, config.attributes)]
-        put_facts(pd.DataFrame(facts, columns=["head", "relation", "tail", "label", "kind"], dtype="str"), work)
+        work.put_facts(pd.DataFrame(facts, columns=["head", "relation", "tail", "label", "kind"], dtype="str"))
+    work.put_relations(_TEMPLATES)
+
+
+def _find(folder: Path, what: str, work: Workspace) -> JsonLines:
+    name = f"yelp_academic_dataset_{what}.json"
+    found = next((path for path in (folder / name, folder / f"{name}.gz") if path.is_file()), None)
+    if found is None:
+        raise DataError(f"{folder} holds no {name} (or {name}.gz)", "docs/datasets.md says where to get it")
+    work.terms = LICENCE, f"Yelp academic data set, {'businesses' if what == 'business' else 'reviews'}"
+    return JsonLines(work.register(found))
 
 
 def _description(row: Mapping[Any, str]) -> str:
