@@ -26,6 +26,8 @@ from spike_kit.data.text import CONTROL
 Time = Literal["seconds", "milliseconds", "date"]
 """What timestamps are: seconds or milliseconds since 1970, or dates."""
 
+Kind = Literal["id", "number", "text"] | Time
+
 AGAIN = "download it again"
 """What to do about a damaged file."""
 
@@ -49,7 +51,7 @@ class Field:
     """
 
     source: str
-    kind: Literal["id", "number", "text"] | Time = "id"
+    kind: Kind = "id"
     required: bool = True
 
     def value(self) -> str:
@@ -82,7 +84,8 @@ class Field:
 
 def fields(columns: Mapping[str, str], time: Time = "seconds") -> dict[str, Field]:
     """Fields by our names, from the columns that hold them: ids, rating and timestamp; anything else is a text."""
-    kinds = {**dict.fromkeys(_IDS, "id"), "rating": "number", "timestamp": time}
+    kinds: dict[str, Kind] = {"rating": "number", "timestamp": time}
+    kinds |= dict.fromkeys(_IDS, "id")
     return {name: Field(column, kinds.get(name, "text"), name != "timestamp") for name, column in columns.items()}
 
 
@@ -178,7 +181,7 @@ class Delimited(RawFile):
         if self.names:
             return self.names
         found = [name.rsplit(":", 1)[0] if self.typed else name for name in self.first_row()]
-        if len(set(found)) < len(found) or not all(found):
+        if len(set(found)) < len(found) or not found or not all(found):
             raise DataError(
                 f"{self.path} line 1: column names are empty or repeated: {some(found)}",
                 "the first line must name every column once",

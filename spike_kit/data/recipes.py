@@ -92,7 +92,7 @@ class Source:
         and encoder whose vectors are written (spike-release).
     """
 
-    parse: Callable[[Path, Any, Workspace], None]
+    parse: Callable[[Path, Any, Workspace], Any]
     recipes: Mapping[str, Recipe]
     wheels: tuple[Wheel, ...] = ()
     write: Callable[[Dataset, Path, bool, tuple[str, str]], None] | None = None

@@ -137,9 +137,9 @@ class Workspace:
         self.put("relations", pd.DataFrame(rows, columns=["relation", "label", "template", "behavioural"]))
 
     def table(self, name: str, frame: pd.DataFrame) -> None:
-        """Make a table of a frame."""
+        """Make a table of a frame; one of the same name is replaced."""
         self.db.register("incoming", frame)
-        self.db.execute(f"CREATE TABLE {quoted(name)} AS SELECT * FROM incoming")
+        self.db.execute(f"CREATE OR REPLACE TABLE {quoted(name)} AS SELECT * FROM incoming")
         self.db.unregister("incoming")
 
     def count(self, table: str) -> int:

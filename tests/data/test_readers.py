@@ -262,6 +262,7 @@ OTHERS: list[tuple[str, str, Callable[[bytes], bytes], str]] = [
     (K, "kg_final.txt", _lines(""), "kg_final.txt holds no triple"),
     (K, "user_list.txt", _lines("a 0"), "user_list.txt line 1: the columns are 'a 0', expected remap_id"),
     ("kgat bare", "train.txt", _lines("0 1", "1 1", "2 123456789"), "the largest item id is 123456789, but only"),
+    ("tables", "films.csv", lambda content: b"\n" + content, r"films\.csv line 1: column names are empty or repeated"),
     ("kgat bare", "kg_final.txt", _lines("0 0 123456789"), "the largest entity id is 123456789, but only"),
     (
         R,

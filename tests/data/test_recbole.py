@@ -139,8 +139,8 @@ def test_the_wanted_split_chooses_between_the_files(shop: Path, work: Workspace,
     if not both:
         (shop / "shop.inter").unlink()
     parse(write(shop, SPLIT), RecboleConfig.parse({"split": split}), work)
-    found = rows(work, "SELECT split, count(*) FROM interactions GROUP BY ALL ORDER BY 1")
-    assert found == ([[None, 4]] if both and split == "random" else [["test", 1], ["train", 3]])
+    found = rows(work, "SELECT coalesce(split, ''), count(*) FROM interactions GROUP BY ALL ORDER BY 1")
+    assert found == ([["", 4]] if both and split == "random" else [["test", 1], ["train", 3]])
 
 
 def test_the_broken_links_of_ml_100k_are_noted(tmp_path: Path, work: Workspace) -> None:
@@ -160,7 +160,7 @@ def test_what_is_missing_or_unclear_is_named(tmp_path: Path, work: Workspace) ->
         write(folder.with_name("alone"), {"inter": INTER})
         write(folder.with_name("shop"), SHOP)
         with pytest.raises(DataError, match=message), workspace() as another:
-            parse(folder.with_name(name), RecboleConfig(**config), another)
+            parse(folder.with_name(name), RecboleConfig.parse(config), another)
 
 
 IDS = ANY_IDS.filter(lambda text: not text.startswith('"') and text not in MISSING)

@@ -79,9 +79,9 @@ RELEASES: dict[str, Release] = {
 """Field names of every release."""
 
 _NAMES = (
-    ("2014", r"reviews_(?P<category>.+?)(?P<core>_5)?\.json(\.gz)?"),
-    ("2023", r"(?!meta_)(?P<category>.+?)(?P<core>)\.jsonl(\.gz)?"),
-    ("2018", r"(?!meta_)(?P<category>.+?)(?P<core>_5)?\.json(\.gz)?"),
+    ("2014", r"reviews_(?P<category>.+?)(_5)?\.json(\.gz)?"),
+    ("2023", r"(?!meta_)(?P<category>.+?)\.jsonl(\.gz)?"),
+    ("2018", r"(?!meta_)(?P<category>.+?)(_5)?\.json(\.gz)?"),
 )
 """File names of the reviews; the first pattern that matches tells the release."""
 

@@ -175,7 +175,9 @@ def _read_triples(
     path, what = folder / TRIPLES, "a triple of ids (head relation tail)"
     columns = {"head": "ids[1]", "relation": "ids[2]", "tail": "ids[3]"}
     rows = read_ids(path, "raw_triples", work, columns, what, len(columns))
-    if relation_names is not None:
+    if relation_names is None:
+        n_relations = _size("relation", path, set(rows["relation"]))
+    else:
         n_relations = _size("relation", folder / LIST_FILES["relation"], relation_names)
         problem = f"the relation is not in {LIST_FILES['relation']}"
         rows = work.kept("raw_triples", rows, rows["relation"] < n_relations, problem)
@@ -184,8 +186,6 @@ def _read_triples(
         rows = work.kept("raw_triples", rows, is_known, f"an entity is not in {known.where}")
     if rows.empty:
         raise DataError(f"{path} holds no triple", "check that it is the right file")
-    if relation_names is None:
-        n_relations = _size("relation", path, set(rows["relation"]))
     if known:
         return rows, max(len(known.ids), n_items), n_relations
     return rows, _size("entity", path, {*rows["head"], *rows["tail"], *range(n_items)}), n_relations

@@ -330,8 +330,9 @@ def _texts(table: pd.DataFrame, column: str) -> list[str]:
     read = plain if column in ("label", "description") else clean
     written = []
     for source_id, text in zip(table["source_id"], table[column], strict=True):
-        forms = (text, _JOINER + text, _JOINER.join(("", *text)))
-        found = next((form for form in forms if form[:1] != '"' and read(form) == text), None)
+        loose = "".join(character if character.isascii() else _JOINER + character for character in text)
+        forms = (_JOINER + form if text[:1] == '"' else form for form in (text, loose, _JOINER.join(text)))
+        found = next((form for form in forms if read(form) == text), None)
         if found is None:
             raise DataError(f"{column} of {source_id!r} is no clean line: {text[:80]!r}", "build the data set again")
         written.append(found)

@@ -213,7 +213,6 @@ def _translate(path: Path, name: str, work: Workspace) -> None:
         work.bad(str(path), f"no {name} id for {missing[0][0]!r}", "add it", sum(row[1] for row in missing))
         work.db.execute(f'DELETE FROM interactions WHERE "{name}" NOT IN (SELECT used FROM pairs)')
     work.db.execute(f'UPDATE interactions SET "{name}" = own FROM pairs WHERE used = interactions."{name}"')
-    work.db.execute("DROP TABLE pairs")
 
 
 def _read_items(path: Path, config: TablesConfig, work: Workspace) -> None:
