@@ -167,7 +167,7 @@ class AblationStudy:
 
     def _first(self, combination: Combination) -> tuple[JobState, TrainingJob]:
         """The state of a combination, and the job that is in it."""
-        jobs = [(job.state, job) for job in self.jobs(combination)]
+        jobs: list[tuple[JobState, TrainingJob]] = [(job.state, job) for job in self.jobs(combination)]
         return min(jobs, key=lambda pair: _STATES.index(pair[0]))
 
     def status(self, combination: Combination) -> str:

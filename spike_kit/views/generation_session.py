@@ -38,7 +38,7 @@ class GenerationSession:
         self.outcome: Outcome | None = None
         self.error = ""
         self.running = False
-        self.changed: Callable[[], object] = lambda: None
+        self.changed: Callable[[], None] = lambda: None
         self._stop, self._thread = threading.Event(), threading.Thread()
 
     def start(self) -> None:

@@ -104,8 +104,8 @@ class GraphView:
     @classmethod
     def of(cls, run: Run | Dataset, device: str = "auto", most: int = 15) -> GraphView:
         """The graph with the attention of a SPiKE run, or that of a data set without."""
-        given = (run,) if isinstance(run, Dataset) else (run.data, explainer_of(run, device))
-        return cls(*given, most=most)
+        explainer = None if isinstance(run, Dataset) else explainer_of(run, device)
+        return cls(run if isinstance(run, Dataset) else run.data, explainer, most=most)
 
     @cached_property
     def edges(self) -> pd.DataFrame:
@@ -251,7 +251,7 @@ class GraphView:
         moved = ends + (across * (size * _APART * shift.to_numpy())[:, None])[:, None]
         weight = links[["to head", "to tail"]].max(axis=1).fillna(0.0)
         drawn = links.assign(line=list(moved), width=np.array(WIDTHS)[np.digitize(weight, ATTENTION)])
-        return dict(list(drawn.groupby("relation")))
+        return {int(str(relation)): part for relation, part in drawn.groupby("relation")}
 
     def _marks(self) -> pd.DataFrame:
         """The shown nodes: node, kind, label, x, y, subject, and a fill that tells which are expanded."""

@@ -124,7 +124,8 @@ def test_tables_and_figures_compare_with_the_full_model(view: AblationStudy, tmp
         "mean instead of attention (not trained)",
     ]
     assert widths[0] == row["difference"]
-    assert [bar.get_height() for bar in view.group_figure.axes[0].patches] == groups["difference"].tolist()
+    bars: list[Any] = list(view.group_figure.axes[0].patches)
+    assert [bar.get_height() for bar in bars] == groups["difference"].tolist()
     curves = [line for line in view.curves().data if len(line.x)]
     assert len(curves) == 2 * 2 * 2
     assert len({line.line.dash for line in curves}) == 2
@@ -165,7 +166,7 @@ def test_the_text_is_read_once_for_all_combinations(data: Dataset, monkeypatch: 
 def test_labels_from_outside_show_as_text(view: AblationStudy, tmp_path: Path) -> None:
     view.add(view.combination(encoder=HOSTILE))
     view._jobs[view.chosen[0]] = view.jobs(view.combination(matching="off"))
-    assert "onerror" in view.curves().to_json()
+    assert "onerror" in str(view.curves().to_json())
     safe(view.curves().to_json())
     panel = view.panel().parts
     safe(panel["table"].value, panel["status"].value)
