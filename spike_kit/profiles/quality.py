@@ -9,7 +9,7 @@ import math
 import re
 import unicodedata
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
-from itertools import chain, dropwhile
+from itertools import chain, dropwhile, product
 
 import numpy as np
 import pandas as pd
@@ -117,7 +117,7 @@ def near_duplicates(texts: Sequence[str] | pd.Series, threshold: float = 0.8) ->
     """
     code, kept = pd.factorize(np.array([" ".join(words_of(text)) for text in texts], dtype=object))
     near = np.bincount(code) > 1
-    grams, owner = ngrams(kept, 3)
+    grams, owner = ngrams(kept.tolist(), 3)
     holds = csr_array((np.ones(len(grams)), (owner, grams)), shape=(len(kept), int(grams.max(initial=0)) + 1))
     holds.data[:] = 1
     sizes, (a, b) = np.diff(holds.indptr), _candidates(holds, threshold)
@@ -141,7 +141,7 @@ def _candidates(holds: csr_array, threshold: float) -> tuple[np.ndarray, np.ndar
     following = np.append(gram[1:], -1)
     rare = np.flatnonzero(place <= (1 - threshold) * np.diff(holds.indptr)[row] + 1e-9)
     rare = rare[np.lexsort((following[rare], gram[rare]))]
-    found = [np.empty((2, 0), dtype=np.int64)]
+    found: list[np.ndarray] = [np.empty((2, 0), dtype=np.int64)]
     for step in range(1, BUCKET_WINDOW + 1):
         same = np.flatnonzero(gram[rare[:-step]] == gram[rare[step:]])
         found.append(np.stack([row[rare[same]], row[rare[same + step]]]))
@@ -181,7 +181,8 @@ def measure_profiles(
         raise DataError(
             f"no subject has a profile of each profile set ({some(profiles)})", "compare fewer profile sets"
         )
-    asked = [prompts[row.profiles][row.subject, row.id] for row in frame.itertuples()]
+    rows = zip(frame["profiles"], frame["subject"], frame["id"].tolist(), strict=True)
+    asked = [prompts[name][subject, number] for name, subject, number in rows]
     ordinary = lower_words(chain(asked, frame["text"]))
     checked = [checked_facts(*pair, ordinary) for pair in zip(frame["text"], asked, strict=True)]
     return frame.assign(
@@ -222,8 +223,10 @@ def quality_table(
     """
     rows = []
     measured = measure_profiles(profiles, prompts)
-    by_subject = measured.sort_values("subject", key=lambda column: column.map(SUBJECTS.index), kind="stable")
-    for (subject, name), part in by_subject.groupby(["subject", "profiles"], sort=False):
+    for subject, name in product(SUBJECTS, profiles):
+        part = measured[(measured["subject"] == subject) & (measured["profiles"] == name)]
+        if part.empty:
+            continue
         chosen = torch.empty(0, 1)
         if vectors and name in vectors:
             table = vectors[name].user if subject == "user" else vectors[name].entity
