@@ -9,6 +9,8 @@ PYTHON ?= python3
 CONSTRAINTS ?= .ci/constraints.txt
 BIN := .venv/bin
 SMALL := ml-100k-small
+# Compiled modules are kept wherever Python would keep them: the tests start many processes.
+export PYTHONDONTWRITEBYTECODE :=
 
 .PHONY: setup demo lab bench llm test check lint types notebooks-clean pipeline unit notebooks browser format clean
 
@@ -33,7 +35,9 @@ llm: setup
 
 test: check pipeline notebooks browser
 
-check: lint types notebooks-clean unit
+# The types are checked beside the tests, which leave part of a core idle.
+check: lint notebooks-clean
+	@$(MAKE) --no-print-directory -j 2 types unit
 
 lint: setup
 	$(BIN)/ruff check .
@@ -47,7 +51,7 @@ notebooks-clean: setup
 
 # One process per core, each with one thread: torch processes with several threads on the same cores stall each other.
 unit: setup
-	OMP_NUM_THREADS=1 $(BIN)/pytest -n auto --maxprocesses 4 --dist worksteal -m 'not browser and not pipeline'
+	OMP_NUM_THREADS=1 $(BIN)/pytest -n auto --maxprocesses 4 --dist worksteal -p no:nbmake -m 'not browser and not pipeline'
 
 pipeline: setup
 	$(BIN)/spike-kit fetch ml-100k
@@ -56,7 +60,7 @@ pipeline: setup
 	$(BIN)/spike-kit demo $(SMALL) --max-users 200 --epochs 60 --no-notebooks
 
 notebooks: pipeline
-	SPIKE_KIT_DATASET=$(SMALL) $(BIN)/pytest --nbmake --nbmake-timeout=900 notebooks
+	OMP_NUM_THREADS=1 SPIKE_KIT_DATASET=$(SMALL) $(BIN)/pytest -n 2 --nbmake --nbmake-timeout=900 notebooks
 
 browser: pipeline
 	@.ci/browser

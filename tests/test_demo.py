@@ -24,10 +24,8 @@ def notebook(folder: Path, *cells: str) -> Path:
 
 
 def test_a_notebook_is_executed_on_the_data_set_once(tmp_path: Path) -> None:
-    source, target = (
-        notebook(tmp_path, "import os, time", "print(os.environ['SPIKE_KIT_DATASET'])"),
-        tmp_path / "out.ipynb",
-    )
+    target = tmp_path / "out.ipynb"
+    source = notebook(tmp_path, "import os, time", "print(os.environ['SPIKE_KIT_DATASET'])")
     execute_notebook(source, target, "world", "1")
     assert nbformat.read(target, as_version=4).cells[1].outputs[0].text == "world\n"
     stamp = target.stat().st_mtime_ns

@@ -50,11 +50,8 @@ def test_one_run_and_many_are_found_or_trained(data: Dataset) -> None:
     again = sk.train("spike", world, inject=False, seed=1, **SHORT)
     assert again.path == one.path
     many = sk.train(["popularity", "bprmf"], world, seeds=2, **SHORT)
-    assert [(run.config["model"], run.config["seed"]) for run in many] == [
-        ("popularity", 0),
-        ("bprmf", 0),
-        ("bprmf", 1),
-    ]
+    found = [(run.config["model"], run.config["seed"]) for run in many]
+    assert found == [("popularity", 0), ("bprmf", 0), ("bprmf", 1)]
     assert {run.path for run in sk.runs(world)} == {one.path, *(run.path for run in many)}
     assert [run.config["seed"] for run in sk.train("bprmf", world, seeds=(1,), **SHORT)] == [1]
 
