@@ -112,21 +112,3 @@ def write_world(path: Path, seed: int = 0) -> Dataset:
     return create_dataset(
         path, path.name, make_world(seed).tables, sources=(source,), build={"groups": len(GROUPS)}, funnel=()
     )
-
-
-def cut_world(n_users: int, n_items: int) -> Tables:
-    """Tables of the world's first users and items, with the entities these are linked to (for slow things)."""
-    tables = make_world().tables
-    triples = tables.triples[tables.triples["head"] < n_items]
-    kept = [*range(n_items), *sorted(set(triples["tail"]))]
-    number = {entity: place for place, entity in enumerate(kept)}
-    interactions = tables.interactions.query("user < @n_users and item < @n_items").reset_index(drop=True)
-    entities = tables.entities.iloc[kept].assign(entity=range(len(kept))).reset_index(drop=True)
-    return Tables(
-        users=tables.users.head(n_users),
-        items=tables.items.head(n_items),
-        entities=entities,
-        relations=tables.relations,
-        interactions=interactions,
-        triples=triples.assign(tail=triples["tail"].map(number)).reset_index(drop=True),
-    )
