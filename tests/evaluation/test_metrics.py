@@ -9,7 +9,7 @@ import torch
 from spike_kit.evaluation.ranking import METRICS, evaluate
 from spike_kit.models.base import FixedEmbeddings
 from tests.fixture_files import Fixture
-from tests.reference_evaluation import task_of
+from tests.reference.evaluation import task_of
 
 
 def test_parity_with_the_reference_metrics() -> None:

@@ -13,7 +13,7 @@ from spike_kit.base.seeds import torch_generator
 from spike_kit.evaluation import ranking
 from spike_kit.evaluation.ranking import RankingTask, evaluate, top_items
 from spike_kit.models.base import FixedEmbeddings, Recommender
-from tests.reference_evaluation import lists_of, loop, task_of
+from tests.reference.evaluation import lists_of, loop, task_of
 from tests.world import World
 
 

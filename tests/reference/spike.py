@@ -1,14 +1,12 @@
-"""SPiKE's training step the plain way, from the equations of docs/method.md: right before it is fast.
+"""SPiKE's training step without dropout, the plain way, from the equations of docs/method.md: right before it is fast.
 
-Every node's text is projected three times per step, edges are sampled by a loop over relations, attention works edge by
-edge in any order of the edges, and matching forms its k x k cosine matrices.
+Attention works edge by edge in any order of the edges, and matching forms its k x k cosine matrices.
 """
 
 from __future__ import annotations
 
 import math
 
-import numpy as np
 import torch
 from torch import Tensor
 from torch.nn import functional
@@ -16,7 +14,6 @@ from torch.nn import functional
 from spike_kit.data.vectors import ProfileVectors
 from spike_kit.models.base import Batch
 from spike_kit.models.spike import Spike, SpikeDraws
-from tests.reference import matching_by_pairs
 
 
 class PlainSpike:
@@ -28,49 +25,27 @@ class PlainSpike:
         Its settings, its graph (on the CPU) and its parameters are used, none of its arithmetic; it must use text.
     vectors
         Profile vectors of the model, in the type of its parameters.
-    rng
-        Source of the edges sampled in `draw`.
     """
 
-    def __init__(self, model: Spike, vectors: ProfileVectors, rng: np.random.Generator) -> None:
+    def __init__(self, model: Spike, vectors: ProfileVectors) -> None:
         self.config, self.graph = model.config, model.graph
         self.parameters = dict(model.named_parameters())
-        self.vectors, self.rng = vectors, rng
+        self.vectors = vectors
         graph, config = self.graph, self.config
         kinds = [graph.n_users, graph.n_items, graph.n_entities - graph.n_items]
         chosen = [config.user_profiles, config.item_profiles, config.auxiliary_profiles]
         self.profiled = torch.repeat_interleave(torch.tensor(chosen), torch.tensor(kinds))
 
-    def draw(self, generator: torch.Generator) -> SpikeDraws:
-        """Sample one step's edges (in no particular order), interactions and nodes; the generator makes the dropout."""
-        config, graph = self.config, self.graph
-        relation = graph.relation.numpy()
-        chosen = []
-        for number in range(2 * graph.n_relations - config.skip_last_relation):
-            places = np.flatnonzero(relation == number)
-            chosen.append(self.rng.choice(places, size=int(config.edge_keep * len(places)), replace=False))
-        edges = torch.from_numpy(np.concatenate(chosen))
-        if config.dropped_edges:
-            edges = self._drop(edges, generator)
-        interactions = torch.rand(graph.n_interactions, generator=generator) < config.edge_keep
-        nodes = None
-        if config.matching == "sampled":
-            profiled = torch.nonzero(self.profiled).flatten()
-            size = max(1, int(config.gamma * len(profiled)))
-            samples = [torch.randperm(len(profiled), generator=generator)[:size] for _ in range(config.repeats)]
-            nodes = profiled[torch.stack(samples)]
-        return SpikeDraws(edges, interactions, generator, nodes)
-
     def training_losses(self, batch: Batch, draws: SpikeDraws) -> dict[str, Tensor]:
         """Loss terms of `Spike.training_losses`."""
         config, graph = self.config, self.graph
-        injected, removed, text = (self._project(draws.generator) for _ in range(3))
+        text = self._project()
         nodes = torch.cat([self.parameters["user_embedding"], self.parameters["entity_embedding"]])
         if config.inject:
-            nodes = nodes + config.rho * injected
+            nodes = nodes + config.rho * text
         final = self._propagate(nodes, draws)
         if config.remove:
-            final = final - config.rho * removed
+            final = final - config.rho * text
         items = final[graph.n_users : graph.n_users + graph.n_items]
         users, positives = final[: graph.n_users][batch.users], items[batch.positives]
         negatives = items[batch.negatives]
@@ -93,7 +68,7 @@ class PlainSpike:
         chances = torch.log_softmax(users @ items.T, dim=1)
         return -chances[torch.arange(len(users)), batch.positives].mean()
 
-    def _project(self, generator: torch.Generator | None) -> Tensor:
+    def _project(self) -> Tensor:
         parts = []
         for kind, text in (("user", self.vectors.user), ("entity", self.vectors.entity)):
             w1, b1, w2, b2 = (
@@ -101,8 +76,7 @@ class PlainSpike:
                 for layer in ("first", "second")
                 for name in ("weight", "bias")
             )
-            hidden = _dropout(torch.relu(text @ w1.T + b1), self.config.text_dropout, generator)
-            parts.append(hidden @ w2.T + b2)
+            parts.append(torch.relu(text @ w1.T + b1) @ w2.T + b2)
         return torch.cat(parts) * self.profiled.unsqueeze(1)
 
     def _propagate(self, nodes: Tensor, draws: SpikeDraws) -> Tensor:
@@ -123,8 +97,7 @@ class PlainSpike:
                 to_items = _mean_matrix(pairs.flip(0), (graph.n_items, graph.n_users), nodes.dtype)
                 from_users = torch.sparse.mm(to_items, users)
                 entity_message = torch.cat([own + from_users if config.user_to_item == "add" else from_users, others])
-            messages = torch.cat([torch.sparse.mm(to_users, items), entity_message])
-            nodes = functional.normalize(_dropout(messages, config.message_dropout, draws.generator))
+            nodes = functional.normalize(torch.cat([torch.sparse.mm(to_users, items), entity_message]))
             total = total + nodes
         return total
 
@@ -145,27 +118,6 @@ class PlainSpike:
         product = query * (key * self.parameters["relation_embedding"][relation])
         return product.view(len(head), -1, size).sum(2) / math.sqrt(size)
 
-    def _drop(self, edges: Tensor, generator: torch.Generator) -> Tensor:
-        """Drop edges of high noisy attention, and as many at random."""
-        graph = self.graph
-        head, relation, tail = graph.head[edges], graph.relation[edges], graph.tail[edges]
-        with torch.no_grad():
-            scores = self._scores(self.parameters["entity_embedding"], head, relation, tail).mean(1, keepdim=True)
-            weights = _softmax(scores, head, graph.n_entities).squeeze(1)
-            weights = weights * torch.bincount(head, minlength=graph.n_entities)[head]
-        noise = -torch.log(-torch.log(torch.rand(len(edges), generator=generator)))
-        size = min(self.config.dropped_edges, len(edges) // 2)
-        kept = torch.ones(len(edges), dtype=torch.bool)
-        kept[torch.topk(weights + noise, size).indices] = False
-        kept[torch.randperm(len(edges), generator=generator)[:size]] = False
-        return edges[kept]
-
-
-def _dropout(x: Tensor, rate: float, generator: torch.Generator | None) -> Tensor:
-    if generator is None or not rate:
-        return x
-    return x * torch.empty_like(x).bernoulli_(1 - rate, generator=generator).div_(1 - rate)
-
 
 def _mean_matrix(pairs: Tensor, shape: tuple[int, int], dtype: torch.dtype) -> Tensor:
     """Sparse matrix that averages the columns of each row, from positions ``[2, n]``."""
@@ -180,3 +132,9 @@ def _softmax(scores: Tensor, segment: Tensor, n_segments: int) -> Tensor:
     largest = torch.full(shape, -math.inf, dtype=scores.dtype).scatter_reduce(0, index, scores.detach(), "amax")
     powers = torch.exp(scores - largest[segment])
     return powers / torch.zeros(shape, dtype=scores.dtype).index_add(0, segment, powers)[segment]
+
+
+def matching_by_pairs(graph_side: Tensor, text_side: Tensor) -> Tensor:
+    """Mean squared difference of the two k x k cosine matrices, formed in full."""
+    a, b = functional.normalize(graph_side, dim=-1), functional.normalize(text_side, dim=-1)
+    return (a @ a.mT - b @ b.mT).square().mean()

@@ -1,7 +1,4 @@
-"""The plain way to evaluate: one user after the other, metrics by Python loops, as many published codes do it.
-
-``python -m tests.reference_evaluation`` times it beside `spike_kit.evaluation.ranking.evaluate`.
-"""
+"""The plain way to evaluate: one user after the other, metrics by Python loops, as many published codes do it."""
 
 from __future__ import annotations
 
@@ -11,19 +8,8 @@ from collections.abc import Iterable, Sequence
 import torch
 from torch import Tensor
 
-from benchmarks.common import in_turns, seconds_of
-from benchmarks.evaluation import synthetic_task
-from spike_kit.evaluation.ranking import CUTOFFS, RankingTask, evaluate
+from spike_kit.evaluation.ranking import RankingTask
 from spike_kit.models.base import Recommender
-
-SAMPLE = 200
-
-
-def best_unseen(scores: Tensor, seen: list[int], k: int) -> list[int]:
-    """Mask, then ``torch.topk``."""
-    scores[seen] = -math.inf
-    best, items = scores.topk(min(k, scores.numel()))
-    return [item for item, score in zip(items.tolist(), best.tolist(), strict=True) if score > -math.inf]
 
 
 def user_metrics(ranked: list[int], relevant: set[int], cutoffs: Sequence[int]) -> dict[str, float]:
@@ -68,37 +54,19 @@ def task_of(
 
 def lists_of(task: RankingTask) -> tuple[list[list[int]], list[set[int]]]:
     """Seen and relevant items of every ranked user."""
-    seen: list[list[int]] = [[] for _ in range(task.users.numel())]
-    relevant: list[set[int]] = [set() for _ in seen]
-    for row, item in zip(task.seen_row.tolist(), task.seen_item.tolist(), strict=True):
-        seen[row].append(item)
-    for key in task.relevant_key.tolist():
-        relevant[key // task.n_items].add(key % task.n_items)
-    return seen, relevant
+    keys = [task.seen_row * task.n_items + task.seen_item, task.relevant_key]
+    seen, relevant = (
+        [(key[key // task.n_items == row] % task.n_items).tolist() for row in range(task.users.numel())] for key in keys
+    )
+    return seen, [*map(set, relevant)]
 
 
 def loop(recommender: Recommender, task: RankingTask, cutoffs: Sequence[int]) -> list[dict[str, float]]:
-    """Metrics of each user of a task."""
+    """Metrics of each user of a task, from `torch.topk` of the scores of unseen items."""
     rows = []
     for user, own, wanted in zip(task.users, *lists_of(task), strict=True):
         scores = recommender.score(user.unsqueeze(0)).flatten().clone()
-        rows.append(user_metrics(best_unseen(scores, own, max(cutoffs)), wanted, cutoffs))
+        scores[own] = -math.inf
+        best, items = scores.topk(min(max(cutoffs), scores.numel()))
+        rows.append(user_metrics(items[best > -math.inf].tolist(), wanted, cutoffs))
     return rows
-
-
-def main() -> None:
-    """Write the seconds of both, in turns, and their ratio; the loop ranks for some users only."""
-    recommender, task = synthetic_task(10_000, 25_000)
-    seen, relevant = lists_of(task)
-    some = task_of(seen[:SAMPLE], relevant[:SAMPLE], task.n_items)
-    with torch.no_grad():
-        evaluate(recommender, task)
-        theirs, ours, ratio = in_turns(
-            lambda: seconds_of(lambda: loop(recommender, some, CUTOFFS)) * task.users.numel() / SAMPLE,
-            lambda: seconds_of(lambda: evaluate(recommender, task)),
-        )
-    print(f"evaluate {ours:.3f} s; loop {theirs:.3f} s, {ratio:.1f} times as long")  # noqa: T201
-
-
-if __name__ == "__main__":
-    main()
