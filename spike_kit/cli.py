@@ -661,6 +661,10 @@ COMMANDS: dict[str, Callable[..., None]] = {
 RENAMED = {"--source": "--profiles", "--sources": "--profiles"}
 """Old names of options that still work for one release."""
 
+INTERRUPTED = (
+    "interrupted: nothing half-written was left; the same command goes on from the last epoch, profile or stage"
+)
+
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command; returns the exit code.
@@ -689,7 +693,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"error: {error}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
-        print("\ninterrupted: nothing half-written was left; the same command goes on from there", file=sys.stderr)
+        print(f"\n{INTERRUPTED}", file=sys.stderr)
         return 130
     return 0
 
