@@ -661,9 +661,7 @@ COMMANDS: dict[str, Callable[..., None]] = {
 RENAMED = {"--source": "--profiles", "--sources": "--profiles"}
 """Old names of options that still work for one release."""
 
-INTERRUPTED = (
-    "interrupted: nothing half-written was left; the same command goes on from the last epoch, profile or stage"
-)
+INTERRUPTED = "interrupted: nothing half-written was left; the same command goes on from the last epoch or profile"
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
