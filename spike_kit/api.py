@@ -27,7 +27,7 @@ from spike_kit.evaluation.signal import signal_table
 from spike_kit.experiments import run as experiment
 from spike_kit.experiments import search as searching
 from spike_kit.experiments.archive import known_runs
-from spike_kit.experiments.run_folder import Run
+from spike_kit.experiments.run import Run
 from spike_kit.experiments.tuned import TUNED, tuned_path
 from spike_kit.figures import gallery
 from spike_kit.models import find_model, find_preset

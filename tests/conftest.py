@@ -15,8 +15,7 @@ from hypothesis import settings
 from spike_kit.base import paths
 from spike_kit.data.dataset import Dataset
 from spike_kit.data.workspace import Workspace, workspace
-from spike_kit.experiments.run import RunConfig, run
-from spike_kit.experiments.run_folder import Run
+from spike_kit.experiments.run import Run, RunConfig, run
 from spike_kit.profiles.encode import DEFAULT_ENCODER, vectors_metadata
 from spike_kit.profiles.template import TEMPLATE, template_profiles
 from tests.world import World, make_world, write_world

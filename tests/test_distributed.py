@@ -21,8 +21,7 @@ from spike_kit.base.errors import ConfigError, DeviceError, StorageError, Traini
 from spike_kit.base.seeds import torch_generator
 from spike_kit.cli import main
 from spike_kit.data.dataset import Dataset
-from spike_kit.experiments import run_folder
-from spike_kit.experiments.run import RunConfig, run, train
+from spike_kit.experiments.run import Run, RunConfig, list_runs, run, train
 from spike_kit.models import find_model
 from spike_kit.models.base import Batch, TrainedRecommender
 from spike_kit.training import loop
@@ -174,10 +173,10 @@ def test_torchrun_trains_one_model_to_the_metrics_of_one_process(data: Dataset, 
     command += ["-m", "spike_kit", "train", "--model=spike", "--dataset=world", "--device=cpu", *options]
     ended = subprocess.run(command, capture_output=True, text=True, timeout=240)
     assert ended.returncode == 0, ended.stderr
-    (shared,) = run_folder.list_runs()
+    (shared,) = list_runs()
     assert ended.stdout.count(shared.path.name) == 1
     assert ended.stderr.count("8/8") > 0
-    shared = run_folder.Run(shared.path.rename(home / "shared"))
+    shared = Run(shared.path.rename(home / "shared"))
     alone = run(RunConfig(dataset="world", training=settings), progress=False)
     assert alone.path.name in ended.stdout
     assert [done.environment["world_size"] for done in (shared, alone)] == [2, 1]

@@ -26,8 +26,7 @@ from spike_kit.base.storage import exclusive
 from spike_kit.cli import main
 from spike_kit.data.dataset import Dataset
 from spike_kit.evaluation.ranking import RankingTask, evaluate
-from spike_kit.experiments import run_folder
-from spike_kit.experiments.run import RunConfig, run
+from spike_kit.experiments.run import Run, RunConfig, run
 from spike_kit.models import MODELS
 from spike_kit.models.base import TrainedRecommender
 from spike_kit.training import loop
@@ -93,12 +92,12 @@ def command(model: str) -> list[str]:
     return ["train", *(f"--{name.replace('_', '-')}={value}" for name, value in options.items())]
 
 
-def only_run(home: Path) -> run_folder.Run:
+def only_run(home: Path) -> Run:
     (path,) = (home / "data" / "runs").iterdir()
-    return run_folder.Run(path)
+    return Run(path)
 
 
-def assert_same(found: run_folder.Run, expected: run_folder.Run) -> None:
+def assert_same(found: Run, expected: Run) -> None:
     assert found.path.name == expected.path.name
     assert equal(found.tensors(), expected.tensors())
     assert found.history.drop(columns="seconds").equals(expected.history.drop(columns="seconds"))

@@ -18,8 +18,18 @@ from spike_kit.base.seeds import torch_generator
 from spike_kit.data.dataset import Dataset, create_dataset
 from spike_kit.data.vectors import ProfileVectors
 from spike_kit.evaluation.ranking import RankingTask, evaluate
-from spike_kit.experiments import run_folder
-from spike_kit.experiments.run import RunConfig, describe, finished_runs, load_model, run
+from spike_kit.experiments.run import (
+    CONFIG,
+    Run,
+    RunConfig,
+    commit,
+    describe,
+    finished_runs,
+    list_runs,
+    load_model,
+    run,
+    run_path,
+)
 from spike_kit.models import MODELS
 from spike_kit.models.bprmf import BprMf, BprMfConfig
 from spike_kit.profiles.encode import DEFAULT_ENCODER
@@ -29,7 +39,7 @@ from spike_kit.training.loop import MONITOR, fit, learning_rate
 from tests.test_storage import fill_the_disk
 from tests.world import World
 
-Runs = dict[str, list[run_folder.Run]]
+Runs = dict[str, list[Run]]
 QUICK = {"epochs": 4, "batch_size": 256, "eval_every": 1}
 
 
@@ -119,23 +129,23 @@ def test_the_commit_is_marked_if_the_package_differs_and_only_then(
     package = tmp_path / "spike_kit"
     package.mkdir()
     (package / "experiments").mkdir()
-    (package / "experiments" / "run_folder.py").write_text("pass\n")
-    monkeypatch.setattr(run_folder, "__file__", str(package / "experiments" / "run_folder.py"))
-    assert run_folder.commit() is None
+    (package / "experiments" / "run.py").write_text("pass\n")
+    monkeypatch.setattr("spike_kit.experiments.run.__file__", str(package / "experiments" / "run.py"))
+    assert commit() is None
     who = ["-c", "user.name=a", "-c", "user.email=a@b", "-c", "commit.gpgsign=false"]
     for words in (["init", "--quiet"], ["add", "."], [*who, "commit", "--quiet", "--message", "a"]):
         subprocess.run(["git", *words], cwd=tmp_path, check=True)
-    clean = run_folder.commit()
+    clean = commit()
     assert clean is not None
     assert re.fullmatch("[0-9a-f]{40}", clean)
     (tmp_path / "results.md").write_text("a table\n")
-    assert run_folder.commit() == clean
+    assert commit() == clean
     (package / "new.py").write_text("pass\n")
-    assert run_folder.commit() == f"{clean}+"
+    assert commit() == f"{clean}+"
 
 
 def path_of(config: RunConfig, data: Dataset) -> Path:
-    return run_folder.run_path(describe(config, data))
+    return run_path(describe(config, data))
 
 
 def save_other_vectors(data: Dataset, world: World) -> None:
@@ -191,8 +201,8 @@ def _refuse(*_: object) -> None:
 def test_a_run_from_before_versions_is_found_as_version_1(data: Dataset, monkeypatch: pytest.MonkeyPatch) -> None:
     made = run(quick("bprmf"), progress=False)
     old = {name: value for name, value in made.config.items() if name != "versions"} | {"code_sha256": "ab" * 32}
-    path = made.path.rename(run_folder.run_path(old))
-    storage.write_json(path / run_folder.CONFIG, old)
+    path = made.path.rename(run_path(old))
+    storage.write_json(path / CONFIG, old)
     assert run(quick("bprmf"), progress=False).path == path
     assert [done.path for done in finished_runs(data)] == [path]
     monkeypatch.setattr("spike_kit.experiments.run.PROTOCOL_VERSION", 2)
@@ -227,7 +237,7 @@ def test_a_full_disk_leaves_no_run_folder(data: Dataset, monkeypatch: pytest.Mon
     monkeypatch.setattr("spike_kit.experiments.run.save_file", no_space)
     with pytest.raises(StorageError, match="disk is full"):
         run(quick("bprmf"), progress=False)
-    assert run_folder.list_runs() == []
+    assert list_runs() == []
     assert {name.partition("/")[0] for name in left()} == {"", "state"}
 
 

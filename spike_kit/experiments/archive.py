@@ -21,9 +21,7 @@ from spike_kit.base import paths, storage
 from spike_kit.base.errors import DataError
 from spike_kit.data.dataset import Dataset
 from spike_kit.evaluation.groups import train_interactions
-from spike_kit.experiments import run_folder
-from spike_kit.experiments.run import data_version, finished_runs
-from spike_kit.experiments.run_folder import Run
+from spike_kit.experiments.run import METRICS, Run, data_version, finished_runs, versions
 from spike_kit.training.loop import MONITOR
 
 ROOT = Path(__file__).resolve().parent.parent.parent / "docs" / "study"
@@ -201,7 +199,7 @@ def _question(config: Mapping[str, Any], seed: bool = True) -> str:
 
 def _version(config: Mapping[str, Any]) -> str:
     """Declared versions, and the vectors."""
-    return storage.canonical_json([run_folder.versions(config), config.get("vectors_sha256", "")])
+    return storage.canonical_json([versions(config), config.get("vectors_sha256", "")])
 
 
 def find_runs(names: Sequence[str]) -> list[Run]:
@@ -215,7 +213,7 @@ def find_runs(names: Sequence[str]) -> list[Run]:
     found: list[Run] = []
     for name in names:
         runs = [Run(folder) for folder in (paths.runs_root() / name, Path(name))]
-        here = [run for run in runs if (run.path / run_folder.METRICS).is_file()]
+        here = [run for run in runs if (run.path / METRICS).is_file()]
         if not here and len(names) == 1:
             return known_runs(Dataset.open(name))
         if not here:

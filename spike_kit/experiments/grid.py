@@ -31,8 +31,7 @@ from spike_kit.base.errors import ConfigError, DataError, SpikeKitError, require
 from spike_kit.base.processes import fresh_process
 from spike_kit.data.dataset import Dataset
 from spike_kit.experiments.archive import find_kept, keep_run
-from spike_kit.experiments.run import RunConfig, describe, describe_text, run
-from spike_kit.experiments.run_folder import Run, find_run
+from spike_kit.experiments.run import Run, RunConfig, describe, describe_text, find_run, run
 from spike_kit.experiments.search import save_tuned, search
 from spike_kit.experiments.tuned import TUNED, read_tuned
 from spike_kit.models import find_model

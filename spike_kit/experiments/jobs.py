@@ -21,8 +21,7 @@ import psutil
 
 from spike_kit.base import paths, storage
 from spike_kit.experiments.archive import find_kept
-from spike_kit.experiments.run import RunConfig
-from spike_kit.experiments.run_folder import STATE, Run, find_run, run_path
+from spike_kit.experiments.run import STATE, Run, RunConfig, find_run, run_path
 from spike_kit.training.checkpoint import stored_rows
 
 PROCESS, LOG = "process.json", "log.txt"

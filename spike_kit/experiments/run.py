@@ -1,30 +1,38 @@
-"""One run: build the model, train it, choose on validation, open the test split once, write the run folder."""
+"""One run: build the model, train it, choose on validation, open the test split once, write the run folder.
+
+The run folder holds everything that one trained model leaves behind; it is written at once.
+"""
 
 from __future__ import annotations
 
+import html
 import logging
+import platform
 import shlex
+import subprocess
 import time
-from collections.abc import Callable, Mapping
-from contextlib import ExitStack
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager, suppress
+from dataclasses import dataclass
+from functools import cached_property
+from importlib import metadata
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 import torch
 from pydantic import Field
-from safetensors.torch import save_file
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
 
-from spike_kit.base import distributed, storage
+from spike_kit.base import distributed, paths, storage
 from spike_kit.base.config import Config, TrainingConfig
-from spike_kit.base.devices import free_memory, peak_bytes, reset_peak
+from spike_kit.base.devices import describe_device, free_memory, peak_bytes, reset_peak
 from spike_kit.base.errors import ConfigError, DataError, some
 from spike_kit.base.seeds import torch_generator
 from spike_kit.data.dataset import Dataset
 from spike_kit.data.graph import GRAPH_VERSION, Graph
-from spike_kit.evaluation.ranking import CUTOFFS, PROTOCOL_VERSION, RankingTask, evaluate
-from spike_kit.experiments import run_folder
-from spike_kit.experiments.run_folder import Run, find_run, run_path
+from spike_kit.evaluation.ranking import CUTOFFS, HEADLINE, PROTOCOL_VERSION, RankingTask, evaluate, recommendations
 from spike_kit.experiments.tuned import TUNED, read_tuned
 from spike_kit.models import MODELS, find_model, find_preset
 from spike_kit.models.base import ModelConfig, Preset, Recommender, TrainedConfig, TrainedRecommender
@@ -36,6 +44,12 @@ from spike_kit.training.checkpoint import EpochRow
 from spike_kit.training.loop import TRAINING_VERSION, History, fit
 
 logger = logging.getLogger(__name__)
+
+
+CONFIG, ENVIRONMENT, METRICS = "config.json", "environment.json", "metrics.json"
+HISTORY, PER_USER, MODEL = "history.parquet", "per_user.parquet", "model.safetensors"
+STATE = "state"
+"""Folder in which a run that is not finished keeps what it needs to go on; the finished run takes its place."""
 
 
 class RunConfig(Config):
@@ -59,11 +73,19 @@ class RunConfig(Config):
     """Text encoder of these vectors."""
 
     def command(self) -> str:
-        """Command line that trains with this configuration."""
+        """Command line that trains with this configuration.
+
+        Raises
+        ------
+        ConfigError
+            If a setting is neither a number nor a text.
+        """
         words = ["spike-kit", "train", "--model", self.model]
         chosen = self.model_dump(exclude={"model", "settings", "training"}, exclude_defaults=True)
         for name, value in {**chosen, **self.settings, **self.training}.items():
             option = name.replace("_", "-")
+            if not isinstance(value, bool | int | float | str):
+                raise ConfigError(f"setting {name} = {value!r} is no option of a command line", "give it in Python")
             words += [f"--{'' if value else 'no-'}{option}"] if isinstance(value, bool) else [f"--{option}", str(value)]
         return shlex.join(words)
 
@@ -112,16 +134,103 @@ class RunConfig(Config):
         return preset.model.replace(**self.settings), preset.training.replace(**self.training)
 
 
-def run(
-    config: RunConfig,
-    device: torch.device | str = "cpu",
-    progress: bool = True,
-    report: Callable[[EpochRow], None] | None = None,
-) -> Run:
+@dataclass(frozen=True)
+class Run:
+    """A finished run folder."""
+
+    path: Path
+
+    @cached_property
+    def config(self) -> dict[str, Any]:
+        """What was run: model, data set, settings, seed, and the hashes of everything that went in."""
+        return storage.read_json(self.path / CONFIG)
+
+    @cached_property
+    def environment(self) -> dict[str, Any]:
+        """Versions, device, number of processes, commit, and where an interrupted training went on (``resumed``)."""
+        return storage.read_json(self.path / ENVIRONMENT)
+
+    @cached_property
+    def metrics(self) -> dict[str, Any]:
+        """``valid`` and ``test`` metrics, ``best_epoch``, ``epochs``, ``seconds``, ``peak_gib``, users not ranked.
+
+        ``peak_gib`` is the largest memory while training: of the whole process, or of tensors on a CUDA device.
+        """
+        return storage.read_json(self.path / METRICS)
+
+    @cached_property
+    def history(self) -> pd.DataFrame:
+        """One row per epoch (see `spike_kit.training.loop.History`); empty for a model without training."""
+        return storage.read_parquet(self.path / HISTORY)
+
+    @cached_property
+    def per_user(self) -> pd.DataFrame:
+        """Metrics of every ranked user: split, user, and one column per metric."""
+        return storage.read_parquet(self.path / PER_USER)
+
+    @property
+    def valid(self) -> dict[str, float]:
+        """Metrics on validation, by names such as ``ndcg@20``."""
+        return self.metrics["valid"]
+
+    @property
+    def test(self) -> dict[str, float]:
+        """Metrics on test."""
+        return self.metrics["test"]
+
+    @cached_property
+    def data(self) -> Dataset:
+        """The data set it was trained on, as it is built now."""
+        return Dataset.open(self.config["dataset"])
+
+    @cached_property
+    def model(self) -> Recommender:
+        """The trained model, on the CPU.
+
+        Raises
+        ------
+        DataError
+            If its weights are not kept here, or the data set was rebuilt since.
+        """
+        return load_model(self, self.data)
+
+    def recommend(self, user: int, n: int = 10) -> pd.DataFrame:
+        """Best n items for a user, without those of train and validation, by name; and which of them test holds."""
+        return recommendations(self.data, self.model, user, n)
+
+    def summary(self) -> str:
+        """Folder, metrics of both splits, and who could not be ranked, in a few lines."""
+        lines = [paths.shown(self.path)]
+        for split in ("valid", "test"):
+            shown = "  ".join(f"{name} {self.metrics[split][name]:.4f}" for name in HEADLINE)
+            lines.append(f"{split:5}  {shown}  ({self.metrics['users_ranked'][split]} users)")
+        if without := self.metrics["users_without_train"]:
+            lines.append(f"not ranked, because they have no train interaction: {without} users")
+        return "\n".join(lines)
+
+    def _repr_html_(self) -> str:
+        return f"<pre>{html.escape(self.summary())}</pre>"
+
+    def tensors(self) -> dict[str, torch.Tensor]:
+        """Stored tensors of the model.
+
+        Raises
+        ------
+        DataError
+            If the file is missing (an archive keeps no weights) or is not safetensors.
+        """
+        file = self.path / MODEL
+        try:
+            return load_file(file)
+        except (OSError, SafetensorError) as error:
+            raise DataError(f"the weights of {self.path.name} cannot be read: {error}", "train it again") from error
+
+
+def run(config: RunConfig, device: torch.device | str = "cpu", progress: bool = True) -> Run:
     """Return the finished run of a configuration, training it only if it does not exist yet.
 
-    A training that was interrupted goes on from its last state (docs/training.md); ``report`` is told of every epoch.
-    In a group of processes all of them call this; the first one alone writes.
+    A training that was interrupted goes on from its last state (docs/training.md). In a group of processes all of them
+    call this; the first one alone writes.
 
     Raises
     ------
@@ -140,7 +249,7 @@ def run(
         def is_done() -> bool:
             """Whether the run is there; if it is not, nobody else trains it from now on."""
             if find_run(described) is None:
-                stack.enter_context(run_folder.claimed(path))
+                stack.enter_context(claimed(path))
             return find_run(described) is not None
 
         if distributed.on_first(is_done):
@@ -154,7 +263,7 @@ def run(
             task.check()
         started = time.perf_counter()
         reset_peak(device)
-        model, history = train(config, data, device, progress, report, state=path / run_folder.STATE)
+        model, history = train(config, data, device, progress, state=path / STATE)
         seconds = history.earlier_seconds + time.perf_counter() - started
         peak = peak_bytes(device) / 2**30
 
@@ -169,16 +278,16 @@ def run(
                 "users_ranked": {split: task.users.numel() for split, task in tasks.items()},
                 "users_without_train": tasks["test"].n_without_train,
             }
-            environment = run_folder.environment(device) | {"resumed": history.resumed}
+            around = environment(device) | {"resumed": history.resumed}
             tensors = {name: tensor.cpu().contiguous() for name, tensor in model.tensors().items()}
             per_user = pd.concat({split: table for split, (_, table) in evaluated.items()}, names=["split"])
-            with storage.atomic_folder(path, last=run_folder.METRICS) as folder:
-                storage.write_json(folder / run_folder.CONFIG, described)
-                storage.write_json(folder / run_folder.ENVIRONMENT, environment)
-                history.frame().to_parquet(folder / run_folder.HISTORY, index=False)
-                per_user.reset_index("split").to_parquet(folder / run_folder.PER_USER, index=False)
-                save_file(tensors, folder / run_folder.MODEL)
-                storage.write_json(folder / run_folder.METRICS, metrics)
+            with storage.atomic_folder(path, last=METRICS) as folder:
+                storage.write_json(folder / CONFIG, described)
+                storage.write_json(folder / ENVIRONMENT, around)
+                history.frame().to_parquet(folder / HISTORY, index=False)
+                per_user.reset_index("split").to_parquet(folder / PER_USER, index=False)
+                save_file(tensors, folder / MODEL)
+                storage.write_json(folder / METRICS, metrics)
 
         distributed.on_first(write)
     return Run(path)
@@ -279,10 +388,10 @@ def finished_runs(data: Dataset) -> list[Run]:
     version = data_version(data)
     return [
         run
-        for run in run_folder.list_runs(data.name)
+        for run in list_runs(data.name)
         if run.config["data_sha256"] == version
         and run.config["model"] in MODELS
-        and run_folder.versions(run.config) == declared_versions(run.config["model"])
+        and versions(run.config) == declared_versions(run.config["model"])
         and _same_vectors(run, data)
     ]
 
@@ -296,7 +405,7 @@ def _same_vectors(run: Run, data: Dataset) -> bool:
 
 
 def declared_versions(model: str) -> dict[str, int]:
-    """Versions of everything that decides the numbers of a model's run (`run_folder.VERSIONS`)."""
+    """Versions of everything that decides the numbers of a model's run: whoever changes these raises its version."""
     return {
         "model": find_model(model).version,
         "graph": GRAPH_VERSION,
@@ -311,7 +420,7 @@ def data_version(data: Dataset) -> str:
 
 
 def describe(config: RunConfig, data: Dataset) -> dict[str, Any]:
-    """Everything that decides the result of a run, as JSON values; `run_folder.run_path` hashes it."""
+    """Everything that decides the result of a run, as JSON values; `run_path` hashes it."""
     settings, training = config.resolved()
     described: dict[str, Any] = {
         "model": config.model,
@@ -353,3 +462,95 @@ def describe_text(data: Dataset, profiles: str, encoder: str) -> dict[str, Any]:
 
 def _wants_text(cls: type[Recommender], settings: ModelConfig) -> bool:
     return cls.uses_text and getattr(settings, "uses_text", True)
+
+
+def run_path(config: dict[str, Any]) -> Path:
+    """Folder of a run: ``<model>-<dataset>-<hash>-s<seed>``; equal settings, data, vectors and versions, equal hash."""
+    identity = storage.sha256_text(storage.canonical_json(config))[:12]
+    return paths.runs_root() / f"{config['model']}-{config['dataset']}-{identity}-s{config['seed']}"
+
+
+def versions(config: Mapping[str, Any]) -> dict[str, int]:
+    """Declared versions that a run was made with; runs from before versions were declared count as version 1."""
+    return config.get("versions") or dict.fromkeys(("model", "graph", "training", "protocol"), 1)
+
+
+def find_run(config: dict[str, Any]) -> Run | None:
+    """Return the finished run with exactly this configuration, if there is one."""
+    path = run_path(config)
+    if (path / METRICS).is_file():
+        return Run(path)
+    # Before versions were declared, a hash over the source files was part of the name.
+    for file in sorted(paths.runs_root().glob(f"{config['model']}-{config['dataset']}-*-s{config['seed']}/{METRICS}")):
+        old = dict(Run(file.parent).config)
+        if old.pop("code_sha256", None) and old | {"versions": versions(old)} == config:
+            return Run(file.parent)
+    return None
+
+
+def list_runs(dataset: str | None = None) -> list[Run]:
+    """All finished runs, oldest first; of one data set if given. A run that is deleted meanwhile is left out."""
+    found = {}
+    for file in paths.runs_root().glob(f"{paths.VISIBLE}/{METRICS}"):
+        run = Run(file.parent)
+        try:
+            if dataset is None or run.config["dataset"] == dataset:
+                found[file.stat().st_mtime, file] = run
+        except (DataError, FileNotFoundError):
+            if file.exists():
+                raise
+    return [found[key] for key in sorted(found)]
+
+
+@contextmanager
+def claimed(path: Path) -> Iterator[None]:
+    """Keep other processes from training the run at ``path`` meanwhile; released with the process, however it ends.
+
+    The lock stands beside the folder and goes once the run is there, so whoever takes it must look for the run again.
+
+    Raises
+    ------
+    DataError
+        If another process holds it.
+    """
+    lock = path.with_name(f".{path.name}.lock")
+    with storage.exclusive(lock, f"another process is training {path.name}"):
+        try:
+            yield
+        finally:
+            for folder in (path / STATE, path):
+                with suppress(OSError):
+                    folder.rmdir()
+        with suppress(OSError):
+            lock.unlink()
+
+
+def environment(device: torch.device) -> dict[str, Any]:
+    """Versions, device, threads, commit and date (UTC) of this process, and how many train together."""
+    packages = ("spike_kit", "torch", "numpy", "pandas", "pyarrow")
+    return {
+        "python": platform.python_version(),
+        "platform": platform.platform(),
+        "packages": {name: metadata.version(name) for name in packages},
+        "device": describe_device(device),
+        "threads": torch.get_num_threads(),
+        "world_size": distributed.size(),
+        "commit": commit(),
+        "date": storage.now()[:10],
+    }
+
+
+def commit() -> str | None:
+    """Commit of the checkout this package runs from, ``+`` if the package differs from it; none outside a checkout."""
+    package = Path(__file__).resolve().parents[1]
+    if not (package.parent / ".git").exists():
+        return None
+    git = ["git", "--no-optional-locks", "-C", str(package)]
+    try:
+        head, differences = (
+            subprocess.run([*git, *words], capture_output=True, text=True, timeout=20, check=True).stdout.strip()
+            for words in (("rev-parse", "HEAD"), ("status", "--porcelain", "--", "."))
+        )
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return f"{head}+" if differences else head

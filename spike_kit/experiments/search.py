@@ -23,8 +23,7 @@ from spike_kit.base.seeds import stream_seed
 from spike_kit.data.dataset import Dataset
 from spike_kit.data.graph import Graph
 from spike_kit.evaluation.ranking import RankingTask, evaluate
-from spike_kit.experiments.run import RunConfig, build_model, data_version, declared_versions, describe
-from spike_kit.experiments.run_folder import commit
+from spike_kit.experiments.run import RunConfig, build_model, commit, data_version, declared_versions, describe
 from spike_kit.experiments.tuned import Tuned, own_path
 from spike_kit.models import find_model
 from spike_kit.models.base import TrainedRecommender

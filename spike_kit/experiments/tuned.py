@@ -51,7 +51,7 @@ class Tuned(Config):
     data_sha256: str
     """Version of the data set that was searched on."""
     versions: dict[str, int] = Field(default_factory=dict)
-    """Declared versions that were searched with (`run_folder.VERSIONS`)."""
+    """Declared versions that were searched with (`spike_kit.experiments.run.declared_versions`)."""
     code_sha256: str = ""
     """Hash of the source files that were searched with, in files from before versions were declared."""
     commit: str | None

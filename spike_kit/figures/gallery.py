@@ -13,7 +13,7 @@ from spike_kit.base import paths, storage
 from spike_kit.base.errors import DataError, lookup
 from spike_kit.data.dataset import Dataset
 from spike_kit.experiments.archive import known_runs
-from spike_kit.experiments.run_folder import Run
+from spike_kit.experiments.run import Run
 from spike_kit.figures import charts, style
 from spike_kit.profiles.prompts import prompt_texts
 from spike_kit.profiles.quality import measure_profiles

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 import pandas as pd
 
 from spike_kit.base.errors import ConfigError, some
-from spike_kit.experiments.run_folder import Run
+from spike_kit.experiments.run import Run
 from spike_kit.results.frames import Runs, grouped_by_seed, over_shared_seeds, per_user_metric, seed_means
 from spike_kit.results.significance import PAIRED, holm, mark, paired_test
 from spike_kit.results.tables import ablation_label, differences, markdown_table, means, plain

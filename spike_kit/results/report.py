@@ -15,8 +15,7 @@ from spike_kit.evaluation.beyond import measure_lists
 from spike_kit.evaluation.groups import sparsity_groups, train_interactions
 from spike_kit.evaluation.ranking import RankingTask, evaluate
 from spike_kit.experiments.archive import archived_activity, known_runs, read_archive
-from spike_kit.experiments.run import load_model
-from spike_kit.experiments.run_folder import Run, versions
+from spike_kit.experiments.run import Run, load_model, versions
 from spike_kit.experiments.tuned import read_tuned, tuned_path
 from spike_kit.models import MODELS, find_model
 from spike_kit.results import frames, tables

@@ -10,8 +10,7 @@ import pandas as pd
 
 from spike_kit.evaluation.ranking import HEADLINE
 from spike_kit.experiments import ablation
-from spike_kit.experiments.run import settings_of
-from spike_kit.experiments.run_folder import Run
+from spike_kit.experiments.run import Run, settings_of
 from spike_kit.models import find_model, find_preset
 from spike_kit.models.spike import SpikeConfig
 from spike_kit.profiles.encode import DEFAULT_ENCODER

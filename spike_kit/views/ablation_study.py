@@ -18,8 +18,7 @@ from spike_kit.data.dataset import Dataset
 from spike_kit.evaluation.groups import sparsity_groups
 from spike_kit.experiments import ablation
 from spike_kit.experiments.jobs import JobState, TrainingJob
-from spike_kit.experiments.run import RunConfig, describe
-from spike_kit.experiments.run_folder import Run
+from spike_kit.experiments.run import Run, RunConfig, describe
 from spike_kit.figures.charts import ablation_bars, sparsity_bars
 from spike_kit.figures.style import COLOURS
 from spike_kit.models.spike import SpikeConfig

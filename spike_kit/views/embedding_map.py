@@ -15,7 +15,7 @@ import torch
 from spike_kit.base.errors import DataError, lookup, require
 from spike_kit.data.dataset import Dataset
 from spike_kit.evaluation.maps import aligned, umap_coordinates
-from spike_kit.experiments.run_folder import Run
+from spike_kit.experiments.run import Run
 from spike_kit.figures.charts import OTHER, Colouring, embedding_maps
 from spike_kit.views.graph_view import explainer_of
 from spike_kit.views.safe import html_table, html_text, printed, shown, wrapped

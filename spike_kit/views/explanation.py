@@ -12,7 +12,7 @@ import pandas as pd
 
 from spike_kit.data.dataset import Dataset
 from spike_kit.evaluation.ranking import SEEN
-from spike_kit.experiments.run_folder import Run
+from spike_kit.experiments.run import Run
 from spike_kit.figures.style import COLOURS, HATCHES, TWO_COLUMNS, blank_figure, figure_style
 from spike_kit.models.spike_explainer import PARTS, Removal, SpikeExplainer, what_if
 from spike_kit.views.graph_view import GraphView, explainer_of

@@ -16,8 +16,7 @@ from spike_kit.base.devices import resolve_device
 from spike_kit.base.errors import ConfigError, DataError, require
 from spike_kit.data.dataset import Dataset
 from spike_kit.data.graph import Graph
-from spike_kit.experiments.run import load_model
-from spike_kit.experiments.run_folder import Run
+from spike_kit.experiments.run import Run, load_model
 from spike_kit.figures import style
 from spike_kit.models.spike import Spike
 from spike_kit.models.spike_explainer import SpikeExplainer

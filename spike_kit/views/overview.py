@@ -10,8 +10,7 @@ import pandas as pd
 from spike_kit.base.errors import lookup
 from spike_kit.data.dataset import Dataset
 from spike_kit.experiments.archive import with_archived
-from spike_kit.experiments.run import data_version
-from spike_kit.experiments.run_folder import Run, list_runs
+from spike_kit.experiments.run import Run, data_version, list_runs
 from spike_kit.figures.charts import curve_lines, sensitivity_lines, sparsity_bars
 from spike_kit.results.frames import (
     costs,

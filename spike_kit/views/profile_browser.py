@@ -19,7 +19,7 @@ import pandas as pd
 
 from spike_kit.base.errors import DataError, lookup
 from spike_kit.data.dataset import Dataset
-from spike_kit.experiments.run_folder import Run
+from spike_kit.experiments.run import Run
 from spike_kit.profiles.prompts import EVERYTHING, PromptConfig, PromptWriter, prompt_writer_of, statements
 from spike_kit.profiles.quality import comparable, faithfulness, named_facts, supported, unsupported_facts
 from spike_kit.profiles.store import Store, answers_path

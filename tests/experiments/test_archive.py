@@ -11,8 +11,7 @@ from spike_kit.base.errors import DataError
 from spike_kit.data.dataset import Dataset
 from spike_kit.experiments import archive
 from spike_kit.experiments.archive import PER_USER, RUNS, find_kept, keep_run, known_runs, read_archive, write_archive
-from spike_kit.experiments.run import load_model
-from spike_kit.experiments.run_folder import Run
+from spike_kit.experiments.run import Run, load_model
 from spike_kit.results.comparison import comparison_table
 from spike_kit.results.frames import results_table
 from spike_kit.training.loop import MONITOR

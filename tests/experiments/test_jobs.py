@@ -10,8 +10,7 @@ import pytest
 from spike_kit.base import storage
 from spike_kit.data.dataset import Dataset
 from spike_kit.experiments.jobs import LOG, PROCESS, TrainingJob
-from spike_kit.experiments.run import RunConfig, describe, run
-from spike_kit.experiments.run_folder import Run
+from spike_kit.experiments.run import Run, RunConfig, describe, run
 
 SECONDS = 120
 

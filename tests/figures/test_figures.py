@@ -23,7 +23,7 @@ from spike_kit.cli import main
 from spike_kit.data.dataset import Dataset
 from spike_kit.experiments.ablation import ABLATIONS
 from spike_kit.experiments.archive import read_archive, write_archive
-from spike_kit.experiments.run_folder import Run
+from spike_kit.experiments.run import Run
 from spike_kit.figures import charts, gallery
 from spike_kit.figures.gallery import FIGURES, Recipe
 from spike_kit.figures.style import (

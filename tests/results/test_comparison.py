@@ -12,7 +12,7 @@ from scipy import stats
 from spike_kit.base.errors import ConfigError, DataError
 from spike_kit.cli import main
 from spike_kit.data.dataset import Dataset
-from spike_kit.experiments.run_folder import Run
+from spike_kit.experiments.run import Run
 from spike_kit.results.comparison import comparison_markdown, comparison_table
 from spike_kit.results.frames import per_user_metric
 from spike_kit.results.significance import holm, paired_test

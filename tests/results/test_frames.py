@@ -11,7 +11,7 @@ import pytest
 from spike_kit.base.errors import ConfigError, DataError
 from spike_kit.data.dataset import Dataset
 from spike_kit.experiments.archive import read_archive, write_archive
-from spike_kit.experiments.run_folder import Run
+from spike_kit.experiments.run import Run
 from spike_kit.models import find_preset
 from spike_kit.results import frames
 from spike_kit.results.comparison import ablation_frame

@@ -14,7 +14,7 @@ from spike_kit.cli import main
 from spike_kit.data.dataset import Dataset
 from spike_kit.evaluation.groups import sparsity_groups, train_interactions
 from spike_kit.experiments import archive
-from spike_kit.experiments.run_folder import Run
+from spike_kit.experiments.run import Run
 from spike_kit.results.frames import group_means, per_user_metric
 from spike_kit.results.report import report, table_page
 from spike_kit.results.significance import holm, paired_test

@@ -11,7 +11,7 @@ import pytest
 
 from spike_kit.base import paths
 from spike_kit.data.dataset import Dataset, create_dataset
-from spike_kit.experiments.run_folder import Run
+from spike_kit.experiments.run import Run
 from spike_kit.profiles.template import TEMPLATE, template_profiles
 
 HOSTILE = '<img src=x onerror="alert(1)"> </script> $x$'

@@ -17,8 +17,7 @@ from spike_kit.base.errors import ConfigError, DataError
 from spike_kit.data.dataset import Dataset
 from spike_kit.data.vectors import ProfileVectors
 from spike_kit.experiments import archive, tuned
-from spike_kit.experiments.run import RunConfig
-from spike_kit.experiments.run_folder import Run
+from spike_kit.experiments.run import Run, RunConfig
 from spike_kit.experiments.search import save_tuned, search
 from spike_kit.results.frames import per_user_metric
 from spike_kit.results.significance import paired_test

@@ -14,7 +14,7 @@ from spike_kit.base import paths
 from spike_kit.base.errors import ConfigError, DataError
 from spike_kit.base.seeds import numpy_generator, torch_generator
 from spike_kit.data.dataset import Dataset
-from spike_kit.experiments.run_folder import Run
+from spike_kit.experiments.run import Run
 from spike_kit.models.spike import Spike, SpikeConfig
 from spike_kit.models.spike_explainer import SpikeExplainer
 from spike_kit.views.graph_view import GraphView, best_paths

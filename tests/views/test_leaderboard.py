@@ -14,7 +14,7 @@ from spike_kit.base import storage
 from spike_kit.base.errors import ConfigError, DataError
 from spike_kit.data.dataset import Dataset
 from spike_kit.experiments import archive
-from spike_kit.experiments.run_folder import Run
+from spike_kit.experiments.run import Run
 from spike_kit.views.overview import Overview
 from tests.views.conftest import HOSTILE, safe
 

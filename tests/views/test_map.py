@@ -12,7 +12,7 @@ from spike_kit import views
 from spike_kit.base import paths
 from spike_kit.base.errors import ConfigError, DataError, StorageError
 from spike_kit.data.dataset import Dataset
-from spike_kit.experiments.run_folder import Run
+from spike_kit.experiments.run import Run
 from spike_kit.figures import style
 from spike_kit.figures.charts import OTHER
 from spike_kit.models.spike import Spike

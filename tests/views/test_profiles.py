@@ -9,7 +9,7 @@ import pytest
 from spike_kit import views
 from spike_kit.base.errors import ConfigError, DataError
 from spike_kit.data.dataset import Dataset
-from spike_kit.experiments.run_folder import Run
+from spike_kit.experiments.run import Run
 from spike_kit.profiles import prompts
 from spike_kit.profiles.prompts import PromptWriter, statements
 from spike_kit.profiles.store import answers_path

@@ -4,7 +4,7 @@ import pytest
 
 from spike_kit.base.errors import DataError
 from spike_kit.data.dataset import Dataset
-from spike_kit.experiments.run_folder import Run
+from spike_kit.experiments.run import Run
 from spike_kit.views import tables
 from tests.views.conftest import changed
 

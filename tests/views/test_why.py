@@ -13,7 +13,7 @@ from spike_kit.base.errors import DataError
 from spike_kit.base.seeds import torch_generator
 from spike_kit.data.dataset import Dataset
 from spike_kit.evaluation.ranking import top_items
-from spike_kit.experiments.run_folder import Run
+from spike_kit.experiments.run import Run
 from spike_kit.models.spike import Spike, SpikeConfig
 from spike_kit.models.spike_explainer import Removal, SpikeExplainer
 from spike_kit.views.explanation import By, Explanation
