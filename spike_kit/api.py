@@ -32,7 +32,6 @@ from spike_kit.experiments.tuned import TUNED, tuned_path
 from spike_kit.figures import gallery
 from spike_kit.models import find_model, find_preset
 from spike_kit.models.base import TrainedRecommender
-from spike_kit.profiles import report
 from spike_kit.profiles.encode import DEFAULT_ENCODER, ensure_vectors
 from spike_kit.profiles.generate import Estimate, Generation, GenerationConfig
 from spike_kit.profiles.judge import Judge, JudgeConfig
@@ -139,7 +138,7 @@ def profile(data: Dataset, model: str = "", *, dry_run: bool = False, **options:
     if dry_run:
         return estimate
     logger.info("%s calls, about %s tokens in and %s out", estimate.calls, *estimate.tokens)
-    logger.info(report.generated(generated))
+    logger.info(generated.complete())
     return data.profiles(generated.profiles)
 
 

@@ -197,8 +197,7 @@ def profile(
     batch_import
         Take in output and error files of batches.
     """
-    from spike_kit.profiles import report
-    from spike_kit.profiles.generate import Generation, GenerationConfig
+    from spike_kit.profiles.generate import Generation, GenerationConfig, export_batch, import_batch
     from spike_kit.profiles.template import template_profiles
 
     data = sk.Dataset.open(dataset)
@@ -210,13 +209,14 @@ def profile(
         return
     generation = Generation(data, GenerationConfig(llm=llm, prompts=prompts, fill=fill), profiles)
     if batch_import:
-        print(report.imported(generation, batch_import))
+        print(import_batch(generation, batch_import).summary(llm.model, generation.answers, batch=True))
     if batch_export:
-        print(report.exported(generation, batch_export))
+        subject, files = export_batch(generation, batch_export)
+        print("\n".join(f"{subject}: {paths.shown(file)}" for file in files) or "every question is answered")
     elif dry_run:
-        print(report.estimated(generation.estimate()))
+        print(generation.estimate())
     elif not batch_import:
-        print(report.generated(generation))
+        print(generation.complete())
 
 
 def import_profiles(
@@ -314,11 +314,10 @@ def judge(
     dry_run
         Ask nothing: print calls and cost.
     """
-    from spike_kit.profiles import report
     from spike_kit.profiles.judge import Judge, JudgeConfig
 
     config = JudgeConfig(llm=llm, mode=mode, sample=sample, seed=seed)
-    print(report.judged(Judge(sk.Dataset.open(dataset), profiles, config), dry_run))
+    print(Judge(sk.Dataset.open(dataset), profiles, config).report(dry_run))
 
 
 def quality(

@@ -16,14 +16,14 @@ DEFAULT_ENCODER = "all-MiniLM-L6-v2"
 if TYPE_CHECKING:
     import torch
 
-    from spike_kit.profiles.encoders import Encoder
+    from spike_kit.profiles.encode import Encoder
 
 ENCODERS: Registry[Callable[[str, torch.device | str], Encoder]] = Registry(
     "text encoder",
     {
-        "transformer": "spike_kit.profiles.encoders:SentenceTransformerEncoder",
-        "openai": "spike_kit.profiles.encoders:OpenAIEncoder",
-        "tfidf": "spike_kit.profiles.encoders:TfidfEncoder",
+        "transformer": "spike_kit.profiles.encode:SentenceTransformerEncoder",
+        "openai": "spike_kit.profiles.encode:OpenAIEncoder",
+        "tfidf": "spike_kit.profiles.encode:TfidfEncoder",
     },
 )
 """Every text encoder by its name."""

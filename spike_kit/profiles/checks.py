@@ -7,7 +7,7 @@ import re
 from typing import Literal
 
 from spike_kit.data.text import clean, mostly_not_latin
-from spike_kit.profiles.client import Answer
+from spike_kit.profiles.store import Answer
 
 Problem = Literal["", "empty", "thoughts", "refused", "truncated", "format", "language", "too_long"]
 """What is wrong with an answer; nothing if empty. All but ``too_long`` make it unusable."""

@@ -1,31 +1,43 @@
-"""Profiles written by a language model: items, other entities, users; estimated before, resumable always."""
+"""Profiles written by a language model: items, other entities, users; estimated before, resumable always.
+
+They are asked for one by one (`Generation`), or through batch files: the questions as JSON lines for OpenAI's Batch
+API or ``vllm run-batch``, and their answers back (`export_batch`, `import_batch`).
+"""
 
 from __future__ import annotations
 
+import json
 import re
 import threading
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import cached_property, partial
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, BinaryIO, Literal
 
 import numpy as np
 import pandas as pd
+from tqdm.auto import tqdm
 
+from spike_kit.base import paths
 from spike_kit.base.config import Config
-from spike_kit.base.errors import DataError
-from spike_kit.base.storage import now, sha256_text
+from spike_kit.base.errors import ConfigError, DataError, LLMError
+from spike_kit.base.storage import atomic_file, canonical_json, now, sha256_text
 from spike_kit.data.dataset import FILLED, SUBJECTS, TEMPLATE, Dataset, check_profiles_name, texts_by_subject
 from spike_kit.profiles import loopback
 from spike_kit.profiles.checks import find_problem, remedy, thoughts_advice, tidy
-from spike_kit.profiles.client import Answer
-from spike_kit.profiles.cost import TOKENS_PER_WORD, estimate_tokens, prices
-from spike_kit.profiles.jobs import TRIES, Asking, Progress, Watch
-from spike_kit.profiles.llm import LLMConfig
+from spike_kit.profiles.jobs import LONGEST_MESSAGE, TRIES, Asking, CallError, Progress, Watch, chat, parsed, read_reply
+from spike_kit.profiles.llm import OWN_PRICES, TOKENS_PER_WORD, LLMConfig, estimate_tokens, prices
 from spike_kit.profiles.prompts import VERSION, Prompt, PromptConfig, PromptWriter, domain_name
-from spike_kit.profiles.store import Key, Store, Verdict, answers_path, asking_store
+from spike_kit.profiles.store import Answer, Key, Store, Verdict, answers_path, asking_store
 from spike_kit.profiles.template import UNKNOWN_TASTE, WORD_LIMIT, ensure_profiles
+
+MAX_REQUESTS = 50_000
+"""Requests per file that OpenAI takes."""
+
+MAX_BYTES = 190_000_000
+"""Bytes per file; OpenAI takes 200 MB."""
 
 _CHUNK = 2000
 _COLUMNS = ["subject", "id", "text", "prompt_sha256", "model", "usage", "created"]
@@ -63,6 +75,19 @@ class Estimate:
     def tokens(self) -> tuple[int, int]:
         """Tokens in and out."""
         return int(self.table["tokens in"].sum()), int(self.table["tokens out"].sum())
+
+    def __str__(self) -> str:
+        """Calls, tokens, costs and sample prompts."""
+        tokens_in, tokens_out = self.tokens
+        listed, own = prices(), paths.shown(paths.data_root() / OWN_PRICES)
+        parts = [
+            self.table.to_string(index=False),
+            f"{self.calls} calls, about {tokens_in:,} tokens in and {tokens_out:,} out if none is asked for twice",
+            self.costs.round(2).to_string(index=False, na_rep="?"),
+            f"prices of {listed.as_of}, from {paths.shown(listed.path)}; a copy as {own} takes its place",
+        ]
+        shown = [f"--- prompt of {prompt.subject} {prompt.id}\n{prompt.text}" for prompt in self.samples]
+        return "\n\n".join([*parts, *shown])
 
 
 @dataclass(frozen=True)
@@ -172,6 +197,33 @@ class Generation:
             path = None if stop.is_set() or (missing and not self.config.fill) else self.write(store)
             return Outcome(progress, missing, path)
 
+    def complete(self) -> str:
+        """Ask what is open, with a progress bar, and say how it ended.
+
+        Raises
+        ------
+        ConfigError
+            If the profile set is named after another model than the one that is asked.
+        LLMError
+            If profiles are missing at the end; what was answered is kept.
+        """
+        model = self.config.llm.model
+        if self.profiles in prices().models and self.profiles != model:
+            hint = f"add --model {self.profiles}, or choose another name"
+            raise ConfigError(f"profiles called {self.profiles} would be written by {model}", hint)
+        with tqdm(unit="question") as bar:
+            outcome = self.run(watch=lambda progress: progress.show(bar))
+        summary = outcome.progress.summary(model, self.answers)
+        if outcome.path is not None:
+            return f"{summary}\n{paths.shown(outcome.path)}"
+        missing = ", ".join(f"{count} {subject}" for subject, count in outcome.missing.items())
+        hint = "the same command goes on from here"
+        if outcome.progress.failures["thoughts"]:
+            hint = "leave the model room for its answer first: the same command would pay for the same again"
+        if not outcome.progress.stopped:
+            hint += "; or complete the table from the template profiles: --fill template"
+        raise LLMError(f"{summary}\nthe profiles are not complete, there is no answer yet for: {missing}", hint)
+
     def prompts(self, subject: str, store: Store) -> Iterator[Prompt]:
         """Questions about all items, auxiliary entities or users, answered or not."""
         return self.writer.prompts(subject, partial(self._item_texts, store))
@@ -258,3 +310,129 @@ def judged(limit: int, answer: Answer) -> Verdict:
 
 def _set_name(model: str) -> str:
     return re.sub(r"-+", "-", re.sub(r"[^A-Za-z0-9._]", "-", model)).strip("-._") or "llm"
+
+
+def export_batch(generation: Generation, path: Path) -> tuple[str, list[Path]]:
+    """Write the open questions about items or, once these are answered, auxiliary entities, and then users.
+
+    The later ones quote the answers of the earlier ones, so each needs an export, a batch and an import of its own.
+
+    Parameters
+    ----------
+    generation
+        Source of profiles.
+    path
+        File to write; more than 50,000 questions or 190 MB go into ``<name>-2.jsonl``, ``<name>-3.jsonl``, ...
+
+    Returns
+    -------
+    subject, files
+        What was written; no file if every question has its answer.
+
+    Raises
+    ------
+    DataError
+        If a file exists.
+    """
+    with asking_store(generation.answers) as store, ExitStack() as stack:
+        for subject in SUBJECTS:
+            written: list[Path] = []
+            file: BinaryIO | None = None
+            count = size = 0
+            with store.transaction():  # ids and prompts are on the disk before the files are in their place
+                for line in _lines(subject, generation, store):
+                    count, size = count + 1, size + len(line)
+                    if file is None or count > MAX_REQUESTS or size > MAX_BYTES:
+                        written.append(path.with_stem(f"{path.stem}-{len(written) + 1}") if written else path)
+                        if written[-1].exists():
+                            raise DataError(f"{written[-1]} exists", "choose another name, or remove it")
+                        temporary = stack.enter_context(atomic_file(written[-1]))
+                        file = stack.enter_context(temporary.open("wb"))
+                        count, size = 1, len(line)
+                    file.write(line)
+            if written:
+                return subject, written
+    return "", []
+
+
+def _lines(subject: str, generation: Generation, store: Store) -> Iterator[bytes]:
+    """Lines of the open questions; their ids and prompts are stored."""
+    for prompt in generation.prompts(subject, store):
+        key = Key.of(prompt, generation.config.llm)
+        if generation.found(store, key) or generation.given_up(store, key):
+            continue
+        earlier = store.rejected(key)
+        mark = sha256_text(canonical_json([*key, len(earlier)]))[:16]
+        custom_id = f"{subject}:{prompt.id}:{mark}"
+        store.run("INSERT OR IGNORE INTO batched VALUES (?,?,?,?,?,?,0)", (custom_id, *key))
+        store.keep_prompt(prompt)
+        messages = chat(prompt, earlier, partial(remedy, WORD_LIMIT[subject]))
+        body = {**generation.config.llm.request, "messages": messages}
+        request = {"custom_id": custom_id, "method": "POST", "url": "/v1/chat/completions", "body": body}
+        yield json.dumps(request, ensure_ascii=False).encode() + b"\n"
+
+
+def import_batch(generation: Generation, files: Sequence[Path]) -> Progress:
+    """Take in the output and error files of batches, in any order; a file may be imported again.
+
+    Returns
+    -------
+    Progress
+        Usable answers (``done``) and lines that had been imported before (``found``); failed requests and unusable
+        answers, which the next export holds again; lines that belong to no export of this data set (``unknown``).
+
+    Raises
+    ------
+    DataError
+        If a file is missing, or a line is no JSON object with a custom_id (file and line are named). Lines before it
+        are kept.
+    """
+    progress = Progress()
+    with asking_store(generation.answers) as store:
+        for path in files:
+            for number, values in _records(path):
+                name = values.get("custom_id") if isinstance(values, dict) else None
+                if not isinstance(name, str):
+                    raise DataError(f"{path} line {number} has no custom_id", "is it the output file of a batch?")
+                rows = store.run("SELECT * FROM batched WHERE custom_id=?", (name,))
+                if not rows:
+                    progress.fail(f"{path.name} line {number}", "unknown", "no export of this data set has asked this")
+                elif rows[0][-1]:
+                    progress.found += 1
+                else:
+                    with store.transaction():
+                        _take_in(store, Key(*rows[0][1:6]), values, progress)
+    return progress
+
+
+def _take_in(store: Store, key: Key, values: dict[str, Any], progress: Progress) -> None:
+    """Store what one line of an output or error file says of a question."""
+    response, error = values.get("response"), values.get("error")
+    response = response if isinstance(response, dict) else {}
+    status = response.get("status_code")
+    body = {"error": error} if error else response.get("body")
+    try:
+        answer = read_reply(200 if error else status if type(status) is int else 500, json.dumps(body), {})
+    except CallError as failure:
+        store.fail(key, failure.kind, failure.message[:LONGEST_MESSAGE])
+        progress.fail(values["custom_id"], failure.kind, failure.message[:LONGEST_MESSAGE])
+        return
+    verdict = judged(WORD_LIMIT[key.subject], answer)
+    usable = store.keep(key, answer, verdict, attempts=1, server="batch")
+    progress.count(answer, verdict.problem, usable)
+    store.run("UPDATE batched SET imported=1 WHERE custom_id=?", (values["custom_id"],))
+
+
+def _records(path: Path) -> Iterator[tuple[int, Any]]:
+    """Values of a file of JSON lines with their line numbers; blank lines are passed over."""
+    number = 0
+    try:
+        with path.open("rb") as file:
+            for number, line in enumerate(file, start=1):
+                if line.strip():
+                    yield number, parsed(line)
+    except (ValueError, RecursionError) as error:
+        hint = "was the download complete? Lines before it are kept"
+        raise DataError(f"{path} line {number} is not JSON in UTF-8 ({error})", hint) from error
+    except OSError as error:
+        raise DataError(f"{path} cannot be read: {error.strerror}") from error

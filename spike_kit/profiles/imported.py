@@ -19,7 +19,7 @@ from spike_kit.data.dataset import FILLED, SUBJECTS, TEMPLATE, Dataset
 from spike_kit.data.sources.spike_release import read_vectors
 from spike_kit.data.text import plain
 from spike_kit.data.vectors import ProfileVectors
-from spike_kit.profiles.encoders import parse_encoder
+from spike_kit.profiles.encode import parse_encoder
 from spike_kit.profiles.template import ensure_profiles
 
 _OTHER_IDS = "its ids are others: give files of lines 'source_id id' with --item-map, --user-map, --auxiliary-map"

@@ -1,30 +1,38 @@
 """Asking a model many questions: concurrently, resumably, every answer on the disk before its slot is used again.
 
 openai's client repeats failed calls and waits between. What it does not do stands here: it takes `Asking` as its
-transport, so every attempt passes here, keeps a common pace, and each failure is looked at before the client goes on.
+transport, so every attempt passes here, is sent within bounds and at a common pace (`exchange`, `Pace`), and what its
+response means (`read_reply`) is looked at before the client goes on.
 """
 
 from __future__ import annotations
 
 import asyncio
+import json
 import logging
+import re
 import signal
 import threading
+import time
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, aclosing, asynccontextmanager, contextmanager, suppress
 from contextvars import ContextVar
 from dataclasses import dataclass, field, replace
+from email.utils import parsedate_to_datetime
 from itertools import chain
+from pathlib import Path
 from typing import Any
 
+from tqdm.auto import tqdm
+
+from spike_kit.base import paths
 from spike_kit.base.errors import LLMError, require
 from spike_kit.data.text import cut
-from spike_kit.profiles.client import AMBIGUOUS, HINTS, LONGEST_MESSAGE, RETRIED, Answer, CallError, Pace, exchange
-from spike_kit.profiles.llm import LLMConfig, Message, hide_key
+from spike_kit.profiles.llm import LLMConfig, Message, hide_key, prices
 from spike_kit.profiles.prompts import Prompt
-from spike_kit.profiles.store import Key, Store, Stored, Verdict
+from spike_kit.profiles.store import Answer, Key, Store, Stored, Verdict
 
 TRIES = 2
 """Answers per question in one run: the first, and one more if that cannot be used."""
@@ -45,6 +53,40 @@ _TICK = 0.2
 """Seconds between two looks at the progress, and at whether the run is to end."""
 
 _CONNECT_SECONDS = 30.0
+
+AMBIGUOUS: frozenset[str] = frozenset({"server", "timeout", "connection", "garbage"})
+"""Kinds of failure after which nobody knows whether the server did the work, and billed it."""
+
+RETRIED: frozenset[str] = AMBIGUOUS | {"busy", "unreachable"}
+"""Kinds after which the same call is tried again."""
+
+HINTS: dict[str, str] = {
+    "quota": "the quota is used up: add credit or raise the limit, then run again",
+    "key": "check the key in {key_variable} and what it may use",
+    "model": "check the model name {model!r} and --base-url",
+}
+"""What to do after the kinds that stop a run, since nobody but the user can help."""
+
+LONGEST_MESSAGE = 300
+"""Characters of a server's words that are shown and stored, once the key is taken out."""
+
+MAX_ANSWER_BYTES = 4 * 1024 * 1024
+"""Largest response that is read; a profile has a few kilobytes."""
+
+_BUSY_PAUSE = 1.0
+"""Seconds that a busy server is left alone where it does not say how long."""
+
+_LOOK = 0.02
+"""Seconds between two looks for a place."""
+
+_LONGEST_WORDS = 10 * LONGEST_MESSAGE
+_CODES = re.compile(r'"(?:code|type|status|error_type)"\s*:\s*"?(?!null)([\w.-]+)')
+_QUOTA = re.compile(r"insufficient_quota|billing|credit")
+_KEY = re.compile(r"invalid_api_key|api[ _-]?key not valid|authentication_error", re.I)
+_BUSY = re.compile(r"rate_limit|too_many_requests|overloaded")
+_CONTENT = re.compile(
+    r"content_filter|content_policy|safety|context[_ ]length|too long|maximum context|max_new_tokens", re.I
+)
 
 
 @dataclass
@@ -102,6 +144,28 @@ class Progress:
         self.failures[kind] += 1
         if len(self.first_failures) < 10:
             self.first_failures.append(f"{what}: {kind}: {message}")
+
+    def summary(self, model: str, answers: Path, batch: bool = False) -> str:
+        """Say what a run did and used, what was wrong, and the first failures; ``answers`` is the file of a store."""
+        used = prices().used(model, self.tokens_in, self.tokens_out, batch)
+        counts = f"{self.found} answers from before, {self.done} new, {self.failed} failed"
+        lines = [f"{counts}; {self.calls} calls, {used}"]
+        for name, found in (("problems", self.problems), ("failures", self.failures)):
+            lines += [f"{name}: {', '.join(f'{n} {kind}' for kind, n in found.items())}"] if found else []
+        if self.unclear:
+            lines.append(f"{self.unclear} calls may have been billed without an answer arriving")
+        if self.failed:
+            lines += ["failed (asked again the next time):", *(f"  {failure}" for failure in self.first_failures)]
+        if more := self.failed - len(self.first_failures):
+            lines.append(f"  and {more} more: table failures of {paths.shown(answers)}")
+        return "\n".join(lines)
+
+    def show(self, bar: tqdm) -> None:
+        """Show how far the run is on a bar of questions."""
+        bar.total = self.total
+        bar.set_description(f"ask about {self.subject}", refresh=False)
+        bar.set_postfix(failed=self.failed, refresh=False)
+        bar.update(self.found + self.done + self.failed - bar.n)
 
 
 Remedy = Callable[[str, str], str]
@@ -338,3 +402,180 @@ def _stopped_by_signals(stop: threading.Event) -> Iterator[None]:
             for number in (signal.SIGINT, signal.SIGTERM):
                 usual.callback(signal.signal, number, signal.signal(number, end))
         yield
+
+
+class CallError(Exception):
+    """An attempt that brought no answer.
+
+    Parameters
+    ----------
+    kind
+        ``busy`` (429), ``server`` (408, 409, 5xx), ``timeout``, ``connection`` (dropped), ``unreachable`` (never
+        connected), ``garbage`` (no chat completion in the body), ``request`` (400, 413, 422, redirects), ``content``
+        (filtered or too long for the model), ``quota`` (used up), ``key`` (wrong or without rights), ``model``
+        (unknown).
+    message
+        The server's own words, where there are some.
+    wait
+        Seconds the server asks to wait.
+    """
+
+    def __init__(self, kind: str, message: str, wait: float = 0.0) -> None:
+        super().__init__(message)
+        self.kind = kind
+        self.message = message
+        self.wait = wait
+
+
+class Pace:
+    """Attempts at the server: at most a limit that falls when it is busy, and none during a pause it asks for.
+
+    The limit is halved on a busy signal (once per wave of calls) and grows by one after as many successes as it
+    counts, up to the configured concurrency; a pause holds for all calls.
+
+    Parameters
+    ----------
+    most
+        Configured concurrency.
+    """
+
+    def __init__(self, most: int) -> None:
+        self.most, self.limit, self._active = most, float(most), 0
+        self._not_before = self._halved_at = 0.0
+
+    @asynccontextmanager
+    async def place(self) -> AsyncIterator[float]:
+        """Wait for a place and for the end of a pause; gives the time at which the attempt begins."""
+        while self._active >= int(self.limit) or time.monotonic() < self._not_before:
+            await asyncio.sleep(max(_LOOK, self._not_before - time.monotonic()))
+        self._active += 1
+        try:
+            yield time.monotonic()
+        finally:
+            self._active -= 1
+
+    def succeeded(self) -> None:
+        """Count a success."""
+        self.limit = min(self.most, self.limit + 1 / self.limit)
+
+    def busy(self, started: float, wait: float) -> None:
+        """Slow down: an attempt that began at ``started`` met a busy server, which asks for ``wait`` seconds."""
+        now = time.monotonic()
+        self._not_before = max(self._not_before, now + (wait or _BUSY_PAUSE))
+        if started >= self._halved_at:
+            self.limit, self._halved_at = max(1.0, self.limit / 2), now
+
+
+async def exchange(wire: Any, request: Any, timeout: float) -> Answer:
+    """Send a request and read the response, which is not trusted, within the bounds of time and size.
+
+    Raises
+    ------
+    CallError
+        If no answer comes.
+    """
+    http, started, body = require("httpx2", "llm"), time.perf_counter(), bytearray()
+    try:
+        async with asyncio.timeout(timeout), aclosing(await wire.handle_async_request(request)) as response:
+            async for chunk in response.stream:
+                body += chunk
+                if len(body) > MAX_ANSWER_BYTES:
+                    raise CallError("garbage", f"the response is larger than {MAX_ANSWER_BYTES} bytes")
+    except (http.ConnectError, http.ConnectTimeout) as error:
+        raise CallError("unreachable", str(error) or type(error).__name__) from None
+    except (TimeoutError, http.TimeoutException):
+        raise CallError("timeout", f"no answer within {timeout:g} s") from None
+    except (http.HTTPError, OSError, EOFError) as error:
+        raise CallError("connection", str(error) or type(error).__name__) from None
+    if (encoding := response.headers.get("content-encoding", "identity")) != "identity":
+        raise CallError("garbage", f"the response is compressed ({encoding[:40]}), which was not asked for")
+    seconds = time.perf_counter() - started
+    return read_reply(response.status_code, body.decode(errors="replace"), response.headers, seconds)
+
+
+def read_reply(status: int, body: str, headers: Mapping[str, str], seconds: float = 0.0) -> Answer:
+    """Read the answer in a response.
+
+    Raises
+    ------
+    CallError
+        If there is none in it. An error in a body with status 200 counts as the error it names.
+    """
+    values, words, code = read_body(body)
+    named: object = status
+    if status == 200:
+        if not isinstance(values, dict) or values.get("choices") or not values.get("error"):
+            return _completion(values, words, seconds)
+        number = re.search(r"\b[45]\d\d\b", code)
+        status, named = int(number[0]) if number else 429 if _BUSY.search(code) else 500, code or "error"
+    if 300 <= status < 400:
+        words = f"the server moved to {headers.get('location', '?')}: check --base-url"
+    raise CallError(failure_kind(status, code, words), f"{named}: {words or 'no message'}", retry_after(headers))
+
+
+def failure_kind(status: int, code: str, words: str) -> str:
+    """Decide what an error means, from its status, the codes in its body and the server's words."""
+    said = f"{code} {words}"
+    if status == 402 or _QUOTA.search(code):
+        return "quota"
+    if status in (401, 403) or (status < 500 and _KEY.search(said)):
+        return "key"
+    if status == 404:
+        return "model"
+    if status == 429:
+        return "busy"
+    if status in (408, 409) or status >= 500:
+        return "server"
+    return "content" if _CONTENT.search(said) else "request"
+
+
+def what_failed(status: int, body: str) -> tuple[str, str]:
+    """Decide what a response with an error means; gives that and the server's words."""
+    _, words, code = read_body(body)
+    return failure_kind(status, code, words), words
+
+
+def _completion(values: Any, words: str, seconds: float) -> Answer:
+    """Read an answer out of the body of a chat completion."""
+    try:
+        choice = values["choices"][0]
+        message, usage = choice["message"], values.get("usage") or {}
+        content, refusal = message.get("content") or "", message.get("refusal") or ""
+        if isinstance(content, list):
+            content = "".join(part["text"] for part in content if part.get("type") in ("text", "output_text"))
+        if not isinstance(content, str):
+            raise TypeError
+        thoughts = next((name for name in ("reasoning_content", "reasoning", "thinking") if message.get(name)), "")
+        counts = {name: usage.get(name) for name in ("prompt_tokens", "completion_tokens")}
+        counts = {name: n if type(n) is int and 0 <= n < 2**40 else 0 for name, n in counts.items()}
+        reason = str(choice.get("finish_reason") or "stop")[:40]
+    except (KeyError, IndexError, TypeError, AttributeError):
+        raise CallError("garbage", f"the response is no chat completion: {words}") from None
+    return Answer(content, reason, counts, seconds, str(refusal), thoughts)
+
+
+def read_body(body: str) -> tuple[Any, str, str]:
+    """Read a body: its JSON value (None if it is none), what the server says in it, and all codes of an error there."""
+    words, codes = " ".join(body.split())[:_LONGEST_WORDS], " ".join(_CODES.findall(body))[:_LONGEST_WORDS]
+    try:
+        values = parsed(body)
+    except (ValueError, RecursionError):
+        return None, words, codes
+    said = values.get("error", values) if isinstance(values, dict) else values
+    said = said.get("message") or said.get("detail") if isinstance(said, dict) else said
+    return values, said[:_LONGEST_WORDS] if said and isinstance(said, str) else words, codes
+
+
+def parsed(text: str | bytes) -> Any:
+    """Read JSON; halves of surrogate pairs, which cannot be written as UTF-8, become question marks."""
+    return json.loads(json.dumps(json.loads(text), ensure_ascii=False).encode("utf-8", "replace"))
+
+
+def retry_after(headers: Mapping[str, str]) -> float:
+    """Seconds a server asks to wait, given in milliseconds, in seconds or as a date; 0 where it does not ask."""
+    for name, unit in (("retry-after-ms", 0.001), ("retry-after", 1.0)):
+        with suppress(KeyError, ValueError):
+            return max(0.0, float(headers[name]) * unit)
+    with suppress(KeyError, ValueError, TypeError, OverflowError):
+        return max(0.0, parsedate_to_datetime(headers["retry-after"]).timestamp() - time.time())
+    return 0.0

@@ -15,6 +15,7 @@ from typing import Any, Literal
 
 import pandas as pd
 from pydantic import Field
+from tqdm.auto import tqdm
 
 from spike_kit.base.config import Config
 from spike_kit.base.errors import ConfigError, DataError, some
@@ -23,12 +24,10 @@ from spike_kit.base.storage import canonical_json
 from spike_kit.data.dataset import FILLED, SUBJECTS, TEMPLATE, Dataset, texts_by_subject
 from spike_kit.data.text import clean
 from spike_kit.profiles.checks import thoughts_advice, without_thoughts
-from spike_kit.profiles.client import Answer
-from spike_kit.profiles.cost import estimate_tokens, prices
 from spike_kit.profiles.jobs import Asking, Progress, Watch
-from spike_kit.profiles.llm import LLMConfig
+from spike_kit.profiles.llm import LLMConfig, estimate_tokens, prices
 from spike_kit.profiles.prompts import Prompt, PromptConfig, PromptWriter, fenced, prompt_writer_of
-from spike_kit.profiles.store import Key, Store, Verdict, answers_path, asking_store
+from spike_kit.profiles.store import Answer, Key, Store, Verdict, answers_path, asking_store
 from spike_kit.profiles.template import ensure_profiles
 
 VERSION = "judge 1"
@@ -153,6 +152,17 @@ class Judge:
             rows = [row for question in self.questions for row in self._rows(store, *question)]
         names = [*self._columns, "subject", "id", "criterion", self._field, "evidence", "evidence_found"]
         return pd.DataFrame(rows, columns=names)
+
+    def report(self, dry_run: bool = False) -> str:
+        """Ask what has no verdict yet, with a progress bar, and show the table; or, asking nothing, calls and costs."""
+        if dry_run:
+            calls, costs = self.estimate()
+            return f"{calls} calls to make\n\n{costs.to_string(index=False, na_rep='')}\n\nprices of {prices().as_of}"
+        progress = Progress()
+        with tqdm(unit="question") as bar:
+            verdicts = self.run(progress, watch=lambda progress: progress.show(bar))
+        shown = self.table(verdicts).round(3).to_string(index=False)
+        return f"{shown}\n{progress.summary(self.config.llm.model, self.answers)}"
 
     def _verdict(self, answer: Answer) -> Verdict:
         """Read the judge's JSON object; its canonical form is what is stored."""

@@ -20,7 +20,7 @@ from spike_kit.base.storage import canonical_json, sha256_text
 from spike_kit.data.dataset import SUBJECTS, Dataset
 from spike_kit.data.text import clean, cut
 from spike_kit.data.workspace import longest_train_reviews
-from spike_kit.profiles.cost import BYTES_PER_TOKEN, estimate_tokens
+from spike_kit.profiles.llm import BYTES_PER_TOKEN, estimate_tokens
 from spike_kit.profiles.template import TEMPLATE, WORD_LIMIT, Links, Names, train_items
 
 VERSION = "profiles 1"

@@ -18,7 +18,7 @@ from scipy.sparse import csr_array
 from torch import Tensor
 from torch.nn import functional
 
-from spike_kit.base.errors import DataError, require, some
+from spike_kit.base.errors import DataError, some
 from spike_kit.data.dataset import FILLED, SUBJECTS
 from spike_kit.data.vectors import ProfileVectors
 
@@ -88,24 +88,12 @@ def spread(rows: Tensor) -> float:
     return 1 - float((unit.sum(0).square().sum() - unit.square().sum()) / (n * (n - 1))) if n > 1 else math.nan
 
 
-def nearest(rows: Tensor) -> float:
-    """Mean cosine distance of each row of ``[n, d]`` to the nearest other one; NaN below two rows."""
-    if len(rows) < 2:
-        return math.nan
-    neighbours = require("sklearn.neighbors", "text").NearestNeighbors(n_neighbors=1, metric="cosine")
-    return float(neighbours.fit(rows.cpu().numpy()).kneighbors()[0].mean())
-
-
 def ngrams(texts: Sequence[str] | pd.Series, size: int) -> tuple[np.ndarray, np.ndarray]:
     """Word n-grams as dense ids ``[m]``, and the text each comes from ``[m]``, ascending; none crosses texts."""
-    rows = [words_of(text) for text in texts]
+    words = [words_of(text) for text in texts]
+    rows = [[" ".join(row[start : start + size]) for start in range(len(row) - size + 1)] for row in words]
     owner = np.repeat(np.arange(len(rows)), [len(row) for row in rows])
-    words, vocabulary = pd.factorize(np.array(list(chain.from_iterable(rows)), dtype=object))
-    grams = words
-    for step in range(1, size):
-        grams = pd.factorize(grams[:-1] * len(vocabulary) + words[step:])[0]
-    inside = owner[: len(grams)] == owner[len(owner) - len(grams) :]
-    return grams[inside], owner[: len(grams)][inside]
+    return pd.factorize(np.array(list(chain.from_iterable(rows)), dtype=object))[0], owner
 
 
 def near_duplicates(texts: Sequence[str] | pd.Series, threshold: float = 0.8) -> np.ndarray:
@@ -187,8 +175,8 @@ def measure_profiles(
     checked = [checked_facts(*pair, ordinary) for pair in zip(frame["text"], asked, strict=True)]
     return frame.assign(
         words=[len(text.split()) for text in frame["text"]],
-        names=[len(row) for row in checked],
-        faithfulness=[sum(row.values()) / len(row) if row else math.nan for row in checked],
+        names=[len(facts) for facts in checked],
+        faithfulness=[faithfulness(facts) for facts in checked],
     )
 
 
@@ -214,7 +202,7 @@ def quality_table(
     DataFrame
         One row per subject and profile set: profiles, subject, n (profiles compared), words_mean, words_max, over_limit
         (share), faithfulness (mean over profiles with a named fact), with_names (number of those), distinct_2,
-        near_duplicates (share), spread, nearest (cosine distances, NaN without vectors).
+        near_duplicates (share), spread (cosine distance, NaN without vectors).
 
     Raises
     ------
@@ -244,7 +232,6 @@ def quality_table(
                 "distinct_2": distinct_2(part["text"]),
                 "near_duplicates": near_duplicates(part["text"]).mean(),
                 "spread": spread(chosen),
-                "nearest": nearest(chosen),
             }
         )
     return pd.DataFrame(rows)
@@ -401,15 +388,9 @@ def checked_facts(profile: str, prompt: str, ordinary: Collection[str] | None = 
     return {fact: supported(fact, key) for fact in named_facts(profile, known)}
 
 
-def unsupported_facts(profile: str, prompt: str) -> list[str]:
-    """Named facts of a profile that do not stand in its prompt."""
-    return [fact for fact, stands in checked_facts(profile, prompt).items() if not stands]
-
-
-def faithfulness(profile: str, prompt: str) -> float:
-    """Share of a profile's named facts that stand in its prompt; NaN without any named fact.
+def faithfulness(facts: Mapping[str, bool]) -> float:
+    """Share of a profile's named facts (`checked_facts`) that stand in its prompt; NaN without any named fact.
 
     It finds invented names, titles and years; it does not find names put into a wrong relation.
     """
-    checked = checked_facts(profile, prompt)
-    return sum(checked.values()) / len(checked) if checked else math.nan
+    return sum(facts.values()) / len(facts) if facts else math.nan

@@ -20,7 +20,6 @@ from typing import Any, NamedTuple, Self
 from spike_kit.base import paths, storage
 from spike_kit.base.storage import database_errors, now
 from spike_kit.data.dataset import Dataset
-from spike_kit.profiles.client import Answer
 from spike_kit.profiles.llm import LLMConfig
 from spike_kit.profiles.prompts import Prompt
 
@@ -70,6 +69,34 @@ class Stored(NamedTuple):
     row: int
     text: str
     problem: str
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What a model said.
+
+    Attributes
+    ----------
+    text
+        As it came, cleaned by `spike_kit.profiles.checks.tidy` only later; empty if the model refused.
+    finish_reason
+        ``stop``, ``length``, ``content_filter``, ...
+    usage
+        ``prompt_tokens`` and ``completion_tokens`` as the server counted them (0 where it did not).
+    seconds
+        Latency of the attempt that succeeded.
+    refusal
+        What the model said when it declined, where the server tells.
+    thoughts
+        Field of the message that holds thoughts (``reasoning``, for example); empty if none does.
+    """
+
+    text: str
+    finish_reason: str
+    usage: dict[str, int]
+    seconds: float
+    refusal: str = ""
+    thoughts: str = ""
 
 
 @dataclass(frozen=True)

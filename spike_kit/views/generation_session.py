@@ -7,9 +7,9 @@ from collections.abc import Callable
 from typing import Any
 
 from spike_kit.base.errors import SpikeKitError
-from spike_kit.profiles.cost import prices
 from spike_kit.profiles.generate import Generation, Outcome
 from spike_kit.profiles.jobs import Progress
+from spike_kit.profiles.llm import prices
 from spike_kit.views.safe import html_table, html_text
 from spike_kit.views.widgets import Panel
 

@@ -21,7 +21,7 @@ from spike_kit.base.errors import DataError, lookup
 from spike_kit.data.dataset import Dataset
 from spike_kit.experiments.run import Run
 from spike_kit.profiles.prompts import EVERYTHING, PromptConfig, PromptWriter, prompt_writer_of, statements
-from spike_kit.profiles.quality import comparable, faithfulness, named_facts, supported, unsupported_facts
+from spike_kit.profiles.quality import checked_facts, comparable, faithfulness, named_facts, supported
 from spike_kit.profiles.store import Store, answers_path
 from spike_kit.views.safe import html_rows, html_table, html_text
 from spike_kit.views.search import Nodes, nearest
@@ -159,8 +159,9 @@ class ProfileBrowser:
         rows = []
         for name in self.profile_sets:
             text, told = self.text(name), self.prompt(name).data
-            found = len(text.split()), faithfulness(text, told), unsupported_facts(text, told)
-            rows.append((name, self._row(name)["model"], *found, text))
+            facts = checked_facts(text, told)
+            missing = [fact for fact, stands in facts.items() if not stands]
+            rows.append((name, self._row(name)["model"], len(text.split()), faithfulness(facts), missing, text))
         columns = ["profiles", "model", "words", "faithfulness", "not in the prompt", "profile"]
         return pd.DataFrame(rows, columns=columns)
 

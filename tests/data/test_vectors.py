@@ -9,7 +9,7 @@ from safetensors.torch import save_file
 
 from spike_kit.base.errors import DataError
 from spike_kit.data.vectors import ProfileVectors, normalised
-from spike_kit.profiles.encoders import Reduction, principal_components
+from spike_kit.profiles.encode import Reduction, principal_components
 
 FACTS = {f"fact {n}": f"value {n}, “quoted”" for n in range(8)}
 

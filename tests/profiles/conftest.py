@@ -12,7 +12,7 @@ import pytest
 
 from spike_kit.base import paths
 from spike_kit.data.dataset import Dataset
-from spike_kit.profiles import client, jobs
+from spike_kit.profiles import jobs
 from tests.profiles.llm_server import ScriptedServer, distinct_world
 
 
@@ -47,5 +47,5 @@ def short_pauses(monkeypatch: pytest.MonkeyPatch) -> None:
     """Let the SDK's pauses between attempts, and ours, take milliseconds."""
     monkeypatch.setattr("openai._base_client.INITIAL_RETRY_DELAY", 0.005)
     monkeypatch.setattr("openai._base_client.MAX_RETRY_DELAY", 0.01)
-    monkeypatch.setattr(client, "_BUSY_PAUSE", 0.01)
+    monkeypatch.setattr(jobs, "_BUSY_PAUSE", 0.01)
     monkeypatch.setattr(jobs, "_TICK", 0.02)

@@ -10,10 +10,9 @@ import pytest
 
 from spike_kit.base.errors import DataError
 from spike_kit.data.dataset import Dataset
-from spike_kit.profiles import batch
-from spike_kit.profiles.batch import export_batch, import_batch
+from spike_kit.profiles import generate
 from spike_kit.profiles.checks import REMEDIES
-from spike_kit.profiles.generate import Generation
+from spike_kit.profiles.generate import Generation, export_batch, import_batch
 from spike_kit.profiles.jobs import Progress
 from spike_kit.profiles.loopback import completion
 from tests.profiles.tiny import generation, prose, tiny_study
@@ -199,13 +198,13 @@ def test_large_exports_are_split(
     _, files = export_batch(asked, tmp_path / "whole.jsonl")
     whole = files[0].read_bytes()
     longest = max(map(len, whole.splitlines(keepends=True)))
-    monkeypatch.setattr(batch, "MAX_REQUESTS", 4 if limit == "requests" else 1000)
-    monkeypatch.setattr(batch, "MAX_BYTES", 10**9 if limit == "requests" else 2 * longest)
+    monkeypatch.setattr(generate, "MAX_REQUESTS", 4 if limit == "requests" else 1000)
+    monkeypatch.setattr(generate, "MAX_BYTES", 10**9 if limit == "requests" else 2 * longest)
     subject, files = export_batch(asked, tmp_path / "batch.jsonl")
     assert subject == "item"
     assert [file.name for file in files] == [f"batch{n}.jsonl" for n in ("", "-2", "-3")[: len(sizes)]]
     assert [len(accepted(file)) for file in files] == sizes
-    assert all(file.stat().st_size <= batch.MAX_BYTES for file in files)
+    assert all(file.stat().st_size <= generate.MAX_BYTES for file in files)
     assert b"".join(file.read_bytes() for file in files) == whole
 
 
@@ -214,7 +213,7 @@ def test_a_file_that_exists_is_kept_and_no_part_is_left_behind(
     asked: Generation, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
 ) -> None:
     (tmp_path / name).write_text("precious")
-    monkeypatch.setattr(batch, "MAX_REQUESTS", 4)
+    monkeypatch.setattr(generate, "MAX_REQUESTS", 4)
     with pytest.raises(DataError, match=rf"(?s){name} exists.*choose another name"):
         export_batch(asked, tmp_path / "batch.jsonl")
     assert (tmp_path / name).read_text() == "precious"

@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from spike_kit.profiles.checks import REMEDIES, find_problem, remedy, tidy
-from spike_kit.profiles.client import Answer
+from spike_kit.profiles.store import Answer
 
 GOOD = "A slow, sad drama about the people of a small town, for viewers who like quiet films."
 

@@ -8,7 +8,7 @@ import pytest
 
 from spike_kit.base import paths
 from spike_kit.base.errors import DataError
-from spike_kit.profiles.cost import estimate_tokens, prices
+from spike_kit.profiles.llm import estimate_tokens, prices
 
 OWN = """
 as_of = 2026-01-02

@@ -13,8 +13,8 @@ from spike_kit.base.errors import DataError
 from spike_kit.base.storage import read_json, sha256_text
 from spike_kit.cli import main
 from spike_kit.data.dataset import Dataset
-from spike_kit.profiles.cost import estimate_tokens, prices
 from spike_kit.profiles.jobs import Progress
+from spike_kit.profiles.llm import estimate_tokens, prices
 from spike_kit.profiles.prompts import PromptConfig, PromptWriter
 from spike_kit.profiles.store import Store, asking_store
 from spike_kit.profiles.template import UNKNOWN_TASTE, Links, Names

@@ -13,9 +13,16 @@ import pytest
 
 from spike_kit.base.errors import LLMError, SpikeKitError
 from spike_kit.data.dataset import Dataset
-from spike_kit.profiles import client, jobs
-from spike_kit.profiles.client import AMBIGUOUS, CallError, Pace, read_reply, retry_after
-from spike_kit.profiles.jobs import FAILURES_IN_A_ROW, Progress
+from spike_kit.profiles import jobs
+from spike_kit.profiles.jobs import (
+    AMBIGUOUS,
+    FAILURES_IN_A_ROW,
+    CallError,
+    Pace,
+    Progress,
+    read_reply,
+    retry_after,
+)
 from spike_kit.profiles.loopback import completion
 from tests.profiles import llm_server as told
 from tests.profiles.llm_server import Asked, Reply, ScriptedServer
@@ -131,7 +138,7 @@ def test_a_busy_server_pauses_all_calls_and_halves_their_number(
     films: Dataset, server: ScriptedServer, monkeypatch: pytest.MonkeyPatch, asks: str
 ) -> None:
     pause = 0.3
-    monkeypatch.setattr(client, "_BUSY_PAUSE", pause)
+    monkeypatch.setattr(jobs, "_BUSY_PAUSE", pause)
     headers = "" if asks == "nothing" else f"Retry-After: {pause}\r\n"
     busy = told.sends({"error": {"message": "", "code": 429}}, 200 if asks == "body" else 429, headers)
     server.script = lambda asked: busy if asked.number == 9 else told.good(0.01)

@@ -11,9 +11,15 @@ import pytest
 from spike_kit.base import paths, storage
 from spike_kit.base.errors import ConfigError, DataError, FetchError, LLMError
 from spike_kit.data.dataset import Dataset
-from spike_kit.profiles import encoders
-from spike_kit.profiles.encode import encode_profiles, encode_texts, ensure_vectors
-from spike_kit.profiles.encoders import OpenAIEncoder, TooLongError, request_batches
+from spike_kit.profiles import encode
+from spike_kit.profiles.encode import (
+    OpenAIEncoder,
+    TooLongError,
+    encode_profiles,
+    encode_texts,
+    ensure_vectors,
+    request_batches,
+)
 from tests.profiles.llm_server import Asked, Reply, ScriptedServer, fails, response, sends
 
 KEY = "sk-'se\\cret/+1234"
@@ -140,7 +146,7 @@ def test_a_refusal_says_what_to_do_and_never_the_key(
 ) -> None:
     message = "x" * 150 + f" you sent {KEY}, and again: " + "x" * 60 + KEY
     reply = sends({"error": {"message": message}} if form == "json" else message.encode(), status)
-    monkeypatch.setattr(encoders, "_RETRIES", 0)
+    monkeypatch.setattr(encode, "_RETRIES", 0)
     first(server, reply)
     with pytest.raises(kind, match=rf"(?s)you sent \[key\], and.*{hint}") as caught:
         OpenAIEncoder("m").encode(["a"])
@@ -172,7 +178,7 @@ def test_a_profile_that_is_too_long_for_the_server_is_named(
 def test_a_server_that_is_not_there_and_a_key_that_is_missing_are_errors(monkeypatch: pytest.MonkeyPatch) -> None:
     with ScriptedServer() as closed:
         url = closed.base_url
-    monkeypatch.setattr(encoders, "_RETRIES", 0)
+    monkeypatch.setattr(encode, "_RETRIES", 0)
     monkeypatch.setenv("OPENAI_BASE_URL", url)
     with pytest.raises(FetchError, match=r"(?s)openai:m at 127.0.0.1: Connection error.*OPENAI_BASE_URL"):
         OpenAIEncoder("m").encode(["a"])

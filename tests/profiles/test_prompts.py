@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from spike_kit.base.errors import ConfigError
 from spike_kit.base.storage import sha256_text
 from spike_kit.data.dataset import SUBJECTS, Dataset
-from spike_kit.profiles.cost import estimate_tokens
+from spike_kit.profiles.llm import estimate_tokens
 from spike_kit.profiles.prompts import DOMAINS, Prompt, PromptConfig, PromptWriter, domain_name, prompt_texts
 from spike_kit.profiles.template import template_profiles
 from tests.profiles import tiny

@@ -71,10 +71,11 @@ def test_support_ignores_case_accents_and_punctuation_but_not_word_boundaries(
 
 def test_one_invented_name_of_three() -> None:
     profile = "Alien by Ridley Scott stars Tom Hanks."
-    assert quality.faithfulness(profile, PROMPT) == pytest.approx(2 / 3)
-    assert quality.unsupported_facts(profile, PROMPT) == ["Tom Hanks"]
-    assert quality.faithfulness("A horror film.", PROMPT) != quality.faithfulness("A horror film.", PROMPT)
-    assert quality.faithfulness(PROMPT, PROMPT) == 1
+    facts = quality.checked_facts(profile, PROMPT)
+    assert facts == {"Alien": True, "Ridley Scott": True, "Tom Hanks": False}
+    assert quality.faithfulness(facts) == pytest.approx(2 / 3)
+    assert math.isnan(quality.faithfulness(quality.checked_facts("A horror film.", PROMPT)))
+    assert all(quality.checked_facts(PROMPT, PROMPT).values())
 
 
 PARTS = ["A", "A ", "a-", "A-b", "'", '"', "“a", "'a", "111,", "1,", "A.", "\\", "((", "日本", "A b'c ", "\n", "I "]
@@ -85,7 +86,7 @@ HOSTILE = ["", "\x00\ud7ff\u202e", "A" + " " * 99_998 + "&", *(part * (100_000 /
 @pytest.mark.parametrize("text", HOSTILE, ids=lambda text: repr(text[:6]))
 def test_hostile_texts_are_measured_in_time(text: str) -> None:
     start = time.process_time()
-    value = quality.faithfulness(text, text)
+    value = quality.faithfulness(quality.checked_facts(text, text))
     assert math.isnan(value) or value == 1
     texts = [text, "one two three four"]
     assert 0 <= quality.distinct_2(texts) <= 1
@@ -153,16 +154,13 @@ def test_repeated_shingles_count_once_and_the_threshold_itself_is_near() -> None
         assert not quality.near_duplicates(texts, 8 / 10 + 1e-6).any()
 
 
-def test_spread_and_nearest_equal_brute_force() -> None:
+def test_spread_equals_brute_force() -> None:
     rows = torch.randn(40, 7, generator=torch.Generator().manual_seed(1)) + 0.5
     distance = 1 - functional.cosine_similarity(rows[:, None].double(), rows[None].double(), dim=-1)
     off = ~torch.eye(40, dtype=torch.bool)
     assert quality.spread(rows) == pytest.approx(distance[off].mean().item(), abs=1e-9)
-    closest = distance.masked_fill(~off, 9).amin(1).mean().item()
-    assert quality.nearest(rows) == pytest.approx(closest, abs=1e-5)
     assert quality.spread(torch.ones(3, 2)) == pytest.approx(0)
     assert math.isnan(quality.spread(rows[:1]))
-    assert math.isnan(quality.nearest(rows[:1]))
 
 
 def frame(rows: list[tuple[str, int, str]], usage: str = "{}") -> pd.DataFrame:
@@ -193,7 +191,7 @@ def test_profile_sets_are_compared_on_the_subjects_they_share() -> None:
     assert table["over_limit"].tolist() == [1, 1, 0, 1]
     assert table["spread"].isna().all()
     alone = quality.quality_table({"template": TEMPLATE}, PROMPTS, {"item": 9, "user": 9}, vectors).set_index("subject")
-    assert alone[["n", "spread", "nearest"]].to_numpy()[0].tolist() == pytest.approx([2, 1, 1])
+    assert alone[["n", "spread"]].to_numpy()[0].tolist() == pytest.approx([2, 1])
 
 
 def test_profile_sets_without_a_common_subject_are_not_compared() -> None:
