@@ -97,16 +97,15 @@ def read_archive(dataset: str, root: Path | None = None) -> list[Run]:
 def _kept(dataset: str, root: Path | None = None) -> dict[str, Run]:
     """Kept runs of a data set by their question."""
     found: dict[str, Run] = {}
-    for folder in (root / dataset,) if root else (own_root() / dataset, ROOT / dataset):
-        files = [folder / RUNS, folder / PER_USER]
-        if files[0].is_file():
-            stamps = [file.stat().st_mtime_ns if file.is_file() else 0 for file in files]
-            found |= {question: run for question, run in _read(folder, *stamps).items() if question not in found}
+    for archive in (root,) if root else (own_root(), ROOT):
+        file = archive / dataset / RUNS
+        if file.is_file():
+            found = found | _read(file.parent, file.stat().st_mtime_ns) | found  # the first one stays, in its place
     return found
 
 
 @lru_cache(maxsize=8)
-def _read(folder: Path, *_: int) -> dict[str, Run]:
+def _read(folder: Path, _: int) -> dict[str, Run]:
     """Runs of an archive's two files, which are read again when they were written anew."""
     table, values = storage.read_parquet(folder / RUNS), storage.read_parquet(folder / PER_USER)
     found: dict[str, Run] = {}
@@ -114,9 +113,8 @@ def _read(folder: Path, *_: int) -> dict[str, Run]:
         for row in table.to_dict("records"):
             own = values[["split", "user", row["run"]]].dropna().rename(columns={row["run"]: MONITOR})
             own[MONITOR] = own[MONITOR].astype(np.float64) / _STEPS
-            run = Run(folder / str(row["run"]))
-            vars(run).update({part: json.loads(row[part]) for part in _PARTS}, history=pd.DataFrame())
-            vars(run).update(per_user=own.reset_index(drop=True))
+            run, parts = Run(folder / str(row["run"])), {part: json.loads(row[part]) for part in _PARTS}
+            vars(run).update(parts, history=pd.DataFrame(), per_user=own.reset_index(drop=True))
             found.setdefault(_question(run.config), run)
     except (KeyError, TypeError, json.JSONDecodeError) as error:
         raise DataError(f"{folder} is damaged: {error!r}", "take the files of the repository again") from error
@@ -145,9 +143,8 @@ def keep_run(run: Run, data: Dataset, root: Path | None = None) -> None:
     DataError
         If the archive holds another build of the data set, or is damaged.
     """
-    root = root or own_root()
-    kept, question = dict(_kept(data.name, root)), _question(run.config)
-    before = kept.pop(question, None)
+    kept = _kept(data.name, root or own_root())
+    before = kept.pop(_question(run.config), None)
     if before is None or before.config != run.config:
         write_archive([*kept.values(), run], data, root)
 
@@ -163,38 +160,38 @@ def find_kept(config: Mapping[str, Any], root: Path | None = None) -> Run | None
     return _kept(config["dataset"], root).get(_question(config))
 
 
-def known_runs(data: Dataset) -> list[Run]:
-    """Finished runs of a data set, with what only the archive has (`with_archived`)."""
-    return with_archived(data, finished_runs(data))
-
-
-def with_archived(data: Dataset, here: Sequence[Run]) -> list[Run]:
-    """Runs of this machine; what was not run here is taken from the archive, if it is of the data set's present build.
+def known_runs(data: Dataset, here: Sequence[Run] | None = None) -> list[Run]:
+    """Finished runs of a data set; what was not run here is taken from the archive, if it is of its present build.
 
     Two runs are the same one here if they differ in nothing but the declared versions, and the vectors' last bits.
     Seeds of different versions are not averaged: as soon as one seed was run here by another version, the archive's
     other seeds are left out.
+
+    Parameters
+    ----------
+    data
+        The data set.
+    here
+        Runs of this machine; default: `spike_kit.experiments.run.finished_runs`.
     """
-    versions: dict[str, set[str]] = {}
+    here = finished_runs(data) if here is None else here
+    declared: dict[str, set[str]] = {}
     for run in here:
-        versions.setdefault(_question(run.config, seed=False), set()).add(_version(run.config))
+        declared.setdefault(_question(run.config, "seed"), set()).add(_version(run.config))
     known, build = {_question(run.config) for run in here}, data_version(data)
     return [*here] + [
         run
         for question, run in _kept(data.name).items()
         if run.config["data_sha256"] == build
         and question not in known
-        and _version(run.config) in versions.get(_question(run.config, seed=False), {_version(run.config)})
+        and _version(run.config) in declared.get(_question(run.config, "seed"), {_version(run.config)})
     ]
 
 
-_VERSIONS = ("versions", "code_sha256", "vectors_sha256")
-
-
-def _question(config: Mapping[str, Any], seed: bool = True) -> str:
-    """What a run answers, whatever the version of the code; that of all its seeds without ``seed``."""
-    left_out = _VERSIONS if seed else (*_VERSIONS, "seed")
-    return storage.canonical_json({name: value for name, value in config.items() if name not in left_out})
+def _question(config: Mapping[str, Any], *left_out: str) -> str:
+    """What a run answers, whatever the version of the code; that of all its seeds where ``seed`` is left out."""
+    rest = config.keys() - {"versions", "code_sha256", "vectors_sha256", *left_out}
+    return storage.canonical_json({name: config[name] for name in rest})
 
 
 def _version(config: Mapping[str, Any]) -> str:

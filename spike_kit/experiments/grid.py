@@ -17,7 +17,7 @@ from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from itertools import product
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import pandas as pd
 import torch
@@ -43,7 +43,7 @@ from spike_kit.training.loop import MONITOR
 logger = logging.getLogger(__name__)
 
 Kind = Literal["text", "search", "run"]
-KINDS: tuple[Kind, ...] = ("text", "search", "run")
+KINDS: tuple[Kind, ...] = get_args(Kind)
 """Kinds of cells, in the order in which they are done: profiles with their vectors, searches, runs."""
 
 Submit = Callable[["Cell"], "Future[Outcome]"]
@@ -152,22 +152,22 @@ class Cell:
     @property
     def about(self) -> dict[str, Any]:
         """What it is, for a table."""
-        about = {"kind": self.kind, **self.config.model_dump(include={"dataset", "model", "seed"})}
-        return about | {"variant": self.variant} | ({"model": ""} if self.kind == "text" else {})
+        model = "" if self.kind == "text" else self.config.model
+        what = {"kind": self.kind, "dataset": self.config.dataset, "model": model}
+        return what | {"variant": self.variant, "seed": self.config.seed}
 
     @property
     def name(self) -> str:
         """Short name for a log."""
-        seed = f"seed {self.config.seed}" if self.kind == "run" else ""
-        words = [self.kind, self.config.dataset, self.about["model"], self.variant, seed]
-        return " ".join(filter(None, words))
+        *words, seed = self.about.values()
+        return " ".join(filter(None, [*words, f"seed {seed}" if self.kind == "run" else ""]))
 
 
 @dataclass(frozen=True)
 class Outcome:
     """Where a cell stands: its validation NDCG@20 and seconds, or its error."""
 
-    state: Literal["waiting", "running", "finished", "failed"]
+    state: Literal["waiting", "finished", "failed"]
     valid: float = math.nan
     seconds: float = math.nan
     error: str = ""
@@ -194,13 +194,13 @@ def perform(cell: Cell, device: str = "cpu", threads: int = 1) -> Outcome:
             result = search(config, budget.trials, device=where, trial_seconds=budget.trial_seconds)
             save_tuned(config, result, budget.trial_seconds)
             return Outcome("finished", result.valid, float(result.trials["seconds"].sum()))
-        return _of_run(run(config, where, progress=False))
+        return _finished(run(config, where, progress=False))
     except (SpikeKitError, RuntimeError, MemoryError, OSError) as error:
         return Outcome("failed", error=str(error) or type(error).__name__)
 
 
-def _of_run(run: Run) -> Outcome:
-    return Outcome("finished", run.metrics["valid"][MONITOR], run.metrics["seconds"])
+def _finished(run: Run) -> Outcome:
+    return Outcome("finished", run.valid[MONITOR], run.metrics["seconds"])
 
 
 def _write_text(cell: Cell, device: torch.device) -> Outcome:
@@ -243,13 +243,11 @@ class GridRun:
     @property
     def table(self) -> pd.DataFrame:
         """Progress: kind, dataset, model, variant, seed, state, valid (NDCG@20), seconds, error; one row per cell."""
-        rows = [cell.about | vars(outcome) for cell, outcome in self.cells.items()]
-        return pd.DataFrame(rows, columns=["kind", "dataset", "model", "variant", "seed", *vars(Outcome("waiting"))])
+        return pd.DataFrame([cell.about | vars(outcome) for cell, outcome in self.cells.items()])
 
     def look(self) -> None:
         """Find out which cells are finished, without doing any."""
-        for cell in self.cells:
-            self.cells[cell] = self._found(cell) or self.cells[cell]
+        self.cells = {cell: self._found(cell) or outcome for cell, outcome in self.cells.items()}
 
     @property
     def failed(self) -> list[str]:
@@ -273,30 +271,30 @@ class GridRun:
         """
         if jobs < 1:
             raise ConfigError(f"{jobs} cells at a time were asked for", "give at least 1")
-        running: dict[Future[Outcome], Cell] = {}
-        with workers as submit, tqdm(total=len(self.cells), unit="cell") as bar:
-
-            def end(cell: Cell, outcome: Outcome) -> None:
+        with workers as submit:
+            for cell, outcome in tqdm(self._outcomes(submit, jobs), total=len(self.cells), unit="cell"):
                 self.cells[cell] = outcome
-                self._keep(cell)
+                if self.archive and cell.kind == "run" and outcome.state == "finished":
+                    data = Dataset.open(cell.config.dataset)
+                    if found := find_run(describe(cell.config, data)):
+                        keep_run(found, data, self.archive)
                 logger.info("%s: %s", cell.name, outcome.error or outcome.state)
-                bar.update()
 
-            def wait_for_one() -> None:
-                for future in wait(running, return_when=FIRST_COMPLETED).done:
-                    end(running.pop(future), _outcome(future))
-
-            for cell in self.cells:
-                # Whatever a cell needs is of an earlier kind.
-                while len(running) >= jobs or any(other.kind != cell.kind for other in running.values()):
-                    wait_for_one()
+    def _outcomes(self, submit: Submit, jobs: int) -> Iterator[tuple[Cell, Outcome]]:
+        """Begin cells as long as fewer than ``jobs`` are being done; each is given when it has ended."""
+        waiting = list(self.cells)
+        running: dict[Future[Outcome], Cell] = {}
+        while waiting or running:
+            # Whatever a cell needs is of an earlier kind.
+            if waiting and len(running) < jobs and all(other.kind == waiting[0].kind for other in running.values()):
+                cell = waiting.pop(0)
                 if found := self._found(cell):
-                    end(cell, found)
+                    yield cell, found
                 else:
                     running[submit(cell)] = cell
-                    self.cells[cell] = Outcome("running")
-            while running:
-                wait_for_one()
+            else:
+                for future in wait(running, return_when=FIRST_COMPLETED).done:
+                    yield running.pop(future), _outcome(future)
 
     def _found(self, cell: Cell) -> Outcome | None:
         """Outcome of a cell that is finished already; where it cannot begin, its own process will say why."""
@@ -313,14 +311,7 @@ class GridRun:
         except SpikeKitError:
             return None
         found = find_run(described) or (find_kept(described, self.archive) if self.archive else None)
-        return None if found is None else _of_run(found)
-
-    def _keep(self, cell: Cell) -> None:
-        """Put what a cell left here into the archive."""
-        if self.archive and cell.kind == "run" and self.cells[cell].state == "finished":
-            data = Dataset.open(cell.config.dataset)
-            if found := find_run(describe(cell.config, data)):
-                keep_run(found, data, self.archive)
+        return _finished(found) if found else None
 
 
 def _outcome(future: Future[Outcome]) -> Outcome:

@@ -71,15 +71,19 @@ class TrainingJob:
             return "finished"
         if self._process() is not None:
             return "training"
-        if self._error():
+        if self.message:
             return "failed"
         has_begun = (run_path(self.described) / STATE).is_dir() or (self.folder / PROCESS).is_file()
         return "interrupted" if has_begun else "not trained"
 
     @property
     def message(self) -> str:
-        """Why the job failed; empty otherwise."""
-        return self._error() if self.state == "failed" else ""
+        """What its log ends with, if that is an error; empty otherwise."""
+        log = self.folder / LOG
+        said = log.read_text(encoding="utf-8", errors="replace").strip() if log.is_file() else ""
+        if "Traceback (most recent call last)" in said:
+            return said.splitlines()[-1].strip()
+        return f"\n{said}".partition("\nerror: ")[2]
 
     @property
     def history(self) -> pd.DataFrame:
@@ -98,9 +102,7 @@ class TrainingJob:
         recent = self.history.tail(_RECENT + 1)
         if self.state != "training" or len(recent) < 2:
             return None
-        first, last = recent.iloc[0], recent.iloc[-1]
-        per_epoch = (last["seconds"] - first["seconds"]) / (len(recent) - 1)
-        return max(0.0, float(per_epoch * (self.epochs - last["epoch"])))
+        return float(recent["seconds"].diff().mean() * (self.epochs - recent["epoch"].iloc[-1]))
 
     def start(self) -> None:
         """Begin, or go on from the last state; does nothing where the run is finished or being trained.
@@ -113,7 +115,7 @@ class TrainingJob:
         if self.state in ("finished", "training"):
             return
         words = shlex.split(self.config.command())[1:]
-        quiet = {"TQDM_MININTERVAL": "60"} | ({} if self.threads is None else {"OMP_NUM_THREADS": str(self.threads)})
+        threads = {} if self.threads is None else {"OMP_NUM_THREADS": str(self.threads)}
         with storage.storage_errors(self.folder):
             self.folder.mkdir(parents=True, exist_ok=True)
             with (self.folder / LOG).open("wb") as log:
@@ -123,15 +125,14 @@ class TrainingJob:
                     stdout=log,
                     stderr=subprocess.STDOUT,
                     start_new_session=True,
-                    env=os.environ | quiet,
+                    env=os.environ | {"TQDM_MININTERVAL": "60"} | threads,
                 )
             # The time tells the process from a later one with the same number.
             storage.write_json(self.folder / PROCESS, {"pid": process.pid, "created": process.create_time()})
 
     def stop(self) -> None:
         """Ask a running job to save its state and end."""
-        process = self._process()
-        if process is not None:
+        if process := self._process():
             process.terminate()
 
     def wait(self, seconds: float) -> JobState:
@@ -152,11 +153,3 @@ class TrainingJob:
             return process if same and process.status() != psutil.STATUS_ZOMBIE else None
         except psutil.Error:
             return None
-
-    def _error(self) -> str:
-        """What the log ends with, if that is an error."""
-        log = self.folder / LOG
-        said = log.read_text(encoding="utf-8", errors="replace").strip() if log.is_file() else ""
-        if "Traceback (most recent call last)" in said:
-            return said.splitlines()[-1].strip()
-        return f"\n{said}".partition("\nerror: ")[2]

@@ -9,7 +9,7 @@ import pandas as pd
 
 from spike_kit.base.errors import lookup
 from spike_kit.data.dataset import Dataset
-from spike_kit.experiments.archive import with_archived
+from spike_kit.experiments.archive import known_runs
 from spike_kit.experiments.run import Run, data_version, list_runs
 from spike_kit.figures.charts import curve_lines, sensitivity_lines, sparsity_bars
 from spike_kit.results.frames import (
@@ -73,7 +73,7 @@ class Overview:
 
     def reload(self, runs: Sequence[Run] | None = None) -> None:
         """Look for runs again: those that were finished meanwhile."""
-        self.all = with_archived(self.data, list_runs(self.data.name)) if runs is None else list(runs)
+        self.all = known_runs(self.data, list_runs(self.data.name)) if runs is None else list(runs)
         self.labelled: Mapping[str, list[Run]] = grouped_by_seed(self.all)
         self._version = data_version(self.data)
 
