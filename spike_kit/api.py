@@ -27,8 +27,7 @@ from spike_kit.evaluation.signal import signal_table
 from spike_kit.experiments import run as experiment
 from spike_kit.experiments import search as searching
 from spike_kit.experiments.archive import known_runs
-from spike_kit.experiments.run import Run
-from spike_kit.experiments.tuned import TUNED, tuned_path
+from spike_kit.experiments.run import TUNED, Run, find_tuned
 from spike_kit.figures import gallery
 from spike_kit.models import find_model, find_preset
 from spike_kit.models.base import TrainedRecommender
@@ -314,7 +313,7 @@ def runs(data: Dataset) -> Runs:
 def settings(model: str, data: Dataset | None = None) -> pd.DataFrame:
     """Settings of a model and its training, a column per preset; with a data set also ``tuned``, where there is one."""
     found = {name: find_preset(model, name) for name in find_model(model).presets}
-    if data is not None and tuned_path(data.name, model).is_file():
+    if data is not None and find_tuned(data.name, model):
         found[TUNED] = experiment.RunConfig(model=model, dataset=str(data.path), preset=TUNED).base()
     return pd.DataFrame({name: one.model.model_dump() | one.training.model_dump() for name, one in found.items()})
 

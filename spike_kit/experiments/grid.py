@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import logging
 import math
-import time
 import tomllib
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, wait
@@ -31,9 +30,8 @@ from spike_kit.base.errors import ConfigError, DataError, SpikeKitError, require
 from spike_kit.base.processes import fresh_process
 from spike_kit.data.dataset import Dataset
 from spike_kit.experiments.archive import find_kept, keep_run
-from spike_kit.experiments.run import Run, RunConfig, describe, describe_text, find_run, run
+from spike_kit.experiments.run import TUNED, RunConfig, describe, describe_text, find_run, find_tuned, run
 from spike_kit.experiments.search import save_tuned, search
-from spike_kit.experiments.tuned import TUNED, read_tuned
 from spike_kit.models import find_model
 from spike_kit.profiles.encode import ensure_vectors
 from spike_kit.profiles.generate import Generation, GenerationConfig
@@ -165,7 +163,7 @@ class Cell:
 
 @dataclass(frozen=True)
 class Outcome:
-    """Where a cell stands: its validation NDCG@20 and seconds, or its error."""
+    """Where a cell stands: validation NDCG@20 and seconds of a search or a run, or its error."""
 
     state: Literal["waiting", "finished", "failed"]
     valid: float = math.nan
@@ -189,34 +187,46 @@ def perform(cell: Cell, device: str = "cpu", threads: int = 1) -> Outcome:
     config, budget, where = cell.config, cell.grid.search, resolve_device(device)
     try:
         if cell.kind == "text":
-            return _write_text(cell, where)
-        if cell.kind == "search":
+            _write_text(cell, where)
+        elif cell.kind == "search":
             result = search(config, budget.trials, device=where, trial_seconds=budget.trial_seconds)
             save_tuned(config, result, budget.trial_seconds)
-            return Outcome("finished", result.valid, float(result.trials["seconds"].sum()))
-        return _finished(run(config, where, progress=False))
+        else:
+            run(config, where, progress=False)
     except (SpikeKitError, RuntimeError, MemoryError, OSError) as error:
         return Outcome("failed", error=str(error) or type(error).__name__)
+    return _found(cell) or Outcome("failed", error="what it made is gone")
 
 
-def _finished(run: Run) -> Outcome:
-    return Outcome("finished", run.valid[MONITOR], run.metrics["seconds"])
-
-
-def _write_text(cell: Cell, device: torch.device) -> Outcome:
+def _write_text(cell: Cell, device: torch.device) -> None:
     """Write the profiles of a cell where they are missing, and encode them."""
-    started, config = time.perf_counter(), cell.config
-    data, profiles = Dataset.open(config.dataset), config.profiles
+    data, profiles = Dataset.open(cell.config.dataset), cell.config.profiles
     if profiles == TEMPLATE:
         ensure_profiles(data)
     elif profiles not in data.profile_sets() and profiles in cell.grid.profiles:
         written = Generation(data, cell.grid.profiles[profiles], profiles).run()
         if written.path is None:
-            raise DataError(
-                f"the model left {sum(written.missing.values())} profiles of {profiles} unwritten", "run again"
-            )
-    ensure_vectors(data, profiles, config.encoder, device, progress=False)
-    return Outcome("finished", seconds=time.perf_counter() - started)
+            missing = sum(written.missing.values())
+            raise DataError(f"the model left {missing} profiles of {profiles} unwritten", "run again")
+    ensure_vectors(data, profiles, cell.config.encoder, device, progress=False)
+
+
+def _found(cell: Cell, archive: Path | None = None) -> Outcome | None:
+    """Outcome of a cell that is finished already; where it cannot begin, its own process will say why."""
+    config = cell.config
+    try:
+        if cell.kind == "search":
+            tuned = find_tuned(config.dataset, config.model)
+            return Outcome("finished", tuned.valid, tuned.seconds) if tuned else None
+        data = Dataset.open(config.dataset)
+        if cell.kind == "text":
+            describe_text(data, config.profiles, config.encoder)
+            return Outcome("finished")
+        described = describe(config, data)
+    except SpikeKitError:
+        return None
+    there = find_run(described) or (find_kept(described, archive) if archive else None)
+    return Outcome("finished", there.valid[MONITOR], there.metrics["seconds"]) if there else None
 
 
 class GridRun:
@@ -247,7 +257,7 @@ class GridRun:
 
     def look(self) -> None:
         """Find out which cells are finished, without doing any."""
-        self.cells = {cell: self._found(cell) or outcome for cell, outcome in self.cells.items()}
+        self.cells = {cell: _found(cell, self.archive) or outcome for cell, outcome in self.cells.items()}
 
     @property
     def failed(self) -> list[str]:
@@ -288,30 +298,13 @@ class GridRun:
             # Whatever a cell needs is of an earlier kind.
             if waiting and len(running) < jobs and all(other.kind == waiting[0].kind for other in running.values()):
                 cell = waiting.pop(0)
-                if found := self._found(cell):
+                if found := _found(cell, self.archive):
                     yield cell, found
                 else:
                     running[submit(cell)] = cell
             else:
                 for future in wait(running, return_when=FIRST_COMPLETED).done:
                     yield running.pop(future), _outcome(future)
-
-    def _found(self, cell: Cell) -> Outcome | None:
-        """Outcome of a cell that is finished already; where it cannot begin, its own process will say why."""
-        config = cell.config
-        try:
-            if cell.kind == "search":
-                tuned = read_tuned(config.dataset, config.model)
-                return Outcome("finished", tuned.valid, tuned.seconds)
-            data = Dataset.open(config.dataset)
-            if cell.kind == "text":
-                describe_text(data, config.profiles, config.encoder)
-                return Outcome("finished", seconds=0.0)
-            described = describe(config, data)
-        except SpikeKitError:
-            return None
-        found = find_run(described) or (find_kept(described, self.archive) if self.archive else None)
-        return _finished(found) if found else None
 
 
 def _outcome(future: Future[Outcome]) -> Outcome:
@@ -351,9 +344,8 @@ def workers(cluster: str | None = None, jobs: int = 2, device: str = "cpu", thre
         yield submit
         return
     ray = require("ray", "cluster")
-    where: dict[str, Any] = {"address": cluster}
-    if cluster == "local":
-        where = {"num_cpus": jobs, "include_dashboard": False}
+    local: dict[str, Any] = {"num_cpus": jobs, "include_dashboard": False}
+    where = local if cluster == "local" else {"address": cluster}
     environment = {"env_vars": {paths.HOME_VARIABLE: str(paths.home())}}
     ray.init(**where, log_to_driver=False, logging_level="warning", runtime_env=environment)
     try:

@@ -11,7 +11,7 @@ import platform
 import shlex
 import subprocess
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from functools import cached_property
@@ -33,14 +33,12 @@ from spike_kit.base.seeds import torch_generator
 from spike_kit.data.dataset import Dataset
 from spike_kit.data.graph import GRAPH_VERSION, Graph
 from spike_kit.evaluation.ranking import CUTOFFS, HEADLINE, PROTOCOL_VERSION, RankingTask, evaluate, recommendations
-from spike_kit.experiments.tuned import TUNED, read_tuned
 from spike_kit.models import MODELS, find_model, find_preset
 from spike_kit.models.base import ModelConfig, Preset, Recommender, TrainedConfig, TrainedRecommender
 from spike_kit.models.footprint import Footprint, footprint, gib, leaner_settings
 from spike_kit.profiles.encode import DEFAULT_ENCODER, check_fresh
 from spike_kit.profiles.imported import possibly_leaky
 from spike_kit.profiles.template import TEMPLATE
-from spike_kit.training.checkpoint import EpochRow
 from spike_kit.training.loop import TRAINING_VERSION, History, fit
 
 logger = logging.getLogger(__name__)
@@ -50,6 +48,68 @@ CONFIG, ENVIRONMENT, METRICS = "config.json", "environment.json", "metrics.json"
 HISTORY, PER_USER, MODEL = "history.parquet", "per_user.parquet", "model.safetensors"
 STATE = "state"
 """Folder in which a run that is not finished keeps what it needs to go on; the finished run takes its place."""
+
+
+TUNED = "tuned"
+"""Name of the preset that takes the settings a search chose."""
+
+
+class Tuned(Config):
+    """Settings of a model for a data set, and the search that chose them (on validation alone)."""
+
+    model: str
+    """Name of the model."""
+    dataset: str
+    """Name of the data set."""
+    preset: str
+    """Named setting that the search started from."""
+    settings: dict[str, Any]
+    """Model settings that differ from it."""
+    training: dict[str, Any]
+    """Training settings that differ from it."""
+    valid: float
+    """Validation NDCG@20 of the best trial."""
+    trials: int = Field(ge=1)
+    """Trials that came to an end."""
+    pruned: int = Field(ge=0)
+    """Those of them that were given up early."""
+    capped: int = Field(ge=0)
+    """Those of them that the time limit ended."""
+    trial_seconds: float | None
+    """Time limit of a trial in seconds."""
+    seconds: float
+    """Seconds of all trials together."""
+    seed: int
+    """Seed of the search."""
+    data_sha256: str
+    """Version of the data set that was searched on."""
+    versions: dict[str, int] = Field(default_factory=dict)
+    """Declared versions that were searched with (`declared_versions`)."""
+    code_sha256: str = ""
+    """Hash of the source files that were searched with, in files from before versions were declared."""
+    commit: str | None
+    """Its commit; with ``+`` if files differed from it."""
+    date: str
+    """Day of the search."""
+
+    def save(self) -> Path:
+        """Keep them as what a search made here chose; returns the file."""
+        file = paths.data_root() / "tuned" / self.dataset / f"{self.model}.json"
+        storage.write_json(file, self.model_dump(mode="json"))
+        return file
+
+
+def find_tuned(dataset: str, model: str) -> Tuned | None:
+    """Tuned settings for a data set (a name or a path), if any: of a search made here, else those of the package.
+
+    Raises
+    ------
+    ConfigError, DataError
+        If the file does not hold what it must.
+    """
+    roots = (paths.data_root(), Path(__file__).parent)
+    files = [root / "tuned" / Path(dataset).name / f"{model}.json" for root in roots]
+    return next((Tuned.parse(storage.read_json(file)) for file in files if file.is_file()), None)
 
 
 class RunConfig(Config):
@@ -90,7 +150,7 @@ class RunConfig(Config):
         return shlex.join(words)
 
     def base(self) -> Preset:
-        """Settings before the changes: those of the preset, or of the files that ``tuned`` stands for.
+        """Settings before the changes: those of the preset, or those that a search chose, for which ``tuned`` stands.
 
         Raises
         ------
@@ -99,7 +159,12 @@ class RunConfig(Config):
         """
         if self.preset != TUNED:
             return find_preset(self.model, self.preset)
-        found = read_tuned(Path(self.dataset).name, self.model)
+        found = find_tuned(self.dataset, self.model)
+        if found is None:
+            raise ConfigError(
+                f"model {self.model} has no tuned settings for data set {self.dataset}",
+                f"search for them: spike-kit search --model {self.model} --dataset {self.dataset} --save",
+            )
         usual = find_preset(self.model, found.preset)
         return Preset(usual.model.replace(**found.settings), usual.training.replace(**found.training))
 
@@ -294,24 +359,23 @@ def run(config: RunConfig, device: torch.device | str = "cpu", progress: bool = 
 
 
 def train(
-    config: RunConfig,
-    data: Dataset,
-    device: torch.device | str = "cpu",
-    progress: bool = True,
-    report: Callable[[EpochRow], None] | None = None,
-    *,
-    state: Path | None = None,
+    config: RunConfig, data: Dataset, device: torch.device | str = "cpu", progress: bool = True, **options: Any
 ) -> tuple[Recommender, History]:
     """Build and train the model of a configuration; looks at train and validation only.
 
-    ``report`` and ``state`` are passed on to `spike_kit.training.loop.fit`; without ``state`` nothing is written.
+    Parameters
+    ----------
+    config, data, device, progress
+        What is trained, on what, where, and whether a progress bar shows it.
+    options
+        ``report`` and ``state`` of `spike_kit.training.loop.fit`; without ``state`` nothing is written.
     """
     graph = Graph.from_tables(data.tables).to(device)
     model = build_model(config, data, graph, to_train=True)
     if not isinstance(model, TrainedRecommender):
         return model, History()
     training, validation = config.resolved()[1], RankingTask.from_tables(data.tables, "valid", device)
-    return model, fit(model, graph, validation, training, config.seed, progress, report, state=state)
+    return model, fit(model, graph, validation, training, config.seed, progress, **options)
 
 
 def build_model(config: RunConfig, data: Dataset, graph: Graph, to_train: bool = False) -> Recommender:
@@ -365,17 +429,8 @@ def load_model(run: Run, data: Dataset | None = None, device: torch.device | str
     """
     stored = run.config
     data = data or Dataset.open(stored["dataset"])
-    if stored["data_sha256"] != data_version(data):
-        raise DataError(
-            f"{run.path.name} was trained on another build of data set {data.name}",
-            "train it again, or build the data set as it was",
-        )
-    if not _same_vectors(run, data):
-        raise DataError(
-            f"{run.path.name} was trained with other vectors of {stored['profiles']} by {stored['encoder']} than "
-            f"{data.path} holds now",
-            "train it again, or encode the profiles it was trained with",
-        )
+    if other := _trained_on_other(run, data):
+        raise DataError(f"{run.path.name} was trained {other}", "train it again, or build and encode it as it was")
     known = {name: stored[name] for name in ("model", "dataset", "seed", "profiles", "encoder") if name in stored}
     config = RunConfig.parse({**known, "settings": stored["model_settings"]})
     model = build_model(config, data, Graph.from_tables(data.tables).to(device))
@@ -383,25 +438,26 @@ def load_model(run: Run, data: Dataset | None = None, device: torch.device | str
     return model
 
 
+def _trained_on_other(run: Run, data: Dataset) -> str:
+    """Which data or vectors that the data set does not hold now a run was trained on; empty if it holds them."""
+    stored = run.config
+    if stored["data_sha256"] != data_version(data):
+        return f"on another build of data set {data.name}"
+    profiles, encoder = stored.get("profiles", ""), stored.get("encoder", "")
+    if profiles and stored["vectors_sha256"] != data.vectors_sha256(profiles, encoder):
+        return f"with other vectors of {profiles} by {encoder} than {data.path} holds now"
+    return ""
+
+
 def finished_runs(data: Dataset) -> list[Run]:
     """Finished runs of a data set as it is now built and encoded, of the present versions, oldest first."""
-    version = data_version(data)
     return [
         run
         for run in list_runs(data.name)
-        if run.config["data_sha256"] == version
-        and run.config["model"] in MODELS
+        if run.config["model"] in MODELS
         and versions(run.config) == declared_versions(run.config["model"])
-        and _same_vectors(run, data)
+        and not _trained_on_other(run, data)
     ]
-
-
-def _same_vectors(run: Run, data: Dataset) -> bool:
-    """Whether the vectors a run was trained with are those the data set holds now (true for a run without text)."""
-    stored = run.config
-    if "vectors_sha256" not in stored:
-        return True
-    return data.vectors_sha256(stored["profiles"], stored["encoder"]) == stored["vectors_sha256"]
 
 
 def declared_versions(model: str) -> dict[str, int]:

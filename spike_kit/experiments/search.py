@@ -10,6 +10,7 @@ import math
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from itertools import product
 from pathlib import Path
 from typing import Any
@@ -23,8 +24,7 @@ from spike_kit.base.seeds import stream_seed
 from spike_kit.data.dataset import Dataset
 from spike_kit.data.graph import Graph
 from spike_kit.evaluation.ranking import RankingTask, evaluate
-from spike_kit.experiments.run import RunConfig, build_model, commit, data_version, declared_versions, describe
-from spike_kit.experiments.tuned import Tuned, own_path
+from spike_kit.experiments.run import RunConfig, Tuned, build_model, commit, data_version, declared_versions, describe
 from spike_kit.models import find_model
 from spike_kit.models.base import TrainedRecommender
 from spike_kit.models.spaces import TIME, Range, Space
@@ -138,8 +138,8 @@ def search(
         for params in planned:
             if params not in known:
                 study.enqueue_trial(params)
-        objective = _objective(config, data, space, device, target, trial_seconds)
-        study.optimize(objective, trials - len(_ended(study)), timeout, callbacks=[_log])
+        watch = partial(_Watch, target=target, trial_seconds=trial_seconds)
+        study.optimize(_objective(config, data, space, device, watch), trials - len(_ended(study)), timeout)
         return _result(config, space, _ended(study), target)
 
 
@@ -163,13 +163,6 @@ def _study(file: Path, name: str, seed: int, trials: int, by_quality: bool, tria
 
 def _ended(study: Any) -> list[Any]:
     return [trial for trial in study.get_trials(deepcopy=False) if trial.state.name in _ENDED]
-
-
-def _log(_: Any, trial: Any) -> None:
-    """Tell how a trial ended."""
-    reached = trial.user_attrs[_REACHED]
-    shown = (trial.state.name.lower(), MONITOR, reached[VALID], reached["seconds"], trial.params)
-    logger.info("trial %d: %s, %s %.4f, %.1f s, %s", trial.number, *shown)
 
 
 def space_of(config: RunConfig, timed: bool, given: Space | None = None) -> Space:
@@ -310,28 +303,23 @@ class _Watch:
     def outcome(self) -> float:
         """Value of the trial that has ended; one that has none is pruned."""
         best = self.reached[VALID]
-        if self.target is None and (best or not self.reached["capped"]):
-            return best
-        if self.target is not None and best >= self.target:
+        if self.target is None:
+            if best or not self.reached["capped"]:
+                return best
+        elif best >= self.target:
             return self.reached["seconds"]
-        if self.target is not None:
+        else:
             self.trial.report(self.target - best, 0)
         raise require("optuna", "search").TrialPruned
 
 
 def _objective(
-    config: RunConfig,
-    data: Dataset,
-    space: Space,
-    device: torch.device | str,
-    target: float | None,
-    limit: float | None,
+    config: RunConfig, data: Dataset, space: Space, device: torch.device | str, follow: Callable[[Any], _Watch]
 ) -> Callable[[Any], float]:
     """What trains with a trial's choices; it gives validation NDCG@20 or, with a target, the seconds until it is there.
 
-    ``limit`` is the time limit of a trial.
+    ``follow`` makes the watch of a trial.
     """
-    pruned = require("optuna", "search").TrialPruned
     graph = Graph.from_tables(data.tables).to(device)
     validation = RankingTask.from_tables(data.tables, "valid", device)
     validation.check()
@@ -343,7 +331,7 @@ def _objective(
             else:
                 trial.suggest_categorical(name, values)
         candidate = config.changed(chosen(trial.params, space))
-        model, watch = build_model(candidate, data, graph, to_train=True), _Watch(trial, target, limit)
+        model, watch = build_model(candidate, data, graph, to_train=True), follow(trial)
         try:
             if isinstance(model, TrainedRecommender):
                 training = candidate.resolved()[1]
@@ -351,12 +339,14 @@ def _objective(
             else:
                 watch.note(0, evaluate(model, validation, (20,))[0][MONITOR])
         except _StopTrial:
-            logger.debug("trial %d: stopped in epoch %d", trial.number, watch.reached["epochs"])
+            logger.debug("trial %d: stopped", trial.number)
         except TrainingError as error:
             logger.warning("trial %d: %s", trial.number, error)
-            raise pruned from error
+            raise require("optuna", "search").TrialPruned from error
         finally:
             trial.set_user_attr(_REACHED, watch.reached)
+            reached = f"{watch.reached[VALID]:.4f} in {watch.reached['seconds']:.1f} s"
+            logger.info("trial %d: %s %s with %s", trial.number, MONITOR, reached, trial.params)
         return watch.outcome()
 
     return objective
@@ -386,7 +376,7 @@ def _result(config: RunConfig, space: Space, ended: Sequence[Any], target: float
 def save_tuned(config: RunConfig, result: SearchResult, trial_seconds: float | None) -> Path:
     """Keep what a search found as the tuned settings of its model and data set; returns the file."""
     data, trials = Dataset.open(config.dataset), result.trials
-    found = Tuned(
+    return Tuned(
         **result.config.model_dump(include={"model", "preset", "settings", "training", "seed"}),
         dataset=data.name,
         valid=round(result.valid, 6),
@@ -399,7 +389,4 @@ def save_tuned(config: RunConfig, result: SearchResult, trial_seconds: float | N
         versions=declared_versions(config.model),
         commit=commit(),
         date=storage.now()[:10],
-    )
-    file = own_path(data.name, config.model)
-    storage.write_json(file, found.model_dump(mode="json"))
-    return file
+    ).save()

@@ -15,8 +15,7 @@ from spike_kit.evaluation.beyond import measure_lists
 from spike_kit.evaluation.groups import sparsity_groups, train_interactions
 from spike_kit.evaluation.ranking import RankingTask, evaluate
 from spike_kit.experiments.archive import archived_activity, known_runs, read_archive
-from spike_kit.experiments.run import Run, load_model, versions
-from spike_kit.experiments.tuned import read_tuned, tuned_path
+from spike_kit.experiments.run import Run, find_tuned, load_model, versions
 from spike_kit.models import MODELS, find_model
 from spike_kit.results import frames, tables
 from spike_kit.results.comparison import HYPOTHESES, ablation_frame, comparison_markdown, comparison_table
@@ -174,8 +173,7 @@ def _searches(dataset: str) -> str:
     """What the searches chose for a data set, by validation alone."""
     rows = []
     for model in MODELS:
-        if tuned_path(dataset, model).is_file():
-            found = read_tuned(dataset, model)
+        if found := find_tuned(dataset, model):
             chosen = ", ".join(f"{name} {value}" for name, value in {**found.settings, **found.training}.items())
             row = {"model": find_model(model).title, "NDCG@20 on validation": f"{found.valid:.4f}"}
             row |= {"trials": found.trials, "given up": found.pruned, "ended by the limit": found.capped}

@@ -18,11 +18,11 @@ from spike_kit.base import paths
 from spike_kit.base.errors import ConfigError
 from spike_kit.cli import main
 from spike_kit.data.dataset import Dataset
-from spike_kit.experiments import archive, tuned
+from spike_kit.experiments import archive
 from spike_kit.experiments import grid as module
 from spike_kit.experiments.ablation import ABLATIONS
 from spike_kit.experiments.grid import STUDY, Block, Cell, Grid, GridRun, Outcome, SearchBudget, perform, workers
-from spike_kit.experiments.run import Run, RunConfig, finished_runs
+from spike_kit.experiments.run import Run, RunConfig, find_tuned, finished_runs
 from spike_kit.models import MODELS
 from spike_kit.profiles.generate import GenerationConfig
 from spike_kit.profiles.template import TEMPLATE
@@ -103,7 +103,8 @@ def test_tuned_settings_are_searched_first_and_used(data: Dataset) -> None:
     table = done(grid).table
     assert list(table["kind"]) == ["search", "run", "run"]
     assert set(table["state"]) == {"finished"}, table["error"].tolist()
-    found = tuned.read_tuned("world", "bprmf")
+    found = find_tuned("world", "bprmf")
+    assert found is not None
     assert (found.trials, found.trial_seconds, found.data_sha256 != "") == (1, 30.0, True)
     first, second = finished_runs(data)
     settings, training = RunConfig(model="bprmf", dataset="world", preset="tuned").resolved()
@@ -255,13 +256,14 @@ def test_a_file_that_is_no_grid_is_refused_before_anything_is_done(tmp_path: Pat
 
 @pytest.mark.parametrize("content", ["", "[]", '{"model": 1}'])
 def test_a_damaged_file_of_settings_is_an_error(content: str) -> None:
+    asked = RunConfig(model="bprmf", dataset="world", preset="tuned")
     with pytest.raises(ConfigError, match=r"(?s)no tuned settings.*--save"):
-        tuned.read_tuned("world", "bprmf")
-    file = tuned.tuned_path("world", "bprmf")
+        asked.base()
+    file = paths.data_root() / "tuned" / "world" / "bprmf.json"
     file.parent.mkdir(parents=True)
     file.write_text(content, encoding="utf-8")
     with pytest.raises(Exception, match=re.escape(str(file)) + "|Tuned"):
-        tuned.read_tuned("world", "bprmf")
+        asked.base()
 
 
 def test_the_study_is_what_it_says() -> None:

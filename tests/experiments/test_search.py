@@ -24,8 +24,7 @@ from spike_kit.cli import main
 from spike_kit.data.dataset import Dataset
 from spike_kit.evaluation.ranking import RankingTask
 from spike_kit.experiments import search as module
-from spike_kit.experiments import tuned
-from spike_kit.experiments.run import Run, RunConfig
+from spike_kit.experiments.run import Run, RunConfig, find_tuned
 from spike_kit.experiments.search import VALID, parse_fixed, search, space_of
 from spike_kit.models import MODELS
 from spike_kit.models.base import TrainedRecommender
@@ -320,7 +319,8 @@ def test_the_command_prints_and_keeps_the_best_settings(
     assert len(table.splitlines()) == 4
     assert VALID in table.splitlines()[0]
     assert written.endswith("data/tuned/world/spike.json")
-    found = tuned.read_tuned("world", "spike")
+    found = find_tuned("world", "spike")
+    assert found is not None
     assert (found.trials, found.trial_seconds, found.training["epochs"]) == (3, 60.0, 1)
     asked: list[RunConfig] = []
     monkeypatch.setattr("spike_kit.experiments.run.run", lambda config, _: asked.append(config) or Run(Path()))
