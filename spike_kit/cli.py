@@ -156,7 +156,7 @@ def export(
     overwrite
         Replace a folder that is not empty.
     """
-    from spike_kit.data.export import export
+    from spike_kit.data.build import export
 
     data = sk.Dataset.open(dataset)
     folder = to or paths.data_root() / "exports" / f"{data.name}-{format}"

@@ -1,4 +1,4 @@
-"""Building a data-set folder, all or nothing: raw files or DataFrames of one's own through the same pipeline."""
+"""Building a data-set folder from raw files or DataFrames of one's own, and writing one as raw files of a format."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ import pandas as pd
 import torch
 
 from spike_kit.base import paths, storage
-from spike_kit.base.errors import DataError, some
+from spike_kit.base.errors import DataError, lookup, some
 from spike_kit.data.dataset import Dataset, Manifest, check_replaceable, create_dataset
 from spike_kit.data.fetch import fetch_wheel
-from spike_kit.data.pipeline import BuildConfig, cleaned_reviews, reorganize
-from spike_kit.data.recipes import Recipe
+from spike_kit.data.pipeline import cleaned_reviews, reorganize
+from spike_kit.data.recipes import BuildConfig, Recipe
 from spike_kit.data.sources import SOURCES, find_recipe, spike_release
 from spike_kit.data.vectors import ProfileVectors
 from spike_kit.data.workspace import Workspace, workspace
@@ -41,6 +41,9 @@ _UNIQUE = ("items", "entities", "relations")
 
 _RELEASED = ("train.txt", "kg_final.txt", "item_embeddings.npz")
 """Files by which a folder is known as one that the authors of SPiKE release."""
+
+FORMATS = {name: source.write for name, source in SOURCES.items() if source.write}
+"""Writers by the name of their format: every reader that has one."""
 
 
 def build(
@@ -224,7 +227,7 @@ def dataset_from_frames(
     overwrite
         Replace a data-set folder even if that deletes profiles that cost something.
     settings
-        Settings of the build, as in `spike_kit.data.pipeline.BuildConfig`: valid, test, seed, user_core, min_rating...
+        Settings of the build, as in `spike_kit.data.recipes.BuildConfig`: valid, test, seed, user_core, min_rating...
 
     Raises
     ------
@@ -293,3 +296,55 @@ def _check(what: str, frame: pd.DataFrame) -> dict[str, str]:
         twice = ids[ids.duplicated()].astype("str").unique()
         raise DataError(f"{what}: {required[0]} {some(twice)} has several rows", "keep one row for each")
     return {_NAMES.get(column, column): column for column in used}
+
+
+def export(
+    data: Dataset,
+    name: str,
+    folder: Path,
+    *,
+    merge_valid: bool = False,
+    vectors: tuple[str, str] = ("template", "all-MiniLM-L6-v2"),
+    overwrite: bool = False,
+) -> Path:
+    """Write a data set in a format of `FORMATS`; all files or none.
+
+    Parameters
+    ----------
+    data
+        The data set.
+    name
+        Name of the format.
+    folder
+        Folder to write.
+    merge_valid, vectors
+        See `spike_kit.data.recipes.Source`.
+    overwrite
+        Replace a folder that is not empty.
+
+    Returns
+    -------
+    Path
+        The folder.
+
+    Raises
+    ------
+    ConfigError
+        If there is no such format.
+    DataError
+        If the folder is a file, holds a data set or is not empty (unless ``overwrite``), the vectors are missing, or
+        the format cannot hold something.
+    StorageError
+        If the disk is full.
+    """
+    write = lookup(FORMATS, name, "format")
+    if folder.exists():
+        if not folder.is_dir():
+            raise DataError(f"{folder} is a file, expected a folder", "choose another folder")
+        if (folder / paths.MANIFEST).exists() or data.path.resolve().is_relative_to(folder.resolve()):
+            raise DataError(f"{folder} holds a data set; it is not replaced", "choose another folder")
+        if any(folder.iterdir()) and not overwrite:
+            raise DataError(f"{folder} is not empty; it is not replaced", "choose another folder, or overwrite it")
+    with storage.atomic_folder(folder) as temporary:
+        write(data, temporary, merge_valid, vectors)
+    return folder

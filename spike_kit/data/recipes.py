@@ -1,16 +1,59 @@
-"""What a reader is: how it parses raw files, the data sets it is known for, and how its format is written."""
+"""Settings of a build, and what a reader is: how it parses raw files, the data sets it is known for, how it writes."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from pydantic import Field
+
+from spike_kit.base.config import Config
 from spike_kit.data.dataset import Dataset
 from spike_kit.data.fetch import Wheel
-from spike_kit.data.pipeline import BuildConfig
-from spike_kit.data.workspace import Workspace
+from spike_kit.data.splits import Split
+from spike_kit.data.text import MAX_REVIEW_CHARACTERS
+from spike_kit.data.workspace import OnError, Workspace
+
+
+class BuildConfig(Config):
+    """Settings of a build; every data set has its own named recipe of them."""
+
+    min_rating: float | None = 4.0
+    """An interaction is a positive if its rating is at least this (in the rating's own scale); none takes all."""
+    max_users: int | None = Field(default=None, ge=1)
+    """Keep only this many users, drawn at random before the k-core; none keeps all."""
+    linked_only: bool = True
+    """Drop items that no triple names."""
+    user_core: int = Field(default=5, ge=0)
+    """Least number of interactions per user (k of the k-core); 0 keeps users without any."""
+    item_core: int = Field(default=5, ge=0)
+    """Least number of interactions per item (k of the k-core); 0 keeps items without any."""
+    min_entity_items: int = Field(default=2, ge=0)
+    """Least number of items an auxiliary entity must be linked to directly; 0 keeps all entities."""
+    exclude_relations: tuple[str, ...] = ()
+    """Relations to leave out, by their ids in the source."""
+    min_relation_triples: int = Field(default=1, ge=0)
+    """Least number of triples of a relation; 0 keeps relations without any."""
+    behavioural: bool = False
+    """Keep facts that can encode held-out behaviour (also_buy, also_view, tags given by the same users)."""
+    split: Split = "random"
+    """How interactions are split: random per user; each user's last two; by two points in time; as the source gives
+    it (a missing validation part is cut from train)."""
+    valid: float = Field(default=0.1, ge=0, lt=1)
+    """Share of interactions held out for validation (per user; of all for split time)."""
+    test: float = Field(default=0.1, ge=0, lt=1)
+    """Share of interactions held out for the test (per user; of all for split time)."""
+    seed: int = 0
+    """Seed of the split and of the choice of users."""
+    reviews: bool = True
+    """Keep the reviews of the interactions, where the source has them."""
+    max_review_characters: int = Field(default=MAX_REVIEW_CHARACTERS, ge=10)
+    """Characters kept of a review."""
+    on_error: OnError = "stop"
+    """What a bad row of a raw file does: stop the build with its file and line, or be skipped and counted."""
+
 
 UNFILTERED: dict[str, Any] = {
     "min_rating": None,
@@ -22,31 +65,24 @@ UNFILTERED: dict[str, Any] = {
 }
 """Settings of a build that keeps everything, for data sets that were filtered by others."""
 
+_COUNTED = ("users", "items", "interactions", "entities", "relations", "triples")
 
-@dataclass(frozen=True)
+
 class Published:
     """Counts of a data set as published, to find out whether raw files are the version that is meant.
 
-    Attributes
+    Parameters
     ----------
     where
         Who published them.
-    users, items, interactions, entities, relations, triples
-        Counts of the raw data, before any filter of ours; entities without the items; 0 if it was not published.
+    counts
+        Users, items, interactions, entities, relations and triples of the raw data, as far as they were published:
+        before any filter of ours, entities without the items.
     """
 
-    where: str
-    users: int
-    items: int
-    interactions: int
-    entities: int = 0
-    relations: int = 0
-    triples: int = 0
-
-    @property
-    def counts(self) -> dict[str, int]:
-        """The counts that are known, by name."""
-        return {name: count for name, count in asdict(self).items() if name != "where" and count}
+    def __init__(self, where: str, *counts: int) -> None:
+        self.where = where
+        self.counts = dict(zip(_COUNTED, counts, strict=False))
 
 
 @dataclass(frozen=True)

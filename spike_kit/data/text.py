@@ -67,18 +67,9 @@ def without_markup(text: str) -> str:
     return text
 
 
-def plain(text: str, max_characters: int | None = None) -> str:
-    """Turn a title, a description or a review into one clean line (`without_markup`, then `clean`).
-
-    Parameters
-    ----------
-    text
-        Text from outside, possibly HTML.
-    max_characters
-        Longest result; a longer text is cut at a word and ends in ``...``.
-    """
-    line = clean(without_markup(text))
-    return line if max_characters is None else cut(line, max_characters)
+def plain(text: str) -> str:
+    """Turn a title, a description or a review, possibly HTML, into one clean line (`without_markup`, then `clean`)."""
+    return clean(without_markup(text))
 
 
 def cut(line: str, max_characters: int) -> str:

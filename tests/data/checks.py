@@ -63,12 +63,6 @@ def interactions_of(data: Dataset, *splits: str) -> set[tuple[int, int]]:
     return set(kept[["user", "item"]].itertuples(index=False, name=None))
 
 
-def pairs_of(data: Dataset, split: str) -> set[tuple[str, str]]:
-    """Interactions of a split, in the ids of the source."""
-    rows = data.split(split)
-    return set(zip(data.users["source_id"][rows["user"]], data.items["source_id"][rows["item"]], strict=True))
-
-
 def train_reviews(data: Dataset) -> pd.DataFrame:
     """Reviews of train interactions: user, item, text, timestamp, split."""
     stored = pd.read_parquet(data.reviews_file)

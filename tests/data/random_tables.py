@@ -12,7 +12,6 @@ from spike_kit.data.sources.spike_release import VECTORS
 from spike_kit.data.tables import SPLITS, Tables
 from spike_kit.data.text import clean, plain
 from spike_kit.data.vectors import ProfileVectors
-from tests.data.raw_folders import write_lines
 
 _NASTY = st.sampled_from(
     [
@@ -33,12 +32,12 @@ BARE_IDS = (
     st.text(st.characters(exclude_categories=["Cs", "Cc", "Zl", "Zp", "Zs", "Cf", "Co", "Cn"]) | st.just(" "))
     .map(lambda text: " ".join(text.split())[:8].strip())
     .filter(bool)
-)
+) | st.sampled_from(["user:1", "user:0", "1 0", '"1" 2 3', "item:0", "entity:1", "relation:0", "0"])
 """Ids that neither begin nor end in a blank."""
 
 
 @st.composite
-def tables(draw: st.DrawFn, ids: st.SearchStrategy[str] = BARE_IDS, used_relations: bool = False) -> Tables:
+def tables(draw: st.DrawFn, ids: st.SearchStrategy[str] = BARE_IDS) -> Tables:
     """Draw the tables of a small data set; some users, items, entities and relations have no interaction or triple."""
     n_users, n_items, n_other, n_relations = (draw(st.integers(low, 4)) for low in (1, 1, 0, 1))
 
@@ -55,7 +54,6 @@ def tables(draw: st.DrawFn, ids: st.SearchStrategy[str] = BARE_IDS, used_relatio
     stamp = draw(st.lists(st.none() | st.integers(-(2**53), 2**53), min_size=n, max_size=n))
     node = st.integers(0, len(nodes) - 1)
     triples = draw(st.sets(st.tuples(node, st.integers(0, n_relations - 1), node), min_size=1, max_size=8))
-    triples |= {(0, n_relations - 1, 0)} if used_relations else set()
     sources = texts(ids, n_users, unique=True), texts(ids, n_relations, unique=True)
     sentences = texts(_TEXT.map(lambda text: clean(f"{{head}} {text} {{tail}}")), n_relations)
     columns = {"entity": range(len(nodes)), "source_id": nodes, "label": labels}
@@ -82,38 +80,3 @@ def in_memory(made: Tables, path: Path, vectors: ProfileVectors | None = None) -
     if vectors is not None:
         vectors.save(data.embeddings_path(*VECTORS), {})
     return data
-
-
-def same(first: Tables, second: Tables) -> bool:
-    """Whether what KGAT's format holds is equal: ids, interactions with their splits, triples."""
-    values = [
-        [tables.named()[name]["source_id"].tolist() for name in ("users", "items", "entities", "relations")]
-        + [
-            sorted(rows.to_numpy().tolist())
-            for rows in (tables.interactions[["user", "item", "split"]], tables.triples)
-        ]
-        for tables in (first, second)
-    ]
-    return values[0] == values[1]
-
-
-SETS = st.lists(st.sets(st.integers(0, 6), max_size=5), min_size=1, max_size=4)
-"""Items of some users, in one split."""
-TRIPLES = st.sets(st.tuples(st.integers(0, 9), st.integers(0, 2), st.integers(0, 9)), min_size=1, max_size=8)
-
-
-def write_files(
-    folder: Path, train: list[set[int]], test: list[set[int]], triples: set[tuple[int, int, int]]
-) -> dict[str, list[str]]:
-    """Write the files of rows in KGAT's format; returns their lines by name. The first user has item 0 in train."""
-    train[0].add(0)
-    pairs = enumerate(zip(train, test, strict=False))
-    held = {user: sorted(items - seen) for user, (seen, items) in pairs if seen and items - seen}
-    files = {
-        "train.txt": [" ".join(map(str, [user, *sorted(items)])) for user, items in enumerate(train)],
-        "test.txt": [" ".join(map(str, [user, *items])) for user, items in held.items()],
-        "kg_final.txt": [" ".join(map(str, triple)) for triple in sorted(triples)],
-    }
-    for name, lines in files.items():
-        write_lines(folder / name, lines)
-    return files

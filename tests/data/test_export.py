@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-import errno
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from spike_kit.base import paths
-from spike_kit.base.errors import ConfigError, DataError, StorageError
+from spike_kit.base.errors import ConfigError, DataError
+from spike_kit.data.build import FORMATS, export
 from spike_kit.data.dataset import Dataset
-from spike_kit.data.export import FORMATS, export
+from spike_kit.data.tables import Tables
+from tests.data.random_tables import in_memory
 
 
 @pytest.mark.parametrize("name", FORMATS)
@@ -34,20 +35,32 @@ def test_a_folder_is_replaced_only_on_demand_and_a_data_set_never(data: Dataset,
         export(data, name, place / sorted(files)[0], overwrite=True)
 
 
-@pytest.mark.parametrize("name", FORMATS)
-def test_a_full_disk_leaves_what_stood_there(
-    data: Dataset, home: Path, monkeypatch: pytest.MonkeyPatch, name: str
+BLANK = "cannot hold ids that begin or end in a blank"
+
+
+@pytest.mark.parametrize(
+    ("name", "table", "column", "value", "message"),
+    [
+        ("kgat", "users", "source_id", "a ", BLANK),
+        ("kgat", "items", "source_id", " x", BLANK),
+        ("kgat", "entities", "source_id", "z ", BLANK),
+        ("kgat", "relations", "source_id", " ", BLANK),
+        ("recbole", "users", "source_id", "NA", "RecBole takes the id 'NA' for a missing value"),
+        ("recbole", "entities", "source_id", '"x', "for the start of a quoted value"),
+        ("recbole", "items", "label", "two  blanks", "label of 'film:0' is no clean line"),
+        ("recbole", "relations", "template", "{head}\n{tail}", "template of 'genre' is no clean line"),
+        ("spike-release", "triples", "relation", 0, "cannot hold relations without a triple .* relation 1"),
+    ],
+)
+def test_what_a_format_cannot_hold_is_an_error_that_leaves_what_stood_there(
+    data: Dataset, home: Path, name: str, table: str, column: str, value: Any, message: str
 ) -> None:
-    place = home / "out" / "place"
+    frames, place = data.tables.named(), home / "out" / "place"
+    frames[table] = frames[table].assign(**{column: value})
     place.mkdir(parents=True)
     (place / "mine.txt").write_text("old")
-
-    def full(*args: Any, **settings: Any) -> None:
-        raise OSError(errno.ENOSPC, "no space left")
-
-    monkeypatch.setattr("pandas.DataFrame.to_csv", full)
-    with pytest.raises(StorageError, match="the disk is full"):
-        export(data, name, place, overwrite=True)
+    with pytest.raises(DataError, match=message):
+        export(in_memory(Tables(**frames), home / "made"), name, place, overwrite=True)
     assert [path.name for path in (home / "out").rglob("*")] == ["place", "mine.txt"]
 
 

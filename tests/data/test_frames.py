@@ -77,6 +77,10 @@ def test_what_else_frames_may_say(frames: Frames) -> None:
     assert built(frames, split="leave_one_out").interactions["split"].value_counts()["test"] == 8
     with pytest.raises(ConfigError, match="unknown setting 'core'"):
         built(frames, core=3)
+    with pytest.raises(DataError, match="triples row 3: entity 'w1': it is neither in entities nor an item"):
+        built(frames, entities=pd.DataFrame({"entity": ["w0"]}))
+    with pytest.raises(DataError, match="sentences for relations that do not exist: actor"):
+        built(frames, relations=pd.DataFrame({"relation": ["actor"], "template": ["{head} {tail}"]}))
 
 
 @pytest.mark.parametrize(
@@ -89,7 +93,6 @@ def test_what_else_frames_may_say(frames: Frames) -> None:
         ("interactions", lambda rows: rows.assign(rating="good"), r"row 1: 'rating' is not a number in .*\"user\":0"),
         ("interactions", lambda rows: rows.rename(columns={"rating": "item"}), "there are several columns 'item'"),
         ("items", lambda rows: pd.concat([rows, rows]), "item 0, 1, 2.* has several rows"),
-        ("triples", lambda rows: rows.replace({"tail": {"w3": None}}), "row 7: 'tail' is missing"),
     ],
 )
 def test_a_frame_that_is_not_right_is_named(
@@ -98,12 +101,3 @@ def test_a_frame_that_is_not_right_is_named(
     with pytest.raises(DataError, match=f"{what}:? {message}"):
         built(frames | {what: change(frames[what])})
     assert not list(paths.data_root().glob("*"))
-
-
-def test_ids_that_no_frame_knows_and_filters_that_leave_nothing(frames: Frames) -> None:
-    with pytest.raises(DataError, match=r"triples row 3: entity 'w1': it is neither in entities nor an item"):
-        built(frames, entities=pd.DataFrame({"entity": ["w0"]}))
-    with pytest.raises(DataError, match="sentences for relations that do not exist: actor"):
-        built(frames, relations=pd.DataFrame({"relation": ["actor"], "template": ["{head} {tail}"]}))
-    with pytest.raises(DataError, match="nothing is left after the step 'k-core"):
-        built(frames, user_core=9)

@@ -18,7 +18,7 @@ from spike_kit.data.workspace import longest_train_reviews
 from spike_kit.profiles.prompts import PromptWriter
 from spike_kit.profiles.template import ensure_profiles
 from tests.conftest import at_home
-from tests.data.checks import pairs_of
+from tests.data.checks import interactions_of
 from tests.data.raw_folders import reviews_2018, write_lines, write_release
 
 CANARY = "zzcanaryzz"
@@ -31,10 +31,10 @@ def planted(tmp_path_factory: pytest.TempPathFactory) -> Dataset:
     with at_home(tmp_path_factory.mktemp("planted")) as home:
         folder = write_release(home / "raw", "2018")
         first = build("amazon", AmazonConfig(), name="first", raw=folder)
-        held_out = pairs_of(first, "valid") | pairs_of(first, "test")
+        held_out = interactions_of(first, "valid", "test")
         rows = reviews_2018()
         for row in rows:
-            if (row["reviewerID"], row["asin"]) in held_out:
+            if (int(row["reviewerID"][1:]), int(row["asin"][1:])) in held_out:
                 row["reviewText"] += f" {CANARY}"
                 row["summary"] = CANARY
         write_lines(folder / "Books_5.json.gz", map(json.dumps, rows))

@@ -10,7 +10,8 @@ import pandas as pd
 import pytest
 
 from spike_kit.base.errors import DataError
-from spike_kit.data.pipeline import BuildConfig, reorganize
+from spike_kit.data.pipeline import reorganize
+from spike_kit.data.recipes import BuildConfig
 from spike_kit.data.sources.ml_100k import join, link_films, split_names
 from spike_kit.data.workspace import Workspace
 from tests.data.raw_folders import write_table
@@ -99,13 +100,6 @@ def test_parsing_joins_films_with_their_facts_and_ratings_follow_merged_films(tm
     joined = work.funnel[1]
     assert joined["step"] == "films linked by title and year"
     assert joined["films_without_link"] == joined["films_merged"] == 1
-
-
-def test_broken_ratings_are_an_error_that_names_file_and_line(tmp_path: Path, work: Workspace) -> None:
-    raw(tmp_path, PAIRS)
-    write_table(tmp_path / "ml-100k.inter", RATINGS, [(1, 2, "good", 3)])
-    with pytest.raises(DataError, match=r"ml-100k\.inter line 2: 'rating' is not a number in .*good"):
-        join(tmp_path, work)
 
 
 @pytest.mark.parametrize("content", [b"not a database", b"", None])

@@ -8,6 +8,7 @@ import io
 import json
 import re
 import tempfile
+import zipfile
 from collections.abc import Callable
 from functools import cache, partial
 from pathlib import Path
@@ -130,6 +131,14 @@ def test_a_raw_folder_gives_its_data_set(tmp_path: Path, name: str) -> None:
     assert all(source.licence and source.origin for source in first.sources)
 
 
+def test_tags_of_films_come_on_request_from_enough_users_and_are_flagged(tmp_path: Path) -> None:
+    raw.write_movielens(tmp_path, "csv")
+    data = built("movielens", tmp_path, behavioural=True)
+    assert facts_of(data, 1) == FOLDERS["movielens.csv"].facts | {("tag", "dark")}
+    assert re.search("these relations .* held-out interactions.*: tag", data.manifest.notes[0])
+    assert facts_of(built("movielens", tmp_path, behavioural=True, min_taggers=3), 1) == FOLDERS["movielens.csv"].facts
+
+
 HEADER = ["org_id remap_id"]
 REVIEW = '{"business_id": "b1", "user_id": "u1", "stars": 4, "date": "2016-03-01", "text": ""}'
 A, K, L, R = "Books_5.json.gz", "kgat", "lastfm-colakg", "recbole"
@@ -156,10 +165,7 @@ FAULTS: list[tuple[Any, ...]] = [
         r"meta_Books\.json\.gz line 9: item 'B3'.*different labels.*'Other'",
     ),
     ("yelp", "yelp_academic_dataset_review.json.gz", REVIEW.replace("2016-03-01", "May"), "49: 'date' is not a date"),
-    ("yelp", "yelp_academic_dataset_review.json.gz", REVIEW.replace("4", '"x"'), "49: 'stars' is not a number"),
-    ("yelp", "yelp_academic_dataset_review.json.gz", REVIEW.replace('"u1"', "null"), "49: 'user_id' is missing"),
     (K, "train.txt", "0 -1", r"train\.txt line 9: it is not a line of ids .* in '0 -1'"),
-    (K, "test.txt", "0 x", r"test\.txt line 9: it is not a line of ids"),
     (K, "train.txt", "1 2", r"train\.txt line 9: its user has a line already in '1 2'"),
     ("kgat bare", "train.txt", "9", r"train\.txt: users 8 have no line"),
     (K, "test.txt", "9 1", r"test\.txt line 9: its user is not in train\.txt"),
@@ -175,7 +181,6 @@ FAULTS: list[tuple[Any, ...]] = [
     ("kgat bare", "item_list.txt", [*HEADER, *(f"a{n} {n}" for n in range(7))], "does not name the item ids 7"),
     ("lastfm", "user_artists.dat", "2\t52\tmany", r"user_artists\.dat line 50: 'weight' is not a number"),
     ("lastfm", "artists.dat", "52\tOther\tx\ty", r"artists\.dat line 11: item '52': it has different labels"),
-    (L, "test.txt", "9 1", r"test\.txt line 9: its user is not in train\.txt"),
     (L, "train.txt", "8 1", r"train\.txt line 9: its user is not in user_map\.txt"),
     (L, "item_map.txt", "70 1", r"item_map\.txt line 9: one of its ids stands in an earlier line"),
     (L, "user_map.txt", "70", r"user_map\.txt line 9: it is not a raw and a mapped id"),
@@ -183,10 +188,8 @@ FAULTS: list[tuple[Any, ...]] = [
     ("colakg", "ml1m_extended_movie.csv", "107,Film", r"movie\.csv cannot be read"),
     ("movielens.dat", "ratings.dat", "1::2::good::5", r"ratings\.dat line 49: 'rating' is not a number"),
     ("movielens.csv", "ratings.csv", ",2,4,5", r"ratings\.csv line 50: 'userId' is missing"),
-    ("movielens.csv", "ratings.csv", "1,2,4,noon", r"ratings\.csv line 50: 'timestamp' is not a number"),
     ("movielens.csv", "movies.csv", "2,Other (1990),Drama", r"movies\.csv line 11: item '2': it has different labels"),
     (R, "shop.inter", "u1\t2\tgood\t1", r"shop\.inter line 50: 'rating' is not a number"),
-    (R, "shop.inter", "\t2\t5\t1", r"shop\.inter line 50: 'user_id' is missing"),
     (R, "shop.inter", "u\x85\t2\t5\t1", r"shop\.inter line 50: 'user_id' holds a control character"),
     (R, "shop.kg", "a\t\tb", r"shop\.kg line 10: 'relation_id' is missing"),
     (R, "shop.kg", "a\tb", r"shop\.kg cannot be read.*Line: 10"),
@@ -194,7 +197,6 @@ FAULTS: list[tuple[Any, ...]] = [
     (R, "shop.ent", "x\ty\titem", r"shop\.ent line 3: the kind 'item' is for the items alone"),
     (R, "shop.item", "2\tOther\t", r"shop\.item line 10: item '2': it has different labels"),
     ("tables", "ratings.csv", "u1,f1,many,3", r"ratings\.csv line 50: 'stars' is not a number in 'u1,f1,many,3'"),
-    ("tables", "ratings.csv", ",f1,5,3", r"ratings\.csv line 50: 'who' is missing"),
     ("tables", "ratings.csv", "u1,f1", r"ratings\.csv cannot be read.*[Ll]ine: 50"),
     ("tables", "films.csv", "f3,Another,,Drama,", r"films\.csv line 10: item 'f3'.*different labels"),
     ("spike-release", "train.txt", "8 1", r"train\.txt line 9: its user is not in user_embeddings\.npz"),
@@ -231,6 +233,14 @@ def _npz(**arrays: Any) -> Callable[[bytes], bytes]:
     return lambda _: file.getvalue()
 
 
+def _broken_array(_: bytes) -> bytes:
+    """An archive whose array has a header that is no Python literal."""
+    file = io.BytesIO()
+    with zipfile.ZipFile(file, "w") as archive:
+        archive.writestr("ids.npy", b"\x93NUMPY\x01\x00\x04\x00((((")
+    return file.getvalue()
+
+
 def _lines(*lines: str) -> Callable[[bytes], bytes]:
     return lambda _: "".join(f"{line}\n" for line in lines).encode()
 
@@ -244,15 +254,8 @@ def _utf_16(content: bytes) -> bytes:
 S, USER, ITEM, ENTITY = "spike-release", *(f"{name}_embeddings.npz" for name in ("user", "item", "entity"))
 RATINGS = "user_id:token\titem_id:token"
 OTHERS: list[tuple[str, str, Callable[[bytes], bytes], str]] = [
-    ("amazon-2018", A, lambda content: content[: len(content) // 2], r"gz is damaged or was not .*ended"),
     ("amazon-2018", A, lambda content: content[:-9], "damaged or was not downloaded to its end"),
     ("amazon-2018", A, lambda _: b"no archive", "damaged .* Not a gzip"),
-    (
-        "amazon-2018",
-        A,
-        lambda content: content[:200] + b"\xff" * 40 + content[240:],
-        "damaged|be read|not a JSON",
-    ),
     ("amazon-2018", A, _utf_16, "UTF-16 or binary"),
     ("amazon-2018", A, lambda _: b"", r"is empty|damaged"),
     ("amazon-2018", "Toys_5.json.gz", _lines("{}"), r"several categories or releases: Books \(2018\), Toys \(2018\)"),
@@ -264,19 +267,7 @@ OTHERS: list[tuple[str, str, Callable[[bytes], bytes], str]] = [
     ("kgat bare", "train.txt", _lines("0 1", "1 1", "2 123456789"), "the largest item id is 123456789, but only"),
     ("tables", "films.csv", lambda content: b"\n" + content, r"films\.csv line 1: column names are empty or repeated"),
     ("kgat bare", "kg_final.txt", _lines("0 0 123456789"), "the largest entity id is 123456789, but only"),
-    (
-        R,
-        "shop.inter",
-        _lines(RATINGS.split("\t")[0], "a"),
-        "line 1: there is no column 'item_id'; it has user_id",
-    ),
     (R, "shop.inter", _lines(RATINGS), "shop.inter holds no usable row"),
-    (
-        R,
-        "shop.inter",
-        _lines(f"{RATINGS}\tuser_id:token", "a\tb\tc"),
-        "line 1: column names are empty or repeated",
-    ),
     (R, "other.inter", _lines(RATINGS, "a\tb"), "several data sets: other, shop"),
     (S, USER, _npz(**vectors([0, 1, 2, 4, 5, 6, 7, 8])), "ids must count from 0 without a gap, but 3 is missing"),
     (S, ITEM, _npz(**vectors([0, 1, 1, 3, 4, 5, 6, 7])), r"but 1 stands twice"),
@@ -292,6 +283,7 @@ OTHERS: list[tuple[str, str, Callable[[bytes], bytes], str]] = [
         "ids 0, 1, .* hold NaN or inf",
     ),
     (S, USER, _npz(ids=np.arange(8)), r"holds no array .*embeddings"),
+    (S, USER, _broken_array, "is damaged, or no npz file without pickles"),
     (S, USER, _npz(ids=np.array([{}]), embeddings=np.zeros((1, 4))), r"without pickles"),
     (S, ITEM, _npz(**vectors(range(8), dim=5)), "different dimensions: user 4, item 5, entity 4"),
     (S, ITEM, lambda content: content[:-20], "item_embeddings.npz is damaged"),

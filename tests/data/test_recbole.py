@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-import csv
 from pathlib import Path
-from typing import Any
 
 import pandas as pd
 import pytest
 from hypothesis import given
 
 from spike_kit.base.errors import DataError
+from spike_kit.data.build import export
 from spike_kit.data.dataset import Dataset
-from spike_kit.data.export import export
 from spike_kit.data.pipeline import reorganize
 from spike_kit.data.recipes import UNFILTERED
 from spike_kit.data.sources.recbole import MISSING, RecboleConfig, parse
@@ -35,6 +33,8 @@ SHOP = {
     "kg": f"{KG}res:Tom_%26_Dick dbo:starring res:Ann_Lee_(actor)|res:Big dbo:sequel res:Tom_%26_Dick"
     "|res:Ann_Lee_(actor) dbo:spouse http://x.org/Cid",
     "user": "user_id:token age:float|bob 30|cid 20",
+    "ent": "entity_id:token label:token_seq kind:token|http://x.org/Cid Cid~the~Kid person|alone Alone _",
+    "rel": "relation_id:token label:token_seq template:token_seq|dbo:starring cast {tail}~plays~in~{head}.",
 }
 """Files of a small shop: lines apart by ``|``, fields by blanks, ``~`` for a blank, `` _ `` for nothing."""
 
@@ -59,7 +59,7 @@ def rows(work: Workspace, query: str) -> list[list]:
     return work.frame(query).to_numpy().tolist()
 
 
-def test_items_stand_for_their_entities(shop: Path, work: Workspace) -> None:
+def test_items_stand_for_their_entities_and_files_name_the_others(shop: Path, work: Workspace) -> None:
     parse(shop, RecboleConfig(), work)
     assert sorted(rows(work, "SELECT head, relation, tail FROM triples")) == [
         ["1", "dbo:starring", "res:Ann_Lee_(actor)"],
@@ -70,32 +70,20 @@ def test_items_stand_for_their_entities(shop: Path, work: Workspace) -> None:
     items = rows(work, "SELECT item, label FROM items ORDER BY position")
     assert items == [["2", 'The "Big" One'], ["1", "Tom, Dick"], ["9", "Unseen"], ["3", "Big"]]
     assert rows(work, "SELECT entity, label, kind FROM entities ORDER BY position") == [
-        ["http://x.org/Cid", "Cid", "entity"],
+        ["http://x.org/Cid", "Cid the Kid", "person"],
+        ["alone", "Alone", "entity"],
         ["res:Ann_Lee_(actor)", "Ann Lee (actor)", "entity"],
     ]
-    relations = rows(work, "SELECT relation, label, template FROM relations ORDER BY position")
-    assert relations[0] == ["dbo:sequel", "sequel", "{head} is linked to {tail} by sequel."]
+    assert rows(work, "SELECT relation, label, template FROM relations ORDER BY position") == [
+        ["dbo:starring", "cast", "{tail} plays in {head}."],
+        ["dbo:sequel", "sequel", "{head} is linked to {tail} by sequel."],
+        ["dbo:spouse", "spouse", "{head} is linked to {tail} by spouse."],
+    ]
     assert rows(work, 'SELECT "user" FROM users ORDER BY position') == [["bob"], ["cid"], ["ann"]]
     found = work.frame('SELECT "user", item, rating, "timestamp" FROM interactions ORDER BY ALL').astype(object)
     expected = [["ann", "1", 5.0, 101], ["ann", "2", 3.5, None], ["bob", "1", None, 200], ["bob", "3", 4.0, 300]]
     assert found.where(found.notna(), None).to_numpy().tolist() == expected
     assert len(work.sources) == len(SHOP)
-
-
-def test_names_come_from_the_files_of_entities_and_relations(shop: Path, work: Workspace) -> None:
-    ent = "entity_id:token label:token_seq kind:token|http://x.org/Cid Cid~the~Kid person|alone Alone _"
-    rel = "relation_id:token label:token_seq template:token_seq|dbo:starring cast {tail}~plays~in~{head}."
-    parse(write(shop, {"ent": ent, "rel": rel}), RecboleConfig(), work)
-    assert rows(work, "SELECT entity, label, kind FROM entities ORDER BY position") == [
-        ["http://x.org/Cid", "Cid the Kid", "person"],
-        ["alone", "Alone", "entity"],
-        ["res:Ann_Lee_(actor)", "Ann Lee (actor)", "entity"],
-    ]
-    assert rows(work, "SELECT relation, template FROM relations ORDER BY position") == [
-        ["dbo:starring", "{tail} plays in {head}."],
-        ["dbo:sequel", "{head} is linked to {tail} by sequel."],
-        ["dbo:spouse", "{head} is linked to {tail} by spouse."],
-    ]
 
 
 def test_facts_of_the_items_are_the_graph_where_there_is_none(shop: Path, work: Workspace) -> None:
@@ -127,7 +115,8 @@ def test_fields_can_be_chosen(shop: Path, work: Workspace) -> None:
 def test_an_entity_with_the_id_of_an_item_is_the_item_unless_links_say_otherwise(
     shop: Path, work: Workspace, link: str | None, kg: str, triples: list[list[str]], entities: list[list[str]]
 ) -> None:
-    (shop / "shop.link").unlink()
+    for suffix in ("link", "ent"):
+        (shop / f"shop.{suffix}").unlink()
     parse(write(shop, {"kg": kg} if link is None else {"kg": kg, "link": link}), RecboleConfig(), work)
     assert sorted(rows(work, "SELECT head, tail FROM triples")) == triples
     assert rows(work, "SELECT entity, label FROM entities") == entities
@@ -185,31 +174,9 @@ def test_what_is_exported_is_read_back_exactly_and_by_recbole(tmp_path: Path, ma
     assert len(as_recbole_reads[".kg"]) == len(made.triples)
 
 
-@pytest.mark.parametrize(
-    ("table", "column", "value", "message"),
-    [
-        ("users", "source_id", "NA", "RecBole takes the id 'NA' for a missing value"),
-        ("entities", "source_id", '"x', "for the start of a quoted value"),
-        ("items", "label", "two  blanks", "label of 'film:0' is no clean line"),
-        ("relations", "template", "{head}\n{tail}", "template of 'genre' is no clean line"),
-    ],
-)
-def test_what_the_format_cannot_hold_is_an_error_and_nothing_is_written(
-    data: Dataset, tmp_path: Path, table: str, column: str, value: Any, message: str
-) -> None:
-    frames = data.tables.named()
-    frames[table] = frames[table].copy()
-    frames[table].loc[0, column] = value
-    with pytest.raises(DataError, match=message):
-        export(in_memory(Tables(**frames), tmp_path / "made"), "recbole", tmp_path / "out")
-    assert not (tmp_path / "out").exists()
-
-
 def test_the_files_are_those_that_recbole_reads(data: Dataset, tmp_path: Path) -> None:
     out = export(data, "recbole", tmp_path / "out")
     suffixes = (*(f"{split}.inter" for split in SPLITS), "item", "user", "kg", "link", "ent", "rel")
     assert {path.name for path in out.iterdir()} == {f"world.{suffix}" for suffix in suffixes}
     first = (out / "world.train.inter").read_text(encoding="utf-8").splitlines()[:2]
     assert first == ["user_id:token\titem_id:token\trating:float\ttimestamp:float", "u0\tfilm:1\t5.0\t1000001"]
-    with (out / "world.item").open(encoding="utf-8") as file:
-        assert len(list(csv.reader(file, delimiter="\t"))) == len(data.items) + 1

@@ -17,9 +17,8 @@ from pathlib import Path
 from typing import Literal, NamedTuple
 
 from spike_kit.base.errors import DataError, some
-from spike_kit.data.pipeline import BuildConfig
 from spike_kit.data.raw import Field, JsonLines, fields, literal, opened
-from spike_kit.data.recipes import UNFILTERED, Published, Recipe, Source
+from spike_kit.data.recipes import UNFILTERED, BuildConfig, Published, Recipe, Source
 from spike_kit.data.sources import recbole
 from spike_kit.data.text import plain
 from spike_kit.data.workspace import Workspace

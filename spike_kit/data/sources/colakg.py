@@ -8,9 +8,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from spike_kit.data.pipeline import BuildConfig
 from spike_kit.data.raw import Delimited, fields
-from spike_kit.data.recipes import Published, Recipe, Source
+from spike_kit.data.recipes import BuildConfig, Published, Recipe, Source
 from spike_kit.data.sources.kgat import read_mapped_split
 from spike_kit.data.text import plain, turned
 from spike_kit.data.workspace import Workspace, facts_in
@@ -34,7 +33,7 @@ _RELATIONS = {
 _PERSONS = ("director", "writer", "actor")
 
 
-def parse(folder: Path, config: BuildConfig, work: Workspace) -> None:  # noqa: ARG001 (every source takes settings)
+def parse(folder: Path, _config: BuildConfig, work: Workspace) -> None:
     """Parse the given split and the films in it.
 
     Raises

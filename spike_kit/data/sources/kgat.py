@@ -21,9 +21,8 @@ import pandas as pd
 
 from spike_kit.base.errors import DataError, some
 from spike_kit.data.dataset import Dataset
-from spike_kit.data.pipeline import BuildConfig
 from spike_kit.data.raw import Field, lines_of, literal
-from spike_kit.data.recipes import UNFILTERED, Published, Recipe, Source
+from spike_kit.data.recipes import UNFILTERED, BuildConfig, Published, Recipe, Source
 from spike_kit.data.tables import SPLITS
 from spike_kit.data.text import CONTROL, readable
 from spike_kit.data.workspace import Workspace
@@ -372,7 +371,7 @@ def _read_map(path: Path, view: str, work: Workspace) -> pd.Series:
     return pairs.set_index("mapped")["raw"].astype("str")
 
 
-def write(data: Dataset, folder: Path, merge_valid: bool, vectors: object = None) -> None:
+def write(data: Dataset, folder: Path, merge_valid: bool, _vectors: object) -> None:
     """Write train.txt, valid.txt, test.txt, kg_final.txt and the four lists of original ids.
 
     Labels, ratings, timestamps, reviews, profiles and vectors have no place in them.
@@ -382,7 +381,6 @@ def write(data: Dataset, folder: Path, merge_valid: bool, vectors: object = None
     DataError
         If an id of the source begins or ends in a blank, which the lists cannot hold.
     """
-    del vectors
     tables = data.tables
     write_rows(data, folder, merge_valid)
     items = tables.items["source_id"]

@@ -10,9 +10,8 @@ from pathlib import Path
 
 from pydantic import Field as Setting
 
-from spike_kit.data.pipeline import BuildConfig
 from spike_kit.data.raw import Delimited, fields
-from spike_kit.data.recipes import Published, Recipe, Source
+from spike_kit.data.recipes import BuildConfig, Published, Recipe, Source
 from spike_kit.data.sources.kgat import read_mapped_split
 from spike_kit.data.workspace import Workspace
 

@@ -18,9 +18,8 @@ import pandas as pd
 
 from spike_kit.base.errors import DataError
 from spike_kit.data.fetch import Wheel, checked_wheel, read_member
-from spike_kit.data.pipeline import BuildConfig
 from spike_kit.data.raw import Delimited, fields
-from spike_kit.data.recipes import Published, Recipe, Source
+from spike_kit.data.recipes import BuildConfig, Published, Recipe, Source
 from spike_kit.data.text import turned, without_article
 from spike_kit.data.workspace import Workspace, facts_in
 
@@ -69,7 +68,7 @@ _Index = dict[str, list[tuple[int, int]]]
 """Films (year, row) by a form of their title."""
 
 
-def parse(folder: Path, config: BuildConfig, work: Workspace) -> None:
+def parse(folder: Path, _config: BuildConfig, work: Workspace) -> None:
     """Parse the fetched wheels.
 
     Raises
@@ -77,7 +76,6 @@ def parse(folder: Path, config: BuildConfig, work: Workspace) -> None:
     DataError
         If a wheel is missing or damaged.
     """
-    del config
     for wheel in WHEELS:
         work.terms = wheel.licence, wheel.origin
         work.register(checked_wheel(wheel, folder))

@@ -12,9 +12,8 @@ import pandas as pd
 from pydantic import Field as Setting
 
 from spike_kit.base.errors import DataError
-from spike_kit.data.pipeline import BuildConfig
 from spike_kit.data.raw import Delimited, fields, read_through
-from spike_kit.data.recipes import Published, Recipe, Source
+from spike_kit.data.recipes import BuildConfig, Published, Recipe, Source
 from spike_kit.data.text import plain, turned
 from spike_kit.data.workspace import Workspace, facts_in
 

@@ -10,6 +10,7 @@ import csv
 import re
 from collections.abc import Mapping
 from dataclasses import replace
+from functools import partial
 from itertools import islice
 from pathlib import Path
 
@@ -17,9 +18,8 @@ import pandas as pd
 
 from spike_kit.base.errors import DataError, some
 from spike_kit.data.dataset import Dataset
-from spike_kit.data.pipeline import BuildConfig
 from spike_kit.data.raw import Delimited, fields, literal, opened, quoted
-from spike_kit.data.recipes import Recipe, Source
+from spike_kit.data.recipes import BuildConfig, Recipe, Source
 from spike_kit.data.tables import SPLITS
 from spike_kit.data.text import FREEBASE_ID, clean, plain, readable
 from spike_kit.data.workspace import Workspace, facts_in
@@ -212,17 +212,10 @@ def _read_items(files: Mapping[str, Path], config: RecboleConfig, work: Workspac
         work.put("items", batch.assign(label=_labels(batch["label"], batch["named_by"])))
     for name in facts:
         cells = work.frame(f"SELECT item, {quoted(f'fact {name}')} AS cell FROM raw_items ORDER BY place")
-        found = facts_in(cells, "cell", name, _words if known[name].endswith("_seq") else _whole).sort_values("label")
+        separator = " " if known[name].endswith("_seq") else "\n"  # which no cell holds
+        found = facts_in(cells, "cell", name, partial(str.split, sep=separator)).sort_values("label")
         work.put_facts(found.assign(tail=name + ":" + found["label"], label=found["label"].map(readable)))
     return facts
-
-
-def _words(cell: str) -> list[str]:
-    return cell.split(" ")
-
-
-def _whole(cell: str) -> list[str]:
-    return [cell]
 
 
 def _labels(labels: pd.Series, ids: pd.Series) -> pd.Series:
@@ -276,7 +269,7 @@ def _put_relations(files: Mapping[str, Path], facts: list[str], work: Workspace)
     work.put("relations", relations.assign(template=relations["template"].where(relations["template"] != "", default)))
 
 
-def write(data: Dataset, folder: Path, merge_valid: bool, vectors: object) -> None:
+def write(data: Dataset, folder: Path, _merge_valid: bool, _vectors: object) -> None:
     """Write RecBole atomic files ``<name>.train.inter``, ``.item``, ``.kg``, ...; the split as benchmark files.
 
     `parse` reads all of it back exactly; reviews, profiles and vectors have no place in it. Titles and descriptions are
@@ -289,7 +282,6 @@ def write(data: Dataset, folder: Path, merge_valid: bool, vectors: object) -> No
         If something cannot be held by the format: an id that RecBole takes for a quoted or a missing value, a text that
         is no clean line.
     """
-    del merge_valid, vectors
     users, items, entities, relations, interactions, triples = data.tables.named().values()
     _check_ids({"users": users, "entities": entities, "relations": relations})
     ids = {"user": users["source_id"], "item": items["source_id"], "relation": relations["source_id"]}

@@ -14,8 +14,7 @@ import torch
 
 from spike_kit.base.errors import DataError, some
 from spike_kit.data.dataset import Dataset
-from spike_kit.data.pipeline import BuildConfig
-from spike_kit.data.recipes import Recipe, Source
+from spike_kit.data.recipes import BuildConfig, Recipe, Source
 from spike_kit.data.sources import kgat
 from spike_kit.data.sources.kgat import AS_IT_IS, Known, write_rows
 from spike_kit.data.vectors import ProfileVectors

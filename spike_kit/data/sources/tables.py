@@ -17,9 +17,8 @@ import pandas as pd
 from pydantic import Field as Setting
 
 from spike_kit.base.errors import DataError, some
-from spike_kit.data.pipeline import BuildConfig
 from spike_kit.data.raw import Delimited, JsonLines, ParquetRows, RawFile, Time, fields, literal, opened, quoted
-from spike_kit.data.recipes import Recipe, Source
+from spike_kit.data.recipes import BuildConfig, Recipe, Source
 from spike_kit.data.sources.kgat import read_lines, read_split
 from spike_kit.data.tables import SPLITS
 from spike_kit.data.text import readable, relation_name

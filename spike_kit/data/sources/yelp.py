@@ -15,9 +15,8 @@ from typing import Any
 import pandas as pd
 
 from spike_kit.base.errors import DataError
-from spike_kit.data.pipeline import BuildConfig
 from spike_kit.data.raw import JsonLines, fields
-from spike_kit.data.recipes import Recipe, Source
+from spike_kit.data.recipes import BuildConfig, Recipe, Source
 from spike_kit.data.text import plain
 from spike_kit.data.workspace import Workspace
 
