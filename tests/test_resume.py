@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -69,6 +70,7 @@ def sitting(arguments, number, at, half_written):
     loop.training_step = training_step
     if half_written:
         checkpoint.save_file = save_file
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     os._exit(main(arguments))
 
 for home, *rest in json.load(sys.stdin):
@@ -92,11 +94,6 @@ def command(model: str) -> list[str]:
     return ["train", *(f"--{name.replace('_', '-')}={value}" for name, value in options.items())]
 
 
-def only_run(home: Path) -> Run:
-    (path,) = (home / "data" / "runs").iterdir()
-    return Run(path)
-
-
 def assert_same(found: Run, expected: Run) -> None:
     assert found.path.name == expected.path.name
     assert equal(found.tensors(), expected.tensors())
@@ -114,28 +111,28 @@ def equal(one: dict[str, Tensor], other: dict[str, Tensor]) -> bool:
 
 
 def test_an_interrupted_training_ends_with_the_bits_of_an_uninterrupted_one(data: Dataset, tmp_path: Path) -> None:
-    """Kills after a step and while a state is written; SIGTERM, which loses nothing, even after the last step."""
+    """Kills after a step and while a state is written; SIGTERM, which loses nothing, even after the last step; Ctrl-C."""
     homes = tmp_path / "interrupted", tmp_path / "whole"
     for home in homes:
-        home.joinpath("data").mkdir(parents=True)
-        subprocess.run(["cp", "-r", data.path, home / "data"], check=True)
-    term, kill = int(signal.SIGTERM), int(signal.SIGKILL)
+        shutil.copytree(data.path, home / "data" / "world")
+    term, kill, ctrl_c = int(signal.SIGTERM), int(signal.SIGKILL), int(signal.SIGINT)
     ends = [(term, 4, ""), (kill, 8, ""), (kill, -1, "generator.draws"), (kill, 14, ""), (term, 18, "")]
-    ends += [(kill, 19, ""), (kill, 23, ""), (term, STEPS, ""), (0, -1, "")]
+    ends += [(ctrl_c, 19, ""), (kill, 23, ""), (term, STEPS, ""), (0, -1, "")]
     sittings = [(str(homes[0]), command("spike"), *end) for end in ends]
     given = json.dumps([*sittings, (str(homes[1]), command("spike"), 0, -1, "")])
     ended = subprocess.run([sys.executable, "-c", textwrap.dedent(DRIVER)], input=given, capture_output=True, text=True)
     assert ended.returncode == 0, ended.stderr
-    codes = {term: 143, kill: -kill, 0: 0}
+    codes = {term: 143, kill: -kill, ctrl_c: 130, 0: 0}
     shown = [int(line) for line in ended.stdout.split() if line.lstrip("-").isdigit()]
     assert shown == [*(codes[number] for number, *_ in ends), 0]
     assert [line[-1] for line in ended.stderr.splitlines() if "asked to stop" in line] == ["2", "4", "8"]
+    assert ended.stderr.count("the same command goes on from there") == 1
     assert "Traceback" not in ended.stderr
-    done = only_run(homes[0])
-    assert_same(done, only_run(homes[1]))
+    done, expected = (Run(next((home / "data" / "runs").iterdir())) for home in homes)
+    assert_same(done, expected)
     # A place is stored with the next state, so those of sittings that were killed before are forgotten.
     assert [place["epoch"] for place in done.environment["resumed"]] == [2, 3, 4, 8]
-    assert only_run(homes[1]).environment["resumed"] == []
+    assert expected.environment["resumed"] == []
 
 
 class Interrupt(KeyboardInterrupt):

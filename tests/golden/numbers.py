@@ -20,7 +20,6 @@ from spike_kit.data.vectors import ProfileVectors
 from spike_kit.evaluation.ranking import RankingTask, evaluate
 from spike_kit.models import MODELS
 from spike_kit.models.base import Recommender, TrainedRecommender
-from spike_kit.training.checkpoint import EpochRow, History
 from spike_kit.training.loop import fit
 from tests.world import World, make_world
 
@@ -81,34 +80,30 @@ def forms(model: str) -> dict[str, Form]:
     return {preset: Form(preset) for preset in MODELS[model].presets} | EXTRA.get(model, {})
 
 
-def computed(model: str, form: Form, state: Path | None = None, stop_after: int = EPOCHS) -> dict[str, Any]:
-    """Numbers of a form: losses and validation by epoch, tests, scores, tensors.
-
-    Parameters
-    ----------
-    model, form
-        What is computed.
-    state
-        Folder of the state of an interrupted training.
-    stop_after
-        Raise `KeyboardInterrupt` before the end of this epoch, if it is not the last one.
-    """
+def computed(model: str, form: Form) -> dict[str, Any]:
+    """Compute the numbers of a form: losses and validation by epoch, tests, scores, tensors."""
     world = _world()
     built, training = _built(model, form, world)
-    if not isinstance(built, TrainedRecommender):
-        return _scores(built, world)
-
-    def report(row: EpochRow) -> None:
-        if row["epoch"] == stop_after < EPOCHS:
-            raise KeyboardInterrupt
-
-    valid = RankingTask.from_tables(world.tables, "valid")
-    history = fit(built, world.graph, valid, training, 0, False, report, state=state)
-    tests = evaluate(built, RankingTask.from_tables(world.tables, "test"))[0]
-    return {
-        **_epochs(history),
-        "test": {name: tests[name] for name in ("ndcg@10", "recall@10", "ndcg@20")},
-        **_scores(built, world),
+    found: dict[str, Any] = {}
+    if isinstance(built, TrainedRecommender):
+        valid = RankingTask.from_tables(world.tables, "valid")
+        history = fit(built, world.graph, valid, training, 0, False)
+        frame = history.frame().drop(columns=["epoch", "seconds"])
+        shown = [name for name in map(str, frame) if not name.startswith("valid_")] + [
+            "valid_ndcg@20",
+            "valid_recall@10",
+        ]
+        tests = evaluate(built, RankingTask.from_tables(world.tables, "test"))[0]
+        found = {
+            "epochs": {name: frame[name].tolist() for name in shown},
+            "best_epoch": history.best_epoch,
+            "test": {name: tests[name] for name in ("ndcg@10", "recall@10", "ndcg@20")},
+        }
+    with torch.no_grad():
+        scores = built.fixed().score(torch.arange(len(world.tables.users)))
+    return found | {
+        "scores": [float(scores.double().mean()), float(scores.double().std()), _digest(scores)],
+        "tensors": {name: [list(tensor.shape), _digest(tensor)] for name, tensor in built.tensors().items()},
     }
 
 
@@ -133,25 +128,6 @@ def _long_texts(world: World, dim: int) -> ProfileVectors:
     sizes = (len(world.tables.users), len(world.tables.entities))
     user, entity = (torch.from_numpy(draw.normal(size=(size, dim)).astype(np.float32)) for size in sizes)
     return ProfileVectors(user / dim**0.5, entity / dim**0.5)
-
-
-def _epochs(history: History) -> dict[str, Any]:
-    """Loss terms and validation of every epoch, by column."""
-    frame = history.frame()
-    shown = ["ndcg@20", "recall@10"]
-    columns = [name for name in frame if name not in ("epoch", "seconds") and not str(name).startswith("valid_")]
-    rows = {str(name): frame[name].tolist() for name in [*columns, *(f"valid_{name}" for name in shown)]}
-    return {"epochs": rows, "best_epoch": history.best_epoch}
-
-
-def _scores(model: Recommender, world: World) -> dict[str, Any]:
-    with torch.no_grad():
-        scores = model.fixed().score(torch.arange(len(world.tables.users)))
-    tensors = {name: [list(tensor.shape), _digest(tensor)] for name, tensor in model.tensors().items()}
-    return {
-        "scores": [float(scores.double().mean()), float(scores.double().std()), _digest(scores)],
-        "tensors": tensors,
-    }
 
 
 def _digest(values: Tensor) -> float:
