@@ -22,15 +22,14 @@ from spike_kit.base.seeds import torch_generator
 from spike_kit.cli import main
 from spike_kit.data.dataset import Dataset
 from spike_kit.experiments.run import Run, RunConfig, list_runs, run, train
-from spike_kit.models import find_model
 from spike_kit.models.base import Batch, TrainedRecommender
 from spike_kit.training import loop
 from spike_kit.training.loop import TrainingStoppedError, training_step
 from tests.test_storage import fill_the_disk
-from tests.world import make_world
+from tests.world import build, make_world
 
 MODELS = {
-    "spike": {"dim": 8, "l2": 0.01, "matching_weight": 5.0},
+    "spike": {"dim": 8, "loss": "bpr", "l2": 0.01, "matching_weight": 5.0},
     "lightgcn": {"dim": 8, "l2": 0.01},
     "bprmf": {"dim": 8, "loss": "bpr", "l2": 0.01},
     "spike released": {"dim": 8, "loss": "cosine_softmax", "separate_masks": True, "matching": "sampled"},
@@ -41,10 +40,7 @@ SIZES = (7, 64, 1)
 
 def built(name: str) -> tuple[TrainedRecommender, list[Batch]]:
     world = make_world()
-    cls = find_model(name.split()[0])
-    config = type(cls.presets["recommended"].model)(**MODELS[name])
-    model = cls(config, world.graph, world.vectors, torch_generator(0, "init"))
-    assert isinstance(model, TrainedRecommender)
+    model = build(name.split()[0], world, **MODELS[name])
     graph, generator = world.graph, torch_generator(0, "batch")
     batches = []
     for size in SIZES:

@@ -22,7 +22,6 @@ from torch import Tensor
 from spike_kit.base import paths
 from spike_kit.base.config import TrainingConfig
 from spike_kit.base.errors import DataError, StorageError, TrainingError
-from spike_kit.base.seeds import torch_generator
 from spike_kit.base.storage import exclusive
 from spike_kit.cli import main
 from spike_kit.data.dataset import Dataset
@@ -34,7 +33,7 @@ from spike_kit.training import loop
 from spike_kit.training.checkpoint import LAST, History, write_state
 from spike_kit.training.loop import MONITOR
 from tests.test_storage import fill_the_disk
-from tests.world import World
+from tests.world import World, build
 
 SETTINGS = {"epochs": 7, "batch_size": 100, "eval_every": 2, "patience": 0, "schedule": "cosine", "warmup_steps": 5}
 STEPS = 7 * 6
@@ -111,7 +110,7 @@ def equal(one: dict[str, Tensor], other: dict[str, Tensor]) -> bool:
 
 
 def test_an_interrupted_training_ends_with_the_bits_of_an_uninterrupted_one(data: Dataset, tmp_path: Path) -> None:
-    """Kills after a step and while a state is written; SIGTERM, which loses nothing, even after the last step; Ctrl-C."""
+    """Kills after a step and while a state is written; Ctrl-C; SIGTERM, which loses nothing, even at the end."""
     homes = tmp_path / "interrupted", tmp_path / "whole"
     for home in homes:
         shutil.copytree(data.path, home / "data" / "world")
@@ -147,9 +146,7 @@ def trained(world: World, state: Path | None = None, stop_in: int = 0, name: str
 
     The state is then the one after the epoch before.
     """
-    cls = MODELS[name]
-    model = cls(cls.presets["recommended"].model, world.graph, world.vectors, torch_generator(0, "init"))
-    assert isinstance(model, TrainedRecommender)
+    model = build(name, world)
 
     def report(row: dict[str, Any]) -> None:
         if row["epoch"] == stop_in:

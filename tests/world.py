@@ -10,15 +10,19 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
 import torch
 
+from spike_kit.base.seeds import torch_generator
 from spike_kit.data.dataset import Dataset, SourceFile, create_dataset
 from spike_kit.data.graph import Graph
 from spike_kit.data.tables import Tables
 from spike_kit.data.vectors import ProfileVectors
+from spike_kit.models import find_model, find_preset
+from spike_kit.models.base import TrainedRecommender
 
 GROUPS = ("comedy", "western", "horror", "musical")
 USERS_PER_GROUP = 14
@@ -112,3 +116,14 @@ def write_world(path: Path, seed: int = 0) -> Dataset:
     return create_dataset(
         path, path.name, make_world(seed).tables, sources=(source,), build={"groups": len(GROUPS)}, funnel=()
     )
+
+
+def build(
+    name: str, world: World, preset: str = "recommended", seed: int = 0, device: str = "cpu", **settings: Any
+) -> TrainedRecommender:
+    """A model of the world before its training: a preset, and settings that differ from it."""
+    graph, vectors = world.graph.to(device), world.vectors.to(device)
+    config = find_preset(name, preset).model.replace(**settings)
+    model = find_model(name)(config, graph, vectors, torch_generator(seed, "init"))
+    assert isinstance(model, TrainedRecommender)
+    return model

@@ -10,13 +10,12 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.fx.experimental.symbolic_shapes import ShapeEnv
 
 from spike_kit.base.config import TrainingConfig
-from spike_kit.base.seeds import torch_generator
 from spike_kit.evaluation.ranking import RankingTask, evaluate
-from spike_kit.models import MODELS, find_model, find_preset
+from spike_kit.models import MODELS, find_preset
 from spike_kit.models.base import Batch, TrainedRecommender
 from spike_kit.training.loop import fit
 from spike_kit.training.sampling import NegativeSampler, epoch_batches
-from tests.world import World
+from tests.world import World, build
 
 TRAINED = [name for name, model in MODELS.items() if issubclass(model, TrainedRecommender)]
 
@@ -43,16 +42,6 @@ ON_META = [form for form in FORMS if "loss" not in form[2] or form[0] == "bprmf"
 """Forms whose whole step must run on every device; the losses are the same code for every model."""
 
 FAST = TrainingConfig(epochs=80, batch_size=256, learning_rate=2e-2, eval_every=5, patience=3)
-
-
-def build(
-    name: str, world: World, preset: str = "recommended", seed: int = 0, device: str = "cpu", **settings: Any
-) -> TrainedRecommender:
-    config = find_preset(name, preset).model.replace(**settings)
-    graph, vectors = world.graph.to(device), world.vectors.to(device)
-    model = find_model(name)(config, graph, vectors, torch_generator(seed, "init"))
-    assert isinstance(model, TrainedRecommender)
-    return model
 
 
 @pytest.mark.parametrize(("name", "preset", "settings"), FORMS)
