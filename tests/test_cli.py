@@ -3,12 +3,7 @@
 from __future__ import annotations
 
 import json
-import os
 import re
-import signal
-import subprocess
-import sys
-import time
 from pathlib import Path
 
 import numpy as np
@@ -156,23 +151,6 @@ def test_doctor_works_before_anything_exists(
     monkeypatch.setenv(paths.HOME_VARIABLE, str(tmp_path / "not" / "yet"))
     assert main(["doctor"]) == 0
     assert "none yet" in output(capsys)
-
-
-def test_ctrl_c_during_training_leaves_nothing_and_says_so(data: Dataset, home: Path) -> None:
-    arguments = "train --dataset world --epochs 100000 --patience 0"
-    command = [sys.executable, "-m", "spike_kit", *arguments.split()]
-    environment = os.environ | {paths.HOME_VARIABLE: str(home)}
-    log = home / "stderr.txt"
-    with log.open("wb") as stderr:
-        process = subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL, stderr=stderr)
-        deadline = time.monotonic() + 120
-        while b"epoch/s" not in log.read_bytes() and time.monotonic() < deadline:
-            time.sleep(0.2)
-        process.send_signal(signal.SIGINT)
-        code = process.wait(timeout=60)
-    assert code == 130
-    assert "interrupted: nothing half-written was left" in log.read_text()
-    assert list(paths.runs_root().glob("*/metrics.json")) == []
 
 
 def test_help_of_build_names_every_source(capsys: pytest.CaptureFixture[str]) -> None:

@@ -125,7 +125,7 @@ def test_an_interrupted_training_ends_with_the_bits_of_an_uninterrupted_one(data
     shown = [int(line) for line in ended.stdout.split() if line.lstrip("-").isdigit()]
     assert shown == [*(codes[number] for number, *_ in ends), 0]
     assert [line[-1] for line in ended.stderr.splitlines() if "asked to stop" in line] == ["2", "4", "8"]
-    assert ended.stderr.count("the same command goes on from there") == 1
+    assert ended.stderr.count("the same command goes on from the last epoch") == 1
     assert "Traceback" not in ended.stderr
     done, expected = (Run(next((home / "data" / "runs").iterdir())) for home in homes)
     assert_same(done, expected)
