@@ -158,13 +158,12 @@ class Fixture:
         shown = expected > -1e7
         assert_close(model.score(self.batch.users)[torch.from_numpy(shown)], expected[shown], "scores")
 
-    def check_losses(self, terms: dict[str, Tensor], prefix: str, **keys: str) -> Tensor:
-        """Compare terms (by their keys in the file) and their sum, which is returned."""
+    def check_losses(self, model: TrainedRecommender, terms: dict[str, Tensor], prefix: str, **keys: str) -> None:
+        """Compare terms (by their keys in the file), their sum, and its gradients."""
         for name, key in {"bpr": "bpr", **keys}.items():
             self.check(terms[name], f"{prefix}.loss.{key}")
-        total = total_of(terms)
-        self.check(total, f"{prefix}.loss.total")
-        return total
+        self.check(total_of(terms), f"{prefix}.loss.total")
+        self.check_gradients(model, total_of(terms), f"{prefix}.grad")
 
     def check_gradients(self, model: TrainedRecommender, loss: Tensor, prefix: str) -> None:
         """Compare every gradient that the file has of a loss."""

@@ -8,16 +8,19 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 
 from spike_kit.base.errors import ConfigError, DataError
 from spike_kit.cli import main
 from spike_kit.data.dataset import Dataset
 from spike_kit.data.graph import Graph
 from spike_kit.evaluation.beyond import MEASURES, BeyondAccuracy, gini, item_groups, measure_lists, recommended
-from spike_kit.evaluation.groups import degree_groups
+from spike_kit.evaluation.groups import degree_groups, sparsity_groups
 from spike_kit.evaluation.ranking import RankingTask, evaluate
 from spike_kit.models.base import FixedEmbeddings, ModelConfig
 from spike_kit.models.popularity import Popularity
+from tests.reference.evaluation import lists_of
 
 
 @pytest.fixture
@@ -37,26 +40,18 @@ def embeddings(data: Dataset) -> FixedEmbeddings:
 
 
 def test_lists_are_those_that_evaluation_ranks(data: Dataset, monkeypatch: pytest.MonkeyPatch) -> None:
-    task, model = RankingTask.from_tables(data.tables, "test"), embeddings(data)
-    found = recommended(model, task, 10)
+    """They end where the unseen items do."""
+    task, model, k = RankingTask.from_tables(data.tables, "test"), embeddings(data), len(data.items) + 3
+    found = recommended(model, task, k)
     _, per_user = evaluate(model, task, (10,))
-    test = data.split("test").groupby("user")["item"].agg(set)
-    seen = data.interactions[data.interactions["split"] != "test"].groupby("user")["item"].agg(set)
-    for user, row, recall in zip(per_user["user"], found, per_user["recall@10"], strict=True):
-        assert len(set(row) & test[user]) / len(test[user]) == recall
-        assert not set(row) & seen[user]
+    for row, seen, relevant, recall in zip(found, *lists_of(task), per_user["recall@10"], strict=True):
+        assert len(set(row[:10]) & relevant) / len(relevant) == recall
+        assert set(row[: -len(seen) - 3]) == set(range(len(data.items))) - set(seen)
+        assert (row[-len(seen) - 3 :] == -1).all()
     monkeypatch.setattr("spike_kit.evaluation.ranking.CHUNK_ENTRIES", 3 * task.n_items)
-    assert (recommended(model, task, 10) == found).all()
-
-
-def test_a_list_ends_where_the_unseen_items_do(data: Dataset) -> None:
-    task, n_items = RankingTask.from_tables(data.tables, "test"), len(data.items)
-    found = recommended(embeddings(data), task, n_items + 3)
-    seen = data.interactions[data.interactions["split"] != "test"].groupby("user").size()
-    assert ((found >= 0).sum(1) == n_items - seen.loc[task.users.numpy()].to_numpy()).all()
-    assert ((found[:, 1:] < 0) | (found[:, :-1] >= 0)).all()
+    assert (recommended(model, task, k) == found).all()
     with pytest.raises(ConfigError, match="at least 1"):
-        recommended(embeddings(data), task, 0)
+        recommended(model, task, 0)
 
 
 def test_measures_are_what_their_definitions_say(data: Dataset, lists: np.ndarray) -> None:
@@ -119,9 +114,21 @@ def test_what_cannot_be_measured_is_unknown(data: Dataset, lists: np.ndarray) ->
     assert math.isnan(gini(np.zeros(3, dtype=int)))
 
 
-@pytest.mark.parametrize(("counts", "expected"), [([3, 3, 3], 0.0), ([0, 0, 0, 8], 0.75), ([1, 3], 0.25)])
-def test_gini(counts: list[int], expected: float) -> None:
-    assert gini(np.array(counts)) == pytest.approx(expected)
+@given(st.lists(st.integers(1, 30), min_size=1, max_size=80), st.integers(1, 6))
+def test_groups_are_ranges_in_order(counts: list[int], n: int) -> None:
+    series = pd.Series(counts, name="group")
+    found = sparsity_groups(series, n)
+    assert 1 <= len(found.cat.categories) <= n
+    bounds = series.groupby(found, observed=False).agg(["min", "max"])
+    assert (bounds["min"].to_numpy()[1:] > bounds["max"].to_numpy()[:-1]).all()
+    names = [f"{low}-{high}" if low < high else f"{low}" for low, high in bounds.to_numpy()]
+    assert found.cat.categories.tolist() == names
+
+
+def test_quarters_are_quarters_where_there_are_no_ties() -> None:
+    assert sparsity_groups(pd.Series(range(1, 41)), 4).value_counts().tolist() == [10, 10, 10, 10]
+    with pytest.raises(ConfigError, match="0 groups"):
+        sparsity_groups(pd.Series([1]), 0)
 
 
 def test_item_groups_hold_every_item_once_in_order_of_popularity_or_degree(data: Dataset) -> None:
@@ -167,10 +174,10 @@ def test_models_are_averaged_over_their_runs(data: Dataset) -> None:
         assert whole["a"][measure] == pytest.approx((alone[measure] + whole["b"][measure]) / 2)
     sizes = item_groups(data).value_counts(sort=False)
     columns = [f"{name} ({n}): {value}" for name, n in sizes.items() if n for value in ("recall", "share")]
-    by_popularity = tables["items by popularity"].set_index("model")
-    assert list(by_popularity) == columns
+    by_popularity = tables["items by popularity"]
+    assert by_popularity.columns.tolist() == ["model", *columns]
     assert by_popularity.filter(like="share").to_numpy().sum(1) == pytest.approx(1)
-    assert by_popularity.index.tolist() == ["a", "b"]
+    assert by_popularity["model"].tolist() == ["a", "b"]
 
 
 def test_the_command_prints_the_tables(data: Dataset, capsys: pytest.CaptureFixture[str]) -> None:

@@ -9,7 +9,6 @@ import torch
 from spike_kit.base.errors import ConfigError
 from spike_kit.evaluation.ranking import RankingTask, evaluate
 from spike_kit.models import ease, find_model
-from spike_kit.models.base import Recommender
 from spike_kit.models.ease import Ease, EaseConfig
 from spike_kit.models.itemknn import ItemKnn, ItemKnnConfig
 from spike_kit.models.lightgcl import low_rank
@@ -67,16 +66,11 @@ def test_ease_says_that_it_does_not_fit(world: World, monkeypatch: pytest.Monkey
 
 @pytest.mark.parametrize("name", ["itemknn", "ease"])
 def test_untrained_models_find_the_planted_item_and_come_back(world: World, name: str) -> None:
-    cls = find_model(name)
-    generator = torch.Generator()
-    model = cls(cls.presets["recommended"].model, world.graph, None, generator)
-    test = RankingTask.from_tables(world.tables, "test")
-    assert len(test.users) == len(world.planted)
+    cls, test = find_model(name), RankingTask.from_tables(world.tables, "test")
+    model, again = (cls(cls.presets["recommended"].model, world.graph, None, torch.Generator()) for _ in range(2))
     assert evaluate(model, test, (1,))[0]["recall@1"] >= 0.95
-    again: Recommender = cls(cls.presets["recommended"].model, world.graph, None, generator)
     again.load_tensors(model.tensors())
-    users = torch.arange(world.graph.n_users)
-    assert torch.equal(again.score(users), model.score(users))
+    assert torch.equal(again.score(test.users), model.score(test.users))
 
 
 def test_the_low_rank_view_has_the_leading_singular_values(world: World) -> None:
