@@ -80,6 +80,29 @@ def test_what_cannot_be_done_is_explained(
     assert ERRORS[command] in output(capsys)
 
 
+DONE = {
+    "profile world": ("template.parquet",),
+    "export world --format recbole": ("world-recbole",),
+    "judge world --profiles template --sample 2 --dry-run": ("6 calls to make", "cost (USD)"),
+    "quality world --encoder tfidf-8": ("by profile vectors alone:", "template", "auxiliary", "recall"),
+    "profile world --profiles llm --domain movies --dry-run": (
+        *("124 calls, about ", "to ask", "cost (USD)", "as a batch", "gpt-4o-mini", "prices of 20"),
+        *(f"--- prompt of {subject}" for subject in ("item 0", "auxiliary 48", "user 0")),
+    ),
+    "profile world --source llm --dry-run": ("--source is now --profiles", "124 calls"),
+    "profile world --source=llm --dry-run": ("--source is now --profiles", "124 calls"),
+}
+"""Commands that need no server and no run, and what they say; the last two have the old name of an option."""
+
+
+@pytest.mark.parametrize("command", DONE)
+def test_what_is_done_is_said(command: str, data: Dataset, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(command.split()) == 0
+    text = output(capsys)
+    assert [words for words in DONE[command] if words not in text] == []
+    assert data.profile_sets() == ["template"]
+
+
 def test_a_misspelt_option_is_an_error(data: Dataset) -> None:
     with pytest.raises(SystemExit) as stopped:
         main(["train", "--dataset", "world", "--roh", "1"])
@@ -98,38 +121,21 @@ def test_the_words_of_the_authors_readme_work_up_to_the_missing_gpu(
 
 
 def test_train_and_evaluate(data: Dataset, capsys: pytest.CaptureFixture[str]) -> None:
-    for model in ("popularity", "bprmf", "lightgcn", "spike"):
-        arguments = ["--device", "cpu"] if model == "popularity" else SHORT
-        assert main(["train", "--dataset", "world", "--model", model, *arguments]) == 0
+    off = ["--no-inject", "--no-remove", "--matching", "off", "--rho", "0.3"]
+    options = {"popularity": ["--device", "cpu"], "bprmf": SHORT, "lightgcn": SHORT, "spike": [*SHORT, *off]}
+    for model, arguments in options.items():
+        assert main(["train", "--dataset", str(data.path), "--model", model, *arguments]) == 0
     assert capsys.readouterr().out.count("ndcg@20") == 8
     assert len(list(paths.runs_root().iterdir())) == 4
-    assert main(["evaluate", "world"]) == 0
+    assert main(["evaluate", str(data.path)]) == 0
     table = output(capsys)
-    assert all(model in table for model in ("Popularity", "BPR-MF", "LightGCN", "SPiKE"))
-    assert "recall@40" in table
+    shown = ("Popularity", "BPR-MF", "LightGCN", "SPiKE", "rho=0.3", "inject=False", "recall@40")
+    assert [word for word in shown if word not in table] == []
     assert main(["evaluate", "world", "--cutoffs", "3", "--metrics", "mrr", "--split", "valid"]) == 0
     assert "mrr@3" in output(capsys)
-    assert main(["evaluate", "world", "--cutoffs", "3", "--metrics", "f1"]) == 1
-    assert "no metric named 'f1@3'" in output(capsys)
-    assert main(["evaluate", "world", "--cutoffs", "0"]) == 1
-    assert "a cut-off must be at least 1" in output(capsys)
-
-
-def test_a_study_can_be_given_as_a_path_and_settings_as_options(
-    data: Dataset, capsys: pytest.CaptureFixture[str]
-) -> None:
-    arguments = ["--dataset", str(data.path), "--no-inject", "--no-remove", "--matching", "off", "--rho", "0.3"]
-    assert main(["train", *arguments, *SHORT]) == 0
-    capsys.readouterr()
-    assert main(["evaluate", str(data.path)]) == 0
-    text = output(capsys)
-    assert "rho=0.3" in text
-    assert "inject=False" in text
-
-
-def test_profile_says_where_it_wrote(data: Dataset, capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["profile", "world"]) == 0
-    assert "template.parquet" in output(capsys)
+    for wrong, message in {"3 --metrics f1": "no metric named 'f1@3'", "0": "a cut-off must be at least 1"}.items():
+        assert main(["evaluate", "world", "--cutoffs", *wrong.split()]) == 1
+        assert message in output(capsys)
 
 
 def test_doctor_says_present_or_absent_and_never_the_key(
@@ -162,35 +168,6 @@ def test_help_of_build_names_every_source(capsys: pytest.CaptureFixture[str]) ->
         assert "--min-rating" in shown
 
 
-def test_an_export_is_written_and_not_over_something_else(data: Dataset, capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["export", "world", "--format", "recbole"]) == 0
-    folder = paths.data_root() / "exports" / "world-recbole"
-    assert (folder / "world.train.inter").is_file()
-    assert main(["export", "world", "--format", "recbole"]) == 1
-    assert "is not empty" in capsys.readouterr().err
-
-
-def answers_of(path: Path) -> list[str]:
-    """Answers to a batch file as a service would give them."""
-    requests = map(json.loads, path.read_text(encoding="utf-8").splitlines())
-    answers = []
-    for request in requests:
-        body = completion("A profile of one of the films, for those who like it.", request["body"])
-        answers.append(json.dumps({"custom_id": request["custom_id"], "response": {"status_code": 200, "body": body}}))
-    return answers
-
-
-def test_profiling_by_a_model_is_estimated_first(data: Dataset, capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["profile", "world", "--profiles", "llm", "--domain", "movies", "--dry-run"]) == 0
-    text = capsys.readouterr().out
-    assert "124 calls, about " in text
-    assert all(name in text for name in ("to ask", "cost (USD)", "as a batch", "gpt-4o-mini", "prices of 20"))
-    shown = [f"--- prompt of {subject}" for subject in ("item 0", "auxiliary 48", "user 0")]
-    assert all(heading in text for heading in shown)
-    assert text.count("BEGIN DATA") == 2 * 3
-    assert data.profile_sets() == ["template"]
-
-
 def test_profiling_by_a_server_of_ones_own(data: Dataset, capsys: pytest.CaptureFixture[str]) -> None:
     with LoopbackProcess() as server:
         command = ["profile", "world", "--profiles", "llm", "--model", MODEL, "--base-url", server.base_url]
@@ -204,70 +181,37 @@ def test_profiling_by_a_server_of_ones_own(data: Dataset, capsys: pytest.Capture
 
 
 def test_profiling_by_batches(data: Dataset, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    """With the answers that a service would give to each exported file."""
     results = tmp_path / "results.jsonl"
     for subject, count in (("item", 48), ("auxiliary", 20), ("user", 56)):
         path = tmp_path / f"{subject}.jsonl"
         assert main(["profile", "world", "--profiles", "llm", "--batch-export", str(path)]) == 0
         assert f"{subject}: {path}" in capsys.readouterr().out
-        results.write_text("\n".join(answers_of(path)), encoding="utf-8")
+        lines = []
+        for request in map(json.loads, path.read_text(encoding="utf-8").splitlines()):
+            body = completion("A profile of one of the films, for those who like it.", request["body"])
+            lines.append({"custom_id": request["custom_id"], "response": {"status_code": 200, "body": body}})
+        results.write_text("\n".join(map(json.dumps, lines)), encoding="utf-8")
         assert main(["profile", "world", "--profiles", "llm", "--batch-import", str(results)]) == 0
         assert f"0 answers from before, {count} new, 0 failed; {count} calls" in capsys.readouterr().out
     assert main(["profile", "world", "--profiles", "llm", "--batch-export", str(tmp_path / "none.jsonl")]) == 0
     assert "every question is answered" in capsys.readouterr().out
 
 
-def test_profiles_of_others_are_imported_with_a_warning(
+def test_profiles_and_vectors_of_others_are_taken_in(
     data: Dataset, capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
-    files = {"items": data.items, "users": data.users}
-    for name, table in files.items():
+    for name, table in {"items": data.items, "users": data.users}.items():
         texts = {key: f"Theirs: {label}." for key, label in zip(table["source_id"], table["label"], strict=True)}
         (tmp_path / f"{name}.json").write_text(json.dumps(texts), encoding="utf-8")
-    arguments = [part for name in files for part in (f"--{name}", str(tmp_path / f"{name}.json"))]
-    assert main(["import-profiles", "world", "--profiles", "theirs", *arguments]) == 1
+    texts = [f"--{name}={tmp_path / name}.json" for name in ("items", "users")]
+    assert main(["import-profiles", "world", "--profiles", "theirs", *texts]) == 1
     assert "no file leaves 20 of 20 auxiliary profiles open" in output(capsys)
-    assert main(["import-profiles", "world", "--profiles", "theirs", *arguments, "--fill", "template"]) == 0
+    assert main(["import-profiles", "world", "--profiles", "theirs", *texts, "--fill", "template"]) == 0
     text = capsys.readouterr().out
-    assert "theirs.parquet" in text
-    assert "imported: 48 item, 0 auxiliary, 56 user" in text
-    assert "possibly leaky" in text
-
-
-def test_judging_is_estimated_first(data: Dataset, capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["judge", "world", "--profiles", "template", "--sample", "2", "--dry-run"]) == 0
-    text = capsys.readouterr().out
-    assert "6 calls to make" in text
-    assert "cost (USD)" in text
-
-
-@pytest.mark.parametrize("old", [["--source", "llm"], ["--source=llm"]])
-def test_a_renamed_option_still_works_and_says_so(
-    data: Dataset, old: list[str], capsys: pytest.CaptureFixture[str]
-) -> None:
-    assert main(["profile", "world", *old, "--dry-run"]) == 0
-    assert capsys.readouterr().err.count("--source is now --profiles") == 1
-    assert main(["quality", "world", "--sources", "nowhere", "--encoder", "tfidf-8"]) == 1
-    errors = capsys.readouterr().err
-    assert "--sources is now --profiles" in errors
-    assert "no profile set 'nowhere'" in errors
-
-
-def test_quality_compares_profile_sets_without_a_model(data: Dataset, capsys: pytest.CaptureFixture[str]) -> None:
-    profiles = data.profiles()
-    data.write_profiles("dull", profiles.assign(text=profiles["text"].str.split().str[:6].str.join(" ")))
-    assert main(["quality", "world", "--profiles", "template", "dull", "--encoder", "tfidf-8"]) == 0
-    text = capsys.readouterr().out
-    assert "ranking of the validation items by profile vectors alone:" in text
-    assert all(word in text for word in ("template", "dull", "auxiliary", "recall"))
-
-
-def test_vectors_of_others_are_taken_in(data: Dataset, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    rows = {"users": len(data.users), "entities": len(data.entities)}
-    for name, n in rows.items():
-        np.save(tmp_path / f"{name}.npy", np.ones((n, 3), dtype=np.float32))
-    files = [f"--{name}={tmp_path / name}.npy" for name in rows]
-    assert main(["import-vectors", "world", *files, "--name", "ones"]) == 0
-    assert "given" in capsys.readouterr().out
+    assert all(word in text for word in ("theirs.parquet", "imported: 48 item, 0 auxiliary, 56 user", "possibly leaky"))
+    for name, rows in {"users": len(data.users), "entities": len(data.entities)}.items():
+        np.save(tmp_path / f"{name}.npy", np.ones((rows, 3), dtype=np.float32))
+    vectors = [f"--{name}={tmp_path / name}.npy" for name in ("users", "entities")]
+    assert main(["import-vectors", "world", *vectors, "--name", "ones"]) == 0
     assert data.vectors("template", "given:ones").dim == 3
-    assert main(["import-vectors", "world", files[0], f"--entities={tmp_path}/users.npy"]) == 1
-    assert "error: " in capsys.readouterr().err

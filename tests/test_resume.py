@@ -23,10 +23,9 @@ from spike_kit.base import paths
 from spike_kit.base.config import TrainingConfig
 from spike_kit.base.errors import DataError, StorageError, TrainingError
 from spike_kit.base.storage import exclusive
-from spike_kit.cli import main
 from spike_kit.data.dataset import Dataset
 from spike_kit.evaluation.ranking import RankingTask, evaluate
-from spike_kit.experiments.run import Run, RunConfig, run
+from spike_kit.experiments.run import Run, RunConfig, describe, run, run_path
 from spike_kit.models import MODELS
 from spike_kit.models.base import TrainedRecommender
 from spike_kit.training import loop
@@ -320,27 +319,13 @@ def test_sigterm_is_handled_only_while_a_state_is_kept(
     assert signal.getsignal(signal.SIGTERM) == before
 
 
-def test_one_process_trains_a_run_and_ctrl_c_says_what_is_true(
-    data: Dataset, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    step, count = loop.training_step, iter(range(20))
-
-    def training_step(*arguments: Any) -> dict[str, Tensor]:
-        if next(count, None) is None:
-            raise Interrupt
-        return step(*arguments)
-
-    with monkeypatch.context() as patch:
-        patch.setattr(loop, "training_step", training_step)
-        assert main(command("bprmf")) == 130
-    assert "the same command goes on from the last epoch" in capsys.readouterr().err
-    (state,) = paths.runs_root().glob("*/state")
-    assert header(state / LAST)["epoch"] == 4
-    config, name = RunConfig(model="bprmf", dataset="world", training=SETTINGS), state.parent.name
+def test_one_process_trains_a_run(data: Dataset) -> None:
+    config = RunConfig(model="popularity", dataset="world")
+    path = run_path(describe(config, data))
     with (
-        exclusive(paths.runs_root() / f".{name}.lock", ""),
-        pytest.raises(DataError, match=f"another process is training {name}"),
+        exclusive(path.with_name(f".{path.name}.lock"), ""),
+        pytest.raises(DataError, match=f"another process is training {path.name}"),
     ):
         run(config, progress=False)
-    assert [place["epoch"] for place in run(config, progress=False).environment["resumed"]] == [4]
-    assert [path.name for path in paths.runs_root().iterdir()] == [name]
+    assert run(config, progress=False).path == path
+    assert [*paths.runs_root().iterdir()] == [path]
