@@ -14,6 +14,7 @@ from spike_kit.base import paths
 from spike_kit.cli import COMMANDS, main
 from spike_kit.data.dataset import Dataset
 from spike_kit.data.sources import RECIPES, SOURCES
+from spike_kit.evaluation.beyond import MEASURES
 from spike_kit.models import MODELS
 from spike_kit.profiles.loopback import MODEL, LoopbackProcess, completion
 
@@ -133,6 +134,9 @@ def test_train_and_evaluate(data: Dataset, capsys: pytest.CaptureFixture[str]) -
     assert [word for word in shown if word not in table] == []
     assert main(["evaluate", "world", "--cutoffs", "3", "--metrics", "mrr", "--split", "valid"]) == 0
     assert "mrr@3" in output(capsys)
+    assert main(["evaluate", "world", "--beyond", "5", "--device", "cpu"]) == 0
+    table = output(capsys)
+    assert [words for words in (*MEASURES, "items by facts, lists of 5, test split") if words not in table] == []
     for wrong, message in {"3 --metrics f1": "no metric named 'f1@3'", "0": "a cut-off must be at least 1"}.items():
         assert main(["evaluate", "world", "--cutoffs", *wrong.split()]) == 1
         assert message in output(capsys)

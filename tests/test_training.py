@@ -17,18 +17,8 @@ from spike_kit.base.errors import DataError, StorageError
 from spike_kit.data.dataset import Dataset, create_dataset
 from spike_kit.data.vectors import ProfileVectors
 from spike_kit.evaluation.ranking import RankingTask, evaluate
-from spike_kit.experiments.run import (
-    CONFIG,
-    Run,
-    RunConfig,
-    commit,
-    describe,
-    finished_runs,
-    list_runs,
-    load_model,
-    run,
-    run_path,
-)
+from spike_kit.experiments import run as experiment
+from spike_kit.experiments.run import Run, RunConfig, describe, finished_runs, load_model, run
 from spike_kit.models import MODELS
 from spike_kit.models.base import TrainedRecommender
 from spike_kit.models.bprmf import BprMf
@@ -53,9 +43,11 @@ def fit_bprmf(world: World, config: TrainingConfig) -> tuple[TrainedRecommender,
     return model, fit(model, world.graph, task, config, seed=0, progress=False)
 
 
+LONG = TrainingConfig(epochs=400, batch_size=256, learning_rate=0.05, patience=3)
+
+
 def test_the_best_weights_are_kept_and_training_stops_early(world: World) -> None:
-    config = TrainingConfig(epochs=400, batch_size=256, learning_rate=0.05, eval_every=2, patience=3)
-    model, history = fit_bprmf(world, config)
+    model, history = fit_bprmf(world, LONG.replace(eval_every=2))
     frame = history.frame()
     validated = frame.dropna(subset=[f"valid_{MONITOR}"])
     best = validated[f"valid_{MONITOR}"].idxmax()
@@ -67,11 +59,10 @@ def test_the_best_weights_are_kept_and_training_stops_early(world: World) -> Non
 
 
 def test_the_last_weights_are_kept_where_asked_and_patience_counts_from_the_best(world: World) -> None:
-    config = TrainingConfig(epochs=400, batch_size=256, learning_rate=0.05, patience=3, keep="last")
-    _, history = fit_bprmf(world, config)
-    assert history.best_epoch == len(history.rows) < 400
-    _, history = fit_bprmf(world, config.replace(epochs=5, patience=0))
-    assert history.best_epoch == len(history.rows) == 5
+    for epochs, patience in ((400, 3), (5, 0)):
+        _, history = fit_bprmf(world, LONG.replace(keep="last", epochs=epochs, patience=patience))
+        assert history.best_epoch == len(history.rows)
+        assert (len(history.rows) < epochs) is (patience > 0)
 
 
 @pytest.mark.parametrize(
@@ -115,21 +106,21 @@ def test_the_commit_is_marked_if_the_package_differs_and_only_then(
     module = tmp_path / "spike_kit" / "experiments" / "run.py"
     module.parent.mkdir(parents=True)
     module.touch()
-    monkeypatch.setattr("spike_kit.experiments.run.__file__", str(module))
-    assert commit() is None
+    monkeypatch.setattr(experiment, "__file__", str(module))
+    assert experiment.commit() is None
     who = ["-c", "user.name=a", "-c", "user.email=a@b", "-c", "commit.gpgsign=false"]
     for words in (["init", "--quiet"], ["add", "."], [*who, "commit", "--quiet", "--message", "a"]):
         subprocess.run(["git", *words], cwd=tmp_path, check=True)
-    clean = commit()
+    clean = experiment.commit()
     assert re.fullmatch("[0-9a-f]{40}", str(clean))
     (tmp_path / "results.md").touch()
-    assert commit() == clean
+    assert experiment.commit() == clean
     (module.parent / "new.py").touch()
-    assert commit() == f"{clean}+"
+    assert experiment.commit() == f"{clean}+"
 
 
 def path_of(config: RunConfig, data: Dataset) -> Path:
-    return run_path(describe(config, data))
+    return experiment.run_path(describe(config, data))
 
 
 def save_other_vectors(data: Dataset, world: World) -> None:
@@ -177,11 +168,11 @@ def test_neither_an_edited_file_nor_a_new_model_is_another_run(
 def test_a_run_from_before_versions_is_found_as_version_1(data: Dataset, monkeypatch: pytest.MonkeyPatch) -> None:
     made = run(quick("bprmf"), progress=False)
     old = {name: value for name, value in made.config.items() if name != "versions"} | {"code_sha256": "ab" * 32}
-    path = made.path.rename(run_path(old))
-    storage.write_json(path / CONFIG, old)
+    path = made.path.rename(experiment.run_path(old))
+    storage.write_json(path / experiment.CONFIG, old)
     assert run(quick("bprmf"), progress=False).path == path
     assert [done.path for done in finished_runs(data)] == [path]
-    monkeypatch.setattr("spike_kit.experiments.run.PROTOCOL_VERSION", 2)
+    monkeypatch.setattr(experiment, "PROTOCOL_VERSION", 2)
     assert finished_runs(data) == []
     assert run(quick("bprmf"), progress=False).path != path
 
@@ -210,10 +201,10 @@ def test_a_full_disk_leaves_no_run_folder(data: Dataset, monkeypatch: pytest.Mon
     def no_space(*_: object, **__: object) -> None:
         raise SafetensorError("Error while serializing: I/O error: No space left on device (os error 28)")
 
-    monkeypatch.setattr("spike_kit.experiments.run.save_file", no_space)
+    monkeypatch.setattr(experiment, "save_file", no_space)
     with pytest.raises(StorageError, match="disk is full"):
         run(quick("bprmf"), progress=False)
-    assert list_runs() == []
+    assert experiment.list_runs() == []
     assert {name.partition("/")[0] for name in left()} == {"", "state"}
 
 

@@ -12,7 +12,6 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from spike_kit.base.errors import ConfigError, DataError
-from spike_kit.cli import main
 from spike_kit.data.dataset import Dataset
 from spike_kit.data.graph import Graph
 from spike_kit.evaluation.beyond import MEASURES, BeyondAccuracy, gini, item_groups, measure_lists, recommended
@@ -178,12 +177,3 @@ def test_models_are_averaged_over_their_runs(data: Dataset) -> None:
     assert by_popularity.columns.tolist() == ["model", *columns]
     assert by_popularity.filter(like="share").to_numpy().sum(1) == pytest.approx(1)
     assert by_popularity["model"].tolist() == ["a", "b"]
-
-
-def test_the_command_prints_the_tables(data: Dataset, capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["train", "--model", "popularity", "--dataset", "world", "--device", "cpu"]) == 0
-    capsys.readouterr()
-    assert main(["evaluate", "world", "--beyond", "5", "--device", "cpu"]) == 0
-    shown = capsys.readouterr().out
-    assert all(measure in shown for measure in MEASURES)
-    assert "items by facts, lists of 5, test split" in shown
