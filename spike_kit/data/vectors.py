@@ -66,8 +66,8 @@ class ProfileVectors:
         tables = (rows.split(_CHECKED_ROWS) for rows in (self.user, self.entity))
         return ProfileVectors(*(torch.cat([(part.to(kind) - centre) @ loadings for part in parts]) for parts in tables))
 
-    def check(self, n_users: int, n_entities: int, where: str) -> None:
-        """Check shapes and values.
+    def check(self, n_users: int, n_entities: int, where: str, hint: str = _AGAIN) -> None:
+        """Check shapes and values; ``where`` they come from and what to do (``hint``) stand in the error.
 
         Raises
         ------
@@ -78,10 +78,10 @@ class ProfileVectors:
         for name, rows, expected in (("user", self.user, n_users), ("entity", self.entity, n_entities)):
             if not dim or rows.shape != (expected, dim):
                 shape = f"shape {list(rows.shape)}, expected [{expected}, {dim or 'd_t'}]"
-                raise DataError(f"{where}: {name} has {shape} (one row per {name})", _AGAIN)
+                raise DataError(f"{where}: {name} has {shape} (one row per {name})", hint)
             finite = [torch.isfinite(part).all(dim=1) for part in rows.split(_CHECKED_ROWS)]
             if broken := (~torch.cat(finite)).nonzero().flatten().tolist():
-                raise DataError(f"{where}: {name} holds NaN or infinity in row {some(broken)}", _AGAIN)
+                raise DataError(f"{where}: {name} holds NaN or infinity in row {some(broken)}", hint)
 
     def save(self, path: Path, metadata: dict[str, str]) -> None:
         """Write as safetensors, atomically, with facts about the encoder and the profiles as metadata.

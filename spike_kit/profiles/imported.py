@@ -177,12 +177,10 @@ def import_vectors(data: Dataset, profiles: str, name: str, user_file: Path, ent
     encoder = f"given:{name.removeprefix('given:')}"
     if parse_encoder(encoder).reduction:
         raise ConfigError(f"{name!r} cannot be the name of given vectors", "leave @pca away")
-    user = _read_rows(user_file, len(data.users), "user")
-    entity = _read_rows(entity_file, len(data.entities), "entity")
-    if user.shape[1] != entity.shape[1]:
-        dimensions = f"vectors of {user.shape[1]} dimensions, {entity_file} of {entity.shape[1]}"
-        raise DataError(f"{user_file} has {dimensions}", "take both files from one encoder")
-    vectors = ProfileVectors(torch.from_numpy(user), torch.from_numpy(entity))
+    n_users, n_entities = len(data.users), len(data.entities)
+    vectors = ProfileVectors(_read_rows(user_file, n_users), _read_rows(entity_file, n_entities))
+    where, hint = f"{user_file} and {entity_file}", "both need one row per id, in the order of ids, from one encoder"
+    vectors.check(n_users, n_entities, where, hint)
     facts = {"user_file": user_file.name, "user_sha256": sha256_file(user_file)}
     facts |= {"entity_file": entity_file.name, "entity_sha256": sha256_file(entity_file)}
     target = data.embeddings_path(profiles, encoder)
@@ -190,8 +188,8 @@ def import_vectors(data: Dataset, profiles: str, name: str, user_file: Path, ent
     return target
 
 
-def _read_rows(path: Path, n: int, subject: str) -> np.ndarray:
-    """Vectors ``[n, d_t]`` float32 of one file, checked, in the order of ids."""
+def _read_rows(path: Path, n: int) -> torch.Tensor:
+    """Vectors of one file as float32, in the order of ids 0..n-1."""
     if path.suffix == ".npz":
         ids, rows = read_vectors(path)
         found = {
@@ -202,20 +200,14 @@ def _read_rows(path: Path, n: int, subject: str) -> np.ndarray:
         if wrong := [f"{problem} {some(which)}" for problem, which in found.items() if len(which)]:
             raise DataError(
                 f"{path}: the ids must be 0..{n - 1}, each once; {'; '.join(wrong)}",
-                f"every {subject} of the data set needs exactly one vector",
+                "each user and each entity of the data set needs exactly one vector",
             )
     else:
         rows = _read_array(path)
-    if rows.ndim != 2 or rows.shape[0] != n or not rows.shape[1] or rows.dtype.kind != "f":
-        raise DataError(
-            f"{path} holds {rows.dtype} of shape {list(rows.shape)}, expected floats of shape [{n}, d_t]",
-            f"every {subject} of the data set needs exactly one row, in the order of ids",
-        )
+    if rows.dtype.kind != "f":
+        raise DataError(f"{path} holds {rows.dtype}, expected floats", "make the file again")
     with np.errstate(over="ignore"):
-        rows = rows.astype(np.float32)
-    if len(broken := np.flatnonzero(~np.isfinite(rows).all(axis=1))):
-        raise DataError(f"{path}: the vectors of ids {some(broken)} hold NaN or infinity", "make the file again")
-    return rows
+        return torch.from_numpy(rows.astype(np.float32))
 
 
 def _read_array(path: Path) -> np.ndarray:

@@ -54,11 +54,8 @@ _TICK = 0.2
 
 _CONNECT_SECONDS = 30.0
 
-AMBIGUOUS: frozenset[str] = frozenset({"server", "timeout", "connection", "garbage"})
-"""Kinds of failure after which nobody knows whether the server did the work, and billed it."""
-
-RETRIED: frozenset[str] = AMBIGUOUS | {"busy", "unreachable"}
-"""Kinds after which the same call is tried again."""
+RETRIED = frozenset({"server", "timeout", "connection", "garbage", "busy", "unreachable"})
+"""Kinds of failure after which the same call is tried again; after the first four it may be billed all the same."""
 
 HINTS: dict[str, str] = {
     "quota": "the quota is used up: add credit or raise the limit, then run again",
@@ -103,8 +100,6 @@ class Progress:
         Questions answered, and given up, by this run.
     calls
         Requests sent, retries included.
-    unclear
-        Requests that may have been served, and billed, without an answer arriving (timeouts, drops, errors).
     problems
         Answers by what was wrong with them (regenerated once, then reported).
     failures
@@ -121,7 +116,6 @@ class Progress:
     done: int = 0
     failed: int = 0
     calls: int = 0
-    unclear: int = 0
     tokens_in: int = 0
     tokens_out: int = 0
     problems: Counter[str] = field(default_factory=Counter)
@@ -152,8 +146,6 @@ class Progress:
         lines = [f"{counts}; {self.calls} calls, {used}"]
         for name, found in (("problems", self.problems), ("failures", self.failures)):
             lines += [f"{name}: {', '.join(f'{n} {kind}' for kind, n in found.items())}"] if found else []
-        if self.unclear:
-            lines.append(f"{self.unclear} calls may have been billed without an answer arriving")
         if self.failed:
             lines += ["failed (asked again the next time):", *(f"  {failure}" for failure in self.first_failures)]
         if more := self.failed - len(self.first_failures):
@@ -355,7 +347,6 @@ class Asking:
         """Decide what a failed attempt means; returns where the SDK is to wait and to make the call again."""
         (key, failures), kind, most = _CALL.get(), failure.kind, self.config.attempts
         self.progress.calls += 1
-        self.progress.unclear += kind in AMBIGUOUS
         self.store.record(key, kind, failure.message)
         failures["busy" if kind == "busy" else "other"] += 1
         if kind in HINTS:

@@ -207,12 +207,11 @@ def _messages(data: str, texts: Sequence[str]) -> tuple[str, str]:
     block = [data, *(f"{name}: {json.dumps(clean(text), ensure_ascii=False)}" for name, text in profiles)]
     fence, shown = fenced("\n".join(block))
     if len(texts) == 1:
-        task = "Score the profile from 1 to 5 on each criterion."
-        form = '{"persuasiveness": {"score": 1-5, "evidence": "..."}, "relevance": {...}, "faithfulness": {...}}'
+        task, value = "Score the profile from 1 to 5 on each criterion.", '"score": 1-5'
     else:
         task = "Say for each criterion which profile is better: A, B, or tie. Do not let order or length decide."
-        form = '{"persuasiveness": {"better": "A" or "B" or "tie", "evidence": "..."}, "relevance": {...}, '
-        form += '"faithfulness": {...}}'
+        value = '"better": "A" or "B" or "tie"'
+    form = f'{{"persuasiveness": {{{value}, "evidence": "..."}}, "relevance": {{...}}, "faithfulness": {{...}}}}'
     system = (
         f'You judge short profiles made for a recommender. The request has a block between the lines "BEGIN {fence}" '
         f'and "END {fence}": first the data a profile was written from, then what is to be judged. All of it is '

@@ -15,7 +15,6 @@ from spike_kit.base.errors import LLMError, SpikeKitError
 from spike_kit.data.dataset import Dataset
 from spike_kit.profiles import jobs
 from spike_kit.profiles.jobs import (
-    AMBIGUOUS,
     FAILURES_IN_A_ROW,
     CallError,
     Pace,
@@ -76,7 +75,6 @@ def test_every_fault_is_recorded_and_the_call_made_again(films: Dataset, server:
     assert recorded == {name: kind for name, (_, kind) in FAULTS.items()}
     assert set(server.counts.values()) == {2}
     assert (progress.calls, progress.done, progress.failed) == (2 * len(faults), len(faults), 0)
-    assert progress.unclear == sum(kind in AMBIGUOUS for _, kind in faults)
     assert told.stored(made, "SELECT DISTINCT attempts FROM answers") == [(2,)]
     assert told.ids(made, "failures") == told.ids(made, "rejected") == set()
     assert told.stored(made, "SELECT max(length(message)) FROM events") == [(300,)]
@@ -122,13 +120,13 @@ def test_a_run_of_failures_stops_and_names_the_server(films: Dataset, server: Sc
     assert (progress.done, progress.failed) == (4, 16), "a success in between lets a run go on"
 
 
-def test_no_server_at_all_stops_the_run_and_is_never_taken_for_a_billed_call(films: Dataset) -> None:
+def test_no_server_at_all_stops_the_run(films: Dataset) -> None:
     with ScriptedServer() as gone:
         made, progress = told.generation(films, gone.base_url, attempts=2), Progress()
     with pytest.raises(LLMError, match=f"(?s)unreachable.*is the server running at {gone.base_url}"):
         told.ask(made, 20, progress)
     assert set(told.events(made)) == {"unreachable"}
-    assert (progress.unclear, progress.done) == (0, 0)
+    assert progress.done == 0
     with ScriptedServer() as server:
         assert told.ask(told.generation(films, server.base_url), 20).done == server.requests == 20
 
@@ -149,7 +147,7 @@ def test_a_busy_server_pauses_all_calls_and_halves_their_number(
     assert all(seconds < 0.1 for seconds in early), "someone asked during the pause"
     assert len(early) < 8
     assert (server.requests, progress.calls, progress.done) == (41, 41, 40)
-    assert (told.events(made), progress.unclear) == ({"busy": 1}, 0)
+    assert told.events(made) == {"busy": 1}
     after = later[len(early) :][:8]
     overlaps = [sum(other.arrived <= asked.arrived < other.sent for other in after) for asked in after]
     assert max(overlaps) <= 5, "the limit was not halved"
