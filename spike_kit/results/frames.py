@@ -331,15 +331,14 @@ def costs(runs: Sequence[Run]) -> dict[str, float]:
 
 def curves_frame(runs: Runs, metric: str = MONITOR) -> pd.DataFrame:
     """Validation metric of every validated epoch: model, seed, epoch, seconds, metric, value."""
-    column, parts = f"valid_{metric}", []
+    parts = [pd.DataFrame(columns=["model", "seed", "epoch", "seconds", "metric", "value"])]
     for label, group in grouped_by_seed(runs).items():
         for run in group:
-            if column in run.history:
-                rows = run.history.dropna(subset=[column])
-                part = pd.DataFrame({"epoch": rows["epoch"], "seconds": rows["seconds"], "value": rows[column]})
-                parts.append(part.assign(model=label, seed=run.config["seed"], metric=metric))
-    columns = ["model", "seed", "epoch", "seconds", "metric", "value"]
-    return pd.concat(parts, ignore_index=True)[columns] if parts else pd.DataFrame(columns=columns)
+            rows = run.history.rename(columns={f"valid_{metric}": "value"})
+            if "value" in rows:
+                rows = rows.dropna(subset=["value"]).assign(model=label, seed=run.config["seed"], metric=metric)
+                parts.append(rows[list(parts[0])])
+    return pd.concat(parts[1:] or parts, ignore_index=True)
 
 
 def graph_frame(data: Dataset) -> pd.DataFrame:

@@ -182,24 +182,15 @@ def _searches(dataset: str) -> str:
 
 
 def _code(runs: Sequence[Run]) -> str:
-    """How many runs were made from which commit, by which version of what decides a run, and when if they say it."""
+    """How many runs were made from which commit, by which version of what decides a run."""
     rows = []
     for run in runs:
         commit = run.environment.get("commit") or "none"
         # Before versions were declared, a hash over the source files was part of a run's name.
         declared = ", ".join(f"{part} {number}" for part, number in versions(run.config).items())
         row = {"commit": commit[:12] + (" with changes" if commit.endswith("+") else "")}
-        row |= {"code, sha256": run.config.get("code_sha256", "")[:12] or declared}
-        rows.append(row | {"dates": run.environment.get("date", "")})
-    made = pd.DataFrame(rows).groupby(["commit", "code, sha256"], sort=False)["dates"]
-    table = pd.DataFrame({"runs": made.size(), "dates": made.agg(_period)})
-    return markdown_table(table.sort_values("runs", ascending=False, kind="stable").reset_index().items())
-
-
-def _period(dates: pd.Series) -> str:
-    """First and last of some dates, where any is known."""
-    known = sorted({date for date in dates if date})
-    return " to ".join(dict.fromkeys(known[:1] + known[-1:]))
+        rows.append(row | {"code, sha256": run.config.get("code_sha256", "")[:12] or declared})
+    return markdown_table(pd.DataFrame(rows).value_counts().reset_index(name="runs").items())
 
 
 def tables_of(

@@ -11,7 +11,7 @@ from spike_kit.base.errors import DataError
 from spike_kit.data.dataset import Dataset
 from spike_kit.experiments import archive
 from spike_kit.experiments.archive import PER_USER, RUNS, find_kept, keep_run, known_runs, read_archive, write_archive
-from spike_kit.experiments.run import Run, load_model
+from spike_kit.experiments.run import Run, list_runs, load_model
 from spike_kit.results.comparison import comparison_table
 from spike_kit.results.frames import results_table
 from spike_kit.training.loop import MONITOR
@@ -54,7 +54,7 @@ def test_archived_runs_give_the_same_tables_and_tests(data: Dataset, done: list[
             load_model(one)
 
 
-def test_runs_of_here_come_first_and_seeds_of_different_code_are_not_mixed(data: Dataset, done: list[Run]) -> None:
+def test_runs_of_here_come_first_and_others_are_not_mixed_with_them(data: Dataset, done: list[Run]) -> None:
     write_archive(done, data)
     assert [known.path for known in known_runs(data)] == [known.path for known in done]
     first, second, *others = (one.config for one in done)
@@ -65,15 +65,26 @@ def test_runs_of_here_come_first_and_seeds_of_different_code_are_not_mixed(data:
     hide(done[1])
     expected = [(one["model"], one["seed"]) for one in (*others, first, second)]
     assert [(one.config["model"], one.config["seed"]) for one in known_runs(data)] == expected
-
-
-def test_an_archive_of_another_build_is_not_shown(data: Dataset, done: list[Run]) -> None:
-    write_archive(done, data)
-    rewrite(done[0].config["data_sha256"], "0" * 64)
-    for one in done:
-        hide(one)
-    assert known_runs(data) == []
+    rewrite(first["data_sha256"], "0" * 64)
+    assert [one.config for one in known_runs(data)] == others
     assert len(read_archive("world")) == len(done)
+
+
+def test_a_run_that_is_deleted_meanwhile_is_left_out_and_a_damaged_one_an_error(
+    done: list[Run], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    glob = Path.glob
+
+    def found_and_deleted(folder: Path, pattern: str) -> list[Path]:
+        found = list(glob(folder, pattern))
+        shutil.rmtree(done[0].path, ignore_errors=True)
+        return found
+
+    monkeypatch.setattr(Path, "glob", found_and_deleted)
+    assert [one.path for one in list_runs("world")] == [one.path for one in done[1:]]
+    (done[1].path / "config.json").unlink()
+    with pytest.raises(DataError, match=r"config\.json does not exist"):
+        list_runs("world")
 
 
 def test_a_kept_run_takes_the_place_of_the_one_with_the_same_question(data: Dataset, done: list[Run]) -> None:

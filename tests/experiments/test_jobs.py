@@ -8,6 +8,7 @@ import psutil
 import pytest
 
 from spike_kit.base import storage
+from spike_kit.base.errors import ConfigError
 from spike_kit.data.dataset import Dataset
 from spike_kit.experiments.jobs import LOG, PROCESS, TrainingJob
 from spike_kit.experiments.run import Run, RunConfig, describe, run
@@ -79,6 +80,11 @@ def test_an_error_is_read_from_the_log(data: Dataset, log: str, state: str, mess
     storage.write_json(died.folder / PROCESS, {"pid": 2**22 + 1, "created": 1.0})
     (died.folder / LOG).write_text(log)
     assert (died.state, died.message) == (state, message)
+
+
+def test_a_setting_that_no_command_line_carries_is_an_error() -> None:
+    with pytest.raises(ConfigError, match=r"setting epochs = \[3\] is no option of a command line"):
+        RunConfig(training={"epochs": [3]}).command()
 
 
 def test_a_later_process_with_the_same_number_is_not_the_job(data: Dataset) -> None:

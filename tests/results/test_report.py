@@ -75,15 +75,12 @@ def test_the_tables_hold_what_the_runs_hold(data: Dataset, finished: list[Run]) 
 
 
 def test_the_tables_say_what_code_they_come_from(data: Dataset, finished: list[Run]) -> None:
-    made = {"commit": f"{'ab' * 20}+", "date": "2001-02-03"}
-    for one, changes in zip(finished, (made, made | {"date": "2001-01-01"}), strict=False):
-        vars(one)["environment"] = one.environment | changes
-    for one in finished[2:]:
-        vars(one)["environment"] = one.environment | {"commit": None, "date": ""}
+    for one, commit in zip(finished, ["ab" * 20 + "+"] * 2 + [None] * 4, strict=True):
+        vars(one)["environment"] = one.environment | {"commit": commit}
     code = "model 1, graph 1, training 1, protocol 1"
     assert rows_of(report("world", finished, train_interactions(data)), "Code") == [
-        ["none", code, str(len(finished) - 2), ""],
-        ["abababababab with changes", code, "2", "2001-01-01 to 2001-02-03"],
+        ["none", code, "4"],
+        ["abababababab with changes", code, "2"],
     ]
 
 
