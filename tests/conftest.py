@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -77,6 +78,14 @@ def at_home(home: Path) -> Iterator[Path]:
         yield home
 
 
+def until(happened: Callable[[], bool], seconds: float = 120) -> None:
+    """Wait until something has happened."""
+    deadline = time.monotonic() + seconds
+    while not happened():
+        assert time.monotonic() < deadline, f"it did not happen within {seconds:.0f} s"
+        time.sleep(0.02)
+
+
 SHORT = {"epochs": 2, "eval_every": 1}
 
 RUNS: dict[str, list[dict[str, Any]]] = {
@@ -101,6 +110,11 @@ def finished_home(built_world: Path, tmp_path_factory: pytest.TempPathFactory) -
             for name, group in RUNS.items()
         }
         return home, done
+
+
+def several(runs: dict[str, list[Run]]) -> list[Run]:
+    """All of `runs` in a row."""
+    return [one for group in runs.values() for one in group]
 
 
 @pytest.fixture

@@ -125,7 +125,7 @@ class TrainingJob:
                     stdout=log,
                     stderr=subprocess.STDOUT,
                     start_new_session=True,
-                    env=os.environ | {"TQDM_MININTERVAL": "60"} | threads,
+                    env=os.environ | {"TQDM_MININTERVAL": "inf"} | threads,
                 )
             # The time tells the process from a later one with the same number.
             storage.write_json(self.folder / PROCESS, {"pid": process.pid, "created": process.create_time()})

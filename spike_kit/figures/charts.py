@@ -85,13 +85,13 @@ def _grouped_bars(axes: Axes, frame: pd.DataFrame, by: str, value: str = "mean")
     for index, model in enumerate(models):
         own = frame[frame["model"] == model].set_index(by).reindex(groups)
         places = np.arange(len(groups)) + (index - (len(models) - 1) / 2) * width
-        look = {"yerr": _errors(own, value), "error_kw": _ERROR_BARS, **_bar_look(index)}
+        look = {"yerr": _errors(own, value), "error_kw": _ERROR_BARS, **bar_look(index)}
         drawn[model] = axes.bar(places, own[value], width, **look)
     axes.set_ylabel(_measured(frame, value))
     return drawn
 
 
-def _bar_look(index: int) -> dict[str, Any]:
+def bar_look(index: int) -> dict[str, Any]:
     """Colour and hatch of the bars of one of several models."""
     look = {"facecolor": COLOURS[index % len(COLOURS)], "hatch": HATCHES[index % len(HATCHES)]}
     return {**look, "edgecolor": "white", "linewidth": 0.4}
@@ -248,12 +248,12 @@ def profile_quality(frame: pd.DataFrame) -> Figure:
                 showfliers=False,
                 patch_artist=True,
                 manage_ticks=False,
-                boxprops=_bar_look(index) | {"edgecolor": "black"},
+                boxprops=bar_look(index) | {"edgecolor": "black"},
                 medianprops={"color": "black"},
                 whiskerprops=line,
                 capprops=line,
             )
-            bars[row["profiles"]] = right.bar(place, row["faithfulness"], width * 0.9, **_bar_look(index))
+            bars[row["profiles"]] = right.bar(place, row["faithfulness"], width * 0.9, **bar_look(index))
         for axes in (left, right):
             axes.set_xticks(range(len(subjects)), subjects)
         left.set_ylabel("words of a profile")

@@ -105,7 +105,6 @@ def fit(
             model.train()
             batches = epoch_batches(graph, sampler, config.batch_size, now.batches)
             row = _epoch(now, loss_terms, batches, graph.n_interactions)
-            bar.update()
             if not now.epoch % config.eval_every or now.epoch == config.epochs:
                 model.eval()
                 means = _validated(now, validation)
@@ -116,7 +115,8 @@ def fit(
                 if improved or config.keep == "last":
                     now.keep()
                 shown = {"loss": row["loss"], MONITOR: means[MONITOR], "best": now.best}
-                bar.set_postfix({name: f"{value:.4f}" for name, value in shown.items()})
+                bar.set_postfix({name: f"{value:.4f}" for name, value in shown.items()}, refresh=False)
+            bar.update()
             if report is not None:
                 report(row)
             now.history.rows.append(row)

@@ -19,7 +19,7 @@ from spike_kit.experiments.run import Run
 from spike_kit.figures.charts import OTHER, Colouring, embedding_maps
 from spike_kit.views.graph_view import explainer_of
 from spike_kit.views.safe import html_table, html_text, printed, shown, wrapped
-from spike_kit.views.search import Nodes
+from spike_kit.views.tables import Nodes
 from spike_kit.views.widgets import LAYOUT, TYPED, Panel, write
 
 if TYPE_CHECKING:
@@ -168,31 +168,27 @@ class EmbeddingMap:
             for name, kind, text in nodes
         ]
 
-    def _points(self, points: pd.DataFrame) -> dict[str, Any]:
-        """Trace of all nodes in one map."""
-        return {
-            "x": points["x"].to_numpy(),
-            "y": points["y"].to_numpy(),
-            "mode": "markers",
-            "marker": {"size": 4, "opacity": 0.75, "color": self.colouring.codes, "coloraxis": "coloraxis"},
-            "hovertext": self.hovers,
-            "hovertemplate": "%{hovertext}<extra></extra>",
-            "showlegend": False,
-        }
+    def _clouds(self, clouds: Mapping[str, pd.DataFrame], names: Sequence[str], **options: Any) -> Figure:
+        """Points of all nodes in several places, coloured as they are now, with the meaning of the colours below."""
+        about = {"name": names, "colour": self.colouring.codes}
+        frame = pd.concat([places.assign(space=shown(name), **about) for name, places in clouds.items()])
+        looks = {"color": "colour", "hover_name": "name", "hover_data": {"x": False, "y": False, "colour": False}}
+        chart = require("plotly.express", "lab").scatter(frame, "x", "y", render_mode="webgl", **looks, **options)
+        chart.for_each_annotation(lambda title: title.update(text=title.text.partition("=")[2]))
+        chart.update_xaxes(visible=False).update_yaxes(visible=False)
+        chart.add_annotation(text=self.legend, **_BELOW)
+        return chart.update_layout(**LAYOUT, coloraxis=self.scale)
 
     @property
     def figure(self) -> Figure:
         """All maps side by side; nodes that were found are circled and named."""
-        titles = [shown(name) for name in self.spaces]
-        options = {"rows": 1, "cols": len(titles), "subplot_titles": titles, "horizontal_spacing": 0.02}
-        chart = require("plotly.subplots", "lab").make_subplots(**options)
-        for column, points in enumerate(self.spaces.values(), start=1):
-            chart.add_scattergl(**self._points(points), row=1, col=column)
+        chart = self._clouds(self.spaces, self.hovers, facet_col="space", facet_col_spacing=0.02)
+        marker = {"size": 4, "opacity": 0.75}
+        chart.update_traces(hovertemplate="%{hovertext}<extra></extra>", marker=marker)
         for column, points in enumerate(self.spaces.values(), start=1):
             chart.add_scatter(**self.highlight(points), row=1, col=column)
-        chart.update_xaxes(visible=False).update_yaxes(visible=False)
-        chart.add_annotation(text=self.legend, **_BELOW)
-        return chart.update_layout(**LAYOUT, height=520, dragmode="lasso", coloraxis=self.scale)
+        chart.update_xaxes(matches=None).update_yaxes(matches=None)
+        return chart.update_layout(height=520, dragmode="lasso")
 
     def highlight(self, points: pd.DataFrame) -> dict[str, Any]:
         """Trace that circles and names what was found, in one map."""
@@ -215,16 +211,13 @@ class EmbeddingMap:
             for share in (step / steps for step in range(1, steps)):
                 stages[f"{before} → {after} {share:.0%}"] = (1 - share) * start + share * end
             stages[after] = end
-        about = {"node": [shown(label, 40) for label in self.nodes.labels], "colour": self.colouring.codes}
-        frame = pd.concat([cloud.assign(space=shown(name, 40), **about) for name, cloud in stages.items()])
+        frame = pd.concat(stages.values())
         room = 0.03 * (frame[["x", "y"]].max() - frame[["x", "y"]].min())
         ranges = {f"range_{axis}": [frame[axis].min() - room[axis], frame[axis].max() + room[axis]] for axis in "xy"}
-        looks = {"color": "colour", "hover_name": "node", "hover_data": {"x": False, "y": False, "colour": False}}
-        express = require("plotly.express", "lab")
-        chart = express.scatter(frame, "x", "y", animation_frame="space", render_mode="webgl", **looks, **ranges)
-        chart.update_xaxes(visible=False).update_yaxes(visible=False, scaleanchor="x")
-        chart.add_annotation(text=self.legend, **_BELOW)
-        return chart.update_layout(**LAYOUT, height=720, coloraxis=self.scale)
+        chart = self._clouds(
+            stages, [shown(label, 40) for label in self.nodes.labels], animation_frame="space", **ranges
+        )
+        return chart.update_yaxes(scaleanchor="x").update_layout(height=720)
 
     @property
     def drawn(self) -> pd.DataFrame:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -13,12 +13,13 @@ import pandas as pd
 from spike_kit.data.dataset import Dataset
 from spike_kit.evaluation.ranking import SEEN
 from spike_kit.experiments.run import Run
-from spike_kit.figures.style import COLOURS, HATCHES, TWO_COLUMNS, blank_figure, figure_style
+from spike_kit.figures.charts import bar_look
+from spike_kit.figures.style import TWO_COLUMNS, blank_figure, figure_style
 from spike_kit.models.spike_explainer import PARTS, Removal, SpikeExplainer, what_if
 from spike_kit.views.graph_view import GraphView, explainer_of
 from spike_kit.views.profile_browser import Profiles, marked
 from spike_kit.views.safe import html_rows, html_table, html_text, printed
-from spike_kit.views.search import Nodes
+from spike_kit.views.tables import Nodes
 from spike_kit.views.widgets import Panel, write
 
 if TYPE_CHECKING:
@@ -146,20 +147,16 @@ class Explanation:
             for number, (column, values) in enumerate(parts.items()):
                 before = parts.iloc[:, :number].to_numpy()
                 left = np.where(np.sign(before) == np.sign(values.to_numpy())[:, None], before, 0.0).sum(axis=1)
-                look = {"color": COLOURS[number % len(COLOURS)], "edgecolor": "white", "linewidth": 0.4}
-                look["hatch"] = HATCHES[(number + number // len(COLOURS)) % len(HATCHES)]
-                axes.barh(places, values, 0.7, left, label=str(column).replace(" x ", " × "), **look)
+                axes.barh(places, values, 0.7, left, label=str(column).replace(" x ", " × "), **bar_look(number))
             score = {"marker": "D", "s": 16, "color": "white", "edgecolors": "black", "zorder": 3}
             axes.scatter(parts.sum(axis=1), places, label="score", **score)
             axes.axvline(0, color="black", linewidth=0.6)
-            axes.set_yticks(places, [f"{rank}. {printed(self.label(item), 40)}" for rank, item in self._ranked()])
+            names = [printed(self.label(item), 40) for item in self.items]
+            axes.set_yticks(places, [f"{rank}. {name}" for rank, name in enumerate(names, start=1)])
             axes.invert_yaxis()
             axes.set_xlabel("part of the score")
             figure.legend(loc="outside right upper", title=f"user's × item's {self.by}")
         return figure
-
-    def _ranked(self) -> Iterator[tuple[int, int]]:
-        return enumerate(self.items, start=1)
 
     def export(self, folder: Path | None = None) -> list[Path]:
         """Write the figure as PDF, and `table` as CSV; returns the files."""
@@ -263,7 +260,8 @@ class Explanation:
             rest = f" and {len(self.train) - _SHOWN} more" if len(self.train) > _SHOWN else ""
             panel["train"].value = f"in train: {html_text(names)}{rest}"
             by(self.by)
-            panel.offer("item", [(f"{rank}. {self.label(one)[:60]}", one) for rank, one in self._ranked()])
+            ranked = enumerate(self.items, start=1)
+            panel.offer("item", [(f"{rank}. {self.label(one)[:60]}", one) for rank, one in ranked])
             item(panel["item"].value)
 
         def item(one: int | None) -> None:

@@ -11,6 +11,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
+from scipy import sparse
+from scipy.sparse import csgraph
 
 from spike_kit.base.devices import resolve_device
 from spike_kit.base.errors import ConfigError, DataError, require
@@ -22,7 +24,7 @@ from spike_kit.models.spike import Spike
 from spike_kit.models.spike_explainer import SpikeExplainer
 from spike_kit.profiles.template import fill
 from spike_kit.views.safe import html_table, html_text, printed, shown, wrapped
-from spike_kit.views.search import Nodes
+from spike_kit.views.tables import Nodes
 from spike_kit.views.widgets import DASHES, LAYOUT, Panel, redraw, write
 
 if TYPE_CHECKING:
@@ -364,56 +366,30 @@ class GraphView:
         return found | {"sentences": " ".join(sentences)}
 
     def panel(self) -> Any:
-        """A search box, the graph (click a node to expand it), and the path finder."""
+        """A search box, and the graph: click a node to expand it."""
         panel = Panel(self)
 
         def show(node: int) -> None:
             self.show(node)
             refresh()
 
-        def expand(node: int | None) -> None:
-            if node is not None:
-                self.expand(node)
-                refresh()
-
         def click(trace: Any, points: Any, _: Any) -> None:
             if points.point_inds:
-                expand(int(trace.customdata[points.point_inds[0]]))
+                self.expand(int(trace.customdata[points.point_inds[0]]))
+                refresh()
 
         def refresh() -> None:
-            labels = self.nodes.labels
-            panel.offer("names", [(labels[node][:60], node) for node in self.positions])
             panel["shown"].value, panel["table"].value = html_text(self.shown), html_table(self.table.iloc[:, :6])
             redraw(panel["graph"], self.figure)
             for trace in panel["graph"].select_traces(lambda trace: trace.customdata is not None):
                 trace.on_click(click)
 
         search = panel.search("centre", self.nodes, show)
-        names = panel.add("names", "Dropdown", description="", tooltip="a node that is shown")
-        button = panel.add("expand", "Button", lambda _: expand(names.value))
-        rows = [search, panel.row(names, button, panel.exporter(self.export)), *panel.texts("shown")]
+        rows = [search, panel.exporter(self.export), *panel.texts("shown")]
         edges = panel.widgets.Accordion(panel.texts("table"), titles=("edges that are shown",))
-        rows += [panel.chart("graph", self.figure), *self._path_finder(panel), edges]
+        rows += [panel.chart("graph", self.figure), edges]
         refresh()
         return panel.box(*rows)
-
-    def _path_finder(self, panel: Panel) -> list[Any]:
-        """Rows of the panel that find paths."""
-
-        def find(_: object) -> None:
-            if panel["item"].value is None:
-                panel["paths"].value = html_text("choose an item first")
-                return
-            item = self.nodes.subject(panel["item"].value)[1]
-            found = self.paths(panel["user"].value, item, through_users=panel["through_users"].value)
-            none = html_text("no path leads from this user to this item")
-            panel["paths"].value = html_table(found) if len(found) else none
-
-        user = panel.add("user", "BoundedIntText", min=0, max=self.nodes.n_users - 1)
-        item = panel.search("item", self.nodes, lambda _: None, ("item",))
-        others = panel.add("through_users", "Checkbox")
-        button = panel.add("find_paths", "Button", find, tooltip="From the user's train items")
-        return [panel.row(user, item, others, button), *panel.texts("paths")]
 
 
 def _add_relation(chart: Any, number: int, links: pd.DataFrame) -> None:
@@ -470,9 +446,10 @@ def best_paths(edges: pd.DataFrame, start: int, end: int, k: int, longest: int =
     networkx = require("networkx", "lab")
     source, target = edges["source"].to_numpy(), edges["target"].to_numpy()
     n_nodes = int(max(source.max(initial=0), target.max(initial=0), start, end)) + 1
-    there = _hops(start, source, target, n_nodes, longest)[source]
-    back = _hops(end, target, source, n_nodes, longest)[target]
-    near = edges[there + 1 + back <= longest].sort_values("weight", kind="stable")
+    links = sparse.coo_array((np.ones(len(edges)), (source, target)), shape=(n_nodes, n_nodes)).tocsr()
+    hops = {"unweighted": True, "limit": longest}
+    there, back = csgraph.dijkstra(links, indices=start, **hops), csgraph.dijkstra(links.T, indices=end, **hops)
+    near = edges[there[source] + 1 + back[target] <= longest].sort_values("weight", kind="stable")
     costs = near.assign(cost=-np.log(near["weight"].clip(lower=LEAST_WEIGHT)))
     graph = networkx.from_pandas_edgelist(costs, edge_attr=True, create_using=networkx.DiGraph)
     if start not in graph or end not in graph:
@@ -480,13 +457,3 @@ def best_paths(edges: pd.DataFrame, start: int, end: int, k: int, longest: int =
     paths = islice(networkx.shortest_simple_paths(graph, start, end, "cost"), _TRIED)
     short = islice((path for path in paths if len(path) <= longest + 1), k)
     return [[{"source": a, "target": b, **graph.edges[a, b]} for a, b in pairwise(path)] for path in short]
-
-
-def _hops(start: int, source: np.ndarray, target: np.ndarray, n_nodes: int, most: int) -> np.ndarray:
-    """Number of edges from a node to every other one, ``[n_nodes]``; beyond ``most`` it is ``most + 1``."""
-    hops = np.full(n_nodes, most + 1)
-    hops[start] = 0
-    for number in range(1, most + 1):
-        reached = target[hops[source] == number - 1]
-        hops[reached] = np.minimum(hops[reached], number)
-    return hops

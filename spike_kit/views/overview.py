@@ -22,7 +22,7 @@ from spike_kit.results.frames import (
 )
 from spike_kit.training.checkpoint import MONITOR
 from spike_kit.views.safe import html_table, html_text
-from spike_kit.views.search import fold
+from spike_kit.views.tables import fold
 from spike_kit.views.widgets import TYPED, Panel, filled
 
 if TYPE_CHECKING:

@@ -24,7 +24,7 @@ from spike_kit.profiles.prompts import EVERYTHING, PromptConfig, PromptWriter, p
 from spike_kit.profiles.quality import checked_facts, comparable, faithfulness, named_facts, supported
 from spike_kit.profiles.store import Store, answers_path
 from spike_kit.views.safe import html_rows, html_table, html_text
-from spike_kit.views.search import Nodes, nearest
+from spike_kit.views.tables import Nodes, nearest
 from spike_kit.views.widgets import Panel
 
 COMMON_WORD, COMMON_NAME = 0.1, 0.5
@@ -118,7 +118,6 @@ class ProfileBrowser:
         """Show another node."""
         self.subject = self.nodes.subject(node)
         self.node = node
-        self._prompts: dict[str, Asked] = {}
 
     @cached_property
     def _tables(self) -> dict[str, pd.DataFrame]:
@@ -172,11 +171,6 @@ class ProfileBrowser:
         hash with what the model was asked. Where they differ (the data set was built again, the kit's wording changed)
         the text of the question is looked up among the stored answers.
         """
-        if profiles not in self._prompts:
-            self._prompts[profiles] = self._write_prompt(profiles)
-        return self._prompts[profiles]
-
-    def _write_prompt(self, profiles: str) -> Asked:
         writer, items = self._writers[profiles]
         prompt = writer.prompt(*self.subject, lambda _: items)
         if not self.data.provenance(profiles).get("prompt_settings"):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import Callable, Collection
+from collections.abc import Callable
 from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -13,10 +13,10 @@ import pandas as pd
 
 from spike_kit.base import paths
 from spike_kit.base.errors import DataError, SpikeKitError, require
-from spike_kit.data.dataset import SUBJECTS, Dataset
+from spike_kit.data.dataset import Dataset
 from spike_kit.figures import style
 from spike_kit.views.safe import html_text
-from spike_kit.views.search import Nodes, fold
+from spike_kit.views.tables import Nodes, fold
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure as Drawing
@@ -35,18 +35,14 @@ _FOUND = 20
 """Most nodes that a search lists."""
 
 _FITTING = """
-function render({ el }) {
-    const fit = () => window.dispatchEvent(new Event("resize"));
-    const watcher = new ResizeObserver(fit);
-    el.style.width = "100%";
-    watcher.observe(el);
-    document.addEventListener("plotlywidget-after-render", fit);
-    return () => {
-        watcher.disconnect();
-        document.removeEventListener("plotlywidget-after-render", fit);
-    };
-}
-export default { render };
+export default {
+    render({ el, signal }) {
+        const fit = () => window.dispatchEvent(new Event("resize"));
+        el.style.width = "100%";
+        new ResizeObserver(fit).observe(el);
+        document.addEventListener("plotlywidget-after-render", fit, { signal });
+    },
+};
 """
 """Tells the charts of a page to take the width that they have, when it changes and when one is drawn.
 
@@ -185,14 +181,14 @@ class Panel:
             note = html_text(error)
         self[f"{name}-note"].value, self[name].layout.display = note, "none" if note else None
 
-    def search(self, name: str, nodes: Nodes, chosen: Callable[[int], object], only: Collection[str] = SUBJECTS) -> Any:
+    def search(self, name: str, nodes: Nodes, chosen: Callable[[int], object]) -> Any:
         """Make a text box and a list of the nodes it finds (the widget of that name); returns what shows both.
 
-        ``chosen`` is called with the node of a choice; ``only`` these subjects are found.
+        ``chosen`` is called with the node of a choice.
         """
 
         def find(text: str) -> None:
-            found = nodes.search(text, _FOUND, only)
+            found = nodes.search(text, _FOUND)
             self.offer(name, [(f"{nodes.labels[node][:60]} ({nodes.kinds[node]})", node) for node in found])
             if found:
                 chosen(found[0])

@@ -12,6 +12,8 @@ from playwright.sync_api import Browser, BrowserContext, sync_playwright
 from tests.browser.lab import ROOT, SHOTS, Lab, running_lab, watched
 
 NAMES = ("chromium", "chromium-browser", "google-chrome")
+_ALONE = "--host-resolver-rules=MAP * ~NOTFOUND, EXCLUDE 127.0.0.1"
+"""The browser finds no other host."""
 
 
 @pytest.fixture(scope="session")
@@ -23,7 +25,7 @@ def browser() -> Iterator[Browser]:
         assert os.environ.get("SPIKE_KIT_CI") != "1", reason
         pytest.skip(reason)
     with sync_playwright() as playwright:
-        started = playwright.chromium.launch(executable_path=executable, args=["--no-sandbox"])
+        started = playwright.chromium.launch(executable_path=executable, args=["--no-sandbox", _ALONE])
         yield started
         started.close()
 
@@ -40,7 +42,7 @@ def lab(browser: Browser, tmp_path_factory: pytest.TempPathFactory) -> Iterator[
 @pytest.fixture
 def window(browser: Browser, request: pytest.FixtureRequest) -> Iterator[BrowserContext]:
     with watched(browser) as context:
-        yield context
         SHOTS.mkdir(exist_ok=True)
+        yield context
         for page in context.pages:
             page.screenshot(path=SHOTS / f"last-{request.node.name}.png")

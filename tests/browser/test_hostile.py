@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 from pathlib import Path
 
 import nbformat
@@ -11,11 +10,12 @@ from nbformat.v4 import new_code_cell, new_notebook
 from playwright.sync_api import BrowserContext
 
 from spike_kit.base import paths
-from spike_kit.data.dataset import Dataset, create_dataset
+from spike_kit.data.dataset import Dataset
 from spike_kit.experiments.run import RunConfig, run
 from spike_kit.profiles.encode import DEFAULT_ENCODER, vectors_metadata
 from spike_kit.profiles.template import TEMPLATE, template_profiles
 from tests.browser.lab import Lab, Notebook
+from tests.views.conftest import changed
 from tests.world import World
 
 pytestmark = pytest.mark.browser
@@ -26,7 +26,7 @@ HOSTILE = f'{TAGS} [link](javascript:window.hacked=1) <a href="javascript:window
 CELLS = (
     """
 import spike_kit as sk
-data, tables = sk.load("named"), sk.views.tables
+data, tables = sk.load("changed"), sk.views.tables
 done = sk.train("spike", data, epochs=2, eval_every=1)
 done
 """,
@@ -52,13 +52,13 @@ def hostile(data: Dataset, world: World) -> Dataset:
         for name, frame in (("users", data.users), ("items", data.items), ("entities", data.entities))
     }
     # Items are the first entities; both tables name them alike.
-    tables = dataclasses.replace(data.tables, **named)
-    made = create_dataset(paths.data_root() / "named", "named", tables, sources=(), build={}, funnel=())
+    made = changed(data, **named)
     profiles = template_profiles(made)
     made.write_profiles(TEMPLATE, profiles.assign(text=[f"{HOSTILE} {text}" for text in profiles["text"]]))
-    metadata = vectors_metadata(made.profiles(), DEFAULT_ENCODER)
-    world.vectors.save(made.embeddings_path(TEMPLATE, DEFAULT_ENCODER), metadata)
-    run(RunConfig(dataset="named", training={"epochs": 2, "eval_every": 1}), progress=False)
+    world.vectors.save(
+        made.embeddings_path(TEMPLATE, DEFAULT_ENCODER), vectors_metadata(made.profiles(), DEFAULT_ENCODER)
+    )
+    run(RunConfig(dataset="changed", training={"epochs": 2, "eval_every": 1}), progress=False)
     return made
 
 

@@ -24,26 +24,12 @@ from spike_kit.data.dataset import Dataset
 from spike_kit.experiments.ablation import ABLATIONS
 from spike_kit.experiments.archive import read_archive, write_archive
 from spike_kit.experiments.run import Run
-from spike_kit.figures import charts, gallery
+from spike_kit.figures import charts, gallery, style
 from spike_kit.figures.gallery import FIGURES, Recipe
-from spike_kit.figures.style import (
-    COLOURS,
-    DASHES,
-    FORMATS,
-    HATCHES,
-    MARKERS,
-    TWO_COLUMNS,
-    blank_figure,
-    export,
-    legend_columns,
-)
 from spike_kit.models import MODELS
+from tests.conftest import several
 
 Runs = dict[str, list[Run]]
-
-
-def several(runs: Runs) -> list[Run]:
-    return [one for group in runs.values() for one in group]
 
 
 def results_table() -> pd.DataFrame:
@@ -78,7 +64,7 @@ def test_bars_show_every_value_and_the_legend_every_name() -> None:
     assert [bar.get_height() for group in groups for bar in group] == pytest.approx([0.1, 0.1, 0.2, 0.2] * 2)
     assert [axes.get_ylabel() for axes in figure.axes] == ["Recall (test)", "NDCG (test)"]
     assert [label.get_text() for label in figure.axes[0].get_xticklabels()] == ["@10", "@20"]
-    assert figure.get_size_inches()[0] == TWO_COLUMNS
+    assert figure.get_size_inches()[0] == style.TWO_COLUMNS
     assert legend_of(figure) == ["a", "_b <i>"]
 
 
@@ -92,7 +78,7 @@ def test_every_figure_is_drawn_and_a_second_process_writes_the_same_bytes(
     assert made["figure"].tolist() == [*FIGURES, "table"]
     assert set(made["not run"]) == {""}
     for files in made["files"][:-1]:
-        assert [file.suffix[1:] for file in files] == [*FORMATS, "csv"]
+        assert [file.suffix[1:] for file in files] == [*style.FORMATS, "csv"]
         assert len(pd.read_csv(files[-1])) > 0
     assert (folder / "results-world.tex").read_text().count(r"\\") == 1 + len(runs)
     script = "import sys, spike_kit as sk; sk.figures.export(sk.load('world'), sys.argv[1], progress=False)"
@@ -126,7 +112,7 @@ def test_the_archive_is_enough_for_the_figures_of_results(data: Dataset, runs: R
 def test_a_figure_of_ones_own_is_a_function_and_a_line(
     data: Dataset, runs: Runs, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    counted = Recipe(lambda of: pd.DataFrame({"runs": [len(of.runs)]}), lambda frame: blank_figure(2, len(frame)), "")
+    counted = Recipe(lambda of: pd.DataFrame({"runs": [len(of.runs)]}), lambda _: style.blank_figure(2, 1), "")
     monkeypatch.setitem(FIGURES, "own", counted)
     files = gallery.export(data, runs=several(runs), names=["own"], progress=False)["files"][0]
     assert pd.read_csv(files[-1])["runs"].tolist() == [len(several(runs))]
@@ -135,8 +121,8 @@ def test_a_figure_of_ones_own_is_a_function_and_a_line(
 
 
 def test_many_series_differ_in_colour_or_form() -> None:
-    for codes in (HATCHES, MARKERS, DASHES):
-        assert len({(number % len(COLOURS), number % len(codes)) for number in range(len(MODELS))}) == len(MODELS)
+    for codes in (style.HATCHES, style.MARKERS, style.DASHES):
+        assert len({(number % len(style.COLOURS), number % len(codes)) for number in range(len(MODELS))}) == len(MODELS)
 
 
 def test_memory_has_a_panel_where_it_is_known() -> None:
@@ -182,7 +168,7 @@ def measured(**columns: Any) -> pd.DataFrame:
 def test_hostile_names_are_drawn_as_they_are(
     draw: Callable[[pd.DataFrame], Any], frame: pd.DataFrame, tmp_path: Path
 ) -> None:
-    files = export(draw(frame), "hostile", tmp_path)
+    files = style.export(draw(frame), "hostile", tmp_path)
     assert "<script" not in files[1].read_text(encoding="utf-8")
 
 
@@ -196,7 +182,7 @@ def test_rare_kinds_of_a_map_are_drawn_together() -> None:
 
 def test_fonts_are_embedded_as_type_42_and_the_style_does_not_leak(tmp_path: Path) -> None:
     before = dict(mpl.rcParams)
-    (pdf, svg, png) = export(charts.result_bars(results_table()), "bars", tmp_path)
+    (pdf, svg, png) = style.export(charts.result_bars(results_table()), "bars", tmp_path)
     assert b"/FontType 42" in pdf.read_bytes() or b"/CIDFontType2" in pdf.read_bytes()
     assert b"/Type3" not in pdf.read_bytes()
     assert b"<svg" in svg.read_bytes()[:2000]
@@ -205,9 +191,9 @@ def test_fonts_are_embedded_as_type_42_and_the_style_does_not_leak(tmp_path: Pat
 
 
 def test_legends_fit() -> None:
-    assert legend_columns(["a", "b", "c"], 7.0) == 3
-    assert legend_columns(["a long name of a model with settings"] * 4, 3.33) == 1
-    assert legend_columns([], 3.0) == 1
+    assert style.legend_columns(["a", "b", "c"], 7.0) == 3
+    assert style.legend_columns(["a long name of a model with settings"] * 4, 3.33) == 1
+    assert style.legend_columns([], 3.0) == 1
 
 
 def test_the_command_lists_what_it_wrote(runs: Runs, capsys: pytest.CaptureFixture[str]) -> None:

@@ -4,15 +4,21 @@ from __future__ import annotations
 
 import dataclasses
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
 import pytest
+from matplotlib.text import Text
 
 from spike_kit.base import paths
+from spike_kit.base.seeds import torch_generator
 from spike_kit.data.dataset import Dataset, create_dataset
 from spike_kit.experiments.run import Run
+from spike_kit.models.spike import Spike, SpikeConfig
+from spike_kit.models.spike_explainer import SpikeExplainer
 from spike_kit.profiles.template import TEMPLATE, template_profiles
+from tests.world import World
 
 HOSTILE = '<img src=x onerror="alert(1)"> </script> $x$'
 
@@ -20,6 +26,13 @@ HOSTILE = '<img src=x onerror="alert(1)"> </script> $x$'
 @pytest.fixture
 def spike_run(runs: dict[str, list[Run]]) -> Run:
     return runs["spike"][0]
+
+
+@pytest.fixture
+def explainer(world: World) -> SpikeExplainer:
+    """A small SPiKE as it was initialised."""
+    config = SpikeConfig(dim=8, layers=1, loss="cosine_softmax", user_to_item="add")
+    return SpikeExplainer(Spike(config, world.graph, world.vectors, torch_generator(0, "init")))
 
 
 @pytest.fixture
@@ -50,8 +63,26 @@ def safe(*texts: object) -> None:
         assert "</script" not in text
 
 
-def written(files: list[Path], again: list[Path]) -> pd.DataFrame:
-    """Check that a PDF and a CSV were written, the same bytes again; gives the table of the CSV."""
+def harmless(view: Any, *drawings: Any) -> None:
+    """Check that hostile names are text in all that a panel shows, also after search and clicks, and on paper."""
+    parts = view.panel().parts
+    for part in parts.values():
+        if type(part).__name__ == "Text":
+            part.value = "onerror"
+        elif type(part).__name__ == "SelectMultiple":
+            part.index = (0,)
+    for name in {"what_if", "export"} & parts.keys():
+        parts[name].click()
+    html = [part.value for part in parts.values() if type(part).__name__ == "HTML"]
+    safe(*html, *(part.to_json() for part in parts.values() if hasattr(part, "to_json")))
+    assert any("&lt;img" in text for text in html)
+    assert not any("$x$" in text.get_text() for drawing in drawings for text in drawing.findobj(Text))
+    assert "export" not in parts or "written: " in parts["exported"].value
+
+
+def written(view: Any, folder: Path) -> pd.DataFrame:
+    """Check that an export is a PDF and a CSV, the same bytes again; gives the table of the CSV."""
+    files, again = view.export(folder / "a"), view.export(folder / "b")
     assert [file.suffix for file in files] == [".pdf", ".csv"]
     assert files[0].read_bytes().startswith(b"%PDF")
     assert [file.name for file in files] == [file.name for file in again]

@@ -16,7 +16,8 @@ from spike_kit.data.dataset import Dataset
 from spike_kit.experiments import archive
 from spike_kit.experiments.run import Run
 from spike_kit.views.overview import Overview
-from tests.views.conftest import HOSTILE, safe
+from tests.conftest import several
+from tests.views.conftest import HOSTILE, harmless
 
 Runs = dict[str, list[Run]]
 
@@ -24,10 +25,6 @@ Runs = dict[str, list[Run]]
 @pytest.fixture(autouse=True)
 def own_archive(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(archive, "ROOT", home / "study")
-
-
-def several(runs: Runs) -> list[Run]:
-    return [run for group in runs.values() for run in group]
 
 
 def with_config(run: Run, **values: Any) -> Run:
@@ -76,15 +73,10 @@ def test_runs_of_the_archive_are_shown_where_their_folders_are_gone(data: Datase
     archive.write_archive(several(runs), data)
     assert len(Overview(data).all) == 11
     shutil.rmtree(runs["spike"][0].path.parent)
-    after = Overview(data)
-    pd.testing.assert_frame_equal(after.table, before)
-    with pytest.raises(DataError, match="learning curve"):
-        after.curves()
-    after.reload()
-    assert len(after.all) == 11
+    pd.testing.assert_frame_equal(Overview(data).table, before)
 
 
-def test_runs_of_other_code_are_told_apart_and_never_mixed(data: Dataset, runs: Runs) -> None:
+def test_runs_of_other_code_are_never_mixed_with_those_of_this(data: Dataset, runs: Runs) -> None:
     archive.write_archive(several(runs), data)
     file = archive.own_root() / "world" / archive.RUNS
     table = storage.read_parquet(file)
@@ -94,11 +86,6 @@ def test_runs_of_other_code_are_told_apart_and_never_mixed(data: Dataset, runs: 
     table = Overview(data).table
     assert sorted(table["seeds"]) == [1, 1, 1, 1, 2, 2, 2]
     assert not any(label.endswith(")") for label in table["model"])
-    view = Overview(data, [*several(runs)[1:], *archive.read_archive("world")])
-    view.text = "spike"
-    labels = view.table["model"].tolist()
-    assert sum(label.endswith(" (2)") for label in labels) == 4
-    assert [text.get_text() for text in view.groups().legends[0].get_texts()] == labels
 
 
 def test_figures_show_what_the_runs_hold(data: Dataset, runs: Runs) -> None:
@@ -146,7 +133,4 @@ def test_the_panel_filters_and_reloads(data: Dataset, runs: Runs) -> None:
 
 def test_labels_from_outside_show_as_text(data: Dataset, runs: Runs) -> None:
     view = Overview(data, [with_config(runs["spike"][0], profiles=HOSTILE)])
-    panel = view.panel().parts
-    safe(panel["leaderboard"].value, panel["status"].value)
-    assert "&lt;img" in panel["leaderboard"].value
-    assert any(r"\$x\$" in text.get_text() for text in view.curves().legends[0].get_texts())
+    harmless(view, view.curves(), view.groups())

@@ -8,8 +8,6 @@ from hypothesis import strategies as st
 
 from spike_kit.views.safe import html_table, html_text, printed, shown, wrapped
 
-HOSTILE = '<img src=x onerror="alert(1)"> $\\alpha$ </script> &amp;'
-
 
 @given(st.text())
 def test_nothing_is_left_that_a_page_or_plotly_reads(text: str) -> None:
@@ -34,19 +32,13 @@ def test_invisible_characters_go_and_long_text_is_cut() -> None:
     assert wrapped("word " * 100, width=20, lines=2).count("<br>") == 1
 
 
-def test_tables_escape_cells_and_names() -> None:
-    html = html_table(pd.DataFrame({HOSTILE: [HOSTILE], "value": [0.123456]}))
-    assert "<img" not in html
-    assert "</script" not in html
-    assert "0.1235" in html
-
-
 def test_tables_show_numbers_as_far_as_they_mean_something() -> None:
     frame = pd.DataFrame(
-        {"a": [1.0, math.nan], "b": [0.12345, 71.2345], "c": [True, False], "d": [3, 4], "e": ["x", None]}
+        {"a": [1.0, math.nan], "b": [0.12345, 71.2345], "c": [True, False], "d": [3, 4], "<i>": ["x", None]}
     )
     cells = re.findall(r'<td style="text-align: (\w+)">([^<]*)</td>', html_table(frame, digits=3))
     first, second = cells[:5], cells[5:]
     assert first == [("right", "1"), ("right", "0.123"), ("left", "yes"), ("right", "3"), ("left", "x")]
     assert second == [("right", ""), ("right", "71.2"), ("left", "no"), ("right", "4"), ("left", "")]
+    assert "&lt;i&gt;</th>" in html_table(frame)
     assert "<td" not in html_table(frame.head(0))

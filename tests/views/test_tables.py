@@ -6,6 +6,7 @@ from spike_kit.base.errors import DataError
 from spike_kit.data.dataset import Dataset
 from spike_kit.experiments.run import Run
 from spike_kit.views import tables
+from spike_kit.views.tables import Nodes
 from tests.views.conftest import changed
 
 
@@ -19,21 +20,15 @@ def test_triples_carry_names_and_sentences(data: Dataset) -> None:
 
 
 def test_the_graph_is_described(data: Dataset) -> None:
-    facts = tables.graph_statistics(data).set_index("what")["value"]
-    assert facts["triples"] == 96
-    assert facts["connected components"] == 4
+    one_less = changed(data, triples=data.triples[data.triples["head"] != 0])
+    facts = tables.graph_statistics(one_less).set_index("what")["value"]
+    assert facts["triples"] == 94
+    assert facts["connected components"] == 4 + 1
     assert facts["entities in the largest component"] == 12 + 1 + 4
-    assert facts["items without a triple"] == 0
-    relations = tables.relation_statistics(data)
-    assert relations["triples"].tolist() == [48, 48]
-    assert dict(zip(relations["name"], relations["tails"], strict=True)) == {"genre": 4, "director": 16}
-
-
-def test_an_item_without_a_triple_is_counted(data: Dataset) -> None:
-    other = changed(data, triples=data.triples[data.triples["head"] != 0])
-    facts = tables.graph_statistics(other).set_index("what")["value"]
     assert facts["items without a triple"] == 1
-    assert facts["connected components"] == 5
+    relations = tables.relation_statistics(one_less)
+    assert relations["triples"].tolist() == [47, 47]
+    assert dict(zip(relations["name"], relations["tails"], strict=True)) == {"genre": 4, "director": 16}
 
 
 def test_the_funnel_is_a_table_with_blanks(data: Dataset) -> None:
@@ -63,3 +58,41 @@ def test_recommendations_have_names_and_truth(data: Dataset, spike_run: Run) -> 
     held_out = data.interactions.query("user == 0 and split == 'test'")["item"]
     truth = set(data.items["label"].to_numpy()[held_out])
     assert set(frame.loc[frame["in test"], "item"]) <= truth
+
+
+@pytest.fixture
+def nodes(data: Dataset) -> Nodes:
+    entities = data.entities.copy()
+    names = ["Amélie", "The Amelie Show", "Am\u00e9lie II", "Straße der Amelien", "$x$ <b>"]
+    entities.loc[: len(names) - 1, "label"] = names
+    items = data.items.copy()
+    items.loc[: len(names) - 1, "label"] = names
+    return Nodes(changed(data, entities=entities, items=items))
+
+
+def names(nodes: Nodes, text: str, most: int = 20) -> list[str]:
+    return [nodes.labels[node] for node in nodes.search(text, most)]
+
+
+def test_names_are_found_whatever_case_and_accents(nodes: Nodes) -> None:
+    assert names(nodes, "amelie") == ["Amélie", "Amélie II", "The Amelie Show", "Straße der Amelien"]
+    assert names(nodes, "  AMÉLIE ii ") == ["Amélie II"]
+    assert names(nodes, "strasse") == ["Straße der Amelien"]
+    assert names(nodes, "show amelie") == ["The Amelie Show"]
+    assert names(nodes, "amelie", most=1) == ["Amélie"]
+    assert names(nodes, "$x$") == ["$x$ <b>"]
+    assert names(nodes, "") == names(nodes, "no such name") == []
+
+
+def test_nodes_are_users_then_entities(data: Dataset) -> None:
+    nodes, n_items = Nodes(data), len(data.items)
+    first_other = nodes.n_users + n_items
+    for node in (0, nodes.n_users - 1, nodes.n_users, first_other, nodes.n_nodes - 1):
+        assert nodes.node(*nodes.subject(node)) == node
+    assert nodes.subject(first_other) == ("auxiliary", n_items)
+    assert nodes.table([0, nodes.n_users])["label"].tolist() == [data.users["label"][0], data.items["label"][0]]
+    for wrong in (-1, nodes.n_nodes):
+        with pytest.raises(DataError, match="no node"):
+            nodes.subject(wrong)
+    with pytest.raises(DataError, match="no item"):
+        nodes.node("item", n_items)
