@@ -317,16 +317,14 @@ class AblationStudy:
         return chart.update_layout(**LAYOUT, height=320, legend={"orientation": "h", "y": -0.25, "title": None})
 
     def export(self, folder: Path | None = None) -> list[Path]:
-        """Write the comparison as PDF, and `table` as CSV; returns the files.
+        """Write `figure` as PDF, and `table` as CSV; returns the files.
 
         Raises
         ------
         DataError
-            If nothing can be compared yet.
+            If no combination is compared.
         """
-        table, state = self.table, f"{self.metric}-{self.split}"
-        drawn = filled(table[table["difference"].notna()], "there is no comparison to export", "train the full model")
-        return write("ablation", self.data, state, ablation_bars(drawn), table, folder)
+        return write("ablation", self.data, f"{self.metric}-{self.split}", self.figure, self.table, folder)
 
     def panel(self) -> Any:
         """Switches, sliders, Train, Stop, the comparison and live curves."""

@@ -179,8 +179,7 @@ def relation_statistics(data: Dataset) -> pd.DataFrame:
     groups = data.triples.groupby("relation")
     counts = groups.agg(triples=("head", "size"), heads=("head", "nunique"), tails=("tail", "nunique"))
     named = data.relations.set_index("relation")[["label", "template"]].rename(columns={"label": "name"})
-    table = named.join(counts).fillna({"triples": 0, "heads": 0, "tails": 0})
-    return table.astype({"triples": int, "heads": int, "tails": int}).sort_values("triples", ascending=False)
+    return named.join(counts.reindex(named.index, fill_value=0)).sort_values("triples", ascending=False)
 
 
 def profile_of(data: Dataset, subject: str, number: int, name: str = "template") -> str:

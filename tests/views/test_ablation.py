@@ -14,7 +14,7 @@ from spike_kit.base import paths
 from spike_kit.base.errors import ConfigError, DataError
 from spike_kit.data.dataset import Dataset
 from spike_kit.data.vectors import ProfileVectors
-from spike_kit.experiments import archive, tuned
+from spike_kit.experiments import archive
 from spike_kit.experiments.run import Run, RunConfig
 from spike_kit.experiments.search import save_tuned, search
 from spike_kit.results.frames import per_user_metric
@@ -78,8 +78,7 @@ def test_runs_of_the_archive_are_finished_ones(
     assert not any(len(line.x) for line in again.curves().data)
 
 
-def test_ablations_of_tuned_settings(data: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(tuned, "ROOT", tmp_path / "tuned")
+def test_ablations_of_tuned_settings(data: Dataset) -> None:
     config = RunConfig(dataset="world", settings={"loss": "cosine_softmax"})
     save_tuned(config, search(config, 1, {"rho": (0.75,), "epochs": (2,)}), None)
     view = AblationStudy(data, preset="tuned")

@@ -13,9 +13,7 @@ from tests.views.conftest import changed
 def test_triples_carry_names_and_sentences(data: Dataset) -> None:
     frame = tables.named_triples(data, 5)
     assert len(frame) == 5
-    for row in frame.itertuples():
-        assert str(row.head) in str(row.sentence)
-        assert str(row.tail) in str(row.sentence)
+    assert all(row["head"] in row["sentence"] and row["tail"] in row["sentence"] for row in frame.to_dict("records"))
     assert len(tables.named_triples(data, 10**6)) == len(data.triples)
 
 
