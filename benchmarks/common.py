@@ -6,7 +6,6 @@ import json
 import os
 import statistics
 import sys
-import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -17,7 +16,7 @@ import pandas as pd
 import tyro
 from tqdm.auto import tqdm
 
-from spike_kit.base import paths
+from spike_kit.base import paths, storage
 from spike_kit.base.config import Config
 from spike_kit.base.errors import SpikeKitError
 from spike_kit.base.processes import fresh_process
@@ -64,12 +63,11 @@ def in_turns(ours: Callable[[], float], floor: Callable[[], float], rounds: int 
 @contextmanager
 def temporary_home() -> Iterator[Path]:
     """Make a temporary folder the home of data/, for fresh processes too; it lies on the same disk and is removed."""
-    root, before = paths.data_root(), os.environ.get(paths.HOME_VARIABLE)
-    root.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix=".spike-kit-tmp-bench-", dir=root) as folder:
-        os.environ[paths.HOME_VARIABLE] = folder
+    before = os.environ.get(paths.HOME_VARIABLE)
+    with storage.scratch_folder(paths.data_root()) as folder:
+        os.environ[paths.HOME_VARIABLE] = str(folder)
         try:
-            yield Path(folder)
+            yield folder
         finally:
             del os.environ[paths.HOME_VARIABLE]
             os.environ.update({} if before is None else {paths.HOME_VARIABLE: before})

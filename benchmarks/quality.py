@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import sys
-import time
-from contextlib import suppress
 from operator import itemgetter
 from typing import Any
 
@@ -17,12 +15,6 @@ from spike_kit.experiments.run import RunConfig, train
 from spike_kit.experiments.search import VALID
 from spike_kit.models import find_preset
 from spike_kit.training.checkpoint import EpochRow
-
-TOO_SLOW = 2
-"""A preset is given up once it has taken this many times the time of the plain run."""
-
-Curve = tuple[list[tuple[float, float, int]], float]
-"""Validations of one training (NDCG@20, seconds and epoch of each), and its seconds."""
 
 
 class QualitySetup(Setup):
@@ -44,12 +36,8 @@ class QualitySetup(Setup):
     """Seed of both."""
 
 
-class _TooSlowError(Exception):
-    """The time given to a training is over."""
-
-
 def bench_quality(setup: QualitySetup) -> Measured:
-    """Train a preset until it is as good on validation as released_code gets in 40 epochs.
+    """Train two presets, and find when one is as good on validation as the other ever gets (released_code, 40 epochs).
 
     Each training has a process of its own; times include validation, not the reading of the data.
     """
@@ -57,40 +45,29 @@ def bench_quality(setup: QualitySetup) -> Measured:
         find_preset(setup.model, preset)
     setup = setup.replace(device=str(resolve_device(setup.device)))
     training = {"epochs": setup.plain_epochs, "learning_rate": 1e-3, "batch_size": 1024}
-    validations, seconds = alone(_curve, setup, setup.plain, training, float("inf"))
-    ours, _ = alone(_curve, setup, setup.preset, {}, TOO_SLOW * seconds)
-    plain, best = max(validations, key=itemgetter(0)), max(ours, key=itemgetter(0))
-    reached = next((point for point in ours if point[0] >= plain[0]), None)
+    plain, ours = alone(_trained, setup, setup.plain, training), alone(_trained, setup, setup.preset, {})
+    seconds = plain[-1]["seconds"]
+    goal, best = (max((row for row in rows if VALID in row), key=itemgetter(VALID)) for rows in (plain, ours))
+    reached = next((row for row in ours if row.get(VALID, 0) >= goal[VALID]), None)
     return {
         "dataset": (setup.dataset, "data set"),
         "plain": (setup.plain, "named setting that was trained plainly"),
         "plain_seconds": (round(seconds, 2), "time of its training"),
-        "plain_best_ndcg": (round(plain[0], 4), "best NDCG@20 on validation it reached"),
-        "plain_best_seconds": (round(plain[1], 2), "when it reached it"),
+        "plain_best_ndcg": (round(goal[VALID], 4), "best NDCG@20 on validation it reached"),
+        "plain_best_seconds": (round(goal["seconds"], 2), "when it reached it"),
         "preset": (setup.preset, "named setting that was timed"),
-        "seconds": (reached and round(reached[1], 2), "when it was at least as good; none if it never was"),
-        "ratio": (reached and round(seconds / reached[1], 2), "time of the plain run by that time"),
-        "epochs": (reached and reached[2], "epochs until then"),
-        "best_ndcg": (round(best[0], 4), "best NDCG@20 on validation it reached in the end"),
-        "best_seconds": (round(best[1], 2), "when it reached that"),
+        "seconds": (reached and round(reached["seconds"], 2), "when it was at least as good; none if it never was"),
+        "ratio": (reached and round(seconds / reached["seconds"], 2), "time of the plain run by that time"),
+        "epochs": (reached and reached["epoch"], "epochs until then"),
+        "best_ndcg": (round(best[VALID], 4), "best NDCG@20 on validation it reached in the end"),
+        "best_seconds": (round(best["seconds"], 2), "when it reached that"),
     }
 
 
-def _curve(setup: QualitySetup, preset: str, training: dict[str, Any], longest: float) -> Curve:
+def _trained(setup: QualitySetup, preset: str, training: dict[str, Any]) -> list[EpochRow]:
+    """What happened in each epoch of a training."""
     config = RunConfig(model=setup.model, dataset=setup.dataset, preset=preset, training=training, seed=setup.seed)
-    data, points = Dataset.open(setup.dataset), []
-    started = time.perf_counter()
-
-    def report(row: EpochRow) -> None:
-        seconds = time.perf_counter() - started
-        if VALID in row:
-            points.append((row[VALID], seconds, int(row["epoch"])))
-        if seconds > longest:
-            raise _TooSlowError
-
-    with suppress(_TooSlowError):
-        train(config, data, setup.device, report=report)
-    return points, time.perf_counter() - started
+    return train(config, Dataset.open(setup.dataset), setup.device)[1].rows
 
 
 if __name__ == "__main__":

@@ -52,7 +52,7 @@ class Place:
         """Device that is meant, if it exists; else a `DeviceError`."""
         from spike_kit.base.devices import resolve_device
 
-        return resolve_device(self.device, self.gpu)
+        return resolve_device(self.device if self.gpu is None else f"cuda:{self.gpu}")
 
 
 @dataclass(frozen=True)
@@ -80,9 +80,9 @@ Fill = Annotated[Literal["", "template"], arg(help="Take the template profile (m
 
 def doctor() -> None:
     """Print versions, devices, free memory and disk, and which optional parts are present."""
-    from spike_kit.base.doctor import report
+    from spike_kit.base.devices import describe_machine
 
-    print(report())
+    print(describe_machine())
 
 
 def fetch(dataset: Data = "ml-100k") -> None:

@@ -188,7 +188,7 @@ def test_each_process_has_a_gpu_of_its_own(monkeypatch: pytest.MonkeyPatch) -> N
     assert devices.resolve_device("cuda") == devices.resolve_device("auto") == torch.device("cuda:1")
     assert devices.resolve_device("cpu") == torch.device("cpu")
     with pytest.raises(DeviceError, match="2 processes of torchrun cannot all use cuda:0"):
-        devices.resolve_device(gpu=0)
+        devices.resolve_device("cuda:0")
     monkeypatch.setenv("LOCAL_RANK", "2")
     with pytest.raises(DeviceError, match="there is no cuda:2"):
         devices.resolve_device("cuda")

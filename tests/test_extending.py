@@ -14,7 +14,7 @@ import torch
 
 import spike_kit as sk
 from spike_kit.base import paths
-from spike_kit.base.registry import Registry
+from spike_kit.base.errors import Registry
 from spike_kit.data import sources
 from spike_kit.data.dataset import Dataset
 from spike_kit.evaluation import ranking

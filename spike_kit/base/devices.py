@@ -3,70 +3,61 @@
 from __future__ import annotations
 
 import os
+import platform
 import re
 import resource
+import shutil
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from importlib import metadata
 from pathlib import Path
 from typing import Any
 
 import psutil
 import torch
 
-from spike_kit.base import distributed
+from spike_kit import __version__
+from spike_kit.base import distributed, paths
 from spike_kit.base.errors import DeviceError
 
+_GIB = 2**30
 
-def resolve_device(device: str = "auto", gpu: int | None = None) -> torch.device:
+
+def resolve_device(device: str = "auto") -> torch.device:
     """Turn what the user typed into a device that exists; under ``torchrun`` each process gets a GPU of its own.
 
     Parameters
     ----------
     device
         ``"auto"`` (CUDA where present, else CPU), ``"cpu"``, ``"cuda"`` or ``"cuda:N"``.
-    gpu
-        Short for ``device="cuda:N"``; wins over ``device``.
 
     Raises
     ------
     DeviceError
         If the device is unknown or not present on this machine, or one GPU is asked for by several processes.
     """
-    here = distributed.place()
-    if gpu is not None:
-        device = f"cuda:{gpu}"
     if device == "auto":
         device = "cuda" if torch.cuda.is_available() else "cpu"
     if not re.fullmatch(r"cpu|cuda(:\d{1,2})?", device):
         raise DeviceError(f"unknown device {device!r}", "use cpu, cuda, cuda:N or auto")
-    chosen = torch.device(device)
-    if chosen.type == "cuda":
-        if here.size > 1 and chosen.index is not None:
-            raise DeviceError(
-                f"{here.size} processes of torchrun cannot all use {chosen}",
-                "leave --gpu out: process N of a machine uses cuda:N",
-            )
-        chosen = torch.device("cuda", here.local_rank) if here.size > 1 else chosen
-        _check_cuda(chosen)
-    return chosen
-
-
-def _check_cuda(device: torch.device) -> None:
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
+    chosen, here = torch.device(device), distributed.place()
+    if chosen.type == "cpu":
+        return chosen
+    if here.size > 1:
+        if chosen.index is not None:
+            problem = f"{here.size} processes of torchrun cannot all use {chosen}"
+            raise DeviceError(problem, "leave --gpu out: process N of a machine uses cuda:N")
+        chosen = torch.device("cuda", here.local_rank)
+    with warnings.catch_warnings(action="ignore"):
         count = torch.cuda.device_count() if torch.cuda.is_available() else 0
-    if count == 0:
+    if (chosen.index or 0) >= count:
         build = torch.version.cuda or "none, this is a CPU build of torch"
-        raise DeviceError(
-            f"there is no CUDA device here (CUDA of torch {torch.__version__}: {build})",
-            "leave --gpu out to train on the CPU",
-        )
-    if (device.index or 0) >= count:
-        raise DeviceError(
-            f"there is no {device}: this machine has {count} CUDA device(s), cuda:0 to cuda:{count - 1}",
-            "choose one of them with --gpu N",
-        )
+        problem = f"there is no CUDA device here (CUDA of torch {torch.__version__}: {build})"
+        if count:
+            problem = f"there is no {chosen}: this machine has {count} CUDA device(s), cuda:0 to cuda:{count - 1}"
+        raise DeviceError(problem, "leave --gpu out and use --device auto to train on what there is")
+    return chosen
 
 
 @contextmanager
@@ -125,3 +116,40 @@ def reset_peak(device: torch.device | None = None) -> None:
         torch.cuda.reset_peak_memory_stats(device)
     with suppress(OSError):
         (_PROC / "clear_refs").write_text(_RESET_PEAK, encoding="ascii")
+
+
+def describe_machine() -> str:
+    """Describe this machine and what of the kit is installed, a line each; keys are present or absent, never shown."""
+    memory, home = psutil.virtual_memory(), paths.home()
+    disk = shutil.disk_usage(next(folder for folder in (home, *home.parents) if folder.exists()))
+    n_gpus = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    devices = [torch.device("cpu"), *(torch.device("cuda", number) for number in range(n_gpus))]
+    facts = {
+        "spike_kit": __version__,
+        "python": f"{platform.python_version()} on {platform.platform()}",
+        "devices": ", ".join(map(describe_device, devices)),
+        "memory": f"{memory.available / _GIB:.1f} GiB free of {memory.total / _GIB:.1f} GiB",
+        "disk": f"{disk.free / _GIB:.1f} GiB free of {disk.total / _GIB:.1f} GiB at {home}",
+        **_packages(),
+        **{key: "present" if os.environ.get(key) else "absent" for key in ("OPENAI_API_KEY", "HF_TOKEN")},
+        "data sets": ", ".join(paths.known_datasets()) or "none yet: spike-kit fetch ml-100k, spike-kit build ml-100k",
+    }
+    return "\n".join(f"{what}: {said}" for what, said in facts.items())
+
+
+def _packages() -> dict[str, str]:
+    """Versions of the packages that the kit asks for, by extra; nothing in a checkout that is not installed."""
+    found: dict[str, list[str]] = {}
+    with suppress(metadata.PackageNotFoundError):
+        for requirement in metadata.requires("spike_kit") or []:
+            package, extra = re.split(r"[^\w-]", requirement)[0], requirement.partition("extra == ")[2].strip("\"'")
+            if extra not in ("all", "dev"):
+                found.setdefault(f"[{extra}]" if extra else "packages", []).append(f"{package} {_version(package)}")
+    return {group: ", ".join(packages) for group, packages in found.items()}
+
+
+def _version(package: str) -> str:
+    try:
+        return metadata.version(package)
+    except metadata.PackageNotFoundError:
+        return "absent"

@@ -49,16 +49,12 @@ def place() -> Place:
 
 def rank() -> int:
     """Number of this process in the group, from 0; 0 without a group."""
-    return dist.get_rank() if _grouped() else 0
+    return dist.get_rank() if size() > 1 else 0
 
 
 def size() -> int:
     """Processes in the group; 1 without a group."""
-    return dist.get_world_size() if _grouped() else 1
-
-
-def _grouped() -> bool:
-    return dist.is_available() and dist.is_initialized()
+    return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
 
 
 @contextmanager
@@ -91,10 +87,8 @@ def group(device: torch.device, timeout: timedelta = TIMEOUT) -> Iterator[None]:
     except RuntimeError as error:
         if not (isinstance(error, dist.DistError) or "gloo" in str(error)):
             raise
-        raise TrainingError(
-            f"process {here.rank} of {here.size} lost the others: {error}",
-            "see what the others say; the same command goes on from the last state on the disk",
-        ) from error
+        hint = "see what the others say; the same command goes on from the last state on the disk"
+        raise TrainingError(f"process {here.rank} of {here.size} lost the others: {error}", hint) from error
     dist.destroy_process_group()
 
 
@@ -137,22 +131,25 @@ def on_first(work: Callable[[], Value]) -> Value:
     """
     if size() == 1:
         return work()
-    answer: dict[str, Any] = {}
-    failure: SpikeKitError | None = None
+    value, failure = None, None
     if rank() == 0:
         try:
-            answer = {"value": work()}
+            value = work()
         except SpikeKitError as error:
-            failure, answer = error, {"message": error.message, "hint": error.hint}
-    payload = torch.frombuffer(bytearray(json.dumps(answer).encode()), dtype=torch.uint8)
-    length = torch.tensor(payload.numel())
+            failure = error
+    answer = json.dumps([value, failure and [failure.message, failure.hint]]).encode()
+    length = torch.tensor(len(answer))
     dist.broadcast(length, 0)
-    payload = payload if rank() == 0 else torch.empty(int(length), dtype=torch.uint8)
+    payload = (
+        torch.frombuffer(bytearray(answer), dtype=torch.uint8)
+        if rank() == 0
+        else torch.empty(int(length), dtype=torch.uint8)
+    )
     dist.broadcast(payload, 0)
-    told = json.loads(payload.numpy().tobytes())
-    if "message" in told:
-        raise failure or TrainingError(told["message"], told["hint"])
-    return told["value"]
+    value, failed = json.loads(payload.numpy().tobytes())
+    if failed:
+        raise failure or TrainingError(*failed)
+    return value
 
 
 def shared(model: nn.Module, optimizer: Optimizer) -> LossFunction:

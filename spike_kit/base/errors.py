@@ -1,11 +1,13 @@
-"""Errors a user can act on: each names what was wrong, what was expected, and what to do."""
+"""Errors a user can act on, and the look-ups that raise them: each says what was wrong, expected, and to be done."""
 
 from __future__ import annotations
 
 import importlib
+from collections import UserDict
 from collections.abc import Iterable, Mapping
+from pkgutil import resolve_name
 from types import ModuleType
-from typing import TypeVar
+from typing import Any, TypeVar
 
 Value = TypeVar("Value")
 
@@ -74,6 +76,32 @@ def lookup(known: Mapping[str, Value], name: str, what: str) -> Value:
     if name not in known:
         raise ConfigError(f"no {what} named {name!r}", f"known: {some(known, limit=20)}")
     return known[name]
+
+
+class Registry(UserDict[str, Value]):
+    """Things of one kind by their names.
+
+    An entry is the thing itself, or ``"module:name"``, which is imported when the entry is first asked for: so the
+    names are known without importing what stands behind them.
+
+    Parameters
+    ----------
+    what
+        Kind of thing, in words for messages, for example ``"model"``.
+    entries
+        Entries by name, in the order in which they are listed.
+    """
+
+    def __init__(self, what: str, entries: Mapping[str, Value | str]) -> None:
+        self.what = what
+        self.data: dict[str, Any] = dict(entries)
+
+    def __getitem__(self, name: str) -> Value:
+        """Return the entry of a name; an unknown name is a `ConfigError` that lists the known ones."""
+        entry = lookup(self.data, name, self.what)
+        if isinstance(entry, str):
+            entry = self.data[name] = resolve_name(entry)
+        return entry
 
 
 def require(module: str, extra: str) -> ModuleType:

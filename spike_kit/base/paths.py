@@ -89,12 +89,8 @@ def new_dataset_path(name: str) -> Path:
     return data_root() / name
 
 
-def dataset_exists(dataset: str | Path) -> bool:
-    """Whether a data set given by name (under data/) or by path has a data-set folder."""
-    return _folder_of(dataset) is not None
-
-
-def _folder_of(dataset: str | Path) -> Path | None:
+def dataset_folder(dataset: str | Path) -> Path | None:
+    """Folder of a data set given by name (under data/) or by path, if there is one."""
     folders = [*(data_root() / name for name in also_called(str(dataset))), Path(dataset).expanduser()]
     return next((folder.resolve() for folder in folders if (folder / MANIFEST).is_file()), None)
 
@@ -112,7 +108,7 @@ def find_dataset(dataset: str | Path) -> Path:
     DataError
         If there is no such data-set folder; the message lists those that exist.
     """
-    if folder := _folder_of(dataset):
+    if folder := dataset_folder(dataset):
         return folder
     known = some(known_datasets())
     raise DataError(

@@ -10,17 +10,19 @@ import re
 import shutil
 import sqlite3
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import pandas as pd
 from filelock import FileLock, Timeout
 from safetensors import SafetensorError
 
 from spike_kit.base.errors import DataError, StorageError
+
+Value = TypeVar("Value")
 
 _TEMPORARY = ".spike-kit-tmp-"
 _DISK_FULL = (errno.ENOSPC, errno.EDQUOT)
@@ -45,6 +47,21 @@ def storage_errors(path: Path) -> Iterator[None]:
 
 
 @contextmanager
+def scratch_folder(parent: Path) -> Iterator[Path]:
+    """Give an empty temporary folder in ``parent``; it is removed, however the work in it ends.
+
+    Raises
+    ------
+    StorageError
+        If the disk is full or the folder may not be written.
+    """
+    with storage_errors(parent):
+        parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(prefix=_TEMPORARY, dir=parent, ignore_cleanup_errors=True) as folder:
+            yield Path(folder)
+
+
+@contextmanager
 def atomic_file(path: Path) -> Iterator[Path]:
     """Give a temporary path beside ``path``; on success it becomes ``path``, on any error it is removed.
 
@@ -53,19 +70,13 @@ def atomic_file(path: Path) -> Iterator[Path]:
     StorageError
         If the disk is full or the folder may not be written.
     """
-    with storage_errors(path):
-        path.parent.mkdir(parents=True, exist_ok=True)
-        handle, name = tempfile.mkstemp(prefix=_TEMPORARY, suffix=path.suffix, dir=path.parent)
-        os.close(handle)
-        temporary = Path(name)
-        try:
-            yield temporary
-            _flush(temporary)
-            temporary.chmod(0o644)
-            temporary.replace(path)
-            _flush(path.parent)
-        finally:
-            temporary.unlink(missing_ok=True)
+    with scratch_folder(path.parent) as folder, storage_errors(path):
+        temporary = folder / path.name
+        yield temporary
+        _flush(temporary)
+        temporary.chmod(0o644)
+        temporary.replace(path)
+        _flush(path.parent)
 
 
 @contextmanager
@@ -81,24 +92,24 @@ def atomic_folder(path: Path, last: str | None = None) -> Iterator[Path]:
     StorageError
         If the disk is full or the folder may not be written.
     """
-    with storage_errors(path):
-        path.parent.mkdir(parents=True, exist_ok=True)
-        temporary = Path(tempfile.mkdtemp(prefix=_TEMPORARY, dir=path.parent))
+    with scratch_folder(path.parent) as temporary, storage_errors(path):
         new, old = temporary / "new", temporary / "old"
         new.mkdir()
         new.chmod(0o755)
         try:
             yield new
             for file in new.rglob("*"):
-                if file.is_file():
-                    _flush(file)
+                _flush(file)
             if last is not None and path.is_dir():
                 _move_in(new, path, last)
             else:
-                _swap_in(new, path, old)
+                if path.exists():
+                    path.replace(old)
+                new.replace(path)
             _flush(path.parent)
         finally:
-            shutil.rmtree(temporary, ignore_errors=True)
+            if old.exists() and not path.exists():
+                old.replace(path)
 
 
 def _move_in(new: Path, path: Path, last: str) -> None:
@@ -109,18 +120,12 @@ def _move_in(new: Path, path: Path, last: str) -> None:
     names = {file.name for file in files}
     for old in path.iterdir():
         if old.name not in names:
-            shutil.rmtree(old) if old.is_dir() else old.unlink()
+            remove(old)
 
 
-def _swap_in(new: Path, path: Path, old: Path) -> None:
-    if path.exists():
-        path.replace(old)
-    try:
-        new.replace(path)
-    except BaseException:
-        if old.exists():
-            old.replace(path)
-        raise
+def remove(path: Path) -> None:
+    """Remove a file, or a folder with all that is in it."""
+    shutil.rmtree(path) if path.is_dir() else path.unlink()
 
 
 @contextmanager
@@ -208,12 +213,7 @@ def read_json(path: Path) -> Any:
     DataError
         If the file is missing or is not JSON.
     """
-    try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError as error:
-        raise DataError(f"{path} does not exist") from error
-    except (ValueError, UnicodeDecodeError, RecursionError) as error:
-        raise DataError(f"{path} is not valid JSON: {error}", "build or fetch it again") from error
+    return _read(path, "valid JSON", lambda: json.loads(path.read_text(encoding="utf-8")))
 
 
 def read_parquet(path: Path) -> pd.DataFrame:
@@ -224,9 +224,13 @@ def read_parquet(path: Path) -> pd.DataFrame:
     DataError
         If the file is missing or is not parquet.
     """
+    return _read(path, "a readable parquet table", lambda: pd.read_parquet(path))
+
+
+def _read(path: Path, kind: str, read: Callable[[], Value]) -> Value:
     try:
-        return pd.read_parquet(path)
+        return read()
     except FileNotFoundError as error:
         raise DataError(f"{path} does not exist") from error
-    except (OSError, ValueError) as error:
-        raise DataError(f"{path} is not a readable parquet table: {error}", "build it again") from error
+    except (OSError, ValueError, RecursionError) as error:
+        raise DataError(f"{path} is not {kind}: {error}", "build or fetch it again") from error

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 import os
-import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -176,7 +175,7 @@ def open_or_build(dataset: str, source: str | None = None, **changes: Any) -> Da
     FetchError
         If a file has to be fetched and cannot be.
     """
-    if paths.dataset_exists(dataset):
+    if paths.dataset_folder(dataset):
         data = Dataset.open(dataset)
         if any(data.manifest.build.get(name) != value for name, value in changes.items()):
             logger.warning("%s exists with other build settings and is kept as it is", paths.shown(data.path))
@@ -257,25 +256,22 @@ def dataset_from_frames(
         entity_columns=columns.get("entities", {}),
         templates={} if relations is None else dict(relations[["relation", "template"]].to_numpy().tolist()),
     )
-    root = paths.data_root()
-    with storage.storage_errors(root):
-        root.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(prefix=".spike-kit-tmp-", dir=root) as temporary:
-            for what in columns.keys() - {"relations"}:
-                rows = given[what][list(columns[what].values())]
-                rows.to_json(
-                    Path(temporary, f"{what}.json"),
-                    orient="records",
-                    lines=True,
-                    date_format="iso",
-                    double_precision=15,
-                    force_ascii=False,
-                )
-            try:
-                return build("tables", config, name=name, raw=Path(temporary), overwrite=overwrite)
-            except DataError as error:
-                message = error.message.replace(temporary + os.sep, "").replace(".json record", " row")
-                raise DataError(message.replace("entities.json", "entities"), error.hint) from error
+    with storage.scratch_folder(paths.data_root()) as folder:
+        for what in columns.keys() - {"relations"}:
+            rows = given[what][list(columns[what].values())]
+            rows.to_json(
+                folder / f"{what}.json",
+                orient="records",
+                lines=True,
+                date_format="iso",
+                double_precision=15,
+                force_ascii=False,
+            )
+        try:
+            return build("tables", config, name=name, raw=folder, overwrite=overwrite)
+        except DataError as error:
+            message = error.message.replace(f"{folder}{os.sep}", "").replace(".json record", " row")
+            raise DataError(message.replace("entities.json", "entities"), error.hint) from error
 
 
 def _check(what: str, frame: pd.DataFrame) -> dict[str, str]:

@@ -8,10 +8,8 @@ goes to the temporary folder, which is removed at the end.
 from __future__ import annotations
 
 import os
-import shutil
-import tempfile
 from collections.abc import Callable, Container, Iterable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -389,11 +387,7 @@ def _duckdb_errors(path: Path) -> Iterator[None]:
 @contextmanager
 def workspace(on_error: OnError = "stop") -> Iterator[Workspace]:
     """Open an empty workspace in a temporary folder beside the data-set folders; both are gone afterwards."""
-    root = paths.data_root()
-    with storage.storage_errors(root), ExitStack() as stack:
-        root.mkdir(parents=True, exist_ok=True)
-        folder = Path(tempfile.mkdtemp(prefix=".spike-kit-tmp-", dir=root))
-        stack.callback(shutil.rmtree, folder, ignore_errors=True)
+    with storage.scratch_folder(paths.data_root()) as folder:
         settings: dict[str, Any] = {
             "memory_limit": MEMORY_LIMIT,
             "temp_directory": str(folder / "spill"),
@@ -402,11 +396,11 @@ def workspace(on_error: OnError = "stop") -> Iterator[Workspace]:
             "autoload_known_extensions": "false",
             "allow_community_extensions": "false",
         }
-        db = stack.enter_context(duckdb.connect(str(folder / "work.duckdb"), config=settings))
-        db.execute("SET enable_progress_bar = false")
-        for table, columns in TABLES.items():
-            db.execute(f"CREATE TABLE {table} ({columns})")
-        yield Workspace(db, folder, on_error)
+        with duckdb.connect(str(folder / "work.duckdb"), config=settings) as db:
+            db.execute("SET enable_progress_bar = false")
+            for table, columns in TABLES.items():
+                db.execute(f"CREATE TABLE {table} ({columns})")
+            yield Workspace(db, folder, on_error)
 
 
 def longest_train_reviews(

@@ -359,23 +359,22 @@ def run(config: RunConfig, device: torch.device | str = "cpu", progress: bool = 
 
 
 def train(
-    config: RunConfig, data: Dataset, device: torch.device | str = "cpu", progress: bool = True, **options: Any
+    config: RunConfig,
+    data: Dataset,
+    device: torch.device | str = "cpu",
+    progress: bool = True,
+    state: Path | None = None,
 ) -> tuple[Recommender, History]:
     """Build and train the model of a configuration; looks at train and validation only.
 
-    Parameters
-    ----------
-    config, data, device, progress
-        What is trained, on what, where, and whether a progress bar shows it.
-    options
-        ``report`` and ``state`` of `spike_kit.training.loop.fit`; without ``state`` nothing is written.
+    ``state`` is passed on to `spike_kit.training.loop.fit`; without it nothing is written.
     """
     graph = Graph.from_tables(data.tables).to(device)
     model = build_model(config, data, graph, to_train=True)
     if not isinstance(model, TrainedRecommender):
         return model, History()
     training, validation = config.resolved()[1], RankingTask.from_tables(data.tables, "valid", device)
-    return model, fit(model, graph, validation, training, config.seed, progress, **options)
+    return model, fit(model, graph, validation, training, config.seed, progress, state=state)
 
 
 def build_model(config: RunConfig, data: Dataset, graph: Graph, to_train: bool = False) -> Recommender:

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from spike_kit.base.errors import lookup
-from spike_kit.base.registry import Registry
+from spike_kit.base.errors import Registry, lookup
 
 if TYPE_CHECKING:
     from spike_kit.models.base import Preset, Recommender

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
-from spike_kit.base.registry import Registry
+from spike_kit.base.errors import Registry
 
 DEFAULT_ENCODER = "all-MiniLM-L6-v2"
 """Encoder whose weights come from the package index (extra ``text``): 384 dimensions, 256 tokens."""

@@ -235,7 +235,7 @@ def table_page(name: str, table: str) -> str:
 
 def _known(name: str, archived: bool) -> tuple[Sequence[Run], pd.Series]:
     """Finished runs of a data set, and the train interactions of its users."""
-    if paths.dataset_exists(name) and not archived:
+    if paths.dataset_folder(name) and not archived:
         data = Dataset.open(name)
         return known_runs(data), train_interactions(data)
     if runs := read_archive(name):

@@ -143,7 +143,7 @@ class TrainingState:
             write_state(_on_cpu(self._tensors()), self._header(), file)
         for file in folder.iterdir():
             if file.name.startswith(("best-", ".")) and file != best_file(folder, self.history.best_epoch):
-                file.unlink()
+                storage.remove(file)
 
     def resume(self, folder: Path, seed: int) -> None:
         """Go on from a stored state, if there is one that fits; a warning names a file that does not.

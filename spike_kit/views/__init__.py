@@ -9,7 +9,7 @@ from __future__ import annotations
 import importlib
 from typing import Any
 
-from spike_kit.base.registry import Registry
+from spike_kit.base.errors import Registry
 
 VIEWS: Registry[Any] = Registry(
     "view",

@@ -19,6 +19,7 @@ from benchmarks.train import GROWTH
 from spike_kit.base import paths
 from spike_kit.base.devices import peak_bytes, reset_peak
 from spike_kit.data.dataset import Dataset
+from spike_kit.experiments.search import VALID
 
 WORLD = ["--dataset", "world", "--device", "cpu", "--steps", "30"]
 
@@ -80,9 +81,9 @@ def test_quality_measures_until_the_preset_is_as_good(data: Dataset, capsys: pyt
 def test_a_preset_that_is_never_as_good_has_no_ratio(
     data: Dataset, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    plain, ours = ([(0.2, 0.5, 1), (0.3, 1.0, 2), (0.3, 1.1, 3)], 1.2), ([(0.1, 0.1, 5), (0.2, 2.3, 10)], 2.3)
-    curves = iter([plain, ours])
-    monkeypatch.setattr(quality, "alone", lambda *_: next(curves))
+    curves = iter([[(0.2, 0.5), (0.3, 1.0), (0.3, 1.1)], [(0.1, 0.1), (0.2, 2.3)]])
+    rows = ([{"seconds": seconds, VALID: ndcg} for ndcg, seconds in curve] for curve in curves)
+    monkeypatch.setattr(quality, "alone", lambda *_: next(rows))
     found = measured(capsys, "quality", "--dataset", "world")
     assert (found["seconds"], found["ratio"], found["epochs"]) == (None, None, None)
     assert (found["plain_best_ndcg"], found["plain_best_seconds"]) == (0.3, 1.0)
