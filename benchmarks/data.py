@@ -92,13 +92,15 @@ def _write(path: Path, frames: Iterable[pd.DataFrame]) -> None:
 
 
 def _sentences(rng: np.random.Generator) -> list[str]:
-    """Sentences of words whose frequencies fall as 1 / rank."""
+    """Sentences of words whose frequencies fall as 1 / rank; every fiftieth holds some HTML."""
     letters = np.array(list("etaoinshrdlucmfwypvbgk"))
     words = ["".join(rng.choice(letters, size=size)) for size in rng.integers(2, 10, size=8_000)]
     frequency = 1 / np.arange(1, len(words) + 1)
     sizes = rng.integers(5, 20, size=40_000)
     drawn = iter(rng.choice(len(words), size=int(sizes.sum()), p=frequency / frequency.sum()))
-    return [" ".join(words[next(drawn)] for _ in range(size)).capitalize() + "." for size in sizes]
+    sentences = [" ".join(words[next(drawn)] for _ in range(size)).capitalize() + "." for size in sizes]
+    sentences[::50] = [f"{sentence}<br />&quot;So it is&quot;" for sentence in sentences[::50]]
+    return sentences
 
 
 def _reviews(rng: np.random.Generator, size: int, n_users: int, n_items: int, sentences: list[str]) -> pd.DataFrame:
@@ -108,7 +110,7 @@ def _reviews(rng: np.random.Generator, size: int, n_users: int, n_items: int, se
     seconds = rng.integers(1_300_000_000, 1_538_000_000, size=size)
     lengths = np.clip(rng.lognormal(1.2, 0.8, size=size), 1, 60).astype(np.int64)
     first = rng.integers(0, len(sentences) - 60, size=size)
-    texts = [_text(sentences, begin, n) for begin, n in zip(first.tolist(), lengths.tolist(), strict=True)]
+    texts = [" ".join(sentences[begin : begin + n]) for begin, n in zip(first.tolist(), lengths.tolist(), strict=True)]
     return pd.DataFrame(
         {
             "overall": ratings,
@@ -123,11 +125,6 @@ def _reviews(rng: np.random.Generator, size: int, n_users: int, n_items: int, se
             "unixReviewTime": seconds,
         }
     )
-
-
-def _text(sentences: list[str], begin: int, n: int) -> str:
-    text = " ".join(sentences[begin : begin + n])
-    return text.replace(". ", ".<br />", 1) + " &quot;So it is&quot;" if begin % 17 == 0 else text
 
 
 def _asins(numbers: np.ndarray) -> list[str]:

@@ -1,22 +1,17 @@
-"""Synthetic input of the benchmarks: counts, skew, seeds, the formats of public files."""
+"""Synthetic input of the benchmarks: counts, skew and seeds."""
 
 from __future__ import annotations
 
-import gzip
-import json
 from collections.abc import Callable
-from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 
-from benchmarks.data import write_reviews
 from benchmarks.evaluation import RELEVANT, SEEN, synthetic_task
 from benchmarks.profiles import synthetic_dataset
 from benchmarks.synthetic import AMAZON_BOOK, SMALLEST, parse_sizes, synthetic_graph, synthetic_vectors
 from spike_kit.data.dataset import SUBJECTS
-from spike_kit.data.sources.amazon import RELEASES
 from spike_kit.training.sampling import NegativeSampler
 
 SMALL = AMAZON_BOOK.scaled(SMALLEST)
@@ -65,13 +60,6 @@ def test_vectors_have_unit_length_and_sizes_are_read_in_order() -> None:
     assert (vectors.user.shape, vectors.entity.shape) == ((SMALL.users, 384), (SMALL.entities, 384))
     np.testing.assert_allclose(vectors.entity.norm(dim=1), 1, rtol=1e-5)
     assert [size.nodes for size in parse_sizes("5000, 1000,amazon-book")] == [5000, 1000, 183_000]
-
-
-def test_synthetic_reviews_have_the_format_of_the_release(tmp_path: Path) -> None:
-    rows = [json.loads(line) for line in gzip.decompress(write_reviews(tmp_path, 500).read_bytes()).splitlines()]
-    assert len(rows) == 500
-    needed = {field.source for field in RELEASES["2018"].reviews.values()}
-    assert all(needed <= set(row) for row in rows)
 
 
 def test_a_synthetic_task_is_sorted_and_disjoint() -> None:
