@@ -1,7 +1,5 @@
 """What the benchmarks share: a command line over a class of settings, a process of its own, rounds, a table or JSON."""
 
-from __future__ import annotations
-
 import json
 import os
 import statistics

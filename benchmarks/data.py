@@ -4,8 +4,6 @@ The file is synthetic but shaped like a public one: packed JSON lines with all f
 frequencies after Zipf, skewed activity of users and items, some HTML, some repeated texts.
 """
 
-from __future__ import annotations
-
 import gzip
 import sys
 import time

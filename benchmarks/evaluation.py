@@ -1,7 +1,5 @@
 """How fast the full ranking of a synthetic data set is, beside the bare products that it cannot do without."""
 
-from __future__ import annotations
-
 import sys
 
 import torch

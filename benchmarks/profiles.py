@@ -4,8 +4,6 @@ The server runs in a process of its own, so what is measured is the client: writ
 and the commit of the answer to the store.
 """
 
-from __future__ import annotations
-
 import asyncio
 import sys
 import tempfile

@@ -1,7 +1,5 @@
 """How long a preset trains until it is as good as another one ever gets, on validation."""
 
-from __future__ import annotations
-
 import sys
 from operator import itemgetter
 from typing import Any

@@ -6,8 +6,6 @@ every profile: the float32 products of two linear layers with the vectors that t
 where the preset whitens them), forward and backward, rows into buffers that exist already.
 """
 
-from __future__ import annotations
-
 import statistics
 import sys
 import time

@@ -4,8 +4,6 @@
 be looked at. Nothing else is imported before it is asked for.
 """
 
-from __future__ import annotations
-
 import importlib
 from typing import TYPE_CHECKING, Any
 

@@ -1,7 +1,5 @@
 """The front door: the verbs of ``import spike_kit as sk``. Each takes a data set or runs, and returns what it made."""
 
-from __future__ import annotations
-
 import logging
 import time
 from collections.abc import Sequence

@@ -1,7 +1,5 @@
 """Fixtures shared by all tests: a home of their own, devices, the tiny world."""
 
-from __future__ import annotations
-
 import shutil
 import time
 from collections.abc import Callable, Iterator

@@ -1,7 +1,5 @@
 """Parity fixtures: numbers of reference implementations, read from ``SPIKE_KIT_FIXTURES`` or tests/fixtures."""
 
-from __future__ import annotations
-
 import os
 from pathlib import Path
 from typing import Any, TypeVar

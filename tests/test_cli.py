@@ -1,7 +1,5 @@
 """The command line as a user meets it: real processes where the process matters, ``main`` elsewhere."""
 
-from __future__ import annotations
-
 import json
 import re
 from pathlib import Path

@@ -1,7 +1,5 @@
 """Several processes on 127.0.0.1 that train one model: the same gradients, messages, runs; and no endless waiting."""
 
-from __future__ import annotations
-
 import os
 import signal
 import socket

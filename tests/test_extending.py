@@ -1,7 +1,5 @@
 """The examples of CONTRIBUTING.md, run as they stand there on the tiny world."""
 
-from __future__ import annotations
-
 import re
 import sys
 from collections.abc import Iterator

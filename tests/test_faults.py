@@ -1,7 +1,5 @@
 """The list of one-line faults fits the code: each can be planted (``python -m tests.faults`` plants them)."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 from tests.faults.__main__ import ROOT, place_of, read_faults

@@ -1,7 +1,5 @@
 """The front door as a notebook uses it: ``import spike_kit as sk``."""
 
-from __future__ import annotations
-
 import subprocess
 import sys
 from typing import Any

@@ -1,7 +1,5 @@
 """Trainings that are interrupted: killed, stopped, started twice; states that are damaged, disks that are full."""
 
-from __future__ import annotations
-
 import json
 import os
 import shutil

@@ -1,9 +1,8 @@
-from __future__ import annotations
-
 import errno
 import time
 from concurrent.futures import ThreadPoolExecutor
-from multiprocessing import SimpleQueue, get_context
+from multiprocessing import get_context
+from multiprocessing.queues import SimpleQueue
 from pathlib import Path
 
 import pytest

@@ -6,8 +6,6 @@ item of the user's own group that is left, so any model that learns the groups m
 ranking cannot: every item has the same number of interactions, within one.
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any

@@ -1,7 +1,5 @@
 """The base of every configuration class: frozen, documented, and strict about its keys."""
 
-from __future__ import annotations
-
 from typing import Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError

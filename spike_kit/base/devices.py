@@ -1,7 +1,5 @@
 """Choice of the device, deterministic arithmetic, and what the machine has."""
 
-from __future__ import annotations
-
 import os
 import platform
 import re

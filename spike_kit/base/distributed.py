@@ -3,8 +3,6 @@
 Messages between processes are tensors of numbers or of JSON bytes, never pickles.
 """
 
-from __future__ import annotations
-
 import json
 import os
 from collections.abc import Callable, Iterator

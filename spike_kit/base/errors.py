@@ -1,7 +1,5 @@
 """Errors a user can act on, and the look-ups that raise them: each says what was wrong, expected, and to be done."""
 
-from __future__ import annotations
-
 import importlib
 from collections import UserDict
 from collections.abc import Iterable, Mapping

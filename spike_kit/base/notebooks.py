@@ -1,7 +1,5 @@
 """Executing notebooks in clean kernels and keeping the executed copies."""
 
-from __future__ import annotations
-
 import os
 import re
 from contextlib import suppress

@@ -1,7 +1,5 @@
 """Where things live: data-set folders, downloads, runs, figures."""
 
-from __future__ import annotations
-
 import os
 import re
 from pathlib import Path

@@ -1,7 +1,5 @@
 """Processes for work that must not share this one's memory, threads or end."""
 
-from __future__ import annotations
-
 import os
 import signal
 import threading

@@ -1,7 +1,5 @@
 """Random numbers: one seed in, an independent stream for every purpose out."""
 
-from __future__ import annotations
-
 import hashlib
 
 import numpy as np

@@ -1,7 +1,5 @@
 """Writing that is all or nothing, and reading that names the file when it fails."""
 
-from __future__ import annotations
-
 import errno
 import hashlib
 import json

@@ -1,7 +1,5 @@
 """Building a data-set folder from raw files or DataFrames of one's own, and writing one as raw files of a format."""
 
-from __future__ import annotations
-
 import logging
 import os
 from pathlib import Path

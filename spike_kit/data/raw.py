@@ -3,8 +3,6 @@
 Every field is read as text and parsed by a `Field`; `spike_kit.data.workspace` does the scan and sets bad rows apart.
 """
 
-from __future__ import annotations
-
 import codecs
 import csv
 import glob

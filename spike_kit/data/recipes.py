@@ -1,7 +1,5 @@
 """Settings of a build, and what a reader is: how it parses raw files, the data sets it is known for, how it writes."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path

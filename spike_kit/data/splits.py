@@ -1,7 +1,5 @@
 """Splitting interactions into train, valid and test: at random per user, the last two of each user, or by time."""
 
-from __future__ import annotations
-
 from typing import Literal
 
 import duckdb

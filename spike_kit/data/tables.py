@@ -1,7 +1,5 @@
 """The tables of a data-set folder: one schema each, and the rules that hold between them."""
 
-from __future__ import annotations
-
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path

@@ -3,8 +3,6 @@
 Graphs that come without names are named by their ids: ``res:The_Prophet_(book)`` is The Prophet (book).
 """
 
-from __future__ import annotations
-
 import html
 import re
 import unicodedata

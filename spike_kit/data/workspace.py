@@ -5,8 +5,6 @@ data-set folder of them. Memory stays under `MEMORY_LIMIT` for duckdb, whatever 
 goes to the temporary folder, which is removed at the end.
 """
 
-from __future__ import annotations
-
 import os
 from collections.abc import Callable, Container, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager

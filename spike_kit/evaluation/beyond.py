@@ -14,8 +14,6 @@ Everything is computed from top-k lists. Definitions and their sources:
 - Gini: inequality of how often items are listed, over all items; 0 is equal, near 1 is few items for all.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterable
 from functools import cached_property
 from itertools import combinations

@@ -1,7 +1,5 @@
 """Groups of users and items, and how well models serve each."""
 
-from __future__ import annotations
-
 import numpy as np
 import pandas as pd
 

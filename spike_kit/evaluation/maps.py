@@ -1,7 +1,5 @@
 """Two-dimensional maps of vectors, cached: equal vectors and settings are never laid out twice."""
 
-from __future__ import annotations
-
 import contextlib
 import hashlib
 import warnings

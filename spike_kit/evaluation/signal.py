@@ -4,8 +4,6 @@ Profiles see only the train split, so a better ranking of the validation split i
 carries. The test split stays closed.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterator, Mapping, Sequence
 
 import pandas as pd

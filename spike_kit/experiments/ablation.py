@@ -1,7 +1,5 @@
 """Ablations of SPiKE: rows of the table, and which settings give the same model."""
 
-from __future__ import annotations
-
 from typing import Any
 
 from spike_kit.models.spike import RECOMMENDED, SpikeConfig

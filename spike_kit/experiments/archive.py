@@ -6,8 +6,6 @@ either, ``<data set>/`` holds ``runs.parquet`` (one row per run: configuration, 
 ids). Weights and learning curves stay behind.
 """
 
-from __future__ import annotations
-
 import json
 from collections.abc import Mapping, Sequence
 from functools import lru_cache

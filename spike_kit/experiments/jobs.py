@@ -5,8 +5,6 @@ trains it) and ``log.txt`` (what it said); how far it is stands in the state of 
 files, so another kernel finds a running job again, and a job outlives the kernel that started it.
 """
 
-from __future__ import annotations
-
 import os
 import shlex
 import subprocess

@@ -3,8 +3,6 @@
 The run folder holds everything that one trained model leaves behind; it is written at once.
 """
 
-from __future__ import annotations
-
 import html
 import logging
 import platform
@@ -17,7 +15,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from importlib import metadata
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import pandas as pd
 import torch
@@ -168,7 +166,7 @@ class RunConfig(Config):
         usual = find_preset(self.model, found.preset)
         return Preset(usual.model.replace(**found.settings), usual.training.replace(**found.training))
 
-    def changed(self, changes: Mapping[str, Any]) -> RunConfig:
+    def changed(self, changes: Mapping[str, Any]) -> Self:
         """Copy with settings changed, those of the model and those of its training in one mapping.
 
         Raises

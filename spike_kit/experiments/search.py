@@ -3,8 +3,6 @@
 Two things can be searched for: the best validation NDCG@20, or the least time of training that reaches a given one.
 """
 
-from __future__ import annotations
-
 import logging
 import math
 import time

@@ -1,7 +1,5 @@
 """Figures of a paper, each a function of one table: ``sk.figures.draw`` shows one, ``sk.figures.export`` writes all."""
 
-from __future__ import annotations
-
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:

@@ -1,7 +1,5 @@
 """BPR-MF: matrix factorisation trained to rank (Rendle et al., UAI 2009)."""
 
-from __future__ import annotations
-
 from typing import ClassVar
 
 from pydantic import Field

@@ -1,7 +1,5 @@
 """CoLaKG: profiles merged into the embeddings, and items linked by the similarity of their profiles (Cui et al.)."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar

@@ -1,10 +1,8 @@
 """DiffKG: a knowledge graph denoised by diffusion, contrasted with the original (Jiang et al., WSDM 2024)."""
 
-from __future__ import annotations
-
 import math
 from dataclasses import dataclass
-from typing import ClassVar, Literal
+from typing import ClassVar, Literal, Self
 
 import numpy as np
 import torch
@@ -76,7 +74,7 @@ class Schedule:
     """Weight of the squared error by step: fall of the signal-to-noise ratio, 1 at the first step."""
 
     @classmethod
-    def of(cls, config: DiffKgConfig) -> Schedule:
+    def of(cls, config: DiffKgConfig) -> Self:
         """Variances linear between the scaled ends, as the authors' code has them; the first beta is 1e-4."""
         ends = config.noise_scale * config.noise_min, config.noise_scale * config.noise_max
         variance = np.linspace(*ends, config.steps)

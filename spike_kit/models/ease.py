@@ -1,7 +1,5 @@
 """EASE^R: a linear model between items in closed form (Steck, WWW 2019)."""
 
-from __future__ import annotations
-
 from functools import cached_property
 from typing import ClassVar
 

@@ -9,13 +9,11 @@ Inside, rows stand as ``[M * n, d / M]``, one attention head after the other, an
 the diagonal, so that one product serves all heads.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import Any
+from typing import Any, Self
 
 import torch
 from torch import Tensor
@@ -60,7 +58,7 @@ class EdgeBlock:
     by_relation: SparsePattern
     by_tail: SparsePattern
 
-    def kept(self, mask: Tensor) -> EdgeBlock:
+    def kept(self, mask: Tensor) -> Self:
         """Only the edges where ``mask [2 m]`` is true; all pairs stay."""
         here = mask.index_select(0, self.places)
         places = self.places.index_select(0, here.nonzero().flatten())
@@ -89,7 +87,7 @@ class RelationalEdges:
     keeps_rows: bool
 
     @classmethod
-    def of(cls, graph: Graph, dim: int, n_heads: int, budget: int) -> RelationalEdges:
+    def of(cls, graph: Graph, dim: int, n_heads: int, budget: int) -> Self:
         """Sort the edges of a graph into blocks.
 
         Parameters
@@ -135,7 +133,7 @@ class RelationalEdges:
         """Row in ``[M * E]`` of every entry of the patterns, whose scores form one softmax."""
         return _joined([pattern.rows for pattern in self.patterns])
 
-    def kept(self, mask: Tensor) -> RelationalEdges:
+    def kept(self, mask: Tensor) -> Self:
         """Only the edges where ``mask [2 m]``, in the graph's order, is true."""
         return replace(self, blocks=tuple(block.kept(mask) for block in self.blocks))
 
@@ -239,12 +237,12 @@ class _Rows:
     products: Tensor
 
     @classmethod
-    def of(cls, block: EdgeBlock, table: Tensor, relations: Tensor) -> _Rows:
+    def of(cls, block: EdgeBlock, table: Tensor, relations: Tensor) -> Self:
         """Gather from tables ``[M * E, d / M]`` and ``[M * 2R, d / M]``."""
         return cls.combined(block, table, relations.index_select(0, block.relation))
 
     @classmethod
-    def combined(cls, block: EdgeBlock, table: Tensor, of_relations: Tensor) -> _Rows:
+    def combined(cls, block: EdgeBlock, table: Tensor, of_relations: Tensor) -> Self:
         """Gather the tails for relation rows that are there already."""
         tails = table.index_select(0, block.tail)
         return cls(of_relations, tails, tails * of_relations)

@@ -1,7 +1,5 @@
 """How much memory training will take, before anything is built."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 from dataclasses import dataclass
 

@@ -1,7 +1,5 @@
 """Item-kNN: items like those that the user chose (Deshpande, Karypis, TOIS 2004)."""
 
-from __future__ import annotations
-
 from functools import cached_property
 from typing import ClassVar
 

@@ -3,11 +3,9 @@
 The equations are those of docs/method.md, section 3, without profiles; KGRec: Yang et al., KDD 2023.
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Literal, TypeVar
+from typing import Literal, Self, TypeVar
 
 import torch
 from pydantic import Field, model_validator
@@ -45,7 +43,7 @@ class KgEncoderConfig(TrainedConfig):
     computed again there, and so are rows of (relation, tail) pairs that would take more than a sixteenth of it."""
 
     @model_validator(mode="after")
-    def _check(self) -> KgEncoderConfig:
+    def _check(self) -> Self:
         if self.dim % self.heads:
             raise ValueError(f"dim {self.dim} is not a multiple of heads {self.heads}")
         return self

@@ -1,7 +1,5 @@
 """KGAT: attention over users, items and entities in one graph (Wang et al., KDD 2019)."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Sequence
 from itertools import pairwise

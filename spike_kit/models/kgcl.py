@@ -3,8 +3,6 @@
 Its encoder is DiffKG's too: attention over the knowledge graph, whose items then take part in the user-item graph.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar, TypeVar

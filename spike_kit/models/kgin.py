@@ -1,7 +1,5 @@
 """KGIN: users listen to items by intents, which are mixtures of relations (Wang et al., WWW 2021)."""
 
-from __future__ import annotations
-
 from itertools import combinations
 from typing import ClassVar, Literal
 

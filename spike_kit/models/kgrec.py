@@ -3,8 +3,6 @@
 The encoder is SPiKE's without profiles; a rationale is an edge to which the encoder's attention gives much.
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from typing import ClassVar
 

@@ -1,7 +1,5 @@
 """Layers of the models: parameters and dropout that draw from an explicit generator, and the text projection."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Callable, Iterator
 from typing import Any, Literal

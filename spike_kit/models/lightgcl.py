@@ -1,7 +1,5 @@
 """LightGCL: LightGCN contrasted with a low-rank view of the graph (Cai et al., ICLR 2023)."""
 
-from __future__ import annotations
-
 from typing import ClassVar, Literal
 
 import torch

@@ -3,8 +3,6 @@
 Models on that graph share what is here: its weights, propagation, dropped edges and L2.
 """
 
-from __future__ import annotations
-
 from typing import Any, ClassVar, Literal, TypeVar
 
 import torch

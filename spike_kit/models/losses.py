@@ -1,7 +1,5 @@
 """Loss terms shared by the models: recommendation losses, L2, and the pairwise matching of SPiKE."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from typing import Any, Literal
 

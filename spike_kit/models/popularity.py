@@ -1,7 +1,5 @@
 """Popularity: every user is offered the items with the most train interactions."""
 
-from __future__ import annotations
-
 from functools import cached_property
 from typing import ClassVar
 

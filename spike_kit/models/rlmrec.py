@@ -1,7 +1,5 @@
 """RLMRec: LightGCN aligned with profiles by a contrast or by reconstruction (Ren et al., WWW 2024)."""
 
-from __future__ import annotations
-
 from typing import ClassVar, TypeVar
 
 import torch

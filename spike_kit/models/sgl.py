@@ -1,7 +1,5 @@
 """SGL: LightGCN with a contrast between two randomly thinned graphs (Wu et al., SIGIR 2021)."""
 
-from __future__ import annotations
-
 from typing import ClassVar
 
 import torch

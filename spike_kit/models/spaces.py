@@ -1,7 +1,5 @@
 """What a search may choose, as models declare it: ranges and choices of settings, and those that models share."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass

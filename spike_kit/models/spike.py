@@ -5,8 +5,6 @@ Large Language Models (KDD 2026). The equations are those of the authors' releas
 recommended form differs is a field of `SpikeConfig`.
 """
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import ClassVar, Literal

@@ -7,13 +7,11 @@ would be *without* a profile or an edge is not read off such parts: the model it
 it. Parameters stay as they were trained in either case, so this is not what a model trained without it would do.
 """
 
-from __future__ import annotations
-
 import copy
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import Literal
+from typing import Literal, Self
 
 import pandas as pd
 import torch
@@ -79,7 +77,7 @@ class SpikeExplainer:
         self.graph = _without_edges(model.graph, self.removals)
         self._on_graph = model if self.graph is model.graph else _moved(model, self.graph)
 
-    def without(self, *removals: Removal) -> SpikeExplainer:
+    def without(self, *removals: Removal) -> Self:
         """The same with more taken out.
 
         Raises
@@ -87,7 +85,7 @@ class SpikeExplainer:
         DataError
             If the graph has no such triple, interaction or node.
         """
-        other = SpikeExplainer(self.model, (*self.removals, *removals))
+        other = type(self)(self.model, (*self.removals, *removals))
         other.__dict__["_projected"] = self._projected
         return other
 

@@ -1,7 +1,5 @@
 """What a model says into one clean paragraph, and what can be wrong with it."""
 
-from __future__ import annotations
-
 import json
 import re
 from typing import Literal

@@ -10,8 +10,6 @@ An encoder is chosen by one name, which is also the name of its vectors.
 - any of them followed by ``@pca<d>`` or ``@pca<d>w``: its principal components, w for whitened.
 """
 
-from __future__ import annotations
-
 import hashlib
 import json
 import logging

@@ -4,8 +4,6 @@ They are asked for one by one (`Generation`), or through batch files: the questi
 API or ``vllm run-batch``, and their answers back (`export_batch`, `import_batch`).
 """
 
-from __future__ import annotations
-
 import json
 import re
 import threading

@@ -1,7 +1,5 @@
 """What others made: texts by id become a profile set, marked as imported; vectors become those of an encoder."""
 
-from __future__ import annotations
-
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path

@@ -4,8 +4,6 @@ A judge's numbers are opinions of one model; each comes with the words it quotes
 shown. Pairs are shown in both orders, and only a preference that survives the swap counts.
 """
 
-from __future__ import annotations
-
 import json
 import threading
 from collections.abc import Iterator, Sequence

@@ -1,7 +1,5 @@
 """Which language model is asked, where and how, and at what price; and how its key is kept out of what is written."""
 
-from __future__ import annotations
-
 import json
 import math
 import os

@@ -4,8 +4,6 @@ For trying out everything around an LLM (prompts, cost, resuming, speed) with no
 profiles are excerpts of the prompts, not prose of a language model, and the name of its model says so.
 """
 
-from __future__ import annotations
-
 import asyncio
 import json
 import re

@@ -4,8 +4,6 @@ Everything that comes from the data stands between two fences as quoted lines. A
 between, so no title or review can contain it, and a quoted line cannot end before its last quotation mark.
 """
 
-from __future__ import annotations
-
 import json
 from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass

@@ -3,8 +3,6 @@
 Faithfulness asks which names and numbers a profile states, and which of them its prompt has.
 """
 
-from __future__ import annotations
-
 import math
 import re
 import unicodedata

@@ -6,8 +6,6 @@ answer that arrived), ``failures`` (what has no answer, and why), ``events`` (at
 (texts), ``batched`` (what was written into batch files).
 """
 
-from __future__ import annotations
-
 import json
 import os
 import sqlite3
@@ -58,7 +56,7 @@ class Key(NamedTuple):
     parameters: str
 
     @classmethod
-    def of(cls, prompt: Prompt, llm: LLMConfig) -> Key:
+    def of(cls, prompt: Prompt, llm: LLMConfig) -> Self:
         """Key of a question to a model."""
         return cls(prompt.subject, prompt.id, prompt.sha256, llm.model, llm.parameters)
 

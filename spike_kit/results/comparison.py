@@ -1,7 +1,5 @@
 """Models against one of them: paired tests over users and over seeds, corrected for their number."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Sequence
 

@@ -1,7 +1,5 @@
 """Runs and data sets as tables: every table that is printed, compared or drawn is made here."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from typing import Any

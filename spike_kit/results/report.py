@@ -1,7 +1,5 @@
 """The results of a data set in Markdown: models, groups of users, ablations, what searches chose, what it cost."""
 
-from __future__ import annotations
-
 from collections.abc import Hashable, Iterable, Mapping, Sequence
 from pathlib import Path
 

@@ -3,8 +3,6 @@
 The unit is the user: each user's metric is averaged over seeds first, so that seeds do not pass for more users.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 
 import numpy as np

@@ -1,7 +1,5 @@
 """Result tables as text: names of runs and metrics, Markdown, LaTeX."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Hashable, Iterable, Sequence
 from typing import Any

@@ -1,7 +1,5 @@
 """Where a training stands between two epochs, and the files that bring it back after an interruption."""
 
-from __future__ import annotations
-
 import hashlib
 import json
 import logging

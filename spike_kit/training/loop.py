@@ -1,7 +1,5 @@
 """The one training loop: every trained model goes through `fit`."""
 
-from __future__ import annotations
-
 import math
 import signal
 import threading

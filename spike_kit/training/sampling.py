@@ -1,7 +1,5 @@
 """Batches of train interactions and their negatives, without a Python loop over interactions."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 
 import torch

@@ -4,8 +4,6 @@ A view is a class in a module of its own, with a method ``panel``, and a line in
 attribute of this package: what makes the view, imported when it is asked for.
 """
 
-from __future__ import annotations
-
 import importlib
 from typing import Any
 

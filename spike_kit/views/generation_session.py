@@ -1,7 +1,5 @@
 """Asking a language model from a notebook: what it will cost, three sample prompts, start, live progress, stop."""
 
-from __future__ import annotations
-
 import threading
 from collections.abc import Callable
 from typing import Any

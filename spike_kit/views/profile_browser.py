@@ -4,15 +4,13 @@ Profiles and prompts hold triples and train interactions only, so nothing here g
 profile set may be `possibly_leaky`, see `Dataset.provenance`).
 """
 
-from __future__ import annotations
-
 import re
 from collections import Counter
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import groupby
-from typing import Any, Literal
+from typing import Any, Literal, Self
 
 import numpy as np
 import pandas as pd
@@ -106,7 +104,7 @@ class ProfileBrowser:
         self.choose(self.nodes.n_users if node is None else node)
 
     @classmethod
-    def of(cls, run: Run | Dataset, device: str = "auto") -> ProfileBrowser:
+    def of(cls, run: Run | Dataset, device: str = "auto") -> Self:
         """Begin with the most popular item of a data set; with a SPiKE run, neighbours in its text and final space."""
         from spike_kit.views.embedding_map import node_spaces
 

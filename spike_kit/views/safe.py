@@ -4,8 +4,6 @@ Titles, reviews and profiles come from strangers. Plotly reads ``<b>`` and ``<a 
 ``$...$`` as mathematics; an HTML widget reads everything. All of it must show as the characters it is made of.
 """
 
-from __future__ import annotations
-
 import math
 import re
 import textwrap

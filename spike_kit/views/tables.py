@@ -1,7 +1,5 @@
 """Names for ids: nodes are found by name, and tables tell what is behind numbers."""
 
-from __future__ import annotations
-
 import unicodedata
 from collections.abc import Mapping, Sequence, Sized
 from functools import cached_property

@@ -1,7 +1,5 @@
 """The benchmarks' commands: what they print, refuse and leave behind."""
 
-from __future__ import annotations
-
 import importlib
 import json
 import os

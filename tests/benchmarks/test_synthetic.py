@@ -1,7 +1,5 @@
 """Synthetic input of the benchmarks: counts, skew and seeds."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 
 import numpy as np

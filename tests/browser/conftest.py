@@ -1,7 +1,5 @@
 """Fixtures of the tests in a browser: Chromium, JupyterLab, a window whose requests are watched."""
 
-from __future__ import annotations
-
 import os
 import shutil
 from collections.abc import Iterator

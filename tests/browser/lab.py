@@ -1,7 +1,5 @@
 """A JupyterLab of these tests, and its notebooks in a real browser."""
 
-from __future__ import annotations
-
 import json
 import os
 import subprocess

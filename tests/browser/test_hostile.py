@@ -1,7 +1,5 @@
 """Titles that try to run something, in every view, in a real browser."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 import nbformat

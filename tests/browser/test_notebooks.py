@@ -3,8 +3,6 @@
 The others show tables and pictures alone; ``make notebooks`` runs them.
 """
 
-from __future__ import annotations
-
 import os
 
 import pytest

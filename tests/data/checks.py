@@ -1,7 +1,5 @@
 """What the tests of the readers share: checks that hold for all of them."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any

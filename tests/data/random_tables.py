@@ -1,7 +1,5 @@
 """Random small tables of a data set, for round trips."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 import pandas as pd

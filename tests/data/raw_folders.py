@@ -1,7 +1,5 @@
 """Small folders of raw files in every format, all of one world: eight users with six of eight items each."""
 
-from __future__ import annotations
-
 import gzip
 import json
 from collections.abc import Iterable, Mapping, Sequence

@@ -1,7 +1,5 @@
 """Amazon: reviews and their cleaning, links on request, the choice of files, Amazon-KG."""
 
-from __future__ import annotations
-
 import json
 from pathlib import Path
 

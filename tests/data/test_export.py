@@ -1,7 +1,5 @@
 """Where an export may be written, and what becomes of a folder when it fails."""
 
-from __future__ import annotations
-
 from pathlib import Path
 from typing import Any
 

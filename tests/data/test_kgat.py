@@ -1,7 +1,5 @@
 """KGAT's format: names, what is understood and noted, and round trips with the writer."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 import pandas as pd

@@ -1,7 +1,5 @@
 """Nothing of valid and test may reach a profile: markers are planted in them and looked for everywhere."""
 
-from __future__ import annotations
-
 import json
 import shutil
 from pathlib import Path

@@ -1,7 +1,5 @@
 """What holds for every reader: the data set that a raw folder gives, bad rows, files that are something else."""
 
-from __future__ import annotations
-
 import ast
 import gzip
 import io

@@ -1,7 +1,5 @@
 """RecBole's atomic files: what stands for what, what can be chosen, and the way back."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 import pandas as pd

@@ -1,7 +1,5 @@
 """The folder of SPiKE's authors: vectors follow their rows, and round trips with the writer."""
 
-from __future__ import annotations
-
 from pathlib import Path
 from typing import Any
 

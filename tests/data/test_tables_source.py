@@ -1,7 +1,5 @@
 """Your own tables: column mappings, formats, facts, triples, given splits."""
 
-from __future__ import annotations
-
 from pathlib import Path
 from typing import Any
 

@@ -3,8 +3,6 @@
 usage: python -m tests.faults [NAME ...]        (all of them take several minutes; nothing in the checkout changes)
 """
 
-from __future__ import annotations
-
 import os
 import shutil
 import subprocess

@@ -1,7 +1,5 @@
 """Figures of a paper: what they show, that they are written the same again, and that any name can be drawn."""
 
-from __future__ import annotations
-
 import io
 import itertools
 import os

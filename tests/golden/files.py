@@ -1,7 +1,5 @@
 """What files on the disk look like: names, keys, columns; hashes of tables by value."""
 
-from __future__ import annotations
-
 import hashlib
 import json
 import os

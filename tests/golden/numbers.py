@@ -1,7 +1,5 @@
 """Numbers of every model and preset on the tiny world, and the file that keeps them."""
 
-from __future__ import annotations
-
 import json
 import math
 from collections.abc import Iterator

@@ -4,8 +4,6 @@
 ``python -m tests.golden.record files`` writes what files look like, after a change of the layout or of docs/study.
 """
 
-from __future__ import annotations
-
 import contextlib
 import json
 import os

@@ -1,7 +1,5 @@
 """Files that users have on their disks: folders of data sets and runs, paid answers, the archive."""
 
-from __future__ import annotations
-
 from pathlib import Path
 from typing import Any
 

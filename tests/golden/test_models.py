@@ -1,7 +1,5 @@
 """Numbers of every model and preset: whoever changes them raises a declared version (`declared_versions`)."""
 
-from __future__ import annotations
-
 import pytest
 
 from spike_kit.experiments.run import declared_versions

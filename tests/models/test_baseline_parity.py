@@ -1,7 +1,5 @@
 """The baselines on the user-item graph against the numbers of their reference implementations."""
 
-from __future__ import annotations
-
 import numpy as np
 import pytest
 import torch

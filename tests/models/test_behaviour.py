@@ -1,7 +1,5 @@
 """What every trained model must do, on a world whose right answer is known."""
 
-from __future__ import annotations
-
 from typing import Any
 
 import pytest

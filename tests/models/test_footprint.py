@@ -1,7 +1,5 @@
 """The estimate of memory against what a training really takes."""
 
-from __future__ import annotations
-
 import dataclasses
 import re
 from pathlib import Path

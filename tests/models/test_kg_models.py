@@ -1,7 +1,5 @@
 """KGAT, KGIN and KGCL against plain loops over edges, nodes and intents."""
 
-from __future__ import annotations
-
 import numpy as np
 import pytest
 import torch

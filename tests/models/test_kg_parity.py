@@ -1,7 +1,5 @@
 """SPiKE, KGRec and DiffKG against the numbers of their implementations: forward pass, loss terms, gradients."""
 
-from __future__ import annotations
-
 from dataclasses import replace
 from typing import Literal
 

@@ -1,7 +1,5 @@
 """Bounds on memory: what passes in chunks gives what it gives in one piece, and a training that cannot fit says so."""
 
-from __future__ import annotations
-
 import dataclasses
 from pathlib import Path
 from typing import Any

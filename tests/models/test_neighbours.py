@@ -1,7 +1,5 @@
 """Models without training: item-kNN and EASE^R against their definitions; the low-rank view against numpy."""
 
-from __future__ import annotations
-
 import numpy as np
 import pytest
 import torch

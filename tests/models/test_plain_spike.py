@@ -1,7 +1,5 @@
 """SPiKE against its plain form: every loss term and every gradient, on the tiny world and on an awkward graph."""
 
-from __future__ import annotations
-
 from dataclasses import replace
 
 import numpy as np

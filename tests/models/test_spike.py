@@ -1,7 +1,5 @@
 """SPiKE's switches for text and chance; what its form without chance computes is proved in test_plain_spike.py."""
 
-from __future__ import annotations
-
 import dataclasses
 from typing import Any
 

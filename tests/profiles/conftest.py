@@ -1,7 +1,5 @@
 """A server and a data set for the tests of everything around a language model, with pauses of milliseconds."""
 
-from __future__ import annotations
-
 import functools
 import shutil
 from collections.abc import Iterator

@@ -3,8 +3,6 @@
 It listens on 127.0.0.1 in a thread with an event loop of its own, so that clients may be in this process or another.
 """
 
-from __future__ import annotations
-
 import asyncio
 import hashlib
 import json

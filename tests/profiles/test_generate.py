@@ -1,7 +1,5 @@
 """Generation from the first estimate to the table: what is asked, what is kept, and what happens at gaps."""
 
-from __future__ import annotations
-
 import json
 from pathlib import Path
 from typing import Any

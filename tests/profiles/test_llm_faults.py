@@ -1,7 +1,5 @@
 """What a server can do wrong: every fault is retried or stops the run as it must, is recorded, and loses no subject."""
 
-from __future__ import annotations
-
 import gzip
 import json
 import threading

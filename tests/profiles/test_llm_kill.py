@@ -1,7 +1,5 @@
 """Generation that ends by a signal, at any moment: nothing is lost, nothing that arrived is asked for again."""
 
-from __future__ import annotations
-
 import asyncio
 import json
 import multiprocessing

@@ -1,7 +1,5 @@
 """What a model can say, and what of it may reach the store, the prompts and the table."""
 
-from __future__ import annotations
-
 import json
 import logging
 import re

@@ -3,8 +3,6 @@
 `make llm` builds the server and runs this; SPIKE_KIT_LLM_PYTHON names the Python that has it.
 """
 
-from __future__ import annotations
-
 import os
 import socket
 import subprocess

@@ -1,7 +1,5 @@
 """A data set of six films in which every rule of the prompts can be seen, and a server in a thread for its tests."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import partial

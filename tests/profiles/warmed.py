@@ -1,7 +1,5 @@
 """A run that finds no server: imported by the process that clients are forked from, so that all is loaded once."""
 
-from __future__ import annotations
-
 import tempfile
 from contextlib import suppress
 from pathlib import Path

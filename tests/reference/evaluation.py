@@ -1,7 +1,5 @@
 """The plain way to evaluate: one user after the other, metrics by Python loops, as many published codes do it."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Iterable, Sequence
 

@@ -3,8 +3,6 @@
 Attention works edge by edge in any order of the edges, and matching forms its k x k cosine matrices.
 """
 
-from __future__ import annotations
-
 import math
 
 import torch

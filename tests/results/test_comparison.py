@@ -1,7 +1,5 @@
 """Models compared with one of them: tests over users and seeds, and what is printed and written of it."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 import numpy as np

@@ -1,7 +1,5 @@
 """docs/study/tables says what docs/study holds, and docs/results.md what the tables say."""
 
-from __future__ import annotations
-
 import re
 from pathlib import Path
 

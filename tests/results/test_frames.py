@@ -1,7 +1,5 @@
 """Finished runs as tables: which runs belong together, and what their tables say."""
 
-from __future__ import annotations
-
 import dataclasses
 
 import numpy as np

@@ -1,7 +1,5 @@
 """Tables of a data set in Markdown, from run folders or from the archive alone."""
 
-from __future__ import annotations
-
 import shutil
 from pathlib import Path
 

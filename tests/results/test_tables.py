@@ -1,7 +1,5 @@
 """Tables as text: Markdown and LaTeX."""
 
-from __future__ import annotations
-
 import numpy as np
 import pandas as pd
 

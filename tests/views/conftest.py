@@ -1,7 +1,5 @@
 """What tests of the views share: a hostile world, and checks of what is shown and written."""
 
-from __future__ import annotations
-
 import dataclasses
 from pathlib import Path
 from typing import Any

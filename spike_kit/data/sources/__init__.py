@@ -1,7 +1,5 @@
 """Readers of raw data: each module reads one kind of raw files, names its data sets and may write its format."""
 
-from __future__ import annotations
-
 from dataclasses import replace
 
 from spike_kit.base.errors import lookup

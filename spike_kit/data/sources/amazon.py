@@ -5,8 +5,6 @@ Amazon-KG v2.0 (DBpedia; Wang et al., SIGIR 2024), which covers Books and Movies
 ``asin``, in 2023 ``parent_asin``.
 """
 
-from __future__ import annotations
-
 import ast
 import json
 import re

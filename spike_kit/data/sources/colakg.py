@@ -4,8 +4,6 @@
 ``ml1m_extended_movie.csv`` names, plots and facts of the films.
 """
 
-from __future__ import annotations
-
 from pathlib import Path
 
 from spike_kit.data.raw import Delimited, fields

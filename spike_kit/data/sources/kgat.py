@@ -9,8 +9,6 @@ nothing, the ids of the data set are those of the folder.
 Files of lists, ``user item item ...``, are read for CoLaKG's splits and for tables of one's own, too.
 """
 
-from __future__ import annotations
-
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path

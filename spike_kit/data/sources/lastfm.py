@@ -4,8 +4,6 @@ The split of CoLaKG (Cui et al., SIGIR 2025), ``train.txt`` and ``test.txt`` wit
 ``item_map.txt``, is read on request.
 """
 
-from __future__ import annotations
-
 from pathlib import Path
 
 from pydantic import Field as Setting

@@ -4,8 +4,6 @@ Ratings: MovieLens-100K (Harper and Konstan, TiiS 2015) as shipped by RecBole 1.
 sample data 2026.1, drawn from Wikidata (CC0). The two share no id and are joined by title and year (`link_films`).
 """
 
-from __future__ import annotations
-
 import re
 import sqlite3
 import unicodedata

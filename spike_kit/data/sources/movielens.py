@@ -4,8 +4,6 @@ Ratings: MovieLens (Harper and Konstan, TiiS 2015). The knowledge graph is made 
 of the release and, on request, tags of users.
 """
 
-from __future__ import annotations
-
 from pathlib import Path
 
 import pandas as pd

@@ -4,8 +4,6 @@ Two more files, ``NAME.ent`` and ``NAME.rel``, bring the names of entities and r
 RecBole reads such files through ``additional_feat_suffix``.
 """
 
-from __future__ import annotations
-
 import csv
 import re
 from collections.abc import Mapping

@@ -5,8 +5,6 @@
 ``embeddings [n, d_t]``. The entity file holds the auxiliary entities (ids I..E-1) or all of them (0..E-1).
 """
 
-from __future__ import annotations
-
 from pathlib import Path
 
 import numpy as np

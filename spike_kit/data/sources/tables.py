@@ -4,8 +4,6 @@ Facts may also stand in columns of the items (``genres``: "Drama|Comedy"), and o
 of item ids are read, too.
 """
 
-from __future__ import annotations
-
 import json
 from collections.abc import Iterable, Mapping
 from contextlib import suppress

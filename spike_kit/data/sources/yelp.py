@@ -4,8 +4,6 @@ Format: JSON lines, ``yelp_academic_dataset_business.json`` and ``yelp_academic_
 as Yelp documents them with the data set. The knowledge graph is made of city, state, categories and attributes.
 """
 
-from __future__ import annotations
-
 import ast
 import json
 from collections.abc import Iterator, Mapping

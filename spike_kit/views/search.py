@@ -1,0 +1,127 @@
+"""Finding users, items and entities by name, and naming nodes: shared by all views."""
+
+import unicodedata
+from collections.abc import Collection, Mapping, Sequence, Sized
+from functools import cached_property
+
+import numpy as np
+import pandas as pd
+
+from spike_kit.base.errors import DataError
+from spike_kit.data.dataset import SUBJECTS, Dataset
+
+
+class Nodes:
+    """Names of all nodes of a data set: users 0..U-1, entity e is U + e (items are the first entities).
+
+    Parameters
+    ----------
+    data
+        The data set.
+
+    Attributes
+    ----------
+    bounds
+        First node of every subject, and the node after its last one.
+    """
+
+    def __init__(self, data: Dataset) -> None:
+        self.data, self.n_users = data, len(data.users)
+        self.n_nodes = self.n_users + len(data.entities)
+        rest = self.n_users + len(data.items)
+        self.bounds = {"user": (0, self.n_users), "item": (self.n_users, rest), "auxiliary": (rest, self.n_nodes)}
+
+    @cached_property
+    def labels(self) -> list[str]:
+        """Name of every node, as it came from outside: pass it through `spike_kit.views.safe` before showing."""
+        return [*self.data.users["label"].tolist(), *self.data.entities["label"].tolist()]
+
+    @cached_property
+    def kinds(self) -> pd.Series:
+        """Kind of every node as the tables have it: ``user``, or the kind of the entity (film, genre, ...)."""
+        return pd.Series(["user"] * self.n_users + self.data.entities["kind"].tolist(), name="kind")
+
+    @cached_property
+    def popular_item(self) -> int:
+        """Node of the item with the most train interactions: where a view begins."""
+        return self.n_users + int(self.data.split("train")["item"].mode()[0])
+
+    @cached_property
+    def _folded(self) -> list[str]:
+        return [fold(label) for label in self.labels]
+
+    def texts(self, profiles: str) -> dict[tuple[str, int], str]:
+        """Profile texts of a set by subject and id."""
+        table = self.data.profiles(profiles)
+        return dict(zip(zip(table["subject"], table["id"], strict=True), table["text"], strict=True))
+
+    def expect(self, tables: Mapping[str, Sized]) -> None:
+        """Check that tables have one row per node.
+
+        Raises
+        ------
+        DataError
+            If one has not.
+        """
+        for name, rows in tables.items():
+            if len(rows) != self.n_nodes:
+                raise DataError(f"{name} has {len(rows)} rows, but {self.data.name} has {self.n_nodes} nodes")
+
+    def subject(self, node: int) -> tuple[str, int]:
+        """Who a node is, as profiles are keyed: ``user``, ``item`` or ``auxiliary``, and its id.
+
+        Raises
+        ------
+        DataError
+            If there is no such node.
+        """
+        for subject, (first, end) in self.bounds.items():
+            if first <= node < end:
+                return subject, node if subject == "user" else node - self.n_users
+        raise DataError(f"{self.data.name} has no node {node}", f"nodes are 0 to {self.n_nodes - 1}")
+
+    def node(self, subject: str, number: int) -> int:
+        """Node of a user, item or auxiliary entity; the opposite of `subject`."""
+        node = number if subject == "user" else self.n_users + number
+        if self.subject(node) != (subject, number):
+            raise DataError(f"{self.data.name} has no {subject} {number}")
+        return node
+
+    def search(self, text: str, most: int = 20, subjects: Collection[str] = SUBJECTS) -> list[int]:
+        """Nodes whose name contains every word of ``text``, whatever the case and the accents.
+
+        Names that are the text come first, then those that begin with it, then those with a word that does, then the
+        rest; shorter names before longer ones.
+        """
+        words, folded = fold(text).split(), self._folded
+        if not words:
+            return []
+        places = [node for subject in subjects for node in range(*self.bounds[subject])]
+        found = [node for node in places if all(word in folded[node] for word in words)]
+        whole = " ".join(words)
+
+        def order(node: int) -> tuple[bool, bool, bool, int, int]:
+            name = folded[node]
+            return name != whole, not name.startswith(whole), f" {whole}" not in f" {name}", len(name), node
+
+        return sorted(found, key=order)[:most]
+
+    def table(self, nodes: Sequence[int]) -> pd.DataFrame:
+        """Nodes by name: node, kind, label."""
+        chosen = np.asarray(nodes, dtype=int)
+        labels = [self.labels[node] for node in chosen]
+        return pd.DataFrame({"node": chosen, "kind": self.kinds.to_numpy()[chosen], "label": labels})
+
+
+def fold(text: str) -> str:
+    """Text for comparison: no case, no accents, single spaces."""
+    parts = unicodedata.normalize("NFKD", text)
+    return " ".join("".join(part for part in parts if not unicodedata.combining(part)).casefold().split())
+
+
+def nearest(rows: np.ndarray, one: int, k: int) -> tuple[np.ndarray, np.ndarray]:
+    """Numbers of the ``k`` rows that are nearest to one of them by cosine, the nearest first, and the cosines."""
+    cosines = rows @ rows[one] / np.maximum(np.linalg.norm(rows, axis=1) * np.linalg.norm(rows[one]), 1e-12)
+    cosines[one] = -np.inf
+    best = np.argsort(-cosines, kind="stable")[: min(k, len(rows) - 1)]
+    return best, cosines[best]
