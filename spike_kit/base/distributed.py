@@ -138,11 +138,9 @@ def on_first(work: Callable[[], Value]) -> Value:
     answer = json.dumps([value, failure and [failure.message, failure.hint]]).encode()
     length = torch.tensor(len(answer))
     dist.broadcast(length, 0)
-    payload = (
-        torch.frombuffer(bytearray(answer), dtype=torch.uint8)
-        if rank() == 0
-        else torch.empty(int(length), dtype=torch.uint8)
-    )
+    payload = torch.empty(int(length), dtype=torch.uint8)
+    if rank() == 0:
+        payload = torch.frombuffer(bytearray(answer), dtype=torch.uint8)
     dist.broadcast(payload, 0)
     value, failed = json.loads(payload.numpy().tobytes())
     if failed:

@@ -63,8 +63,7 @@ ALIASES = (("book", "amazon-book_kg"), ("movie", "amazon-movie_kg"), ("yelp", "y
 
 def also_called(dataset: str) -> tuple[str, ...]:
     """Return a data set's name and the other name it goes by."""
-    others = [other for pair in ALIASES if dataset in pair for other in pair if other != dataset]
-    return (dataset, *others)
+    return (dataset, *(other for pair in ALIASES if dataset in pair for other in pair if other != dataset))
 
 
 RESERVED = frozenset({"raw", "cache", "runs", "searches", "tuned", "archive", "notebooks", "exports", "llm"})
