@@ -108,12 +108,11 @@ def _vectors(tables: Tables, user_group: np.ndarray, item_group: np.ndarray, see
     return ProfileVectors(rows(user_group), rows(entity_group))
 
 
-def write_world(path: Path, seed: int = 0) -> Dataset:
-    """Write the world as a data-set folder at ``path`` (without profiles)."""
+def write_world(path: Path, seed: int = 0, tables: Tables | None = None) -> Dataset:
+    """Write the world, or these tables, as a data-set folder at ``path`` (without profiles)."""
     source = SourceFile(name="world.py", sha256="0" * 64, licence="MIT", origin="made by tests/world.py")
-    return create_dataset(
-        path, path.name, make_world(seed).tables, sources=(source,), build={"groups": len(GROUPS)}, funnel=()
-    )
+    written = tables or make_world(seed).tables
+    return create_dataset(path, path.name, written, sources=(source,), build={"groups": len(GROUPS)}, funnel=())
 
 
 def build(

@@ -19,14 +19,14 @@ from itertools import islice
 from pathlib import Path
 from typing import Any, Self
 
-from spike_kit.data.dataset import Dataset, SourceFile, create_dataset
+from spike_kit.data.dataset import Dataset
 from spike_kit.profiles.checks import remedy
 from spike_kit.profiles.generate import Generation, GenerationConfig, judged
 from spike_kit.profiles.jobs import Asking, Progress
 from spike_kit.profiles.llm import LLMConfig
 from spike_kit.profiles.loopback import completion
 from spike_kit.profiles.store import Store
-from tests.world import ITEMS_PER_GROUP, USERS_PER_GROUP, make_world
+from tests.world import ITEMS_PER_GROUP, USERS_PER_GROUP, make_world, write_world
 
 
 @dataclass
@@ -95,21 +95,17 @@ class ScriptedServer:
     ----------
     log
         All requests so far, in the order of their arrival.
-    peak
-        Most requests that were being answered at once.
     """
 
     def __init__(self, script: Script | None = None) -> None:
         self.script: Script = script or (lambda _: good())
         self._ready = threading.Event()
-        self._active = 0
         self.forget()
 
     def forget(self) -> None:
         """Start counting anew."""
         self.log: list[Asked] = []
         self.counts: Counter[str] = Counter()
-        self.peak = 0
 
     @property
     def requests(self) -> int:
@@ -155,14 +151,9 @@ class ScriptedServer:
         self.counts[subject] += 1
         asked = Asked(self.requests + 1, subject, self.counts[subject], body, head, time.monotonic())
         self.log.append(asked)
-        self._active += 1
-        self.peak = max(self.peak, self._active)
-        try:
-            await self.script(asked)(asked, writer)
-            await writer.drain()
-            asked.sent = time.monotonic()
-        finally:
-            self._active -= 1
+        await self.script(asked)(asked, writer)
+        await writer.drain()
+        asked.sent = time.monotonic()
 
 
 def response(status: int, value: Any, headers: str = "") -> bytes:
@@ -256,9 +247,7 @@ def distinct_world(path: Path) -> Dataset:
     rows = tables.interactions
     twins = rows[(rows["user"] % USERS_PER_GROUP >= ITEMS_PER_GROUP) & (rows["split"] == "train")]
     fewer = rows.drop(index=twins.groupby("user").head(1).index).reset_index(drop=True)
-    source = SourceFile(name="world.py", sha256="0" * 64, licence="MIT", origin="made by tests/world.py")
-    changed = replace(tables, interactions=fewer)
-    return create_dataset(path, path.name, changed, sources=(source,), build={}, funnel=())
+    return write_world(path, tables=replace(tables, interactions=fewer))
 
 
 def generation(

@@ -13,9 +13,7 @@ from spike_kit.profiles.checks import REMEDIES
 from spike_kit.profiles.generate import Generation, export_batch, import_batch
 from spike_kit.profiles.jobs import Progress
 from spike_kit.profiles.loopback import completion
-from tests.profiles.tiny import generation, prose, tiny_study
-
-NOWHERE = "http://127.0.0.1:9/v1"
+from tests.profiles.tiny import NOWHERE, generation, prose, tiny_study
 
 
 @pytest.fixture
@@ -55,9 +53,7 @@ def served(request: dict[str, Any], text: str, **further: Any) -> dict[str, Any]
 
 
 def expired(request: dict[str, Any]) -> dict[str, Any]:
-    return line(
-        request, None, error={"code": "batch_expired", "message": "This request could not be executed in time."}
-    )
+    return line(request, None, error={"code": "batch_expired", "message": "This request took too long."})
 
 
 def refused(request: dict[str, Any], status: int) -> dict[str, Any]:
@@ -89,29 +85,32 @@ def test_a_whole_generation_by_batches(data: Dataset, tmp_path: Path) -> None:
     assert (subject, len(items)) == ("item", 6)
     expected = {"model": "small-model", "temperature": 0.0, "top_p": 0.5, "max_completion_tokens": 400, "seed": 1}
     assert {name: value for name, value in items[0]["body"].items() if name != "messages"} == expected
-    unusable = ["I'm sorry, but I can't do that.", "Das ist die Geschichte von einem Schiff " * 4]
-    texts = [prose(items[0]["body"]), prose(items[1]["body"]), *unusable]
+    long = "the film and the sea " * 40
+    unusable = [long, "I'm sorry, but I can't do that.", "Das ist die Geschichte von einem Schiff " * 4]
+    texts = [prose(items[0]["body"]), *unusable]
     lines = [served(*pair, prompt_logprobs=None) for pair in zip(items, texts, strict=False)]
     random.Random(0).shuffle(lines)
     write(files[0], lines)
     write(files[1], [expired(items[4]), refused(items[5], 429)])
     found = import_batch(asked(), files)
-    assert (found.done, found.found) == (2, 0)
-    assert found.problems == Counter({"refused": 1, "language": 1})
+    assert (found.done, found.found) == (1, 0)
+    assert found.problems == Counter({"too_long": 1, "refused": 1, "language": 1})
     assert found.failures == Counter({"server": 1, "busy": 1})
-    assert "batch_expired: This request could not be executed in time." in found.first_failures[0]
+    assert "batch_expired: This request took too long." in found.first_failures[0]
 
     subject, again = export(asked(), path)
-    assert (subject, [request["custom_id"].split(":")[1] for request in again]) == ("item", ["2", "3", "4", "5"])
+    assert (subject, [request["custom_id"].split(":")[1] for request in again]) == ("item", ["1", "2", "3", "4", "5"])
     chats = [request["body"]["messages"] for request in again]
-    assert [len(chat) for chat in chats] == [4, 4, 2, 2]
-    assert chats[0][2]["content"] == unusable[0]
-    assert [chat[3]["content"] for chat in chats[:2]] == [REMEDIES["refused"], REMEDIES["language"]]
-    assert [chat[:2] for chat in chats] == [request["body"]["messages"] for request in items[2:]]
-    assert {request["custom_id"] for request in again[:2]}.isdisjoint(request["custom_id"] for request in items)
+    assert [len(chat) for chat in chats] == [4, 4, 4, 2, 2]
+    assert chats[1][2]["content"] == unusable[1]
+    assert [chat[3]["content"] for chat in chats[1:3]] == [REMEDIES["refused"], REMEDIES["language"]]
+    assert [chat[:2] for chat in chats] == [request["body"]["messages"] for request in items[1:]]
+    assert {request["custom_id"] for request in again[:3]}.isdisjoint(request["custom_id"] for request in items)
 
-    write(files[0], [served(request, prose(request["body"])) for request in reversed(again)])
-    assert import_batch(asked(), files[:1]).done == 4
+    texts = [long, *(prose(request["body"]) for request in again[1:])]
+    write(files[0], [served(*pair) for pair in zip(again, texts, strict=True)][::-1])
+    found = import_batch(asked(), files[:1])
+    assert (found.done, found.problems) == (5, Counter({"too_long": 1})), "what stays too long is taken"
     for kind, count in (("auxiliary", 6), ("user", 3)):
         subject, requests = export(asked(), path)
         assert (subject, len(requests)) == (kind, count)
@@ -123,16 +122,7 @@ def test_a_whole_generation_by_batches(data: Dataset, tmp_path: Path) -> None:
     progress = Progress()
     assert asked().run(progress).path == data.profiles_path("llm")
     assert (progress.calls, progress.found) == (0, 15)
-    assert data.profiles("llm")["text"].str.startswith("This is a profile of").sum() == 15
-
-
-def test_an_answer_that_is_too_long_is_asked_once_more_and_then_taken(asked: Generation, tmp_path: Path) -> None:
-    for usable, rest in ((0, 6), (6, 0)):
-        _, requests = export(asked, tmp_path / "batch.jsonl")
-        lines = [served(request, "the film and the sea " * 40) for request in requests]
-        found = import_batch(asked, [write(tmp_path / "output.jsonl", lines)])
-        assert (found.done, found.problems["too_long"]) == (usable, 6)
-        assert asked.estimate().table["to ask"][0] == rest
+    assert data.profiles("llm")["text"].str.startswith("This is a profile of").sum() == 14
 
 
 def test_importing_a_file_again_changes_nothing(data: Dataset, asked: Generation, tmp_path: Path) -> None:
@@ -144,8 +134,7 @@ def test_importing_a_file_again_changes_nothing(data: Dataset, asked: Generation
     _, before = export(asked, tmp_path / "batch.jsonl")
     errors = write(tmp_path / "errors.jsonl", [expired(request) for request in requests[:4]])
     again = import_batch(generation(data, NOWHERE), [output, output, errors])
-    assert (again.done, again.found, again.problems) == (0, 14, Counter())
-    assert again.failures == Counter({"server": 2})
+    assert (again.done, again.found, again.problems, again.failures) == (0, 14, Counter(), Counter({"server": 2}))
     assert export(asked, tmp_path / "batch.jsonl")[1] == before
     assert len(before) == 2
 
@@ -162,26 +151,17 @@ def test_lines_without_a_completion_are_failures(asked: Generation, tmp_path: Pa
     assert len(export(asked, tmp_path / "batch.jsonl")[1]) == 6
 
 
-@pytest.mark.parametrize(
-    ("content", "message"),
-    [
-        (b"garbage", r"line 2 is not JSON"),
-        (b"[" * 100_000, r"line 2 is not JSON"),
-        (b"\xff{}", r"line 2 is not JSON"),
-        (b"[1]", r"line 2 has no custom_id"),
-        (b'{"id": "x", "response": null}', r"line 2 has no custom_id"),
-    ],
-)
-def test_a_broken_file_is_an_error_that_names_the_line(
-    asked: Generation, tmp_path: Path, content: bytes, message: str
-) -> None:
+BROKEN = [b"garbage", b"[" * 100_000, b"\xff{}", b"[1]", b'{"id": "x", "response": null}']
+
+
+@pytest.mark.parametrize("content", BROKEN, ids=lambda content: repr(content[:8]))
+def test_a_broken_file_is_an_error_that_names_the_line(asked: Generation, tmp_path: Path, content: bytes) -> None:
     _, requests = export(asked, tmp_path / "batch.jsonl")
     good = json.dumps(served(requests[0], prose(requests[0]["body"]))).encode()
     path = tmp_path / "output.jsonl"
     path.write_bytes(good + b"\n" + content + b"\n")
-    with pytest.raises(DataError, match=message) as raised:
+    with pytest.raises(DataError, match=rf"{path} line 2 (is not JSON|has no custom_id)"):
         import_batch(asked, [path])
-    assert str(path) in raised.value.message
     assert asked.estimate().table["answered"][0] == 1
     path.write_bytes(b"\n\n" + good + b"\n  \n")
     assert import_batch(asked, [path]).found == 1
@@ -189,21 +169,19 @@ def test_a_broken_file_is_an_error_that_names_the_line(
         import_batch(asked, [tmp_path / "gone.jsonl"])
 
 
-@pytest.mark.parametrize(("limit", "sizes"), [("requests", [4, 2]), ("bytes", [2, 2, 2])])
-def test_large_exports_are_split(
-    asked: Generation, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, limit: str, sizes: list[int]
-) -> None:
+def test_large_exports_are_split(asked: Generation, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     _, files = export_batch(asked, tmp_path / "whole.jsonl")
     whole = files[0].read_bytes()
     longest = max(map(len, whole.splitlines(keepends=True)))
-    monkeypatch.setattr(generate, "MAX_REQUESTS", 4 if limit == "requests" else 1000)
-    monkeypatch.setattr(generate, "MAX_BYTES", 10**9 if limit == "requests" else 2 * longest)
-    subject, files = export_batch(asked, tmp_path / "batch.jsonl")
-    assert subject == "item"
-    assert [file.name for file in files] == [f"batch{n}.jsonl" for n in ("", "-2", "-3")[: len(sizes)]]
-    assert [len(accepted(file)) for file in files] == sizes
-    assert all(file.stat().st_size <= generate.MAX_BYTES for file in files)
-    assert b"".join(file.read_bytes() for file in files) == whole
+    for name, requests, size, sizes in (("few", 4, 10**9, [4, 2]), ("small", 1000, 2 * longest, [2, 2, 2])):
+        monkeypatch.setattr(generate, "MAX_REQUESTS", requests)
+        monkeypatch.setattr(generate, "MAX_BYTES", size)
+        subject, files = export_batch(asked, tmp_path / f"{name}.jsonl")
+        assert subject == "item"
+        assert [file.name for file in files] == [f"{name}{n}.jsonl" for n in ("", "-2", "-3")[: len(sizes)]]
+        assert [len(accepted(file)) for file in files] == sizes
+        assert all(file.stat().st_size <= size for file in files)
+        assert b"".join(file.read_bytes() for file in files) == whole
 
 
 @pytest.mark.parametrize("name", ["batch.jsonl", "batch-2.jsonl"])

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from spike_kit.profiles.checks import REMEDIES, find_problem, remedy, tidy
+from spike_kit.profiles.checks import REMEDIES, find_problem, tidy
 from spike_kit.profiles.store import Answer
 
 GOOD = "A slow, sad drama about the people of a small town, for viewers who like quiet films."
@@ -23,10 +23,8 @@ def answer(text: str, finish_reason: str = "stop", refusal: str = "") -> Answer:
         GOOD.replace(" ", "\u00a0").replace("slow", "sl\u200bow"),
         f'"{GOOD}"',
         f"“{GOOD}”",
-        f"```\n{GOOD}\n```",
         f"```json\n{json.dumps({'profile': GOOD}, indent=2)}\n```",
         json.dumps({"text": GOOD}),
-        f"<think>\nLet me see. A drama.</think>\n\n{GOOD}",
         f"<think></think>\n```text\n{GOOD}\n```",
         f"<|channel|>analysis<|message|>Be short.<|end|><|start|>assistant<|channel|>final<|message|>{GOOD}",
         f"analysisWe need to write a profile and keep it short.assistantfinal{GOOD}",
@@ -36,7 +34,6 @@ def answer(text: str, finish_reason: str = "stop", refusal: str = "") -> Answer:
         f"<s> {GOOD}</s><|im_end|>",
         f"### Heat (1995)\n{GOOD}",
         f"Profile:\n\n{GOOD}",
-        f"**Item Profile**: {GOOD}",
         f"**Profile:** {GOOD.replace('sad', '**sad**')}",
     ],
 )
@@ -53,8 +50,6 @@ def test_what_surrounds_a_profile_is_taken_off(text: str) -> None:
         "'Tis a tale of the sea and its people, as told by those who sail'",
         'She says {"a": 1} and means it.',
         '{"a": "one text", "b": "another text"}',
-        '{"a": 3}',
-        '{"a": ["text"]}',
         "{not json at all}",
         "The profile: a form of art about the face.",
         "#1 hits of the decade, for those who dance.",
@@ -71,9 +66,7 @@ def test_what_belongs_to_a_text_stays(text: str) -> None:
         ("A drama.", "empty"),
         ("1 2 3 4 5 6 7", "empty"),
         ("<think>all is thought</think>", "empty"),
-        ('{"profile": ""}', "empty"),
         ("I’m sorry, but I can’t help with that request.", "refused"),
-        ("Sorry, no.", "refused"),
         ("I cannot write a profile of this person.", "refused"),
         ("As an AI language model, I have no opinions about films.", "refused"),
         ("**I'm unable to write the profile that was asked for.**", "refused"),
@@ -88,35 +81,19 @@ def test_what_belongs_to_a_text_stays(text: str) -> None:
         ("the film and the sea " * 30, ""),
         ("the film and the sea " * 31, "too_long"),
         ("Miyazaki (宮崎 駿) tells the story of a girl and of the spirits that she meets in a bath house.", ""),
-    ],
-)  # fmt: skip
-def test_what_is_wrong_with_an_answer(text: str, problem: str) -> None:
-    assert find_problem(answer(text), 150) == problem
-
-
-@pytest.mark.parametrize(
-    ("given_answer", "problem"),
-    [
         (answer(GOOD, "length"), "truncated"),
+        (answer("I'm sorry, no.", "length"), "truncated"),
         (answer("", "length"), "thoughts"),
         (Answer("", "stop", {}, 0.1, thoughts="reasoning"), "thoughts"),
         (Answer(GOOD, "stop", {}, 0.1, thoughts="reasoning"), ""),
         (answer(GOOD, "content_filter"), "refused"),
         (answer("", "stop", refusal="I will not."), "refused"),
         (answer(GOOD, "eos"), ""),
-        (answer("I'm sorry, no.", "length"), "truncated"),
     ],
-)
-def test_what_the_server_says_of_an_answer_counts(given_answer: Answer, problem: str) -> None:
+)  # fmt: skip
+def test_what_is_wrong_with_an_answer(text: str | Answer, problem: str) -> None:
+    given_answer = answer(text) if isinstance(text, str) else text
     assert find_problem(given_answer, 150) == problem
-
-
-@pytest.mark.parametrize("problem", REMEDIES)
-def test_every_remedy_is_complete(problem: str) -> None:
-    said = remedy(100, problem, "one two three")
-    assert "{" not in said
-    assert said.endswith(".")
-    assert problem != "too_long" or ("3 words" in said and "100 words" in said)
 
 
 MARKS = ["<|end|>", "<|channel|>final<|message|>", "[THINK]", "</s>", "analysisW", "assistantfinal", "```", "<think>"]

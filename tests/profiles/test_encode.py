@@ -5,6 +5,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from threadpoolctl import threadpool_limits
 
 from spike_kit.base import paths, storage
 from spike_kit.base.errors import ConfigError, DataError, StorageError
@@ -12,14 +13,16 @@ from spike_kit.data.dataset import Dataset
 from spike_kit.data.vectors import ProfileVectors
 from spike_kit.profiles import encode
 from spike_kit.profiles.encode import (
+    DEFAULT_ENCODER,
+    EncoderName,
     Reduction,
-    VectorCache,
     check_fresh,
     encode_profiles,
     encode_texts,
     ensure_vectors,
+    make_encoder,
+    parse_encoder,
     principal_components,
-    vectors_metadata,
 )
 
 
@@ -51,41 +54,37 @@ class Recorder:
         return [text for batch in self.batches[before:] for text in batch]
 
 
-@pytest.fixture(autouse=True)
+@pytest.fixture
 def encoder(monkeypatch: pytest.MonkeyPatch) -> Recorder:
     recorder = Recorder()
     monkeypatch.setattr(encode, "make_encoder", lambda *_: recorder)
     return recorder
 
 
-def test_each_distinct_text_is_encoded_once_ever(encoder: Recorder) -> None:
+def test_each_text_is_encoded_once_ever_even_after_a_stop(encoder: Recorder, monkeypatch: pytest.MonkeyPatch) -> None:
     texts = ["bb", "a", "bb", "ccc"]
     assert encoder.asked(texts, batch_size=2) == ["ccc", "bb", "a"]
     assert encoder.asked([*texts, "d"]) == ["d"]
     assert encoder.asked(["a"], "another") == ["a"]
-
-
-def test_an_interrupt_keeps_the_finished_batches(encoder: Recorder) -> None:
-    texts = [f"text {n}" for n in range(10)]
-    encoder.fail_at = 3
+    many, encoder.fail_at = [f"text {n}" for n in range(10)], len(encoder.batches) + 3
     with pytest.raises(KeyboardInterrupt):
-        encoder.asked(texts, batch_size=2)
+        encoder.asked(many, batch_size=2)
     encoder.fail_at = 0
-    assert len(encoder.asked(texts)) == 6
+    assert len(encoder.asked(many)) == 6
+    monkeypatch.delattr(encode, "make_encoder")
+    assert encoder.asked([*texts, *many]) == [], "vectors that are known need no encoder, no server and no key"
 
 
-@pytest.mark.parametrize(
-    ("value", "message"),
-    [
+def test_a_broken_encoder_is_an_error_and_nothing_is_cached(encoder: Recorder) -> None:
+    usual = encoder.answer
+    for value, message in (
         (np.full((1, 3), np.nan, dtype=np.float32), "returned NaN or infinity"),
         (np.zeros((2, 3), dtype=np.float32), r"returned shape \[2, 3\] for 1 texts"),
         (np.zeros(3, dtype=np.float32), r"returned shape \[3\]"),
-    ],
-)
-def test_a_broken_encoder_is_an_error_and_nothing_is_cached(encoder: Recorder, value: np.ndarray, message: str) -> None:
-    usual, encoder.answer = encoder.answer, lambda _: value
-    with pytest.raises(DataError, match=message):
-        encode_texts(["a"], "fake", progress=False)
+    ):
+        encoder.answer = lambda _, value=value: value
+        with pytest.raises(DataError, match=message):
+            encode_texts(["a"], "fake", progress=False)
     encoder.answer = usual
     assert encoder.asked(["a"]) == ["a"]
 
@@ -101,7 +100,7 @@ def test_a_damaged_cache_is_set_aside_but_one_that_cannot_be_used_is_an_error_an
     with sqlite3.connect(file, timeout=0) as other:
         other.execute("BEGIN EXCLUSIVE")
         with pytest.raises(StorageError, match="cannot be used: database is locked"):
-            VectorCache(file, timeout=0.1).get(["a"])
+            encode.VectorCache(file, timeout=0.1).get(["a"])
     other.close()
     assert encoder.asked(["a"]) == []
 
@@ -123,29 +122,19 @@ def folder(tmp_path: Path) -> Path:
     return made
 
 
-def test_files_of_an_encoder_are_hashed_once_and_other_weights_are_another_encoder(
-    encoder: Recorder, data: Dataset, folder: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("suffix", ["", "@pca2w"])
+def test_files_of_an_encoder_are_hashed_once_and_vectors_outlive_them_but_not_other_weights(
+    encoder: Recorder, data: Dataset, folder: Path, monkeypatch: pytest.MonkeyPatch, suffix: str
 ) -> None:
     hashed: list[Path] = []
     original = storage.sha256_file
     monkeypatch.setattr(storage, "sha256_file", lambda path: hashed.append(path) or original(path))
-    assert encoder.asked(["a"], str(folder)) == ["a"]
-    encode_profiles(data, "template", str(folder), progress=False)
-    ensure_vectors(data, "template", f"{folder}@pca2", progress=False)
-    check_fresh(data, "template", f"{folder}@pca2")
-    assert sorted(path.name for path in hashed if path.is_relative_to(folder)) == ["config.json", "model.safetensors"]
-    (folder / "model.safetensors").write_bytes(b"others")
-    assert encoder.asked(["a"], str(folder)) == ["a"]
-    (folder / "model.safetensors").write_bytes(b"one")
-    assert encoder.asked(["a"], str(folder)) == []
-
-
-@pytest.mark.parametrize("suffix", ["", "@pca2w"])
-def test_vectors_outlive_the_folder_of_their_encoder_but_not_other_weights_in_it(
-    data: Dataset, folder: Path, suffix: str
-) -> None:
     name = f"{folder}{suffix}"
+    assert encoder.asked(["a"], str(folder)) == ["a"]
     encode_profiles(data, "template", name, progress=False)
+    ensure_vectors(data, "template", name, progress=False)
+    check_fresh(data, "template", name)
+    assert sorted(path.name for path in hashed if path.is_relative_to(folder)) == ["config.json", "model.safetensors"]
     folder.rename(folder.with_name("elsewhere"))
     check_fresh(data, "template", name)
     assert ensure_vectors(data, "template", name, progress=False).dim in (2, 5)
@@ -153,28 +142,27 @@ def test_vectors_outlive_the_folder_of_their_encoder_but_not_other_weights_in_it
     (folder / "model.safetensors").write_bytes(b"others")
     with pytest.raises(DataError, match=r"(?s)belong to other weights.*spike-kit encode world"):
         check_fresh(data, "template", name)
+    assert encoder.asked(["a"], str(folder)) == ["a"]
     ensure_vectors(data, "template", name, progress=False)
     check_fresh(data, "template", name)
+    (folder / "model.safetensors").write_bytes(b"one")
+    assert encoder.asked(["a"], str(folder)) == []
 
 
-def test_profiles_become_rows_in_the_order_of_ids(data: Dataset) -> None:
-    encode_profiles(data, "template", "fake", progress=False)
-    vectors = data.vectors("template", "fake")
-    profiles = data.profiles()
-    is_user = profiles["subject"] == "user"
-    for rows, texts in ((vectors.user, profiles["text"][is_user]), (vectors.entity, profiles["text"][~is_user])):
-        np.testing.assert_array_equal(rows, np.stack([vector_of(text) for text in texts]))
-
-
-def test_reduced_vectors_come_from_users_and_entities_together(data: Dataset) -> None:
+@pytest.mark.usefixtures("encoder")
+def test_profiles_become_rows_in_the_order_of_ids_and_are_reduced_together(data: Dataset) -> None:
     encode_profiles(data, "template", "fake@pca3", progress=False)
     reduced, base = data.vectors("template", "fake@pca3"), data.vectors("template", "fake")
+    profiles = data.profiles()
+    entities_first = profiles.sort_values("subject", key=lambda subject: subject == "user", kind="stable")
+    rows = torch.cat([base.entity, base.user]).numpy()
+    np.testing.assert_array_equal(rows, np.stack([vector_of(text) for text in entities_first["text"]]))
     rows = torch.cat([base.user, base.entity]).numpy()
     expected, share = principal_components(rows, Reduction(3, whiten=False), "here")
     np.testing.assert_array_equal(torch.cat([reduced.user, reduced.entity]), expected)
     stored = ProfileVectors.metadata(data.embeddings_path("template", "fake@pca3"))
     assert stored["explained_variance"] == f"{share:.6f}"
-    assert vectors_metadata(data.profiles(), "fake@pca3").items() <= stored.items()
+    assert encode.vectors_metadata(profiles, "fake@pca3").items() <= stored.items()
 
 
 def test_reduced_vectors_follow_their_base_and_its_texts(encoder: Recorder, data: Dataset) -> None:
@@ -199,6 +187,7 @@ def test_reduced_vectors_follow_their_base_and_its_texts(encoder: Recorder, data
     check_fresh(data, "template", "fake@pca3")
 
 
+@pytest.mark.usefixtures("encoder")
 def test_components_that_do_not_exist_and_names_without_texts_are_errors(data: Dataset) -> None:
     with pytest.raises(DataError, match=r"(?s)template by fake@pca6.*largest possible d is 5"):
         encode_profiles(data, "template", "fake@pca6", progress=False)
@@ -206,3 +195,140 @@ def test_components_that_do_not_exist_and_names_without_texts_are_errors(data: D
     for name in ("fake@pca2", "given:authors"):
         with pytest.raises(ConfigError, match="makes no vectors from texts alone"):
             encode_texts(["a"], name, progress=False)
+
+
+@pytest.mark.parametrize(
+    ("name", "expected"),
+    [
+        ("BAAI/bge-m3", EncoderName("transformer", "BAAI/bge-m3", "BAAI/bge-m3", None)),
+        ("openai:BAAI/bge:m3", EncoderName("openai", "openai:BAAI/bge:m3", "BAAI/bge:m3", None)),
+        ("tfidf-256@pca8", EncoderName("tfidf", "tfidf-256", "256", Reduction(8, whiten=False))),
+        ("given:authors@pca64w", EncoderName("given", "given:authors", "authors", Reduction(64, whiten=True))),
+        ("all-MiniLM-L6-v2@pca64w", EncoderName("transformer", DEFAULT_ENCODER, DEFAULT_ENCODER, Reduction(64, True))),
+    ],
+)
+def test_a_name_says_kind_model_and_reduction(name: str, expected: EncoderName) -> None:
+    assert parse_encoder(name) == expected
+
+
+NO_ENCODER = ["", " ", "tfidf-x", "tfidf-0", "tfidf", "tfidf-8 ", "openai:", "openai: ", "given:", "OpenAI:m", "gpt:m"]
+NO_ENCODER += ["@pca0", "@pca8", "m@pca0", "m@pca8W", "m@pca-8", "m@ica8", "m@pca8@pca4", "openai:m@v1@pca4", "m@"]
+
+
+@pytest.mark.parametrize("name", NO_ENCODER)
+def test_a_name_of_no_known_form_is_an_error_that_lists_the_forms(name: str) -> None:
+    with pytest.raises(ConfigError, match=r"(?s)no text encoder named .*openai:<model>, tfidf-<d>, given:<name>.*@pca"):
+        parse_encoder(name)
+
+
+def test_a_folder_may_have_any_name(tmp_path: Path) -> None:
+    folder = tmp_path / "my model@v2"
+    folder.mkdir()
+    assert parse_encoder(str(folder)) == EncoderName("transformer", str(folder), str(folder), None)
+    assert parse_encoder(f"{folder}@pca2").reduction == Reduction(2, whiten=False)
+
+
+def encoded(name: str, texts: Sequence[str]) -> np.ndarray:
+    return make_encoder(parse_encoder(name)).encode(texts, len(texts))
+
+
+def test_the_bundled_encoder_gives_meaning_and_unit_length() -> None:
+    vectors = encoded(DEFAULT_ENCODER, ["A film about space travel.", "A movie on astronauts.", "A recipe for soup."])
+    assert vectors.shape == (3, 384)
+    np.testing.assert_allclose(np.linalg.norm(vectors, axis=1), 1, atol=1e-5)
+    assert vectors[0] @ vectors[1] > vectors[0] @ vectors[2] + 0.2
+
+
+def test_weights_that_cannot_be_used_are_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(encode, "_BUNDLED_SHA256", "0" * 64)
+    for name, message in (("no/such-model", "could not be loaded.*all-MiniLM-L6-v2"), (DEFAULT_ENCODER, "have sha256")):
+        with pytest.raises(DataError, match=f"(?s){message}"):
+            make_encoder(parse_encoder(name))
+
+
+WORDS = ["space", "ship", "rocket", "planet", "alien", "soup", "carrot", "onion", "kitchen", "spoon"]
+
+
+def made_up_texts(n: int) -> list[str]:
+    """Texts about space (even) or cooking (odd)."""
+    rng = np.random.default_rng(0)
+    extra = [f"word{k}" for k in range(400)]
+    topics = [rng.choice(WORDS[5 * (k % 2) :][:5], size=6).tolist() for k in range(n)]
+    return [" ".join([*topic, *rng.choice(extra, size=30).tolist()]) for topic in topics]
+
+
+def test_tfidf_tells_topics_apart_at_unit_length_with_the_same_bytes_on_any_number_of_threads() -> None:
+    texts = [*made_up_texts(1500), "the and of", "unheard"]
+    vectors = []
+    for threads in (1, 2):
+        with threadpool_limits(threads):
+            vectors.append(encoded("tfidf-128", texts))
+    rows, unknown = np.split(vectors[0], [1500])
+    assert rows.dtype == np.float32
+    assert vectors[0].tobytes() == vectors[1].tobytes()
+    np.testing.assert_allclose(np.linalg.norm(rows, axis=1), 1, atol=1e-5)
+    assert not unknown.any()
+    similar = rows @ rows.T
+    assert similar[::2, ::2].mean() > similar[::2, 1::2].mean() + 0.1
+    few = encoded("tfidf-2", ["red apple", "green pear", "blue plum"])
+    assert few.any(axis=1).sum() >= 2
+
+
+@pytest.mark.parametrize(
+    ("texts", "message"),
+    [
+        (["red apple", "green pear", "green pear"], r"(?s)2 different texts with 6 .*largest possible d is 2: tfidf-2"),
+        (["apple", "pear", "apple pear plum"], r"largest possible d is 3"),
+        (["the", "of and"], "no usable word"),
+    ],
+)
+def test_tfidf_says_how_many_dimensions_are_possible(texts: list[str], message: str) -> None:
+    with pytest.raises(DataError, match=message):
+        encoded("tfidf-7", texts)
+
+
+def test_tfidf_of_a_data_set_depends_on_all_texts_and_is_not_cached(data: Dataset) -> None:
+    profiles, before = data.profiles(), ensure_vectors(data, "template", "tfidf-8", progress=False)
+    assert not paths.cache_root().exists()
+    profiles.loc[0, "text"] = "Entirely different words about soup and carrots."
+    data.write_profiles("template", profiles)
+    assert (before.entity[1:] != ensure_vectors(data, "template", "tfidf-8", progress=False).entity[1:]).any()
+
+
+def planted(n: int = 500) -> tuple[np.ndarray, np.ndarray]:
+    """Vectors with known variances 16, 4, 1, 0.25 along known orthogonal directions, around a far centre."""
+    rng = np.random.default_rng(0)
+    directions, _ = np.linalg.qr(rng.normal(size=(6, 4)))
+    noise = rng.normal(size=(n, 4))
+    factors, _ = np.linalg.qr(noise - noise.mean(axis=0))
+    scores = factors * np.sqrt(n - 1) * np.array([4, 2, 1, 0.5])
+    return scores @ directions.T + 100, directions
+
+
+def test_principal_components_find_the_planted_directions_whatever_the_order_of_rows() -> None:
+    vectors, directions = planted()
+    scores, share = principal_components(vectors, Reduction(3, whiten=False), "here")
+    signs = np.sign(directions[np.abs(directions).argmax(axis=0), range(4)])
+    expected = (vectors - vectors.mean(axis=0)) @ (directions * signs)
+    np.testing.assert_allclose(scores, expected[:, :3], atol=1e-4)
+    assert share == pytest.approx(21 / 21.25)
+    white, _ = principal_components(vectors, Reduction(4, whiten=True), "here")
+    np.testing.assert_allclose(np.cov(white.T), np.eye(4), atol=1e-4)
+    order = np.random.default_rng(1).permutation(len(vectors))
+    np.testing.assert_allclose(
+        white[order], principal_components(vectors[order], Reduction(4, whiten=True), "here")[0], atol=1e-4
+    )
+
+
+@pytest.mark.parametrize(
+    ("vectors", "reduction", "message"),
+    [
+        (planted()[0], Reduction(7, whiten=False), r"(?s)have no 7 principal components.*largest possible d is 6"),
+        (planted()[0][:3], Reduction(3, whiten=False), "largest possible d is 2"),
+        (planted()[0], Reduction(5, whiten=True), r"(?s)vary in 4 directions, .*of unit variance.*possible d is 4"),
+        (np.ones((5, 3)), Reduction(1, whiten=False), "all vectors are equal"),
+    ],
+)
+def test_components_that_do_not_exist_are_an_error(vectors: np.ndarray, reduction: Reduction, message: str) -> None:
+    with pytest.raises(DataError, match=message):
+        principal_components(vectors, reduction, "here")

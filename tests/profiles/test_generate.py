@@ -1,14 +1,16 @@
 """Generation from the first estimate to the table: what is asked, what is kept, and what happens at gaps."""
 
 import json
+from datetime import date
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 import pytest
 
+from spike_kit.base import paths
 from spike_kit.base.errors import DataError
-from spike_kit.base.storage import read_json, sha256_text
+from spike_kit.base.storage import sha256_text
 from spike_kit.cli import main
 from spike_kit.data.dataset import Dataset
 from spike_kit.profiles.jobs import Progress
@@ -16,8 +18,8 @@ from spike_kit.profiles.llm import estimate_tokens, prices
 from spike_kit.profiles.prompts import PromptConfig, PromptWriter
 from spike_kit.profiles.store import Store, asking_store
 from spike_kit.profiles.template import UNKNOWN_TASTE, Links, Names
-from tests.profiles.llm_server import ids, stored
-from tests.profiles.tiny import generation, in_memory, prose, served, tiny_study, tiny_tables
+from tests.profiles.llm_server import ids
+from tests.profiles.tiny import NOWHERE, generation, in_memory, prose, served, tiny_study, tiny_tables
 
 CALLS = {"item": 6, "auxiliary": 6, "user": 3}
 
@@ -30,15 +32,15 @@ def items_only(body: dict[str, Any]) -> str:
 def test_estimate_before_while_and_after() -> None:
     data = tiny_study()
     with served(items_only) as server:
-        before = generation(data, server.base_url).estimate()
-        table = before.table.set_index("subject")
-        assert table["to ask"].to_dict() == CALLS
-        assert table["without material"].to_dict() == {"item": 0, "auxiliary": 0, "user": 1}
-        assert table["tokens out"].to_dict() == {"item": 6 * 210, "auxiliary": 6 * 210, "user": 3 * 140}
-        assert [prompt.subject for prompt in before.samples] == list(CALLS)
+        made = generation(data, server.base_url)
+        before = made.estimate()
+        assert before.table["subject"].tolist() == [prompt.subject for prompt in before.samples] == list(CALLS)
+        assert before.table["to ask"].tolist() == list(CALLS.values())
+        assert before.table["without material"].tolist() == [0, 0, 1]
+        assert before.table["tokens out"].tolist() == [6 * 210, 6 * 210, 3 * 140]
         assert "(its profile follows)" in before.samples[-1].text
         assert (before.calls, server.requests) == (15, 0)
-        assert generation(data, server.base_url).run().missing == {"auxiliary": 6, "user": 3}
+        assert made.run().missing == {"auxiliary": 6, "user": 3}
         between = generation(data, server.base_url).estimate()
         assert (between.table["answered"].tolist(), between.calls) == ([6, 0, 0], 9)
         assert between.tokens[0] < before.tokens[0]
@@ -93,24 +95,31 @@ def test_a_run_writes_a_table_that_covers_everyone_and_says_how_it_came_about() 
     assert (said["possibly_leaky"], said["filled_from_template"], said["over_word_limit"]) == ([], 0, 0)
 
 
+def test_a_profile_set_is_called_by_its_model_as_a_file_may_be_called() -> None:
+    for model, profiles in {
+        "gpt-4o-mini": "gpt-4o-mini",
+        "meta-llama/Llama-3.1-8B": "meta-llama-Llama-3.1-8B",
+        "/models//a b/": "models-a-b",
+        "_x.gguf": "x.gguf",
+        "modèle": "mod-le",
+    }.items():
+        assert generation(tiny_study(), NOWHERE, profiles="", model=model).profiles == profiles
+
+
 @pytest.mark.parametrize(
-    ("model", "profiles"),
+    ("options", "message"),
     [
-        ("gpt-4o-mini", "gpt-4o-mini"),
-        ("meta-llama/Llama-3.1-8B", "meta-llama-Llama-3.1-8B"),
-        ("/models//a b/", "models-a-b"),
-        ("_x.gguf", "x.gguf"),
-        ("modèle", "mod-le"),
+        (["--model", "gpt-4o"], "template profiles ask no model"),
+        (["--profiles", "gpt-4o"], "profiles called gpt-4o would be written by gpt-4o-mini"),
+        (["--profiles", "../x", "--model", "x"], "cannot be the name of a profile set"),
+        (["--profiles", "a--b", "--model", "x"], "cannot be the name of a profile set"),
     ],
 )
-def test_a_profile_set_is_called_by_its_model_as_a_file_may_be_called(model: str, profiles: str) -> None:
-    assert generation(tiny_study(), "http://127.0.0.1:9/v1", profiles="", model=model).profiles == profiles
-
-
-@pytest.mark.parametrize("profiles", ["a--b", "../x", "template"])
-def test_a_name_that_no_profile_set_can_have_is_refused(profiles: str) -> None:
-    with pytest.raises(DataError, match=r"(?s)cannot be the name of a profile set|names the template.*--profiles"):
-        generation(tiny_study(), "http://127.0.0.1:9/v1", profiles=profiles)
+def test_names_and_models_that_do_not_fit(options: list[str], message: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(DataError, match=r"(?s)names the template.*--profiles"):
+        generation(tiny_study(), NOWHERE, profiles="template")
+    assert main(["profile", "films", *options]) == 1
+    assert message in capsys.readouterr().err
 
 
 def run_again(data: Dataset, base_url: str, **settings: Any) -> Progress:
@@ -125,26 +134,28 @@ def test_nothing_is_asked_twice_and_nothing_is_forgotten(monkeypatch: pytest.Mon
         monkeypatch.setattr(f"spike_kit.profiles.{module}.now", lambda: next(times))
     data = tiny_study()
     with served() as server:
-        assert run_again(data, server.base_url).calls == 15
+        monkeypatch.setenv("OPENAI_BASE_URL", server.base_url)
+        assert run_again(data, "").calls == 15
+        assert data.provenance("llm")["server"] == server.base_url
         first = data.profiles("llm")
-        again = run_again(data, server.base_url)
-        assert (again.calls, again.found, again.done) == (0, 15, 0)
-        assert data.profiles("llm").equals(first)
         for change in ({"temperature": 1.0}, {"model": "other"}, {"max_tokens": 300}, {"extra": '{"seed": 1}'}):
             assert run_again(data, server.base_url, profiles="changed", **change).calls == 15
         elsewhere = {"concurrency": 1, "attempts": 2, "timeout": 60.0}
         for kept in ({}, {"model": "other"}, {"temperature": 1.0}, elsewhere, {"base_url": f"{server.base_url}/"}):
             assert run_again(data, **{"base_url": server.base_url, "profiles": "changed", **kept}).calls == 0
         assert server.requests == 5 * 15
+    monkeypatch.delenv("OPENAI_BASE_URL")
+    monkeypatch.delenv("OPENAI_API_KEY", raising=False)
+    again = run_again(data, "")
+    assert (again.calls, again.found, again.done) == (0, 15, 0), "a complete store needs no key and no server"
+    assert data.profiles("llm").equals(first)
 
 
 @pytest.mark.parametrize(
     ("word", "asked", "changed"),
     [("sea", 1, []), ("hills", 1 + 2, [("auxiliary", 6), ("item", 2), ("user", 0)])],
 )
-def test_a_changed_fact_asks_for_its_profile_and_for_those_that_quote_it_if_it_changed(
-    word: str, asked: int, changed: list[tuple[str, int]]
-) -> None:
+def test_a_changed_fact_asks_again_for_what_holds_it(word: str, asked: int, changed: list[tuple[str, int]]) -> None:
     data = tiny_study()
     with served() as server:
         run_again(data, server.base_url)
@@ -166,50 +177,21 @@ def empty_for_heat(body: dict[str, Any]) -> str:
 
 
 def test_a_display_that_fails_loses_no_answer() -> None:
-    data = tiny_study()
+    def broken(progress: Progress) -> None:
+        if progress.calls:
+            raise BrokenPipeError("the terminal is gone")
+
     with served() as server:
-        made = generation(data, server.base_url)
-
-        def broken(progress: Progress) -> None:
-            if progress.calls:
-                raise BrokenPipeError("the terminal is gone")
-
+        made = generation(tiny_study(), server.base_url)
         with pytest.raises(BrokenPipeError):
             made.run(watch=broken)
-        assert len(ids(made, "answers")) == len(server.bodies) > 0
+    assert len(ids(made, "answers")) == server.requests > 0
 
 
 def test_two_runs_never_ask_for_one_data_set_at_once() -> None:
-    made = generation(tiny_study(), "http://127.0.0.1:9/v1")
+    made = generation(tiny_study(), NOWHERE)
     with asking_store(made.answers), pytest.raises(DataError, match="another process is asking a model for films"):
         made.run()
-
-
-def test_with_fill_the_estimate_counts_only_what_will_be_asked() -> None:
-    data = tiny_study()
-    with served(empty_for_heat) as server:
-        made = generation(data, server.base_url, fill="template")
-        assert made.run().missing == {"item": 1}
-        before = len(server.bodies)
-        assert made.estimate().calls == 1
-        generation(data, server.base_url, fill="template").run()
-        assert len(server.bodies) == before + 1
-    assert generation(data, server.base_url).estimate().calls > 1
-
-
-def test_a_complete_store_needs_no_key_and_no_server(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.delenv("OPENAI_API_KEY", raising=False)
-    data = tiny_study()
-    with served() as server:
-        monkeypatch.setenv("OPENAI_BASE_URL", server.base_url)
-        made = generation(data, "")
-        made.run()
-        assert data.provenance("llm")["server"] == server.base_url
-        assert stored(made, "SELECT DISTINCT server FROM answers") == [(server.base_url,)]
-    monkeypatch.delenv("OPENAI_BASE_URL")
-    outcome = generation(data, "").run()
-    assert outcome.path is not None
-    assert (outcome.progress.calls, outcome.progress.found) == (0, outcome.progress.total)
 
 
 def test_an_incomplete_run_is_no_success_for_the_shell(capsys: pytest.CaptureFixture[str]) -> None:
@@ -221,21 +203,6 @@ def test_an_incomplete_run_is_no_success_for_the_shell(capsys: pytest.CaptureFix
         assert all(words in said for words in ("no answer yet for: 1 item", "item 4: empty: 2 answers, none usable"))
         assert "--fill template" in said
         assert main([*asks, "--fill", "template"]) == 0
-
-
-@pytest.mark.parametrize(
-    ("options", "message"),
-    [
-        (["--model", "gpt-4o"], "template profiles ask no model"),
-        (["--profiles", "gpt-4o"], "profiles called gpt-4o would be written by gpt-4o-mini"),
-    ],
-)
-def test_names_and_models_that_do_not_fit_are_refused(
-    options: list[str], message: str, capsys: pytest.CaptureFixture[str]
-) -> None:
-    tiny_study()
-    assert main(["profile", "films", *options]) == 1
-    assert message in capsys.readouterr().err
 
 
 def test_names_that_look_like_ids_stay_names() -> None:
@@ -255,8 +222,61 @@ def test_prompts_can_be_written_before_the_data_folder_exists(tmp_path: Path, mo
     assert "A review of the train split." in next(PromptWriter(data).prompts("item")).data
 
 
-def test_deeply_nested_json_is_an_error_of_ours(tmp_path: Path) -> None:
-    path = tmp_path / "deep.json"
-    path.write_text("[" * 200_000, encoding="utf-8")
-    with pytest.raises(DataError, match="is not valid JSON"):
-        read_json(path)
+OWN = """
+as_of = 2026-01-02
+currency = "EUR"
+batch_share = 0.25
+[models]
+"mine" = { input = 2, output = 8.5 }
+"org/other:v1" = { input = 0, output = 1 }
+"""
+
+
+def own_prices(text: str | bytes) -> Path:
+    path = paths.data_root() / "prices.toml"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(text if isinstance(text, bytes) else text.encode())
+    return path
+
+
+def test_tokens_follow_the_bytes() -> None:
+    texts = {"": 0, "a": 1, "abcd": 1, "abcde": 2, "word " * 400: 500, "é" * 4: 2}
+    assert {text: estimate_tokens(text) for text in texts} == texts
+
+
+def test_the_list_of_the_kit_has_a_date_and_costs_are_what_one_gets_by_hand() -> None:
+    listed = prices()
+    assert {"gpt-4o-mini", "gpt-4o", "gpt-5-mini"} <= set(listed.models)
+    assert date(2026, 1, 1) <= listed.as_of <= date.today()
+    assert (listed.currency, listed.batch_share, listed.path.name) == ("USD", 0.5, "prices.toml")
+    assert all(0 < price.input < price.output for price in listed.models.values())
+    assert listed.cost("gpt-4o-mini", 2_000_000, 500_000) == pytest.approx(2 * 0.15 + 0.5 * 0.60)
+    table = listed.table("gpt-4o", 1_000_000, 1_000_000)
+    assert sorted(table["model"]) == sorted(listed.models)
+    assert table.iloc[0].tolist() == ["gpt-4o", 12.5, 6.25]
+    unknown = listed.table("my-own-model", 1_000_000, 1_000_000)
+    assert len(unknown) == len(listed.models) + 1
+    assert pd.isna(unknown.iloc[0]["cost (USD)"])
+    assert not unknown.iloc[1:].isna().to_numpy().any()
+
+
+def test_a_list_of_ones_own_takes_its_place() -> None:
+    path = own_prices(OWN)
+    listed = prices()
+    assert (listed.path, listed.as_of, set(listed.models)) == (path, date(2026, 1, 2), {"mine", "org/other:v1"})
+    assert listed.cost("mine", 1_000_000, 2_000_000, batch=True) == pytest.approx(4.75)
+    assert listed.cost("org/other:v1", 5_000_000, 0) == 0
+    assert list(listed.table("mine", 1, 1).columns) == ["model", "cost (EUR)", "as a batch"]
+    path.unlink()
+    assert prices().currency == "USD"
+
+
+def test_a_broken_list_is_an_error_that_names_it() -> None:
+    price = [OWN.replace("input = 2,", other) for other in ("input = -2,", 'input = "2",', "input = nan,", "")]
+    lacking = [OWN.replace(line, "") for line in ("as_of = 2026-01-02", "batch_share = 0.25")]
+    for text in (*price, *lacking, "not = toml = at all", b"as_of = \xff\xfe", ""):
+        path = own_prices(text)
+        with pytest.raises(DataError) as raised:
+            prices()
+        assert raised.value.message.startswith(f"{path} is not a price list"), text
+        assert "remove it" in raised.value.hint

@@ -1,15 +1,22 @@
+"""What others made: profiles by their ids, and vectors."""
+
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
+import torch
+from safetensors.numpy import save_file
 
-from spike_kit.base.errors import DataError
+from spike_kit.base.errors import ConfigError, DataError
 from spike_kit.base.storage import sha256_file, sha256_text
 from spike_kit.data.dataset import SUBJECTS, Dataset
+from spike_kit.data.vectors import ProfileVectors
 from spike_kit.experiments.run import RunConfig, describe_text, run
-from spike_kit.profiles.encode import encode_profiles
-from spike_kit.profiles.imported import import_profiles
+from spike_kit.profiles.encode import check_fresh, encode_profiles, ensure_vectors
+from spike_kit.profiles.imported import import_profiles, import_vectors
 
 Texts = dict[str, dict[str, Any]]
 
@@ -63,27 +70,8 @@ def test_profiles_by_other_ids_with_maps(data: Dataset, tmp_path: Path) -> None:
     import_profiles(data, "mapped", files, maps)
     assert data.profiles("mapped")["text"].equals(data.profiles("plain")["text"])
     for some_maps, subject in (({}, "item"), ({"item": maps["item"]}, "auxiliary")):
-        with pytest.raises(
-            DataError, match=rf"(?s){subject}\.json has no profile for any {subject} of world.*--item-map"
-        ):
+        with pytest.raises(DataError, match=rf"(?s){subject}\.json has no profile for any {subject}.*--item-map"):
             import_profiles(data, "unmapped", files, some_maps)
-
-
-@pytest.mark.parametrize(
-    ("content", "message"),
-    [
-        ("film:0 1\nfilm:1\n", r"line 2 is not: source_id id"),
-        ("film:0 1\nfilm:1 1\n", r"line 2: id 1 stands there for the second time"),
-        (b"\xff\xfe", r"cannot be read as text in UTF-8"),
-        (None, r"cannot be read"),
-    ],
-)
-def test_a_broken_map_is_an_error(data: Dataset, tmp_path: Path, content: str | bytes | None, message: str) -> None:
-    files, path = write(tmp_path, {"item": texts_of(data)["item"]}), tmp_path / "map.txt"
-    if content is not None:
-        path.write_bytes(content if isinstance(content, bytes) else content.encode())
-    with pytest.raises(DataError, match=rf"map\.txt.*{message}"):
-        import_profiles(data, "theirs", files, {"item": path}, fill="template")
 
 
 def test_profiles_of_other_things_under_the_same_ids_are_refused(data: Dataset, tmp_path: Path) -> None:
@@ -99,9 +87,7 @@ def test_gaps_are_named_or_filled_and_marked(data: Dataset, tmp_path: Path) -> N
     texts["item"]["film:9"] = " \n<br/> "
     del texts["user"]
     files = write(tmp_path, texts)
-    with pytest.raises(
-        DataError, match=r"(?s)item\.json leaves 2 of 48 item profiles open: item 7, 9.*--fill template"
-    ):
+    with pytest.raises(DataError, match=r"(?s)leaves 2 of 48 item profiles open: item 7, 9.*--fill template"):
         import_profiles(data, "theirs", files)
     files = write(tmp_path, texts)
     del files["auxiliary"]
@@ -117,33 +103,38 @@ def test_gaps_are_named_or_filled_and_marked(data: Dataset, tmp_path: Path) -> N
 
 
 @pytest.mark.parametrize(
-    ("content", "message"),
+    ("file", "content", "message"),
     [
-        (b'{"film:5": null}', "the profile of 'film:5' is no text but NoneType"),
-        (b'{"film:5": ["text"]}', "the profile of 'film:5' is no text but list"),
-        (b'"text"', "no JSON object of profiles by id"),
-        (b"not json", "not valid JSON"),
-        (b"\xff\xfe{}", "not valid JSON"),
-        (None, "does not exist"),
+        ("item.json", b'{"film:5": null}', "the profile of 'film:5' is no text but NoneType"),
+        ("item.json", b'"text"', "no JSON object of profiles by id"),
+        ("item.json", b"\xff\xfe{}", "not valid JSON"),
+        ("item.json", None, "does not exist"),
+        ("map.txt", b"film:0 1\nfilm:1\n", "line 2 is not: source_id id"),
+        ("map.txt", b"film:0 1\nfilm:1 1\n", "line 2: id 1 stands there for the second time"),
+        ("map.txt", b"\xff\xfe", "cannot be read as text in UTF-8"),
+        ("map.txt", None, "cannot be read"),
     ],
 )
-def test_a_file_of_another_form_is_named(data: Dataset, tmp_path: Path, content: bytes | None, message: str) -> None:
-    path = tmp_path / "item.json"
-    if content is not None:
-        path.write_bytes(content)
-    with pytest.raises(DataError, match=rf"item\.json.*{message}"):
-        import_profiles(data, "theirs", {"item": path}, fill="template")
+def test_a_broken_file_is_named(data: Dataset, tmp_path: Path, file: str, content: bytes | None, message: str) -> None:
+    files = write(tmp_path, {"item": texts_of(data)["item"]})
+    if content is None:
+        (tmp_path / file).unlink(missing_ok=True)
+    else:
+        (tmp_path / file).write_bytes(content)
+    with pytest.raises(DataError, match=rf"{file}.*{message}"):
+        import_profiles(data, "theirs", files, {"item": tmp_path / "map.txt"} if file == "map.txt" else {}, "template")
 
 
-def test_other_subjects_and_the_name_of_the_templates_are_refused(data: Dataset, tmp_path: Path) -> None:
+def test_other_subjects_and_names_of_no_profile_set_are_refused(data: Dataset, tmp_path: Path) -> None:
     files = write(tmp_path, texts_of(data))
-    for wrong in ({}, {"film": files["item"]}):
-        with pytest.raises(DataError, match="can be imported for item, auxiliary, user"):
-            import_profiles(data, "theirs", wrong)
-    with pytest.raises(DataError, match="'template' names the template profiles"):
-        import_profiles(data, "template", files)
-    with pytest.raises(DataError, match="cannot be the name of a profile set"):
-        import_profiles(data, "a/b", files)
+    for name, chosen, message in (
+        ("theirs", {}, "can be imported for item, auxiliary, user"),
+        ("theirs", {"film": files["item"]}, "can be imported for item, auxiliary, user"),
+        ("template", files, "'template' names the template profiles"),
+        ("a/b", files, "cannot be the name of a profile set"),
+    ):
+        with pytest.raises(DataError, match=message):
+            import_profiles(data, name, chosen)
 
 
 def test_a_run_on_imported_user_profiles_says_that_they_may_leak(data: Dataset, tmp_path: Path) -> None:
@@ -156,3 +147,97 @@ def test_a_run_on_imported_user_profiles_says_that_they_may_leak(data: Dataset, 
     training = {"epochs": 1, "batch_size": 512}
     config = RunConfig(dataset="world", model="rlmrec_con", profiles="theirs", encoder="tfidf-8", training=training)
     assert run(config, progress=False).config["possibly_leaky"] == ["user"]
+
+
+def given_rows(data: Dataset, dim: int = 3) -> tuple[np.ndarray, np.ndarray]:
+    rng = np.random.default_rng(0)
+    return rng.normal(size=(len(data.users), dim)), rng.normal(size=(len(data.entities), dim))
+
+
+def write_rows(path: Path, rows: np.ndarray) -> Path:
+    """Write vectors in the format that the suffix says; .npz in another order."""
+    if path.suffix == ".npy":
+        np.save(path, rows)
+    elif path.suffix == ".safetensors":
+        save_file({"anything": rows}, path)
+    else:
+        order = np.random.default_rng(1).permutation(len(rows))
+        np.savez(path, ids=order, embeddings=rows[order])
+    return path
+
+
+@pytest.mark.parametrize(
+    ("suffix", "dtype"), [(".npy", "float16"), (".npz", "float32"), (".safetensors", "float32"), (".npy", "float64")]
+)
+def test_vectors_of_others_are_used_as_given(data: Dataset, tmp_path: Path, suffix: str, dtype: str) -> None:
+    user, entity = (rows.astype(dtype) for rows in given_rows(data))
+    files = write_rows(tmp_path / f"u{suffix}", user), write_rows(tmp_path / f"e{suffix}", entity)
+    written = import_vectors(data, "template", "authors", *files)
+    assert written == data.embeddings_path("template", "given:authors")
+    data.write_profiles("template", data.profiles().assign(text="other texts do not matter"))
+    vectors = ensure_vectors(data, "template", "given:authors")
+    check_fresh(data, "template", "given:authors")
+    assert torch.equal(vectors.user, torch.from_numpy(user.astype(np.float32)))
+    assert torch.equal(vectors.entity, torch.from_numpy(entity.astype(np.float32)))
+    assert encode_profiles(data, "template", "given:authors") == written
+    assert ProfileVectors.metadata(written)["user_sha256"] == sha256_file(files[0])
+
+
+def test_vectors_without_profiles_are_reduced_and_their_reduction_follows_them(data: Dataset, tmp_path: Path) -> None:
+    user, entity = (write_rows(tmp_path / f"{n}.npy", rows) for n, rows in enumerate(given_rows(data)))
+    import_vectors(data, "others", "authors", user, entity)
+    before = ensure_vectors(data, "others", "given:authors@pca2w")
+    assert before.dim == 2
+    import_vectors(data, "others", "given:authors", write_rows(user, given_rows(data)[0] * [1, 2, 3]), entity)
+    with pytest.raises(DataError, match="belong to other vectors"):
+        check_fresh(data, "others", "given:authors@pca2w")
+    assert not torch.equal(ensure_vectors(data, "others", "given:authors@pca2w").user, before.user)
+    check_fresh(data, "others", "given:authors@pca2w")
+    came = ProfileVectors(*(torch.from_numpy(rows).float() for rows in given_rows(data)))
+    came.save(data.embeddings_path("release", "authors"), {"source": "release"})
+    assert torch.equal(ensure_vectors(data, "release", "authors").user, came.user)
+    assert ensure_vectors(data, "release", "authors@pca2").dim == 2
+
+
+def test_names_without_vectors_are_errors(data: Dataset, tmp_path: Path) -> None:
+    for call in (ensure_vectors, encode_profiles):
+        with pytest.raises(DataError, match=r"(?s)no vectors given:authors of profile set 'template'.*import them"):
+            call(data, "template", "given:authors@pca2")
+    for name in ("", "a@b"):
+        with pytest.raises(ConfigError):
+            import_vectors(data, "template", name, tmp_path / "u.npy", tmp_path / "e.npy")
+
+
+def save_pickle(path: Path) -> None:
+    np.save(path, np.array([{}], dtype=object), allow_pickle=True)
+
+
+def with_ids(ids: np.ndarray) -> Callable[[Path], None]:
+    return lambda path: np.savez(path, ids=ids, embeddings=np.ones((len(ids), 3)))
+
+
+@pytest.mark.parametrize(
+    ("file", "write", "message"),
+    [
+        ("u.npy", lambda path: np.save(path, np.ones((55, 3))), r"user has shape \[55, 3\], expected \[56, 3\]"),
+        ("u.npy", lambda path: np.save(path, np.ones((56, 3), dtype=int)), "holds int64"),
+        ("u.npy", lambda path: np.save(path, np.full((56, 3), np.nan)), "user holds NaN .* in row 0, 1"),
+        ("u.npy", lambda path: np.save(path, np.ones((56, 2))), r"entity has shape \[\d+, 3\], expected \[\d+, 2\]"),
+        ("u.npy", save_pickle, "not a readable .npy file without pickles"),
+        ("u.npy", lambda path: path.write_bytes(b"damaged"), "not a readable .npy file"),
+        ("u.safetensors", lambda path: path.write_bytes(b"damaged"), "not a readable .safetensors file"),
+        ("u.safetensors", lambda path: save_file(dict.fromkeys("ab", np.ones(1)), path), "of one array"),
+        ("u.npz", with_ids(np.delete(np.arange(56), [1, 3])), r"ids must be 0\.\.55, each once; missing 1, 3"),
+        ("u.npz", with_ids(np.where(np.arange(56) == 2, 0, np.arange(56))), "missing 2; repeated 0"),
+        ("u.npz", with_ids(np.arange(56) + 1), "missing 0; unknown 56"),
+        ("u.txt", lambda path: path.write_text("1 2 3"), "of no known kind"),
+        ("u.npy", lambda _: None, "does not exist"),
+    ],
+)
+def test_files_that_hold_no_vectors_are_errors(
+    data: Dataset, tmp_path: Path, file: str, write: Callable[[Path], object], message: str
+) -> None:
+    write(tmp_path / file)
+    with pytest.raises(DataError, match=message):
+        import_vectors(data, "template", "x", tmp_path / file, write_rows(tmp_path / "e.npy", given_rows(data)[1]))
+    assert not data.embeddings_path("template", "given:x").exists()

@@ -12,14 +12,7 @@ import pytest
 from spike_kit.base.errors import LLMError, SpikeKitError
 from spike_kit.data.dataset import Dataset
 from spike_kit.profiles import jobs
-from spike_kit.profiles.jobs import (
-    FAILURES_IN_A_ROW,
-    CallError,
-    Pace,
-    Progress,
-    read_reply,
-    retry_after,
-)
+from spike_kit.profiles.jobs import FAILURES_IN_A_ROW, CallError, Pace, Progress, read_reply, retry_after
 from spike_kit.profiles.loopback import completion
 from tests.profiles import llm_server as told
 from tests.profiles.llm_server import Asked, Reply, ScriptedServer
@@ -31,12 +24,7 @@ CHUNKED = b"HTTP/1.1 200 -\r\nContent-Type: application/json\r\nTransfer-Encodin
 FAULTS: dict[str, tuple[Reply, str]] = {
     "status 500": (told.fails(500), "server"),
     "status 408": (told.fails(408), "server"),
-    "status 409": (told.fails(409), "server"),
     "busy": (told.fails(429, "rate_limit_exceeded", headers="Retry-After: 0.01\r\n"), "busy"),
-    "busy in a body with status 200": (
-        told.sends({"choices": None, "error": {"message": "later", "code": 429}}),
-        "busy",
-    ),
     "error in a body with status 200": (told.sends({"error": {"message": "overheated"}}), "server"),
     "timeout": (told.good(1.2), "timeout"),
     "slow drip": (told.speaks(told.response(200, ANSWER), pause=0.05), "timeout"),
@@ -47,17 +35,12 @@ FAULTS: dict[str, tuple[Reply, str]] = {
     "endless header": (told.speaks(b"HTTP/1.1 200 -\r\nX: " + b"a" * 400_000 + b"\r\n\r\n"), "connection"),
     "endless body": (told.speaks(CHUNKED + (b"10000\r\n" + b" " * 0x10000 + b"\r\n") * 1024), "garbage"),
     "compressed": (told.sends(gzip.compress(ANSWER), headers="Content-Encoding: gzip\r\n"), "garbage"),
-    "web page": (told.sends(b"<html>Please log in</html>"), "garbage"),
     "not UTF-8": (told.sends(b'{"choices": "\xff\xfe"}'), "garbage"),
-    "null choices": (told.sends({"choices": None}), "garbage"),
     "content a number": (told.sends({"choices": [{"message": {"content": 5}}]}), "garbage"),
     "deeply nested": (told.sends(b'{"choices":' + b"[" * 200_000), "garbage"),
     "a number of 5000 digits": (told.sends(b'{"choices":' + b"9" * 5000 + b"}"), "garbage"),
     "charset that is no text": (told.sends(b"hello", 500, "Content-Type: text/plain; charset=hex\r\n"), "server"),
-    "cookie beyond ASCII": (
-        told.speaks(b"HTTP/1.1 503 -\r\nSet-Cookie: \xff=1\r\nContent-Length: 2\r\n\r\n{}"),
-        "server",
-    ),
+    "odd cookie": (told.speaks(b"HTTP/1.1 503 -\r\nSet-Cookie: \xff=1\r\nContent-Length: 2\r\n\r\n{}"), "server"),
     "a long message": (told.fails(500, message="x" * 10_000), "server"),
     "half a character": (told.fails(500, message="broken \ud800 text"), "server"),
 }
@@ -78,43 +61,27 @@ def test_every_fault_is_recorded_and_the_call_made_again(films: Dataset, server:
     assert told.stored(made, "SELECT max(length(message)) FROM events") == [(300,)]
 
 
-def test_what_always_fails_is_listed_and_alone_asked_again(films: Dataset, server: ScriptedServer) -> None:
-    """Faulty and good items take turns, so that no run of failures ends the run."""
-    faults = [FAULTS[name] for name in ("status 500", "timeout", "drop in a chunk", "web page", "null choices")]
-    server.script = lambda asked: faults[asked.item // 2][0] if asked.item % 2 else told.good()
-    made = told.generation(films, server.base_url, attempts=2, timeout=0.3, concurrency=1)
-    progress = told.ask(made, 10)
-    assert (server.requests, progress.calls, progress.done, progress.failed) == (15, 15, 5, 5)
-    listed = [(2 * number + 1, kind) for number, (_, kind) in enumerate(faults)]
-    assert told.stored(made, "SELECT id, kind FROM failures ORDER BY id") == listed
-    assert told.ids(made, "answers") == set(range(0, 10, 2))
-    server.forget()
-    server.script = lambda _: told.good()
-    progress = told.ask(made, 10)
-    assert [asked.item for asked in server.log] == list(range(1, 10, 2))
-    assert (progress.found, progress.done) == (5, 5)
-    assert (told.ids(made, "answers"), told.ids(made, "failures")) == (set(range(10)), set())
-
-
-def test_a_busy_server_is_tried_longer_than_one_that_fails(films: Dataset, server: ScriptedServer) -> None:
-    server.script = lambda _: told.fails(429, headers="Retry-After: 0.001\r\n")
-    made = told.generation(films, server.base_url, attempts=2)
-    assert told.ask(made, 1).failures == {"busy": 1}
-    assert server.requests == 2 * jobs.BUSY_FACTOR
-
-
-@pytest.mark.parametrize("concurrency", [1, 4])
-def test_a_run_of_failures_stops_and_names_the_server(films: Dataset, server: ScriptedServer, concurrency: int) -> None:
-    server.script = lambda _: told.fails(500)
-    made, progress = told.generation(films, server.base_url, attempts=1, concurrency=concurrency), Progress()
-    with pytest.raises(LLMError, match=rf"(?s){FAILURES_IN_A_ROW} questions in a row failed.*{server.base_url}"):
+@pytest.mark.parametrize(
+    ("reply", "kind", "tries", "words"),
+    [
+        (told.fails(500), "server", 2, "made to fail"),
+        (told.fails(429, headers="Retry-After: 0.001\r\n"), "busy", 2 * jobs.BUSY_FACTOR, "made to fail"),
+        (told.fails(422, "unsupported", "no such parameter: top_q"), "request", 1, "top_q"),
+        (told.sends(b"", 307, "Location: /v1/chat/completions\r\n"), "request", 1, "moved to /v1/chat/completions"),
+        (told.sends(b"", 301, "Location: http://[::1/v1\r\n"), "request", 1, r"moved to http://\[::1/v1"),
+    ],
+)
+def test_a_run_of_failures_stops_and_names_the_server(
+    films: Dataset, server: ScriptedServer, reply: Reply, kind: str, tries: int, words: str
+) -> None:
+    server.script = lambda _: reply
+    made, progress = told.generation(films, server.base_url, attempts=2, concurrency=1), Progress()
+    with pytest.raises(LLMError, match=rf"(?s)5 questions in a row failed.*{words}.*{server.base_url}"):
         told.ask(made, 48, progress)
-    assert FAILURES_IN_A_ROW <= server.requests < FAILURES_IN_A_ROW + concurrency
-    assert progress.failures == {"server": server.requests}
-    assert len(told.ids(made, "failures")) == server.requests
-    server.forget()
-    server.script = lambda asked: told.good() if asked.number % FAILURES_IN_A_ROW == 0 else told.fails(500)
-    progress = told.ask(told.generation(films, server.base_url, attempts=1, concurrency=1), 20)
+    assert (progress.failures, told.ids(made, "failures")) == ({kind: FAILURES_IN_A_ROW}, set(range(FAILURES_IN_A_ROW)))
+    assert (server.requests, told.events(made)) == (tries * FAILURES_IN_A_ROW, {kind: tries * FAILURES_IN_A_ROW})
+    server.script = lambda asked: reply if (asked.item + 1) % FAILURES_IN_A_ROW else told.good()
+    progress = told.ask(made, 20)
     assert (progress.done, progress.failed) == (4, 16), "a success in between lets a run go on"
 
 
@@ -123,44 +90,35 @@ def test_no_server_at_all_stops_the_run(films: Dataset) -> None:
         made, progress = told.generation(films, gone.base_url, attempts=2), Progress()
     with pytest.raises(LLMError, match=f"(?s)unreachable.*is the server running at {gone.base_url}"):
         told.ask(made, 20, progress)
-    assert set(told.events(made)) == {"unreachable"}
-    assert progress.done == 0
-    with ScriptedServer() as server:
-        assert told.ask(told.generation(films, server.base_url), 20).done == server.requests == 20
+    assert (set(told.events(made)), progress.done) == ({"unreachable"}, 0)
 
 
-@pytest.mark.parametrize("asks", ["header", "body", "nothing"])
-def test_a_busy_server_pauses_all_calls_and_halves_their_number(
-    films: Dataset, server: ScriptedServer, monkeypatch: pytest.MonkeyPatch, asks: str
+@pytest.mark.parametrize(
+    ("asks", "refused", "most"),
+    [("header", [9], 20), ("body", [9], 20), ("nothing", [9], 20), ("header", range(1, 9), 10)],
+)
+def test_a_busy_server_pauses_all_calls_and_halves_their_number_once(
+    films: Dataset, server: ScriptedServer, monkeypatch: pytest.MonkeyPatch, asks: str, refused: list[int], most: int
 ) -> None:
-    pause = 0.3
+    pause, pace = 0.3, Pace(8)
     monkeypatch.setattr(jobs, "_BUSY_PAUSE", pause)
+    monkeypatch.setattr(jobs, "Pace", lambda _: pace)
     headers = "" if asks == "nothing" else f"Retry-After: {pause}\r\n"
-    busy = told.sends({"error": {"message": "", "code": 429}}, 200 if asks == "body" else 429, headers)
-    server.script = lambda asked: busy if asked.number == 9 else told.good(0.01)
+    error = {"error": {"message": "", "code": 429}}
+    busy = told.sends(error, 200 if asks == "body" else 429, headers, delay=0.05 if len(refused) > 1 else 0)
+    server.script = lambda asked: busy if asked.number in refused else told.good(0.05)
     made = told.generation(films, server.base_url, concurrency=8)
-    progress = told.ask(made, 40)
-    refused, later = server.log[8], server.log[9:]
-    early = [asked.arrived - refused.sent for asked in later if asked.arrived < refused.sent + 0.9 * pause]
+    progress = told.ask(made, most)
+    said = max(server.log[number - 1].sent for number in refused)
+    early = [asked.arrived - said for asked in server.log if 0 < asked.arrived - said < 0.9 * pause]
     assert all(seconds < 0.1 for seconds in early), "someone asked during the pause"
     assert len(early) < 8
-    assert (server.requests, progress.calls, progress.done) == (41, 41, 40)
-    assert told.events(made) == {"busy": 1}
-    after = later[len(early) :][:8]
-    overlaps = [sum(other.arrived <= asked.arrived < other.sent for other in after) for asked in after]
-    assert max(overlaps) <= 5, "the limit was not halved"
-
-
-def test_a_whole_wave_of_refusals_halves_once(
-    films: Dataset, server: ScriptedServer, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    pace = Pace(8)
-    monkeypatch.setattr(jobs, "Pace", lambda _: pace)
-    wave = told.fails(429, headers="Retry-After: 0.1\r\n", delay=0.05)
-    server.script = lambda asked: wave if asked.number <= 8 else told.good(0.01)
-    assert told.ask(told.generation(films, server.base_url, concurrency=8), 10).done == 10
-    assert server.requests == 18
-    assert 5 < pace.limit < 8, "it was halved more than once, or never rose again"
+    later = [asked for asked in server.log if asked.arrived - said >= 0.9 * pause]
+    at_once = [sum(other.arrived <= asked.arrived < other.sent for other in later) for asked in later[:6]]
+    assert max(at_once) <= 5, "the lower number was not kept"
+    assert server.requests == progress.calls == progress.done + len(refused) == most + len(refused)
+    assert told.events(made) == {"busy": len(refused)}
+    assert 5 < pace.limit < 8, "it was not halved, or more than once, or never rose again"
 
 
 def test_those_who_wait_for_a_place_respect_a_pause_too(films: Dataset, server: ScriptedServer) -> None:
@@ -173,11 +131,8 @@ def test_those_who_wait_for_a_place_respect_a_pause_too(films: Dataset, server: 
     assert early == [], f"asked so many seconds after a refusal that asked for 0.4 s: {early}"
 
 
-@pytest.mark.parametrize("status", [429, 503])
-@pytest.mark.parametrize("seconds", [121, 1e400])
-def test_a_pause_beyond_two_minutes_stops_the_run(
-    films: Dataset, server: ScriptedServer, status: int, seconds: float
-) -> None:
+@pytest.mark.parametrize(("status", "seconds"), [(429, 121), (503, 1e400)])
+def test_too_long_a_pause_stops_the_run(films: Dataset, server: ScriptedServer, status: int, seconds: float) -> None:
     long = told.fails(status, headers=f"Retry-After: {seconds}\r\n")
     server.script = lambda asked: long if asked.number > 8 else told.good()
     made = told.generation(films, server.base_url)
@@ -187,14 +142,13 @@ def test_a_pause_beyond_two_minutes_stops_the_run(
     assert (len(told.ids(made, "answers")), told.ids(made, "failures")) == (8, set())
 
 
-@pytest.mark.parametrize("status", [429, 503])
-def test_a_stop_ends_a_long_pause(films: Dataset, server: ScriptedServer, status: int) -> None:
+def test_a_stop_ends_a_long_pause(films: Dataset, server: ScriptedServer) -> None:
     stop, started = threading.Event(), time.monotonic()
 
     def script(asked: Asked) -> Reply:
         if asked.number == 7:
             threading.Timer(0.3, stop.set).start()
-        return told.fails(status, headers="Retry-After: 100\r\n") if asked.number > 6 else told.good()
+        return told.fails(429, headers="Retry-After: 100\r\n") if asked.number > 6 else told.good()
 
     server.script = script
     progress = told.ask(told.generation(films, server.base_url), 48, stop=stop)
@@ -233,32 +187,18 @@ def test_what_no_retry_can_mend_stops_at_once(films: Dataset, server: ScriptedSe
     assert (told.ask(made, 48).done, server.requests) == (38, 38)
 
 
-def test_what_concerns_one_subject_alone_is_asked_once_and_stops_nothing(
-    films: Dataset, server: ScriptedServer
-) -> None:
-    server.script = lambda asked: told.fails(400, "content_filter") if asked.number <= 8 else told.good()
+def test_what_concerns_one_subject_stops_nothing_and_is_asked_later(films: Dataset, server: ScriptedServer) -> None:
+    filtered = told.fails(400, "content_filter", message="broken \ud800 text")
+    server.script = lambda asked: filtered if asked.number <= 8 else told.good()
     made = told.generation(films, server.base_url, concurrency=1)
     progress = told.ask(made, 12)
     assert (server.requests, progress.calls, progress.done, progress.failures) == (12, 12, 4, {"content": 8})
     assert (told.ids(made, "failures"), told.events(made)) == (set(range(8)), {"content": 8})
-
-
-@pytest.mark.parametrize(
-    ("reply", "words"),
-    [
-        (told.fails(422, "unsupported", "no such parameter: top_q"), "top_q"),
-        (told.sends(b"", 307, "Location: /v1/chat/completions\r\n"), "moved to /v1/chat/completions"),
-        (told.sends(b"", 301, "Location: http://[::1/v1\r\n"), r"moved to http://\[::1/v1"),
-    ],
-)
-def test_a_request_the_server_cannot_take_is_not_repeated(
-    films: Dataset, server: ScriptedServer, reply: Reply, words: str
-) -> None:
-    server.script = lambda _: reply
-    made = told.generation(films, server.base_url, concurrency=1)
-    with pytest.raises(LLMError, match=f"in a row failed.*{words}"):
-        told.ask(made, 12)
-    assert (server.requests, told.events(made)) == (FAILURES_IN_A_ROW, {"request": FAILURES_IN_A_ROW})
+    server.forget()
+    server.script = lambda _: told.good()
+    progress = told.ask(made, 12)
+    assert ([asked.item for asked in server.log], progress.found, progress.done) == (list(range(8)), 4, 8)
+    assert (told.ids(made, "answers"), told.ids(made, "failures")) == (set(range(12)), set())
 
 
 def error(code: Any, message: str = "made to fail") -> dict[str, Any]:
@@ -267,12 +207,10 @@ def error(code: Any, message: str = "made to fail") -> dict[str, Any]:
 
 PAGE = "<html>502 upstream timed out</html>"
 WORDS: list[tuple[int, Any, str, str]] = [
-    (402, error(None), "quota", "402: made to fail"),
     (429, error("billing_hard_limit_reached"), "quota", "429: made to fail"),
     (200, error(402, "Insufficient credits."), "quota", "402: Insufficient credits."),
     (403, error(None), "key", "403: made to fail"),
     (400, [error(400, "API key not valid")], "key", "API key not valid"),
-    (400, error("content_policy_violation"), "content", "400: made to fail"),
     (400, error("context_length_exceeded"), "content", "400: made to fail"),
     (422, {"error": "inputs tokens + max_new_tokens must be <= 512"}, "content", "422: inputs tokens + max"),
     (400, {"message": "This model's maximum context length is 4096", "code": 400}, "content", "400: This model's"),
@@ -281,7 +219,6 @@ WORDS: list[tuple[int, Any, str, str]] = [
     (502, PAGE, "server", f"502: {PAGE}"),
     (500, "", "server", "500: no message"),
     (200, PAGE, "garbage", f"no chat completion: {PAGE}"),
-    (200, {"choices": [], "prompt_filter_results": []}, "garbage", '{"choices": [], "prompt_filter'),
     (200, {"error": {"message": "Overloaded", "type": "overloaded_error"}}, "busy", "overloaded_error: Overloaded"),
 ]
 
@@ -294,33 +231,28 @@ def test_the_servers_own_words_reach_the_user(status: int, body: Any, kind: str,
     assert words in caught.value.message
 
 
-def test_odd_content_is_stored_or_reported(films: Dataset, server: ScriptedServer) -> None:
+def test_odd_content_is_stored(films: Dataset, server: ScriptedServer) -> None:
     """Text in parts, and halves of characters everywhere."""
     parts = [{"type": "text", "text": "This is the story "}, {"type": "text", "text": "of the sea."}]
     cases = [
-        told.fails(400, "content_filter", message="broken \ud800 text"),
-        told.says("", refusal="broken \ud800 text"),
         told.says(told.prose, finish_reason="st\ud800op"),
         told.says("This is the \ud800 story of the sea and of the people in it."),
         told.says('{"profile": "This is the \\ud800 story of the sea and of the people in it."}'),
         told.says("", content=[{"type": "thinking", "thinking": "Well."}, *parts]),
     ]
-    server.script = lambda asked: cases[asked.item] if asked.item < len(cases) else told.good()
-    made = told.generation(films, server.base_url, attempts=2)
-    ask = told.ask(made, 10)
-    assert (ask.done, told.ids(made, "failures"), told.ids(made, "answers")) == (8, {0, 1}, set(range(2, 10)))
+    server.script = lambda asked: cases[asked.item]
+    made = told.generation(films, server.base_url)
+    assert told.ask(made, len(cases)).done == len(cases)
     texts = dict(told.stored(made, "SELECT id, text FROM answers"))
-    assert (texts[4][:12], texts[5]) == ("This is the ", "This is the story of the sea.")
+    assert (texts[2][:12], texts[3]) == ("This is the ", "This is the story of the sea.")
 
 
-@pytest.mark.parametrize("key", ["sk-one\nsk-two-0123456789", "sk-tést-0123456789"])
-def test_a_key_that_is_no_header_is_an_error_that_does_not_show_it(
-    films: Dataset, server: ScriptedServer, monkeypatch: pytest.MonkeyPatch, key: str
-) -> None:
-    monkeypatch.setenv("OPENAI_API_KEY", key)
+def test_a_bad_key_is_not_shown(films: Dataset, server: ScriptedServer, monkeypatch: pytest.MonkeyPatch) -> None:
     made = told.generation(films, server.base_url, attempts=1)
-    with pytest.raises(SpikeKitError) as caught:
-        told.ask(made, 6)
-    assert "0123456789" not in str(caught.value)
+    for key in ("sk-one\nsk-two-0123456789", "sk-tést-0123456789"):
+        monkeypatch.setenv("OPENAI_API_KEY", key)
+        with pytest.raises(SpikeKitError) as caught:
+            told.ask(made, 6)
+        assert "0123456789" not in str(caught.value)
     assert server.requests == 0
     assert not any(b"0123456789" in file.read_bytes() for file in made.answers.parent.iterdir())

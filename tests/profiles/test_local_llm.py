@@ -6,12 +6,9 @@
 import os
 import socket
 import subprocess
-import time
-import urllib.error
-import urllib.request
 from collections.abc import Iterator
-from pathlib import Path
 
+import openai
 import pytest
 
 from spike_kit.cli import main
@@ -41,7 +38,7 @@ def base_url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     with (folder / "log").open("wb") as log:
         server = subprocess.Popen([PYTHON, "-m", "llama_cpp.server", *arguments], stdout=log, stderr=log)
         try:
-            _wait(f"http://127.0.0.1:{port}/v1/models", server, folder / "log")
+            openai.OpenAI(base_url=f"http://127.0.0.1:{port}/v1", api_key="none", max_retries=20).models.list()
             yield f"http://127.0.0.1:{port}/v1"
             assert server.poll() is None, f"the server died ({server.poll()}): {(folder / 'log').read_text()[-2000:]}"
         finally:
@@ -49,40 +46,21 @@ def base_url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
             server.wait(timeout=30)
 
 
-def _wait(url: str, server: subprocess.Popen[bytes], log: Path) -> None:
-    for _ in range(240):
-        assert server.poll() is None, log.read_text(errors="replace")[-2000:]
-        try:
-            with urllib.request.urlopen(url, timeout=5):
-                return
-        except (urllib.error.URLError, OSError):
-            time.sleep(0.5)
-    pytest.fail(f"the server does not answer: {log.read_text(errors='replace')[-2000:]}")
-
-
-def test_a_real_model_writes_profiles_that_are_stored_checked_and_encoded(
-    base_url: str, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_a_real_model_writes_profiles(base_url: str, capsys: pytest.CaptureFixture[str]) -> None:
     data = tiny_study()
     # This server answers one request after the other; two at a time have brought it down.
     llm = LLMConfig(model=MODEL, base_url=base_url, concurrency=1, max_tokens=64)
     generation = Generation(data, GenerationConfig(llm=llm, fill="template"), "gemma")
     seen = generation.run().progress
-    total = seen.total
-    assert seen.done + seen.failed == total
-    assert total <= seen.calls <= 2 * total
+    assert seen.done + seen.failed == seen.total <= seen.calls <= 2 * seen.total
     assert seen.tokens_in > 100 * seen.calls
     with Store(generation.answers) as store:
         kept = store.run("SELECT text, latency, server FROM answers")
         turned_down = store.run("SELECT problem FROM rejected")
-        assert store.run("SELECT count(*) FROM prompts") == [(total,)]
         assert store.run("SELECT kind, message FROM events") == []
-    assert len(kept) == seen.done
-    assert len(kept) + len(turned_down) == seen.calls
+    assert len(kept) == seen.done == seen.calls - len(turned_down)
     assert all(text and latency > 0 and server == base_url for text, latency, server in kept)
-    profiles = data.profiles("gemma")
-    assert (profiles["model"] == MODEL).sum() == seen.done
-    assert (profiles["model"] == "template").sum() == seen.failed
+    assert data.profiles("gemma")["model"].value_counts().get(MODEL, 0) == seen.done
     assert data.provenance("gemma")["filled_from_template"] == seen.failed
 
     model = ["--model", MODEL, "--base-url", base_url, "--max-tokens", "64", "--concurrency", "1"]

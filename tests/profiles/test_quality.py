@@ -57,13 +57,10 @@ def test_words_known_in_lower_case_are_no_names_at_the_start_of_a_sentence_only(
         ("Peter Jackson's Heavenly Creatures", "Heavenly Creatures by Peter Jackson", True),
         ("Peter Jackson's Braindead", "Heavenly Creatures by Peter Jackson", False),
         ("千と千尋", "題名は千と千尋の神隠し", True),
-        ("C++ (.*", "d", False),
         ("C++ (.*", "c", True),
     ],
 )
-def test_support_ignores_case_accents_and_punctuation_but_not_word_boundaries(
-    name: str, prompt: str, expected: bool
-) -> None:
+def test_support_ignores_case_accents_and_marks_but_not_words(name: str, prompt: str, expected: bool) -> None:
     assert quality.supported(name, quality.comparable(prompt)) is expected
 
 
@@ -92,11 +89,6 @@ def test_hostile_texts_are_measured_in_time(text: str) -> None:
     assert time.process_time() - start < 10
 
 
-def test_distinct_pairs_never_cross_texts() -> None:
-    assert quality.distinct_2(["a b a b", "b a"]) == pytest.approx(2 / 4)
-    assert math.isnan(quality.distinct_2(["a", "b", ""]))
-
-
 def brute_force(texts: list[str], threshold: float = 0.8) -> np.ndarray:
     shingles = [{tuple(words[n : n + 3]) for n in range(len(words) - 2)} for words in map(str.split, texts)]
     near = np.zeros(len(texts), dtype=bool)
@@ -121,15 +113,10 @@ def test_planted_near_duplicates_are_found_and_nothing_else(monkeypatch: pytest.
     assert near.sum() == 40
     monkeypatch.setattr(quality, "CHUNK_ENTRIES", 50)
     np.testing.assert_array_equal(quality.near_duplicates(texts), near)
-
-
-@pytest.mark.parametrize("vocabulary", [3, 20])
-def test_near_duplicates_of_few_words_are_found_whatever_they_share(
-    vocabulary: int, monkeypatch: pytest.MonkeyPatch
-) -> None:
     monkeypatch.setattr(quality, "BUCKET_WINDOW", 200)
-    texts = random_texts(200, 12, vocabulary)
-    np.testing.assert_array_equal(quality.near_duplicates(texts, 0.5), brute_force(texts, 0.5))
+    for vocabulary in (3, 20):
+        texts = random_texts(200, 12, vocabulary)
+        np.testing.assert_array_equal(quality.near_duplicates(texts, 0.5), brute_force(texts, 0.5))
 
 
 def test_the_same_words_are_duplicates_and_a_large_group_stays_cheap() -> None:
@@ -177,12 +164,9 @@ def test_profile_sets_are_compared_on_the_subjects_they_share() -> None:
     vectors = {"template": ProfileVectors(torch.eye(1, 3), torch.eye(3))}
     both = {"template": TEMPLATE, "model": pd.concat([MODEL, frame([("item", 0, "filled in")], FILLED)])}
     table = quality.quality_table(both, PROMPTS, {"item": 3, "user": 2}, vectors)
-    assert table[["profiles", "subject", "n"]].to_numpy().tolist() == [
-        ["template", "item", 1],
-        ["model", "item", 1],
-        ["template", "user", 1],
-        ["model", "user", 1],
-    ]
+    shown = ["template item", "model item", "template user", "model user"]
+    assert (table["profiles"] + " " + table["subject"]).tolist() == shown
+    assert table["n"].tolist() == [1, 1, 1, 1]
     assert table["faithfulness"].fillna(-1).tolist() == [1, 0.5, 1, -1]
     assert table["with_names"].tolist() == [1, 1, 1, 0]
     assert table["words_max"].tolist() == [4, 4, 2, 4]
@@ -190,8 +174,5 @@ def test_profile_sets_are_compared_on_the_subjects_they_share() -> None:
     assert table["spread"].isna().all()
     alone = quality.quality_table({"template": TEMPLATE}, PROMPTS, {"item": 9, "user": 9}, vectors).set_index("subject")
     assert alone[["n", "spread"]].to_numpy()[0].tolist() == pytest.approx([2, 1])
-
-
-def test_profile_sets_without_a_common_subject_are_not_compared() -> None:
     with pytest.raises(DataError, match=r"no subject has a profile of each profile set \(template, model\)"):
         quality.measure_profiles({"template": TEMPLATE, "model": MODEL.tail(1)}, PROMPTS)

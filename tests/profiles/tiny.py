@@ -8,6 +8,7 @@ from typing import Any
 import pandas as pd
 
 from spike_kit.base import paths
+from spike_kit.base.storage import sha256_text
 from spike_kit.data.dataset import Dataset, SourceFile, create_dataset
 from spike_kit.data.tables import Tables
 from tests.profiles import llm_server
@@ -35,18 +36,12 @@ TRIPLES = (
     (4, 2, NUMBER),
     (4, 2, NAMED_NUMBER),
 )
-INTERACTIONS = (
-    *((0, film, "train") for film in range(4)),
-    (0, 4, "valid"),
-    (0, 5, "test"),
-    (1, 0, "train"),
-    (1, 1, "train"),
-    (1, 2, "test"),
-    (2, 0, "train"),
-    (2, 3, "valid"),
-    (3, 1, "valid"),
-    (3, 2, "test"),
-)
+PAIRS = {
+    "train": ((0, 0), (0, 1), (0, 2), (0, 3), (1, 0), (1, 1), (2, 0)),
+    "valid": ((0, 4), (2, 3), (3, 1)),
+    "test": ((0, 5), (1, 2), (3, 2)),
+}
+INTERACTIONS = sorted((user, film, split) for split, pairs in PAIRS.items() for user, film in pairs)
 """Train interactions of the films: Alien 3, Aliens 2, Gladiator and Thelma 1, the others none; user 3 has none."""
 
 
@@ -57,17 +52,16 @@ def tiny_tables(
     others: Sequence[tuple[str, str, str]] = OTHERS,
 ) -> Tables:
     """Tables of the data set; ``labels`` and ``descriptions`` take the place of some, by id."""
-    names = [*FILMS, *(label for _, label, _ in others)]
-    names = [(labels or {}).get(number, name) for number, name in enumerate(names)]
-    ids, kinds = [f"film:{number}" for number in range(len(FILMS))], ["item"] * len(FILMS)
+    nodes = [*((f"film:{number}", title, "item") for number, title in enumerate(FILMS)), *others]
+    entities = pd.DataFrame(nodes, columns=["source_id", "label", "kind"]).rename_axis("entity").reset_index()
+    entities["label"] = [(labels or {}).get(number, label) for number, label in enumerate(entities["label"])]
+    items = entities[: len(FILMS)].rename(columns={"entity": "item"}).drop(columns="kind")
     users = range(1 + max(user for user, _, _ in INTERACTIONS))
-    items = [(number, ids[number], names[number], (descriptions or {}).get(number, "")) for number in range(len(FILMS))]
-    ids, kinds = [*ids, *(key for key, _, _ in others)], [*kinds, *(kind for _, _, kind in others)]
     interactions = pd.DataFrame(INTERACTIONS, columns=["user", "item", "split"]).assign(rating=5.0, timestamp=None)
     return Tables(
         users=pd.DataFrame([(u, f"u{u}", f"User {u}") for u in users], columns=["user", "source_id", "label"]),
-        items=pd.DataFrame(items, columns=["item", "source_id", "label", "description"]),
-        entities=pd.DataFrame({"entity": range(len(ids)), "source_id": ids, "label": names, "kind": kinds}),
+        items=items.assign(description=[(descriptions or {}).get(number, "") for number in items["item"]]),
+        entities=entities,
         relations=pd.DataFrame(
             [(number, name, name, template) for number, (name, template) in enumerate(RELATIONS)],
             columns=["relation", "source_id", "label", "template"],
@@ -103,16 +97,22 @@ def tiny_study(
 
 def in_memory(tables: Tables) -> Dataset:
     """A data set that is on no disk, so that its tables may hold what no data-set folder would take."""
-    manifest = _template().manifest
-    data = Dataset(paths.data_root() / "nowhere", manifest)
+    if not (paths.data_root() / "template" / paths.MANIFEST).is_file():
+        tiny_study("template")
+    data = Dataset(paths.data_root() / "nowhere", Dataset.open("template").manifest)
     data.__dict__["tables"] = tables
     return data
 
 
-def _template() -> Dataset:
-    if not (paths.data_root() / "template" / paths.MANIFEST).is_file():
-        tiny_study("template")
-    return Dataset.open("template")
+def inside(user: str) -> list[str]:
+    """Lines between the two fences of a prompt, which nothing but these lines could have named."""
+    lines = user.splitlines()
+    assert lines[0].startswith("BEGIN ")
+    (end,) = [place for place, line in enumerate(lines) if line.startswith("END ")]
+    fence = f"DATA {sha256_text(chr(10).join(lines[1:end]))[:12]}"
+    assert (lines[0], lines[end], lines[end + 1 : -1]) == (f"BEGIN {fence}", f"END {fence}", [""])
+    assert not any(line.startswith("BEGIN ") for line in lines[1:])
+    return lines[1:end]
 
 
 def prose(body: dict[str, Any]) -> str:
@@ -127,6 +127,9 @@ def served(answer: Callable[[dict[str, Any]], str] = prose) -> Iterator[Scripted
     with ScriptedServer(lambda _: says(lambda asked: answer(asked.body))) as server:
         yield server
 
+
+NOWHERE = "http://127.0.0.1:9/v1"
+"""Address at which no server is."""
 
 generation = partial(llm_server.generation, profiles="llm", model="small-model")
 """A generation that asks a server of these tests."""
