@@ -33,6 +33,8 @@ from tests.test_storage import fill_the_disk
 from tests.world import World, build
 
 SETTINGS = {"epochs": 7, "batch_size": 100, "eval_every": 2, "patience": 0, "schedule": "cosine", "warmup_steps": 5}
+OPTIONS = {"model": "spike", "dataset": "world", "device": "cpu", **SETTINGS}
+COMMAND = ["train", *(f"--{name.replace('_', '-')}={value}" for name, value in OPTIONS.items())]
 STEPS = 7 * 6
 """Steps of these epochs on the tiny world."""
 
@@ -85,11 +87,6 @@ def every_epoch_is_saved(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(loop, "SAVE_PAUSE", 0)
 
 
-def command(model: str) -> list[str]:
-    options = {"model": model, "dataset": "world", "device": "cpu", **SETTINGS}
-    return ["train", *(f"--{name.replace('_', '-')}={value}" for name, value in options.items())]
-
-
 def assert_same(found: Run, expected: Run) -> None:
     assert found.path.name == expected.path.name
     assert equal(found.tensors(), expected.tensors())
@@ -114,8 +111,8 @@ def test_an_interrupted_training_ends_with_the_bits_of_an_uninterrupted_one(data
     term, kill, ctrl_c = int(signal.SIGTERM), int(signal.SIGKILL), int(signal.SIGINT)
     ends = [(term, 4, ""), (kill, 8, ""), (kill, -1, "generator.draws"), (kill, 14, ""), (term, 18, "")]
     ends += [(ctrl_c, 19, ""), (kill, 23, ""), (term, STEPS, ""), (0, -1, "")]
-    sittings = [(str(homes[0]), command("spike"), *end) for end in ends]
-    given = json.dumps([*sittings, (str(homes[1]), command("spike"), 0, -1, "")])
+    sittings = [(str(homes[0]), COMMAND, *end) for end in ends]
+    given = json.dumps([*sittings, (str(homes[1]), COMMAND, 0, -1, "")])
     ended = subprocess.run([sys.executable, "-c", textwrap.dedent(DRIVER)], input=given, capture_output=True, text=True)
     assert ended.returncode == 0, ended.stderr
     codes = {term: 143, kill: -kill, ctrl_c: 130, 0: 0}

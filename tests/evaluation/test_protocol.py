@@ -1,4 +1,5 @@
 import dataclasses
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -9,8 +10,9 @@ import torch
 from spike_kit.base.errors import TrainingError
 from spike_kit.base.seeds import torch_generator
 from spike_kit.evaluation import ranking
-from spike_kit.evaluation.ranking import RankingTask, evaluate, top_items
+from spike_kit.evaluation.ranking import METRICS, RankingTask, evaluate, top_items
 from spike_kit.models.base import FixedEmbeddings, Recommender
+from tests.fixture_files import Fixture
 from tests.reference.evaluation import lists_of, loop, task_of
 from tests.world import World
 
@@ -143,3 +145,28 @@ def test_users_without_train_are_not_ranked_and_what_is_seen_cannot_be_hit(world
     _, per_user = evaluate(scorer(perfect), task)
     assert per_user["user"].tolist() == sorted({*range(len(tables.users))} - {5, 9})
     assert per_user["recall@10"].tolist() == [0.0] + [1.0] * (len(world.planted) - 3)
+
+
+def test_parity_with_the_reference_metrics() -> None:
+    """With the metrics of the reference code, and with those of ir-measures on the same lists."""
+    fixture = Fixture("metrics")
+    n_users, n_items = fixture.arrays["input.scores"].shape
+    users = fixture.arrays["evaluated_users"]
+    seen, relevant = lists(fixture, "train"), lists(fixture, "test")
+    task = task_of([seen[user] for user in users], [relevant[user] for user in users], n_items)
+    scores = torch.from_numpy(fixture.arrays["input.scores"][users])
+    cutoffs = fixture.arrays["hp.k"].tolist()
+    means, per_user = evaluate(scorer(scores), task, cutoffs)
+    references = [*((name, "ir_measures") for name in METRICS), *((name, "reference") for name in list(METRICS)[:3])]
+    for name, reference in references:
+        key = "hit" if name == "hit_rate" else name
+        found = per_user[[f"{name}@{k}" for k in cutoffs]]
+        np.testing.assert_allclose(found, fixture.arrays[f"{reference}.per_user.{key}"], atol=1e-6)
+        expected = fixture.arrays[f"{reference}.mean.{key}"].tolist()
+        assert [means[str(column)] for column in found] == pytest.approx(expected, abs=1e-6)
+    assert n_users > len(users)
+
+
+def lists(fixture: Fixture, name: str) -> list[list[int]]:
+    pointer, items = fixture.arrays[f"input.{name}_indptr"], fixture.arrays[f"input.{name}_indices"]
+    return [items[start:stop].tolist() for start, stop in pairwise(pointer)]
