@@ -14,7 +14,7 @@ from spike_kit.data.dataset import Dataset
 from spike_kit.data.sources import RECIPES, SOURCES
 from spike_kit.evaluation.beyond import MEASURES
 from spike_kit.models import MODELS
-from spike_kit.profiles.loopback import MODEL, LoopbackProcess, completion
+from spike_kit.profiles.loopback import completion
 
 SHORT = ["--epochs", "2", "--batch-size", "512", "--device", "cpu"]
 
@@ -168,18 +168,6 @@ def test_help_of_build_names_every_source(capsys: pytest.CaptureFixture[str]) ->
         shown = capsys.readouterr().out
         assert all(f"- {name}:" in shown for name in RECIPES)
         assert "--min-rating" in shown
-
-
-def test_profiling_by_a_server_of_ones_own(data: Dataset, capsys: pytest.CaptureFixture[str]) -> None:
-    with LoopbackProcess() as server:
-        command = ["profile", "world", "--profiles", "llm", "--model", MODEL, "--base-url", server.base_url]
-        assert main(command) == 0
-        text = capsys.readouterr().out
-        assert "0 answers from before, 124 new, 0 failed; 124 calls" in text
-        assert text.splitlines()[-1].endswith("llm.parquet")
-        assert len(data.profiles("llm")) == 124
-        assert main(command) == 0
-        assert "124 answers from before, 0 new, 0 failed; 0 calls" in output(capsys)
 
 
 def test_profiling_by_batches(data: Dataset, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:

@@ -96,8 +96,6 @@ def test_a_run_folder_holds_everything_and_is_never_made_twice(data: Dataset) ->
     stamp = (first.path / "metrics.json").stat().st_mtime_ns
     assert run(quick(), progress=False).path == first.path
     assert (first.path / "metrics.json").stat().st_mtime_ns == stamp
-    assert re.fullmatch("spike-world-.*-s0", first.path.name)
-    assert {"python", "packages", "device", "threads", "commit", "date"} <= set(first.environment)
     per_user = first.per_user.query("split == 'test'")
     assert len(per_user) == len(data.users)
     assert per_user["ndcg@20"].mean() == pytest.approx(first.metrics["test"]["ndcg@20"])
