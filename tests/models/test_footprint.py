@@ -1,4 +1,4 @@
-"""The estimate of memory against what a training really takes."""
+"""Memory: the estimate against what a training really takes; vectors are mapped from their file."""
 
 import dataclasses
 import re
@@ -11,6 +11,7 @@ import torch
 from benchmarks.common import alone
 from benchmarks.synthetic import AMAZON_BOOK, synthetic_graph, synthetic_vectors
 from spike_kit.base.devices import peak_bytes, reset_peak
+from spike_kit.data.vectors import ProfileVectors
 from spike_kit.models import find_model, find_preset
 from spike_kit.models.base import TrainedConfig
 from spike_kit.models.footprint import footprint
@@ -18,6 +19,10 @@ from spike_kit.training.loop import training_step
 from spike_kit.training.sampling import NegativeSampler, epoch_batches
 
 STATUS = Path("/proc/self/status")
+pytestmark = pytest.mark.skipif(
+    not STATUS.is_file() or "RssAnon:" not in STATUS.read_text(encoding="utf-8"),
+    reason="this system does not tell mapped pages from memory",
+)
 
 
 def status(name: str) -> int:
@@ -56,7 +61,15 @@ def measured(name: str, preset: str, settings: dict[str, Any]) -> tuple[int, int
     ],
 )
 def test_the_estimate_is_an_upper_bound_and_not_a_wild_one(name: str, preset: str, settings: dict[str, Any]) -> None:
-    if not STATUS.is_file() or "RssAnon:" not in STATUS.read_text(encoding="utf-8"):
-        pytest.skip("this system does not tell mapped pages from memory")
     taken, estimated = alone(measured, name, preset, settings)
     assert taken <= estimated <= 4 * taken + 200 * 2**20
+
+
+def test_vectors_are_mapped_not_read(tmp_path: Path) -> None:
+    """Opening a file of vectors takes no memory of its own size."""
+    file = tmp_path / "vectors.safetensors"
+    ProfileVectors(torch.zeros(10, 384), torch.zeros(50_000, 384)).save(file, {})
+    before = status("RssAnon")
+    vectors = ProfileVectors.load(file)
+    assert float(vectors.entity.sum()) == 0
+    assert status("RssAnon") - before < 30 * 2**20

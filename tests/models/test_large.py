@@ -1,7 +1,6 @@
 """Bounds on memory: what passes in chunks gives what it gives in one piece, and a training that cannot fit says so."""
 
 import dataclasses
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -11,7 +10,6 @@ from torch import Tensor
 from spike_kit.base.errors import ConfigError, DeviceError
 from spike_kit.data.dataset import Dataset
 from spike_kit.data.graph import Graph
-from spike_kit.data.vectors import ProfileVectors
 from spike_kit.experiments import run as running
 from spike_kit.experiments.run import RunConfig, train
 from spike_kit.models.footprint import footprint
@@ -79,22 +77,3 @@ def test_a_training_that_cannot_fit_says_so_and_proposes_settings_that_do(
         running.check_memory(settings, graph, 384, 64, torch.device("cpu"))
     leaner = settings.replace(budget_mib=128)
     assert running.check_memory(leaner, graph, 384, 64, torch.device("cpu")).total < free
-
-
-def test_vectors_are_mapped_not_read(tmp_path: Path) -> None:
-    """Opening a file of vectors takes no memory of its own size."""
-    file = tmp_path / "vectors.safetensors"
-    rows = torch.zeros(50_000, 384)
-    ProfileVectors(rows[:10].clone(), rows).save(file, {})
-    del rows
-    before = _anonymous_bytes()
-    vectors = ProfileVectors.load(file)
-    assert float(vectors.entity.sum()) == 0
-    assert _anonymous_bytes() - before < 30 * 2**20
-
-
-def _anonymous_bytes() -> int:
-    for line in Path("/proc/self/status").read_text(encoding="utf-8").splitlines():
-        if line.startswith("RssAnon:"):
-            return int(line.split()[1]) * 1024
-    pytest.skip("this system does not say how much memory is mapped")
