@@ -447,8 +447,8 @@ def best_paths(edges: pd.DataFrame, start: int, end: int, k: int, longest: int =
     source, target = edges["source"].to_numpy(), edges["target"].to_numpy()
     n_nodes = int(max(source.max(initial=0), target.max(initial=0), start, end)) + 1
     links = sparse.coo_array((np.ones(len(edges)), (source, target)), shape=(n_nodes, n_nodes)).tocsr()
-    hops = {"unweighted": True, "limit": longest}
-    there, back = csgraph.dijkstra(links, indices=start, **hops), csgraph.dijkstra(links.T, indices=end, **hops)
+    hops: dict[str, Any] = {"unweighted": True, "limit": longest}
+    there, back = (csgraph.dijkstra(ways, indices=[one], **hops)[0] for ways, one in ((links, start), (links.T, end)))
     near = edges[there[source] + 1 + back[target] <= longest].sort_values("weight", kind="stable")
     costs = near.assign(cost=-np.log(near["weight"].clip(lower=LEAST_WEIGHT)))
     graph = networkx.from_pandas_edgelist(costs, edge_attr=True, create_using=networkx.DiGraph)

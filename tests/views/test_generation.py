@@ -1,4 +1,3 @@
-import math
 from collections.abc import Iterator
 from html import unescape
 from typing import Any
@@ -13,11 +12,13 @@ from tests.profiles.tiny import generation, tiny_study, tiny_tables
 from tests.views.conftest import HOSTILE, safe
 
 KEY = "sk-planted-secret"
+ENOUGH = 1000
+"""Answers; no test asks for so many."""
 
 
 @pytest.fixture
 def gate() -> Gate:
-    return Gate(math.inf)
+    return Gate(ENOUGH)
 
 
 @pytest.fixture
@@ -56,7 +57,7 @@ def test_start_stop_and_resume(server: ScriptedServer, gate: Gate) -> None:
     assert session.status == "0 of 15 answered, 0 failed; 0 tokens in, 0 out"
     session.start()
     stop.click()
-    gate.left = math.inf
+    gate.left = ENOUGH
     until(lambda: not start.disabled)
     assert stop.disabled
     assert status.value.startswith("stopped; start goes on from here (1 of 15 answered, 0 failed; ")

@@ -72,7 +72,7 @@ def test_what_if_is_recomputed(view: Explanation) -> None:
     removals = view.removals(item)
     assert {removal.kind for removal in removals} == {"profile", "triple", "interaction"}
     removal = next(removal for removal in removals if removal.kind == "interaction")
-    row = view.what_if(removal).set_index("item").loc[view.label(item)]
+    row = view.what_if(removal).set_index("item").to_dict("index")[view.label(item)]
     assert row["new score"] == pytest.approx(float(view.explainer.without(removal).scores(3)[item]), abs=1e-6)
     assert row["rank"] == 1
     influence = view.influence(item).set_index("taken out")
