@@ -207,12 +207,10 @@ def find_runs(names: Sequence[str]) -> list[Run]:
     """
     found: list[Run] = []
     for name in names:
-        runs = [Run(folder) for folder in (paths.runs_root() / name, Path(name))]
-        here = [run for run in runs if (run.path / METRICS).is_file()]
+        here = [folder for folder in (paths.runs_root() / name, Path(name)) if (folder / METRICS).is_file()]
         if not here and len(names) == 1:
             return known_runs(Dataset.open(name))
         if not here:
-            where = paths.shown(paths.runs_root())
-            raise DataError(f"there is no finished run {name!r}", f"run folders are in {where}")
-        found.append(here[0])
+            raise DataError(f"there is no finished run {name!r}", f"runs are in {paths.shown(paths.runs_root())}")
+        found.append(Run(here[0]))
     return found

@@ -235,17 +235,15 @@ def sensitivity_frame(runs: Sequence[Run], metric: str = MONITOR, split: str = "
     flat = [(_flat(run), run.metrics[split][metric]) for run in runs]
     parts = []
     for name in dict.fromkeys(key for config, _ in flat for key in config if key.startswith(_SETTING)):
-        rows = [
-            (storage.canonical_json({**config, name: None}), config["model"], config[name], result)
-            for config, result in flat
-            if name in config
-        ]
-        series = pd.DataFrame(rows, columns=["rest", "model", "value", "result"]).groupby("rest", sort=False)
-        different, longest = max(
-            ((len(set(map(str, part["value"]))), part) for _, part in series), key=lambda counted: counted[0]
-        )
-        if different > 1:
-            groups = longest.groupby(["model", "value"])["result"].agg(seeds="count", mean="mean", sd="std")
+        series: dict[str, list[tuple[str, Any, float]]] = {}
+        for config, result in flat:
+            if name in config:
+                rest = storage.canonical_json({**config, name: None})
+                series.setdefault(rest, []).append((config["model"], config[name], result))
+        longest = max(series.values(), key=lambda rows: len({str(value) for _, value, _ in rows}))
+        table = pd.DataFrame(longest, columns=["model", "value", "result"])
+        if len(set(map(str, table["value"]))) > 1:
+            groups = table.groupby(["model", "value"])["result"].agg(seeds="count", mean="mean", sd="std")
             groups = groups.reset_index().astype({"value": object})
             parts.append(groups.assign(setting=name.removeprefix(_SETTING), metric=metric, split=split))
     columns = ["model", "setting", "value", "metric", "split", "seeds", "mean", "sd"]
