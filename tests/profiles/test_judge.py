@@ -104,7 +104,7 @@ def shown_in(body: dict[str, Any]) -> dict[str, str]:
     return {match[1]: json.loads(match[2]) for match in found if match}
 
 
-def pairs(choose: Callable[[str, str], str]) -> Callable[[dict[str, Any]], str]:
+def pairs(choose: Callable[..., str]) -> Callable[[dict[str, Any]], str]:
     """A judge of pairs who chooses by the profiles shown as A and B."""
 
     def answer(body: dict[str, Any]) -> str:
