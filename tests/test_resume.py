@@ -6,7 +6,6 @@ import shutil
 import signal
 import subprocess
 import sys
-import textwrap
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -113,7 +112,7 @@ def test_an_interrupted_training_ends_with_the_bits_of_an_uninterrupted_one(data
     ends += [(ctrl_c, 19, ""), (kill, 23, ""), (term, STEPS, ""), (0, -1, "")]
     sittings = [(str(homes[0]), COMMAND, *end) for end in ends]
     given = json.dumps([*sittings, (str(homes[1]), COMMAND, 0, -1, "")])
-    ended = subprocess.run([sys.executable, "-c", textwrap.dedent(DRIVER)], input=given, capture_output=True, text=True)
+    ended = subprocess.run([sys.executable, "-c", DRIVER], input=given, capture_output=True, text=True)
     assert ended.returncode == 0, ended.stderr
     codes = {term: 143, kill: -kill, ctrl_c: 130, 0: 0}
     shown = [int(line) for line in ended.stdout.split() if line.lstrip("-").isdigit()]

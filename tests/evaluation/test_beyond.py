@@ -1,6 +1,7 @@
 import itertools
 import math
 from collections import Counter
+from collections.abc import Callable
 
 import numpy as np
 import pandas as pd
@@ -52,40 +53,33 @@ def test_lists_are_those_that_evaluation_ranks(data: Dataset, monkeypatch: pytes
 
 
 def test_measures_are_what_their_definitions_say(data: Dataset, lists: np.ndarray) -> None:
-    measured = BeyondAccuracy(data, vectors=data.vectors())
-    values = measured.measure(lists)
-    assert tuple(values) == MEASURES
+    values = BeyondAccuracy(data, vectors=data.vectors()).measure(lists)
     rows = [[int(item) for item in row if item >= 0] for row in lists]
-    train = data.split("train")
-    popularity = Counter(train["item"])
-    listed = Counter(item for row in rows for item in row)
-    n_items, n_users = len(data.items), train["user"].nunique()
-
-    def mean(numbers: list[float]) -> float:
-        return sum(numbers) / len(numbers)
-
-    assert values["coverage"] == len(listed) / n_items
-    assert values["arp"] == pytest.approx(mean([mean([popularity[i] for i in row]) for row in rows if row]))
-    assert values["novelty"] == pytest.approx(
-        mean([mean([-math.log2(max(1, popularity[i]) / n_users) for i in row]) for row in rows if row])
-    )
+    popularity, listed = Counter(data.split("train")["item"]), Counter(itertools.chain(*rows))
+    n_items, n_users = len(data.items), data.split("train")["user"].nunique()
     counts = [listed[item] for item in range(n_items)]
-    differences = sum(abs(a - b) for a in counts for b in counts)
-    assert values["gini"] == pytest.approx(differences / (2 * n_items * sum(counts)))
     facts: dict[int, set[tuple[str, int]]] = {item: set() for item in range(n_items)}
     for head, relation, tail in data.triples.itertuples(index=False):
         for end, fact in ((head, (f"{relation}>", tail)), (tail, (f"{relation}<", head))):
             if end < n_items:
                 facts[end].add(fact)
     text = data.vectors().entity.double()
-    by_facts, by_text = [], []
-    for row in rows:
-        pairs = list(itertools.combinations(row, 2))
-        if pairs:
-            by_facts.append(mean([1 - len(facts[a] & facts[b]) / len(facts[a] | facts[b]) for a, b in pairs]))
-            by_text.append(mean([1 - float(torch.cosine_similarity(text[a], text[b], dim=0)) for a, b in pairs]))
-    assert values["diversity by kg"] == pytest.approx(mean(by_facts))
-    assert values["diversity by text"] == pytest.approx(mean(by_text))
+
+    def over_lists(value: Callable[..., float], size: int) -> float:
+        """Mean over lists of the mean over their items, or pairs of items."""
+        chosen = [[value(*items) for items in itertools.combinations(row, size)] for row in rows if len(row) >= size]
+        return float(np.mean([np.mean(one) for one in chosen]))
+
+    assert tuple(values) == MEASURES
+    expected = {
+        "coverage": len(listed) / n_items,
+        "gini": sum(abs(a - b) for a in counts for b in counts) / (2 * n_items * sum(counts)),
+        "arp": over_lists(lambda item: popularity[item], 1),
+        "novelty": over_lists(lambda item: -math.log2(max(1, popularity[item]) / n_users), 1),
+        "diversity by kg": over_lists(lambda a, b: 1 - len(facts[a] & facts[b]) / len(facts[a] | facts[b]), 2),
+        "diversity by text": over_lists(lambda a, b: 1 - float(torch.cosine_similarity(text[a], text[b], dim=0)), 2),
+    }
+    assert {name: values[name] for name in expected} == pytest.approx(expected)
 
 
 def test_calibration_is_zero_for_a_list_like_the_history_and_grows_with_the_distance(data: Dataset) -> None:
