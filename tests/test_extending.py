@@ -3,8 +3,10 @@
 import re
 import sys
 from collections.abc import Iterator
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import pandas as pd
 import pytest
@@ -40,14 +42,11 @@ def run_example(code: str) -> dict[str, Any]:
 @pytest.fixture(autouse=True)
 def registries() -> Iterator[None]:
     """What an example registers is gone after its test."""
-    stores: list[dict[str, Any]] = [
-        registry.data if isinstance(registry, Registry) else registry for registry in REGISTRIES
-    ]
-    before = [dict(store) for store in stores]
-    yield
-    for store, entries in zip(stores, before, strict=True):
-        store.clear()
-        store.update(entries)
+    with ExitStack() as stack:
+        for registry in REGISTRIES:
+            entries: dict[str, Any] = registry.data if isinstance(registry, Registry) else registry
+            stack.enter_context(patch.dict(entries))
+        yield
 
 
 def test_a_model_in_a_package_of_ones_own(data: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

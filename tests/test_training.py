@@ -53,7 +53,7 @@ def test_the_best_weights_are_kept_and_training_stops_early(world: World) -> Non
     model, history = fit_bprmf(world, LONG.replace(eval_every=2))
     frame = history.frame()
     validated = frame.dropna(subset=[f"valid_{MONITOR}"])
-    best = validated[f"valid_{MONITOR}"].idxmax()
+    best: Any = validated[f"valid_{MONITOR}"].idxmax()
     assert history.best_epoch == validated["epoch"][best]
     assert frame["epoch"].tolist() == list(range(1, history.best_epoch + 2 * 3 + 1))
     assert len(frame) < 400

@@ -94,9 +94,9 @@ def test_an_edge_that_is_taken_out_leaves_the_graph_without_it(world: World) -> 
 
 def test_what_is_not_there_is_an_error(world: World) -> None:
     explainer = SpikeExplainer(made(world))
-    for kind, place in {"triple": (0, 0, 0), "interaction": (0, 9999), "profile": (10**6,)}.items():
-        with pytest.raises(DataError, match=f"no {'node' if kind == 'profile' else kind}"):
-            explainer.without(Removal(kind, place))
+    for removal in (Removal("triple", (0, 0, 0)), Removal("interaction", (0, 9999)), Removal("profile", (10**6,))):
+        with pytest.raises(DataError, match=f"no {'node' if removal.kind == 'profile' else removal.kind}"):
+            explainer.without(removal)
     for user, item, name in ((999, 0, "user 999"), (0, 10**6, "item 1000000")):
         with pytest.raises(DataError, match=f"no {name}"):
             explainer.contributions(user, [item])
