@@ -196,6 +196,7 @@ def test_the_processes_of_a_grid_end_with_it_and_keep_their_state(data: Dataset,
     assert [state.stat().st_mtime_ns > before for state, before in first.items()] == [True]
 
 
+@pytest.mark.pipeline
 def test_ray_writes_the_same_profiles_and_gives_the_same_run(home: Path) -> None:
     data = distinct_world(paths.data_root() / "world")
     grid = Grid(blocks=(Block(datasets=("world",), variants={"": WORDS}),))
