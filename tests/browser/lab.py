@@ -72,6 +72,10 @@ def running_lab(folder: Path) -> Iterator[Lab]:
             yield Lab(told["url"], told["token"], folder / "work")
         finally:
             server.terminate()
+            try:
+                server.wait(30)
+            except subprocess.TimeoutExpired:
+                server.kill()
 
 
 @contextmanager
