@@ -391,12 +391,11 @@ def search(
     trials: int = 30,
     timeout: float | None = None,
     trial_seconds: float | None = None,
-    target: float | None = None,
     fix: UseAppendAction[tuple[str, ...]] = (),
     save: bool = False,
     on: On = ANYWHERE,
 ) -> None:
-    """Search for settings on validation alone, by quality or, with --target, by time to a quality.
+    """Search for settings on validation alone.
 
     Trials are kept in data/searches: whatever ends a search, the same command goes on and loses only the trial it was
     at. Prints the best trials and the command that trains with the best settings.
@@ -411,8 +410,6 @@ def search(
         Seconds after which no further trial starts.
     trial_seconds
         Seconds after which a trial ends with what it reached.
-    target
-        Validation NDCG@20 to reach in the least time; default: search for the highest.
     fix
         A setting that is held fixed, as name=value; may be repeated, for example: --fix loss=bpr --fix epochs=50.
     save
@@ -423,7 +420,7 @@ def search(
 
     config = RunConfig(**asdict(what))
     fixed = config.changed(parse_fixed(config, fix))
-    result = search(fixed, trials, device=on.resolve(), target=target, timeout=timeout, trial_seconds=trial_seconds)
+    result = search(fixed, trials, device=on.resolve(), timeout=timeout, trial_seconds=trial_seconds)
     shown = result.trials.head(10)
     print(shown.to_string(index=False, float_format=lambda number: f"{number:.4g}"))
     if len(result.trials) > len(shown):

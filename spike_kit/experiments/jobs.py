@@ -27,9 +27,6 @@ PROCESS, LOG = "process.json", "log.txt"
 JobState = Literal["finished", "training", "interrupted", "failed", "not trained"]
 """Where a run stands. An interrupted one goes on from its last state when it is started again."""
 
-_RECENT = 20
-"""Epochs whose seconds tell how long the others will take."""
-
 
 @dataclass(frozen=True)
 class TrainingJob:
@@ -93,14 +90,6 @@ class TrainingJob:
     def epochs(self) -> int:
         """Most epochs of the training; it may stop earlier."""
         return self.described["training_settings"]["epochs"]
-
-    @property
-    def seconds_left(self) -> float | None:
-        """Estimated seconds until the last epoch if training does not stop early; none while nothing is known."""
-        recent = self.history.tail(_RECENT + 1)
-        if self.state != "training" or len(recent) < 2:
-            return None
-        return float(recent["seconds"].diff().mean() * (self.epochs - recent["epoch"].iloc[-1]))
 
     def start(self) -> None:
         """Begin, or go on from the last state; does nothing where the run is finished or being trained.

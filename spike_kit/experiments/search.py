@@ -1,14 +1,10 @@
-"""Search for settings on validation: Optuna with a sqlite file, resumable, the same budget for every model.
-
-Two things can be searched for: the best validation NDCG@20, or the least time of training that reaches a given one.
-"""
+"""Search for settings on validation: Optuna with a sqlite file, resumable, the same budget for every model."""
 
 import logging
 import math
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
 from itertools import product
 from pathlib import Path
 from typing import Any
@@ -25,7 +21,7 @@ from spike_kit.evaluation.ranking import RankingTask, evaluate
 from spike_kit.experiments.run import RunConfig, Tuned, build_model, commit, data_version, declared_versions, describe
 from spike_kit.models import find_model
 from spike_kit.models.base import TrainedRecommender
-from spike_kit.models.spaces import TIME, Range, Space
+from spike_kit.models.spaces import Range, Space
 from spike_kit.training.checkpoint import MONITOR, EpochRow
 from spike_kit.training.loop import fit
 
@@ -60,7 +56,7 @@ class SearchResult:
     valid
         Validation NDCG@20 of the best trial.
     seconds
-        Its training time; in a search for time, until it reached the target.
+        Its training time.
     trials
         One row per finished trial, best first: trial, state (complete or pruned), its choices, ``valid_ndcg@20`` (the
         best it reached), epochs, seconds, capped (whether the time limit ended it).
@@ -77,7 +73,6 @@ def search(
     trials: int,
     space: Space | None = None,
     device: torch.device | str = "cpu",
-    target: float | None = None,
     timeout: float | None = None,
     trial_seconds: float | None = None,
 ) -> SearchResult:
@@ -94,15 +89,9 @@ def search(
     trials
         Trials in all.
     space
-        Values by name of a setting, of the model or of its training; default: the model's own
-        ``search_space``, or `spike_kit.models.spaces.TIME` if there is a target.
+        Values by name of a setting, of the model or of its training; default: the model's own ``search_space``.
     device
         Where to train.
-    target
-        Validation NDCG@20: search for the least time of training (validations included) that reaches it. A trial stops
-        where it does; one that is still below it when the fastest so far had reached it, or ends below it, is pruned.
-        Such times are comparable only on one device with one number of threads, so these belong to the identity of
-        the search.
     timeout
         Seconds after which no further trial starts.
     trial_seconds
@@ -114,48 +103,42 @@ def search(
     ConfigError
         If a number is out of range, a name or a value of the space is unknown, or the model has nothing to search.
     TrainingError
-        If no trial completed: no loss stayed finite, or none reached the target.
+        If no trial completed: no loss stayed finite.
     """
-    numbers = {"trials": trials, "target": target, "timeout": timeout, "trial_seconds": trial_seconds}
-    for name, number in numbers.items():
-        if number is not None and not 0 < number < (1 if name == "target" else math.inf):
-            raise ConfigError(f"{name} = {number}", "give more than 0, and less than 1 for a target")
-    space = space_of(config, target is not None, space)
+    for name, number in {"trials": trials, "timeout": timeout, "trial_seconds": trial_seconds}.items():
+        if number is not None and not 0 < number < math.inf:
+            raise ConfigError(f"{name} = {number}", "give more than 0")
+    space = space_of(config, space)
     data = Dataset.open(config.dataset)
     file = paths.data_root() / "searches" / f"{config.model}-{data.name}.sqlite"
     values = {name: vars(options) if isinstance(options, Range) else options for name, options in space.items()}
-    timed = [target, str(device), torch.get_num_threads()] if target else []
-    question = storage.canonical_json([describe(config, data), values, timed, trial_seconds])
+    # Searches in files of earlier versions go on because their question has the empty list too.
+    question = storage.canonical_json([describe(config, data), values, [], trial_seconds])
     planned, trials = _planned(config, space, trials)
     errors = require("sqlalchemy.exc", "search").SQLAlchemyError, require("optuna", "search").exceptions.OptunaError
     with storage.storage_errors(file), storage.database_errors(file, *errors):
         file.parent.mkdir(parents=True, exist_ok=True)
-        study = _study(file, storage.sha256_text(question)[:12], config.seed, trials, target is None, trial_seconds)
+        study = _study(file, storage.sha256_text(question)[:12], config.seed, trials, trial_seconds)
         counted = [trial for trial in study.trials if trial.state.name in (*_ENDED, "WAITING")]
         known = [trial.system_attrs.get("fixed_params") for trial in counted]
         for params in planned:
             if params not in known:
                 study.enqueue_trial(params)
-        watch = partial(_Watch, target=target, trial_seconds=trial_seconds)
-        study.optimize(_objective(config, data, space, device, watch), trials - len(_ended(study)), timeout)
-        return _result(config, space, _ended(study), target)
+        objective = _objective(config, data, space, device, trial_seconds)
+        study.optimize(objective, trials - len(_ended(study)), timeout)
+        return _result(config, space, _ended(study))
 
 
-def _study(file: Path, name: str, seed: int, trials: int, by_quality: bool, trial_seconds: float | None) -> Any:
+def _study(file: Path, name: str, seed: int, trials: int, trial_seconds: float | None) -> Any:
     """Optuna's study of a search, new or gone on with."""
     optuna = require("optuna", "search")
     optuna.logging.set_verbosity(optuna.logging.ERROR)
-    study = optuna.create_study(
-        storage=f"sqlite:///{file}",
-        study_name=name,
-        direction="maximize" if by_quality else "minimize",
-        load_if_exists=True,
-    )
+    where = f"sqlite:///{file}"
+    study = optuna.create_study(storage=where, study_name=name, direction="maximize", load_if_exists=True)
     seed = stream_seed(seed, f"search after {len(_ended(study))} trials") % 2**32
     study.sampler = optuna.samplers.TPESampler(seed=seed, n_startup_trials=max(3, trials // 3), constant_liar=False)
     warmup = WARMUP_EPOCHS if trial_seconds is None else WARMUP_SHARES
-    median = optuna.pruners.MedianPruner(n_startup_trials=3, n_warmup_steps=warmup)
-    study.pruner = median if by_quality else optuna.pruners.NopPruner()
+    study.pruner = optuna.pruners.MedianPruner(n_startup_trials=3, n_warmup_steps=warmup)
     return study
 
 
@@ -163,28 +146,25 @@ def _ended(study: Any) -> list[Any]:
     return [trial for trial in study.get_trials(deepcopy=False) if trial.state.name in _ENDED]
 
 
-def space_of(config: RunConfig, timed: bool, given: Space | None = None) -> Space:
+def space_of(config: RunConfig, given: Space | None = None) -> Space:
     """Space of a search, without the settings that the configuration fixes.
 
     Parameters
     ----------
     config
         Model, preset, and fixed settings.
-    timed
-        Whether time to quality is searched for; then the default is `spike_kit.models.spaces.TIME`, else the
-        ``search_space`` of the model.
     given
-        Space to take instead of the default.
+        Space to take instead of the model's ``search_space``.
 
     Raises
     ------
     ConfigError
-        If the model has nothing to search (for time: is not trained), a name or a value is unknown, or nothing is left.
+        If the model has nothing to search, a name or a value is unknown, or nothing is left.
     """
     model = find_model(config.model)
-    if not (issubclass(model, TrainedRecommender) or (model.search_space and not timed)):
+    if not (issubclass(model, TrainedRecommender) or model.search_space):
         raise ConfigError(f"model {config.model} has no settings to search", "choose a model that is trained")
-    space = given if given is not None else TIME if timed else model.search_space
+    space = given if given is not None else model.search_space
     left = {name: values for name, values in space.items() if name not in {**config.settings, **config.training}}
     for name, values in left.items():
         options = (values.low, values.high) if isinstance(values, Range) else values
@@ -241,7 +221,7 @@ def chosen(params: Mapping[str, Any], space: Space) -> dict[str, Any]:
 
 
 class _StopTrial(Exception):  # noqa: N818 (nothing went wrong)
-    """Ends the training of a trial whose outcome is known."""
+    """Ends the training of a trial whose time is over."""
 
 
 class _Watch:
@@ -251,16 +231,14 @@ class _Watch:
     ----------
     trial
         Optuna's trial.
-    target, trial_seconds
+    trial_seconds
         As in `search`.
     """
 
-    def __init__(self, trial: Any, target: float | None, trial_seconds: float | None) -> None:
-        self.trial, self.target, self.trial_seconds = trial, target, trial_seconds
+    def __init__(self, trial: Any, trial_seconds: float | None) -> None:
+        self.trial, self.trial_seconds = trial, trial_seconds
         self.reached = {VALID: 0.0, "best_epoch": 0, "epochs": 0, "seconds": 0.0, "capped": False}
         self._told, self._started = 0, time.perf_counter()
-        others = [other for other in _ended(trial.study) if other.state.name == "COMPLETE"]
-        self._fastest = min((other.user_attrs[_REACHED]["seconds"] for other in others), default=math.inf)
 
     def note(self, epoch: int, value: float) -> None:
         """Note a validation."""
@@ -274,14 +252,11 @@ class _Watch:
         capped = limit is not None and time.perf_counter() - self._started > limit
         if VALID in row:
             self.note(int(row["epoch"]), row[VALID])
-            if self.target is not None:
-                if row[VALID] >= self.target or self.reached["seconds"] > self._fastest:
-                    raise _StopTrial
-            elif self._is_worse(int(row["epoch"]), row[VALID]):
+            if self._is_worse(int(row["epoch"]), row[VALID]):
                 raise require("optuna", "search").TrialPruned
         if capped:
             self.reached["capped"] = True
-            raise _StopTrial
+            raise _StopTrial if self.reached[VALID] else require("optuna", "search").TrialPruned
 
     def _is_worse(self, epoch: int, value: float) -> bool:
         """Tell Optuna how far the trial is; whether it is to be given up.
@@ -298,26 +273,11 @@ class _Watch:
             self._told = max(self._told, share + 1)
         return self.trial.should_prune()
 
-    def outcome(self) -> float:
-        """Value of the trial that has ended; one that has none is pruned."""
-        best = self.reached[VALID]
-        if self.target is None:
-            if best or not self.reached["capped"]:
-                return best
-        elif best >= self.target:
-            return self.reached["seconds"]
-        else:
-            self.trial.report(self.target - best, 0)
-        raise require("optuna", "search").TrialPruned
-
 
 def _objective(
-    config: RunConfig, data: Dataset, space: Space, device: torch.device | str, follow: Callable[[Any], _Watch]
+    config: RunConfig, data: Dataset, space: Space, device: torch.device | str, trial_seconds: float | None
 ) -> Callable[[Any], float]:
-    """What trains with a trial's choices; it gives validation NDCG@20 or, with a target, the seconds until it is there.
-
-    ``follow`` makes the watch of a trial.
-    """
+    """What trains with a trial's choices; it gives the best validation NDCG@20."""
     graph = Graph.from_tables(data.tables).to(device)
     validation = RankingTask.from_tables(data.tables, "valid", device)
     validation.check()
@@ -329,7 +289,7 @@ def _objective(
             else:
                 trial.suggest_categorical(name, values)
         candidate = config.changed(chosen(trial.params, space))
-        model, watch = build_model(candidate, data, graph, to_train=True), follow(trial)
+        model, watch = build_model(candidate, data, graph, to_train=True), _Watch(trial, trial_seconds)
         try:
             if isinstance(model, TrainedRecommender):
                 training = candidate.resolved()[1]
@@ -345,27 +305,22 @@ def _objective(
             trial.set_user_attr(_REACHED, watch.reached)
             reached = f"{watch.reached[VALID]:.4f} in {watch.reached['seconds']:.1f} s"
             logger.info("trial %d: %s %s with %s", trial.number, MONITOR, reached, trial.params)
-        return watch.outcome()
+        return watch.reached[VALID]
 
     return objective
 
 
-def _result(config: RunConfig, space: Space, ended: Sequence[Any], target: float | None) -> SearchResult:
+def _result(config: RunConfig, space: Space, ended: Sequence[Any]) -> SearchResult:
     """Trials that ended as a table, the best first, and what it chose."""
     if not ended:
         raise TrainingError("no trial came to its end", "give the search more time")
-
-    def rank(row: dict[str, Any]) -> tuple[str, float]:
-        return row["state"], row["seconds"] if target and row["state"] == "complete" else -row[VALID]
-
     parts = [(trial, chosen(trial.params, space), trial.user_attrs[_REACHED]) for trial in ended]
     rows = [{"trial": t.number, "state": t.state.name.lower(), **choices, **reached} for t, choices, reached in parts]
-    best, *_ = rows = sorted(rows, key=rank)
+    best, *_ = rows = sorted(rows, key=lambda row: (row["state"], -row[VALID]))
     if best["state"] != "complete":
-        missed = "kept a finite loss" if target is None else f"reached a validation {MONITOR} of {target}"
         raise TrainingError(
-            f"no trial {missed}; the best of {len(rows)} had {best[VALID]:.4f}",
-            "search on with more trials, a lower target or another space",
+            f"no trial kept a finite loss; the best of {len(rows)} had {best[VALID]:.4f}",
+            "search on with more trials or another space",
         )
     settings = config.changed({name: best[name] for name in space})
     return SearchResult(settings, best[VALID], best["seconds"], pd.DataFrame(rows))

@@ -49,11 +49,3 @@ CONTRAST: Space = {
     "contrast_temperature": Range(0.05, 1.0, log=True),
 }
 """Those of a contrastive term."""
-TIME: Space = {
-    "batch_size": (512, 1024, 2048, 4096, 8192, 16_384, 32_768, 65_536),
-    "learning_rate": Range(5e-4, 5e-2, log=True),
-    "schedule": ("constant", "cosine", "linear"),
-    "warmup_steps": (0, 50, 200),
-    "temperature": Range(0.05, 0.5, log=True),
-}
-"""Space of a search for time to quality, the same for every trained model."""

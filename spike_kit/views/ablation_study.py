@@ -170,12 +170,11 @@ class AblationStudy:
         return min(jobs, key=lambda pair: _STATES.index(pair[0]))
 
     def status(self, combination: Combination) -> str:
-        """The state in one line: epochs and seconds left while training, the error where it failed."""
+        """The state in one line: epochs while training, the error where it failed."""
         (state, job), n = self._first(combination), len(self.seeds)
         seeds = f" ({len(self.runs(combination))} of {n} seeds finished)" if n > 1 else ""
         if state == "training":
-            rest = "" if job.seconds_left is None else f", at most {job.seconds_left:.0f} s left"
-            return f"training seed {job.config.seed}: epoch {len(job.history)} of at most {job.epochs}{rest}{seeds}"
+            return f"training seed {job.config.seed}: epoch {len(job.history)} of at most {job.epochs}{seeds}"
         words = {"failed": f"failed: {job.message}", "interrupted": "interrupted; Train goes on from the last state"}
         return words.get(state, state) + seeds
 

@@ -24,7 +24,7 @@ from spike_kit.experiments.run import Run, RunConfig, find_tuned
 from spike_kit.experiments.search import VALID, parse_fixed, search, space_of
 from spike_kit.models import MODELS
 from spike_kit.models.base import TrainedRecommender
-from spike_kit.models.spaces import TIME, Range
+from spike_kit.models.spaces import Range
 from spike_kit.training.checkpoint import EpochRow
 
 SHORT = {"epochs": 2, "batch_size": 512, "learning_rate": 1e-2}
@@ -35,10 +35,6 @@ RATES = {"learning_rate": Range(1e-3, 0.1, log=True), "batch_size": (128, 512)}
 
 def config(**settings: Any) -> RunConfig:
     return RunConfig(model="bprmf", dataset="world", training=SHORT, settings=settings)
-
-
-def timed_config(**training: Any) -> RunConfig:
-    return RunConfig(model="bprmf", dataset="world", training={"epochs": 60, "eval_every": 1, "patience": 0} | training)
 
 
 @pytest.fixture
@@ -57,7 +53,7 @@ def trained(monkeypatch: pytest.MonkeyPatch) -> list[TrainingConfig]:
 
 @pytest.fixture
 def clock(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Time that passes by one second per look at it, so that a search for time gives the same wherever it runs."""
+    """Time that passes by one second per look at it, so that a time limit ends trials at the same epoch anywhere."""
     ticks = iter(range(10**9))
     monkeypatch.setattr(module, "time", SimpleNamespace(perf_counter=lambda: float(next(ticks))))
 
@@ -100,12 +96,11 @@ def test_the_best_trial_is_returned_and_earlier_trials_count(
     assert {path.name for path in (paths.data_root() / "searches").iterdir()} == {"bprmf-world.sqlite"}
     others = ((config(), {"dim": (8, 16)}), (config().replace(seed=1), SPACE), (config(dim=8), SPACE))
     results = [search(asked, 1, space) for asked, space in others]
-    search(config(), 1, SPACE, target=1e-9)
     assert "dim" not in results[-1].trials
     assert results[-1].config.settings["dim"] == 8
     with pytest.raises(TrainingError, match="no trial came to its end"):
         search(config().replace(seed=2), 5, SPACE, timeout=1e-9)
-    assert len(trained) == 5 + 4
+    assert len(trained) == 5 + 3
     assert splits == {"valid"}
     assert not paths.runs_root().exists()
 
@@ -115,7 +110,7 @@ def test_the_preset_is_tried_first_under_every_loss(data: Dataset, trained: list
     assert set(trials["loss"]) == set(LOSSES["loss"])
     assert set(trials["dim"]) == {64}
     usual = RunConfig(model="bprmf", dataset="world").resolved()[1]
-    search(timed_config(epochs=2), 2, RATES)
+    search(RunConfig(model="bprmf", dataset="world", training={"epochs": 2}), 2, RATES)
     first, second = trained[3:]
     assert first.learning_rate == usual.learning_rate != second.learning_rate
     assert RATES["learning_rate"].low <= second.learning_rate <= RATES["learning_rate"].high
@@ -183,30 +178,11 @@ def test_a_file_of_trials_that_cannot_be_used_is_named(data: Dataset) -> None:
         search(config(), 2, SPACE)
 
 
-@pytest.mark.usefixtures("clock")
-def test_a_trial_slower_than_the_fastest_or_below_the_target_is_pruned(
-    data: Dataset, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    script(monkeypatch, [0.1, 0.2, 0.6], [0.1, 0.2], [0.1, 0.7, 0.8], [0.1, 0.2, 0.4, 0.9], TrainingError("nan"))
-    result = search(timed_config(), 5, RATES, target=0.5)
-    trials = result.trials
-    assert trials["trial"].tolist() == [2, 0, 3, 1, 4]
-    assert trials["state"].tolist() == ["complete", "complete", "pruned", "pruned", "pruned"]
-    assert trials["seconds"].tolist() == [2, 3, 3, 2, 0]
-    assert trials[VALID].tolist() == [0.7, 0.6, 0.4, 0.2, 0]
-    assert (result.seconds, result.valid) == (2, 0.7)
-    assert search(timed_config(), 5, RATES, target=0.5).trials.equals(trials)
-    script(monkeypatch, [0.1, 0.2], [0.1, 0.3])
-    with pytest.raises(TrainingError, match=r"no trial reached a validation ndcg@20 of 0.999; the best of 2 had 0\.3"):
-        search(timed_config(), 2, RATES, target=0.999)
-
-
 def test_every_trained_model_has_a_space_with_the_same_shared_settings() -> None:
     spaces = {}
     for name, model in MODELS.items():
         if issubclass(model, TrainedRecommender):
-            spaces[name] = space_of(RunConfig(model=name), timed=False)
-            assert space_of(RunConfig(model=name), timed=True) == TIME
+            spaces[name] = space_of(RunConfig(model=name))
         else:
             assert bool(model.search_space) == (name in ("itemknn", "ease"))
     for setting in ("learning_rate", "loss", "temperature", "l2"):
@@ -220,13 +196,11 @@ def test_every_trained_model_has_a_space_with_the_same_shared_settings() -> None
         ("bprmf", {"trials": 0}, "trials = 0"),
         ("bprmf", {"timeout": 0.0}, r"timeout = 0\.0"),
         ("bprmf", {"trial_seconds": math.nan}, "trial_seconds = nan"),
-        ("bprmf", {"target": 1.0}, r"target = 1\.0"),
         ("bprmf", {"space": {"dmi": (8,)}}, "neither model bprmf nor its training has a setting named 'dmi'"),
         ("bprmf", {"space": {"dim": (8, 0)}}, "BprMfConfig.dim = 0"),
         ("bprmf", {"space": {"dim": ()}}, "setting 'dim' has no value"),
         ("bprmf", {"space": {"epochs": (1, 2)}}, "nothing is left to search"),
         ("popularity", {}, "popularity has no settings to search"),
-        ("ease", {"target": 0.5}, "ease has no settings to search"),
     ],
 )
 def test_nonsense_is_an_error_before_anything_is_trained(
@@ -269,12 +243,11 @@ def test_a_setting_that_cannot_be_fixed_is_an_error(texts: list[str], message: s
         parse_fixed(RunConfig(), texts)
 
 
-@pytest.mark.parametrize("target", [None, 1e-9])
 def test_the_command_prints_and_keeps_the_best_settings(
-    data: Dataset, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, target: float | None
+    data: Dataset, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     words = "search --dataset world --trials 3 --trial-seconds 60 --fix epochs=1 --fix inject=false --device cpu --save"
-    assert main([*words.split(), *([] if target is None else ["--target", str(target)])]) == 0
+    assert main(words.split()) == 0
     table, command = capsys.readouterr().out.strip().split("\n\n")
     command, written = command.splitlines()
     assert len(table.splitlines()) == 4
@@ -289,7 +262,7 @@ def test_the_command_prints_and_keeps_the_best_settings(
     for words in (command, "spike-kit train --dataset world --preset tuned"):
         assert main([*shlex.split(words)[1:], "--device", "cpu"]) == 0
     start = RunConfig(dataset="world").changed({"epochs": 1, "inject": False})
-    best = search(start, 3, target=target, trial_seconds=60.0).config
+    best = search(start, 3, trial_seconds=60.0).config
     assert [config.resolved() for config in asked] == [best.resolved()] * 2
     assert (best.training["epochs"], best.settings["inject"]) == (1, False)
 
