@@ -7,11 +7,11 @@ import tomllib
 from datetime import date
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 from urllib.parse import quote, urlsplit
 
 import pandas as pd
-from pydantic import Field, field_validator
+from pydantic import AfterValidator, Field
 
 from spike_kit.base import paths
 from spike_kit.base.config import Config
@@ -21,12 +21,30 @@ from spike_kit.base.storage import canonical_json
 Message = dict[str, str]
 
 
+def _checked_url(value: str) -> str:
+    if not value:
+        return value
+    parts = urlsplit(value)
+    if parts.scheme not in ("http", "https") or not parts.hostname:
+        raise ValueError("expected http://HOST:PORT/v1 or https://...")
+    if parts.username or parts.password or parts.query or parts.fragment:
+        raise ValueError("a base URL holds no key, no query and no fragment; keys come from the environment")
+    return value.rstrip("/")
+
+
+def _checked_extra(value: str) -> str:
+    fields = json.loads(value)
+    if not isinstance(fields, dict) or {"model", "messages", "stream"} & set(fields):
+        raise ValueError("expected a JSON object without model, messages and stream")
+    return value
+
+
 class LLMConfig(Config):
     """Which model to ask, where, and how. The key never stands here: it is read from the environment."""
 
     model: str = Field(default="gpt-4o-mini", min_length=1)
     """Model, as the server names it."""
-    base_url: str = ""
+    base_url: Annotated[str, AfterValidator(_checked_url)] = ""
     """Server with an OpenAI-compatible API, for example http://localhost:8000/v1; empty: OpenAI."""
     key_variable: str = "OPENAI_API_KEY"
     """Environment variable that holds the key; a server of your own needs none."""
@@ -38,7 +56,7 @@ class LLMConfig(Config):
     """Longest answer in tokens; 150 words have about 210."""
     token_limit: Literal["max_tokens", "max_completion_tokens"] = "max_tokens"
     """Name of that limit in the request; newer models of OpenAI want max_completion_tokens."""
-    extra: str = "{}"
+    extra: Annotated[str, AfterValidator(_checked_extra)] = "{}"
     """Further fields of the request as a JSON object, {"reasoning_effort": "minimal"} for example."""
     concurrency: int = Field(default=32, ge=1, le=1000)
     """Calls in flight at most; fewer by themselves where the server says it is too many."""
@@ -48,11 +66,6 @@ class LLMConfig(Config):
     """Seconds one attempt may take from the first byte sent to the last byte received."""
     longest_wait: float = Field(default=120.0, gt=0, le=120)
     """Longest pause in seconds that the server may ask for; a run that is told to wait longer stops."""
-
-    @field_validator("base_url")
-    @classmethod
-    def _check_url(cls, value: str) -> str:
-        return _checked_url(value)
 
     @property
     def server(self) -> str:
@@ -67,14 +80,6 @@ class LLMConfig(Config):
             return self.base_url or _checked_url(os.environ.get("OPENAI_BASE_URL", "").strip())
         except ValueError as error:
             raise LLMError(f"the environment variable OPENAI_BASE_URL holds no usable address: {error}") from error
-
-    @field_validator("extra")
-    @classmethod
-    def _check_extra(cls, value: str) -> str:
-        fields = json.loads(value)
-        if not isinstance(fields, dict) or {"model", "messages", "stream"} & set(fields):
-            raise ValueError("expected a JSON object without model, messages and stream")
-        return value
 
     @property
     def request(self) -> dict[str, Any]:
@@ -108,17 +113,6 @@ class LLMConfig(Config):
 
 NO_KEY = "none"
 """Sent to servers that need no key; texts may hold the word."""
-
-
-def _checked_url(value: str) -> str:
-    if not value:
-        return value
-    parts = urlsplit(value)
-    if parts.scheme not in ("http", "https") or not parts.hostname:
-        raise ValueError("expected http://HOST:PORT/v1 or https://...")
-    if parts.username or parts.password or parts.query or parts.fragment:
-        raise ValueError("a base URL holds no key, no query and no fragment; keys come from the environment")
-    return value.rstrip("/")
 
 
 def hide_key(text: str, key: str) -> str:

@@ -11,7 +11,6 @@ from itertools import chain, dropwhile, product
 
 import numpy as np
 import pandas as pd
-import torch
 from scipy.sparse import csr_array
 from torch import Tensor
 from torch.nn import functional
@@ -207,32 +206,26 @@ def quality_table(
     DataError
         As for `measure_profiles`.
     """
-    rows = []
     measured = measure_profiles(profiles, prompts)
-    for subject, name in product(SUBJECTS, profiles):
-        part = measured[(measured["subject"] == subject) & (measured["profiles"] == name)]
-        if part.empty:
-            continue
-        chosen = torch.empty(0, 1)
+    measured["over_limit"] = measured["words"] > measured["subject"].map(limits)
+    measured["with_names"] = measured["names"] > 0
+    table = measured.groupby(["profiles", "subject"]).agg(
+        n=("id", "size"),
+        words_mean=("words", "mean"),
+        words_max=("words", "max"),
+        over_limit=("over_limit", "mean"),
+        faithfulness=("faithfulness", "mean"),
+        with_names=("with_names", "sum"),
+        distinct_2=("text", distinct_2),
+        near_duplicates=("text", lambda texts: near_duplicates(texts).mean()),
+    )
+    table["spread"] = math.nan
+    for (name, subject), ids in measured.groupby(["profiles", "subject"])["id"]:
         if vectors and name in vectors:
-            table = vectors[name].user if subject == "user" else vectors[name].entity
-            chosen = table[part["id"].tolist()]
-        rows.append(
-            {
-                "profiles": name,
-                "subject": subject,
-                "n": len(part),
-                "words_mean": part["words"].mean(),
-                "words_max": part["words"].max(),
-                "over_limit": (part["words"] > limits[subject]).mean(),
-                "faithfulness": part["faithfulness"].mean(),
-                "with_names": int((part["names"] > 0).sum()),
-                "distinct_2": distinct_2(part["text"]),
-                "near_duplicates": near_duplicates(part["text"]).mean(),
-                "spread": spread(chosen),
-            }
-        )
-    return pd.DataFrame(rows)
+            rows = vectors[name].user if subject == "user" else vectors[name].entity
+            table.loc[(name, subject), "spread"] = spread(rows[ids.tolist()])
+    order = [(name, subject) for subject, name in product(SUBJECTS, profiles) if (name, subject) in table.index]
+    return table.reindex(order).reset_index()
 
 
 def comparable(text: str) -> str:

@@ -167,8 +167,7 @@ class Links:
     """
 
     def __init__(self, frame: pd.DataFrame, score: np.ndarray, n_owners: int) -> None:
-        columns = (frame[name].to_numpy() for name in ("owner", *_FEATURE))
-        owner, relation, outward, other = columns
+        owner, relation, outward, other = (frame[name].to_numpy() for name in ("owner", *_FEATURE))
         order = np.lexsort((other, -score, ~outward, relation, owner))
         keys = np.stack([owner[order], relation[order], outward[order]])
         first = np.flatnonzero((np.diff(keys, prepend=-1) != 0).any(axis=0))
