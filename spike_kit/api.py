@@ -231,11 +231,9 @@ def judge(
 
 
 @overload
-def train(model: str, data: Dataset, *, seed: int = 0, **options: Any) -> Run: ...
+def train(model: str, data: Dataset, *, seeds: None = None, **options: Any) -> Run: ...
 @overload
-def train(model: str, data: Dataset, *, seeds: int | Sequence[int], **options: Any) -> Runs: ...
-@overload
-def train(model: Sequence[str], data: Dataset, *, seeds: int | Sequence[int] = 1, **options: Any) -> Runs: ...
+def train(model: str | Sequence[str], data: Dataset, *, seeds: int | Sequence[int] = 1, **options: Any) -> Runs: ...
 
 
 def train(
@@ -295,11 +293,10 @@ def train(
             ensure_vectors(data, profiles, encoder, place)
         trained = issubclass(cls, TrainedRecommender)
         chosen = {key: value for key, value in settings.items() if trained or key not in TrainingConfig.model_fields}
-        config = experiment.RunConfig(model=name, dataset=str(data.path), preset=preset).changed(chosen)
+        texts = {"profiles": profiles, "encoder": encoder}
+        config = experiment.RunConfig(model=name, dataset=str(data.path), preset=preset, **texts).changed(chosen)
         for number in numbers if trained else numbers[:1]:
-            found.append(
-                experiment.run(config.replace(seed=number, profiles=profiles, encoder=encoder), place, progress)
-            )
+            found.append(experiment.run(config.replace(seed=number), place, progress))
     return found if many else found[0]
 
 
@@ -320,7 +317,7 @@ def table(
     runs: Run | Sequence[Run], split: Literal["test", "valid"] = "test", metrics: Sequence[str] = ranking.HEADLINE
 ) -> pd.DataFrame:
     """Results of runs, means over seeds: model, seeds, and a column per metric."""
-    return results_table(_several(runs), split, metrics)[["model", "seeds", *metrics]]
+    return results_table([runs] if isinstance(runs, Run) else runs, split, metrics)[["model", "seeds", *metrics]]
 
 
 def evaluate(
@@ -437,7 +434,3 @@ def demo(
             f"\nfinished in {time.perf_counter() - started:.0f} s; open the notebooks in JupyterLab with: make lab",
         ]
     )
-
-
-def _several(runs: Run | Sequence[Run]) -> list[Run]:
-    return [runs] if isinstance(runs, Run) else list(runs)

@@ -79,7 +79,7 @@ Fill = Annotated[Literal["", "template"], arg(help="Take the template profile (m
 
 
 def doctor() -> None:
-    """Print versions, devices, free memory and disk, and which optional parts are present."""
+    """Print versions, devices, free memory, and which optional parts are present."""
     from spike_kit.base.devices import describe_machine
 
     print(describe_machine())
@@ -505,10 +505,7 @@ def grid(
     from spike_kit.experiments.archive import own_root
     from spike_kit.experiments.grid import STUDY, Grid, GridRun, workers
 
-    if keep and archive is None:
-        archive = own_root()
-        print(f"note: --keep now means --archive {paths.shown(archive)}, no longer docs/study", file=sys.stderr)
-    progress = GridRun(Grid.read(file or STUDY), only, archive)
+    progress = GridRun(Grid.read(file or STUDY), only, archive or (own_root() if keep else None))
     if look:
         progress.look()
     else:
@@ -596,12 +593,10 @@ def figures(
     only
         Names of the figures to draw; default: all.
     """
-    from spike_kit.figures.gallery import FIGURES, export
+    from spike_kit.figures.gallery import export
 
-    data = sk.Dataset.open(dataset)
-    for name in only:
-        lookup(FIGURES, name, "figure")
-    for name, files, missing in export(data, folder, split=split, names=only or None).itertuples(index=False):
+    drawn = export(sk.Dataset.open(dataset), folder, split=split, names=only)
+    for name, files, missing in drawn.itertuples(index=False):
         print(f"{name:12} {', '.join(map(paths.shown, files)) or f'not run: {missing}'}")
 
 
@@ -635,14 +630,6 @@ def demo(
 
     place = on.resolve()
     print(api.demo(dataset, max_users=max_users, seeds=seeds, epochs=epochs, notebooks=notebooks, device=place))
-
-
-def bench() -> None:
-    """Say where the benchmarks went: they are scripts of a checkout now."""
-    raise ConfigError(
-        "the benchmarks are no part of the package any more",
-        "in a checkout: python -m benchmarks.train (or data, profiles, quality, evaluation) --help",
-    )
 
 
 COMMANDS: dict[str, Callable[..., None]] = {
@@ -696,7 +683,7 @@ def _run(name: str, arguments: list[str]) -> None:
     """Parse the arguments of a command and run it."""
     import tyro
 
-    command = bench if name == "bench" else lookup(COMMANDS, name, "command")
+    command = lookup(COMMANDS, name, "command")
     description = inspect.cleandoc((command.__doc__ or "").split("    Parameters\n")[0])
     if command is build:
         from spike_kit.data.sources import RECIPES

@@ -150,7 +150,7 @@ def test_doctor_says_present_or_absent_and_never_the_key(
     assert "OPENAI_API_KEY: present" in text
     assert "HF_TOKEN: absent" in text
     assert "planted" not in text
-    assert all(word in text for word in ("torch", "memory", "disk", "devices", "cpu (", "[figures]", "world"))
+    assert all(word in text for word in ("torch", "memory", "folder", "devices", "cpu (", "[figures]", "world"))
 
 
 def test_doctor_works_before_anything_exists(

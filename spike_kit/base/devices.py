@@ -4,7 +4,6 @@ import os
 import platform
 import re
 import resource
-import shutil
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -91,8 +90,6 @@ def free_memory(device: torch.device) -> int:
 
 
 _PROC = Path("/proc/self")
-_RESET_PEAK = "5"
-"""What Linux wants to read in ``clear_refs`` (proc(5)) to count the largest resident memory from now on."""
 
 
 def peak_bytes(device: torch.device | None = None) -> int:
@@ -113,13 +110,12 @@ def reset_peak(device: torch.device | None = None) -> None:
     if device is not None and device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
     with suppress(OSError):
-        (_PROC / "clear_refs").write_text(_RESET_PEAK, encoding="ascii")
+        (_PROC / "clear_refs").write_text("5", encoding="ascii")  # proc(5): 5 resets the largest resident memory
 
 
 def describe_machine() -> str:
     """Describe this machine and what of the kit is installed, a line each; keys are present or absent, never shown."""
-    memory, home = psutil.virtual_memory(), paths.home()
-    disk = shutil.disk_usage(next(folder for folder in (home, *home.parents) if folder.exists()))
+    memory = psutil.virtual_memory()
     n_gpus = torch.cuda.device_count() if torch.cuda.is_available() else 0
     devices = [torch.device("cpu"), *(torch.device("cuda", number) for number in range(n_gpus))]
     facts = {
@@ -127,7 +123,7 @@ def describe_machine() -> str:
         "python": f"{platform.python_version()} on {platform.platform()}",
         "devices": ", ".join(map(describe_device, devices)),
         "memory": f"{memory.available / _GIB:.1f} GiB free of {memory.total / _GIB:.1f} GiB",
-        "disk": f"{disk.free / _GIB:.1f} GiB free of {disk.total / _GIB:.1f} GiB at {home}",
+        "folder": str(paths.home()),
         **_packages(),
         **{key: "present" if os.environ.get(key) else "absent" for key in ("OPENAI_API_KEY", "HF_TOKEN")},
         "data sets": ", ".join(paths.known_datasets()) or "none yet: spike-kit fetch ml-100k, spike-kit build ml-100k",
@@ -138,16 +134,9 @@ def describe_machine() -> str:
 def _packages() -> dict[str, str]:
     """Versions of the packages that the kit asks for, by extra; nothing in a checkout that is not installed."""
     found: dict[str, list[str]] = {}
-    with suppress(metadata.PackageNotFoundError):
-        for requirement in metadata.requires("spike_kit") or []:
-            package, extra = re.split(r"[^\w-]", requirement)[0], requirement.partition("extra == ")[2].strip("\"'")
-            if extra not in ("all", "dev"):
-                found.setdefault(f"[{extra}]" if extra else "packages", []).append(f"{package} {_version(package)}")
+    for requirement in next((kit.requires or [] for kit in metadata.distributions(name="spike_kit")), []):
+        package, extra = re.split(r"[^\w-]", requirement)[0], requirement.partition("extra == ")[2].strip("\"'")
+        version = next((one.version for one in metadata.distributions(name=package)), "absent")
+        if extra not in ("all", "dev"):
+            found.setdefault(f"[{extra}]" if extra else "packages", []).append(f"{package} {version}")
     return {group: ", ".join(packages) for group, packages in found.items()}
-
-
-def _version(package: str) -> str:
-    try:
-        return metadata.version(package)
-    except metadata.PackageNotFoundError:
-        return "absent"

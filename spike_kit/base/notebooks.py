@@ -1,7 +1,6 @@
 """Executing notebooks in clean kernels and keeping the executed copies."""
 
 import os
-import re
 from contextlib import suppress
 from pathlib import Path
 
@@ -33,8 +32,8 @@ def execute_notebook(source: Path, target: Path, dataset: str, version: str) -> 
     except (client.exceptions.CellControlSignal, client.exceptions.DeadKernelError) as error:
         failed = target.with_suffix(".failed.ipynb")
         storage.write_json(failed, notebook)
-        uncoloured = re.sub(r"\x1b\[[0-9;]*m", "", str(error)).split("\n")
-        said = [line.strip() for line in uncoloured if line.strip()] or ["no message"]
-        raise NotebookError(f"{source.name} failed: {said[-1]}", f"look at {failed}") from error
+        raised = isinstance(error, client.exceptions.CellExecutionError)
+        said = f"{error.ename}: {error.evalue}" if raised else error
+        raise NotebookError(f"{source.name} failed: {said}", f"look at {failed}") from error
     notebook.metadata["spike_kit_version"] = stamp
     storage.write_json(target, notebook)

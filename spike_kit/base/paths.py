@@ -51,10 +51,8 @@ def figures_root() -> Path:
 
 def shown(path: Path) -> str:
     """Path as a reader wants it: relative to the working folder where that is shorter."""
-    try:
-        return str(path.resolve().relative_to(Path.cwd()))
-    except ValueError:
-        return str(path)
+    here, resolved = Path.cwd(), path.resolve()
+    return str(resolved.relative_to(here) if resolved.is_relative_to(here) else path)
 
 
 ALIASES = (("book", "amazon-book_kg"), ("movie", "amazon-movie_kg"), ("yelp", "yelp_kg"))
