@@ -158,7 +158,7 @@ class Dataset:
         return self.tables.triples
 
     def _check_unchanged(self, file: Path) -> None:
-        if _sha256(_state(file)) != self.manifest.tables.get(file.stem):
+        if file_sha256(file) != self.manifest.tables.get(file.stem):
             raise DataError(f"{file} was changed after the build (its sha256 differs)", "build the data set again")
 
     @property
@@ -296,7 +296,7 @@ class Dataset:
     def vectors_sha256(self, profiles: str, encoder: str) -> str:
         """Hexadecimal sha256 of the file of `vectors`, empty if there is none; a process hashes the same file once."""
         file = self.embeddings_path(profiles, encoder)
-        return _sha256(_state(file)) if file.is_file() else ""
+        return file_sha256(file) if file.is_file() else ""
 
 
 State = tuple[Path, int, int, int]
@@ -306,6 +306,11 @@ def _state(file: Path) -> State:
     """What tells whether a file is still the same, without reading it."""
     stat = file.stat()
     return file, stat.st_ino, stat.st_mtime_ns, stat.st_size
+
+
+def file_sha256(file: Path) -> str:
+    """Hexadecimal sha256 of a file's bytes; a process reads the same file once."""
+    return _sha256(_state(file))
 
 
 @lru_cache(maxsize=1024)

@@ -18,7 +18,6 @@ import sqlite3
 from collections.abc import Iterator, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
-from functools import lru_cache
 from pathlib import Path
 from typing import Any, Protocol
 from urllib.parse import quote
@@ -30,7 +29,7 @@ from tqdm.auto import tqdm
 
 from spike_kit.base import paths, storage
 from spike_kit.base.errors import ConfigError, DataError, FetchError, SpikeKitError, StorageError, require, some
-from spike_kit.data.dataset import Dataset
+from spike_kit.data.dataset import Dataset, file_sha256
 from spike_kit.data.vectors import ProfileVectors, normalised, principal_axes
 from spike_kit.profiles import DEFAULT_ENCODER, ENCODERS
 from spike_kit.profiles.jobs import LONGEST_MESSAGE, what_failed
@@ -595,13 +594,7 @@ def _weights_version(name: EncoderName) -> str:
     if name.kind != "transformer" or name.base == DEFAULT_ENCODER or not folder.is_dir():
         return ""
     files = sorted(path for path in folder.rglob("*") if path.is_file())
-    return _hash_of_files(folder, *((path, path.stat().st_mtime_ns, path.stat().st_size) for path in files))
-
-
-@lru_cache(maxsize=16)
-def _hash_of_files(folder: Path, *states: tuple[Path, int, int]) -> str:
-    """Hash of files by what tells that they are still the same: they are large, and hashed once."""
-    hashes = [[path.relative_to(folder).as_posix(), storage.sha256_file(path)] for path, *_ in states]
+    hashes = [[path.relative_to(folder).as_posix(), file_sha256(path)] for path in files]
     return storage.sha256_text(storage.canonical_json(hashes))[:16]
 
 
