@@ -293,8 +293,8 @@ def train(
             ensure_vectors(data, profiles, encoder, place)
         trained = issubclass(cls, TrainedRecommender)
         chosen = {key: value for key, value in settings.items() if trained or key not in TrainingConfig.model_fields}
-        texts = {"profiles": profiles, "encoder": encoder}
-        config = experiment.RunConfig(model=name, dataset=str(data.path), preset=preset, **texts).changed(chosen)
+        config = experiment.RunConfig(model=name, dataset=str(data.path), preset=preset).changed(chosen)
+        config = config.replace(profiles=profiles, encoder=encoder)
         for number in numbers if trained else numbers[:1]:
             found.append(experiment.run(config.replace(seed=number), place, progress))
     return found if many else found[0]
