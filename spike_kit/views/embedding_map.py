@@ -37,6 +37,7 @@ MOST_ROWS = 30
 
 _NAMED = 12
 """Most nodes whose names are written beside their rings."""
+_RING = {"size": 12, "symbol": "circle-open", "color": "black", "line": {"width": 2}}
 _HINT = "click a point, or draw a lasso around some"
 _BELOW = {"showarrow": False, "xref": "paper", "yref": "paper", "x": 0, "y": 0, "yanchor": "top"}
 
@@ -185,24 +186,16 @@ class EmbeddingMap:
         chart = self._clouds(self.spaces, self.hovers, facet_col="space", facet_col_spacing=0.02)
         marker = {"size": 4, "opacity": 0.75}
         chart.update_traces(hovertemplate="%{hovertext}<extra></extra>", marker=marker)
+        rings = {"mode": "markers+text", "textposition": "top center", "marker": _RING, "hoverinfo": "skip"}
         for column, points in enumerate(self.spaces.values(), start=1):
-            chart.add_scatter(**self.highlight(points), row=1, col=column)
+            chart.add_scatter(**self.highlight(points), **rings, showlegend=False, row=1, col=column)
         chart.update_xaxes(matches=None).update_yaxes(matches=None)
         return chart.update_layout(height=520, dragmode="lasso")
 
     def highlight(self, points: pd.DataFrame) -> dict[str, Any]:
-        """Trace that circles and names what was found, in one map."""
-        place = points.iloc[self.found]
-        return {
-            "x": place["x"].tolist(),
-            "y": place["y"].tolist(),
-            "text": [shown(self.nodes.labels[node], 30) for node in self.found] if len(self.found) <= _NAMED else None,
-            "mode": "markers+text",
-            "textposition": "top center",
-            "marker": {"size": 12, "symbol": "circle-open", "color": "black", "line": {"width": 2}},
-            "hoverinfo": "skip",
-            "showlegend": False,
-        }
+        """Places in one map, and names, of what was found."""
+        names = [shown(self.nodes.labels[node], 30) for node in self.found] if len(self.found) <= _NAMED else None
+        return {**points[["x", "y"]].iloc[self.found].to_dict("list"), "text": names}
 
     def morph(self, steps: int = 12) -> Figure:
         """One map that moves from each space to the next; the slider stands at any place between them."""
@@ -214,9 +207,8 @@ class EmbeddingMap:
         frame = pd.concat(stages.values())
         room = 0.03 * (frame[["x", "y"]].max() - frame[["x", "y"]].min())
         ranges = {f"range_{axis}": [frame[axis].min() - room[axis], frame[axis].max() + room[axis]] for axis in "xy"}
-        chart = self._clouds(
-            stages, [shown(label, 40) for label in self.nodes.labels], animation_frame="space", **ranges
-        )
+        names = [shown(label, 40) for label in self.nodes.labels]
+        chart = self._clouds(stages, names, animation_frame="space", **ranges)
         return chart.update_yaxes(scaleanchor="x").update_layout(height=720)
 
     @property

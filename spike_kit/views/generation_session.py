@@ -115,8 +115,7 @@ class GenerationSession:
             panel.add("stop", "Button", lambda _: self.stop(), description="Stop", tooltip=tip),
             panel.add("bar", "FloatProgress", max=1.0),
         )
-        box = panel.box(
-            html(html_table(self.estimate.table)), html(known + note), prompts, buttons, *panel.texts("status")
-        )
+        tables = html(html_table(self.estimate.table)), html(known + note)
+        box = panel.box(*tables, prompts, buttons, *panel.texts("status"))
         refresh()
         return box

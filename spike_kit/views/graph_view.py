@@ -294,13 +294,8 @@ class GraphView:
             axes.set_axis_off()
             axes.margins(0.08)
             for relation, links in self._lines().items():
-                colour = LINE_COLOURS[(relation + 1) % len(LINE_COLOURS)]
-                look = {
-                    "color": colour,
-                    "linestyle": style.DASHES[(relation + 1) % len(style.DASHES)],
-                    "alpha": 0.75,
-                    "zorder": 1,
-                }
+                colour, dash = (looks[(relation + 1) % len(looks)] for looks in (LINE_COLOURS, style.DASHES))
+                look = {"color": colour, "linestyle": dash, "alpha": 0.75, "zorder": 1}
                 drawn = LineCollection(links["line"].tolist(), linewidths=0.6 * links["width"], **look)
                 handles[links["name"].iloc[0][:40]] = axes.add_collection(drawn)
             for subject, own in self._marks().groupby("subject"):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Literal
 
 import pandas as pd
@@ -12,14 +12,7 @@ from spike_kit.data.dataset import Dataset
 from spike_kit.experiments.archive import known_runs
 from spike_kit.experiments.run import Run, data_version, list_runs
 from spike_kit.figures.charts import curve_lines, sensitivity_lines, sparsity_bars
-from spike_kit.results.frames import (
-    costs,
-    curves_frame,
-    grouped_by_seed,
-    seed_means,
-    sensitivity_frame,
-    sparsity_frame,
-)
+from spike_kit.results import frames
 from spike_kit.training.checkpoint import MONITOR
 from spike_kit.views.safe import html_table, html_text
 from spike_kit.views.tables import fold
@@ -53,8 +46,6 @@ class Overview:
 
     Attributes
     ----------
-    models
-        Only runs of these are shown; empty: all.
     text
         Only runs whose label or preset holds every word of it are shown (case and accents do not matter).
     older
@@ -65,7 +56,6 @@ class Overview:
         self, data: Dataset, runs: Sequence[Run] | None = None, *, split: Split = "valid", metric: str = MONITOR
     ) -> None:
         self.data, self.split, self.metric = data, split, metric
-        self.models: Collection[str] = ()
         self.text, self.older = "", False
         self.reload(runs)
         if self.all:
@@ -74,7 +64,7 @@ class Overview:
     def reload(self, runs: Sequence[Run] | None = None) -> None:
         """Look for runs again: those that were finished meanwhile."""
         self.all = known_runs(self.data, list_runs(self.data.name)) if runs is None else list(runs)
-        self.labelled: Mapping[str, list[Run]] = grouped_by_seed(self.all)
+        self.labelled: Mapping[str, list[Run]] = frames.grouped_by_seed(self.all)
         self._version = data_version(self.data)
 
     @property
@@ -90,11 +80,13 @@ class Overview:
         for label, group in self.labelled.items():
             config = group[0].config
             named = fold(f"{label} {config['preset']}")
-            wanted = not self.models or config["model"] in self.models
-            wanted &= all(word in named for word in words)
-            if wanted and (self.older or config["data_sha256"] == self._version):
+            present = self.older or config["data_sha256"] == self._version
+            if present and all(word in named for word in words):
                 found[label] = group
-        return dict(sorted(found.items(), key=lambda item: -seed_means(item[1], self.metric, self.split).mean()))
+        return dict(sorted(found.items(), key=lambda item: -self._values(item[1]).mean()))
+
+    def _values(self, group: list[Run]) -> pd.Series:
+        return frames.seed_means(group, self.metric, self.split)
 
     @property
     def table(self) -> pd.DataFrame:
@@ -108,10 +100,10 @@ class Overview:
         """
         rows = []
         for rank, (label, group) in enumerate(self.kept().items(), start=1):
-            values = seed_means(group, self.metric, self.split)
+            values = self._values(group)
             row = {"rank": rank, "model": label, "seeds": len(group), self.metric: values.mean(), "sd": values.std()}
             present = group[0].config["data_sha256"] == self._version
-            rows.append(row | costs(group) | {"data": "present" if present else "older"})
+            rows.append(row | frames.costs(group) | {"data": "present" if present else "older"})
         return pd.DataFrame(rows, columns=["rank", "model", "seeds", self.metric, "sd", "seconds", "peak_gib", "data"])
 
     @property
@@ -129,7 +121,8 @@ class Overview:
         DataError
             If no run has a learning curve.
         """
-        return curve_lines(filled(curves_frame(self._best(), self.metric), "no run here has a learning curve"), x)
+        frame = frames.curves_frame(self._best(), self.metric)
+        return curve_lines(filled(frame, "no run here has a learning curve"), x)
 
     def sensitivity(self) -> Figure:
         """One panel for every setting in which runs differ, with all else equal.
@@ -140,7 +133,7 @@ class Overview:
             If no two runs differ in one setting only.
         """
         runs = [run for group in self.kept().values() for run in group]
-        frame = sensitivity_frame(runs, self.metric, self.split)
+        frame = frames.sensitivity_frame(runs, self.metric, self.split)
         return sensitivity_lines(filled(frame, "no two of these runs differ in one setting only"))
 
     def groups(self) -> Figure:
@@ -151,33 +144,27 @@ class Overview:
         DataError
             If the filters leave no run.
         """
-        frame = sparsity_frame(self.data, self._best(), self.metric, self.split)
+        frame = frames.sparsity_frame(self.data, self._best(), self.metric, self.split)
         return sparsity_bars(filled(frame, "no run is left"))
 
     def _best(self) -> dict[str, list[Run]]:
         return dict(list(self.kept().items())[:MOST_DRAWN])
 
     def panel(self) -> Any:
-        """Filters, leaderboard, learning curves, sensitivity, sparsity groups."""
+        """Filters, leaderboard, learning curves over epochs, sensitivity, sparsity groups."""
         panel = Panel(self)
-        draw: dict[str, Callable[[], Figure]] = {
-            "curves": lambda: self.curves(panel["x"].value),
-            "sensitivity": self.sensitivity,
-            "groups": self.groups,
-        }
+        draw = {"curves": self.curves, "sensitivity": self.sensitivity, "groups": self.groups}
 
         def reload(_: object) -> None:
             self.reload()
             offer()
 
         def offer() -> None:
-            known = sorted({run.config["model"] for run in self.all})
-            panel.offer("models", known, [name for name in panel["models"].value if name in known])
             panel.offer("metric", self.metrics, self.metric if self.metric in self.metrics else None)
             refresh()
 
         def refresh(_: object = None) -> None:
-            for name in ("metric", "split", "models", "text", "older"):
+            for name in ("metric", "split", "text", "older"):
                 setattr(self, name, panel[name].value)
             table = self.table
             rest = f"; {MOST_ROWS} are listed" if len(table) > MOST_ROWS else ""
@@ -196,15 +183,9 @@ class Overview:
             panel.add("split", "Dropdown", refresh, options=["valid", "test"], value=self.split),
             panel.add("text", "Text", refresh, description="Label", **TYPED),
             panel.add("older", "Checkbox", refresh, value=self.older, description="Also of older data"),
-            panel.add("models", "SelectMultiple", refresh, tooltip="none: all"),
             panel.add("reload", "Button", reload, tooltip=tip),
         )
-        x = panel.add("x", "ToggleButtons", show, options=["epoch", "seconds"], description="Over")
-        tabs = panel.tabs(
-            learning_curves=panel.widgets.VBox([x, panel.picture("curves")]),
-            sensitivity=panel.picture("sensitivity"),
-            by_sparsity=panel.picture("groups"),
-        )
+        tabs = panel.tabs(**{name: panel.picture(name) for name in draw})
         tabs.observe(show, names="selected_index")
         box = panel.box(filters, *panel.texts("status", "leaderboard"), tabs)
         offer()

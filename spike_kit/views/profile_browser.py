@@ -5,7 +5,6 @@ profile set may be `possibly_leaky`, see `Dataset.provenance`).
 """
 
 import re
-from collections import Counter
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from functools import cached_property
@@ -281,12 +280,6 @@ class Profiles:
     def __init__(self, texts: Mapping[tuple[str, int], str]) -> None:
         self.texts = texts
         self._keys = {who: comparable(text) for who, text in texts.items()}
-        self._seen = Counter(word for key in self._keys.values() for word in set(key.split()))
-
-    def _share(self, phrase: str) -> float:
-        """Share of the profiles that hold a phrase."""
-        several = " " in phrase and sum(f" {phrase} " in key for key in self._keys.values())
-        return (several or self._seen[phrase]) / len(self._keys)
 
     def shared(self, one: tuple[str, int], other: tuple[str, int]) -> dict[str, float]:
         """Names and telling words that two profiles share, the rarest first, with the share of profiles that hold them.
@@ -299,8 +292,9 @@ class Profiles:
         words = {word for word in keys[0].split() if len(word) >= _SHORTEST and word.isalpha()}
         limits = dict.fromkeys(words - inside, COMMON_WORD)
         limits |= {name: COMMON_NAME for name in names - inside if not name.replace(" ", "").isdigit()}
-        both = {phrase: self._share(phrase) for phrase in limits if all(f" {phrase} " in key for key in keys)}
-        found = {phrase: share for phrase, share in both.items() if share <= limits[phrase]}
+        both = [phrase for phrase in limits if all(f" {phrase} " in key for key in keys)]
+        shares = {phrase: np.mean([f" {phrase} " in key for key in self._keys.values()]).item() for phrase in both}
+        found = {phrase: share for phrase, share in shares.items() if share <= limits[phrase]}
         return dict(sorted(found.items(), key=lambda pair: (pair[1], pair[0])))
 
 

@@ -35,10 +35,9 @@ def printed(text: object, length: int | None = None) -> str:
     return plain(_line(text, length))
 
 
-def html_text(text: object, length: int | None = None) -> str:
+def html_text(text: object) -> str:
     """Text for an HTML widget or an HTML cell: nothing in it is read as HTML; line breaks are kept by ``pre-wrap``."""
-    plain = "\n".join(_INVISIBLE.sub(" ", line) for line in str(text).splitlines())
-    return escape(plain if length is None else _cut(plain, length))
+    return escape("\n".join(_INVISIBLE.sub(" ", line) for line in str(text).splitlines()))
 
 
 def html_table(frame: pd.DataFrame, digits: int = 4) -> str:
@@ -88,8 +87,4 @@ def _cells(column: pd.Series, digits: int) -> list[str]:
 
 def _line(text: object, length: int | None) -> str:
     line = _INVISIBLE.sub(" ", str(text)).strip()
-    return line if length is None else _cut(line, length)
-
-
-def _cut(text: str, length: int) -> str:
-    return text if len(text) <= length else text[: max(length - 1, 0)].rstrip() + "…"
+    return line if length is None or len(line) <= length else line[: max(length - 1, 0)].rstrip() + "…"

@@ -53,11 +53,11 @@ def test_filters_combine(data: Dataset, runs: Runs) -> None:
     assert len(view.table) == 7
     view.older = True
     assert view.table["data"].tolist().count("older") == 1
-    view.models = ("spike",)
+    view.text = "SPiKE"
     assert len(view.table) == 4
     view.text = "RHO=1"
     assert view.table["seeds"].tolist() == [1]
-    view.text = "recommended"
+    view.text = "recommended spike"
     assert len(view.table) == 4
     view.text = "released"
     assert view.table.empty
@@ -110,17 +110,13 @@ def test_the_panel_filters_and_reloads(data: Dataset, runs: Runs) -> None:
     shutil.move(aside, runs["spike"][0].path.parent)
     panel["reload"].click()
     assert panel["status"].value.startswith("7 of 7 configurations")
-    assert panel["models"].options == ("bprmf", "lightgcn", "popularity", "spike")
     assert panel["curves-note"].value == ""
     assert "Popularity" in panel["leaderboard"].value
     panel["text"].value = "light"
     assert "Popularity" not in panel["leaderboard"].value
     panel["metric"].value = "recall@20"
     assert "recall@20" in panel["leaderboard"].value
-    before = bytes(panel["curves"].value)
-    assert before.startswith(b"\x89PNG")
-    panel["x"].value = "seconds"
-    assert bytes(panel["curves"].value) != before
+    assert bytes(panel["curves"].value).startswith(b"\x89PNG")
     assert bytes(panel["groups"].value) == b""
     box.children[-1].selected_index = 2
     assert bytes(panel["groups"].value).startswith(b"\x89PNG")
