@@ -234,10 +234,8 @@ def item_groups(data: Dataset, tail: float = 0.2, few: int = 5) -> pd.Series:
     """
     if not 0 <= tail <= 1:
         raise ConfigError(f"the long tail holds {tail} of the interactions, expected a share between 0 and 1")
-    counts = np.bincount(data.split("train")["item"], minlength=len(data.items))
-    order = np.argsort(counts, kind="stable")
-    held = np.empty(len(counts))
-    held[order] = np.cumsum(counts[order])
+    counts = pd.Series(np.bincount(data.split("train")["item"], minlength=len(data.items)))
+    held = counts.sort_values(kind="stable").cumsum().sort_index()
     names = ["unseen", "cold", "long tail", "popular"]
     codes = np.where(counts == 0, 0, np.where(counts < few, 1, np.where(held <= tail * counts.sum(), 2, 3)))
     kind = pd.CategoricalDtype(names, ordered=True)

@@ -1,6 +1,5 @@
 """Groups of users and items, and how well models serve each."""
 
-import numpy as np
 import pandas as pd
 
 from spike_kit.base.errors import ConfigError
@@ -46,17 +45,8 @@ def degree_groups(data: Dataset, n: int = 4) -> pd.Series:
 def _quantile_groups(counts: pd.Series, n: int) -> pd.Series:
     if n < 1:
         raise ConfigError(f"there cannot be {n} groups", "ask for at least one")
-    values, sizes = np.unique(counts.to_numpy(), return_counts=True)
-    middle = (np.cumsum(sizes) - sizes / 2) / len(counts)
-    group = np.minimum((middle * n).astype(int), n - 1)
-    names: list[str] = []
-    index = np.searchsorted(values, counts.to_numpy())
-    for number in np.unique(group):
-        inside = values[group == number]
-        names.append(f"{inside[0]}" if inside[0] == inside[-1] else f"{inside[0]}-{inside[-1]}")
-    codes = np.searchsorted(np.unique(group), group)[index]
-    return pd.Series(
-        pd.Categorical.from_codes(codes, dtype=pd.CategoricalDtype(names, ordered=True)),
-        index=counts.index,
-        name=counts.name,
-    )
+    sizes = counts.value_counts().sort_index()
+    group = ((sizes.cumsum() - sizes / 2) / len(counts) * n).astype(int).clip(upper=n - 1)
+    values = pd.Series(sizes.index, index=sizes.index).groupby(group)
+    names = values.transform(lambda inside: "-".join(map(str, sorted({inside.iloc[0], inside.iloc[-1]}))))
+    return counts.map(names.astype(pd.CategoricalDtype(names.unique(), ordered=True)))

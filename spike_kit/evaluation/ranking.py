@@ -68,21 +68,6 @@ class Hits:
         """Hits down to each rank ``[n, K]``."""
         return self.hits.cumsum(1)
 
-    @cached_property
-    def discount(self) -> Tensor:
-        """What a hit at each rank is worth for NDCG ``[K]``: 1 / log2(rank + 1)."""
-        return 1 / torch.log2(self.ranks + 1)
-
-    @cached_property
-    def gain(self) -> Tensor:
-        """Discounted hits down to each rank ``[n, K]``."""
-        return (self.hits * self.discount).cumsum(1)
-
-    @cached_property
-    def first(self) -> Tensor:
-        """1 / rank of the first hit, if it stands at this rank or above, else 0 ``[n, K]``."""
-        return (self.hits / self.ranks).cummax(1)[0]
-
 
 def recall(lists: Hits, k: int) -> Tensor:
     """Share of a user's relevant items among the first k."""
@@ -91,8 +76,9 @@ def recall(lists: Hits, k: int) -> Tensor:
 
 def ndcg(lists: Hits, k: int) -> Tensor:
     """Discounted gain of the first k over that of the best list, which has min(k, relevant) hits at its top."""
-    ideal = lists.discount.cumsum(0)
-    return lists.gain[:, k - 1] / ideal.index_select(0, lists.n_relevant.clamp(1, k) - 1)
+    discount = 1 / torch.log2(lists.ranks + 1)
+    gain, ideal = (lists.hits * discount).cumsum(1), discount.cumsum(0)
+    return gain[:, k - 1] / ideal.index_select(0, lists.n_relevant.clamp(1, k) - 1)
 
 
 def precision(lists: Hits, k: int) -> Tensor:
@@ -102,7 +88,7 @@ def precision(lists: Hits, k: int) -> Tensor:
 
 def mrr(lists: Hits, k: int) -> Tensor:
     """1 / rank of the first hit within k, else 0."""
-    return lists.first[:, k - 1]
+    return (lists.hits / lists.ranks)[:, :k].amax(1)
 
 
 def hit_rate(lists: Hits, k: int) -> Tensor:

@@ -39,11 +39,6 @@ class RandomOrder(Recommender):
         return torch.stack([torch.rand(self.graph.n_items, generator=stream) for stream in streams]).to(self.device)
 
 
-def user_profile_scorer(vectors: ProfileVectors, n_items: int) -> FixedEmbeddings:
-    """Recommender whose score is the cosine of user and item profile."""
-    return FixedEmbeddings(functional.normalize(vectors.user), functional.normalize(vectors.entity[:n_items]))
-
-
 def train_items_scorer(vectors: ProfileVectors, graph: Graph) -> FixedEmbeddings:
     """Recommender whose score is the cosine of an item and the mean of the user's train items (of unit vectors)."""
     items = functional.normalize(vectors.entity[: graph.n_items])
@@ -99,7 +94,8 @@ def _scorers(graph: Graph, vectors: Mapping[str, ProfileVectors]) -> Iterator[tu
     """Profile set, scorer and recommender of every line; one profile set is on the device at a time."""
     for name, pair in vectors.items():
         here = pair.to(graph.device)
-        yield name, USER_PROFILE, user_profile_scorer(here, graph.n_items)
+        users, items = functional.normalize(here.user), functional.normalize(here.entity[: graph.n_items])
+        yield name, USER_PROFILE, FixedEmbeddings(users, items)
         yield name, TRAIN_ITEMS, train_items_scorer(here, graph)
     yield REFERENCE, "popularity", Popularity(ModelConfig(), graph)
     yield REFERENCE, "random", RandomOrder(graph)

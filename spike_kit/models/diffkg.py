@@ -51,12 +51,8 @@ class DiffKgConfig(RelationalGatConfig):
     """Entities per step of the diffusion phase."""
 
 
-@dataclass(frozen=True)
-class DiffKgDraws:
-    """Randomness of a step: edges of the denoised view, positions ``[k]``; source of dropout masks."""
-
-    denoised: Tensor
-    generator: torch.Generator | None = None
+DiffKgDraws = tuple[Tensor, torch.Generator | None]
+"""Randomness of a step: edges of the denoised view, positions ``[k]``; source of dropout masks, if there are any."""
 
 
 @dataclass(frozen=True)
@@ -174,12 +170,12 @@ class DiffKg(RelationalGat[DiffKgConfig]):
     def draw(self, generator: torch.Generator) -> DiffKgDraws:
         """Edges of the denoised view."""
         kept = keep_mask((self.graph.n_edges,), self.config.edge_keep, generator, self.device)
-        return DiffKgDraws((kept.index_select(0, self.places) & self.kept_edges).nonzero().flatten(), generator)
+        return (kept.index_select(0, self.places) & self.kept_edges).nonzero().flatten(), generator
 
     def training_losses(self, batch: Batch, draws: DiffKgDraws) -> dict[str, Tensor]:
         """Recommendation loss on one view, contrast with the other, and L2."""
-        config = self.config
-        views = [self.view(edges, draws.generator) for edges in (self.original, draws.denoised)]
+        config, (denoised, generator) = self.config, draws
+        views = [self.view(edges, generator) for edges in (self.original, denoised)]
         if config.predict_on == "denoised":
             views.reverse()
         terms = self.recommendation_losses(*views[0], batch) | self.penalties(batch)

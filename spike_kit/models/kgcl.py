@@ -4,7 +4,6 @@ Its encoder is DiffKG's too: attention over the knowledge graph, whose items the
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import ClassVar, TypeVar
 
 import torch
@@ -140,12 +139,8 @@ KgclView = tuple[Tensor, EdgeWeights]
 """Edges of the knowledge graph in a view, ascending positions ``[k]``, and weights of the interactions."""
 
 
-@dataclass(frozen=True)
-class KgclDraws:
-    """Both views, and the source of dropout masks."""
-
-    views: Sequence[KgclView]
-    generator: torch.Generator | None = None
+KgclDraws = tuple[Sequence[KgclView], torch.Generator]
+"""Both views, and the source of dropout masks."""
 
 
 class Kgcl(RelationalGat[KgclConfig]):
@@ -174,21 +169,21 @@ class Kgcl(RelationalGat[KgclConfig]):
         of_interactions = share.index_select(0, self.bipartite.pattern.columns)
         chance = uniform((2, self.graph.n_interactions), generator, self.device)
         interactions = [self.bipartite.thinned(luck < of_interactions) for luck in chance]
-        return KgclDraws([*zip(edges, interactions, strict=True)], generator)
+        return [*zip(edges, interactions, strict=True)], generator
 
     def training_losses(self, batch: Batch, draws: KgclDraws) -> dict[str, Tensor]:
         """Recommendation loss on the whole graphs, contrast of the views, and L2."""
         config = self.config
         terms = self.recommendation_losses(*self.embeddings(draws), batch) | self.penalties(batch)
         if config.contrast_weight:
-            views = [self.view(edges, draws.generator, weights) for edges, weights in draws.views]
+            views = [self.view(edges, draws[1], weights) for edges, weights in draws[0]]
             ids = batch.users, batch.positives
             terms["contrast"] = config.contrast_weight * losses.contrasts(views, ids, config.contrast_temperature)
         return terms
 
     def embeddings(self, draws: KgclDraws | None = None) -> tuple[Tensor, Tensor]:
         """Final rows of users ``[U, d]`` and items ``[I, d]`` on the whole graphs."""
-        return self.view(self.original, draws.generator if draws else None)
+        return self.view(self.original, draws[1] if draws else None)
 
     def keep_probability(self, one: Tensor, other: Tensor) -> Tensor:
         """Probability to keep an interaction, by its item ``[I]``, from two views ``[I, d]`` of the items.

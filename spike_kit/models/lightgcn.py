@@ -34,7 +34,7 @@ class Bipartite:
     def __init__(self, graph: Graph) -> None:
         self.pattern = SparsePattern(graph.train_user, graph.train_item, graph.n_users, graph.n_items)
         user_degree = self.pattern.row_degree.index_select(0, graph.train_user)
-        item_degree = self.pattern.column_degree.index_select(0, graph.train_item)
+        item_degree = self.pattern.transpose.row_degree.index_select(0, graph.train_item)
         weight = (user_degree * item_degree).float().rsqrt()
         self.weights: EdgeWeights = weight, weight.index_select(0, self.pattern.transpose_order)
 

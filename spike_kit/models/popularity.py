@@ -17,7 +17,7 @@ class Popularity(FittedRecommender):
     @cached_property
     def fitted(self) -> dict[str, Tensor]:
         """The counts ``[I]``."""
-        return {"counts": self.pattern.column_degree.float()}
+        return {"counts": self.pattern.transpose.row_degree.float()}
 
     def score(self, users: Tensor) -> Tensor:
         """Train counts ``[n, I]``, equal in every row."""

@@ -26,8 +26,8 @@ class SglConfig(PropagatedConfig):
     """Contrast the views of sampled negative items too, as SSLRec's code does."""
 
 
-SglDraws = tuple[EdgeWeights | None, EdgeWeights | None]
-"""Edges of the two views; none is the whole graph."""
+SglDraws = tuple[EdgeWeights, EdgeWeights]
+"""Edges of the two views."""
 
 
 class Sgl(PropagatedRecommender[SglConfig]):
@@ -53,10 +53,8 @@ class Sgl(PropagatedRecommender[SglConfig]):
 
     def draw(self, generator: torch.Generator) -> SglDraws:
         """Edges of both views."""
-        if self.config.view_keep == 1:
-            return None, None
-        first, second = (self.bipartite.dropped(self.config.view_keep, generator) for _ in range(2))
-        return first, second
+        keep = self.config.view_keep
+        return self.bipartite.dropped(keep, generator), self.bipartite.dropped(keep, generator)
 
     def training_losses(self, batch: Batch, draws: SglDraws) -> dict[str, Tensor]:
         """Recommendation loss on the whole graph, contrast of the views, and L2."""

@@ -53,11 +53,6 @@ class SparsePattern:
         """Entries per row ``[n_rows]`` int64."""
         return count(self.rows, self.n_rows)
 
-    @cached_property
-    def column_degree(self) -> Tensor:
-        """Entries per column ``[n_columns]`` int64."""
-        return count(self.columns, self.n_columns)
-
     def subset(self, kept: Tensor) -> SparsePattern:
         """Pattern of the entries where ``kept [nnz]`` is true; its transpose is derived, not sorted anew."""
         places = kept.nonzero().flatten()
@@ -179,6 +174,14 @@ def count(index: Tensor, size: int) -> Tensor:
 def offsets(sorted_index: Tensor, size: int) -> Tensor:
     """Where the run of each value ``0..size-1`` starts in ``sorted_index``, and the end: ``[size + 1]`` int64."""
     return torch.cat([sorted_index.new_zeros(1), count(sorted_index, size).cumsum(0)])
+
+
+def distinct(keys: Tensor) -> tuple[Tensor, Tensor]:
+    """Distinct keys, ascending, and the place of every key among them (``torch.unique``, on every device)."""
+    ordered, order = keys.sort()
+    is_new = torch.cat([torch.ones_like(ordered[:1], dtype=torch.bool), ordered[1:] != ordered[:-1]])
+    place = torch.empty_like(keys).index_copy(0, order, is_new.cumsum(0) - 1)
+    return ordered.index_select(0, is_new.nonzero().flatten()), place
 
 
 def segment_softmax(scores: Tensor, segment: Tensor, n_segments: int) -> Tensor:

@@ -174,8 +174,7 @@ class SpikeExplainer:
         """Best ``k`` items that are not among ``seen``, best first."""
         scores = self.scores(user)
         scores[list(seen)] = float("-inf")
-        best = scores.topk(min(k, len(scores) - len(set(seen)))).indices
-        return best.tolist()
+        return scores.topk(min(k, len(scores) - len(set(seen)))).indices.tolist()
 
     def attention(self) -> Tensor:
         """Attention of every edge, the mean over layers, ``[2 m]``."""
@@ -256,9 +255,8 @@ def what_if(
     DataFrame
         item, score, rank (from 1), new score, new rank, change (of the score); by the old rank.
     """
-    after = before.without(*removals)
     table = pd.DataFrame({"item": range(before.graph.n_items)})
-    for prefix, explainer in (("", before), ("new ", after)):
+    for prefix, explainer in (("", before), ("new ", before.without(*removals))):
         scores = explainer.scores(user)
         scores[list(seen)] = float("-inf")
         table[f"{prefix}score"] = scores.tolist()

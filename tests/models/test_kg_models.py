@@ -156,7 +156,7 @@ def test_views_keep_the_shares_they_are_told(world: World) -> None:
     allowed = set(model.original.tolist())
     edges, interactions = [], []
     for _ in range(40):
-        for kept, weights in model.draw(generator).views:
+        for kept, weights in model.draw(generator)[0]:
             assert set(kept.tolist()) <= allowed
             edges.append(len(kept) / len(allowed))
             interactions.append(float((weights[0] > 0).float().mean()))
