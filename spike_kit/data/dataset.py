@@ -176,10 +176,9 @@ class Dataset:
             If the data set has no reviews, or their file is missing or was changed.
         """
         file = self.path / "reviews.parquet"
-        if not self.has_reviews:
-            raise DataError(f"data set {self.name} has no reviews", "build it from a source that has them")
         if not file.is_file():
-            raise DataError(f"{file} does not exist", "build the data set again")
+            problem = f"data set {self.name} has no reviews: {file} does not exist"
+            raise DataError(problem, "build it again, from a source that has them")
         self._check_unchanged(file)
         return file
 
@@ -349,7 +348,7 @@ def create_dataset(
     path, name, tables
         The folder, the name of the data set, and its tables.
     reviews
-        Batches sorted by user and item; each is checked and written before the next is asked for.
+        Batches; each is checked and written before the next is asked for.
     embeddings
         Vectors that came with the source, by (profile set, encoder).
     overwrite

@@ -67,32 +67,21 @@ class Graph:
     @classmethod
     def from_tables(cls, tables: Tables) -> Graph:
         """Build on the CPU from the tables of a data-set folder; only train interactions enter."""
-        train = tables.interactions[tables.interactions["split"] == "train"]
         sizes = {f"n_{name}": len(getattr(tables, name)) for name in ("users", "items", "entities", "relations")}
-        return cls.from_arrays(
-            interactions=train[["user", "item"]].to_numpy(),
-            triples=tables.triples[["head", "relation", "tail"]].to_numpy(),
-            **sizes,
-        )
+        train = tables.interactions.loc[tables.interactions["split"] == "train", ["user", "item"]].to_numpy()
+        triples = tables.triples[["head", "relation", "tail"]].to_numpy()
+        return cls.from_arrays(interactions=train, triples=triples, **sizes)
 
     @classmethod
-    def from_arrays(cls, *, n_relations: int, interactions: np.ndarray, triples: np.ndarray, **sizes: int) -> Graph:
+    def from_arrays(cls, *, interactions: np.ndarray, triples: np.ndarray, n_relations: int, **sizes: int) -> Graph:
         """Build on the CPU from ``interactions [n, 2]`` (user, item) and ``triples [m, 3]`` (head, relation, tail).
 
         ``sizes`` are n_users, n_items and n_entities.
         """
+        counts = (sizes[name] for name in ("n_users", "n_items", "n_entities"))
         inverse = triples[:, [2, 1, 0]] + np.array([0, n_relations, 0])
-        users, items = _sorted_columns(interactions)
-        head, relation, tail = _sorted_columns(np.concatenate([triples, inverse]))
-        return cls(
-            n_relations=n_relations,
-            train_user=users,
-            train_item=items,
-            head=head,
-            relation=relation,
-            tail=tail,
-            **sizes,
-        )
+        edges = np.concatenate([triples, inverse])
+        return cls(*counts, n_relations, *_sorted_columns(interactions), *_sorted_columns(edges))
 
 
 def _sorted_columns(rows: np.ndarray) -> list[Tensor]:

@@ -218,6 +218,11 @@ def lines_of(path: Path) -> Delimited:
     return Delimited(path, "\x01", ("line",), quoting=False)
 
 
+def atomic(path: Path) -> Delimited:
+    """An atomic file of RecBole: tab-separated, with ``field:type`` in the first line."""
+    return Delimited(path, "\t", quoting=False, typed=True)
+
+
 @dataclass(frozen=True)
 class ParquetRows(RawFile):
     """A Parquet file; every column is read as text, nested ones as JSON."""

@@ -149,7 +149,7 @@ class Tables:
                 raise DataError(f"{where} is empty", "check the source files and the filters of the recipe")
             check_frame(name, table, where)
         for table, column in (("users", "user"), ("items", "item"), ("entities", "entity"), ("relations", "relation")):
-            _check_dense(f"table {table}", column, getattr(self, table)[column])
+            check_dense(f"table {table}: column {column}", getattr(self, table)[column].to_numpy())
         for (table, column), target in _REFERENCES.items():
             ids, size = getattr(self, table)[column], len(getattr(self, target))
             if len(beyond := ids[ids >= size].unique()):
@@ -181,15 +181,15 @@ def checked_reviews(batches: Iterable[pd.DataFrame], interactions: pd.DataFrame)
     Parameters
     ----------
     batches
-        Reviews, sorted by user and item.
+        Reviews.
     interactions
         Interactions of the data set, sorted by user and item.
 
     Raises
     ------
     DataError
-        If a batch breaks the schema, is out of order, holds a second review of an interaction, or a review whose
-        split is not that of its interaction (it would leak held-out text into train).
+        If a batch breaks the schema, or holds a review whose split is not that of its interaction (it would leak
+        held-out text into train).
     """
     stride, kinds = int(interactions["item"].max()) + 1, pd.CategoricalDtype(list(SPLITS))
 
@@ -197,14 +197,10 @@ def checked_reviews(batches: Iterable[pd.DataFrame], interactions: pd.DataFrame)
         pairs = frame["user"].to_numpy(dtype=np.int64) * stride + frame["item"].to_numpy(dtype=np.int64)
         return len(SPLITS) * pairs + frame["split"].astype(kinds).cat.codes.to_numpy()
 
-    known, last = keys_of(interactions), -1
+    known = keys_of(interactions)
     for batch in batches:
         check_frame("reviews", batch, "reviews")
         keys = keys_of(batch)
-        pairs = keys // len(SPLITS)
-        if (np.diff(pairs, prepend=last) <= 0).any():
-            raise DataError("reviews must be sorted by user and item, one for each interaction")
-        last = max([last, *pairs[-1:].tolist()])
         wrong = known[np.minimum(np.searchsorted(known, keys), len(known) - 1)] != keys
         if wrong.any():
             rows = batch.loc[wrong, ["user", "item"]].itertuples(index=False, name=None)
@@ -212,11 +208,18 @@ def checked_reviews(batches: Iterable[pd.DataFrame], interactions: pd.DataFrame)
         yield batch
 
 
-def _check_dense(where: str, column: str, ids: pd.Series) -> None:
-    """Check that ids are exactly 0, 1, ..., n-1 in this order."""
-    n = len(ids)
-    if (ids.to_numpy() == np.arange(n)).all():
-        return
-    missing = sorted(set(range(n)) - set(ids.tolist()))
-    problem = f"missing: {some(missing)}" if missing else "all present, but not in ascending order"
-    raise DataError(f"{where}: column {column} must count 0 to {n - 1} without a gap ({problem})")
+def check_dense(where: str, ids: np.ndarray, first: int = 0) -> None:
+    """Check that ids, which messages call ``where``, are ``first``, ``first + 1``, ... in this order.
+
+    Raises
+    ------
+    DataError
+        If one is missing, stands twice or out of order; the message names the first such id.
+    """
+    wrong = np.flatnonzero(ids != np.arange(first, first + len(ids)))
+    if len(wrong):
+        place = wrong[0]
+        twice = place > 0 and ids[place] == ids[place - 1]
+        problem = f"{ids[place]} stands twice" if twice else f"{first + place} is missing in its place"
+        problem = f"{where} must count from {first} without a gap, but {problem}"
+        raise DataError(problem, "every id needs exactly one row")

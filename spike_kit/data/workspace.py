@@ -151,7 +151,7 @@ class Workspace:
         """Rows of a query, in its order."""
         return self.db.sql(sql).to_arrow_table().to_pandas()
 
-    def batches(self, sql: str, rows: int) -> Iterator[pd.DataFrame]:
+    def batches(self, sql: str, rows: int = 50_000) -> Iterator[pd.DataFrame]:
         """Rows of a query in its order, so many at a time; the workspace may be written to meanwhile."""
         with self.db.cursor() as cursor:
             cursor.execute("SET enable_progress_bar = false")
@@ -313,12 +313,8 @@ class Workspace:
         if has_faults and file.path.suffix == ".gz":
             read_through(file.path, "latin-1")
         if isinstance(file, Delimited) and self.on_error == "skip":
-            rejected = self.db.execute(
-                """SELECT lower(replace(CAST(error_type AS VARCHAR), '_', ' ')), count(DISTINCT line)
-                   FROM reject_errors GROUP BY 1 ORDER BY 1"""
-            ).fetchall()
-            for problem, rows in rejected:
-                self.bad(file.path.name, f"they cannot be split into columns ({problem})", "correct them", rows)
+            if rows := self.value("SELECT count(DISTINCT line) FROM reject_errors"):
+                self.bad(file.path.name, "they cannot be split into columns", "correct them", rows)
             self.db.execute("DELETE FROM reject_errors; DELETE FROM reject_scans")
 
 

@@ -43,7 +43,7 @@ def test_an_empty_table_is_an_error_and_writes_nothing(world: World) -> None:
 @pytest.mark.parametrize(
     ("table", "row", "column", "value", "message"),
     [
-        ("users", 3, "user", 99, r"table users: column user must count 0 to 55 without a gap \(missing: 3\)"),
+        ("users", 3, "user", 99, r"table users: column user must count from 0 without a gap, but 3 is missing"),
         ("interactions", 0, "item", 4711, r"interactions: column item refers to ids that do not exist \(4711"),
         ("interactions", 0, "split", "tset", r"column split.*'tset'"),
         ("interactions", slice(None), "split", "test", "no row of the train split"),

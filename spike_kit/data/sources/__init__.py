@@ -1,26 +1,17 @@
 """Readers of raw data: each module reads one kind of raw files, names its data sets and may write its format."""
 
 from dataclasses import replace
+from importlib import import_module
 
 from spike_kit.base.errors import lookup
 from spike_kit.data.recipes import Recipe, Source
-from spike_kit.data.sources import (
-    amazon,
-    colakg,
-    kgat,
-    lastfm,
-    ml_100k,
-    movielens,
-    recbole,
-    spike_release,
-    tables,
-    yelp,
-)
 
-READERS = (ml_100k, amazon, yelp, kgat, spike_release, recbole, movielens, lastfm, colakg, tables)
+READERS = ["ml_100k", "amazon", "yelp", "kgat", "spike_release", "recbole", "movielens", "lastfm", "colakg", "tables"]
 """Modules of this package with a reader each; a new reader is a new module and its name here."""
 
-SOURCES: dict[str, Source] = {next(iter(module.SOURCE.recipes)): module.SOURCE for module in READERS}
+_FOUND: list[Source] = [import_module(f"{__name__}.{module}").SOURCE for module in READERS]
+
+SOURCES: dict[str, Source] = {next(iter(source.recipes)): source for source in _FOUND}
 """Every reader by its name, that of its first data set."""
 
 RECIPES: dict[str, Recipe] = {

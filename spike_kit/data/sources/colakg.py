@@ -4,6 +4,7 @@
 ``ml1m_extended_movie.csv`` names, plots and facts of the films.
 """
 
+from functools import partial
 from pathlib import Path
 
 from spike_kit.data.raw import Delimited, fields
@@ -50,17 +51,13 @@ def parse(folder: Path, _config: BuildConfig, work: Workspace) -> None:
     films = films.drop_duplicates("item")
     for relation in _RELATIONS:
         kind = "person" if relation in _PERSONS else relation
-        names = _decades if relation == "decade" else _names
+        names = _decades if relation == "decade" else partial(str.split, sep="|")
         work.put_facts(facts_in(films, f"fact {relation}", relation, names, kind))
     work.put_relations({name: template for name, (_, template) in _RELATIONS.items()})
 
 
-def _names(cell: str) -> list[str]:
-    return cell.split("|")
-
-
 def _decades(cell: str) -> list[str]:
-    return [f"{year[:3]}0s" for year in map(plain, _names(cell)) if year]
+    return [f"{year[:3]}0s" for year in map(plain, cell.split("|")) if year]
 
 
 _SETTINGS = BuildConfig(

@@ -16,7 +16,7 @@ import pandas as pd
 
 from spike_kit.base.errors import DataError
 from spike_kit.data.fetch import Wheel, checked_wheel, read_member
-from spike_kit.data.raw import Delimited, fields
+from spike_kit.data.raw import atomic, fields
 from spike_kit.data.recipes import BuildConfig, Published, Recipe, Source
 from spike_kit.data.text import turned, without_article
 from spike_kit.data.workspace import Workspace, facts_in
@@ -94,7 +94,7 @@ def join(folder: Path, work: Workspace) -> None:
         If a file lacks a column or holds a value of another type.
     """
     columns = {"user": "user_id", "item": "item_id", "rating": "rating", "timestamp": "timestamp"}
-    work.read(_atomic(folder / f"{NAME}.inter"), "raw_ratings", fields(columns))
+    work.read(atomic(folder / f"{NAME}.inter"), "raw_ratings", fields(columns))
     films, facts = _read_films(folder / f"{NAME}.item", work), _read_facts(folder / "movies.db")
     users = work.frame('SELECT DISTINCT "user" FROM raw_ratings ORDER BY TRY_CAST("user" AS BIGINT)')
     n_ratings = work.count("raw_ratings")
@@ -206,13 +206,9 @@ def split_names(text: str) -> list[str]:
     return names
 
 
-def _atomic(path: Path) -> Delimited:
-    return Delimited(path, "\t", quoting=False, typed=True)
-
-
 def _read_films(path: Path, work: Workspace) -> pd.DataFrame:
     """Read the films: item, title, year (of the title where the column has none), label."""
-    work.read(_atomic(path), "raw_films", fields({"item": "item_id", "title": "movie_title", "year": "release_year"}))
+    work.read(atomic(path), "raw_films", fields({"item": "item_id", "title": "movie_title", "year": "release_year"}))
     films = work.frame("SELECT item, title, year FROM raw_films ORDER BY place")
     inside = films["title"].str.extract(r"^(.*) \((\d{4})\)$")
     films["title"] = inside[0].fillna(films["title"])

@@ -16,7 +16,7 @@ import pandas as pd
 
 from spike_kit.base.errors import DataError, some
 from spike_kit.data.dataset import Dataset
-from spike_kit.data.raw import Delimited, fields, literal, opened, quoted
+from spike_kit.data.raw import atomic, fields, literal, opened, quoted
 from spike_kit.data.recipes import BuildConfig, Recipe, Source
 from spike_kit.data.tables import SPLITS
 from spike_kit.data.text import FREEBASE_ID, clean, plain, readable
@@ -26,7 +26,6 @@ TERMS = "that of the data set", "atomic files in RecBole's format"
 
 _PARTS = {f"{split}.inter": split for split in SPLITS}
 _SUFFIXES = ("inter", *_PARTS, "item", "user", "kg", "link", "ent", "rel")
-_BATCH_ROWS = 50_000
 
 _FILES = {
     "item": ("raw_items", {"item": "item_id"}),
@@ -126,13 +125,9 @@ def find_files(folder: Path, dataset: str = "") -> tuple[str, dict[str, Path]]:
     return name, {suffix: path for suffix, path in paths.items() if path.is_file()}
 
 
-def _table(path: Path) -> Delimited:
-    return Delimited(path, "\t", quoting=False, typed=True)
-
-
 def _types(path: Path | None) -> dict[str, str]:
     """Types of the fields of a file, by name."""
-    row = _table(path).first_row() if path else []
+    row = atomic(path).first_row() if path else []
     return {name: kind for name, _, kind in (field.rpartition(":") for field in row)}
 
 
@@ -153,7 +148,7 @@ def _read(files: Mapping[str, Path], suffix: str, work: Workspace, more: Mapping
     given = {name: field for name, field in wanted.items() if field.kind != "text" or field.source in known}
     absent = {name: "''" for name in wanted if name not in given}
     faults = [fault for name, fault in _FAULTS.items() if name in given]
-    work.read(_table(files[suffix]), view, given, faults, absent)
+    work.read(atomic(files[suffix]), view, given, faults, absent)
 
 
 def _listed(view: str, key: str, others: str) -> str:
@@ -178,7 +173,7 @@ def _read_interactions(files: Mapping[str, Path], config: RecboleConfig, work: W
         columns = fields({"user": "user_id", "item": "item_id", **{name: name for name in optional}})
         if "rating" in columns:
             columns["rating"] = replace(columns["rating"], required=False)
-        work.read_interactions(_table(path), columns, split)
+        work.read_interactions(atomic(path), columns, split)
 
 
 def _read_items(files: Mapping[str, Path], config: RecboleConfig, work: Workspace) -> list[str]:
@@ -206,7 +201,7 @@ def _read_items(files: Mapping[str, Path], config: RecboleConfig, work: Workspac
                 FROM ({_listed("raw_items", "item", "SELECT item FROM interactions")}) AS items
                 LEFT JOIN (SELECT item, min(entity) AS entity FROM raw_links GROUP BY item) USING (item)
                 ORDER BY place NULLS LAST, item"""
-    for batch in work.batches(query, _BATCH_ROWS):
+    for batch in work.batches(query):
         work.put("items", batch.assign(label=_labels(batch["label"], batch["named_by"])))
     for name in facts:
         cells = work.frame(f"SELECT item, {quoted(f'fact {name}')} AS cell FROM raw_items ORDER BY place")
@@ -245,7 +240,7 @@ def _read_triples(files: Mapping[str, Path], work: Workspace) -> None:
     query = (
         f"SELECT {prefix} || entity AS entity, entity AS named_by, label, kind FROM free ORDER BY place NULLS LAST, 2"
     )
-    for batch in work.batches(query, _BATCH_ROWS):
+    for batch in work.batches(query):
         labels = _labels(batch["label"], batch["named_by"])
         nameless += sum(label.isdecimal() or FREEBASE_ID.fullmatch(label) is not None for label in labels)
         work.put("entities", batch.assign(label=labels, kind=batch["kind"].replace("", None).fillna("entity")))
@@ -291,18 +286,12 @@ def write(data: Dataset, folder: Path, _merge_valid: bool, _vectors: object) -> 
     files["kg"] = pd.DataFrame(facts)
     files["link"] = pd.DataFrame({f"{name}_id:token": ids["item"] for name in ("item", "entity")})
     named = {"item": items, "user": users, "ent": entities[len(items) :], "rel": relations}
-    files |= {suffix: _named(table, _FIELDS[suffix]) for suffix, table in named.items() if len(table)}
+    for suffix, table in named.items():
+        if len(table):
+            files[suffix] = pd.DataFrame({field: _texts(table, column) for field, column in _FIELDS[suffix].items()})
     for suffix, frame in files.items():
         path = folder / f"{data.name}.{suffix}"
         frame.to_csv(path, sep="\t", index=False, quoting=csv.QUOTE_NONE, lineterminator="\n", encoding="utf-8")
-
-
-def _named(table: pd.DataFrame, fields: Mapping[str, str]) -> pd.DataFrame:
-    """Columns of a table of names, as fields of a file."""
-    ids = table["source_id"]
-    return pd.DataFrame(
-        {field: ids if column == "source_id" else _texts(table, column) for field, column in fields.items()}
-    )
 
 
 def _check_ids(tables: Mapping[str, pd.DataFrame]) -> None:
@@ -316,7 +305,12 @@ def _check_ids(tables: Mapping[str, pd.DataFrame]) -> None:
 
 
 def _texts(table: pd.DataFrame, column: str) -> list[str]:
-    """Texts of a column in a form that a build (which takes markup out of some) turns back into the same text."""
+    """Texts of a column in a form that a build (which takes markup out of some) turns back into the same text.
+
+    Ids stay as they are (`_check_ids`).
+    """
+    if column == "source_id":
+        return table[column].tolist()
     read = plain if column in ("label", "description") else clean
     written = []
     for source_id, text in zip(table["source_id"], table[column], strict=True):

@@ -15,6 +15,7 @@ from spike_kit.data.dataset import Dataset
 from spike_kit.data.recipes import BuildConfig, Recipe, Source
 from spike_kit.data.sources import kgat
 from spike_kit.data.sources.kgat import AS_IT_IS, Known, write_rows
+from spike_kit.data.tables import check_dense
 from spike_kit.data.vectors import ProfileVectors
 from spike_kit.data.workspace import Workspace
 
@@ -52,7 +53,7 @@ def parse(folder: Path, config: BuildConfig, work: Workspace) -> None:
     n_items = len(ids["item"])
     holds_items = bool(len(ids["entity"])) and ids["entity"][0] < n_items
     for name, path in files.items():
-        _check_dense(path, ids[name], n_items if name == "entity" and not holds_items else 0)
+        check_dense(f"{path}: the ids", ids[name], n_items if name == "entity" and not holds_items else 0)
     dimensions = {name: rows.shape[1] for name, rows in vectors.items()}
     if len(set(dimensions.values())) > 1:
         shown = some(f"{name} {dimension}" for name, dimension in dimensions.items())
@@ -103,18 +104,6 @@ def read_vectors(path: Path) -> tuple[np.ndarray, np.ndarray]:
     if len(broken):
         raise DataError(f"{path}: the vectors of ids {some(broken.tolist())} hold NaN or infinity", "download it again")
     return ids[order], rows
-
-
-def _check_dense(path: Path, ids: np.ndarray, first: int) -> None:
-    """Check that ascending ids are ``first``, ``first + 1``, ... without a gap."""
-    wrong = np.flatnonzero(ids != np.arange(first, first + len(ids)))
-    if len(wrong):
-        place = wrong[0]
-        twice = place > 0 and ids[place] == ids[place - 1]
-        problem = f"{ids[place]} stands twice" if twice else f"{first + place} is missing"
-        raise DataError(
-            f"{path}: the ids must count from {first} without a gap, but {problem}", "every id needs exactly one vector"
-        )
 
 
 def write(data: Dataset, folder: Path, merge_valid: bool, vectors: tuple[str, str]) -> None:

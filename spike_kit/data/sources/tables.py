@@ -25,7 +25,6 @@ from spike_kit.data.workspace import Workspace, facts_in
 TERMS = "as the owner of the file says", "given by the user"
 
 _SEPARATORS = {".csv": ",", ".tsv": "\t"}
-_BATCH_ROWS = 50_000
 
 _COLUMNS: dict[str, tuple[tuple[str, ...], tuple[str, ...], tuple[str, ...]]] = {
     "interactions": (("user", "item"), (), ("rating", "timestamp", "text", "split")),
@@ -218,7 +217,7 @@ def _read_items(path: Path, config: TablesConfig, work: Workspace) -> None:
     cells = {f"fact {relation}": column for relation, column in config.facts.items()}
     work.read(_open(path, work, columns), "raw_items", fields({**columns, **cells}))
     names = partial(_names, separator=config.fact_separator)
-    for batch in work.batches("SELECT * FROM raw_items ORDER BY place", _BATCH_ROWS):
+    for batch in work.batches("SELECT * FROM raw_items ORDER BY place"):
         work.put("items", batch)
         for relation in config.facts:
             work.put_facts(facts_in(batch, f"fact {relation}", relation, names))

@@ -30,7 +30,6 @@ _TEMPLATES = {
 
 _NO = frozenset({"", "none", "no", "false", "null"})
 _LONGEST_ATTRIBUTE = 2_000
-_BATCH_ROWS = 20_000
 
 
 class YelpConfig(BuildConfig):
@@ -54,7 +53,7 @@ def parse(folder: Path, config: YelpConfig, work: Workspace) -> None:
     texts = {name: name for name in ("address", "city", "state", "categories", "attributes")}
     work.read(businesses, "raw_items", fields({"item": "business_id", "label": "name", **texts}))
     query = "SELECT * FROM raw_items SEMI JOIN interactions USING (item) ORDER BY place"
-    for batch in work.batches(query, _BATCH_ROWS):
+    for batch in work.batches(query):
         rows = batch.to_dict("records")
         work.put("items", batch.assign(description=list(map(_description, rows))))
         facts = [fact for row in rows for fact in _facts(row, config.attributes)]
