@@ -78,10 +78,10 @@ class Graph:
 
         ``sizes`` are n_users, n_items and n_entities.
         """
-        counts = (sizes[name] for name in ("n_users", "n_items", "n_entities"))
+        counts = sizes["n_users"], sizes["n_items"], sizes["n_entities"], n_relations
         inverse = triples[:, [2, 1, 0]] + np.array([0, n_relations, 0])
         edges = np.concatenate([triples, inverse])
-        return cls(*counts, n_relations, *_sorted_columns(interactions), *_sorted_columns(edges))
+        return cls(*counts, *(_sorted_columns(interactions) + _sorted_columns(edges)))
 
 
 def _sorted_columns(rows: np.ndarray) -> list[Tensor]:
