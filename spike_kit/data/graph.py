@@ -68,9 +68,12 @@ class Graph:
     def from_tables(cls, tables: Tables) -> Graph:
         """Build on the CPU from the tables of a data-set folder; only train interactions enter."""
         sizes = {f"n_{name}": len(getattr(tables, name)) for name in ("users", "items", "entities", "relations")}
-        train = tables.interactions.loc[tables.interactions["split"] == "train", ["user", "item"]].to_numpy()
-        triples = tables.triples[["head", "relation", "tail"]].to_numpy()
-        return cls.from_arrays(interactions=train, triples=triples, **sizes)
+        train = tables.interactions[tables.interactions["split"] == "train"]
+        return cls.from_arrays(
+            interactions=train[["user", "item"]].to_numpy(),
+            triples=tables.triples[["head", "relation", "tail"]].to_numpy(),
+            **sizes,
+        )
 
     @classmethod
     def from_arrays(cls, *, interactions: np.ndarray, triples: np.ndarray, n_relations: int, **sizes: int) -> Graph:
