@@ -5,11 +5,10 @@ import subprocess
 import sys
 import tempfile
 import zipfile
-from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-from spike_kit.base import storage
+from spike_kit.base import paths, storage
 from spike_kit.base.errors import DataError, FetchError
 
 logger = logging.getLogger(__name__)
@@ -60,8 +59,11 @@ def fetch_wheel(wheel: Wheel, folder: Path) -> Path:
         If it cannot be downloaded or its sha256 differs from the known one; nothing is left in ``folder`` then.
     """
     target = folder / wheel.file_name
-    with suppress(DataError):
-        return checked_wheel(wheel, folder)
+    if target.is_file():
+        if storage.sha256_file(target) == wheel.sha256:
+            logger.info("%s is here and intact", paths.shown(target))
+            return target
+        logger.warning("%s is damaged (its sha256 differs); fetching it again", paths.shown(target))
     logger.info("downloading %s", wheel.requirement)
     with tempfile.TemporaryDirectory(prefix="spike-kit-") as temporary:
         got = _download(wheel, Path(temporary), folder)
