@@ -505,7 +505,10 @@ def grid(
     from spike_kit.experiments.archive import own_root
     from spike_kit.experiments.grid import STUDY, Grid, GridRun, workers
 
-    progress = GridRun(Grid.read(file or STUDY), only, archive or (own_root() if keep else None))
+    if keep and archive is None:
+        archive = own_root()
+        print(f"note: --keep now means --archive {paths.shown(archive)}, no longer docs/study", file=sys.stderr)
+    progress = GridRun(Grid.read(file or STUDY), only, archive)
     if look:
         progress.look()
     else:
@@ -632,6 +635,14 @@ def demo(
     print(api.demo(dataset, max_users=max_users, seeds=seeds, epochs=epochs, notebooks=notebooks, device=place))
 
 
+def bench() -> None:
+    """Say where the benchmarks went: they are scripts of a checkout now."""
+    raise ConfigError(
+        "the benchmarks are no part of the package any more",
+        "in a checkout: python -m benchmarks.train (or data, profiles, quality, evaluation) --help",
+    )
+
+
 COMMANDS: dict[str, Callable[..., None]] = {
     command.__name__.replace("_", "-"): command
     for command in (
@@ -683,7 +694,7 @@ def _run(name: str, arguments: list[str]) -> None:
     """Parse the arguments of a command and run it."""
     import tyro
 
-    command = lookup(COMMANDS, name, "command")
+    command = bench if name == "bench" else lookup(COMMANDS, name, "command")
     description = inspect.cleandoc((command.__doc__ or "").split("    Parameters\n")[0])
     if command is build:
         from spike_kit.data.sources import RECIPES

@@ -51,6 +51,7 @@ def test_the_overview_names_every_command_and_model(capsys: pytest.CaptureFixtur
 
 
 ERRORS = {
+    "bench": "python -m benchmarks.train",
     "trian": "no command named 'trian'",
     "train --model spkie": "no model named 'spkie'",
     "train --preset best": "known: recommended, released_code",

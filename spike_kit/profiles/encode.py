@@ -264,6 +264,7 @@ class OpenAIEncoder:
             base_url=config.server or None,
             max_retries=_RETRIES,
             timeout=_TIMEOUT,
+            http_client=self._library.DefaultHttpxClient(event_hooks={"response": [_look]}),
         )
         self.model = model
 
@@ -311,7 +312,7 @@ class OpenAIEncoder:
         kind, words = what_failed(status, body)
         message = self._message(f"{status}: {words}" if status else words)
         if status and kind == "content":
-            return _too_long(message, max(texts, key=len))
+            return TooLongError(message, max(texts, key=len))
         if kind == "key":
             return DataError(message, "check OPENAI_API_KEY, and that its account may use this model")
         if kind in ("quota", "busy"):
@@ -321,8 +322,25 @@ class OpenAIEncoder:
         return FetchError(message, "check the network and OPENAI_BASE_URL, and run again: what is encoded is kept")
 
 
-def _too_long(message: str, text: str) -> DataError:
-    return DataError(f"{message}: {text[:60]!r}...", "shorten the profile, or choose another encoder")
+def _look(response: Any) -> None:
+    """Keep the SDK from sending a request again where the quota is used up."""
+    body = response.read().decode(errors="replace") if response.status_code == 429 else ""
+    if body and what_failed(429, body)[0] == "quota":
+        response.headers["x-should-retry"] = "false"
+
+
+class TooLongError(DataError):
+    """A text is too long for the model.
+
+    Attributes
+    ----------
+    text
+        The longest text of the request, which must be the one.
+    """
+
+    def __init__(self, message: str, text: str) -> None:
+        super().__init__(f"{message}: {text[:60]!r}...", "shorten the profile, or choose another encoder")
+        self.text = text
 
 
 def request_batches(texts: Sequence[str], batch_size: int = MAX_INPUTS) -> list[slice]:
@@ -330,14 +348,14 @@ def request_batches(texts: Sequence[str], batch_size: int = MAX_INPUTS) -> list[
 
     Raises
     ------
-    DataError
+    TooLongError
         If a text is too long.
     """
     batches, start, total = [], 0, 0
     for place, text in enumerate(texts):
         tokens = -(-len(text.encode()) // 3)
         if tokens > MAX_TEXT_TOKENS:
-            raise _too_long(f"a text of about {tokens} tokens is too long for OpenAI ({MAX_TEXT_TOKENS})", text)
+            raise TooLongError(f"a text of about {tokens} tokens is too long for OpenAI ({MAX_TEXT_TOKENS})", text)
         if place - start == min(batch_size, MAX_INPUTS) or total + tokens > MAX_REQUEST_TOKENS:
             batches.append(slice(start, place))
             start, total = place, 0
@@ -516,7 +534,11 @@ def encode_profiles(
         facts |= {"base": encoder.base, "explained_variance": f"{share:.6f}"}
     else:
         table = data.profiles(profiles)
-        rows = encode_texts(table["text"].tolist(), name, device=device, batch_size=batch_size, progress=progress)
+        try:
+            rows = encode_texts(table["text"].tolist(), name, device=device, batch_size=batch_size, progress=progress)
+        except TooLongError as error:
+            subject, number = table.loc[table["text"] == error.text, ["subject", "id"]].iloc[0]
+            raise DataError(f"profile of {subject} {number}: {error.message}", error.hint) from None
         is_user = (table["subject"] == "user").to_numpy()
     vectors = ProfileVectors(torch.from_numpy(rows[is_user]), torch.from_numpy(rows[~is_user]))
     vectors.save(target, facts | _made_from(data, profiles, encoder))

@@ -20,6 +20,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, aclosing, asynccontextmanager, contextmanager, suppress
 from contextvars import ContextVar
 from dataclasses import dataclass, field, replace
+from email.utils import parsedate_to_datetime
 from itertools import chain
 from pathlib import Path
 from typing import Any
@@ -562,8 +563,10 @@ def parsed(text: str | bytes) -> Any:
 
 
 def retry_after(headers: Mapping[str, str]) -> float:
-    """Seconds a server asks to wait, given in milliseconds or in seconds; 0 where it gives no number."""
+    """Seconds a server asks to wait, given in milliseconds, in seconds or as a date; 0 where it does not ask."""
     for name, unit in (("retry-after-ms", 0.001), ("retry-after", 1.0)):
         with suppress(KeyError, ValueError):
             return max(0.0, float(headers[name]) * unit)
+    with suppress(KeyError, ValueError, TypeError, OverflowError):
+        return max(0.0, parsedate_to_datetime(headers["retry-after"]).timestamp() - time.time())
     return 0.0

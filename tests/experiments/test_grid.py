@@ -222,8 +222,9 @@ def test_the_command_reads_a_file_and_prints_every_cell(
     file = tmp_path / "grid.toml"
     file.write_text('[[blocks]]\ndatasets = ["world"]\nmodels = ["popularity", "bprmf"]\n', encoding="utf-8")
     assert main(["grid", str(file), "--only", "popularity", "--jobs", "1", "--device", "cpu", "--keep"]) == 0
-    shown = capsys.readouterr().out
+    shown, said = capsys.readouterr()
     assert re.search(r"run +world +popularity +0 +finished", shown)
+    assert "note: --keep now means --archive" in said
     assert [run.config["model"] for run in archive.read_archive("world", archive.own_root())] == ["popularity"]
     assert "bprmf" not in shown
     assert main(["grid", str(file), "--look"]) == 0

@@ -4,6 +4,7 @@ import gzip
 import json
 import threading
 import time
+from email.utils import formatdate
 from typing import Any
 
 import pytest
@@ -159,7 +160,9 @@ def test_a_stop_ends_a_long_pause(films: Dataset, server: ScriptedServer) -> Non
 def test_a_pause_is_read_in_every_form() -> None:
     assert retry_after({"retry-after": "0.5"}) == 0.5
     assert retry_after({"retry-after-ms": "250", "retry-after": "3"}) == 0.25
-    for nothing in ("-3", "soon", "nan", "Mon, 01 Jan 1990 00:00:00 GMT"):
+    tomorrow = formatdate(time.time() + 86_400, usegmt=True)
+    assert retry_after({"retry-after": tomorrow}) == pytest.approx(86_400, abs=3600)
+    for nothing in ("-3", "soon", "nan", "Mon, 01 Jan 1990 00:00:00 GMT", "Fri, 99 Foo 9999 99:99:99 GMT"):
         assert retry_after({"retry-after": nothing}) == retry_after({}) == 0
 
 

@@ -10,7 +10,7 @@ from spike_kit.base import paths, storage
 from spike_kit.base.errors import ConfigError, DataError, FetchError, LLMError
 from spike_kit.data.dataset import Dataset
 from spike_kit.profiles import encode
-from spike_kit.profiles.encode import OpenAIEncoder, encode_profiles, encode_texts, request_batches
+from spike_kit.profiles.encode import OpenAIEncoder, TooLongError, encode_profiles, encode_texts, request_batches
 from tests.profiles.llm_server import Asked, Reply, ScriptedServer, fails, response, sends
 
 KEY = "sk-'se\\cret/+1234"
@@ -103,14 +103,14 @@ def test_what_is_not_a_finite_vector_per_text_is_an_error(server: ScriptedServer
     assert list(paths.cache_root().glob("*")) == []
 
 
-def test_a_busy_server_is_asked_again_and_a_used_up_quota_says_so(server: ScriptedServer) -> None:
-    server.script = lambda _: fails(429, "insufficient_quota")
+def test_a_busy_server_is_asked_again_but_not_one_whose_quota_is_used_up(server: ScriptedServer) -> None:
+    first(server, fails(429, "insufficient_quota"))
     with pytest.raises(FetchError, match="check the quota"):
         OpenAIEncoder("m").encode(["a"])
-    server.forget()
-    first(server, *[fails(429, "rate_limit_exceeded", headers="Retry-After-Ms: 1\r\n")] * 8)
+    assert server.requests == 1
+    first(server, vectors, *[fails(429, "rate_limit_exceeded", headers="Retry-After-Ms: 1\r\n")] * 8)
     assert_right(OpenAIEncoder("m").encode(["a"]), ["a"])
-    assert server.requests == 9
+    assert server.requests == 10
 
 
 @pytest.mark.parametrize(
@@ -141,12 +141,12 @@ TOO_LONG = "the inputs are too long"
 @pytest.mark.parametrize("reply", [fails(400, message=TOO_LONG), sends({"detail": TOO_LONG}, 413)])
 def test_a_profile_too_long_for_the_server_is_named(server: ScriptedServer, data: Dataset, reply: Reply) -> None:
     server.script = lambda _: reply
-    with pytest.raises(DataError, match=f"(?s)4..: {TOO_LONG}.*: 'a long one'.*shorten the"):
+    with pytest.raises(TooLongError, match=f"(?s)4..: {TOO_LONG}.*: 'a long one'.*shorten the"):
         OpenAIEncoder("m").encode(["one", "a long one", "two"])
     profiles = data.profiles()
     profiles.loc[3, "text"] = f"{profiles['text'][3]}{' and so on' * 20}"
     data.write_profiles("long", profiles)
-    with pytest.raises(DataError, match=rf"(?s)4..: {TOO_LONG}.*: .{profiles['text'][3][:9]}.*shorten the"):
+    with pytest.raises(DataError, match=rf"(?s)profile of item 3: .*4..: {TOO_LONG}.*shorten the"):
         encode_profiles(data, "long", "openai:m", progress=False)
 
 
