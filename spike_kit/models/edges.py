@@ -19,15 +19,7 @@ import torch
 from torch import Tensor
 
 from spike_kit.data.graph import Graph
-from spike_kit.models.sparse import (
-    SparsePattern,
-    count,
-    distinct,
-    product,
-    sampled_product,
-    segment_softmax,
-    transposed_product,
-)
+from spike_kit.models.sparse import SparsePattern, count, product, sampled_product, segment_softmax, transposed_product
 
 BLOCK_BYTES = 2**23
 """Largest table of pairs in bytes, whatever the budget: larger ones leave the cache, and a step takes twice as long."""
@@ -108,11 +100,14 @@ class RelationalEdges:
             Largest table of pairs ``[p, d]`` in bytes; where one would be larger, the pairs pass in blocks.
         """
         n_entities = graph.n_entities
-        keys, pair = distinct(graph.relation * n_entities + graph.tail)
+        keys, pair = _distinct(graph.relation * n_entities + graph.tail)
         per_block = pairs_per_block(n_entities, dim, budget)
         keeps = keeps_rows(graph.n_edges, dim, budget)
+        if graph.n_edges <= per_block:
+            places = torch.arange(graph.n_edges, device=graph.device)
+            return cls((_block(graph, places, pair, keys, n_heads),), n_entities, n_heads, keeps)
         blocks = []
-        for first in range(0, max(1, keys.shape[0]), per_block):
+        for first in range(0, keys.shape[0], per_block):
             places = (pair // per_block == first // per_block).nonzero().flatten()
             own = keys[first : first + per_block]
             blocks.append(_block(graph, places, pair.index_select(0, places) - first, own, n_heads))
@@ -141,6 +136,10 @@ class RelationalEdges:
     def kept(self, mask: Tensor) -> Self:
         """Only the edges where ``mask [2 m]``, in the graph's order, is true."""
         return replace(self, blocks=tuple(block.kept(mask) for block in self.blocks))
+
+    def split(self, x: Tensor) -> list[Tensor]:
+        """Cut scores or weights of all entries into those of each block."""
+        return list(x.split([pattern.rows.shape[0] for pattern in self.patterns])) if len(self.blocks) > 1 else [x]
 
     def scores(self, keyed: Tensor, relations: Tensor) -> Tensor:
         """Attention score of every edge and attention head (docs/method.md, section 3), outside autograd.
@@ -197,6 +196,14 @@ class RelationalEdges:
     def average(self, entities: Tensor, relations: Tensor) -> Tensor:
         """Mean of ``e_t * r`` over the edges of each head entity, ``[E, d]``."""
         return _Average.apply(self, entities, relations)  # type: ignore[no-any-return]
+
+
+def _distinct(keys: Tensor) -> tuple[Tensor, Tensor]:
+    """Distinct keys, ascending, and the place of every key among them (``torch.unique``, on every device)."""
+    ordered, order = keys.sort()
+    is_new = torch.cat([torch.ones_like(ordered[:1], dtype=torch.bool), ordered[1:] != ordered[:-1]])
+    place = torch.empty_like(keys).index_copy(0, order, is_new.cumsum(0) - 1)
+    return ordered.index_select(0, is_new.nonzero().flatten()), place
 
 
 def _joined(parts: Sequence[Tensor]) -> Tensor:
@@ -290,8 +297,7 @@ class _Attend(torch.autograd.Function):
 
 def _blocks(edges: RelationalEdges, x: Tensor) -> Iterator[tuple[EdgeBlock, SparsePattern, Tensor]]:
     """Blocks with their patterns and their part of the scores or weights."""
-    parts = x.split([pattern.rows.shape[0] for pattern in edges.patterns])
-    return zip(edges.blocks, edges.patterns, parts, strict=True)
+    return zip(edges.blocks, edges.patterns, edges.split(x), strict=True)
 
 
 def _softmax_backward(weights: Tensor, to_weights: Tensor, segments: Tensor, n_segments: int) -> Tensor:

@@ -177,4 +177,6 @@ class KgRec(KgEncoder[KgRecConfig]):
 def most(scores: Tensor, share: float) -> Tensor:
     """Positions of the ``int(share * k)`` largest scores ``[k]``, ascending."""
     order = scores.argsort(descending=True, stable=True)
-    return order[: int(share * len(scores))].sort().values
+    rank = torch.ones_like(order).cumsum(0)
+    limit = (share * torch.ones_like(order).sum().double()).floor()
+    return order.index_select(0, (rank <= limit).nonzero().flatten()).sort().values

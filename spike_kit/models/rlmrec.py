@@ -13,7 +13,6 @@ from spike_kit.models.base import Batch, Preset
 from spike_kit.models.layers import TwoLayers, normalized, random_nodes
 from spike_kit.models.lightgcn import EdgeWeights, PropagatedConfig, PropagatedRecommender
 from spike_kit.models.spaces import PROPAGATED, Range
-from spike_kit.models.sparse import count, distinct
 
 _SPACE = {
     **PROPAGATED,
@@ -108,12 +107,20 @@ class RlmRecCon(_RlmRec[RlmRecConConfig]):
         An item that is c times in the batch counts c times on either side: one row each way, and ``log c`` added to its
         column of scores, give what B rows would.
         """
-        own, place = distinct(ids)
-        rows = normalized(items.index_select(0, own)) / self.config.text_temperature
-        text = normalized(self.text_mlp(self.item_text.index_select(0, own)))
-        shares = count(place, len(own)).to(rows.dtype).log().unsqueeze(1)
+        distinct, place, counts = _distinct(ids)
+        rows = normalized(items.index_select(0, distinct)) / self.config.text_temperature
+        text = normalized(self.text_mlp(self.item_text.index_select(0, distinct)))
+        shares = counts.to(rows.dtype).log().unsqueeze(1)
         rows, text = torch.cat([rows, torch.ones_like(shares)], 1), torch.cat([text, shares], 1)
         return losses.softmax(rows, text, place, place) + shares.index_select(0, place).mean()
+
+
+def _distinct(ids: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Distinct ids, the place of each given one among them ``[B]``, and how often they occur; on meta all as given."""
+    if ids.device.type == "meta":
+        return ids, torch.arange(ids.shape[0], device=ids.device), torch.ones_like(ids)
+    distinct, place, counts = ids.unique(return_inverse=True, return_counts=True)
+    return distinct, place, counts
 
 
 RlmRecGenDraws = tuple[Tensor, EdgeWeights | None]

@@ -176,14 +176,6 @@ def offsets(sorted_index: Tensor, size: int) -> Tensor:
     return torch.cat([sorted_index.new_zeros(1), count(sorted_index, size).cumsum(0)])
 
 
-def distinct(keys: Tensor) -> tuple[Tensor, Tensor]:
-    """Distinct keys, ascending, and the place of every key among them (``torch.unique``, on every device)."""
-    ordered, order = keys.sort()
-    is_new = torch.cat([torch.ones_like(ordered[:1], dtype=torch.bool), ordered[1:] != ordered[:-1]])
-    place = torch.empty_like(keys).index_copy(0, order, is_new.cumsum(0) - 1)
-    return ordered.index_select(0, is_new.nonzero().flatten()), place
-
-
 def segment_softmax(scores: Tensor, segment: Tensor, n_segments: int) -> Tensor:
     """Softmax of ``scores [m]`` over the entries that share a value of ``segment [m]``."""
     highest = scores.detach().new_zeros(n_segments)
