@@ -26,7 +26,7 @@ class SglConfig(PropagatedConfig):
     """Contrast the views of sampled negative items too, as SSLRec's code does."""
 
 
-SglDraws = tuple[EdgeWeights, EdgeWeights]
+SglDraws = tuple[EdgeWeights | None, EdgeWeights | None]
 """Edges of the two views."""
 
 

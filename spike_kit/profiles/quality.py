@@ -220,10 +220,10 @@ def quality_table(
         near_duplicates=("text", lambda texts: near_duplicates(texts).mean()),
     )
     table["spread"] = math.nan
-    for (name, subject), ids in measured.groupby(["profiles", "subject"])["id"]:
-        if vectors and name in vectors:
-            rows = vectors[name].user if subject == "user" else vectors[name].entity
-            table.loc[(name, subject), "spread"] = spread(rows[ids.tolist()])
+    for (name, given), subject in product((vectors or {}).items(), SUBJECTS):
+        ids = measured.loc[(measured["profiles"] == name) & (measured["subject"] == subject), "id"].tolist()
+        if ids:
+            table.loc[(name, subject), "spread"] = spread((given.user if subject == "user" else given.entity)[ids])
     order = [(name, subject) for subject, name in product(SUBJECTS, profiles) if (name, subject) in table.index]
     return table.reindex(order).reset_index()
 

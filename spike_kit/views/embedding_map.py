@@ -195,7 +195,8 @@ class EmbeddingMap:
     def highlight(self, points: pd.DataFrame) -> dict[str, Any]:
         """Places in one map, and names, of what was found."""
         names = [shown(self.nodes.labels[node], 30) for node in self.found] if len(self.found) <= _NAMED else None
-        return {**points[["x", "y"]].iloc[self.found].to_dict("list"), "text": names}
+        places = points.iloc[self.found]
+        return {"x": places["x"].tolist(), "y": places["y"].tolist(), "text": names}
 
     def morph(self, steps: int = 12) -> Figure:
         """One map that moves from each space to the next; the slider stands at any place between them."""
