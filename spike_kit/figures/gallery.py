@@ -170,6 +170,8 @@ def export(
         If a file cannot be written.
     """
     folder, rows = Path(folder or paths.figures_root()), []
+    for name in names or ():
+        lookup(FIGURES, name, "figure")
     of = Given(data, known_runs(data) if runs is None else runs, split)
     for name in tqdm(list(names or FIGURES), desc="figures", unit="figure", disable=not progress):
         try:

@@ -201,4 +201,6 @@ def test_the_command_lists_what_it_wrote(runs: Runs, capsys: pytest.CaptureFixtu
     assert "results-world.pdf" in lines[0]
     assert "curves-world.pdf" in lines[1]
     assert "results-world.tex" in lines[2]
-    assert main(["figures", "world", "--only", "nope"]) == 1
+    before = sorted(folder.iterdir())
+    assert main(["figures", "world", "--only", "sparsity", "nope", "--folder", str(folder)]) == 1
+    assert sorted(folder.iterdir()) == before
