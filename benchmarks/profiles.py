@@ -77,8 +77,8 @@ def bench_profiles(setup: ProfilesSetup) -> Measured:
 def _generate(dataset: str, base_url: str) -> tuple[float, float, int]:
     """Seconds of asking, seconds with the table, and peak memory of a run that begins without answers."""
     llm = LLMConfig(model=MODEL, base_url=base_url, concurrency=_CONCURRENCY)
-    answers = Path(tempfile.mkdtemp(dir=paths.home()), "answers.sqlite")
-    generation = Generation(Dataset.open(dataset), GenerationConfig(llm=llm), "bench", answers=answers)
+    generation = Generation(Dataset.open(dataset), GenerationConfig(llm=llm), "bench")
+    generation.answers = Path(tempfile.mkdtemp(dir=paths.home()), "answers.sqlite")
     require("openai", "llm")
     looks: deque[float] = deque(maxlen=1)
     started = time.perf_counter()

@@ -659,7 +659,6 @@ class VectorCache:
 
     def put(self, keys: Sequence[str], vectors: np.ndarray) -> None:
         """Store vectors ``[n, d_t]``, all or none."""
-        self.path.parent.mkdir(parents=True, exist_ok=True)
         rows = [(key, row.astype("<f4").tobytes()) for key, row in zip(keys, vectors, strict=True)]
         with self._open() as database:
             database.executemany("INSERT OR REPLACE INTO vectors VALUES (?, ?)", rows)
@@ -667,10 +666,8 @@ class VectorCache:
     @contextmanager
     def _open(self) -> Iterator[sqlite3.Connection]:
         """One transaction."""
-        with (
-            storage.database_errors(self.path),
-            closing(sqlite3.connect(self.path, timeout=self.timeout)) as database,
-            database,
-        ):
-            database.execute("CREATE TABLE IF NOT EXISTS vectors (key TEXT PRIMARY KEY, vector BLOB NOT NULL)")
-            yield database
+        with storage.database_errors(self.path):
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            with closing(sqlite3.connect(self.path, timeout=self.timeout)) as database, database:
+                database.execute("CREATE TABLE IF NOT EXISTS vectors (key TEXT PRIMARY KEY, vector BLOB NOT NULL)")
+                yield database

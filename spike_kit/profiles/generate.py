@@ -63,16 +63,10 @@ class Estimate:
     table: pd.DataFrame
     costs: pd.DataFrame
     samples: tuple[Prompt, ...]
-
-    @property
-    def calls(self) -> int:
-        """Calls to be made."""
-        return int(self.table["to ask"].sum())
-
-    @property
-    def tokens(self) -> tuple[int, int]:
-        """Tokens in and out."""
-        return int(self.table["tokens in"].sum()), int(self.table["tokens out"].sum())
+    calls: int
+    """Calls to be made."""
+    tokens: tuple[int, int]
+    """Tokens in and out."""
 
     def __str__(self) -> str:
         """Calls, tokens, costs and sample prompts."""
@@ -118,20 +112,21 @@ class Generation:
         Model, prompts, gaps.
     profiles
         Name of the profile set; default: the name of the model, with ``-`` for what a file name may not hold.
+
+    Attributes
+    ----------
     answers
-        File of the answers; default: that of the data set under data/llm.
+        File of the answers: that of the data set under data/llm.
     """
 
-    def __init__(
-        self, data: Dataset, config: GenerationConfig, profiles: str = "", answers: Path | None = None
-    ) -> None:
+    def __init__(self, data: Dataset, config: GenerationConfig, profiles: str = "") -> None:
         self.data = data
         self.config = config
-        self.profiles = profiles or _set_name(config.llm.model)
+        self.profiles = profiles or re.sub(r"[^A-Za-z0-9._]+", "-", config.llm.model).strip("-._") or "llm"
         check_profiles_name(self.profiles)
         if self.profiles == TEMPLATE:
             raise DataError(f"{self.profiles!r} names the template profiles", "choose another name with --profiles")
-        self.answers = answers or answers_path(data)
+        self.answers = answers_path(data)
         self._rows = {subject: np.zeros(data.expected_ids(subject).stop, dtype=np.int64) for subject in SUBJECTS}
 
     @cached_property
@@ -147,7 +142,7 @@ class Generation:
         rows, samples = [], []
         with Store(self.answers) as store:
             for subject in SUBJECTS:
-                known = bool(self.config.fill) or not any(row["to ask"] for row in rows)
+                known = bool(self.config.fill) or not samples
                 texts = partial(self._item_texts, store) if known else lambda items: dict.fromkeys(items, _LATER)
                 to_ask = tokens_in = 0
                 for prompt in self.writer.prompts(subject, texts):
@@ -156,13 +151,13 @@ class Generation:
                     if not to_ask:
                         samples.append(prompt)
                     to_ask, tokens_in = to_ask + 1, tokens_in + estimate_tokens(prompt.text)
-                due = len(self._due(subject))
+                due = len(self.writer.due(subject))
                 row = {"subject": subject, "answered": due - to_ask, "to ask": to_ask}
                 row |= {"without material": len(self.data.expected_ids(subject)) - due, "tokens in": tokens_in}
                 rows.append(row | {"tokens out": round(to_ask * WORD_LIMIT[subject] * TOKENS_PER_WORD)})
         table = pd.DataFrame(rows)
-        totals = int(table["tokens in"].sum()), int(table["tokens out"].sum())
-        return Estimate(table, prices().table(self.config.llm.model, *totals), tuple(samples))
+        calls, *tokens = table[["to ask", "tokens in", "tokens out"]].sum().tolist()
+        return Estimate(table, prices().table(self.config.llm.model, *tokens), tuple(samples), calls, tuple(tokens))
 
     def run(
         self, progress: Progress | None = None, stop: threading.Event | None = None, watch: Watch = lambda _: None
@@ -183,7 +178,7 @@ class Generation:
         """
         progress, stop = progress or Progress(), stop or threading.Event()
         with asking_store(self.answers) as store:
-            progress.total = sum(len(self._due(subject)) for subject in SUBJECTS)
+            progress.total = sum(len(self.writer.due(subject)) for subject in SUBJECTS)
             for subject in SUBJECTS:
                 progress.subject, limit = subject, WORD_LIMIT[subject]
                 rules = partial(judged, limit), partial(remedy, limit), partial(self.found, store)
@@ -229,20 +224,15 @@ class Generation:
     def found(self, store: Store, key: Key) -> bool:
         """Whether a question has a usable answer, which later prompts then quote."""
         stored = store.answer(key)
-        if stored is not None:
-            self._rows[key.subject][key.id] = stored.row
+        self._rows[key.subject][key.id] = stored.row if stored else 0
         return stored is not None
 
     def given_up(self, store: Store, key: Key) -> bool:
         """Whether a question without an answer is left to the template: it was chosen, and asking again is no use."""
         return bool(self.config.fill) and (len(store.rejected(key)) >= TRIES or store.is_refused(key))
 
-    def _due(self, subject: str) -> list[int]:
-        """Ids that a model can be asked about."""
-        return [number for number in self.data.expected_ids(subject) if self.writer.has_material(subject, number)]
-
     def _missing(self, subject: str) -> int:
-        return sum(not self._rows[subject][number] for number in self._due(subject))
+        return sum(not self._rows[subject][number] for number in self.writer.due(subject))
 
     @cached_property
     def _template(self) -> Mapping[tuple[str, int], str]:
@@ -304,10 +294,6 @@ def judged(limit: int, answer: Answer) -> Verdict:
     """Judge an answer that should be a profile of at most ``limit`` words."""
     problem = find_problem(answer, limit)
     return Verdict(tidy(answer.text), problem, problem in ("", "too_long"), thoughts_advice(answer))
-
-
-def _set_name(model: str) -> str:
-    return re.sub(r"-+", "-", re.sub(r"[^A-Za-z0-9._]", "-", model)).strip("-._") or "llm"
 
 
 def export_batch(generation: Generation, path: Path) -> tuple[str, list[Path]]:

@@ -69,7 +69,7 @@ def import_profiles(
     if profiles == TEMPLATE:
         raise DataError(f"{profiles!r} names the template profiles", "choose another name")
     texts = {subject: _texts(data, subject, path, (maps or {}).get(subject)) for subject, path in files.items()}
-    rows, imported = [], {}
+    rows = []
     for subject in SUBJECTS:
         known, ids = texts.get(subject, {}), data.expected_ids(subject)
         missing = [number for number in ids if number not in known]
@@ -79,7 +79,6 @@ def import_profiles(
                 f"{subject} {some(missing)}",
                 "complete them from the template profiles with --fill template (marked in the table)",
             )
-        imported[subject] = len(ids) - len(missing)
         rows += [(subject, number, text, sha256_text(text), MODEL, "{}") for number, text in known.items()]
     frame = pd.DataFrame(rows, columns=["subject", "id", "text", "prompt_sha256", "model", "usage"])
     if fill:
@@ -88,7 +87,7 @@ def import_profiles(
     provenance = {
         "kind": MODEL,
         "files": {subject: {"name": path.name, "sha256": sha256_file(path)} for subject, path in files.items()},
-        "imported": imported,
+        "imported": {subject: len(texts.get(subject, ())) for subject in SUBJECTS},
         "possibly_leaky": [subject for subject in ("user",) if subject in files],
     }
     return data.write_profiles(profiles, frame.assign(created=now()), provenance)

@@ -225,8 +225,7 @@ class Asking:
             If an answer cannot be written.
         """
         unanswered = self._unanswered()
-        first = next(unanswered, None)
-        if first is not None:
+        if (first := next(unanswered, None)) is not None:
             self._open = chain([first], unanswered)
             with _stopped_by_signals(self.stop):
                 try:
@@ -304,20 +303,19 @@ class Asking:
             verdict = self.judge(answer)
             verdict = replace(verdict, text=hide_key(verdict.text, self._key))
             with self.store.transaction():
-                tried = {"attempts": failures.total() + 1, "server": self.config.server}
-                usable = self.store.keep(key, answer, verdict, **tried)
+                attempts = failures.total() + 1
+                usable = self.store.keep(key, answer, verdict, attempts=attempts, server=self.config.server)
                 self.store.keep_prompt(prompt)
             self.progress.count(answer, verdict.problem, usable)
             if not verdict.advice:
                 self._failed_in_a_row = 0
             if usable:
                 self.answered(key)
-            elif verdict.advice or len(earlier) + 1 >= TRIES:
+                return
+            if verdict.advice or len(earlier) + 1 >= TRIES:
                 said = f"{len(earlier) + 1} answers, none usable; the last: {verdict.text[:80]!r}"
                 self._give_up(key, verdict.problem, verdict.advice or said)
-            else:
-                continue
-            return
+                return
 
     async def handle_async_request(self, request: Any) -> Any:
         """Make one attempt; the SDK gets a response of ours, whose status tells it to go on or to try again."""

@@ -6,7 +6,7 @@ shown. Pairs are shown in both orders, and only a preference that survives the s
 
 import json
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from functools import cached_property
 from itertools import permutations
 from typing import Any, Literal
@@ -92,9 +92,9 @@ class Judge:
         frames = {name: self.data.profiles(name) for name in self.profiles}
         texts = {name: texts_by_subject(frame[frame["usage"] != FILLED]) for name, frame in frames.items()}
         told = {name: prompt_writer_of(self.data, name, PromptConfig()) for name in {*self.profiles, TEMPLATE}}
-        found = []
+        common, found = set.intersection(*map(set, texts.values())), []
         for subject in SUBJECTS:
-            for number in self._drawn(subject, list(texts.values()), told[TEMPLATE][0]):
+            for number in self._drawn(subject, common, told[TEMPLATE][0]):
                 for shown in permutations(self.profiles, len(self._columns)):
                     writer, items = told[shown[0] if len(shown) == 1 else TEMPLATE]
                     data = writer.prompt(subject, number, lambda _, items=items: items).data
@@ -103,13 +103,9 @@ class Judge:
                     found.append((prompt, shown, clean(" ".join([data, *judged])).casefold()))
         return found
 
-    def _drawn(self, subject: str, texts: list[dict[tuple[str, int], str]], writer: PromptWriter) -> list[int]:
+    def _drawn(self, subject: str, common: Collection[tuple[str, int]], writer: PromptWriter) -> list[int]:
         """Random subjects of one kind, among those that have a profile in every set and something to say."""
-        ids = [
-            number
-            for number in self.data.expected_ids(subject)
-            if all((subject, number) in known for known in texts) and writer.has_material(subject, number)
-        ]
+        ids = [number for number in writer.due(subject) if (subject, number) in common]
         rng = numpy_generator(self.config.seed, f"judge {subject}")
         return sorted(rng.choice(ids, min(self.config.sample, len(ids)), replace=False).tolist()) if ids else []
 
@@ -125,9 +121,7 @@ class Judge:
         tokens_in = sum(estimate_tokens(prompt.text) for prompt in left)
         return len(left), prices().table(self.config.llm.model, tokens_in, len(left) * _TOKENS_PER_VERDICT)
 
-    def run(
-        self, progress: Progress | None = None, stop: threading.Event | None = None, watch: Watch = lambda _: None
-    ) -> pd.DataFrame:
+    def run(self, progress: Progress | None = None, watch: Watch = lambda _: None) -> pd.DataFrame:
         """Ask what has no verdict yet; gives all verdicts there are. Resumable like the generation of profiles.
 
         Returns
@@ -146,7 +140,7 @@ class Judge:
         progress.subject, progress.total = "profiles", len(asked)
         with asking_store(self.answers) as store:
             rules = self._verdict, lambda *_: _REMEDY, lambda key: store.answer(key) is not None
-            Asking(iter(asked), *rules, self.config.llm, store, progress, stop or threading.Event(), watch).run()
+            Asking(iter(asked), *rules, self.config.llm, store, progress, threading.Event(), watch).run()
             rows = [row for question in self.questions for row in self._rows(store, *question)]
         names = [*self._columns, "subject", "id", "criterion", self._field, "evidence", "evidence_found"]
         return pd.DataFrame(rows, columns=names)
@@ -190,8 +184,7 @@ class Judge:
         for criterion, entry in json.loads(stored.text).items() if stored else ():
             verdict, evidence = names.get(entry[self._field], entry[self._field]), entry["evidence"]
             found = bool(evidence) and evidence.casefold().strip(" .\"'") in seen
-            subject = prompt.subject.removeprefix("judge ")
-            yield [*shown, subject, prompt.id, criterion, verdict, evidence, found]
+            yield [*shown, prompt.subject.removeprefix("judge "), prompt.id, criterion, verdict, evidence, found]
 
     def table(self, verdicts: pd.DataFrame) -> pd.DataFrame:
         """Scores or preferences: `score_table` or `preference_table` of verdicts."""

@@ -9,8 +9,8 @@ import json
 import re
 import subprocess
 import sys
-from contextlib import suppress
-from typing import Any, Self
+from contextlib import AbstractContextManager, suppress
+from typing import Any
 
 MODEL = "loopback-excerpt"
 """Name under which the server answers."""
@@ -49,7 +49,7 @@ async def _serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> 
     writer.close()
 
 
-class LoopbackProcess:
+class LoopbackProcess(AbstractContextManager["LoopbackProcess"]):
     """The server in a process of its own, until `stop` or the end of a ``with`` block; ends with its parent, too.
 
     Attributes
@@ -67,9 +67,6 @@ class LoopbackProcess:
     def stop(self) -> None:
         """End the process."""
         self._process.communicate()
-
-    def __enter__(self) -> Self:
-        return self
 
     def __exit__(self, *_: object) -> None:
         self.stop()

@@ -190,6 +190,10 @@ class PromptWriter:
         """Whether there is anything to ask a model about: all but users without train interactions."""
         return subject != "user" or len(self._liked[number]) > 0
 
+    def due(self, subject: str) -> list[int]:
+        """Ids with material, ascending."""
+        return [number for number in self.data.expected_ids(subject) if self.has_material(subject, number)]
+
     def prompts(self, subject: str, item_texts: ItemTexts | None = None, only: int | None = None) -> Iterator[Prompt]:
         """Write the prompts of all items, auxiliary entities or users with material, ids ascending.
 
@@ -202,8 +206,7 @@ class PromptWriter:
         only
             The one id to write about.
         """
-        ids = [number for number in self.data.expected_ids(subject) if self.has_material(subject, number)]
-        ids = ids if only is None else [only]
+        ids = self.due(subject) if only is None else [only]
         reviews = self._reviews(subject, only)
         pending = next(reviews, None)
         for start in range(0, len(ids), CHUNK):
@@ -330,8 +333,7 @@ def prompt_writer_of(data: Dataset, profiles: str, usual: PromptConfig) -> tuple
     """
     settings = data.provenance(profiles).get("prompt_settings")
     frame = data.profiles(profiles if settings else TEMPLATE)
-    items = frame[frame["subject"] == "item"]
-    known = dict(zip(items["id"].tolist(), items["text"], strict=True))
+    known = dict(enumerate(frame.loc[frame["subject"] == "item", "text"]))
     return PromptWriter(data, PromptConfig.parse(settings) if settings else usual), known
 
 

@@ -208,14 +208,13 @@ def quality_table(
     """
     measured = measure_profiles(profiles, prompts)
     measured["over_limit"] = measured["words"] > measured["subject"].map(limits)
-    measured["with_names"] = measured["names"] > 0
     table = measured.groupby(["profiles", "subject"]).agg(
         n=("id", "size"),
         words_mean=("words", "mean"),
         words_max=("words", "max"),
         over_limit=("over_limit", "mean"),
         faithfulness=("faithfulness", "mean"),
-        with_names=("with_names", "sum"),
+        with_names=("faithfulness", "count"),
         distinct_2=("text", distinct_2),
         near_duplicates=("text", lambda texts: near_duplicates(texts).mean()),
     )
@@ -239,9 +238,7 @@ def comparable(text: str) -> str:
 
 def lower_words(texts: Iterable[str]) -> set[str]:
     """Words that occur in lower case; one of them at the start of a sentence is not taken for a name."""
-    found: set[str] = set()
-    for text in texts:
-        found.update(WORD.findall(text))
+    found = set(chain.from_iterable(map(WORD.findall, texts)))
     return {word for word in found if word == word.lower()}
 
 
@@ -361,8 +358,7 @@ def supported(name: str, prompt_key: str) -> bool:
     key = _key(name)
     if key in prompt_key:
         return bool(key.strip())
-    decade = _DECADE.fullmatch(key.strip())
-    if decade:
+    if decade := _DECADE.fullmatch(key.strip()):
         return re.search(rf" {decade[1]}\d ", prompt_key) is not None
     if key.upper() == key and not key.strip().isdigit():
         return key.strip() in prompt_key

@@ -43,8 +43,7 @@ CHUNK_OWNERS = 20_000
 _NOISE = 1e-9
 """Residuals below this are rounding, not preference."""
 _FEATURE = ["relation", "outward", "other"]
-_SLOT = re.compile(r"(\{head\}|\{tail\})")
-_ARTICLE = re.compile(r"\b([Aa])n? $")
+_SLOT = re.compile(r"(?:\b([Aa])n? )?\{(head|tail)\}")
 _IDENTIFIER = rf"{FREEBASE_ID.pattern}|[QP]?\d{{5,}}"
 _NUMBERED = 0.9
 """Share of entities with numbers as labels from which on short numbers are identifiers, too (not years or ratings)."""
@@ -328,15 +327,14 @@ def fill(template: str, head: str, tail: str) -> str:
 
     ``a`` before a slot becomes ``an`` where the name asks for it, and the sentence ends in one full stop.
     """
-    values = {"{head}": head, "{tail}": tail}
-    text = ""
-    for part in _SLOT.split(template):
-        value = values.get(part)
-        if value:
-            vowel = value[0].lower() in "aeiou"
-            text = _ARTICLE.sub(r"\1n " if vowel else r"\1 ", text)
-        text += part if value is None else value
-    return sentence(text)
+    names = {"head": head, "tail": tail}
+
+    def name(slot: re.Match[str]) -> str:
+        article, value = slot[1], names[slot[2]]
+        vowel = value.lower().startswith(tuple("aeiou"))
+        return f"{article}{'n' if vowel else ''} {value}" if article else value
+
+    return sentence(_SLOT.sub(name, template))
 
 
 def sentence(text: str) -> str:
