@@ -331,7 +331,7 @@ def fill(template: str, head: str, tail: str) -> str:
 
     def name(slot: re.Match[str]) -> str:
         article, value = slot[1], names[slot[2]]
-        vowel = value.lower().startswith(tuple("aeiou"))
+        vowel = value.startswith(tuple("aeiouAEIOU"))
         return f"{article}{'n' if vowel else ''} {value}" if article else value
 
     return sentence(_SLOT.sub(name, template))
