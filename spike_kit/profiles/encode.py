@@ -278,10 +278,9 @@ class OpenAIEncoder:
         FetchError
             If the server cannot be reached, has no capacity or fails.
         """
+        embed = self._client.embeddings.with_raw_response.create
         try:
-            answer = self._client.embeddings.with_raw_response.create(
-                model=self.model, input=list(texts), encoding_format="float"
-            )
+            answer = embed(model=self.model, input=list(texts), encoding_format="float")
         except self._library.OpenAIError as error:
             raise self._explain(error, texts) from None
         try:

@@ -303,8 +303,7 @@ class Asking:
             verdict = self.judge(answer)
             verdict = replace(verdict, text=hide_key(verdict.text, self._key))
             with self.store.transaction():
-                attempts = failures.total() + 1
-                usable = self.store.keep(key, answer, verdict, attempts=attempts, server=self.config.server)
+                usable = self.store.keep(key, answer, verdict, attempts=failures.total() + 1, server=self.config.server)
                 self.store.keep_prompt(prompt)
             self.progress.count(answer, verdict.problem, usable)
             if not verdict.advice:

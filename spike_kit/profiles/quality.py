@@ -23,6 +23,8 @@ CHUNK_ENTRIES = 8_000_000
 """Shingles that are compared at a time; keeps memory flat on large data sets."""
 BUCKET_WINDOW = 16
 """Texts with the same rare shingle that each text is compared with: those that follow it in an order of likeness."""
+Prompts = Mapping[str, Mapping[tuple[str, int], str]]
+"""What profiles are held to, by profile set, then subject and id: see `spike_kit.profiles.prompts.prompt_texts`."""
 WORD = re.compile(r"[^\W_]+(?:['’\-][^\W_]+)*")
 """A word, with apostrophes and hyphens inside."""
 
@@ -134,9 +136,7 @@ def _candidates(holds: csr_array, threshold: float) -> tuple[np.ndarray, np.ndar
     return a, b
 
 
-def measure_profiles(
-    profiles: Mapping[str, pd.DataFrame], prompts: Mapping[str, Mapping[tuple[str, int], str]]
-) -> pd.DataFrame:
+def measure_profiles(profiles: Mapping[str, pd.DataFrame], prompts: Prompts) -> pd.DataFrame:
     """Measure each profile of several profile sets, on the subjects that all of them have.
 
     Parameters
@@ -145,8 +145,7 @@ def measure_profiles(
         Profile tables by profile set; of each the columns subject, id and text are used. Rows that were filled in from
         the template profiles (column usage) are left out.
     prompts
-        What the facts of a profile are held to, by profile set, then subject and id; see
-        `spike_kit.profiles.prompts.prompt_texts`.
+        What the facts of each profile are held to.
 
     Returns
     -------
@@ -179,7 +178,7 @@ def measure_profiles(
 
 def quality_table(
     profiles: Mapping[str, pd.DataFrame],
-    prompts: Mapping[str, Mapping[tuple[str, int], str]],
+    prompts: Prompts,
     limits: Mapping[str, int],
     vectors: Mapping[str, ProfileVectors] | None = None,
 ) -> pd.DataFrame:

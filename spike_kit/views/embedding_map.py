@@ -13,7 +13,7 @@ import pandas as pd
 import torch
 
 from spike_kit.base.errors import DataError, lookup, require
-from spike_kit.data.dataset import Dataset
+from spike_kit.data.dataset import Dataset, texts_by_subject
 from spike_kit.evaluation.maps import aligned, umap_coordinates
 from spike_kit.experiments.run import Run
 from spike_kit.figures.charts import OTHER, Colouring, embedding_maps
@@ -110,10 +110,8 @@ class EmbeddingMap:
     @property
     def legend(self) -> str:
         """What the colours mean, as text for plotly."""
-        dots = [
-            f'<span style="color: {colour}">●</span> {shown(name, 30)}'
-            for name, colour in self.colouring.legend.items()
-        ]
+        colours = self.colouring.legend.items()
+        dots = [f'<span style="color: {colour}">●</span> {shown(name, 30)}' for name, colour in colours]
         return f"{shown(self.colour, 40)}&nbsp; {'&nbsp; '.join(dots)}"
 
     @property
@@ -157,7 +155,7 @@ class EmbeddingMap:
     @cached_property
     def texts(self) -> list[str]:
         """Profile text of every node; empty where the profile set has none."""
-        known = self.nodes.texts(self.profiles)
+        known = texts_by_subject(self.data.profiles(self.profiles))
         return [known.get(self.nodes.subject(node), "") for node in range(self.nodes.n_nodes)]
 
     @cached_property
@@ -269,9 +267,8 @@ class EmbeddingMap:
         for trace in chart.data[:n_maps]:
             trace.on_click(select)
             trace.on_selection(select)
-        colours = {"options": list(self.columns), "value": self.colour}
         line = panel.row(
-            panel.add("colour", "Dropdown", recolour, **colours),
+            panel.add("colour", "Dropdown", recolour, options=list(self.columns), value=self.colour),
             panel.add("search", "Text", search, **TYPED),
             panel.exporter(self.export),
         )

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 import pandas as pd
 
-from spike_kit.data.dataset import Dataset
+from spike_kit.data.dataset import Dataset, texts_by_subject
 from spike_kit.evaluation.ranking import SEEN
 from spike_kit.experiments.run import Run
 from spike_kit.figures.charts import bar_look
@@ -20,12 +20,11 @@ from spike_kit.views.graph_view import GraphView, explainer_of
 from spike_kit.views.profile_browser import Profiles, marked
 from spike_kit.views.safe import html_rows, html_table, html_text, printed
 from spike_kit.views.tables import Nodes
-from spike_kit.views.widgets import Panel, write
+from spike_kit.views.widgets import Panel, Split, write
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure as Drawing
 
-Split = Literal["valid", "test"]
 By = Literal["origin", "layer"]
 
 _NOTE = "The model computes the list again without what is chosen; its parameters stay as they were trained."
@@ -168,7 +167,7 @@ class Explanation:
 
     @cached_property
     def _profiles(self) -> Profiles:
-        return Profiles(self.nodes.texts(self.profiles))
+        return Profiles(texts_by_subject(self.data.profiles(self.profiles)))
 
     def shared(self, item: int) -> dict[str, float]:
         """Names and telling words that the user's profile and the item's share, see `Profiles.shared`."""

@@ -109,10 +109,9 @@ class GenerationSession:
         samples = {f"{prompt.subject} {prompt.id}": html_text(prompt.text) for prompt in self.estimate.samples}
         texts = [html(f"<pre style='white-space: pre-wrap'>{text}</pre>") for text in samples.values()]
         prompts = panel.widgets.Accordion(texts, titles=tuple(samples))
-        tip = "Finish the calls in flight and keep everything"
         buttons = panel.row(
-            panel.add("start", "Button", start, description="Start", tooltip="Ask what has no answer yet"),
-            panel.add("stop", "Button", lambda _: self.stop(), description="Stop", tooltip=tip),
+            panel.add("start", "Button", start, tooltip="Ask what has no answer yet"),
+            panel.add("stop", "Button", lambda _: self.stop(), tooltip="Finish calls in flight and keep everything"),
             panel.add("bar", "FloatProgress", max=1.0),
         )
         tables = html(html_table(self.estimate.table)), html(known + note)

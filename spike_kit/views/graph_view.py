@@ -349,16 +349,15 @@ class GraphView:
         found = [self._path(path) for path in best_paths(edges, start, end, k, longest)]
         return pd.DataFrame(found, columns=["path", "edges", "strength", "sentences"])
 
-    def _path(self, path: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-        """Edges of a path in words."""
+    def _path(self, path: Sequence[Mapping[str, Any]]) -> tuple[str, int, float, str]:
+        """A row of `paths`."""
         strength, names, sentences = 1.0, [self.nodes.labels[path[0]["source"]]], []
         for edge in path:
             ends = (edge["target"], edge["source"]) if edge["inverse"] else (edge["source"], edge["target"])
             sentences.append(self.words(edge["relation"], *ends)[1])
             names.append(self.nodes.labels[edge["target"]])
             strength *= edge["weight"]
-        found = {"path": " → ".join(names), "edges": len(path), "strength": strength}
-        return found | {"sentences": " ".join(sentences)}
+        return " → ".join(names), len(path), strength, " ".join(sentences)
 
     def panel(self) -> Any:
         """A search box, and the graph: click a node to expand it."""
@@ -379,8 +378,7 @@ class GraphView:
             for trace in panel["graph"].select_traces(lambda trace: trace.customdata is not None):
                 trace.on_click(click)
 
-        search = panel.search("centre", self.nodes, show)
-        rows = [search, panel.exporter(self.export), *panel.texts("shown")]
+        rows = [panel.search("centre", self.nodes, show), panel.exporter(self.export), *panel.texts("shown")]
         edges = panel.widgets.Accordion(panel.texts("table"), titles=("edges that are shown",))
         rows += [panel.chart("graph", self.figure), edges]
         refresh()

@@ -16,12 +16,10 @@ from spike_kit.results import frames
 from spike_kit.training.checkpoint import MONITOR
 from spike_kit.views.safe import html_table, html_text
 from spike_kit.views.tables import fold
-from spike_kit.views.widgets import TYPED, Panel, filled
+from spike_kit.views.widgets import TYPED, Panel, Split, filled
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
-
-Split = Literal["valid", "test"]
 
 MOST_DRAWN = 8
 """Models whose learning curves, and whose groups of users, are drawn; more cannot be told apart."""
@@ -177,13 +175,12 @@ class Overview:
             name = list(draw)[tabs.selected_index or 0]
             panel.draw(name, draw[name])
 
-        tip = "Look for runs that finished meanwhile"
         filters = panel.row(
             panel.add("metric", "Dropdown", refresh, options=self.metrics),
             panel.add("split", "Dropdown", refresh, options=["valid", "test"], value=self.split),
             panel.add("text", "Text", refresh, description="Label", **TYPED),
             panel.add("older", "Checkbox", refresh, value=self.older, description="Also of older data"),
-            panel.add("reload", "Button", reload, tooltip=tip),
+            panel.add("reload", "Button", reload, tooltip="Look for runs that finished meanwhile"),
         )
         tabs = panel.tabs(**{name: panel.picture(name) for name in draw})
         tabs.observe(show, names="selected_index")

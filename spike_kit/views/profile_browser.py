@@ -248,9 +248,8 @@ class ProfileBrowser:
             label, kind = self.nodes.labels[node], self.nodes.kinds.iloc[node]
             panel["title"].value = f"<h3>{html_text(label)} ({html_text(kind)})</h3>"
             panel["cards"].value = self.cards_html()
-            near = [self.neighbours(space).assign(space=space) for space in self.spaces]
-            table = pd.concat(near)[["space", "label", "kind", "cosine"]] if near else pd.DataFrame()
-            panel["neighbours"].value = html_table(table, 3)
+            near = [f"<b>{html_text(space)}</b>{html_table(self.neighbours(space), 3)}" for space in self.spaces]
+            panel["neighbours"].value = "".join(near)
             of_set(panel["profiles"].value)
 
         def of_set(profiles: str) -> None:

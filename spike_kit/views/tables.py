@@ -12,7 +12,7 @@ from torch import Tensor
 
 from spike_kit.base.errors import DataError
 from spike_kit.base.seeds import numpy_generator
-from spike_kit.data.dataset import Dataset
+from spike_kit.data.dataset import Dataset, texts_by_subject
 from spike_kit.profiles.template import fill
 
 
@@ -54,11 +54,6 @@ class Nodes:
     @cached_property
     def _folded(self) -> list[str]:
         return [fold(label) for label in self.labels]
-
-    def texts(self, profiles: str) -> dict[tuple[str, int], str]:
-        """Profile texts of a set by subject and id."""
-        table = self.data.profiles(profiles)
-        return dict(zip(zip(table["subject"], table["id"], strict=True), table["text"], strict=True))
 
     def expect(self, tables: Mapping[str, Sized]) -> None:
         """Check that tables have one row per node.
@@ -188,7 +183,7 @@ def profile_of(data: Dataset, subject: str, number: int, name: str = "template")
     DataError
         If there is no such subject.
     """
-    texts = Nodes(data).texts(name)
+    texts = texts_by_subject(data.profiles(name))
     if (subject, number) not in texts:
         raise DataError(f"{data.name} has no {subject} {number}")
     return texts[subject, number]

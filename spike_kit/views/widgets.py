@@ -7,7 +7,7 @@ import re
 from collections.abc import Callable
 from functools import cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import pandas as pd
 
@@ -27,6 +27,9 @@ LAYOUT = {"template": "plotly_white", "margin": {"l": 10, "r": 10, "t": 40, "b":
 
 DASHES = ("solid", "dash", "dot", "dashdot", "longdash", "longdashdot")
 """Second coding of lines, for those who see no colours."""
+
+Split = Literal["valid", "test"]
+"""What a view is of: ``valid``, by which one may choose, or ``test``."""
 
 TYPED = {"placeholder": "part of a name", "continuous_update": False, "tooltip": "type, then press Enter"}
 """Options of a text box for names."""
