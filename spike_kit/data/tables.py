@@ -77,14 +77,8 @@ _UNIQUE = {
 }
 """Columns that together name a row of a table."""
 
-_REFERENCES = {
-    ("interactions", "user"): "users",
-    ("interactions", "item"): "items",
-    ("triples", "head"): "entities",
-    ("triples", "relation"): "relations",
-    ("triples", "tail"): "entities",
-}
-"""Tables that ids of other tables refer to."""
+_REFERENCES = {"user": "users", "item": "items", "head": "entities", "relation": "relations", "tail": "entities"}
+"""Tables that the ids of interactions and triples refer to, by column."""
 
 
 def check_frame(table: str, frame: pd.DataFrame, where: str) -> None:
@@ -150,7 +144,8 @@ class Tables:
             check_frame(name, table, where)
         for table, column in (("users", "user"), ("items", "item"), ("entities", "entity"), ("relations", "relation")):
             check_dense(f"table {table}: column {column}", getattr(self, table)[column].to_numpy())
-        for (table, column), target in _REFERENCES.items():
+        for column, target in _REFERENCES.items():
+            table = "interactions" if column in self.interactions else "triples"
             ids, size = getattr(self, table)[column], len(getattr(self, target))
             if len(beyond := ids[ids >= size].unique()):
                 raise DataError(

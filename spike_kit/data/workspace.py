@@ -30,7 +30,7 @@ from spike_kit.data.raw import (
     read_through,
 )
 from spike_kit.data.tables import SPLITS
-from spike_kit.data.text import plain
+from spike_kit.data.text import plain, relation_name
 from spike_kit.data.vectors import ProfileVectors
 
 MEMORY_LIMIT = "1500MB"
@@ -113,9 +113,7 @@ class Workspace:
         start = self.count(table)
         rows = frame.assign(position=range(start, start + len(frame)))
         names = ", ".join(quoted(name) for name in columns if name in rows)
-        self.db.register("incoming", rows)
-        self.db.execute(f"INSERT INTO {table} ({names}) SELECT {names} FROM incoming")
-        self.db.unregister("incoming")
+        self.db.from_df(rows).query("incoming", f"INSERT INTO {table} ({names}) SELECT {names} FROM incoming")
 
     def put_facts(self, facts: pd.DataFrame) -> None:
         """Put facts (head, relation, label and kind of the tail) as triples and entities.
@@ -129,14 +127,12 @@ class Workspace:
 
     def put_relations(self, templates: Mapping[str, str], behavioural: Container[str] = ()) -> None:
         """Put relations, with the sentence of each; those in ``behavioural`` can encode what users did."""
-        rows = [(name, name.replace("_", " "), text, name in behavioural) for name, text in templates.items()]
+        rows = [(name, relation_name(name), text, name in behavioural) for name, text in templates.items()]
         self.put("relations", pd.DataFrame(rows, columns=["relation", "label", "template", "behavioural"]))
 
     def table(self, name: str, frame: pd.DataFrame) -> None:
         """Make a table of a frame; one of the same name is replaced."""
-        self.db.register("incoming", frame)
-        self.db.execute(f"CREATE OR REPLACE TABLE {quoted(name)} AS SELECT * FROM incoming")
-        self.db.unregister("incoming")
+        self.db.from_df(frame).query("incoming", f"CREATE OR REPLACE TABLE {quoted(name)} AS SELECT * FROM incoming")
 
     def count(self, table: str) -> int:
         """Rows of a table."""

@@ -65,11 +65,8 @@ def write_archive(runs: Sequence[Run], data: Dataset, root: Path | None = None) 
         )
     target = (root or own_root()) / data.name
     rows = [{"run": run.path.name, **{part: json.dumps(getattr(run, part)) for part in _PARTS}} for run in runs]
-    columns = {}
-    for run in runs:
-        values = run.per_user.set_index(["split", "user"])[MONITOR]
-        columns[run.path.name] = (values * _STEPS).round().astype("UInt16")
-    per_user = pd.DataFrame(columns).reset_index()
+    columns = {run.path.name: run.per_user.set_index(["split", "user"])[MONITOR] for run in runs}
+    per_user = (pd.DataFrame(columns) * _STEPS).round().astype("UInt16").reset_index()
     per_user.insert(2, _TRAIN, train_interactions(data).reindex(per_user["user"], fill_value=0).to_numpy())
     numbers = {"use_dictionary": False, "use_byte_stream_split": list(columns)}
     for name, table, split in ((PER_USER, per_user, numbers), (RUNS, pd.DataFrame(rows), {})):

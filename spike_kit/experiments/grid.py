@@ -259,11 +259,6 @@ class GridRun:
         """Find out which cells are finished, without doing any."""
         self.cells = {cell: _found(cell, self.archive) or outcome for cell, outcome in self.cells.items()}
 
-    @property
-    def failed(self) -> list[str]:
-        """Names of the cells that failed."""
-        return [cell.name for cell, outcome in self.cells.items() if outcome.state == "failed"]
-
     def do(self, workers: AbstractContextManager[Submit], jobs: int) -> None:
         """Do all cells that are not finished, in their order; a failure does not stop the others.
 

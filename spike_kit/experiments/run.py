@@ -110,25 +110,30 @@ def find_tuned(dataset: str, model: str) -> Tuned | None:
     return next((Tuned.parse(storage.read_json(file)) for file in files if file.is_file()), None)
 
 
-class RunConfig(Config):
-    """What is run: a model with its settings on a data set, with one seed."""
+class What(Config):
+    """What is trained."""
 
     model: str = "spike"
-    """Name of the model, a key of `spike_kit.models.MODELS`."""
+    """Model; options that depend on it follow it, so give it first."""
     dataset: str = "ml-100k"
     """Data set: a name under data/ or the path of a data-set folder."""
     preset: str = "recommended"
-    """Named setting the run starts from."""
-    settings: dict[str, Any] = Field(default_factory=dict)
-    """Model settings that differ from the preset."""
-    training: dict[str, Any] = Field(default_factory=dict)
-    """Training settings that differ from the preset."""
+    """Named setting that gives the defaults of the options below."""
     seed: int = 0
-    """Seed of initialisation, batches, negatives and draws."""
+    """Seed of initialisation, batches, negatives, draws, and of what a search tries."""
     profiles: str = TEMPLATE
     """Profile set whose vectors a text model uses."""
     encoder: str = DEFAULT_ENCODER
     """Text encoder of these vectors."""
+
+
+class RunConfig(What):
+    """What is run: a model with its settings on a data set, with one seed."""
+
+    settings: dict[str, Any] = Field(default_factory=dict)
+    """Model settings that differ from the preset."""
+    training: dict[str, Any] = Field(default_factory=dict)
+    """Training settings that differ from the preset."""
 
     def command(self) -> str:
         """Command line that trains with this configuration.
@@ -180,10 +185,9 @@ class RunConfig(Config):
                 f"neither model {self.model} nor its training has a setting named {some(unknown)}",
                 f"known: {some(known, limit=40)}",
             )
-        parts = {"settings": dict(self.settings), "training": dict(self.training)}
-        for name, value in changes.items():
-            parts["training" if name in TrainingConfig.model_fields else "settings"][name] = value
-        return self.replace(**parts)
+        training = {name: value for name, value in changes.items() if name in TrainingConfig.model_fields}
+        settings = {name: value for name, value in changes.items() if name not in training}
+        return self.replace(settings=self.settings | settings, training=self.training | training)
 
     def resolved(self) -> tuple[ModelConfig, TrainingConfig]:
         """Settings of the model and of its training, preset and changes combined.
@@ -580,11 +584,10 @@ def claimed(path: Path) -> Iterator[None]:
 
 def environment(device: torch.device) -> dict[str, Any]:
     """Versions, device, threads, commit and date (UTC) of this process, and how many train together."""
-    packages = ("spike_kit", "torch", "numpy", "pandas", "pyarrow")
     return {
         "python": platform.python_version(),
         "platform": platform.platform(),
-        "packages": {name: metadata.version(name) for name in packages},
+        "packages": {name: metadata.version(name) for name in ("spike_kit", "torch", "numpy", "pandas", "pyarrow")},
         "device": describe_device(device),
         "threads": torch.get_num_threads(),
         "world_size": distributed.size(),

@@ -248,8 +248,7 @@ class _Watch:
 
     def __call__(self, row: EpochRow) -> None:
         """Look at an epoch of the training."""
-        limit = self.trial_seconds
-        capped = limit is not None and time.perf_counter() - self._started > limit
+        capped = time.perf_counter() - self._started > (self.trial_seconds or math.inf)
         if VALID in row:
             self.note(int(row["epoch"]), row[VALID])
             if self._is_worse(int(row["epoch"]), row[VALID]):

@@ -320,9 +320,8 @@ def efficiency_frame(runs: Runs, metric: str = MONITOR, split: str = "test") -> 
 
 def costs(runs: Sequence[Run]) -> dict[str, float]:
     """Mean seconds of training and mean peak_gib of a group's runs; NaN where no run recorded its memory."""
-    names = ("seconds", "peak_gib")
-    recorded = pd.DataFrame([{name: run.metrics.get(name) for name in names} for run in runs], dtype=float).mean()
-    return {name: float(recorded[name]) for name in names}
+    recorded = pd.DataFrame([run.metrics for run in runs], columns=["seconds", "peak_gib"], dtype=float)
+    return {str(name): float(mean) for name, mean in recorded.mean().items()}
 
 
 def curves_frame(runs: Runs, metric: str = MONITOR) -> pd.DataFrame:

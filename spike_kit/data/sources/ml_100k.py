@@ -60,7 +60,8 @@ _TEMPLATES = {
 
 _PERSONS = ("director", "writer", "cast")
 
-_NAME_SUFFIX = re.compile(r"^(Jr|Sr|Inc|Ltd|LLC|Co|II|III|IV|PhD|M\.D)\.?$")
+_COMMA = re.compile(r",(?!\s*(?:Jr|Sr|Inc|Ltd|LLC|Co|II|III|IV|PhD|M\.D)\.?\s*(?:,|$))")
+"""A comma between two names, not one before a suffix."""
 
 _Index = dict[str, list[tuple[int, int]]]
 """Films (year, row) by a form of their title."""
@@ -172,10 +173,8 @@ def _near(index: _Index, keys: Iterable[str], year: int, distance: int) -> list[
 
 def _keys(title: str) -> list[str]:
     """Comparable forms of a title: the one before the parentheses first, then those inside."""
-    parts = re.split(r"[()]", title)
-    keys = [_key(part) for part in parts]
-    keys = [key for key in dict.fromkeys(keys) if key]
-    return keys or [title]
+    keys = dict.fromkeys(map(_key, re.split(r"[()]", title)))
+    return list(filter(None, keys)) or [title]
 
 
 def _key(title: str) -> str:
@@ -196,14 +195,7 @@ def _affixes(title: str) -> set[str]:
 
 def split_names(text: str) -> list[str]:
     """Split a list of names at its commas, keeping a suffix such as "Jr." with its name."""
-    names: list[str] = []
-    for part in text.split(","):
-        name = " ".join(part.split())
-        if names and _NAME_SUFFIX.match(name):
-            names[-1] = f"{names[-1]}, {name}"
-        elif name:
-            names.append(name)
-    return names
+    return [name for part in _COMMA.split(text) if (name := " ".join(part.split()))]
 
 
 def _read_films(path: Path, work: Workspace) -> pd.DataFrame:

@@ -9,14 +9,13 @@ import re
 from collections.abc import Mapping
 from dataclasses import replace
 from functools import partial
-from itertools import islice
 from pathlib import Path
 
 import pandas as pd
 
 from spike_kit.base.errors import DataError, some
 from spike_kit.data.dataset import Dataset
-from spike_kit.data.raw import atomic, fields, literal, opened, quoted
+from spike_kit.data.raw import atomic, fields, literal, quoted
 from spike_kit.data.recipes import BuildConfig, Recipe, Source
 from spike_kit.data.tables import SPLITS
 from spike_kit.data.text import FREEBASE_ID, clean, plain, readable
@@ -131,11 +130,6 @@ def _types(path: Path | None) -> dict[str, str]:
     return {name: kind for name, _, kind in (field.rpartition(":") for field in row)}
 
 
-def _has_rows(path: Path) -> bool:
-    with opened(path) as file:
-        return any(line.strip() for line in islice(file, 1, None))
-
-
 def _read(files: Mapping[str, Path], suffix: str, work: Workspace, more: Mapping[str, str] = {}) -> None:
     """Read a file into its view, which is empty if there is none; texts that the file lacks are empty."""
     view, columns = _FILES[suffix]
@@ -167,7 +161,7 @@ def _read_interactions(files: Mapping[str, Path], config: RecboleConfig, work: W
         raise DataError(f"{path} holds {some(parts)} of a given split but no train.inter", "add it")
     for suffix, split in parts.items():
         path = files[suffix]
-        if suffix in ("valid.inter", "test.inter") and not _has_rows(path):
+        if suffix in ("valid.inter", "test.inter") and not any(atomic(path).rows()):
             continue
         optional = [name for name in ("rating", "timestamp") if name in _types(path)]
         columns = fields({"user": "user_id", "item": "item_id", **{name: name for name in optional}})

@@ -108,9 +108,8 @@ def parse(folder: Path, config: TablesConfig, work: Workspace) -> None:
             f"there are sentences for relations that do not exist: {some(unknown)}",
             f"there are: {some(relations, limit=20)}",
         )
-    sentences = {name: f"The {relation_name(name)} of {{head}} is {{tail}}." for name in relations} | config.templates
-    rows = [(name, relation_name(name), sentences[name]) for name in relations]
-    work.put("relations", pd.DataFrame(rows, columns=["relation", "label", "template"], dtype="str"))
+    sentences = {name: f"The {relation_name(name)} of {{head}} is {{tail}}." for name in relations}
+    work.put_relations(sentences | config.templates)
 
 
 def _columns(what: str, given: Mapping[str, str]) -> Mapping[str, str]:
