@@ -701,14 +701,13 @@ def _defaults(command: Callable[..., None], arguments: list[str]) -> dict[str, A
     if command in (train, search):
         from spike_kit.experiments.run import RunConfig, What
 
-        usual = What()
         if command is search:
-            return {"what": usual}
-        early = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+            return {"what": What()}
+        early = argparse.ArgumentParser(add_help=False, allow_abbrev=False, argument_default=argparse.SUPPRESS)
         for name in ("model", "preset", "dataset"):
-            early.add_argument(f"--{name}", default=getattr(usual, name))
+            early.add_argument(f"--{name}")
         base = RunConfig(**vars(early.parse_known_args(arguments)[0])).base()
-        return {"what": usual, "settings": base.model, "training": base.training}
+        return {"what": What(), "settings": base.model, "training": base.training}
     return {}
 
 
