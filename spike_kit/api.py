@@ -14,10 +14,10 @@ from spike_kit import __version__
 from spike_kit.base import paths
 from spike_kit.base.config import TrainingConfig
 from spike_kit.base.devices import resolve_device
-from spike_kit.base.errors import ConfigError
+from spike_kit.base.errors import ConfigError, DataError
 from spike_kit.base.notebooks import NOTEBOOKS, execute_notebook
 from spike_kit.data import build as builder
-from spike_kit.data.dataset import Dataset
+from spike_kit.data.dataset import Dataset, parts_of
 from spike_kit.data.sources import find_recipe
 from spike_kit.data.vectors import ProfileVectors
 from spike_kit.evaluation import ranking
@@ -31,11 +31,13 @@ from spike_kit.models import find_model, find_preset
 from spike_kit.models.base import TrainedRecommender
 from spike_kit.profiles.encode import DEFAULT_ENCODER, ensure_vectors
 from spike_kit.profiles.generate import Estimate, Generation, GenerationConfig
+from spike_kit.profiles.imported import add_shipped, ensure_written
 from spike_kit.profiles.judge import Judge, JudgeConfig
 from spike_kit.profiles.llm import LLMConfig
 from spike_kit.profiles.prompts import Prompt, PromptConfig, PromptWriter, prompt_texts
 from spike_kit.profiles.quality import quality_table
-from spike_kit.profiles.template import TEMPLATE, WORD_LIMIT, ensure_profiles
+from spike_kit.profiles.shipped import shipped_sets
+from spike_kit.profiles.template import TEMPLATE, WORD_LIMIT
 from spike_kit.results.comparison import comparison_table
 from spike_kit.results.frames import results_table
 from spike_kit.results.tables import as_markdown, run_label
@@ -69,7 +71,13 @@ def load(dataset: str | Path = "ml-100k", **settings: Any) -> Dataset:
     DataError
         If it is neither there nor can be built from what is there.
     """
-    return builder.open_or_build(str(dataset), **settings)
+    data = builder.open_or_build(str(dataset), **settings)
+    for name in shipped_sets(data).keys() - set(data.profile_sets()):
+        try:
+            add_shipped(data, name)
+        except DataError as error:
+            logger.warning("profile set %s is left out of %s: %s", name, data.name, error)
+    return data
 
 
 def build(
@@ -112,7 +120,7 @@ def profile(data: Dataset, model: str = "", *, dry_run: bool = False, **options:
     data
         Data set.
     model
-        Language model; without one the profiles are template sentences.
+        Language model; without one the profiles are template sentences, or those of ``profiles`` that the kit ships.
     dry_run
         Ask nothing; return the estimate of calls, tokens and cost.
     options
@@ -129,7 +137,8 @@ def profile(data: Dataset, model: str = "", *, dry_run: bool = False, **options:
         If the model, its key or its server fail, or profiles are missing at the end; what was answered is kept.
     """
     if not model:
-        return ensure_profiles(data)
+        ensure_written(data, name := options.get("profiles", TEMPLATE))
+        return data.profiles(name)
     generated = generation(data, model, **options)
     estimate = generated.estimate()
     if dry_run:
@@ -169,6 +178,7 @@ def encode(
     data: Dataset, encoder: str = DEFAULT_ENCODER, *, profiles: str = TEMPLATE, device: str = "auto"
 ) -> ProfileVectors:
     """Turn the profiles of a profile set into vectors; a text is never encoded twice."""
+    ensure_written(data, profiles)
     return ensure_vectors(data, profiles, encoder, resolve_device(device))
 
 
@@ -180,17 +190,19 @@ def quality(
     Returns
     -------
     tuple
-        Faithfulness, length, diversity, near-duplicates and spread of each set; and how well its vectors alone rank
-        the validation items.
+        Faithfulness, length, diversity, near-duplicates and spread of each set, of a composed one of each part; and
+        how well the vectors of each alone rank the validation items.
     """
     for name in profiles:
         if leaky := data.provenance(name).get("possibly_leaky"):
             shown = ", ".join(leaky)
             logger.warning("%s: profiles of %s may describe held-out interactions; report no gain", name, shown)
-    vectors = {name: ensure_vectors(data, name, encoder) for name in profiles}
-    texts = {name: data.profiles(name) for name in profiles}
-    prompts = {name: prompt_texts(data, name) for name in profiles}
-    return quality_table(texts, prompts, WORD_LIMIT, vectors), signal_table(data, vectors)
+    vectors = {name: encode(data, encoder, profiles=name) for name in profiles}
+    parts = list(dict.fromkeys(part for name in profiles for part in parts_of(name)))
+    texts = {name: data.profiles(name) for name in parts}
+    prompts = {name: prompt_texts(data, name) for name in parts}
+    own = {name: data.vectors(name, encoder) for name in parts}
+    return quality_table(texts, prompts, WORD_LIMIT, own), signal_table(data, vectors)
 
 
 def judge(
@@ -289,9 +301,8 @@ def train(
     found = Runs()
     for name in [model] if isinstance(model, str) else model:
         cls = find_model(name)
-        if cls.uses_text and profiles == TEMPLATE:
-            ensure_profiles(data)
         if cls.uses_text:
+            ensure_written(data, profiles)
             ensure_vectors(data, profiles, encoder, place)
         trained = issubclass(cls, TrainedRecommender)
         chosen = {key: value for key, value in settings.items() if trained or key not in TrainingConfig.model_fields}

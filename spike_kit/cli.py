@@ -27,8 +27,8 @@ if TYPE_CHECKING:
 Options = OmitArgPrefixes[Any]
 """Settings whose type and defaults are known when the command runs: see `_defaults`."""
 Data = Annotated[Positional[str], arg(help="Data set: a name under data/ or the path of a data-set folder.")]
-Profiles = Annotated[str, arg(help="Profile set whose vectors a text model uses.")]
-ProfileSets = Annotated[tuple[str, ...], arg(help="Profile sets to compare.")]
+Profiles = Annotated[str, arg(help="Profile set whose vectors a text model uses; template+claude: several, composed.")]
+ProfileSets = Annotated[tuple[str, ...], arg(help="Profile sets to compare, composed ones too.")]
 Encoder = Annotated[
     str,
     arg(
@@ -170,7 +170,8 @@ def profile(
     prompts
         What the prompts are made of.
     profiles
-        Name of the profile set; template: facts in sentences, no LLM. Any other name asks the model below.
+        Name of the profile set. template: facts in sentences, no LLM; claude: what the kit ships with ml-100k. Any
+        other name asks the model below.
     dry_run
         Ask nothing: print calls, tokens, what they would cost, and the first prompt of each subject.
     batch_export
@@ -179,14 +180,18 @@ def profile(
         Take in output and error files of batches.
     """
     from spike_kit.profiles.generate import Generation, GenerationConfig, export_batch, import_batch
+    from spike_kit.profiles.imported import add_shipped
+    from spike_kit.profiles.shipped import shipped_sets, told_of
     from spike_kit.profiles.template import template_profiles
 
     data = sk.Dataset.open(dataset)
-    if profiles == TEMPLATE:
+    if profiles == TEMPLATE or profiles in shipped_sets(data):
         if dry_run or batch_export or batch_import or llm != type(llm)():
-            hint = f"name the profile set, for example: --profiles {llm.model}"
-            raise ConfigError("template profiles ask no model", hint)
-        print(paths.shown(data.write_profiles(profiles, template_profiles(data))))
+            hint = f"choose another name of the profile set, for example: --profiles {llm.model}"
+            raise ConfigError(f"profile set {profiles} asks no model", hint)
+        written = profiles == TEMPLATE and data.write_profiles(profiles, template_profiles(data))
+        print(paths.shown(written or add_shipped(data, profiles, fill)))
+        print("\n".join(told_of(data, profiles)))
         return
     generation = Generation(data, GenerationConfig(llm=llm, prompts=prompts, fill=fill), profiles)
     if batch_import:
@@ -328,10 +333,14 @@ def encode(
     batch_size
         Texts per batch; default: 32 for an encoder that runs here, full requests for OpenAI.
     """
+    from spike_kit.data.dataset import parts_of
     from spike_kit.profiles.encode import encode_profiles
+    from spike_kit.profiles.imported import ensure_written
 
-    file = encode_profiles(sk.Dataset.open(dataset), profiles, encoder, device=on.resolve(), batch_size=batch_size)
-    print(paths.shown(file))
+    data = sk.Dataset.open(dataset)
+    ensure_written(data, profiles)
+    for part in parts_of(profiles):
+        print(paths.shown(encode_profiles(data, part, encoder, device=on.resolve(), batch_size=batch_size)))
 
 
 def train(

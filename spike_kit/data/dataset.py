@@ -6,7 +6,7 @@ the embeddings of every encoder. Every read is checked; every write is all or no
 
 import json
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, fields
 from functools import cached_property, lru_cache
@@ -24,7 +24,7 @@ from spike_kit.base.config import Config
 from spike_kit.base.errors import ConfigError, DataError, some
 from spike_kit.data import TEMPLATE
 from spike_kit.data.tables import SUBJECTS, Tables, check_frame, checked_reviews
-from spike_kit.data.vectors import ProfileVectors
+from spike_kit.data.vectors import LEFT_OUT, ProfileVectors
 
 SCHEMA_VERSION = 1
 """Version of the layout of data-set folders written by this code."""
@@ -186,6 +186,14 @@ class Dataset:
         """Interactions of one split (train, valid or test)."""
         return self.interactions[self.interactions["split"] == name]
 
+    @property
+    def split_sha256(self) -> str:
+        """Hexadecimal sha256 of who met what in which split, by source ids: the same however the files are written."""
+        users, items = (table["source_id"].to_numpy() for table in (self.users, self.items))
+        told = self.interactions
+        rows = zip(users[told["user"]], items[told["item"]], told["split"], strict=True)
+        return storage.sha256_text(storage.canonical_json(sorted(rows)))
+
     def expected_ids(self, subject: str) -> range:
         """Return the ids that need a profile: user ids, item ids, or the ids of the other entities."""
         n_items = len(self.items)
@@ -200,24 +208,32 @@ class Dataset:
         return self.path / "profiles" / f"{name}.parquet"
 
     def profile_sets(self) -> list[str]:
-        """Names of the profile sets that exist."""
+        """Names of the profile sets that exist; any of them, joined by ``+``, name a composed one (`parts_of`)."""
         return sorted(path.stem for path in (self.path / "profiles").glob(f"{paths.VISIBLE}.parquet"))
 
     def profiles(self, name: str = "template") -> pd.DataFrame:
         """Profiles of a set: one row for every item, auxiliary entity and user, in this order, ids ascending.
+
+        Subjects that the set leaves out by declaration (`left_out`) have no row. A row of a composed set holds the
+        texts of its parts, one after the other.
 
         Raises
         ------
         DataError
             If there is no such set, or a subject has no profile (its ids are named).
         """
+        if len(parts := parts_of(name)) > 1:
+            every = pd.concat([self.profiles(part) for part in parts])
+            joined = every.groupby(["subject", "id"], sort=False).agg({"text": " ".join}).reset_index()
+            joined = joined.assign(prompt_sha256="", model=name, usage="{}", created="")
+            return joined.sort_values(["subject", "id"], key=_in_order, ignore_index=True)
         file = self.profiles_path(name)
         if not file.is_file():
             raise DataError(
                 f"data set {self.name} has no profile set {name!r} ({file} does not exist)",
                 f"known here: {some(self.profile_sets()) or 'none'}; write them with: spike-kit profile {self.name}",
             )
-        return self._checked_profiles(storage.read_parquet(file), str(file))
+        return self._checked_profiles(storage.read_parquet(file), str(file), self.left_out(name))
 
     def write_profiles(
         self, name: str, profiles: pd.DataFrame | Iterable[pd.DataFrame], provenance: dict[str, Any] | None = None
@@ -229,7 +245,8 @@ class Dataset:
         profiles
             All of them, checked as on reading; or batches of rows in the order of `profiles`, checked when read.
         provenance
-            Plain values (how the texts came about, for whom they may leak held-out behaviour) that the file keeps.
+            Plain values (how the texts came about, for whom they may leak held-out behaviour) that the file keeps;
+            ``left_out`` declares subjects without a profile, see `left_out`.
 
         Raises
         ------
@@ -237,36 +254,59 @@ class Dataset:
             If a row is missing or wrong, or the name of the set is not usable.
         """
         check_profiles_name(name)
-        file = self.profiles_path(name)
+        file, absent = self.profiles_path(name), (provenance or {}).get(LEFT_OUT, [])
         if isinstance(profiles, pd.DataFrame):
-            profiles = [self._checked_profiles(profiles, f"profile set {name}")]
+            profiles = [self._checked_profiles(profiles, f"profile set {name}", absent)]
         with storage.atomic_file(file) as temporary:
             rows = _write_batches(temporary, profiles, {"provenance": provenance or {}})
-            if rows != (due := len(self.users) + len(self.entities)):
+            if rows != (due := len(self._due(absent))):
                 raise DataError(f"profile set {name}: {rows} profiles, expected {due}", "write the profiles again")
         return file
 
     def provenance(self, name: str) -> dict[str, Any]:
-        """How the profiles of a set came about; empty if the file does not say or does not exist."""
-        return _provenance(self.profiles_path(name))
+        """How the profiles of a set came about; empty if the file does not say or does not exist.
 
-    def _checked_profiles(self, frame: pd.DataFrame, where: str) -> pd.DataFrame:
+        Of a composed set: its ``parts``, and for whom any of them may leak held-out behaviour.
+        """
+        if len(parts := parts_of(name)) == 1:
+            return _provenance(self.profiles_path(name))
+        found = {part: self.provenance(part) for part in parts}
+        leaky = sorted({who for told in found.values() for who in told.get("possibly_leaky", ())})
+        return {"parts": found, "possibly_leaky": leaky}
+
+    def left_out(self, name: str) -> list[dict[str, Any]]:
+        """Subjects that a profile set declares to leave out.
+
+        Returns
+        -------
+        list
+            subject (item, auxiliary, user), ids (none: all of this kind), reason; of a composed set also its part.
+        """
+        if len(parts := parts_of(name)) == 1:
+            return self.provenance(name).get(LEFT_OUT, [])
+        return [{"part": part, **absent} for part in parts for absent in self.left_out(part)]
+
+    def _due(self, absent: Sequence[Mapping[str, Any]]) -> pd.MultiIndex:
+        """Subjects and ids that need a profile, in order."""
+        every = pd.MultiIndex.from_tuples((kind, number) for kind in SUBJECTS for number in self.expected_ids(kind))
+        gone = [(one["subject"], i) for one in absent for i in one.get("ids") or self.expected_ids(one["subject"])]
+        return every.difference(pd.MultiIndex.from_tuples(gone), sort=False) if gone else every
+
+    def _checked_profiles(self, frame: pd.DataFrame, where: str, absent: Sequence[Mapping[str, Any]]) -> pd.DataFrame:
         check_frame("profiles", frame, where)
-        due = pd.MultiIndex.from_tuples(
-            (subject, number) for subject in SUBJECTS for number in self.expected_ids(subject)
-        )
+        due = self._due(absent)
         found = pd.MultiIndex.from_frame(frame[["subject", "id"]])
         for problem, wrong in (("no profile for", due.difference(found)), ("unknown", found.difference(due))):
             if len(wrong):
                 raise DataError(
                     f"{where}: {problem} {some(f'{subject} {number}' for subject, number in wrong)}; every item, "
                     "auxiliary entity and user of the data set needs exactly one row",
-                    "write the profiles again, or complete them from the template profiles explicitly",
+                    "write the profiles again, or complete them with --fill template (marked in the table)",
                 )
         return frame.set_index(found).loc[due].reset_index(drop=True)
 
     def embeddings_path(self, profiles: str, encoder: str) -> Path:
-        """File of the vectors of a profile set under an encoder."""
+        """File of the vectors of a profile set, not of a composed one, under an encoder."""
         return self.path / "embeddings" / _vectors_name(profiles, encoder)
 
     def encoded(self) -> list[tuple[str, str]]:
@@ -276,26 +316,42 @@ class Dataset:
         return [(name, unquote(encoder)) for name, encoder in pairs]
 
     def vectors(self, profiles: str = "template", encoder: str = "all-MiniLM-L6-v2") -> ProfileVectors:
-        """Vectors of all profiles of a set under an encoder; a process loads and checks the same file once.
+        """Vectors of all profiles of a set under an encoder; a process loads and checks the same files once.
+
+        Those of a composed set are the vectors of its parts side by side. What a part leaves out is zero there.
 
         Raises
         ------
         DataError
             If the file is missing, has another number of rows than the data set, or holds NaN or infinity.
         """
-        file = self.embeddings_path(profiles, encoder)
-        if not file.is_file():
-            raise DataError(
-                f"data set {self.name} has no embeddings of profile set {profiles!r} by encoder {encoder!r} "
-                f"({file} does not exist)",
-                f"make them with: spike-kit encode {self.name} --profiles {profiles} --encoder {encoder}",
-            )
-        return _load_vectors(_state(file), len(self.users), len(self.entities))
+        states = []
+        for part in parts_of(profiles):
+            file = self.embeddings_path(part, encoder)
+            if not file.is_file():
+                raise DataError(
+                    f"data set {self.name} has no embeddings of profile set {part!r} by encoder {encoder!r} "
+                    f"({file} does not exist)",
+                    f"make them with: spike-kit encode {self.name} --profiles {part} --encoder {encoder}",
+                )
+            states.append(_state(file))
+        return _load_vectors(tuple(states), len(self.users), len(self.entities))
 
     def vectors_sha256(self, profiles: str, encoder: str) -> str:
-        """Hexadecimal sha256 of the file of `vectors`, empty if there is none; a process hashes the same file once."""
-        file = self.embeddings_path(profiles, encoder)
-        return file_sha256(file) if file.is_file() else ""
+        """Hexadecimal sha256 of the file of `vectors`, empty if there is none; a process hashes the same file once.
+
+        Of a composed set: that of the hashes of its parts.
+        """
+        files = [self.embeddings_path(part, encoder) for part in parts_of(profiles)]
+        if not all(file.is_file() for file in files):
+            return ""
+        hashes = [file_sha256(file) for file in files]
+        return hashes[0] if len(hashes) == 1 else storage.sha256_text(storage.canonical_json(hashes))
+
+
+def _in_order(column: pd.Series) -> pd.Series:
+    """Values by which subjects, and ids, are sorted."""
+    return column.map(SUBJECTS.index) if column.name == "subject" else column
 
 
 State = tuple[Path, int, int, int]
@@ -318,10 +374,12 @@ def _sha256(state: State) -> str:
 
 
 @lru_cache(maxsize=2)
-def _load_vectors(state: State, n_users: int, n_entities: int) -> ProfileVectors:
-    vectors = ProfileVectors.load(state[0])
-    vectors.check(n_users, n_entities, str(state[0]))
-    return vectors
+def _load_vectors(states: tuple[State, ...], n_users: int, n_entities: int) -> ProfileVectors:
+    parts = []
+    for file, *_ in states:
+        parts.append(ProfileVectors.load(file))
+        parts[-1].check(n_users, n_entities, str(file))
+    return ProfileVectors.beside(parts)
 
 
 def _vectors_name(profiles: str, encoder: str) -> str:
@@ -413,6 +471,22 @@ def texts_by_subject(profiles: pd.DataFrame) -> dict[tuple[str, int], str]:
     """Texts of a profiles table by subject and id."""
     pairs = zip(profiles["subject"], profiles["id"].tolist(), strict=True)
     return dict(zip(pairs, profiles["text"], strict=True))
+
+
+def parts_of(profiles: str) -> list[str]:
+    """Profile sets of which a composed one (``template+claude``) is made; a plain one is its only part.
+
+    Raises
+    ------
+    DataError
+        If a part has no usable name, or stands there twice.
+    """
+    parts = profiles.split("+")
+    for part in parts:
+        check_profiles_name(part)
+    if len(set(parts)) < len(parts):
+        raise DataError(f"{profiles!r} names a profile set twice", "name each part once")
+    return parts
 
 
 def check_profiles_name(name: str) -> None:

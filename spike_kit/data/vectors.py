@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -23,6 +24,9 @@ _VARIANCE = 1e-9
 _NOTHING = 1e-20
 """Variance below which any direction does."""
 
+LEFT_OUT = "left_out"
+"""Fact beside stored vectors, and in the provenance of profiles: subjects that have no text, and why."""
+
 _AGAIN = "encode the profiles again: spike-kit encode"
 
 _FACTS = "spike_kit"
@@ -31,10 +35,18 @@ _FACTS = "spike_kit"
 
 @dataclass(frozen=True)
 class ProfileVectors:
-    """Text vectors of all profiles: ``user [U, d_t]`` and ``entity [E, d_t]`` (items are entities 0..I-1)."""
+    """Text vectors of all profiles: ``user [U, d_t]`` and ``entity [E, d_t]`` (items are entities 0..I-1).
+
+    Attributes
+    ----------
+    widths
+        Where texts may be missing: the columns of each part of the profile set, d_t together. A row that is zero in
+        all columns of a part has no text there. Empty where every row has its text.
+    """
 
     user: Tensor
     entity: Tensor
+    widths: tuple[int, ...] = ()
 
     @property
     def dim(self) -> int:
@@ -43,15 +55,28 @@ class ProfileVectors:
 
     def to(self, device: torch.device | str) -> ProfileVectors:
         """Copy on another device."""
-        return ProfileVectors(self.user.to(device), self.entity.to(device))
+        return replace(self, user=self.user.to(device), entity=self.entity.to(device))
+
+    @classmethod
+    def beside(cls, parts: Sequence[ProfileVectors]) -> ProfileVectors:
+        """Vectors of several profile sets side by side, ``[n, d_1 + d_2 + ...]``; one alone stays as it is."""
+        if len(parts) == 1:
+            return parts[0]
+        widths = tuple(width for part in parts for width in part.widths or (part.dim,))
+        user, entity = (torch.cat([getattr(part, name) for part in parts], dim=1) for name in ("user", "entity"))
+        return cls(user, entity, widths)
+
+    def has_text(self) -> Tensor:
+        """Whether each user, then each entity, has a text in any part, ``[U + E]`` bool."""
+        return torch.cat([(rows != 0).any(1) for rows in (self.user, self.entity)])
 
     def whitening(self, dim: int) -> tuple[Tensor, Tensor]:
         """Return centre ``[d_t]`` and loadings ``[d_t, k]`` of the whitened principal components of all rows.
 
         k is ``dim``, or what there can be at most (but 1). A direction in which the rows do not vary scores zero
-        everywhere; the largest absolute loading of each component is positive.
+        everywhere; the largest absolute loading of each component is positive. A missing text counts as the centre.
         """
-        centre, variances, loadings = principal_axes(self.user, self.entity)
+        centre, variances, loadings = principal_axes(self.user, self.entity, widths=self.widths)
         k = max(1, min(dim, self.user.shape[0] + self.entity.shape[0] - 1, self.dim))
         variances, loadings = variances[:k], loadings[:, :k]
         varies = variances > (_VARIANCE * variances[:1]).clamp_min(_NOTHING)
@@ -60,11 +85,19 @@ class ProfileVectors:
         return centre.to(kind), (loadings * scale).to(kind)
 
     def transformed(self, centre: Tensor, loadings: Tensor) -> ProfileVectors:
-        """Scores of all rows, float32 or finer: what `whitening` gave, taken off and multiplied, in chunks."""
+        """Scores of all rows, float32 or finer: what `whitening` gave, taken off and multiplied, in chunks.
+
+        A part without text adds nothing to the scores of its row.
+        """
         kind = torch.promote_types(self.user.dtype, torch.float32)
         centre, loadings = centre.to(kind), loadings.to(kind)
-        tables = (rows.split(_CHECKED_ROWS) for rows in (self.user, self.entity))
-        return ProfileVectors(*(torch.cat([(part.to(kind) - centre) @ loadings for part in parts]) for parts in tables))
+        scores = [
+            torch.cat(
+                [_told(part.to(kind) - centre, part, self.widths) @ loadings for part in rows.split(_CHECKED_ROWS)]
+            )
+            for rows in (self.user, self.entity)
+        ]
+        return ProfileVectors(*scores, widths=(loadings.shape[1],) if self.widths else ())
 
     def check(self, n_users: int, n_entities: int, where: str, hint: str = _AGAIN) -> None:
         """Check shapes and values; ``where`` they come from and what to do (``hint``) stand in the error.
@@ -88,13 +121,13 @@ class ProfileVectors:
 
         The same vectors and facts give the same bytes.
         """
-        tensors = {name: rows.contiguous() for name, rows in vars(self).items()}
+        tensors = {"user": self.user.contiguous(), "entity": self.entity.contiguous()}
         with storage.atomic_file(path) as temporary:
             save_file(tensors, temporary, metadata={_FACTS: storage.canonical_json(metadata)})
 
     @classmethod
     def load(cls, path: Path) -> ProfileVectors:
-        """Read a safetensors file with ``user`` and ``entity``.
+        """Read a safetensors file with ``user`` and ``entity``; texts may be missing if its metadata say `LEFT_OUT`.
 
         Raises
         ------
@@ -105,9 +138,10 @@ class ProfileVectors:
             with safe_open(path, framework="pt") as file:
                 if missing := {"user", "entity"} - set(file.keys()):
                     raise DataError(f"{path} holds no tensor {some(sorted(missing))}", _AGAIN)
-                return cls(file.get_tensor("user"), file.get_tensor("entity"))
+                user, entity = file.get_tensor("user"), file.get_tensor("entity")
         except (SafetensorError, OSError) as error:
             raise DataError(f"{path} is not a readable safetensors file: {error}", _AGAIN) from error
+        return cls(user, entity, (user.shape[-1],) if LEFT_OUT in cls.metadata(path) else ())
 
     @staticmethod
     def metadata(path: Path) -> dict[str, str]:
@@ -122,17 +156,28 @@ class ProfileVectors:
         return facts if is_flat else {}
 
 
-def principal_axes(*tables: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+def _told(values: Tensor, rows: Tensor, widths: tuple[int, ...]) -> Tensor:
+    """Values ``[n, d]`` of rows ``[n, d]``, zero where a part has no text (`ProfileVectors.widths`)."""
+    if not widths:
+        return values
+    blocks = zip(values.split(widths, 1), rows.split(widths, 1), strict=True)
+    return torch.cat([block * (own != 0).any(1, keepdim=True) for block, own in blocks], dim=1)
+
+
+def principal_axes(*tables: Tensor, widths: tuple[int, ...] = ()) -> tuple[Tensor, Tensor, Tensor]:
     """Return centre ``[d]``, variances ``[d]`` (largest first) and loadings ``[d, d]`` of all rows, in float64.
 
-    Column i of the loadings is the direction of variance i; its largest absolute loading is positive.
+    Column i of the loadings is the direction of variance i; its largest absolute loading is positive. Where texts may
+    be missing (`ProfileVectors.widths`), the centre is that of the texts, and a missing one counts as the centre.
     """
     parts = [part for rows in tables for part in rows.split(_CHECKED_ROWS) if part.shape[0]]
     n_rows = sum(rows.shape[0] for rows in tables)
-    centre = torch.stack([part.double().sum(0) for part in parts]).sum(0) / n_rows
+    told = [_told(torch.ones_like(part, dtype=torch.float64), part, widths).sum(0) for part in parts if widths]
+    number = torch.stack(told).sum(0).clamp_min(1) if told else n_rows
+    centre = torch.stack([part.double().sum(0) for part in parts]).sum(0) / number
     covariance = torch.zeros(*centre.shape, *centre.shape, dtype=torch.float64, device=centre.device)
     for part in parts:
-        centred = part.double() - centre
+        centred = _told(part.double() - centre, part, widths)
         covariance.addmm_(centred.T, centred)
     variances, loadings = torch.linalg.eigh(covariance / max(n_rows - 1, 1))
     variances, loadings = variances.flip(0), loadings.flip(1)

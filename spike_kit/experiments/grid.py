@@ -28,14 +28,14 @@ from spike_kit.base.config import Config
 from spike_kit.base.devices import resolve_device
 from spike_kit.base.errors import ConfigError, DataError, SpikeKitError, require
 from spike_kit.base.processes import fresh_process
-from spike_kit.data.dataset import Dataset
+from spike_kit.data.dataset import Dataset, parts_of
 from spike_kit.experiments.archive import find_kept, keep_run
 from spike_kit.experiments.run import TUNED, RunConfig, describe, describe_text, find_run, find_tuned, run
 from spike_kit.experiments.search import save_tuned, search
 from spike_kit.models import find_model
 from spike_kit.profiles.encode import ensure_vectors
 from spike_kit.profiles.generate import Generation, GenerationConfig
-from spike_kit.profiles.template import TEMPLATE, ensure_profiles
+from spike_kit.profiles.imported import ensure_written
 from spike_kit.training.loop import MONITOR
 
 logger = logging.getLogger(__name__)
@@ -201,13 +201,13 @@ def perform(cell: Cell, device: str = "cpu", threads: int = 1) -> Outcome:
 def _write_text(cell: Cell, device: torch.device) -> None:
     """Write the profiles of a cell where they are missing, and encode them."""
     data, profiles = Dataset.open(cell.config.dataset), cell.config.profiles
-    if profiles == TEMPLATE:
-        ensure_profiles(data)
-    elif profiles not in data.profile_sets() and profiles in cell.grid.profiles:
-        written = Generation(data, cell.grid.profiles[profiles], profiles).run()
-        if written.path is None:
-            missing = sum(written.missing.values())
-            raise DataError(f"the model left {missing} profiles of {profiles} unwritten", "run again")
+    ensure_written(data, profiles)
+    for part in parts_of(profiles):
+        if part not in data.profile_sets() and part in cell.grid.profiles:
+            written = Generation(data, cell.grid.profiles[part], part).run()
+            if written.path is None:
+                missing = sum(written.missing.values())
+                raise DataError(f"the model left {missing} profiles of {part} unwritten", "run again")
     ensure_vectors(data, profiles, cell.config.encoder, device, progress=False)
 
 

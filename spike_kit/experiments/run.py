@@ -30,6 +30,7 @@ from spike_kit.base.errors import ConfigError, DataError, some
 from spike_kit.base.seeds import torch_generator
 from spike_kit.data.dataset import Dataset
 from spike_kit.data.graph import GRAPH_VERSION, Graph
+from spike_kit.data.vectors import LEFT_OUT
 from spike_kit.evaluation.ranking import CUTOFFS, HEADLINE, PROTOCOL_VERSION, RankingTask, evaluate, recommendations
 from spike_kit.models import MODELS, find_model, find_preset
 from spike_kit.models.base import ModelConfig, Preset, Recommender, TrainedConfig, TrainedRecommender
@@ -514,7 +515,8 @@ def describe_text(data: Dataset, profiles: str, encoder: str) -> dict[str, Any]:
     sha256 = data.vectors_sha256(profiles, encoder)
     described: dict[str, Any] = {"profiles": profiles, "encoder": encoder, "vectors_sha256": sha256}
     leaky = data.provenance(profiles).get("possibly_leaky") or possibly_leaky(encoder)
-    return described | ({"possibly_leaky": leaky} if leaky else {})
+    facts = {"possibly_leaky": leaky, LEFT_OUT: data.left_out(profiles)}
+    return described | {name: fact for name, fact in facts.items() if fact}
 
 
 def _wants_text(cls: type[Recommender], settings: ModelConfig) -> bool:

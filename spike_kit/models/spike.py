@@ -5,7 +5,7 @@ Large Language Models (KDD 2026). The equations are those of the authors' releas
 recommended form differs is a field of `SpikeConfig`.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import pairwise
 from typing import ClassVar, Literal
 
@@ -125,6 +125,7 @@ class Spike(KgEncoder[SpikeConfig]):
 
     def _add_text(self, generator: torch.Generator) -> None:
         config, graph, vectors = self.config, self.graph, self.profile_vectors()
+        told = vectors.has_text() if vectors.widths else torch.ones(graph.n_nodes, dtype=torch.bool)
         if config.text_components:
             centre, loadings = self._of_profiled(vectors).whitening(config.text_components)
             self.register_buffer("text_centre", centre.to(graph.device))
@@ -137,8 +138,10 @@ class Spike(KgEncoder[SpikeConfig]):
         bounds = (0, graph.n_users, graph.n_users + graph.n_items, graph.n_nodes)
         switches = (config.user_profiles, config.item_profiles, config.auxiliary_profiles)
         ranges = [torch.arange(*ends) for ends, profiled in zip(pairwise(bounds), switches, strict=True) if profiled]
-        self._all_profiled = all(switches)
-        self.profiled_nodes = torch.cat(ranges).to(self.device)
+        nodes = torch.cat(ranges)
+        nodes = nodes[told.cpu().index_select(0, nodes)]
+        self._all_profiled = nodes.numel() == graph.n_nodes
+        self.profiled_nodes = nodes.to(self.device)
         profiled = torch.zeros(graph.n_nodes, dtype=torch.bool, device=self.device)
         self.profiled = profiled.index_fill(0, self.profiled_nodes, True)
 
@@ -146,7 +149,8 @@ class Spike(KgEncoder[SpikeConfig]):
         """Rows of the subjects that have profiles: others must not be seen, not even through the components."""
         config, n_items = self.config, self.graph.n_items
         start, end = 0 if config.item_profiles else n_items, None if config.auxiliary_profiles else n_items
-        return ProfileVectors(vectors.user if config.user_profiles else vectors.user[:0], vectors.entity[start:end])
+        users = vectors.user if config.user_profiles else vectors.user[:0]
+        return replace(vectors, user=users, entity=vectors.entity[start:end])
 
     def load_tensors(self, tensors: dict[str, Tensor]) -> None:
         """Replace all parameters, and reduce the profile vectors as the stored components say."""

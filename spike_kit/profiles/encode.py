@@ -29,11 +29,12 @@ from tqdm.auto import tqdm
 
 from spike_kit.base import paths, storage
 from spike_kit.base.errors import ConfigError, DataError, FetchError, SpikeKitError, StorageError, require, some
-from spike_kit.data.dataset import Dataset, file_sha256
-from spike_kit.data.vectors import ProfileVectors, normalised, principal_axes
+from spike_kit.data.dataset import Dataset, file_sha256, parts_of
+from spike_kit.data.vectors import LEFT_OUT, ProfileVectors, normalised, principal_axes
 from spike_kit.profiles import DEFAULT_ENCODER, ENCODERS
 from spike_kit.profiles.jobs import LONGEST_MESSAGE, what_failed
 from spike_kit.profiles.llm import LLMConfig, hide_key
+from spike_kit.profiles.shipped import shipped_vectors
 
 logger = logging.getLogger(__name__)
 
@@ -362,7 +363,9 @@ def request_batches(texts: Sequence[str], batch_size: int = MAX_INPUTS) -> list[
     return [*batches, slice(start, len(texts))] if texts else []
 
 
-def principal_components(vectors: np.ndarray, reduction: Reduction, where: str) -> tuple[np.ndarray, float]:
+def principal_components(
+    vectors: np.ndarray, reduction: Reduction, where: str, widths: tuple[int, ...] = ()
+) -> tuple[np.ndarray, float]:
     """Reduce vectors to their principal components.
 
     Parameters
@@ -373,6 +376,8 @@ def principal_components(vectors: np.ndarray, reduction: Reduction, where: str) 
         Number of components d; whitened ones have unit variance.
     where
         What they are, for messages.
+    widths
+        Where rows may be zero for want of a text (`ProfileVectors.widths`); they stay zero.
 
     Returns
     -------
@@ -386,7 +391,8 @@ def principal_components(vectors: np.ndarray, reduction: Reduction, where: str) 
         If d is larger than min(n - 1, d_t), or whitening would divide by a variance of zero.
     """
     n, width = vectors.shape
-    centre, variances, loadings = (part.numpy() for part in principal_axes(torch.from_numpy(vectors)))
+    axes = principal_axes(torch.from_numpy(vectors), widths=widths)
+    centre, variances, loadings = (part.numpy() for part in axes)
     variances = variances.clip(min=0)
     present = int((variances > variances[0] * width * np.finfo(np.float64).eps).sum())
     possible = present if reduction.whiten or not present else min(n - 1, width)
@@ -399,6 +405,8 @@ def principal_components(vectors: np.ndarray, reduction: Reduction, where: str) 
     scores = (vectors - centre) @ loadings[:, : reduction.dim]
     if reduction.whiten:
         scores /= np.sqrt(variances[: reduction.dim])
+    if widths:
+        scores *= vectors.any(axis=1, keepdims=True)
     return scores.astype(np.float32), float(variances[: reduction.dim].sum() / variances.sum())
 
 
@@ -446,7 +454,7 @@ def encode_texts(
     cache = VectorCache(paths.cache_root() / f"vectors--{quote(name + _weights_version(parsed), safe='')}.sqlite")
     keys = [storage.sha256_text(text) for text in texts]
     distinct = dict(zip(keys, texts, strict=True))
-    known = cache.get(list(distinct))
+    known = cache.get(list(distinct)) | shipped_vectors(name, distinct)
     todo = sorted(distinct.keys() - known.keys(), key=lambda key: (-len(distinct[key]), key))
     encoder: Encoder | None = None
     with tqdm(total=len(distinct), desc=f"encode {name}", unit="text", disable=not progress) as bar:
@@ -498,7 +506,7 @@ def encode_profiles(
     data
         Data set with the profiles.
     profiles
-        Profile set, ``"template"`` for example.
+        Profile set, ``"template"`` for example; of a composed one its parts are encoded one by one.
     name
         Name of the encoder, see the head of this module; of a reduction, the base is encoded where it must be.
     device, batch_size, progress
@@ -528,8 +536,7 @@ def encode_profiles(
     if encoder.reduction:
         base = ensure_vectors(data, profiles, encoder.base, device, progress)
         rows, where = torch.cat([base.user, base.entity]).numpy(), f"{profiles} by {name}"
-        rows, share = principal_components(rows, encoder.reduction, where)
-        is_user = np.arange(len(rows)) < len(base.user)
+        rows, share = principal_components(rows, encoder.reduction, where, base.widths)
         facts |= {"base": encoder.base, "explained_variance": f"{share:.6f}"}
     else:
         table = data.profiles(profiles)
@@ -538,8 +545,12 @@ def encode_profiles(
         except TooLongError as error:
             subject, number = table.loc[table["text"] == error.text, ["subject", "id"]].iloc[0]
             raise DataError(f"profile of {subject} {number}: {error.message}", error.hint) from None
-        is_user = (table["subject"] == "user").to_numpy()
-    vectors = ProfileVectors(torch.from_numpy(rows[is_user]), torch.from_numpy(rows[~is_user]))
+        told, places = rows, table["id"] + np.where(table["subject"] == "user", 0, len(data.users))
+        rows = np.zeros((len(data.users) + len(data.entities), told.shape[1]), dtype=told.dtype)
+        rows[places] = told
+    if absent := data.left_out(profiles):
+        facts[LEFT_OUT] = storage.canonical_json(absent)
+    vectors = ProfileVectors(*torch.from_numpy(rows).split([len(data.users), len(data.entities)]))
     vectors.save(target, facts | _made_from(data, profiles, encoder))
     return target
 
@@ -558,10 +569,12 @@ def ensure_vectors(
     DataError
         If a profile is missing, the encoder fails, or given vectors were not imported.
     """
-    if (encoder := parse_encoder(name)).reduction:
-        ensure_vectors(data, profiles, encoder.base, device, progress)
-    if not data.embeddings_path(profiles, name).is_file() or _outdated(data, profiles, name):
-        encode_profiles(data, profiles, name, device=device, progress=progress)
+    encoder = parse_encoder(name)
+    for part in parts_of(profiles):
+        if encoder.reduction:
+            ensure_vectors(data, part, encoder.base, device, progress)
+        if not data.embeddings_path(part, name).is_file() or _outdated(data, part, name):
+            encode_profiles(data, part, name, device=device, progress=progress)
     return data.vectors(profiles, name)
 
 
@@ -573,13 +586,14 @@ def check_fresh(data: Dataset, profiles: str, name: str) -> None:
     DataError
         If the profiles, the files of the encoder or the unreduced vectors were written anew after they were encoded.
     """
-    stored = ProfileVectors.metadata(data.embeddings_path(profiles, name))
-    for fact in _outdated(data, profiles, name):
-        if fact in stored:
-            raise DataError(
-                f"the vectors of {profiles} by {name} belong to {_MADE_FROM[fact]} than there are now",
-                f"encode them again: spike-kit encode {data.name} --profiles {profiles} --encoder {name}",
-            )
+    for part in parts_of(profiles):
+        stored = ProfileVectors.metadata(data.embeddings_path(part, name))
+        for fact in _outdated(data, part, name):
+            if fact in stored:
+                raise DataError(
+                    f"the vectors of {part} by {name} belong to {_MADE_FROM[fact]} than there are now",
+                    f"encode them again: spike-kit encode {data.name} --profiles {part} --encoder {name}",
+                )
 
 
 def _outdated(data: Dataset, profiles: str, name: str) -> list[str]:

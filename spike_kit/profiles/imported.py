@@ -1,9 +1,9 @@
-"""What others made: texts by id become a profile set, marked as imported; vectors become those of an encoder."""
+"""What others made, or what the kit ships: texts by id become a profile set, vectors become those of an encoder."""
 
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import pandas as pd
@@ -13,11 +13,12 @@ from safetensors.torch import load_file
 
 from spike_kit.base.errors import ConfigError, DataError, some
 from spike_kit.base.storage import now, read_json, sha256_file, sha256_text
-from spike_kit.data.dataset import FILLED, SUBJECTS, TEMPLATE, Dataset
+from spike_kit.data.dataset import FILLED, SUBJECTS, TEMPLATE, Dataset, parts_of
 from spike_kit.data.sources.spike_release import read_vectors
 from spike_kit.data.text import plain
-from spike_kit.data.vectors import ProfileVectors
+from spike_kit.data.vectors import LEFT_OUT, ProfileVectors
 from spike_kit.profiles.encode import parse_encoder
+from spike_kit.profiles.shipped import read_shipped, shipped_sets
 from spike_kit.profiles.template import ensure_profiles
 
 _OTHER_IDS = "its ids are others: give files of lines 'source_id id' with --item-map, --user-map, --auxiliary-map"
@@ -50,7 +51,8 @@ def import_profiles(
     maps
         Where the ids are others: files of lines ``source_id id``, by subject.
     fill
-        ``template`` takes the template profile where the files have none; else a missing profile is an error.
+        ``template`` takes the template profile where the files have none; else a kind of subject without a file is left
+        out, and a missing profile of the others is an error.
 
     Returns
     -------
@@ -69,28 +71,97 @@ def import_profiles(
     if profiles == TEMPLATE:
         raise DataError(f"{profiles!r} names the template profiles", "choose another name")
     texts = {subject: _texts(data, subject, path, (maps or {}).get(subject)) for subject, path in files.items()}
-    rows = []
-    for subject in SUBJECTS:
-        known, ids = texts.get(subject, {}), data.expected_ids(subject)
-        missing = [number for number in ids if number not in known]
-        if missing and not fill:
-            raise DataError(
-                f"{files.get(subject, 'no file')} leaves {len(missing)} of {len(ids)} {subject} profiles open: "
-                f"{subject} {some(missing)}",
-                "complete them from the template profiles with --fill template (marked in the table)",
-            )
-        rows += [(subject, number, text, sha256_text(text), MODEL, "{}") for number, text in known.items()]
-    frame = pd.DataFrame(rows, columns=["subject", "id", "text", "prompt_sha256", "model", "usage"])
-    if fill:
-        template = ensure_profiles(data)[frame.columns].assign(usage=FILLED)
-        frame = pd.concat([frame, template]).drop_duplicates(["subject", "id"])
     provenance = {
         "kind": MODEL,
         "files": {subject: {"name": path.name, "sha256": sha256_file(path)} for subject, path in files.items()},
         "imported": {subject: len(texts.get(subject, ())) for subject in SUBJECTS},
         "possibly_leaky": [subject for subject in ("user",) if subject in files],
     }
-    return data.write_profiles(profiles, frame.assign(created=now()), provenance)
+    absent = [{"subject": subject, "reason": "no file was given"} for subject in SUBJECTS if subject not in files]
+    return _write(data, profiles, texts, absent, fill, MODEL, provenance)
+
+
+def add_shipped(data: Dataset, profiles: str, fill: Literal["", "template"] = "") -> Path:
+    """Write a profile set that comes with the data set's reader (`spike_kit.profiles.shipped`).
+
+    Texts of users saw the train part of one split; with another split they are left out.
+
+    Parameters
+    ----------
+    data
+        Data-set folder.
+    profiles
+        Name of the shipped set.
+    fill
+        ``template`` takes the template profile where the set has none, or leaves one out.
+
+    Returns
+    -------
+    Path
+        The profiles table.
+
+    Raises
+    ------
+    DataError
+        If no such set is shipped with this data set, or it does not know a subject.
+    """
+    if not (folder := (known := shipped_sets(data)).get(profiles)):
+        raise DataError(f"no profile set {profiles!r} comes with {data.name}", f"there are: {some(known) or 'none'}")
+    manifest, packed = read_shipped(folder)
+    texts: dict[str, dict[int, str]] = {}
+    absent: list[dict[str, Any]] = []
+    if manifest["split_sha256"] != data.split_sha256:
+        absent.append({"subject": "user", "reason": "they were written for another split and would be a leak"})
+    for subject, part in packed.groupby("subject"):
+        table = data.users if subject == "user" else data.entities
+        ours = dict(zip(table["source_id"], table.iloc[:, 0].tolist(), strict=True))
+        if subject not in [one["subject"] for one in absent]:
+            found = zip(part["source_id"].map(ours), part["text"], strict=True)
+            texts[str(subject)] = {int(number): text for number, text in found if pd.notna(number)}
+        for source_id, reason in manifest["left_out"].items():
+            if (number := ours.get(source_id)) in data.expected_ids(str(subject)):
+                absent.append({"subject": subject, "ids": [number], "reason": reason})
+                texts[str(subject)].pop(number, None)
+    provenance = {"kind": "shipped", "free": True, **{key: manifest[key] for key in ("about", "model", "licence")}}
+    return _write(data, profiles, texts, absent, fill, manifest["model"], provenance)
+
+
+def ensure_written(data: Dataset, profiles: str) -> None:
+    """Write what costs nothing of a profile set, or of the parts of a composed one: the template, and what is shipped.
+
+    Raises
+    ------
+    DataError
+        If a shipped set does not know a subject.
+    """
+    for part in parts_of(profiles):
+        if part == TEMPLATE:
+            ensure_profiles(data)
+        elif part not in data.profile_sets() and part in shipped_sets(data):
+            add_shipped(data, part)
+
+
+def _write(
+    data: Dataset,
+    profiles: str,
+    texts: Mapping[str, Mapping[int, str]],
+    absent: Sequence[Mapping[str, Any]],
+    fill: Literal["", "template"],
+    model: str,
+    provenance: Mapping[str, Any],
+) -> Path:
+    """Write texts by subject and id as a profile set; what is neither there nor left out is filled, or an error."""
+    columns = ["subject", "id", "text", "prompt_sha256", "model", "usage"]
+    rows = [
+        (subject, number, text, sha256_text(text), model, "{}")
+        for subject in SUBJECTS
+        for number, text in texts.get(subject, {}).items()
+    ]
+    frame = pd.DataFrame(rows, columns=columns)
+    if fill:
+        template = ensure_profiles(data)[columns].assign(usage=FILLED)
+        frame, absent = pd.concat([frame, template]).drop_duplicates(["subject", "id"]), []
+    return data.write_profiles(profiles, frame.assign(created=now()), {**provenance, LEFT_OUT: list(absent)})
 
 
 def _texts(data: Dataset, subject: str, path: Path, ids: Path | None) -> dict[int, str]:

@@ -406,14 +406,16 @@ class AblationStudy:
 
     def _controls(self, panel: Panel, choose: Any, changed: Any) -> list[Any]:
         """Rows of a panel with a control for every setting."""
-        pairs = dict.fromkeys([(TEMPLATE, DEFAULT_ENCODER), *self.data.encoded()])
+        pairs = [(TEMPLATE, DEFAULT_ENCODER), *self.data.encoded()]
+        pairs += [(f"{TEMPLATE}+{name}", encoder) for name, encoder in pairs if (TEMPLATE, encoder) in pairs]
+        pairs = [pair for pair in dict.fromkeys(pairs) if pair[0] != f"{TEMPLATE}+{TEMPLATE}"]
         texts = [(f"{profiles} by {encoder}", (profiles, encoder)) for profiles, encoder in pairs]
         named = [(combination.label, combination) for combination in self.named()]
         wide = {"layout": panel.widgets.Layout(width="400px")}
+        text = panel.add("text", "Dropdown", changed, options=texts, description="Profiles", **wide)
         rows = panel.add("rows", "Dropdown", choose, options=named, description="Ablation", **wide)
-        text = panel.add("text", "Dropdown", changed, options=texts, **wide)
         settings = [[self._control(panel, name, changed) for name in row] for row in _CONTROLS]
-        return [panel.row(*parts) for parts in ([rows, text], *settings)]
+        return [panel.row(*parts) for parts in ([text, rows], *settings)]
 
     def _control(self, panel: Panel, name: str, changed: Any) -> Any:
         """A switch, a list or a slider for a setting, as its values are."""

@@ -13,7 +13,11 @@ import pandas as pd
 import torch
 
 from spike_kit.base.errors import DataError, lookup, require
+<<<<<<< HEAD
 from spike_kit.data.dataset import Dataset, texts_by_subject
+=======
+from spike_kit.data.dataset import Dataset, parts_of
+>>>>>>> a49c7f6 (Profile sets that ship, composed profile sets, declared gaps)
 from spike_kit.evaluation.maps import aligned, umap_coordinates
 from spike_kit.experiments.run import Run
 from spike_kit.figures.charts import OTHER, Colouring, embedding_maps
@@ -93,7 +97,7 @@ class EmbeddingMap:
         vectors = node_spaces(run, spaces, device)
         maps = {name: umap_coordinates(rows) for name, rows in vectors.items()}
         view = cls(run.data, maps, profiles=run.config["profiles"])
-        view.cluster(vectors[spaces[-1]], k)
+        view.cluster(list(vectors.values())[-1], k)
         return view
 
     @property
@@ -301,6 +305,8 @@ def _columns(data: Dataset, nodes: Nodes) -> dict[str, pd.Series]:
 def node_spaces(run: Run, spaces: Sequence[str] = SPACES, device: str = "auto") -> dict[str, np.ndarray]:
     """Vectors of all nodes of a SPiKE run, users first: ``[U + E, d]`` for each of `SPACES` that is asked for.
 
+    The text of a composed profile set is one space for each of its parts.
+
     Raises
     ------
     DataError
@@ -310,12 +316,15 @@ def node_spaces(run: Run, spaces: Sequence[str] = SPACES, device: str = "auto") 
         raise DataError(f"{run.path.name} is no SPiKE with profiles", "choose such a run")
     explainer = explainer_of(run, device)
     model, config = explainer.model, explainer.model.config
-    vectors = run.data.vectors(run.config["profiles"], run.config["encoder"])
+    parts = parts_of(run.config["profiles"])
+    texts = {
+        "text" if len(parts) == 1 else f"text: {part}": run.data.vectors(part, run.config["encoder"]) for part in parts
+    }
     with torch.no_grad():
         ids = torch.cat([model.user_embedding, model.entity_embedding])
         found = {
-            "text": torch.cat([vectors.user, vectors.entity]),
-            "injected": ids + config.rho * explainer.profiles * config.inject,
-            "final": explainer.final,
+            "text": {name: torch.cat([vectors.user, vectors.entity]) for name, vectors in texts.items()},
+            "injected": {"injected": ids + config.rho * explainer.profiles * config.inject},
+            "final": {"final": explainer.final},
         }
-    return {name: found[name].cpu().numpy() for name in spaces}
+    return {name: rows.cpu().numpy() for space in spaces for name, rows in found[space].items()}

@@ -139,7 +139,9 @@ class ProfileBrowser:
         return str(self._row(profiles)["text"])
 
     def _row(self, profiles: str) -> Mapping[str, Any]:
-        row: Any = lookup(self._tables, profiles, "profile set").loc[self.subject]
+        """Row of the node in a profile set; without text, model and question where the set leaves it out."""
+        table = lookup(self._tables, profiles, "profile set")
+        row: Any = table.loc[self.subject] if self.subject in table.index else dict.fromkeys(table.columns, "")
         return row
 
     @property
@@ -226,6 +228,14 @@ class ProfileBrowser:
         number = "" if len(kept) == len(facts) else f"; {len(kept)} of {len(facts)} statements shown"
         return html_text(f"marked: what the profile mentions by name{number}") + html_rows((), rows)
 
+    def _absence(self, profiles: str) -> str:
+        """Why the node has no text of a profile set."""
+        subject, number = self.subject
+        for absent in self.data.left_out(profiles):
+            if absent["subject"] == subject and number in (absent.get("ids") or [number]):
+                return f"left out: {absent['reason']}"
+        return "has nothing to say"
+
     def cards_html(self) -> str:
         """Profiles side by side: what the prompt tells is marked, and what it does not tell listed below."""
         heads, texts, feet = [], [], []
@@ -234,7 +244,7 @@ class ProfileBrowser:
             by = "" if model in ("", name) else f" by {model}"
             heads.append(f"{html_text(name)}{html_text(by)}, {row['words']} words")
             told = {phrase for found in self.facts(name)["mentions"] for phrase in found}
-            texts.append(marked(row["profile"], told) or "<i>has nothing to say</i>")
+            texts.append(marked(row["profile"], told) or f"<i>{html_text(self._absence(name))}</i>")
             invented = html_text(", ".join(row["not in the prompt"]))
             feet.append(f"<small>not in the prompt: {invented}</small>" if invented else "")
         return f'<div style="white-space: pre-wrap">{html_rows(heads, [texts, feet])}</div>'

@@ -69,6 +69,7 @@ def test_there_are_no_more_components_than_rows_and_constant_directions_score_ze
     found = equal.transformed(*equal.whitening(2))
     assert torch.equal(found.entity, torch.zeros(5, 2))
     flat = ProfileVectors(torch.randn(20, 4) * torch.tensor([1.0, 2.0, 0.0, 0.0]), torch.zeros(20, 4))
-    scores = torch.cat([*vars(flat.transformed(*flat.whitening(4))).values()])
+    found = flat.transformed(*flat.whitening(4))
+    scores = torch.cat([found.user, found.entity])
     assert scores.std(0)[:2].tolist() == pytest.approx([1, 1], abs=1e-4)
     assert scores[:, 2:].abs().max() < 1e-3
