@@ -91,13 +91,13 @@ class ProfileVectors:
         """
         kind = torch.promote_types(self.user.dtype, torch.float32)
         centre, loadings = centre.to(kind), loadings.to(kind)
-        scores = [
-            torch.cat(
-                [_told(part.to(kind) - centre, part, self.widths) @ loadings for part in rows.split(_CHECKED_ROWS)]
-            )
-            for rows in (self.user, self.entity)
-        ]
-        return ProfileVectors(*scores, widths=(loadings.shape[1],) if self.widths else ())
+
+        def scores(rows: Tensor) -> Tensor:
+            parts = rows.split(_CHECKED_ROWS)
+            return torch.cat([_told(part.to(kind) - centre, part, self.widths) @ loadings for part in parts])
+
+        widths = (loadings.shape[1],) if self.widths else ()
+        return ProfileVectors(scores(self.user), scores(self.entity), widths)
 
     def check(self, n_users: int, n_entities: int, where: str, hint: str = _AGAIN) -> None:
         """Check shapes and values; ``where`` they come from and what to do (``hint``) stand in the error.
