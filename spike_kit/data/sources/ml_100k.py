@@ -2,6 +2,7 @@
 
 Ratings: MovieLens-100K (Harper and Konstan, TiiS 2015) as shipped by RecBole 1.2.1. Facts: the film table of Bokeh's
 sample data 2026.1, drawn from Wikidata (CC0). The two share no id and are joined by title and year (`link_films`).
+The facts name people and give them no id, so a name is one person but where its work says otherwise (`namesakes`).
 """
 
 import re
@@ -60,6 +61,12 @@ _TEMPLATES = {
 
 _PERSONS = ("director", "writer", "cast")
 
+_YEARS_APART = 30
+"""Years between the first work of a name before the camera and behind it from which on they are two people's."""
+
+_LABELS = {"Luis Gómez": "Luis Guzmán", "Robin Tunneyio": "Robin Tunney", "Robert Riettii": "Robert Rietti"}
+"""Names that the source spells wrong; their ids stay."""
+
 _NAME_SUFFIX = re.compile(r"^(Jr|Sr|Inc|Ltd|LLC|Co|II|III|IV|PhD|M\.D)\.?$")
 
 _Index = dict[str, list[tuple[int, int]]]
@@ -86,7 +93,7 @@ def join(folder: Path, work: Workspace) -> None:
     """Parse the three raw files ``ml-100k.inter``, ``ml-100k.item``, ``movies.db``; join films with facts.
 
     Films without a link are dropped and counted in the funnel; two ids of one and the same film are merged into the
-    smaller one.
+    smaller one. A film with a doubtful link stays, with the genres of MovieLens as its only facts.
 
     Raises
     ------
@@ -99,35 +106,75 @@ def join(folder: Path, work: Workspace) -> None:
     users = work.frame('SELECT DISTINCT "user" FROM raw_ratings ORDER BY TRY_CAST("user" AS BIGINT)')
     n_ratings = work.count("raw_ratings")
     work.record("raw files", {"users": len(users), "items": len(films), "interactions": n_ratings})
-    linked = films.assign(fact=films.index.map(link_films(films, facts))).dropna(subset=["fact"])
-    linked["first"] = linked.groupby("fact")["item"].transform("first")
+    links = link_films(films, facts)
+    linked = films.loc[sorted(links)].assign(fact=[links[row] for row in sorted(links)])
+    linked["first"] = linked.groupby("fact")["item"].transform("first").fillna(linked["item"])
     work.table("linked", linked[["item", "first"]])
     work.db.execute(
         """INSERT INTO interactions ("user", item, rating, "timestamp")
            SELECT "user", first, rating, "timestamp" FROM raw_ratings JOIN linked USING (item)"""
     )
     described = linked[linked["item"] == linked["first"]].merge(
-        facts, left_on="fact", right_index=True, suffixes=("", "_fact")
+        facts, how="left", left_on="fact", right_index=True, suffixes=("", "_fact")
     )
+    described["genre"] = described["genre"].fillna(described["genres"])
     length = ["" if pd.isna(minutes) else f" of {minutes:.0f} minutes" for minutes in described["minutes"]]
     description = [f"A film{long}, released in {year}." for long, year in zip(length, described["year"], strict=True)]
     work.put("users", users)
     work.put("items", described.assign(description=description))
     kinds = {relation: "person" if relation in _PERSONS else relation for relation in _TEMPLATES}
-    named = [facts_in(described, relation, relation, split_names, kind) for relation, kind in kinds.items()]
-    work.put_facts(pd.concat(named).sort_values(["kind", "label"]))
+    named = [facts_in(described.fillna(""), *[relation] * 2, split_names, kind) for relation, kind in kinds.items()]
+    told = pd.concat(named)
+    others = namesakes(facts)
+    roles = [" (cast)" if relation == "cast" else " (crew)" for relation in told["relation"]]
+    is_other = [(label, role) in others for label, role in zip(told["label"], roles, strict=True)]
+    told["label"] += pd.Series(roles, told.index).where(is_other, "")
+    told = told.sort_values(["kind", "label"])
+    told = told.assign(tail=told["kind"] + ":" + told["label"], label=told["label"].replace(_LABELS))
+    work.put_facts(told)
     work.put_relations(_TEMPLATES)
     work.parsed = "films linked by title and year"
-    work.extra |= {"films_without_link": len(films) - len(linked), "films_merged": len(linked) - len(described)}
+    work.extra |= {
+        "films_without_link": len(films) - len(linked),
+        "films_merged": len(linked) - len(described),
+        "films_with_doubtful_link": sum(fact is None for fact in links.values()),
+        "names_of_two_people": int(told.loc[is_other, "label"].nunique()),
+    }
 
 
-def link_films(films: pd.DataFrame, facts: pd.DataFrame) -> dict[int, int]:
+def namesakes(facts: pd.DataFrame) -> set[tuple[str, str]]:
+    """Find names that stand for two people, and which of the two has fewer films: name and `` (cast)`` or `` (crew)``.
+
+    They are two where work before the camera and behind it begin 30 years apart, and one ended before the other began.
+    Two people of one name in the same line of work, or at the same time, remain one.
+
+    Parameters
+    ----------
+    facts
+        Columns ``year``, ``director``, ``writer``, ``cast``; all films that the source knows.
+    """
+    films = facts.assign(item=facts.index.astype("str"))
+    work = pd.concat([facts_in(films, relation, relation, split_names) for relation in _PERSONS])
+    work["role"] = (work["relation"] == "cast").map({True: " (cast)", False: " (crew)"})
+    work["year"] = work["head"].map(films.set_index("item")["year"])
+    known = work.groupby(["label", "role"]).agg(first=("year", "min"), last=("year", "max"), n=("head", "nunique"))
+    both = known.reset_index().sort_values(["label", "first"])
+    both = both[both.duplicated("label", keep=False)]
+    early, late = both.groupby("label").nth(0), both.groupby("label").nth(1)
+    pairs = early.merge(late, on="label", suffixes=("", "_late"))
+    two = (pairs["first_late"] - pairs["first"] >= _YEARS_APART) & (pairs["last"] < pairs["first_late"])
+    fewer = pairs["role"].where(pairs["n"] < pairs["n_late"], pairs["role_late"])
+    return set(zip(pairs.loc[two, "label"], fewer[two], strict=True))
+
+
+def link_films(films: pd.DataFrame, facts: pd.DataFrame) -> dict[int, int | None]:
     """Join films with facts by title and year.
 
     Titles are compared without accents, case and punctuation, with a trailing article turned to the front ("Crow,
     The") and with an alternative title in parentheses tried as well. Years may differ by one. In order: equal titles;
     in the same year, equal titles without their leading article; last, a title that begins or ends with the whole
-    other title (two words besides an article, or a whole part beside a colon), if it is the only such film.
+    other title (two words besides an article, or a whole part beside a colon), if it is the only such film. One word
+    that ends a title after a colon is no evidence ("Three Colors: Blue" is not "Blue"): such a link is doubtful.
 
     Parameters
     ----------
@@ -139,7 +186,7 @@ def link_films(films: pd.DataFrame, facts: pd.DataFrame) -> dict[int, int]:
     Returns
     -------
     dict
-        Row label of ``films`` to row label of ``facts``, for the films that link.
+        Row label of ``films`` to row label of ``facts``, for the films that link; to None where the link is doubtful.
     """
     exact, bare, affix = (defaultdict(list) for _ in range(3))
     for row, title, year in zip(facts.index, facts["title"], facts["year"], strict=True):
@@ -148,7 +195,7 @@ def link_films(films: pd.DataFrame, facts: pd.DataFrame) -> dict[int, int]:
             bare[without_article(key)].append((year, row))
         for part in _affixes(title):
             affix[part].append((year, row))
-    links = {}
+    links: dict[int, int | None] = {}
     dated = films.dropna(subset=["year"])
     for row, title, year in zip(dated.index, dated["title"], dated["year"], strict=True):
         keys = _keys(title)
@@ -162,6 +209,8 @@ def link_films(films: pd.DataFrame, facts: pd.DataFrame) -> dict[int, int]:
             candidates = found if len(found) == 1 else ()
         if candidates:
             links[row] = min(candidates, key=lambda fact: (len(_keys(facts["title"][fact])[0]), fact))
+        elif _near(exact, _last_words(title), year, 1):
+            links[row] = None
     return links
 
 
@@ -185,13 +234,23 @@ def _key(title: str) -> str:
 
 def _affixes(title: str) -> set[str]:
     """Proper beginnings and ends of a title that are long enough to stand for it, as keys."""
-    parts = {key for part in re.split(r":| – ", title) if (key := _key(part))}
+    parts = {*_parts(title)} - _last_words(title)
     for key in _keys(title):
         words = key.split()
         cuts = range(1, len(words))
         affixes = [" ".join(words[:n]) for n in cuts] + [" ".join(words[n:]) for n in cuts]
         parts.update(part for part in affixes if " " in without_article(part))
     return parts - set(_keys(title))
+
+
+def _parts(title: str) -> list[str]:
+    """Parts of a title beside its colons, as keys."""
+    return [key for part in re.split(r":| – ", title) if (key := _key(part))]
+
+
+def _last_words(title: str) -> set[str]:
+    """Parts after a colon that are a single word."""
+    return {key for key in _parts(title)[1:] if " " not in key}
 
 
 def split_names(text: str) -> list[str]:
@@ -207,9 +266,11 @@ def split_names(text: str) -> list[str]:
 
 
 def _read_films(path: Path, work: Workspace) -> pd.DataFrame:
-    """Read the films: item, title, year (of the title where the column has none), label."""
-    work.read(atomic(path), "raw_films", fields({"item": "item_id", "title": "movie_title", "year": "release_year"}))
-    films = work.frame("SELECT item, title, year FROM raw_films ORDER BY place")
+    """Read the films: item, title, year (of the title where the column has none), label, genres (a list of names)."""
+    columns = {"item": "item_id", "title": "movie_title", "year": "release_year", "genres": "class"}
+    work.read(atomic(path), "raw_films", fields(columns))
+    films = work.frame("SELECT item, title, year, genres FROM raw_films ORDER BY place")
+    films["genres"] = films["genres"].fillna("").str.split().str.join(", ")
     inside = films["title"].str.extract(r"^(.*) \((\d{4})\)$")
     films["title"] = inside[0].fillna(films["title"])
     year = films["year"].where(films["year"].str.fullmatch(r"\d{4}"), inside[1])
