@@ -10,7 +10,7 @@ import pytest
 from spike_kit.base.errors import DataError
 from spike_kit.data.pipeline import reorganize
 from spike_kit.data.recipes import BuildConfig
-from spike_kit.data.sources.ml_100k import join, link_films, split_names
+from spike_kit.data.sources.ml_100k import join, link_films, namesakes, split_names
 from spike_kit.data.workspace import Workspace
 from tests.data.raw_folders import write_table
 
@@ -70,7 +70,8 @@ def raw(folder: Path, pairs: list[tuple[int, int]], films: Sequence[tuple[int, s
     write_table(folder / "ml-100k.inter", RATINGS, ratings)
     rows = [(film, title, 1990, "Drama") for film, title in [*((n, f"Film {n - 1}") for n in range(1, 7)), *films]]
     write_table(folder / "ml-100k.item", "item_id:token movie_title:token_seq release_year:token class:token_seq", rows)
-    facts = [(n, f"Film {n}", 1990, 100.0, "Ann", None, "Bob, Cid", "Drama", "", "Peru") for n in range(6)]
+    titles = [*(f"Film {n}" for n in range(6)), "Blue"]
+    facts = [(n, title, 1990, 100.0, "Ann", None, "Bob, Cid", "Drama", "", "Peru") for n, title in enumerate(titles)]
     columns = "ID, Title, Year, Runtime, Director, Writer, 'Cast', Genre, Language, Country"
     with closing(sqlite3.connect(folder / "movies.db")) as connection, connection:
         connection.execute(f"CREATE TABLE {table} ({columns})")
@@ -100,6 +101,16 @@ def test_parsing_joins_films_with_their_facts_and_ratings_follow_merged_films(tm
     assert joined["films_without_link"] == joined["films_merged"] == 1
 
 
+def test_a_film_with_a_doubtful_link_stays_with_the_genres_of_movielens(tmp_path: Path, work: Workspace) -> None:
+    join(raw(tmp_path, PAIRS + [(user, 7) for user in range(1, 7)], [(7, "Three Colors: Blue")]), work)
+    tables = reorganize(work, BuildConfig())
+    assert tables.items["source_id"].tolist() == ["1", "2", "3", "4", "5", "6", "7"]
+    assert tables.items["description"].iloc[6] == "A film, released in 1990."
+    told = tables.triples.loc[tables.triples["head"] == 6, "tail"]
+    assert tables.entities.loc[told, "source_id"].tolist() == ["genre:Drama"]
+    assert work.funnel[1]["films_with_doubtful_link"] == 1
+
+
 @pytest.mark.parametrize("content", [b"not a database", b"", None])
 def test_a_database_that_is_none_or_lacks_the_table_is_an_error(
     tmp_path: Path, work: Workspace, content: bytes | None
@@ -109,3 +120,36 @@ def test_a_database_that_is_none_or_lacks_the_table_is_an_error(
         (tmp_path / "movies.db").write_bytes(content)
     with pytest.raises(DataError, match=r"movies\.db is not the expected SQLite database"):
         join(tmp_path, work)
+
+
+@pytest.mark.parametrize(
+    ("title", "fact", "doubtful"),
+    [
+        ("Three Colors: Blue", "Blue", True),
+        ("Alien: Resurrection", "Resurrection", True),
+        ("Farinelli: il castrato", "Farinelli", False),
+        ("Star Trek: First Contact", "First Contact", False),
+        ("Alien – Resurrection", "Alien: Resurrection", False),
+    ],
+)
+def test_one_word_behind_a_colon_is_a_doubtful_link(title: str, fact: str, doubtful: bool) -> None:
+    films = pd.DataFrame({"title": [title], "year": pd.array([1993], dtype="Int64")})
+    facts = pd.DataFrame({"title": [fact, "Something Else"], "year": 1993})
+    assert link_films(films, facts) == {0: None if doubtful else 0}
+
+
+def test_a_name_is_two_people_where_one_ended_long_before_the_other_began() -> None:
+    rows = [
+        (1942, "A Novelist", "A Novelist", ""),
+        (1967, "A Director", "A Novelist", "B Actor"),
+        (1973, "C Director", "D Writer", "A Novelist, Late Director"),
+        (1990, "C Director", "D Writer", "A Novelist"),
+        (1995, "C Director", "D Writer", "A Novelist"),
+        (1999, "B Actor", "B Actor", "E Actor"),
+        (2001, "Late Director", "D Writer", "E Actor, B Actor"),
+    ]
+    facts = pd.DataFrame(rows, columns=["year", "director", "writer", "cast"])
+    two = {("A Novelist", " (crew)")}
+    assert namesakes(facts[facts["year"] != 1942]) == set()
+    assert namesakes(facts) == two
+    assert namesakes(facts.assign(year=facts["year"].replace(1967, 1974))) == set()
