@@ -118,12 +118,13 @@ def join(folder: Path, work: Workspace) -> None:
         facts, how="left", left_on="fact", right_index=True, suffixes=("", "_fact")
     )
     described["genre"] = described["genre"].fillna(described["genres"])
+    described = described.fillna(dict.fromkeys(_TEMPLATES, ""))
     length = ["" if pd.isna(minutes) else f" of {minutes:.0f} minutes" for minutes in described["minutes"]]
     description = [f"A film{long}, released in {year}." for long, year in zip(length, described["year"], strict=True)]
     work.put("users", users)
     work.put("items", described.assign(description=description))
     kinds = {relation: "person" if relation in _PERSONS else relation for relation in _TEMPLATES}
-    named = [facts_in(described.fillna(""), *[relation] * 2, split_names, kind) for relation, kind in kinds.items()]
+    named = [facts_in(described, relation, relation, split_names, kind) for relation, kind in kinds.items()]
     told = pd.concat(named)
     others = namesakes(facts)
     roles = [" (cast)" if relation == "cast" else " (crew)" for relation in told["relation"]]
