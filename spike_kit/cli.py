@@ -216,6 +216,7 @@ def import_profiles(
     auxiliary_map: Path | None = None,
     user_map: Path | None = None,
     fill: Fill = "",
+    insist: bool = False,
 ) -> None:
     """Make a profile set from JSON files {id: text} that others wrote (CoLaKG's, for example).
 
@@ -237,6 +238,8 @@ def import_profiles(
         The same for the other entities.
     user_map
         The same for the users.
+    insist
+        Take texts that fit these ids no better than others, with a warning.
     """
     from spike_kit.profiles.imported import import_profiles
 
@@ -244,7 +247,7 @@ def import_profiles(
     given = {"item": items, "auxiliary": auxiliary, "user": users}
     maps = {"item": item_map, "auxiliary": auxiliary_map, "user": user_map}
     files, ids = ({subject: file for subject, file in each.items() if file} for each in (given, maps))
-    print(paths.shown(import_profiles(data, profiles, files, ids, fill)))
+    print(paths.shown(import_profiles(data, profiles, files, ids, fill, insist)))
     print("imported: " + ", ".join(f"{n} {name}" for name, n in data.provenance(profiles)["imported"].items()))
     if users:
         print("user profiles are flagged as possibly leaky: report no gain from them")

@@ -201,6 +201,12 @@ def test_profiles_and_vectors_of_others_are_taken_in(
     assert main(["import-profiles", "world", "--profiles", "theirs", *texts, "--fill", "template"]) == 0
     text = capsys.readouterr().out
     assert all(word in text for word in ("theirs.parquet", "imported: 48 item, 0 auxiliary, 56 user", "possibly leaky"))
+    wrong = dict.fromkeys(data.items["source_id"], "On soups.")
+    (tmp_path / "soups.json").write_text(json.dumps(wrong), encoding="utf-8")
+    soups = ["import-profiles", "world", "--profiles", "soups", "--items", str(tmp_path / "soups.json")]
+    assert main([*soups, "--fill", "template"]) == 1
+    assert "--insist" in output(capsys)
+    assert main([*soups, "--fill", "template", "--insist"]) == 0
     for name, rows in {"users": len(data.users), "entities": len(data.entities)}.items():
         np.save(tmp_path / f"{name}.npy", np.ones((rows, 3), dtype=np.float32))
     vectors = [f"--{name}={tmp_path / name}.npy" for name in ("users", "entities")]

@@ -1,6 +1,9 @@
 """What others made, or what the kit ships: texts by id become a profile set, vectors become those of an encoder."""
 
+import logging
+import math
 import re
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
@@ -24,8 +27,16 @@ from spike_kit.profiles.template import ensure_profiles
 _OTHER_IDS = "its ids are others: give files of lines 'source_id id' with --item-map, --user-map, --auxiliary-map"
 _LONG_WORD = re.compile(r"[^\W\d_]{4,}")
 
+logger = logging.getLogger(__name__)
+
 MODEL = "imported"
 """Model of a profile that others wrote."""
+
+_ENOUGH, _CLEAR = 30, 3.0
+"""Texts that can tell whether they fit, at least, and from how many standard deviations a sign test is clear."""
+
+_LINKS = 50
+"""Most links of an entity whose names count as words of it."""
 
 
 def import_profiles(
@@ -34,6 +45,7 @@ def import_profiles(
     files: Mapping[str, Path],
     maps: Mapping[str, Path] | None = None,
     fill: Literal["", "template"] = "",
+    insist: bool = False,
 ) -> Path:
     """Write a profile set from JSON files ``{id: text}``, one for each kind of subject (CoLaKG's, for example).
 
@@ -53,6 +65,8 @@ def import_profiles(
     fill
         ``template`` takes the template profile where the files have none; else a kind of subject without a file is left
         out, and a missing profile of the others is an error.
+    insist
+        Only warn of texts that fit these ids no better than others.
 
     Returns
     -------
@@ -62,7 +76,7 @@ def import_profiles(
     Raises
     ------
     DataError
-        If a file is missing, is not of this form, or leaves a subject without a profile.
+        If a file is missing, is not of this form, fits other ids as well, or leaves a subject without a profile.
     """
     if not files or not set(files) <= set(SUBJECTS):
         raise DataError(
@@ -71,6 +85,8 @@ def import_profiles(
     if profiles == TEMPLATE:
         raise DataError(f"{profiles!r} names the template profiles", "choose another name")
     texts = {subject: _texts(data, subject, path, (maps or {}).get(subject)) for subject, path in files.items()}
+    for subject in sorted(texts.keys() - {"user"}):
+        _check_fit(data, files[subject], texts[subject], insist)
     provenance = {
         "kind": MODEL,
         "files": {subject: {"name": path.name, "sha256": sha256_file(path)} for subject, path in files.items()},
@@ -180,20 +196,67 @@ def _texts(data: Dataset, subject: str, path: Path, ids: Path | None) -> dict[in
     if not cleaned:
         example = next(iter(keys), "")
         raise DataError(f"{path} has no profile for any {subject} of {data.name} (an id: {example!r})", _OTHER_IDS)
-    if subject != "user":
-        _check_names(path, cleaned, table["label"].tolist())
     return cleaned
 
 
-def _check_names(path: Path, texts: Mapping[int, str], labels: Sequence[str]) -> None:
-    """Refuse texts about other things than our ids mean: most should hold a word of the label."""
-    named = [(set(_LONG_WORD.findall(labels[number].casefold())), text.casefold()) for number, text in texts.items()]
-    told = [any(word in text for word in words) for words, text in named if words]
-    if told and 2 * sum(told) < len(told):
-        raise DataError(
-            f"{path}: only {sum(told)} of {len(told)} profiles hold a word of the name of what they should describe",
-            _OTHER_IDS,
-        )
+def _check_fit(data: Dataset, path: Path, texts: Mapping[int, str], insist: bool) -> None:
+    """Refuse texts that fit their ids no better than those of others, or warn of them.
+
+    They are compared with the ids next to theirs, before and after (in an alphabet those share words), and with ids far
+    away: a sign test each, over the texts whose two ids have different words.
+    """
+    words, own = _words(data, sorted(texts)), [texts[number].casefold() for number in sorted(texts)]
+    tests = [_compared(own, words, step) for step in (1, -1, len(own) // 3)]
+    judged = [test for test in tests if test[0] >= _ENOUGH]
+    if not judged:
+        logger.warning("%s has too few profiles of different names to tell whether they belong to these ids", path)
+        return
+    able, wins, losses = min(judged, key=_sigmas)
+    if _sigmas((able, wins, losses)) > _CLEAR:
+        return
+    error = DataError(
+        f"{path}: only {wins} of {able} profiles hold a word of the names at their id (its own and those of its links) "
+        f"rather than at another id, {losses} the other way round: they fit these ids no better than others",
+        f"{_OTHER_IDS}; if they are right, take them all the same with --insist",
+    )
+    if not insist:
+        raise error
+    logger.warning("%s", error)
+
+
+def _words(data: Dataset, numbers: Sequence[int]) -> list[set[str]]:
+    """Long words of the labels of some entities and of what they are directly linked to."""
+    labels = [set(_LONG_WORD.findall(label.casefold())) for label in data.entities["label"]]
+    words = {number: set(labels[number]) for number in numbers}
+    ends = data.triples[["head", "tail"]].to_numpy()
+    links = pd.DataFrame(np.concatenate([ends, ends[:, ::-1]]), columns=["one", "other"])
+    links = links[links["one"].isin(numbers)].groupby("one").head(_LINKS)
+    for one, other in links.to_numpy().tolist():
+        words[one] |= labels[other]
+    return list(words.values())
+
+
+def _compared(texts: Sequence[str], words: Sequence[set[str]], step: int) -> tuple[int, int, int]:
+    """Texts whose own words differ from those some steps on, texts that share more with theirs, and with the others.
+
+    The fewer things a word stands at, the more it counts.
+    """
+    weights = {word: math.log(len(words) / n) for word, n in Counter(word for own in words for word in own).items()}
+    able, wins, losses = 0, 0, 0
+    for place, (text, own) in enumerate(zip(texts, words, strict=True)):
+        other = words[(place + step) % len(words)]
+        # fsum: the order of a set, which changes from run to run, must not matter.
+        here, there = (math.fsum(weights[word] for word in side if word in text) for side in (own - other, other - own))
+        able += own != other
+        wins += here > there
+        losses += there > here
+    return able, wins, losses
+
+
+def _sigmas(test: tuple[int, int, int]) -> float:
+    """How clear a sign test is, in standard deviations."""
+    _, wins, losses = test
+    return (wins - losses) / math.sqrt(max(wins + losses, 1))
 
 
 def _translated(ours: Mapping[str, int], path: Path) -> dict[str, int]:

@@ -13,11 +13,7 @@ import pandas as pd
 import torch
 
 from spike_kit.base.errors import DataError, lookup, require
-<<<<<<< HEAD
-from spike_kit.data.dataset import Dataset, texts_by_subject
-=======
-from spike_kit.data.dataset import Dataset, parts_of
->>>>>>> a49c7f6 (Profile sets that ship, composed profile sets, declared gaps)
+from spike_kit.data.dataset import Dataset, parts_of, texts_by_subject
 from spike_kit.evaluation.maps import aligned, umap_coordinates
 from spike_kit.experiments.run import Run
 from spike_kit.figures.charts import OTHER, Colouring, embedding_maps

@@ -53,6 +53,9 @@ A FigureWidget is drawn before it is part of the page and stays at plotly's 700 
 the window only (seen with plotly 7.1 and JupyterLab 4).
 """
 
+_WHOLE = "<style>.spike-tabs > .lm-TabBar .lm-TabBar-tab { min-width: max-content !important; }</style>"
+"""Makes tabs at least as wide as their titles; ipywidgets cuts titles off at 144 pixels, in narrow pages before."""
+
 
 def write(
     view: str, data: Dataset, state: str, figure: Drawing, table: pd.DataFrame, folder: Path | None
@@ -126,6 +129,7 @@ class Panel:
         self.widgets = require("ipywidgets", "lab")
         self.parts: dict[str, Any] = {}
         self._quiet = False
+        self._styles: list[Any] = []
 
     def __getitem__(self, name: str) -> Any:
         return self.parts[name]
@@ -209,6 +213,8 @@ class Panel:
         """Put each widget on a tab of its own; the names are the titles, with spaces for underscores."""
         tabs = self.widgets.Tab(list(parts.values()))
         tabs.titles = tuple(name.replace("_", " ") for name in parts)
+        tabs.add_class("spike-tabs")
+        self._styles = [self.widgets.HTML(_WHOLE, layout=self.widgets.Layout(display="none"))]
         return tabs
 
     def exporter(self, write: Callable[[], list[Path]]) -> Any:
@@ -226,6 +232,6 @@ class Panel:
 
     def box(self, *rows: Any) -> Any:
         """What a notebook shows: a VBox with the attributes ``view`` and ``parts``."""
-        box = self.widgets.VBox(list(rows))
+        box = self.widgets.VBox([*self._styles, *rows])
         box.view, box.parts = self.view, self.parts
         return box

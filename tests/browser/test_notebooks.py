@@ -34,6 +34,10 @@ CONTRAST = """() => {
 }"""
 """How much brighter or darker than what is behind it every text of our tables and widgets is, of 255."""
 
+TITLES = """() => [...document.querySelectorAll('.spike-tabs .lm-TabBar-tabLabel')]
+    .filter(e => e.scrollWidth > e.clientWidth).map(e => e.textContent)"""
+"""Titles of tabs that are cut off."""
+
 
 def opened(window: BrowserContext, lab: Lab, number: str) -> Notebook:
     """Open the notebook of a number and run it."""
@@ -109,6 +113,7 @@ def test_the_map_the_profiles_the_graph_and_the_reasons(window: BrowserContext, 
     notebook.find("what_if").click()
     notebook.until(lambda: "new rank" in answer.inner_text())
     notebook.shot("06_used")
+    assert page.evaluate(TITLES) == []
 
     notebook.command("apputils:change-theme", theme="JupyterLab Dark")
     page.wait_for_selector('body[data-jp-theme-light="false"]', state="attached")

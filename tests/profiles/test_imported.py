@@ -1,6 +1,8 @@
 """What others made: profiles by their ids, and vectors."""
 
+import dataclasses
 import json
+import random
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -10,9 +12,10 @@ import pytest
 import torch
 from safetensors.numpy import save_file
 
+from spike_kit.base import paths
 from spike_kit.base.errors import ConfigError, DataError
 from spike_kit.base.storage import sha256_file, sha256_text
-from spike_kit.data.dataset import SUBJECTS, Dataset
+from spike_kit.data.dataset import SUBJECTS, Dataset, create_dataset
 from spike_kit.data.vectors import ProfileVectors
 from spike_kit.experiments.run import RunConfig, describe_text, run
 from spike_kit.profiles.encode import check_fresh, encode_profiles, ensure_vectors
@@ -79,6 +82,62 @@ def test_profiles_of_other_things_under_the_same_ids_are_refused(data: Dataset, 
     with pytest.raises(DataError, match=r"(?s)item\.json: only \d+ of \d+ profiles hold a word of the name.*map"):
         import_profiles(data, "theirs", write(tmp_path, texts))
     assert data.profile_sets() == ["template"]
+
+
+def of_directors(data: Dataset) -> dict[str, str]:
+    """Profiles that do not name their film, but the director, in capitals."""
+    labels, told = data.entities["label"], data.triples[data.triples["relation"] == 1]
+    return {
+        f"film:{head}": f"By {labels[tail].upper()}, for the patient." for head, tail in told[["head", "tail"]].values
+    }
+
+
+def of_titles(data: Dataset) -> dict[str, str]:
+    return {f"film:{n}": f"In {label} nobody is who they seem." for n, label in enumerate(data.items["label"])}
+
+
+@pytest.fixture
+def named(data: Dataset) -> Dataset:
+    """The tiny world, where every film and every director has a name of its own."""
+    letters = str.maketrans("0123456789", "abcdefghij")
+    entities = data.entities.assign(label=[f"Mr Wick{n:04d}".translate(letters) for n in range(len(data.entities))])
+    tables = dataclasses.replace(
+        data.tables, entities=entities, items=data.items.assign(label=entities["label"][: len(data.items)])
+    )
+    return create_dataset(paths.data_root() / "named", "named", tables, sources=(), build={}, funnel=())
+
+
+@pytest.mark.parametrize("texts_of_items", [of_directors, of_titles])
+@pytest.mark.parametrize("order", ["right", "one on", "one back", "far on", "shuffled"])
+def test_texts_must_fit_their_ids_better_than_others(
+    named: Dataset,
+    tmp_path: Path,
+    caplog: pytest.LogCaptureFixture,
+    texts_of_items: Callable[[Dataset], dict[str, str]],
+    order: str,
+) -> None:
+    ids, texts = zip(*texts_of_items(named).items(), strict=True)
+    shuffled = random.Random(1).sample(texts, len(texts))
+    steps = {"right": 0, "one on": 1, "one back": -1, "far on": 20}
+    given = [*texts[steps[order] :], *texts[: steps[order]]] if order in steps else shuffled
+    files = write(tmp_path, {"item": dict(zip(ids, given, strict=True))})
+    if order != "right":
+        with pytest.raises(DataError, match=r"(?s)only \d+ of 48 profiles .* \d+ the other way.*--item-map.*--insist"):
+            import_profiles(named, "theirs", files, fill="template")
+        assert "theirs" not in named.profile_sets()
+    import_profiles(named, "theirs", files, fill="template", insist=order != "right")
+    assert named.profiles("theirs")["text"].tolist()[:48] == given
+    assert ("fit these ids no better than others" in caplog.text) == (order != "right")
+
+
+@pytest.mark.parametrize(("n", "text"), [(1, "Of soups."), (29, "On {} of cookery."), (29, "Comedy {}")])
+def test_too_few_texts_are_taken_with_a_warning(
+    named: Dataset, tmp_path: Path, caplog: pytest.LogCaptureFixture, n: int, text: str
+) -> None:
+    files = write(tmp_path, {"item": {f"film:{place}": text.format(place) for place in range(n)}})
+    import_profiles(named, "theirs", files, fill="template")
+    assert named.provenance("theirs")["imported"]["item"] == n
+    assert "too few profiles" in caplog.text
 
 
 def test_gaps_are_named_or_filled_and_marked(data: Dataset, tmp_path: Path) -> None:

@@ -78,6 +78,14 @@ def harmless(view: Any, *drawings: Any) -> None:
     assert "export" not in parts or "written: " in parts["exported"].value
 
 
+def whole(box: Any) -> None:
+    """Check that the tabs of a panel are as wide as their titles."""
+    style, (tabs,) = box.children[0], [part for part in box.children if type(part).__name__ == "Tab"]
+    assert "spike-tabs" in tabs._dom_classes
+    assert ".spike-tabs > .lm-TabBar .lm-TabBar-tab { min-width: max-content" in style.value
+    assert style.layout.display == "none"
+
+
 def written(view: Any, folder: Path) -> pd.DataFrame:
     """Check that an export is a PDF and a CSV, the same bytes again; gives the table of the CSV."""
     files, again = view.export(folder / "a"), view.export(folder / "b")

@@ -100,6 +100,36 @@ def test_relations_take_turns_and_users_come_last(data: Dataset) -> None:
     assert "interaction" in set(view.links["name"])
 
 
+@pytest.mark.parametrize(("many", "one"), [(0, 1), (1, 0)])
+def test_a_popular_item_shows_each_of_its_relations_before_users(data: Dataset, many: int, one: int) -> None:
+    others = range(len(data.items), len(data.items) + 9)
+    cast = pd.DataFrame({"head": 0, "relation": many, "tail": others})
+    lone = pd.DataFrame({"head": [0], "relation": one, "tail": [len(data.entities) - 1]})
+    fans = data.interactions[data.interactions["user"] != 0].drop_duplicates("user").assign(item=0, split="train")
+    rest = data.interactions[data.interactions["item"] != 0]
+    triples = pd.concat([data.triples[data.triples["head"] != 0], cast, lone], ignore_index=True)
+    linked = changed(data, triples=triples, interactions=pd.concat([rest, fans], ignore_index=True))
+    view = GraphView(linked, most=4)
+    item, near = view.nodes.node("item", 0), 10 + len(fans)
+    assert view.expanded == [item]
+    assert view.links["relation"].tolist() == sorted([many] * 3 + [one])
+    assert view.shown.endswith(f": 4 of {near} neighbours shown")
+    view.most = 8
+    assert view.expand(item) == 8
+    assert (view.links["relation"] == -1).sum() == 2
+    assert view.shown.endswith(f": 12 of {near} neighbours shown")
+
+
+@pytest.mark.parametrize("item", [0, 17])
+def test_users_fill_the_places_that_entities_leave(data: Dataset, explainer: SpikeExplainer, item: int) -> None:
+    view = GraphView(data, explainer, most=5)
+    node, fans = view.nodes.node("item", item), (data.split("train")["item"] == item).sum()
+    view.show(node)
+    kinds = view.nodes.kinds[[other for other in view.positions if other != node]].tolist()
+    assert sorted(kinds) == ["director", "genre", *["user"] * 3]
+    assert view.shown.endswith(f": 5 of {2 + fans} neighbours shown")
+
+
 def test_paths_go_from_a_user_to_an_item(data: Dataset, explainer: SpikeExplainer) -> None:
     view = GraphView(data, explainer)
     train = data.split("train")

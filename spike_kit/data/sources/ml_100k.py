@@ -70,6 +70,7 @@ _YEARS_APART = 30
 _LABELS = {"Luis Gómez": "Luis Guzmán", "Robin Tunneyio": "Robin Tunney", "Robert Riettii": "Robert Rietti"}
 """Names that the source spells wrong; their ids stay."""
 
+
 _Index = dict[str, list[tuple[int, int]]]
 """Films (year, row) by a form of their title."""
 
