@@ -550,7 +550,8 @@ def encode_profiles(
         rows[places] = told
     if absent := data.left_out(profiles):
         facts[LEFT_OUT] = storage.canonical_json(absent)
-    vectors = ProfileVectors(*torch.from_numpy(rows).split([len(data.users), len(data.entities)]))
+    user, entity = torch.from_numpy(rows).split([len(data.users), len(data.entities)])
+    vectors = ProfileVectors(user, entity)
     vectors.save(target, facts | _made_from(data, profiles, encoder))
     return target
 

@@ -124,22 +124,27 @@ def add_shipped(data: Dataset, profiles: str, fill: Literal["", "template"] = ""
     if not (folder := (known := shipped_sets(data)).get(profiles)):
         raise DataError(f"no profile set {profiles!r} comes with {data.name}", f"there are: {some(known) or 'none'}")
     manifest, packed = read_shipped(folder)
-    texts: dict[str, dict[int, str]] = {}
+    is_leak = manifest["split_sha256"] != data.split_sha256
     absent: list[dict[str, Any]] = []
-    if manifest["split_sha256"] != data.split_sha256:
+    if is_leak:
         absent.append({"subject": "user", "reason": "they were written for another split and would be a leak"})
+    texts = {}
     for subject, part in packed.groupby("subject"):
-        table = data.users if subject == "user" else data.entities
-        ours = dict(zip(table["source_id"], table.iloc[:, 0].tolist(), strict=True))
-        if subject not in [one["subject"] for one in absent]:
-            found = zip(part["source_id"].map(ours), part["text"], strict=True)
-            texts[str(subject)] = {int(number): text for number, text in found if pd.notna(number)}
-        for source_id, reason in manifest["left_out"].items():
-            if (number := ours.get(source_id)) in data.expected_ids(str(subject)):
-                absent.append({"subject": subject, "ids": [number], "reason": reason})
-                texts[str(subject)].pop(number, None)
+        ids = _ids(data, str(subject))
+        unsaid = {ids[source_id]: reason for source_id, reason in manifest["left_out"].items() if source_id in ids}
+        absent += [{"subject": subject, "ids": [number], "reason": reason} for number, reason in unsaid.items()]
+        if subject != "user" or not is_leak:
+            told = dict(zip(part["source_id"], part["text"], strict=True))
+            texts[subject] = {n: told[who] for who, n in ids.items() if who in told and n not in unsaid}
     provenance = {"kind": "shipped", "free": True, **{key: manifest[key] for key in ("about", "model", "licence")}}
     return _write(data, profiles, texts, absent, fill, manifest["model"], provenance)
+
+
+def _ids(data: Dataset, subject: str) -> dict[str, int]:
+    """Ids of the subjects of one kind by their source ids."""
+    table = data.users if subject == "user" else data.entities
+    wanted = data.expected_ids(subject)
+    return dict(zip(table["source_id"].iloc[wanted], wanted, strict=True))
 
 
 def ensure_written(data: Dataset, profiles: str) -> None:
@@ -182,13 +187,11 @@ def _write(
 
 def _texts(data: Dataset, subject: str, path: Path, ids: Path | None) -> dict[int, str]:
     """Texts by our ids; ids of the file that the data set does not have are passed over."""
-    table = data.users if subject == "user" else data.entities
-    ours = dict(zip(table["source_id"], table.iloc[:, 0].tolist(), strict=True))
-    keys, wanted = ours if ids is None else _translated(ours, ids), data.expected_ids(subject)
-    values = read_json(path)
+    ours = _ids(data, subject)
+    keys, values = ours if ids is None else _translated(ours, ids), read_json(path)
     if not isinstance(values, dict):
         raise DataError(f"{path} is no JSON object of profiles by id", "expected {id: text, ...}")
-    texts = {key: value for key, value in values.items() if keys.get(key) in wanted}
+    texts = {key: value for key, value in values.items() if key in keys}
     for key, value in texts.items():
         if not isinstance(value, str):
             raise DataError(f"{path}: the profile of {key!r} is no text but {type(value).__name__}", "correct the file")

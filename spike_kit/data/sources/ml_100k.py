@@ -109,7 +109,7 @@ def join(folder: Path, work: Workspace) -> None:
     n_ratings = work.count("raw_ratings")
     work.record("raw files", {"users": len(users), "items": len(films), "interactions": n_ratings})
     links = link_films(films, facts)
-    linked = films.loc[sorted(links)].assign(fact=[links[row] for row in sorted(links)])
+    linked = films.loc[sorted(links)].assign(fact=pd.Series(links, dtype="float64"))
     linked["first"] = linked.groupby("fact")["item"].transform("first").fillna(linked["item"])
     work.table("linked", linked[["item", "first"]])
     work.db.execute(
@@ -127,11 +127,10 @@ def join(folder: Path, work: Workspace) -> None:
     work.put("items", described.assign(description=description))
     kinds = {relation: "person" if relation in _PERSONS else relation for relation in _TEMPLATES}
     named = [facts_in(described, relation, relation, split_names, kind) for relation, kind in kinds.items()]
-    told = pd.concat(named)
-    others = namesakes(facts)
+    told, others = pd.concat(named), namesakes(facts)
     roles = [" (cast)" if relation == "cast" else " (crew)" for relation in told["relation"]]
-    is_other = [(label, role) in others for label, role in zip(told["label"], roles, strict=True)]
-    told["label"] += pd.Series(roles, told.index).where(is_other, "")
+    who = list(zip(told["label"], roles, strict=True))
+    told["label"] = [label + role if (label, role) in others else label for label, role in who]
     told = told.sort_values(["kind", "label"])
     told = told.assign(tail=told["kind"] + ":" + told["label"], label=told["label"].replace(_LABELS))
     work.put_facts(told)
@@ -141,7 +140,7 @@ def join(folder: Path, work: Workspace) -> None:
         "films_without_link": len(films) - len(linked),
         "films_merged": len(linked) - len(described),
         "films_with_doubtful_link": sum(fact is None for fact in links.values()),
-        "names_of_two_people": int(told.loc[is_other, "label"].nunique()),
+        "names_of_two_people": len(others.intersection(who)),
     }
 
 
