@@ -27,7 +27,7 @@ from spike_kit.profiles import loopback
 from spike_kit.profiles.checks import find_problem, remedy, thoughts_advice, tidy
 from spike_kit.profiles.jobs import LONGEST_MESSAGE, TRIES, Asking, CallError, Progress, Watch, chat, parsed, read_reply
 from spike_kit.profiles.llm import OWN_PRICES, TOKENS_PER_WORD, LLMConfig, estimate_tokens, prices
-from spike_kit.profiles.prompts import VERSION, Prompt, PromptConfig, PromptWriter, domain_name
+from spike_kit.profiles.prompts import Prompt, PromptConfig, PromptWriter, domain_name
 from spike_kit.profiles.store import Answer, Key, Store, Verdict, answers_path, asking_store
 from spike_kit.profiles.template import UNKNOWN_TASTE, WORD_LIMIT, ensure_profiles
 
@@ -281,7 +281,7 @@ class Generation:
             "model": self.config.llm.model,
             "parameters": self.config.llm.parameters,
             "server": self.config.llm.server or "OpenAI",
-            "prompts": VERSION,
+            "prompts": f"profiles {self.config.prompts.wording}",
             "domain": domain_name(self.data, self.config.prompts.domain),
             "prompt_settings": self.config.prompts.model_dump(),
             "filled_from_template": sum(self._missing(subject) for subject in SUBJECTS),

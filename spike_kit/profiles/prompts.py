@@ -9,6 +9,7 @@ from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import islice
+from typing import Literal
 
 from pydantic import Field
 
@@ -21,8 +22,8 @@ from spike_kit.data.workspace import longest_train_reviews
 from spike_kit.profiles.llm import BYTES_PER_TOKEN, estimate_tokens
 from spike_kit.profiles.template import TEMPLATE, WORD_LIMIT, Links, Names, train_items
 
-VERSION = "profiles 1"
-"""Changes whenever the wording changes; part of every prompt's hash."""
+WORDING = 2
+"""Version of the wording, part of every prompt's hash; an older one can still be chosen (`PromptConfig.wording`)."""
 
 CHUNK = 256
 """Subjects whose linked profiles are looked up at a time."""
@@ -116,6 +117,9 @@ def domain_name(data: Dataset, chosen: str = "") -> str:
 class PromptConfig(Config):
     """What a prompt is made of."""
 
+    wording: Literal[1, 2] = WORDING
+    """Version of the wording. Since 2 the profile of an item names the facts that place it; answers that 1 got are
+    found again with 1."""
     domain: str = ""
     """Words to use: books, movies, business, music, games or generic; empty: by the name and source of the data set."""
     names_per_fact: int = Field(default=8, ge=1)
@@ -147,7 +151,7 @@ class Prompt:
     system: str
     user: str
     data: str
-    version: str = VERSION
+    version: str
 
     @property
     def messages(self) -> list[dict[str, str]]:
@@ -259,7 +263,8 @@ class PromptWriter:
             f"the profile alone: one paragraph of plain English, {limit}, without a heading, a list, "
             "markup or quotation marks around it."
         )
-        return Prompt(subject, number, system, f"{block}\n\n{task} {limit.capitalize()}.", data)
+        version = f"profiles {self.config.wording}"
+        return Prompt(subject, number, system, f"{block}\n\n{task} {limit.capitalize()}.", data, version)
 
     def _item(self, number: int, _: list[str]) -> tuple[list[str], str]:
         domain = self.domain
@@ -268,10 +273,17 @@ class PromptWriter:
             lines.append(f"description: {_quoted(description)}")
         lines += self._facts(number)
         lines += _section("facts about what it is linked to", self._second_hop_facts(number))
-        return lines, (
+        task = (
             f"Write the profile of this {domain.item}. Add background that the data leave out ({domain.background}) "
             f"only where you are sure of it. Say what it is about at heart, and which {domain.users} would like it "
             "and why."
+        )
+        if self.config.wording == 1:
+            return lines, task
+        return lines, (
+            f"Write the profile of this {domain.item}. Name the facts that place it, those of the data first "
+            f"({domain.background}); what the data leave out only where you are sure of it. Then say what it is about "
+            f"at heart, what tells it apart from its like, and which {domain.users} would like it and why."
         )
 
     def _auxiliary(self, number: int, quoted: list[str]) -> tuple[list[str], str]:
@@ -332,6 +344,7 @@ def prompt_writer_of(data: Dataset, profiles: str, usual: PromptConfig) -> tuple
     Profiles that no model was asked for have no prompts: for them it writes the ``usual`` ones, with template profiles.
     """
     settings = data.provenance(profiles).get("prompt_settings")
+    settings = settings and {"wording": 1, **settings}
     frame = data.profiles(profiles if settings else TEMPLATE)
     known = dict(enumerate(frame.loc[frame["subject"] == "item", "text"]))
     return PromptWriter(data, PromptConfig.parse(settings) if settings else usual), known

@@ -30,7 +30,18 @@ BUILD = [
     *("--time", "date", "--min-rating", "3", "--user-core", "4", "--item-core", "3"),
 ]
 """Build of the data set, in the folder where `write_raw` wrote."""
-PAID = ["profile", "golden", "--profiles", "paid", "--model", "paid-model", "--base-url", "http://127.0.0.1:9/v1"]
+PAID = [
+    "profile",
+    "golden",
+    "--profiles",
+    "paid",
+    "--model",
+    "paid-model",
+    "--base-url",
+    "http://127.0.0.1:9/v1",
+    "--wording",
+    "1",
+]
 """Profiles whose answers are in `ANSWERS`; at this address there is no server."""
 MODELS = {"spike": ["--epochs", "2", "--eval-every", "1", "--batch-size", "20", "--dim", "4"], "popularity": []}
 """Options of the trainings."""

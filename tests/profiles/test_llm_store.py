@@ -219,7 +219,7 @@ def test_no_text_of_the_data_or_of_an_answer_leaves_its_quotation_marks() -> Non
     with served(lambda _: evil) as server:
         assert tiny_generation(data, server.base_url).run().missing == {}
     chats = [[message["content"] for message in body["messages"]] for body in server.bodies]
-    prompts = [Prompt("", 0, system, user, "") for system, user in chats]
+    prompts = [Prompt("", 0, system, user, "", "") for system, user in chats]
     assert_fenced(prompts)
     assert not any("OWNED" in prompt.system for prompt in prompts)
     assert not any(re.search(r"REVIEW-(valid|test)", prompt.user) for prompt in prompts)
