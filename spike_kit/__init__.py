@@ -35,6 +35,7 @@ __all__ = [
     "settings",
     "table",
     "train",
+    "usual_profiles",
     "views",
 ]
 

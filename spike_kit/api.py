@@ -36,7 +36,7 @@ from spike_kit.profiles.judge import Judge, JudgeConfig
 from spike_kit.profiles.llm import LLMConfig
 from spike_kit.profiles.prompts import Prompt, PromptConfig, PromptWriter, prompt_texts
 from spike_kit.profiles.quality import quality_table
-from spike_kit.profiles.shipped import shipped_sets
+from spike_kit.profiles.shipped import shipped_sets, usual_profiles
 from spike_kit.profiles.template import TEMPLATE, WORD_LIMIT
 from spike_kit.results.comparison import comparison_table
 from spike_kit.results.frames import results_table
@@ -46,7 +46,10 @@ from spike_kit.views.ablation_study import AblationStudy
 logger = logging.getLogger(__name__)
 
 DEMO_MODELS = ("popularity", "bprmf", "lightgcn", "spike")
-"""Models of the demo's results table."""
+"""Models of the demo's results table; SPiKE without text, with templates, and with the profiles that are usual."""
+
+WITHOUT_TEXT: dict[str, Any] = {"inject": False, "remove": False, "matching": "off"}
+"""Settings of SPiKE with which it sees no text."""
 
 
 class Runs(list[Run]):
@@ -428,8 +431,12 @@ def demo(
     """
     started = time.perf_counter()
     data = builder.open_or_build(name, "ml-100k", max_users=max_users)
-    cap = {} if epochs is None else {"epochs": epochs}
-    finished = train(DEMO_MODELS, data, seeds=seeds, device=device, **cap)
+    data, cap = load(data.path), {} if epochs is None else {"epochs": epochs}
+    how: dict[str, Any] = {"seeds": seeds, "device": device, **cap}
+    finished = train(DEMO_MODELS[:-1], data, **how)
+    finished += train("spike", data, **how, **WITHOUT_TEXT)
+    for profiles in dict.fromkeys([TEMPLATE, usual_profiles(data)]):
+        finished += train("spike", data, profiles=profiles, **how)
     drawn = gallery.export(data)
     executed = []
     if notebooks:

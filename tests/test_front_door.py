@@ -16,7 +16,7 @@ SHORT = {"epochs": 2, "batch_size": 512, "progress": False}
 NAMES = {
     *("load", "dataset", "build", "profile", "prompt", "generation", "judge", "encode", "quality"),
     *("train", "runs", "settings", "table", "evaluate", "compare", "ablate", "search"),
-    *("views", "figures", "Dataset", "Run", "Runs"),
+    *("usual_profiles", "views", "figures", "Dataset", "Run", "Runs"),
 }
 
 

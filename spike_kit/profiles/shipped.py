@@ -20,7 +20,7 @@ from safetensors.numpy import load_file, save_file
 from spike_kit.base import paths, storage
 from spike_kit.base.errors import DataError
 from spike_kit.data import sources
-from spike_kit.data.dataset import Dataset, parts_of
+from spike_kit.data.dataset import TEMPLATE, Dataset, parts_of
 
 ROOT = Path(sources.__file__).parent / "profiles"
 """Folder of all shipped sets."""
@@ -67,6 +67,18 @@ def _text_keys(folder: Path) -> list[str]:
     return [storage.sha256_text(text) for text in read_shipped(folder)[1]["text"]]
 
 
+def usual_profiles(data: Dataset) -> str:
+    """Profile set that did best on validation for a data set, as what ships with it says; else ``template``.
+
+    It may be a composed one.
+    """
+    for folder in shipped_sets(data).values():
+        usual: str = read_shipped(folder)[0].get("usual", TEMPLATE)
+        if set(parts_of(usual)) <= {TEMPLATE, *data.profile_sets()}:
+            return usual
+    return TEMPLATE
+
+
 def told_of(data: Dataset, profiles: str) -> list[str]:
     """Sentences on how a profile set came about and what it leaves out, for whoever looks at it."""
     lines = []
@@ -93,7 +105,8 @@ def pack(
     vectors
         Of these texts ``[n, d_t]``, by encoder.
     provenance
-        ``about`` (sentences: who wrote the texts, from what, what is not known), ``model``, ``licence``;
+        ``about`` (sentences: who wrote the texts, from what, what is not known), ``model``, ``licence``; ``usual``: the
+        profile set, of this one and others, that did best on validation;
         ``split_sha256`` (`Dataset.split_sha256`) of the split whose train part the user texts saw; ``left_out``:
         reasons by the source ids that have no text on purpose.
     """

@@ -141,7 +141,7 @@ def ablation_frame(full: Sequence[Run], others: Runs, metric: str = MONITOR, spl
         ours, whole = over_shared_seeds(group, full)
         if ours:
             values = seed_means(ours, metric, split)
-            row = {"model": ablation_label(ours[0]), "metric": metric, "split": split, "seeds": len(ours)}
+            row = {"model": ablation_label(ours[0], whole[0]), "metric": metric, "split": split, "seeds": len(ours)}
             rows.append(row | {"mean": values.mean(), "sd": values.std(), **paired(ours, whole, metric, split)})
     columns = ["model", "metric", "split", "seeds", "mean", "sd", "difference", "low", "high", "p permutation", "mark"]
     return corrected(pd.DataFrame(rows, columns=columns)).rename(columns={"p permutation": "p"})

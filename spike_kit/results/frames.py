@@ -19,7 +19,7 @@ from spike_kit.models import MODELS, find_model
 from spike_kit.models.base import TrainedRecommender
 from spike_kit.models.spike import Spike
 from spike_kit.results.significance import bootstrap_interval
-from spike_kit.results.tables import USUAL_TEXT, run_label, usual_settings
+from spike_kit.results.tables import TEXT, run_label, usual_settings
 from spike_kit.training.checkpoint import MONITOR
 
 Runs = Sequence[Run] | Mapping[str, list[Run]]
@@ -122,20 +122,27 @@ def main_runs(runs: Sequence[Run]) -> list[Run]:
 
 
 def preset_runs(runs: Sequence[Run], model: str, preset: str = "recommended") -> list[Run]:
-    """Runs of a model as its preset says, with the usual text, of the versions of the last of them."""
+    """Runs of a model as its preset says, of one text (see `_unchanged`), of the versions of the last of them."""
     usual = _unchanged(runs, model, preset, ("model_settings", "training_settings"))
     return [run for run in usual if versions(run.config) == versions(usual[-1].config)]
 
 
 def _unchanged(runs: Sequence[Run], model: str, preset: str, parts: Sequence[str] = ("model_settings",)) -> list[Run]:
-    """Runs of a model with the settings of a preset and the usual text; however trained, unless ``parts`` say so."""
-    return [
-        run
-        for run in runs
-        if (run.config["model"], run.config["preset"]) == (model, preset)
-        and all(run.config[part] == usual_settings(run)[part] for part in parts)
-        and all(run.config.get(key, value) == value for key, value in USUAL_TEXT.items())
-    ]
+    """Runs of a model with the settings of a preset; however trained, unless ``parts`` say so.
+
+    Where they differ in profile set or encoder, those of the text with the most seeds, and then the best on validation.
+    """
+    of_text: dict[tuple[Any, ...], list[Run]] = {}
+    for run in runs:
+        if (run.config["model"], run.config["preset"]) == (model, preset) and all(
+            run.config[part] == usual_settings(run)[part] for part in parts
+        ):
+            of_text.setdefault(tuple(map(run.config.get, TEXT)), []).append(run)
+
+    def worth(group: list[Run]) -> tuple[int, float]:
+        return len(group), float(np.mean([run.valid[MONITOR] for run in group]))
+
+    return max(of_text.values(), key=worth, default=[])
 
 
 def full_model(runs: Sequence[Run], model: str = "spike") -> tuple[list[Run], list[Run]]:

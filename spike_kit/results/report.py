@@ -153,7 +153,12 @@ def _ablations(runs: Sequence[Run], reference: str) -> str:
     if frame.empty:
         return ""
     values = frames.seed_means(full)
-    whole = {"model": tables.ablation_label(full[0]), "seeds": len(full), "mean": values.mean(), "sd": values.std()}
+    whole = {
+        "model": tables.ablation_label(full[0], full[0]),
+        "seeds": len(full),
+        "mean": values.mean(),
+        "sd": values.std(),
+    }
     frame = pd.concat([pd.DataFrame([whole | {"mark": ""}]), frame.sort_values("difference", ascending=False)])
     frame = frame.rename(columns={"sd": "mean sd"}).reset_index(drop=True)
     return markdown_table(

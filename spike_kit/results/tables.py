@@ -1,7 +1,7 @@
 """Result tables as text: names of runs and metrics, Markdown, LaTeX."""
 
 import math
-from collections.abc import Hashable, Iterable, Sequence
+from collections.abc import Hashable, Iterable, Mapping, Sequence
 from typing import Any
 
 import pandas as pd
@@ -15,6 +15,7 @@ from spike_kit.profiles.encode import DEFAULT_ENCODER
 from spike_kit.profiles.template import TEMPLATE
 
 USUAL_TEXT = {"profiles": TEMPLATE, "encoder": DEFAULT_ENCODER}
+TEXT = tuple(USUAL_TEXT)
 """Text that a model reads unless it is told otherwise."""
 
 
@@ -54,26 +55,26 @@ def run_label(run: Run) -> str:
     changes = []
     for part, expected in usual.items():
         changes += [f"{key}={value}" for key, value in config[part].items() if expected.get(key) != value]
-    changes += [f"{key}={value}" for key, value in _unusual_text(run).items()]
+    changes += [f"{key}={value}" for key, value in _other_text(run, USUAL_TEXT).items()]
     if config.get("possibly_leaky"):
         changes.append("possibly leaky profiles")
     return f"{name} {', '.join(changes)}" if changes else name
 
 
-def ablation_label(run: Run) -> str:
+def ablation_label(run: Run, full: Run) -> str:
     """What differs from the full SPiKE, by the name of the ablation where it has one."""
     if run.config["model"] != "spike":
         return run_label(run)
     usual = SpikeConfig.parse(usual_settings(run)["model_settings"])
     changed = ablation.changes(SpikeConfig.parse(run.config["model_settings"]), usual)
     words = {"profiles": "profiles from", "encoder": "encoded by"}
-    text = [f"{words[key]} {value}" for key, value in _unusual_text(run).items()]
+    text = [f"{words[key]} {value}" for key, value in _other_text(run, full.config).items()]
     return ", ".join(([ablation.label(changed)] if changed or not text else []) + text)
 
 
-def _unusual_text(run: Run) -> dict[str, str]:
+def _other_text(run: Run, usual: Mapping[str, Any]) -> dict[str, str]:
     """Profile set and encoder of a run where they are not the usual ones."""
-    return {key: run.config[key] for key, usual in USUAL_TEXT.items() if run.config.get(key, usual) != usual}
+    return {key: run.config[key] for key in TEXT if run.config.get(key, usual[key]) != usual[key]}
 
 
 def usual_settings(run: Run) -> dict[str, dict[str, Any]]:

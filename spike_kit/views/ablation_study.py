@@ -5,7 +5,7 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable, Collection, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, get_args
@@ -61,18 +61,21 @@ class Combination:
         Settings that differ from the preset, as sorted pairs; those without effect are not among them.
     profiles, encoder
         Profile set and text encoder.
+    usual
+        Those of the full model.
     """
 
     changed: tuple[tuple[str, Any], ...] = ()
     profiles: str = TEMPLATE
     encoder: str = DEFAULT_ENCODER
+    usual: tuple[str, str] = field(default=(TEMPLATE, DEFAULT_ENCODER), compare=False)
 
     @property
     def label(self) -> str:
         """Name of the ablation, or the settings that differ; with the text where that is another than usual."""
         parts = [ablation.label(dict(self.changed))]
-        parts += [f"profiles={self.profiles}"] if self.profiles != TEMPLATE else []
-        parts += [f"encoder={self.encoder}"] if self.encoder != DEFAULT_ENCODER else []
+        parts += [f"profiles={self.profiles}"] if self.profiles != self.usual[0] else []
+        parts += [f"encoder={self.encoder}"] if self.encoder != self.usual[1] else []
         return ", ".join(parts)
 
 
@@ -87,6 +90,8 @@ class AblationStudy:
         Seeds of every combination.
     training
         Training settings that differ from the preset (fewer epochs for a quick look, say).
+    profiles, encoder
+        Profile set and text encoder of the full model.
     preset
         Preset of the full model; ``tuned`` stands for the settings that a search kept.
     split
@@ -109,6 +114,8 @@ class AblationStudy:
         seeds: Sequence[int] = (0,),
         training: dict[str, Any] | None = None,
         *,
+        profiles: str = TEMPLATE,
+        encoder: str = DEFAULT_ENCODER,
         preset: str = "recommended",
         split: str = "valid",
         metric: str = MONITOR,
@@ -118,7 +125,7 @@ class AblationStudy:
         self.data, self.seeds, self.preset = data, tuple(seeds), preset
         self.training, self.split, self.metric = dict(training or {}), split, metric
         self.device, self.threads = str(resolve_device(device)), threads
-        self.full, self.chosen = Combination(), list[Combination]()
+        self.full, self.chosen = Combination((), profiles, encoder, (profiles, encoder)), list[Combination]()
         self._jobs: dict[Combination, list[TrainingJob]] = {}
         self._compared: dict[tuple[Any, ...], dict[str, float]] = {}
 
@@ -127,8 +134,10 @@ class AblationStudy:
         """Settings of the full model."""
         return SpikeConfig.parse(dict(RunConfig(dataset=self.data.name, preset=self.preset).base().model))
 
-    def combination(self, profiles: str = TEMPLATE, encoder: str = DEFAULT_ENCODER, **settings: Any) -> Combination:
+    def combination(self, profiles: str = "", encoder: str = "", **settings: Any) -> Combination:
         """Combine settings of `SpikeConfig`; whatever has no effect in this combination is left out.
+
+        Profile set and encoder are those of the full model unless named.
 
         Raises
         ------
@@ -137,7 +146,8 @@ class AblationStudy:
         """
         combined = self.settings.replace(**settings)
         changed = tuple(sorted(ablation.changes(combined, self.settings).items()))
-        return Combination(changed, profiles, encoder) if combined.uses_text else Combination(changed)
+        text = (profiles or self.full.profiles, encoder or self.full.encoder) if combined.uses_text else self.full.usual
+        return Combination(changed, *text, self.full.usual)
 
     def named(self) -> list[Combination]:
         """Rows of the ablation table (`spike_kit.experiments.ablation.ABLATIONS`), the full model first."""
@@ -406,7 +416,7 @@ class AblationStudy:
 
     def _controls(self, panel: Panel, choose: Any, changed: Any) -> list[Any]:
         """Rows of a panel with a control for every setting."""
-        pairs = [(TEMPLATE, DEFAULT_ENCODER), *self.data.encoded()]
+        pairs = [self.full.usual, (TEMPLATE, DEFAULT_ENCODER), *self.data.encoded()]
         pairs += [(f"{TEMPLATE}+{name}", encoder) for name, encoder in pairs if (TEMPLATE, encoder) in pairs]
         pairs = [pair for pair in dict.fromkeys(pairs) if pair[0] != f"{TEMPLATE}+{TEMPLATE}"]
         texts = [(f"{profiles} by {encoder}", (profiles, encoder)) for profiles, encoder in pairs]

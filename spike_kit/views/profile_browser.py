@@ -19,6 +19,7 @@ from spike_kit.data.dataset import Dataset
 from spike_kit.experiments.run import Run
 from spike_kit.profiles.prompts import EVERYTHING, PromptConfig, PromptWriter, prompt_writer_of, statements
 from spike_kit.profiles.quality import checked_facts, comparable, faithfulness, named_facts, supported
+from spike_kit.profiles.shipped import told_of
 from spike_kit.profiles.store import Store, answers_path
 from spike_kit.views.safe import html_rows, html_table, html_text
 from spike_kit.views.tables import Nodes, nearest
@@ -237,7 +238,7 @@ class ProfileBrowser:
         return "has nothing to say"
 
     def cards_html(self) -> str:
-        """Profiles side by side: what the prompt tells is marked, and what it does not tell listed below."""
+        """Profiles side by side: what the prompt tells is marked, what it does not tell and who wrote them below."""
         heads, texts, feet = [], [], []
         for row in self.table.to_dict("records"):
             name, model = row["profiles"], row["model"]
@@ -246,7 +247,9 @@ class ProfileBrowser:
             told = {phrase for found in self.facts(name)["mentions"] for phrase in found}
             texts.append(marked(row["profile"], told) or f"<i>{html_text(self._absence(name))}</i>")
             invented = html_text(", ".join(row["not in the prompt"]))
-            feet.append(f"<small>not in the prompt: {invented}</small>" if invented else "")
+            lines = [f"not in the prompt: {invented}"] if invented else []
+            lines += map(html_text, told_of(self.data, name)[:1])
+            feet.append("<br>".join(f"<small>{line}</small>" for line in lines))
         return f'<div style="white-space: pre-wrap">{html_rows(heads, [texts, feet])}</div>'
 
     def panel(self) -> Any:

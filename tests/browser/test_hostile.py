@@ -1,9 +1,11 @@
 """Titles that try to run something, in every view, in a real browser."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import nbformat
 import pytest
+import torch
 from nbformat.v4 import new_code_cell, new_notebook
 from playwright.sync_api import BrowserContext
 
@@ -25,7 +27,7 @@ CELLS = (
     """
 import spike_kit as sk
 data, tables = sk.load("changed"), sk.views.tables
-done = sk.train("spike", data, epochs=2, eval_every=1)
+done = sk.train("spike", data, profiles="template+told", epochs=2, eval_every=1)
 done
 """,
     "sk.views.map(done, k=3).panel()",
@@ -52,11 +54,16 @@ def hostile(data: Dataset, world: World) -> Dataset:
     # Items are the first entities; both tables name them alike.
     made = changed(data, **named)
     profiles = template_profiles(made)
-    made.write_profiles(TEMPLATE, profiles.assign(text=[f"{HOSTILE} {text}" for text in profiles["text"]]))
-    world.vectors.save(
-        made.embeddings_path(TEMPLATE, DEFAULT_ENCODER), vectors_metadata(made.profiles(), DEFAULT_ENCODER)
-    )
-    run(RunConfig(dataset="changed", training={"epochs": 2, "eval_every": 1}), progress=False)
+    profiles = profiles.assign(text=[f"{HOSTILE} {text}" for text in profiles["text"]])
+    made.write_profiles(TEMPLATE, profiles)
+    told = {"about": [HOSTILE], "left_out": [{"subject": "user", "reason": HOSTILE}]}
+    made.write_profiles("told", profiles[profiles["subject"] != "user"], told)
+    silent = replace(world.vectors, user=torch.zeros_like(world.vectors.user))
+    for name, vectors, facts in ((TEMPLATE, world.vectors, {}), ("told", silent, {"left_out": HOSTILE})):
+        facts = vectors_metadata(made.profiles(name), DEFAULT_ENCODER) | facts
+        vectors.save(made.embeddings_path(name, DEFAULT_ENCODER), facts)
+    config = RunConfig(dataset="changed", profiles="template+told", training={"epochs": 2, "eval_every": 1})
+    run(config, progress=False)
     return made
 
 
@@ -78,6 +85,7 @@ def test_hostile_names_show_as_text_in_every_view(
     notebook.until(lambda: notebook.find("results").locator("tbody tr").count() == 1)
     for name in ("results", "cards", "facts", "prompt", "paths"):
         assert name == "paths" or "<img src=x" in notebook.find(name).inner_text(), name
+    assert notebook.find("cards").inner_text().count("<script>window.hacked=1</script>") >= 3
     notebook.choose(notebook.find("profile-search"), "alpha")
     page.wait_for_timeout(1000)
     notebook.shot("hostile")

@@ -78,7 +78,7 @@ def test_names_say_preset_and_text_where_they_are_unusual(runs: Runs) -> None:
     assert run_label(other).endswith("encoder=other/encoder, possibly leaky profiles")
     assert len(frames.results_table([*runs["spike"], other])) == 2
     elsewhere = changed(runs["spike"][0], profiles="gpt", encoder="e5")
-    assert ablation_label(elsewhere) == "profiles from gpt, encoded by e5"
+    assert ablation_label(elsewhere, runs["spike"][0]) == "profiles from gpt, encoded by e5"
 
 
 def test_means_of_groups_come_from_their_users(data: Dataset, runs: Runs) -> None:
