@@ -22,7 +22,7 @@ from spike_kit.profiles.quality import checked_facts, comparable, faithfulness, 
 from spike_kit.profiles.shipped import told_of
 from spike_kit.profiles.store import Store, answers_path
 from spike_kit.views.safe import html_rows, html_table, html_text
-from spike_kit.views.tables import Nodes, nearest
+from spike_kit.views.tables import Nodes, absence, nearest
 from spike_kit.views.widgets import Panel
 
 COMMON_WORD, COMMON_NAME = 0.1, 0.5
@@ -229,14 +229,6 @@ class ProfileBrowser:
         number = "" if len(kept) == len(facts) else f"; {len(kept)} of {len(facts)} statements shown"
         return html_text(f"marked: what the profile mentions by name{number}") + html_rows((), rows)
 
-    def _absence(self, profiles: str) -> str:
-        """Why the node has no text of a profile set."""
-        subject, number = self.subject
-        for absent in self.data.left_out(profiles):
-            if absent["subject"] == subject and number in (absent.get("ids") or [number]):
-                return f"left out: {absent['reason']}"
-        return "has nothing to say"
-
     def cards_html(self) -> str:
         """Profiles side by side: what the prompt tells is marked, what it does not tell and who wrote them below."""
         heads, texts, feet = [], [], []
@@ -245,7 +237,10 @@ class ProfileBrowser:
             by = "" if model in ("", name) else f" by {model}"
             heads.append(f"{html_text(name)}{html_text(by)}, {row['words']} words")
             told = {phrase for found in self.facts(name)["mentions"] for phrase in found}
-            texts.append(marked(row["profile"], told) or f"<i>{html_text(self._absence(name))}</i>")
+            texts.append(
+                marked(row["profile"], told)
+                or f"<i>{html_text(absence(self.data, name, *self.subject) or 'has nothing to say')}</i>"
+            )
             invented = html_text(", ".join(row["not in the prompt"]))
             lines = [f"not in the prompt: {invented}"] if invented else []
             lines += map(html_text, told_of(self.data, name)[:1])

@@ -176,17 +176,25 @@ def relation_statistics(data: Dataset) -> pd.DataFrame:
 
 
 def profile_of(data: Dataset, subject: str, number: int, name: str = "template") -> str:
-    """Profile text of an ``item``, an ``auxiliary`` entity or a ``user`` in a profile set.
+    """Profile text of an ``item``, an ``auxiliary`` entity or a ``user`` in a profile set, or why that leaves it out.
 
     Raises
     ------
     DataError
         If there is no such subject.
     """
-    texts = texts_by_subject(data.profiles(name))
-    if (subject, number) not in texts:
+    text = texts_by_subject(data.profiles(name)).get((subject, number)) or absence(data, name, subject, number)
+    if not text:
         raise DataError(f"{data.name} has no {subject} {number}")
-    return texts[subject, number]
+    return text
+
+
+def absence(data: Dataset, name: str, subject: str, number: int) -> str:
+    """Why a profile set has no text of a subject by declaration; empty if it does not say so."""
+    for absent in data.left_out(name):
+        if absent["subject"] == subject and number in (absent.get("ids") or data.expected_ids(subject)):
+            return f"left out: {absent['reason']}"
+    return ""
 
 
 def neighbours(data: Dataset, vectors: Tensor, entity: int, k: int = 5) -> pd.DataFrame:
