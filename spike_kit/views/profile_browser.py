@@ -237,10 +237,8 @@ class ProfileBrowser:
             by = "" if model in ("", name) else f" by {model}"
             heads.append(f"{html_text(name)}{html_text(by)}, {row['words']} words")
             told = {phrase for found in self.facts(name)["mentions"] for phrase in found}
-            texts.append(
-                marked(row["profile"], told)
-                or f"<i>{html_text(absence(self.data, name, *self.subject) or 'has nothing to say')}</i>"
-            )
+            nothing = absence(self.data, name, *self.subject) or "has nothing to say"
+            texts.append(marked(row["profile"], told) or f"<i>{html_text(nothing)}</i>")
             invented = html_text(", ".join(row["not in the prompt"]))
             lines = [f"not in the prompt: {invented}"] if invented else []
             lines += map(html_text, told_of(self.data, name)[:1])
