@@ -2,14 +2,17 @@
 
 import math
 from collections.abc import Sequence
+from typing import Any
 
 import pandas as pd
 
 from spike_kit.base.errors import ConfigError, some
+from spike_kit.experiments import ablation
 from spike_kit.experiments.run import Run
+from spike_kit.models.spike import SpikeConfig
 from spike_kit.results.frames import Runs, grouped_by_seed, over_shared_seeds, per_user_metric, seed_means
 from spike_kit.results.significance import PAIRED, holm, mark, paired_test
-from spike_kit.results.tables import ablation_label, differences, markdown_table, means, plain
+from spike_kit.results.tables import ablation_label, differences, markdown_table, means, plain, usual_settings
 from spike_kit.training.checkpoint import MONITOR
 
 OVER_SEEDS = ("shared seeds", "seed difference", "seed sd", "p seeds")
@@ -144,6 +147,48 @@ def ablation_frame(full: Sequence[Run], others: Runs, metric: str = MONITOR, spl
             row = {"model": ablation_label(ours[0], whole[0]), "metric": metric, "split": split, "seeds": len(ours)}
             rows.append(row | {"mean": values.mean(), "sd": values.std(), **paired(ours, whole, metric, split)})
     columns = ["model", "metric", "split", "seeds", "mean", "sd", "difference", "low", "high", "p permutation", "mark"]
+    return corrected(pd.DataFrame(rows, columns=columns)).rename(columns={"p permutation": "p"})
+
+
+def profiles_frame(runs: Sequence[Run], metric: str = MONITOR) -> pd.DataFrame:
+    """SPiKE as its preset says, by profile set and weight of the matching loss, against the same without any text.
+
+    Parameters
+    ----------
+    runs
+        Finished runs of one data set; those of SPiKE that differ from the preset in nothing else are taken.
+    metric
+        Metric of the columns.
+
+    Returns
+    -------
+    DataFrame
+        profiles ("none" first), matching weight, seeds (shared with the runs without text), valid and test with their
+        sd over seeds, difference on test, low, high (95 % bootstrap interval over users), p (permutation test,
+        Holm-corrected over the rows) and its mark. Empty without runs that see no text.
+    """
+    of_text: dict[tuple[str, float], list[Run]] = {}
+    for run in runs:
+        if (run.config["model"], run.config["preset"]) == ("spike", "recommended"):
+            usual = SpikeConfig.parse(usual_settings(run)["model_settings"])
+            settings = SpikeConfig.parse(run.config["model_settings"])
+            changed = ablation.changes(settings, usual)
+            same_training = run.config["training_settings"] == usual_settings(run)["training_settings"]
+            if same_training and not settings.uses_text:
+                of_text.setdefault(("none", math.nan), []).append(run)
+            elif same_training and set(changed) <= {"matching_weight"}:
+                of_text.setdefault((run.config["profiles"], settings.matching_weight), []).append(run)
+    without = next((group for (name, _), group in of_text.items() if name == "none"), [])
+    rows = []
+    for (name, weight), group in sorted(of_text.items(), key=lambda pair: (pair[0][0] != "none", pair[0])):
+        if (shared := over_shared_seeds(group, without))[0]:
+            row: dict[str, Any] = {"profiles": name, "matching weight": weight, "seeds": len(shared[0])}
+            for split in ("valid", "test"):
+                values = seed_means(shared[0], metric, split)
+                row |= {split: values.mean(), f"{split} sd": values.std()}
+            rows.append(row | (paired(*shared, metric, "test") if name != "none" else {}))
+    columns = ["profiles", "matching weight", "seeds", "valid", "valid sd", "test", "test sd"]
+    columns += ["difference", "low", "high", "p permutation"]
     return corrected(pd.DataFrame(rows, columns=columns)).rename(columns={"p permutation": "p"})
 
 

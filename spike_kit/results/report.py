@@ -16,7 +16,13 @@ from spike_kit.experiments.archive import archived_activity, known_runs, read_ar
 from spike_kit.experiments.run import Run, find_tuned, load_model, versions
 from spike_kit.models import MODELS, find_model
 from spike_kit.results import frames, tables
-from spike_kit.results.comparison import HYPOTHESES, ablation_frame, comparison_markdown, comparison_table
+from spike_kit.results.comparison import (
+    HYPOTHESES,
+    ablation_frame,
+    comparison_markdown,
+    comparison_table,
+    profiles_frame,
+)
 from spike_kit.results.frames import grouped_by_seed, results_table
 from spike_kit.results.tables import differences, markdown_table, means, plain, run_label
 from spike_kit.training.checkpoint import MONITOR
@@ -58,6 +64,7 @@ def report(dataset: str, runs: Sequence[Run], activity: pd.Series, reference: st
         f"Test split; differences to {labels[0]}": _models([*main, *usual], groups, labels[0]),
         f"Differences to {find_model(reference).title} as its preset says": _against(main, usual, groups),
         "NDCG@20 by train interactions of the user": _groups(main, groups),
+        "Profiles of SPiKE as its preset says": _profiles(runs),
         "Ablations": _ablations(runs, reference),
         "Searches": _searches(dataset),
         "Code": _code(runs),
@@ -144,6 +151,24 @@ def _groups(main: Sequence[Run], groups: pd.Series) -> str:
     table = frames.group_means(main, groups)
     table = table.loc[table.mean(axis=1).sort_values(ascending=False, kind="stable").index]
     return markdown_table([("model", table.index), *((name, means(table, name)) for name in table)])
+
+
+def _profiles(runs: Sequence[Run]) -> str:
+    """Profile sets and weights of the matching loss; one set with one weight is in the other tables already."""
+    frame = profiles_frame(runs)
+    if len(frame) < 3:
+        return ""
+    return markdown_table(
+        [
+            ("profiles", frame["profiles"]),
+            ("matching weight", plain(frame["matching weight"], "g")),
+            ("seeds", frame["seeds"]),
+            ("NDCG@20, validation", means(frame, "valid")),
+            ("NDCG@20, test", means(frame, "test")),
+            ("difference on test [95 %]", differences(frame, interval=True)),
+            ("p (Holm)", plain(frame["p"], ".2g")),
+        ]
+    )
 
 
 def _ablations(runs: Sequence[Run], reference: str) -> str:
