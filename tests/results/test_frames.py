@@ -12,7 +12,7 @@ from spike_kit.experiments.archive import read_archive, write_archive
 from spike_kit.experiments.run import Run
 from spike_kit.models import find_preset
 from spike_kit.results import frames
-from spike_kit.results.comparison import ablation_frame
+from spike_kit.results.comparison import ablation_frame, profiles_frame
 from spike_kit.results.frames import per_user_metric
 from spike_kit.results.significance import holm, paired_test
 from spike_kit.results.tables import ablation_label, run_label
@@ -178,3 +178,41 @@ def test_degrees_are_those_of_the_graph(data: Dataset) -> None:
     assert rows["users, interactions"] == users
     assert rows["items, triples"]["degree"] == 2
     assert (rows["genre"]["nodes"], rows["director"]["nodes"]) == (48, 48)
+
+
+def valued(one: Run, ndcg: float, **config: object) -> Run:
+    """A run with another configuration and another mean on validation."""
+    other = changed(one, **config)
+    vars(other)["metrics"] = {**other.metrics, "valid": {**other.metrics["valid"], "ndcg@20": ndcg}}
+    return other
+
+
+def test_of_several_texts_the_one_with_most_seeds_and_then_the_best_on_validation_is_the_full_model(runs: Runs) -> None:
+    template, words = [valued(one, 0.3) for one in runs["spike"]], {"profiles": "template+told"}
+    told = [valued(one, value, **words) for one, value in zip(runs["spike"], (0.2, 0.5), strict=True)]
+    full, others = frames.full_model([*template, *told])
+    assert (full, others) == (told, template)
+    assert ablation_frame(full, others)["model"].tolist() == ["profiles from template"]
+    assert frames.full_model([*template, told[1]])[0] == template
+    without = changed(told[0], model_settings=told[0].config["model_settings"] | {"inject": False, "remove": False})
+    assert ablation_label(without, told[0]) == "w/o injection"
+    assert ablation_label(without, template[0]) == "w/o injection, profiles from template+told"
+
+
+def test_profile_sets_and_weights_are_compared_with_the_model_that_sees_no_text(runs: Runs) -> None:
+    usual = find_preset("spike").training.model_dump(mode="json")
+    settings = runs["spike"][0].config["model_settings"]
+    blind = settings | {"inject": False, "remove": False, "matching": "off"}
+    spike = [changed(one, training_settings=usual) for one in runs["spike"]]
+    heavy = [changed(one, model_settings=settings | {"matching_weight": 9.0}, profiles="told") for one in spike]
+    without = [changed(one, model_settings=blind, training_settings=usual) for one in runs["without matching"]]
+    other = changed(spike[0], model_settings=settings | {"rho": 3.0})
+    frame = profiles_frame([*heavy[:1], *spike, *without, other, *runs["low rho"], *runs["lightgcn"]])
+    assert frame["profiles"].tolist() == ["none", "template", "told"]
+    assert frame["matching weight"].tolist()[1:] == [settings["matching_weight"], 9.0]
+    assert frame["seeds"].tolist() == [2, 2, 1]
+    expected = paired_test(*(per_user_metric(group, "ndcg@20", "test") for group in (spike, without)))
+    assert frame["difference"][1] == pytest.approx(expected["difference"])
+    assert np.isnan(frame["difference"][0])
+    assert frame["valid"][0] == pytest.approx(np.mean([one.valid["ndcg@20"] for one in without]))
+    assert profiles_frame(spike).empty
