@@ -149,6 +149,7 @@ def lonely(rank: int, port: int) -> None:
         distributed.on_first(lambda: distributed.any_of(False))
 
 
+@pytest.mark.pipeline
 def test_a_process_that_is_silent_ends_the_others() -> None:
     context = start_processes(lonely, (free_port(),), nprocs=2, start_method="spawn", join=False)
     assert context is not None
@@ -157,6 +158,7 @@ def test_a_process_that_is_silent_ends_the_others() -> None:
             pass
 
 
+@pytest.mark.pipeline
 def test_torchrun_trains_one_model_to_the_metrics_of_one_process(data: Dataset, home: Path) -> None:
     settings = {"epochs": 8, "batch_size": 100, "learning_rate": 0.01}
     options = [f"--{name.replace('_', '-')}={value}" for name, value in settings.items()]

@@ -101,7 +101,8 @@ def test_extras_exist_and_all_holds_every_one_but_dev_and_cluster() -> None:
 
 def test_constraints_pin_plain_versions_and_name_no_index() -> None:
     lines = (ROOT / ".ci" / "constraints.txt").read_text(encoding="utf-8").splitlines()
-    assert all(re.fullmatch(r"[A-Za-z0-9_.\-]+==[0-9A-Za-z.]+", line) for line in lines)
+    pin = r"""[A-Za-z0-9_.\-]+==[0-9A-Za-z.]+( ; python_full_version >= "[0-9.]+")?"""
+    assert all(re.fullmatch(pin, line) for line in lines)
     assert any(line.startswith("torch==") for line in lines)
 
 

@@ -19,6 +19,8 @@ from spike_kit.base.devices import peak_bytes, reset_peak
 from spike_kit.data.dataset import Dataset
 from spike_kit.experiments.search import VALID
 
+pytestmark = pytest.mark.pipeline
+
 WORLD = ["--dataset", "world", "--device", "cpu", "--steps", "30"]
 
 

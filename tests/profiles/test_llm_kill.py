@@ -31,6 +31,7 @@ PATIENCE = 60.0
 def generate(base_url: str, result: Path, notebook: bool) -> None:
     """Run a generation in a process of its own, in a running event loop as in a notebook's cell or without."""
     os.environ["SPIKE_KIT_HOME"] = str(result.parent)
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # what a shell starts in the background ignores it
     setattr(httpx2._transports.default, "create_ssl_context", lambda **_: _CERTIFICATES)  # noqa: B010
     made = generation(Dataset.open("world"), base_url, concurrency=CONCURRENCY)
 
