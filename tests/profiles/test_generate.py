@@ -109,7 +109,7 @@ def test_a_profile_set_is_called_by_its_model_as_a_file_may_be_called() -> None:
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        (["--model", "gpt-4o"], "template profiles ask no model"),
+        (["--model", "gpt-4o"], "profile set template asks no model"),
         (["--profiles", "gpt-4o"], "profiles called gpt-4o would be written by gpt-4o-mini"),
         (["--profiles", "../x", "--model", "x"], "cannot be the name of a profile set"),
         (["--profiles", "a--b", "--model", "x"], "cannot be the name of a profile set"),

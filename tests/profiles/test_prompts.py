@@ -311,3 +311,13 @@ def test_typical_facts_equal_a_plain_count() -> None:
         expected_others = tuple(other for _, other in sorted(scored)[:6])
         groups = found.groups(owner, 6)
         assert (groups[0].others if groups else ()) == expected_others
+
+
+def test_the_earlier_wording_can_still_be_chosen(films: Dataset) -> None:
+    asked = {number: PromptWriter(films, PromptConfig(wording=number)) for number in (1, 2)}
+    for subject in SUBJECTS:
+        first, second = (writer.prompt(subject, asked[1].due(subject)[0]) for writer in asked.values())
+        assert (first.data, first.system) == (second.data, second.system)
+        assert first.sha256 != second.sha256
+        assert ("Name the facts that place it" in second.user) == (subject == "item")
+        assert "Name the facts" not in first.user

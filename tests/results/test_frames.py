@@ -182,7 +182,7 @@ def test_degrees_are_those_of_the_graph(data: Dataset) -> None:
 
 def valued(one: Run, ndcg: float, **config: object) -> Run:
     """A run with another configuration and another mean on validation."""
-    other = changed(one, **config)
+    other = changed(one, f"{one.path.name}-{ndcg}", **config)
     vars(other)["metrics"] = {**other.metrics, "valid": {**other.metrics["valid"], "ndcg@20": ndcg}}
     return other
 
