@@ -144,7 +144,7 @@ def _ids(data: Dataset, subject: str) -> dict[str, int]:
     """Ids of the subjects of one kind by their source ids."""
     table = data.users if subject == "user" else data.entities
     wanted = data.expected_ids(subject)
-    return dict(zip(table["source_id"].iloc[wanted], wanted, strict=True))
+    return dict(zip(table["source_id"].iloc[wanted.start : wanted.stop], wanted, strict=True))
 
 
 def ensure_written(data: Dataset, profiles: str) -> None:

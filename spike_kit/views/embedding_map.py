@@ -301,7 +301,8 @@ def _columns(data: Dataset, nodes: Nodes) -> dict[str, pd.Series]:
 def node_spaces(run: Run, spaces: Sequence[str] = SPACES, device: str = "auto") -> dict[str, np.ndarray]:
     """Vectors of all nodes of a SPiKE run, users first: ``[U + E, d]`` for each of `SPACES` that is asked for.
 
-    The text of a composed profile set is one space for each of its parts.
+    The text of a composed profile set is one space for each of its parts. The name of a profile set stands for its
+    vectors by the run's encoder.
 
     Raises
     ------
@@ -323,4 +324,7 @@ def node_spaces(run: Run, spaces: Sequence[str] = SPACES, device: str = "auto") 
             "injected": {"injected": ids + config.rho * explainer.profiles * config.inject},
             "final": {"final": explainer.final},
         }
-    return {name: rows.cpu().numpy() for space in spaces for name, rows in found[space].items()}
+    for name in set(spaces).intersection(run.data.profile_sets()):
+        vectors = run.data.vectors(name, run.config["encoder"])
+        found[name] = {f"text: {name}": torch.cat([vectors.user, vectors.entity])}
+    return {name: rows.cpu().numpy() for space in spaces for name, rows in lookup(found, space, "space").items()}
