@@ -435,8 +435,9 @@ def demo(
     how: dict[str, Any] = {"seeds": seeds, "device": device, **cap}
     finished = train(DEMO_MODELS[:-1], data, **how)
     finished += train("spike", data, **how, **WITHOUT_TEXT)
-    for profiles in dict.fromkeys([TEMPLATE, usual_profiles(data)]):
-        finished += train("spike", data, profiles=profiles, **how)
+    finished += train("spike", data, **how)
+    if (usual := usual_profiles(data))["profiles"] != TEMPLATE:
+        finished += train("spike", data, **how, **usual)
     drawn = gallery.export(data)
     executed = []
     if notebooks:

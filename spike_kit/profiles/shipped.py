@@ -67,16 +67,16 @@ def _text_keys(folder: Path) -> list[str]:
     return [storage.sha256_text(text) for text in read_shipped(folder)[1]["text"]]
 
 
-def usual_profiles(data: Dataset) -> str:
-    """Profile set that did best on validation for a data set, as what ships with it says; else ``template``.
+def usual_profiles(data: Dataset) -> dict[str, str]:
+    """Give ``profiles`` and SPiKE's ``preset`` that did best on validation for a data set, as what ships with it says.
 
-    It may be a composed one.
+    The profile set may be a composed one. Of other data sets: ``template`` and ``recommended``.
     """
     for folder in shipped_sets(data).values():
-        usual: str = read_shipped(folder)[0].get("usual", TEMPLATE)
-        if set(parts_of(usual)) <= {TEMPLATE, *data.profile_sets()}:
+        usual: dict[str, str] = read_shipped(folder)[0].get("usual", {})
+        if usual and set(parts_of(usual["profiles"])) <= {TEMPLATE, *data.profile_sets()}:
             return usual
-    return TEMPLATE
+    return {"profiles": TEMPLATE, "preset": "recommended"}
 
 
 def told_of(data: Dataset, profiles: str) -> list[str]:
@@ -106,7 +106,7 @@ def pack(
         Of these texts ``[n, d_t]``, by encoder.
     provenance
         ``about`` (sentences: who wrote the texts, from what, what is not known), ``model``, ``licence``; ``usual``: the
-        profile set, of this one and others, that did best on validation;
+        ``profiles``, of this set and others, and SPiKE's ``preset`` for them that did best on validation;
         ``split_sha256`` (`Dataset.split_sha256`) of the split whose train part the user texts saw; ``left_out``:
         reasons by the source ids that have no text on purpose.
     """

@@ -150,13 +150,15 @@ def ablation_frame(full: Sequence[Run], others: Runs, metric: str = MONITOR, spl
     return corrected(pd.DataFrame(rows, columns=columns)).rename(columns={"p permutation": "p"})
 
 
-def profiles_frame(runs: Sequence[Run], metric: str = MONITOR) -> pd.DataFrame:
-    """SPiKE as its preset says, by profile set and weight of the matching loss, against the same without any text.
+def profiles_frame(runs: Sequence[Run], preset: str, metric: str = MONITOR) -> pd.DataFrame:
+    """SPiKE as a preset says, by profile set and weight of the matching loss, against the same without any text.
 
     Parameters
     ----------
     runs
         Finished runs of one data set; those of SPiKE that differ from the preset in nothing else are taken.
+    preset
+        Name of the preset.
     metric
         Metric of the columns.
 
@@ -169,7 +171,7 @@ def profiles_frame(runs: Sequence[Run], metric: str = MONITOR) -> pd.DataFrame:
     """
     of_text: dict[tuple[str, float], list[Run]] = {}
     for run in runs:
-        if (run.config["model"], run.config["preset"]) == ("spike", "recommended"):
+        if (run.config["model"], run.config["preset"]) == ("spike", preset):
             usual = SpikeConfig.parse(usual_settings(run)["model_settings"])
             settings = SpikeConfig.parse(run.config["model_settings"])
             changed = ablation.changes(settings, usual)

@@ -146,7 +146,9 @@ def _unchanged(runs: Sequence[Run], model: str, preset: str, parts: Sequence[str
 
 
 def full_model(runs: Sequence[Run], model: str = "spike") -> tuple[list[Run], list[Run]]:
-    """Part the runs of a model into those of its tuned form, or else its recommended preset, and its ablations.
+    """Part the runs of a model into those of its best form and its ablations.
+
+    The best form is the tuned one, else SPiKE with profiles of a language model, else the recommended preset.
 
     Ablations share preset and training settings with the full model; where there are several such settings, those with
     the most ablations are taken.
@@ -156,7 +158,7 @@ def full_model(runs: Sequence[Run], model: str = "spike") -> tuple[list[Run], li
     DataError
         If the full model was not run.
     """
-    for preset in (TUNED, "recommended"):
+    for preset in (TUNED, "llm_profiles", "recommended"):
         unchanged = _unchanged(runs, model, preset)
         groups: dict[str, tuple[list[Run], list[Run]]] = {}
         for run in runs:

@@ -64,7 +64,7 @@ def report(dataset: str, runs: Sequence[Run], activity: pd.Series, reference: st
         f"Test split; differences to {labels[0]}": _models([*main, *usual], groups, labels[0]),
         f"Differences to {find_model(reference).title} as its preset says": _against(main, usual, groups),
         "NDCG@20 by train interactions of the user": _groups(main, groups),
-        "Profiles of SPiKE as its preset says": _profiles(runs),
+        "Profiles of SPiKE, as its preset for them says": _profiles(runs),
         "Ablations": _ablations(runs, reference),
         "Searches": _searches(dataset),
         "Code": _code(runs),
@@ -155,7 +155,7 @@ def _groups(main: Sequence[Run], groups: pd.Series) -> str:
 
 def _profiles(runs: Sequence[Run]) -> str:
     """Profile sets and weights of the matching loss; one set with one weight is in the other tables already."""
-    frame = profiles_frame(runs)
+    frame = profiles_frame(runs, "llm_profiles")
     if len(frame) < 3:
         return ""
     return markdown_table(

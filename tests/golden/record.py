@@ -38,8 +38,12 @@ def record_models() -> int:
     if refused:
         sys.stderr.write(f"nothing was written: raise `version` first, numbers changed: {', '.join(refused)}\n")
         return 1
-    lines = ",\n".join(f"{json.dumps(model)}: {json.dumps(entry)}" for model, entry in after.items())
-    numbers.FILE.write_text(f"{{\n{lines}\n}}\n", encoding="utf-8")
+    entries = []
+    for model, entry in after.items():
+        presets = ",\n".join(f"    {json.dumps(name)}: {json.dumps(found)}" for name, found in entry["presets"].items())
+        head = f'  {json.dumps(model)}: {{"versions": {json.dumps(entry["versions"])}, "presets": {{'
+        entries.append(f"{head}\n{presets}\n  }}}}")
+    numbers.FILE.write_text("{\n" + ",\n".join(entries) + "\n}\n", encoding="utf-8")
     return 0
 
 

@@ -26,7 +26,7 @@ CLAUDE = shipped.ROOT / "ml-100k" / "claude"
 LEFT_OUT = {"director:Director 3": "two people share this name"}
 
 
-def packed(data: Dataset, root: Path, **changes: str) -> pd.DataFrame:
+def packed(data: Dataset, root: Path, **changes: object) -> pd.DataFrame:
     """Ship a set ``told`` with the tiny world; returns its texts."""
     tables = zip(SUBJECTS, (data.items, data.entities.iloc[len(data.items) :], data.users), strict=True)
     rows = [
@@ -246,7 +246,8 @@ def test_a_sample_of_the_shipped_vectors_is_what_the_encoder_gives(tmp_path: Pat
 
 
 def test_the_usual_set_is_the_shipped_one_where_its_parts_are_there(data: Dataset, tmp_path: Path) -> None:
-    packed(data, tmp_path / "shipped", usual="template+told")
+    usual = {"profiles": "template+told", "preset": "llm_profiles"}
+    packed(data, tmp_path / "shipped", usual=usual)
     shipped.read_shipped.cache_clear()
-    assert sk.usual_profiles(data) == "template"
-    assert sk.usual_profiles(sk.load(data.path)) == "template+told"
+    assert sk.usual_profiles(data) == {"profiles": "template", "preset": "recommended"}
+    assert sk.usual_profiles(sk.load(data.path)) == usual

@@ -207,7 +207,7 @@ def test_profile_sets_and_weights_are_compared_with_the_model_that_sees_no_text(
     heavy = [changed(one, model_settings=settings | {"matching_weight": 9.0}, profiles="told") for one in spike]
     without = [changed(one, model_settings=blind, training_settings=usual) for one in runs["without matching"]]
     other = changed(spike[0], model_settings=settings | {"rho": 3.0})
-    frame = profiles_frame([*heavy[:1], *spike, *without, other, *runs["low rho"], *runs["lightgcn"]])
+    frame = profiles_frame([*heavy[:1], *spike, *without, other, *runs["low rho"], *runs["lightgcn"]], "recommended")
     assert frame["profiles"].tolist() == ["none", "template", "told"]
     assert frame["matching weight"].tolist()[1:] == [settings["matching_weight"], 9.0]
     assert frame["seeds"].tolist() == [2, 2, 1]
@@ -215,4 +215,4 @@ def test_profile_sets_and_weights_are_compared_with_the_model_that_sees_no_text(
     assert frame["difference"][1] == pytest.approx(expected["difference"])
     assert np.isnan(frame["difference"][0])
     assert frame["valid"][0] == pytest.approx(np.mean([one.valid["ndcg@20"] for one in without]))
-    assert profiles_frame(spike).empty
+    assert profiles_frame(spike, "recommended").empty
