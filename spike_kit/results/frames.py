@@ -409,7 +409,7 @@ def map_frame(data: Dataset, runs: Sequence[Run]) -> pd.DataFrame:
     with torch.no_grad():
         final = torch.cat(model.node_embeddings())
     panels = {
-        f"Profile text ({run.config['encoder']})": torch.cat([vectors.user, vectors.entity]),
+        f"Profile text ({run.config['profiles']}, {run.config['encoder']})": torch.cat([vectors.user, vectors.entity]),
         "Final embeddings (SPiKE)": final,
     }
     kinds = ["user"] * len(data.users) + data.entities["kind"].tolist()
