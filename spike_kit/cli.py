@@ -242,6 +242,7 @@ def import_profiles(
         Take texts that fit these ids no better than others, with a warning.
     """
     from spike_kit.profiles.imported import import_profiles
+    from spike_kit.profiles.shipped import told_of
 
     data = sk.Dataset.open(dataset)
     given = {"item": items, "auxiliary": auxiliary, "user": users}
@@ -249,6 +250,7 @@ def import_profiles(
     files, ids = ({subject: file for subject, file in each.items() if file} for each in (given, maps))
     print(paths.shown(import_profiles(data, profiles, files, ids, fill, insist)))
     print("imported: " + ", ".join(f"{n} {name}" for name, n in data.provenance(profiles)["imported"].items()))
+    print("\n".join(told_of(data, profiles)))
     if users:
         print("user profiles are flagged as possibly leaky: report no gain from them")
 

@@ -54,7 +54,7 @@ ERRORS = {
     "bench": "python -m benchmarks.train",
     "trian": "no command named 'trian'",
     "train --model spkie": "no model named 'spkie'",
-    "train --preset best": "known: recommended, released_code",
+    "train --preset best": "known: recommended, llm_profiles, released_code",
     "train --dataset book --model spike": "no data-set folder for data set 'book'",
     "evaluate world": "spike-kit train --dataset world",
     "encode world --encoder no/such-encoder --device cpu": "could not be loaded",
@@ -196,8 +196,8 @@ def test_profiles_and_vectors_of_others_are_taken_in(
         texts = {key: f"Theirs: {label}." for key, label in zip(table["source_id"], table["label"], strict=True)}
         (tmp_path / f"{name}.json").write_text(json.dumps(texts), encoding="utf-8")
     texts = [f"--{name}={tmp_path / name}.json" for name in ("items", "users")]
-    assert main(["import-profiles", "world", "--profiles", "theirs", *texts]) == 1
-    assert "no file leaves 20 of 20 auxiliary profiles open" in output(capsys)
+    assert main(["import-profiles", "world", "--profiles", "theirs", *texts]) == 0
+    assert "theirs leaves out 20 auxiliary profiles: no file was given." in output(capsys)
     assert main(["import-profiles", "world", "--profiles", "theirs", *texts, "--fill", "template"]) == 0
     text = capsys.readouterr().out
     assert all(word in text for word in ("theirs.parquet", "imported: 48 item, 0 auxiliary, 56 user", "possibly leaky"))

@@ -45,7 +45,7 @@ def test_a_second_demo_trains_nothing(data: Dataset, monkeypatch: pytest.MonkeyP
     monkeypatch.setattr(api, "DEMO_MODELS", ("popularity", "bprmf"))
     first = api.demo("world", seeds=2, epochs=2, notebooks=False, device="cpu")
     runs = sorted(paths.runs_root().iterdir())
-    assert len(runs) == 3
+    assert len(runs) == 3 + 4
     monkeypatch.setattr("spike_kit.experiments.run.train", lambda *_: pytest.fail("trained twice"))
     second = api.demo("world", seeds=2, epochs=2, notebooks=False, device="cpu")
     for text in (first, second):
@@ -65,7 +65,7 @@ def test_figures_show_what_the_archive_keeps(
     text = api.demo("world", epochs=1, notebooks=False, device="cpu")
     assert "Item-kNN" not in text
     models = pd.read_csv(home / "figures" / "results-world.csv")["model"]
-    assert set(models) == {"Popularity", "Item-kNN"}
+    assert set(models) == {"Popularity", "Item-kNN", "SPiKE epochs=1"}
 
 
 def test_an_existing_data_set_is_never_rebuilt_and_an_unknown_one_is_an_error(

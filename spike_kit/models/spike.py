@@ -133,7 +133,7 @@ class Spike(KgEncoder[SpikeConfig]):
 
     def _add_text(self, generator: torch.Generator) -> None:
         config, graph, vectors = self.config, self.graph, self.profile_vectors()
-        told = vectors.has_text() if vectors.widths else torch.ones(graph.n_nodes, dtype=torch.bool)
+        told = vectors.has_text().cpu() if vectors.widths else None
         if config.text_components:
             centre, loadings = self._of_profiled(vectors).whitening(config.text_components)
             self.register_buffer("text_centre", centre.to(graph.device))
@@ -147,7 +147,8 @@ class Spike(KgEncoder[SpikeConfig]):
         switches = (config.user_profiles, config.item_profiles, config.auxiliary_profiles)
         ranges = [torch.arange(*ends) for ends, profiled in zip(pairwise(bounds), switches, strict=True) if profiled]
         nodes = torch.cat(ranges)
-        nodes = nodes[told.cpu().index_select(0, nodes)]
+        if told is not None:
+            nodes = nodes[told.index_select(0, nodes)]
         self._all_profiled = nodes.numel() == graph.n_nodes
         self.profiled_nodes = nodes.to(self.device)
         profiled = torch.zeros(graph.n_nodes, dtype=torch.bool, device=self.device)
