@@ -37,7 +37,7 @@ def test_the_overview_is_that_of_the_archive() -> None:
 
 def test_numbers_of_the_findings_stand_in_the_tables() -> None:
     text = (DOCS / "results.md").read_text(encoding="utf-8")
-    assert len(text.splitlines()) <= 140
+    assert len(text.splitlines()) <= 145
     for link in re.findall(r"\]\(((?:study|history)/[^)#]+)", text):
         assert (DOCS / link).exists(), link
     parts = re.split(r"^## ", text, flags=re.MULTILINE)
