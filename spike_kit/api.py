@@ -437,7 +437,8 @@ def demo(
     finished += train("spike", data, **how, **WITHOUT_TEXT)
     finished += train("spike", data, **how)
     if (usual := usual_profiles(data))["profiles"] != TEMPLATE:
-        finished += train("spike", data, **how, **usual)
+        how |= usual
+        finished += train("spike", data, **how)
     drawn = gallery.export(data)
     executed = []
     if notebooks:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
@@ -46,7 +46,7 @@ class ProfileVectors:
 
     user: Tensor
     entity: Tensor
-    widths: tuple[int, ...] = ()
+    widths: tuple[int, ...] = field(default=(), kw_only=True)
 
     @property
     def dim(self) -> int:
@@ -64,7 +64,7 @@ class ProfileVectors:
             return parts[0]
         widths = tuple(width for part in parts for width in part.widths or (part.dim,))
         user, entity = (torch.cat([getattr(part, name) for part in parts], dim=1) for name in ("user", "entity"))
-        return cls(user, entity, widths)
+        return cls(user, entity, widths=widths)
 
     def has_text(self) -> Tensor:
         """Whether each user, then each entity, has a text in any part, ``[U + E]`` bool."""
@@ -97,7 +97,7 @@ class ProfileVectors:
             return torch.cat([_told(part.to(kind) - centre, part, self.widths) @ loadings for part in parts])
 
         widths = (loadings.shape[1],) if self.widths else ()
-        return ProfileVectors(scores(self.user), scores(self.entity), widths)
+        return ProfileVectors(scores(self.user), scores(self.entity), widths=widths)
 
     def check(self, n_users: int, n_entities: int, where: str, hint: str = _AGAIN) -> None:
         """Check shapes and values; ``where`` they come from and what to do (``hint``) stand in the error.
@@ -141,7 +141,7 @@ class ProfileVectors:
                 user, entity = file.get_tensor("user"), file.get_tensor("entity")
         except (SafetensorError, OSError) as error:
             raise DataError(f"{path} is not a readable safetensors file: {error}", _AGAIN) from error
-        return cls(user, entity, (user.shape[-1],) if LEFT_OUT in cls.metadata(path) else ())
+        return cls(user, entity, widths=(user.shape[-1],) if LEFT_OUT in cls.metadata(path) else ())
 
     @staticmethod
     def metadata(path: Path) -> dict[str, str]:
