@@ -19,7 +19,7 @@ from spike_kit.experiments.run import Run
 from spike_kit.figures.charts import OTHER, Colouring, embedding_maps
 from spike_kit.views.graph_view import explainer_of
 from spike_kit.views.safe import html_table, html_text, printed, shown, wrapped
-from spike_kit.views.tables import Nodes
+from spike_kit.views.tables import Nodes, origin
 from spike_kit.views.widgets import LAYOUT, TYPED, Panel, write
 
 if TYPE_CHECKING:
@@ -262,7 +262,8 @@ class EmbeddingMap:
         def tell(hint: str = _HINT) -> None:
             n, table = len(self.selected or self.found), self.table.head(MOST_ROWS)
             rest = f"{MOST_ROWS} of {n} shown" if n > MOST_ROWS else ""
-            panel["results"].value = html_table(table) + html_text(rest) if n else html_text(hint)
+            shown_rows = html_table(table) + html_text(rest) + origin(self.data, self.profiles)
+            panel["results"].value = shown_rows if n else html_text(hint)
 
         for trace in chart.data[:n_maps]:
             trace.on_click(select)

@@ -19,7 +19,7 @@ from spike_kit.models.spike_explainer import PARTS, Removal, SpikeExplainer, wha
 from spike_kit.views.graph_view import GraphView, explainer_of
 from spike_kit.views.profile_browser import Profiles, marked
 from spike_kit.views.safe import html_rows, html_table, html_text, printed
-from spike_kit.views.tables import Nodes
+from spike_kit.views.tables import Nodes, origin
 from spike_kit.views.widgets import Panel, Split, write
 
 if TYPE_CHECKING:
@@ -178,7 +178,9 @@ class Explanation:
         texts, shared = self._profiles.texts, self.shared(item)
         both = [marked(texts.get(who, ""), shared) for who in (("user", self.user), ("item", item))]
         note = "" if shared else html_text("the two profiles share no name and no telling word")
-        return html_rows(("profile of the user", "profile of the item"), [both]) + note
+        return (
+            html_rows(("profile of the user", "profile of the item"), [both]) + note + origin(self.data, self.profiles)
+        )
 
     def removals(self, item: int) -> list[Removal]:
         """What may be taken out to see what happens to an item.

@@ -13,7 +13,9 @@ from torch import Tensor
 from spike_kit.base.errors import DataError
 from spike_kit.base.seeds import numpy_generator
 from spike_kit.data.dataset import Dataset, texts_by_subject
+from spike_kit.profiles.shipped import told_of
 from spike_kit.profiles.template import fill
+from spike_kit.views.safe import html_text
 
 
 class Nodes:
@@ -187,6 +189,12 @@ def profile_of(data: Dataset, subject: str, number: int, name: str = "template")
     if not text:
         raise DataError(f"{data.name} has no {subject} {number}")
     return text
+
+
+def origin(data: Dataset, profiles: str) -> str:
+    """Who wrote the profiles of a set, as HTML; empty where it does not say."""
+    told = " ".join(told_of(data, profiles)[:1])
+    return f"<small>{html_text(told)}</small>" if told else ""
 
 
 def absence(data: Dataset, name: str, subject: str, number: int) -> str:

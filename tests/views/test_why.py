@@ -14,6 +14,7 @@ from spike_kit.models.spike import Spike, SpikeConfig
 from spike_kit.models.spike_explainer import Removal, SpikeExplainer
 from spike_kit.views.explanation import By, Explanation
 from spike_kit.views.profile_browser import MARK
+from spike_kit.views.tables import origin
 from tests.views.conftest import harmless, written
 from tests.world import World
 
@@ -127,3 +128,10 @@ def test_an_export_holds_the_parts_that_are_drawn(spike_run: Run, tmp_path: Path
     view.by = "layer"
     pd.testing.assert_frame_equal(written(view, tmp_path), view.table, atol=1e-5, check_dtype=False)
     assert len(list(tmp_path.glob("a/why-world-user-3-layer-*.csv"))) == 1
+
+
+def test_who_wrote_the_profiles_stands_below_them(data: Dataset) -> None:
+    profiles = data.profiles()
+    data.write_profiles("told", profiles, {"about": ["Written by <b>nobody</b>.", "In vain."]})
+    assert origin(data, "told+template") == "<small>Written by &lt;b&gt;nobody&lt;/b&gt;.</small>"
+    assert origin(data, "template") == ""
