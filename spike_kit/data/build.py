@@ -60,7 +60,7 @@ def build(
     settings
         Settings of the build; default: those of the recipe.
     name
-        Name of the data-set folder; default: that of the recipe.
+        Name of the data-set folder; default: that of the recipe, with its task unless that is known items.
     raw
         Folder of the raw files; default: ``data/raw/<recipe>``, or there under another name the recipe knows. One
         that the authors of SPiKE release is loaded as such.
@@ -85,7 +85,8 @@ def build(
         logger.info("%s is a folder that the authors of SPiKE release; it is loaded as it is", paths.shown(folder))
         recipe = find_recipe(spike_release.NAME)
         settings = recipe.settings.replace(**settings.model_dump(include={"valid", "seed", "max_users", "on_error"}))
-    target = paths.new_dataset_path(name or recipe_name)
+    usual = recipe_name if settings.task == "known" else f"{recipe_name}-{settings.task}"
+    target = paths.new_dataset_path(name or usual)
     check_replaceable(target, overwrite)
     with workspace(settings.on_error) as work:
         SOURCES[recipe.source].parse(folder, settings, work)
@@ -95,7 +96,7 @@ def build(
             target.name,
             tables,
             sources=tuple(work.sources.values()),
-            build={"source": recipe.source, **settings.model_dump(mode="json")},
+            build={"source": recipe.source, **settings.recorded()},
             funnel=work.funnel,
             notes=[note.replace(f"{folder}{os.sep}", "") for note in work.notes],
             reviews=cleaned_reviews(work, settings),

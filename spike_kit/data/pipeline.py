@@ -12,7 +12,7 @@ from spike_kit.base.errors import DataError, some
 from spike_kit.base.seeds import numpy_generator
 from spike_kit.data.raw import literal
 from spike_kit.data.recipes import UNFILTERED, BuildConfig
-from spike_kit.data.splits import split_interactions
+from spike_kit.data.splits import keep_few, set_new_items, split_interactions
 from spike_kit.data.tables import SPLITS, Tables
 from spike_kit.data.text import clean, cut, mostly_not_latin, plain, without_markup
 from spike_kit.data.workspace import Workspace
@@ -289,8 +289,28 @@ def _number_and_split(work: Workspace, config: BuildConfig) -> Done:
            FROM n JOIN u_new ON u_new.old = n."user" JOIN node_new ON node_new.old = n.item"""
     )
     split_interactions(db, config.split, config.valid, config.test, config.seed)
-    sizes = dict(db.execute("SELECT split, count(*) FROM final GROUP BY split").fetchall())
-    return f"ids and split: {config.split}", {f"interactions_{name}": sizes.get(name, 0) for name in SPLITS}
+    return f"ids and split: {config.split}", _sizes(work)
+
+
+def _sizes(work: Workspace) -> dict[str, int]:
+    """Interactions of each split."""
+    sizes = dict(work.db.execute("SELECT split, count(*) FROM final GROUP BY split").fetchall())
+    return {f"interactions_{name}": sizes.get(name, 0) for name in SPLITS}
+
+
+def _task(work: Workspace, config: BuildConfig) -> Done:
+    """Take interactions out of train where the task is not that of known items."""
+    if config.task == "known":
+        return None
+    before, extra = work.count("final"), {}
+    if config.task == "few-interactions":
+        keep_few(work.db, config.at_most, config.seed)
+    else:
+        n_items = work.value("SELECT count(*) FROM node_new JOIN node ON node.id = old WHERE is_item")
+        set_new_items(work.db, n_items, config.new_share, config.new_for, config.seed)
+        counts = dict(work.db.execute("SELECT new_split, count(*) FROM new_items GROUP BY 1").fetchall())
+        extra = {f"new_items_{name}": counts.get(name, 0) for name in ("valid", "test")}
+    return f"task: {config.task}", {**_sizes(work), **extra, "interactions_left_out": before - work.count("final")}
 
 
 STEPS = (
@@ -303,6 +323,7 @@ STEPS = (
     _k_core,
     _entities,
     _number_and_split,
+    _task,
 )
 """The pipeline, in order: each changes the tables of the workspace and says what was done."""
 

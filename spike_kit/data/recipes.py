@@ -10,7 +10,7 @@ from pydantic import Field
 from spike_kit.base.config import Config
 from spike_kit.data.dataset import Dataset
 from spike_kit.data.fetch import Wheel
-from spike_kit.data.splits import Split
+from spike_kit.data.splits import NewFor, Split, Task
 from spike_kit.data.text import MAX_REVIEW_CHARACTERS
 from spike_kit.data.workspace import OnError, Workspace
 
@@ -44,7 +44,15 @@ class BuildConfig(Config):
     test: float = Field(default=0.1, ge=0, lt=1)
     """Share of interactions held out for the test (per user; of all for split time)."""
     seed: int = 0
-    """Seed of the split and of the choice of users."""
+    """Seed of the split, of the choice of users, and of the task."""
+    task: Task = "known"
+    """What is asked: known items; new-items, a share of which nobody has in train; few-interactions of each user."""
+    new_share: float = Field(default=0.15, gt=0, lt=1)
+    """Share of the items that have no train interaction (task new-items)."""
+    new_for: NewFor = "both"
+    """For which split the new items are: half of them for each of valid and test, or all for valid (task new-items)."""
+    at_most: int = Field(default=5, ge=1)
+    """Most train interactions that a user keeps, drawn at random (task few-interactions)."""
     reviews: bool = True
     """Keep the reviews of the interactions, where the source has them."""
     max_review_characters: int = Field(default=MAX_REVIEW_CHARACTERS, ge=10)
@@ -52,6 +60,14 @@ class BuildConfig(Config):
     on_error: OnError = "stop"
     """What a bad row of a raw file does: stop the build with its file and line, or be skipped and counted."""
 
+    def recorded(self) -> dict[str, Any]:
+        """Settings as a manifest holds them: of the task only those that it has."""
+        of_tasks = {name for names in TASK_SETTINGS.values() for name in names}
+        return self.model_dump(mode="json", exclude=of_tasks.difference(TASK_SETTINGS[self.task]))
+
+
+TASK_SETTINGS = {"known": (), "new-items": ("task", "new_share", "new_for"), "few-interactions": ("task", "at_most")}
+"""Settings of each task that a manifest records; a data set of known items has none, as before there were tasks."""
 
 UNFILTERED: dict[str, Any] = {
     "min_rating": None,

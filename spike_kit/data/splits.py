@@ -9,6 +9,8 @@ from spike_kit.base.errors import ConfigError, DataError
 from spike_kit.base.seeds import numpy_generator
 
 Split = Literal["random", "leave_one_out", "time", "given"]
+Task = Literal["known", "new-items", "few-interactions"]
+NewFor = Literal["both", "valid"]
 
 _ONE = 1e-12
 """Share that holds out one interaction of every user with at least three."""
@@ -104,3 +106,60 @@ def _by_time(db: duckdb.DuckDBPyConnection, valid: float, test: float) -> None:
                   rating, "timestamp", review FROM unsplit, since""",
         {"valid": valid, "test": test},
     )
+
+
+def set_new_items(db: duckdb.DuckDBPyConnection, n_items: int, share: float, new_for: NewFor, seed: int) -> None:
+    """Take all train interactions of some items out of the table ``final``: nobody has met these new items in train.
+
+    New items of valid are others than those of test. All pairs of a new item become part of its split; with
+    ``new_for`` valid those of the test split stay where they are. Pairs of users without any other train interaction
+    go, pairs of known items stay in their split.
+
+    Parameters
+    ----------
+    db
+        Its table ``final`` has user, item, split, rating, timestamp, review.
+    n_items
+        Number of items, with ids 0..n_items-1.
+    share
+        Share of the items that become new; half of them for each split, with ``new_for`` valid all for valid.
+    new_for, seed
+        For which split, and seed of the draw.
+
+    Raises
+    ------
+    DataError
+        If there would be no new item in a split.
+    """
+    chosen = numpy_generator(seed, "new items").permutation(n_items)[: int(share * n_items)]
+    n_valid = len(chosen) if new_for == "valid" else (len(chosen) + 1) // 2
+    if not n_valid or (new_for == "both" and n_valid == len(chosen)):
+        raise DataError(
+            f"a share of {share} of {n_items} items is too small for new items", "choose a larger new_share"
+        )
+    of_split = ["valid"] * n_valid + ["test"] * (len(chosen) - n_valid)
+    db.register("chosen", pd.DataFrame({"item": chosen, "new_split": of_split}))
+    kept = "" if new_for == "both" else "AND final.split <> 'test'"
+    db.execute("CREATE TABLE new_items AS SELECT * FROM chosen")
+    db.unregister("chosen")
+    db.execute(
+        f"""UPDATE final SET split = new_split FROM new_items WHERE final.item = new_items.item {kept};
+            DELETE FROM final WHERE item IN (SELECT item FROM new_items)
+                AND "user" NOT IN (SELECT "user" FROM final WHERE split = 'train')"""
+    )
+
+
+def keep_few(db: duckdb.DuckDBPyConnection, at_most: int, seed: int) -> None:
+    """Keep at most so many train interactions of each user in the table ``final``, drawn at random."""
+    n_rows = db.execute("SELECT count(*) FROM final WHERE split = 'train'").fetchall()[0][0]
+    draws = numpy_generator(seed, "few interactions").random(n_rows)
+    db.register("draws", pd.DataFrame({"draw": draws}).reset_index())
+    db.execute(
+        f"""DELETE FROM final WHERE split = 'train' AND ("user", item) IN (
+              SELECT ("user", item) FROM (
+                SELECT "user", item, row_number() OVER (PARTITION BY "user" ORDER BY draw, item) AS rank
+                FROM (SELECT "user", item, row_number() OVER (ORDER BY "user", item) - 1 AS "index"
+                      FROM final WHERE split = 'train') JOIN draws USING ("index"))
+              WHERE rank > {at_most})"""
+    )
+    db.unregister("draws")

@@ -23,20 +23,28 @@ CANARY = "zzcanaryzz"
 FACTS: dict[str, Any] = {"sources": (), "build": {}, "funnel": ()}
 
 
-@pytest.fixture(scope="module")
-def planted(tmp_path_factory: pytest.TempPathFactory) -> Dataset:
-    """A data set from reviews in which every text of valid and test holds the marker."""
+TASKS = {
+    "known": AmazonConfig(),
+    "new-items": AmazonConfig(task="new-items", new_share=0.4),
+    "few-interactions": AmazonConfig(task="few-interactions", at_most=2),
+}
+
+
+@pytest.fixture(scope="module", params=TASKS)
+def planted(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Dataset:
+    """A data set from reviews in which every text that is not in train holds the marker."""
+    config = TASKS[request.param]
     with at_home(tmp_path_factory.mktemp("planted")) as home:
         folder = write_release(home / "raw", "2018")
-        first = build("amazon", AmazonConfig(), name="first", raw=folder)
-        held_out = interactions_of(first, "valid", "test")
+        first = build("amazon", config, name="first", raw=folder)
+        in_train = interactions_of(first, "train")
         rows = reviews_2018()
         for row in rows:
-            if (int(row["reviewerID"][1:]), int(row["asin"][1:])) in held_out:
+            if (int(row["reviewerID"][1:]), int(row["asin"][1:])) not in in_train:
                 row["reviewText"] += f" {CANARY}"
                 row["summary"] = CANARY
         write_lines(folder / "Books_5.json.gz", map(json.dumps, rows))
-        data = build("amazon", AmazonConfig(), name="planted", raw=folder)
+        data = build("amazon", config, name="planted", raw=folder)
     assert data.interactions.equals(first.interactions)
     return data
 
@@ -44,7 +52,7 @@ def planted(tmp_path_factory: pytest.TempPathFactory) -> Dataset:
 def test_no_review_or_profile_holds_a_marker_or_lists_a_held_out_item(planted: Dataset) -> None:
     stored = pd.read_parquet(planted.path / "reviews.parquet")
     marked = stored["text"].str.contains(CANARY)
-    assert marked.sum() == len(planted.split("valid")) + len(planted.split("test")) == 16
+    assert marked.sum() == len(planted.split("valid")) + len(planted.split("test")) >= 16
     for by in ("user", "item"):
         texts = [text for _, found in longest_train_reviews(planted, by, 100) for text in found]
         assert len(texts) == len(planted.split("train"))
@@ -57,7 +65,7 @@ def test_no_review_or_profile_holds_a_marker_or_lists_a_held_out_item(planted: D
     assert not any(CANARY in text for text in prompts)
     users = profiles[profiles["subject"] == "user"].set_index("id")["text"]
     labels, rows = planted.items["label"], planted.interactions
-    assert users[0].count("Book ") == 4
+    assert users[0].count("Book ") == (planted.split("train")["user"] == 0).sum() > 1
     for user, item, split in zip(rows["user"], rows["item"], rows["split"], strict=True):
         assert (labels[item] in users[user]) == (split == "train")
 

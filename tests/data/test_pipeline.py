@@ -99,3 +99,12 @@ def test_no_character_of_a_path_means_anything(
     work.read(reader, "raw_items", {"item": Field("item"), "number": Field("number", "seconds")})
     assert work.frame("SELECT item, number FROM raw_items").to_dict("list") == rows.to_dict("list")
     assert work.origin("items", "b") == f"{file} {reader.unit} {3 if kind == 'csv' else 2}"
+
+
+def test_a_manifest_records_the_settings_of_its_task_alone() -> None:
+    recorded = {task: BuildConfig(task=task).recorded() for task in ("known", "new-items", "few-interactions")}
+    assert recorded["new-items"].items() >= {"task": "new-items", "new_share": 0.15, "new_for": "both"}.items()
+    assert recorded["few-interactions"].items() >= {"task": "few-interactions", "at_most": 5}.items()
+    assert not {"task", "new_share", "new_for", "at_most"} & set(recorded["known"])
+    assert "at_most" not in recorded["new-items"]
+    assert "new_share" not in recorded["few-interactions"]

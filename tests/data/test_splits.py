@@ -1,4 +1,5 @@
 import itertools
+from typing import Any
 
 import duckdb
 import numpy as np
@@ -9,7 +10,7 @@ from hypothesis import strategies as st
 
 from spike_kit.base.errors import ConfigError, DataError
 from spike_kit.base.seeds import numpy_generator
-from spike_kit.data.splits import Split, split_interactions
+from spike_kit.data.splits import NewFor, Split, keep_few, set_new_items, split_interactions
 
 PAIRS = st.dictionaries(st.tuples(st.integers(0, 5), st.integers(0, 7)), st.integers(0, 3), min_size=1, max_size=30)
 FEW = settings(max_examples=40)
@@ -116,3 +117,58 @@ def test_impossible_shares_are_an_error(shares: tuple[float, float]) -> None:
     for how in ("random", "time"):
         with pytest.raises(ConfigError, match="must be >= 0 and leave a part for training"):
             split(square(2), how, *shares)
+
+
+def tasked(rows: pd.DataFrame, task: Any, *settings: Any) -> pd.DataFrame:
+    """What a task leaves of split rows (user, item, split)."""
+    with duckdb.connect() as db:
+        db.register("rows", rows.sample(frac=1, random_state=1))
+        db.execute("CREATE TABLE final AS SELECT * FROM rows")
+        task(db, *settings)
+        return db.execute('SELECT * FROM final ORDER BY "user", item').df()
+
+
+@given(PAIRS, st.sampled_from(["both", "valid"]), st.integers(0, 50))
+@FEW
+def test_nobody_has_met_a_new_item_in_train_and_known_items_stay_where_they_were(
+    times: dict[tuple[int, int], int], new_for: NewFor, seed: int
+) -> None:
+    rows = frame(times)[["user", "item"]]
+    rows["split"] = split(frame(times), "random", 0.2, 0.2, seed)
+    found = tasked(rows, set_new_items, 8, 0.4, new_for, seed)
+    new = numpy_generator(seed, "new items").permutation(8)[:3]
+    of_split = {"valid": set(new[:2] if new_for == "both" else new), "test": set(new[2:] if new_for == "both" else ())}
+    before = rows.set_index(["user", "item"])["split"]
+    after = found.set_index(["user", "item"])["split"]
+    trained = set(found.loc[found["split"] == "train", "user"])
+    for user, item, was in rows.itertuples(index=False):
+        is_new = item in new
+        if is_new and user not in trained:
+            assert (user, item) not in after.index
+        elif not is_new or (new_for == "valid" and was == "test"):
+            assert after[user, item] == was
+        else:
+            assert after[user, item] == ("valid" if item in of_split["valid"] else "test")
+    assert len(after) <= len(before)
+
+
+def test_too_small_a_share_of_new_items_is_refused() -> None:
+    rows = square(4)[["user", "item"]].assign(split="train")
+    for share, new_for in ((0.1, "valid"), (0.25, "both")):
+        with pytest.raises(DataError, match="too small for new items"):
+            tasked(rows, set_new_items, 4, share, new_for, 0)
+
+
+@given(PAIRS, st.integers(1, 3), st.integers(0, 50))
+@FEW
+def test_few_interactions_are_some_of_those_in_train(
+    times: dict[tuple[int, int], int], at_most: int, seed: int
+) -> None:
+    rows = frame(times)[["user", "item"]]
+    rows["split"] = split(frame(times), "random", 0.2, 0.2, seed)
+    found = tasked(rows, keep_few, at_most, seed)
+    assert found.merge(rows, on=["user", "item", "split"]).shape[0] == len(found)
+    held_out = rows[rows["split"] != "train"].reset_index(drop=True)
+    assert found[found["split"] != "train"].reset_index(drop=True).equals(held_out)
+    sizes = rows[rows["split"] == "train"].groupby("user").size().clip(upper=at_most)
+    assert found[found["split"] == "train"].groupby("user").size().equals(sizes)
