@@ -46,7 +46,7 @@ def test_numbers_of_the_findings_stand_in_the_tables() -> None:
     shown = " ".join(file.read_text(encoding="utf-8") for file in pages)
     # Of validation alone, of text alone, and of the README.
     elsewhere = {".2308", ".2270", ".2292", ".2472", ".2537", ".2524", ".2523", ".2545", ".2516", ".2520"}
-    elsewhere |= {".0515", ".0409", ".0227"}
+    elsewhere |= {".0515", ".0409", ".0227", ".2511", ".2529"}
     numbers = set(re.findall(r"(?<![\d.])\.\d{4}\b", findings)) - elsewhere
     assert len(numbers) > 30
     assert not [number for number in numbers if f"0{number}" not in shown]
