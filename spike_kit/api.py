@@ -24,6 +24,7 @@ from spike_kit.evaluation import ranking
 from spike_kit.evaluation.signal import signal_table
 from spike_kit.experiments import run as experiment
 from spike_kit.experiments import search as searching
+from spike_kit.experiments.ablation import ABLATIONS
 from spike_kit.experiments.archive import known_runs
 from spike_kit.experiments.run import TUNED, Run, find_tuned
 from spike_kit.figures import gallery
@@ -47,9 +48,6 @@ logger = logging.getLogger(__name__)
 
 DEMO_MODELS = ("popularity", "bprmf", "lightgcn")
 """Models of the demo's results table; SPiKE follows without text, with templates, and with the usual profiles."""
-
-WITHOUT_TEXT: dict[str, Any] = {"inject": False, "remove": False, "matching": "off"}
-"""Settings of SPiKE with which it sees no text."""
 
 
 class Runs(list[Run]):
@@ -434,7 +432,7 @@ def demo(
     data, cap = load(data.path), {} if epochs is None else {"epochs": epochs}
     how: dict[str, Any] = {"seeds": seeds, "device": device, **cap}
     finished = train(DEMO_MODELS, data, **how)
-    finished += train("spike", data, **how, **WITHOUT_TEXT)
+    finished += train("spike", data, **how, **ABLATIONS["w/o any text"])
     finished += train("spike", data, **how)
     if (usual := usual_profiles(data))["profiles"] != TEMPLATE:
         how |= usual

@@ -75,7 +75,7 @@ def usual_profiles(data: Dataset) -> dict[str, str]:
     for folder in shipped_sets(data).values():
         usual: dict[str, str] = read_shipped(folder)[0].get("usual", {})
         if usual and set(parts_of(usual["profiles"])) <= {TEMPLATE, *data.profile_sets()}:
-            return usual
+            return dict(usual)
     return {"profiles": TEMPLATE, "preset": "recommended"}
 
 

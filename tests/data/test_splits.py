@@ -119,6 +119,11 @@ def test_impossible_shares_are_an_error(shares: tuple[float, float]) -> None:
             split(square(2), how, *shares)
 
 
+def split_at_random(times: dict[tuple[int, int], int], seed: int) -> pd.DataFrame:
+    """Interactions with a random split: user, item, split."""
+    return frame(times)[["user", "item"]].assign(split=split(frame(times), "random", 0.2, 0.2, seed))
+
+
 def tasked(rows: pd.DataFrame, task: Any, *settings: Any) -> pd.DataFrame:
     """What a task leaves of split rows (user, item, split)."""
     with duckdb.connect() as db:
@@ -133,8 +138,7 @@ def tasked(rows: pd.DataFrame, task: Any, *settings: Any) -> pd.DataFrame:
 def test_nobody_has_met_a_new_item_in_train_and_known_items_stay_where_they_were(
     times: dict[tuple[int, int], int], new_for: NewFor, seed: int
 ) -> None:
-    rows = frame(times)[["user", "item"]]
-    rows["split"] = split(frame(times), "random", 0.2, 0.2, seed)
+    rows = split_at_random(times, seed)
     found = tasked(rows, set_new_items, 8, 0.4, new_for, seed)
     new = numpy_generator(seed, "new items").permutation(8)[:3]
     of_split = {"valid": set(new[:2] if new_for == "both" else new), "test": set(new[2:] if new_for == "both" else ())}
@@ -164,8 +168,7 @@ def test_too_small_a_share_of_new_items_is_refused() -> None:
 def test_few_interactions_are_some_of_those_in_train(
     times: dict[tuple[int, int], int], at_most: int, seed: int
 ) -> None:
-    rows = frame(times)[["user", "item"]]
-    rows["split"] = split(frame(times), "random", 0.2, 0.2, seed)
+    rows = split_at_random(times, seed)
     found = tasked(rows, keep_few, at_most, seed)
     assert found.merge(rows, on=["user", "item", "split"]).shape[0] == len(found)
     held_out = rows[rows["split"] != "train"].reset_index(drop=True)
