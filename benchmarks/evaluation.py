@@ -77,6 +77,7 @@ def synthetic_task(users: int, items: int, seed: int = 0) -> tuple[FixedEmbeddin
         seen_item=seen.flatten(),
         relevant_key=(rows.unsqueeze(1) * items + relevant).flatten(),
         n_relevant=torch.full((users,), RELEVANT),
+        excluded=rows[:0],
         n_items=items,
         n_without_train=0,
     )

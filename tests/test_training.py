@@ -268,7 +268,7 @@ def graph_of(pairs: set[tuple[int, int]], n_users: int, n_items: int) -> Graph:
 
 @given(st.sets(st.tuples(st.integers(0, 4), st.integers(0, 5)), min_size=1, max_size=30), st.integers(0, 2**31))
 def test_a_negative_is_never_a_train_positive(pairs: set[tuple[int, int]], seed: int) -> None:
-    graph = graph_of(pairs, 5, 7)
+    graph = graph_of(pairs | {(5, 6)}, 6, 7)
     sampler = NegativeSampler(graph)
     users = torch.arange(5).repeat(40)
     negatives = sampler.sample(users, torch.Generator().manual_seed(seed))
@@ -278,7 +278,8 @@ def test_a_negative_is_never_a_train_positive(pairs: set[tuple[int, int]], seed:
 
 
 def test_negatives_are_uniform_over_unseen_items() -> None:
-    graph = graph_of({(0, 1), (0, 2), (0, 5), (1, 0)}, 2, 8)
+    others = {(1, item) for item in (0, 3, 4, 6, 7)}
+    graph = graph_of({(0, 1), (0, 2), (0, 5), *others}, 2, 8)
     draws = NegativeSampler(graph).sample(torch.zeros(50_000, dtype=torch.int64), torch.Generator().manual_seed(0))
     counts = torch.bincount(draws, minlength=8)
     assert counts[[1, 2, 5]].sum() == 0

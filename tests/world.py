@@ -6,7 +6,7 @@ item of the user's own group that is left, so any model that learns the groups m
 ranking cannot: every item has the same number of interactions, within one.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -53,6 +53,16 @@ def make_world(seed: int = 0) -> World:
             rows.append((user, int(item), split, 5.0, 1_000_000 + 100 * user + int(item)))
     tables = _tables(n_users, n_items, item_group, rows)
     return World(tables, Graph.from_tables(tables), _vectors(tables, user_group, item_group, seed), planted)
+
+
+def new_items_world(world: World) -> World:
+    """The world as a task of new items: the first item of each group is new in valid, the second in test."""
+    tables = world.tables
+    interactions, place = tables.interactions.copy(), tables.interactions["item"] % ITEMS_PER_GROUP
+    interactions.loc[place == 0, "split"] = "valid"
+    interactions.loc[place == 1, "split"] = "test"
+    tables = replace(tables, interactions=interactions)
+    return replace(world, tables=tables, graph=Graph.from_tables(tables))
 
 
 def _tables(n_users: int, n_items: int, item_group: np.ndarray, rows: list[tuple]) -> Tables:
@@ -108,11 +118,12 @@ def _vectors(tables: Tables, user_group: np.ndarray, item_group: np.ndarray, see
     return ProfileVectors(rows(user_group), rows(entity_group))
 
 
-def write_world(path: Path, seed: int = 0, tables: Tables | None = None) -> Dataset:
+def write_world(path: Path, seed: int = 0, tables: Tables | None = None, task: str = "known") -> Dataset:
     """Write the world, or these tables, as a data-set folder at ``path`` (without profiles)."""
     source = SourceFile(name="world.py", sha256="0" * 64, licence="MIT", origin="made by tests/world.py")
     written = tables or make_world(seed).tables
-    return create_dataset(path, path.name, written, sources=(source,), build={"groups": len(GROUPS)}, funnel=())
+    build = {"groups": len(GROUPS)} | ({} if task == "known" else {"task": task})
+    return create_dataset(path, path.name, written, sources=(source,), build=build, funnel=())
 
 
 def build(

@@ -39,6 +39,11 @@ class Config(BaseModel):
         return self.parse({**dict(self), **changes})
 
 
+def _is_usual(value: str) -> bool:
+    """Whether a setting that came later is as it was before it came: it has no part in the name of a run then."""
+    return value == "usual"
+
+
 class TrainingConfig(Config):
     """How a model is trained; the same loop and the same settings for every model."""
 
@@ -58,6 +63,9 @@ class TrainingConfig(Config):
     """Validations without a better NDCG@20 before training stops; 0 trains all epochs."""
     keep: Literal["best", "last"] = "best"
     """Weights that are kept: those of the best validation NDCG@20, or those of the last epoch."""
+    stop_on: Literal["usual", "valid", "valid_new", "valid_new_all"] = Field(default="usual", exclude_if=_is_usual)
+    """Validation that stops the training and chooses the weights (docs/datasets.md, "Tasks"): of all items, or of new
+    ones, among themselves or among all; usual: valid_new where the data set has new items and the model scores them."""
 
 
 def _explain(error: ValidationError, cls: type[BaseModel]) -> str:

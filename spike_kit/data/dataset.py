@@ -111,6 +111,11 @@ class Dataset:
         """Name of the data set."""
         return self.manifest.name
 
+    @property
+    def task(self) -> str:
+        """Task it was built for: ``known``, ``new-items`` or ``few-interactions`` (docs/datasets.md)."""
+        return str(self.manifest.build.get("task", "known"))
+
     @cached_property
     def tables(self) -> Tables:
         """All tables, checked (see `spike_kit.data.tables.SCHEMAS`).

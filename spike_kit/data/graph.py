@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from functools import cached_property
 
 import numpy as np
 import torch
@@ -27,6 +28,8 @@ class Graph:
         ``[n]`` int64, one entry per train interaction, sorted by user, then item.
     head, relation, tail
         ``[2 m]`` int64, every triple and its inverse, sorted by head (then relation, then tail).
+    trained_items
+        ``[k]`` int64, items with train interactions, ascending; the others are new to a model.
     """
 
     train_user: Tensor
@@ -34,6 +37,7 @@ class Graph:
     head: Tensor
     relation: Tensor
     tail: Tensor
+    trained_items: Tensor
     n_users: int
     n_items: int
     n_entities: int
@@ -54,6 +58,16 @@ class Graph:
         """Number of users and entities, U + E."""
         return self.n_users + self.n_entities
 
+    @cached_property
+    def known_items(self) -> Tensor:
+        """Column ``[I, 1]``: 1 for items with train interactions, 0 for those without."""
+        return torch.zeros(self.n_items, 1, device=self.device).index_fill(0, self.trained_items, 1.0)
+
+    @property
+    def has_new_items(self) -> bool:
+        """Whether an item has no train interaction."""
+        return self.trained_items.numel() < self.n_items
+
     @property
     def device(self) -> torch.device:
         """Device of all tensors."""
@@ -61,7 +75,7 @@ class Graph:
 
     def to(self, device: torch.device | str) -> Graph:
         """Copy on another device."""
-        tensors = ("train_user", "train_item", "head", "relation", "tail")
+        tensors = ("train_user", "train_item", "head", "relation", "tail", "trained_items")
         return replace(self, **{name: getattr(self, name).to(device) for name in tensors})
 
     @classmethod
@@ -80,7 +94,7 @@ class Graph:
         inverse = triples[:, [2, 1, 0]] + np.array([0, sizes["n_relations"], 0])
         train_user, train_item = _sorted_columns(interactions)
         head, relation, tail = _sorted_columns(np.concatenate([triples, inverse]))
-        return cls(train_user, train_item, head, relation, tail, **sizes)
+        return cls(train_user, train_item, head, relation, tail, train_item.unique(), **sizes)
 
 
 def _sorted_columns(rows: np.ndarray) -> list[Tensor]:

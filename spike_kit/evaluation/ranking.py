@@ -1,5 +1,7 @@
 """Full ranking: every item a user has not seen is a candidate, and every user counts the same.
 
+In a data set of new items there are two more tasks: the new items alone, among themselves and among all items.
+
 Metrics have binary relevance and are computed per user in float64, at any cut-off. Their definitions are those of
 ir-measures (and of RecBole where it has the metric): ``R@k``, ``nDCG@k``, ``P@k``, ``RR@k`` and ``Success@k``.
 """
@@ -143,8 +145,10 @@ class RankingTask:
         Sorted ``row * n_items + item`` of the relevant items.
     n_relevant
         ``[n]``: relevant items per user.
+    excluded
+        Items that are no candidates for anyone, ``[x]`` ascending.
     n_items
-        Number of items.
+        Number of items, candidates or not.
     n_without_train
         Users that are not ranked because they have no train interaction.
     """
@@ -154,6 +158,7 @@ class RankingTask:
     seen_item: Tensor
     relevant_key: Tensor
     n_relevant: Tensor
+    excluded: Tensor
     n_items: int
     n_without_train: int
 
@@ -172,10 +177,31 @@ class RankingTask:
             )
 
     @classmethod
-    def from_tables(cls, tables: Tables, split: str, device: torch.device | str = "cpu") -> RankingTask:
-        """Build the task of a split (``valid`` or ``test``)."""
+    def from_tables(
+        cls,
+        tables: Tables,
+        split: str,
+        device: torch.device | str = "cpu",
+        *,
+        relevant_items: np.ndarray | None = None,
+        candidates: np.ndarray | None = None,
+    ) -> RankingTask:
+        """Build the task of a split (``valid`` or ``test``).
+
+        Parameters
+        ----------
+        tables, split, device
+            Tables of the data set, name of the split, and where the tensors live.
+        relevant_items
+            Only these items count as relevant; none: every item of the split.
+        candidates
+            Only these items are ranked; none: all.
+        """
         interactions, n_users, n_items = tables.interactions, len(tables.users), len(tables.items)
         relevant = interactions[interactions["split"] == split]
+        if relevant_items is not None:
+            relevant = relevant[relevant["item"].isin(relevant_items)]
+        items = np.arange(n_items)
         seen = interactions[interactions["split"].isin(SEEN[split])]
         in_train = np.zeros(n_users, dtype=bool)
         in_train[interactions.loc[interactions["split"] == "train", "user"]] = True
@@ -196,9 +222,33 @@ class RankingTask:
             seen_item=tensor(seen_item),
             relevant_key=tensor(np.sort(relevant_row * n_items + relevant_item)),
             n_relevant=tensor(np.bincount(relevant_row, minlength=len(users))),
+            excluded=tensor(items[:0] if candidates is None else np.setdiff1d(items, candidates)),
             n_items=n_items,
             n_without_train=int((~in_train).sum()),
         )
+
+
+def new_items(tables: Tables, split: str) -> np.ndarray:
+    """Items of a split that nobody had met before: those of valid are not in train, those of test in neither."""
+    interactions = tables.interactions
+    met = interactions.loc[interactions["split"].isin(SEEN[split]), "item"]
+    return np.setdiff1d(interactions.loc[interactions["split"] == split, "item"], met)
+
+
+def ranking_tasks(data: Dataset, split: str, device: torch.device | str = "cpu") -> dict[str, RankingTask]:
+    """Build all tasks of a split, by the name that their results have in a run folder.
+
+    ``<split>`` ranks all items, and every item of the split is relevant. Where the task of the data set is new items,
+    the items relevant in ``<split>_new`` and ``<split>_new_all`` are those that are new in this split: ranked among
+    themselves, and among all items.
+    """
+    tables = data.tables
+    tasks = {split: RankingTask.from_tables(tables, split, device)}
+    new = new_items(tables, split)
+    if data.task == "new-items" and new.size:
+        tasks[f"{split}_new"] = RankingTask.from_tables(tables, split, device, relevant_items=new, candidates=new)
+        tasks[f"{split}_new_all"] = RankingTask.from_tables(tables, split, device, relevant_items=new)
+    return tasks
 
 
 def _rows(interactions: pd.DataFrame, row: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -288,6 +338,7 @@ def ranked(recommender: Recommender, task: RankingTask, k: int) -> Iterator[tupl
         flat = scores.view(-1)
         broken |= flat.index_select(0, seen).isnan().any()
         flat.index_fill_(0, seen, float("-inf"))
+        scores.index_fill_(1, task.excluded, float("-inf"))
         best, items = _top(scores, n_items, levels, k) if levels else scores.topk(k)
         broken |= best.isnan().any()
         yield best, items

@@ -18,6 +18,7 @@ from spike_kit.data.vectors import ProfileVectors
 from spike_kit.evaluation.ranking import RankingTask, evaluate
 from spike_kit.models.base import FixedEmbeddings, ModelConfig, Recommender
 from spike_kit.models.popularity import Popularity
+from spike_kit.models.text_knn import TextKnn, TextKnnConfig
 
 USER_PROFILE = "user profile"
 """Scorer: cosine of the user's profile vector and the item's."""
@@ -37,14 +38,6 @@ class RandomOrder(Recommender):
         """Random numbers ``[n, I]`` in [0, 1)."""
         streams = (torch_generator(self.seed, f"random order/{user}") for user in users.tolist())
         return torch.stack([torch.rand(self.graph.n_items, generator=stream) for stream in streams]).to(self.device)
-
-
-def train_items_scorer(vectors: ProfileVectors, graph: Graph) -> FixedEmbeddings:
-    """Recommender whose score is the cosine of an item and the mean of the user's train items (of unit vectors)."""
-    items = functional.normalize(vectors.entity[: graph.n_items])
-    sums = items.new_zeros(graph.n_users, items.shape[1])
-    sums.index_add_(0, graph.train_user, items.index_select(0, graph.train_item))
-    return FixedEmbeddings(functional.normalize(sums), items)
 
 
 def signal_table(
@@ -96,6 +89,6 @@ def _scorers(graph: Graph, vectors: Mapping[str, ProfileVectors]) -> Iterator[tu
         here = pair.to(graph.device)
         users, items = functional.normalize(here.user), functional.normalize(here.entity[: graph.n_items])
         yield name, USER_PROFILE, FixedEmbeddings(users, items)
-        yield name, TRAIN_ITEMS, train_items_scorer(here, graph)
+        yield name, TRAIN_ITEMS, TextKnn(TextKnnConfig(), graph, here).fixed()
     yield REFERENCE, "popularity", Popularity(ModelConfig(), graph)
     yield REFERENCE, "random", RandomOrder(graph)

@@ -9,7 +9,7 @@ import platform
 import shlex
 import subprocess
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from functools import cached_property
@@ -31,7 +31,16 @@ from spike_kit.base.seeds import torch_generator
 from spike_kit.data.dataset import Dataset
 from spike_kit.data.graph import GRAPH_VERSION, Graph
 from spike_kit.data.vectors import LEFT_OUT
-from spike_kit.evaluation.ranking import CUTOFFS, HEADLINE, PROTOCOL_VERSION, RankingTask, evaluate, recommendations
+from spike_kit.evaluation.groups import by_train_interactions
+from spike_kit.evaluation.ranking import (
+    CUTOFFS,
+    HEADLINE,
+    PROTOCOL_VERSION,
+    RankingTask,
+    evaluate,
+    ranking_tasks,
+    recommendations,
+)
 from spike_kit.models import MODELS, find_model, find_preset
 from spike_kit.models.base import ModelConfig, Preset, Recommender, TrainedConfig, TrainedRecommender
 from spike_kit.models.footprint import Footprint, footprint, gib, leaner_settings
@@ -222,6 +231,10 @@ class Run:
     def metrics(self) -> dict[str, Any]:
         """``valid`` and ``test`` metrics, ``best_epoch``, ``epochs``, ``seconds``, ``peak_gib``, users not ranked.
 
+        Where the task of the data set is new items, also ``valid_new``, ``valid_new_all`` and the same for test, if
+        the model scores new items (`spike_kit.evaluation.ranking.ranking_tasks`). Where it is not that of known items,
+        ``item_groups`` (`spike_kit.evaluation.groups.by_train_interactions`).
+
         ``peak_gib`` is the largest memory while training: of the whole process, or of tensors on a CUDA device.
         """
         return storage.read_json(self.path / METRICS)
@@ -266,12 +279,19 @@ class Run:
         """Best n items for a user, without those of train and validation, by name; and which of them test holds."""
         return recommendations(self.data, self.model, user, n)
 
+    def score_new(self, texts: Mapping[str, str], triples: Sequence[tuple[Any, ...]] = ()) -> pd.DataFrame:
+        """Rank users for an item that came after the training, see `spike_kit.experiments.unseen.score_new`."""
+        from spike_kit.experiments.unseen import score_new
+
+        return score_new(self, texts, triples)
+
     def summary(self) -> str:
         """Folder, metrics of both splits, and who could not be ranked, in a few lines."""
-        lines = [paths.shown(self.path)]
-        for split in ("valid", "test"):
+        lines, ranked = [paths.shown(self.path)], self.metrics["users_ranked"]
+        width = max(map(len, ranked))
+        for split, n_users in ranked.items():
             shown = "  ".join(f"{name} {self.metrics[split][name]:.4f}" for name in HEADLINE)
-            lines.append(f"{split:5}  {shown}  ({self.metrics['users_ranked'][split]} users)")
+            lines.append(f"{split:{width}}  {shown}  ({n_users} users)")
         if without := self.metrics["users_without_train"]:
             lines.append(f"not ranked, because they have no train interaction: {without} users")
         return "\n".join(lines)
@@ -326,7 +346,7 @@ def run(config: RunConfig, device: torch.device | str = "cpu", progress: bool = 
         if leaky := ", ".join(described.get("possibly_leaky", ())):
             warning = "profiles of %s may describe held-out interactions (%s): report no gain from them"
             logger.warning(warning, config.profiles, leaky)
-        tasks = {split: RankingTask.from_tables(data.tables, split, device) for split in ("valid", "test")}
+        tasks = tasks_of(data, find_model(config.model), ("valid", "test"), device)
         for task in tasks.values():
             task.check()
         started = time.perf_counter()
@@ -337,7 +357,8 @@ def run(config: RunConfig, device: torch.device | str = "cpu", progress: bool = 
 
         def write() -> None:
             """Evaluate, and put the run folder in the place of the training's state, all or nothing."""
-            evaluated = {split: evaluate(model, task, CUTOFFS) for split, task in tasks.items()}
+            fixed = model.fixed()
+            evaluated = {split: evaluate(fixed, task, CUTOFFS) for split, task in tasks.items()}
             metrics = {split: means for split, (means, _) in evaluated.items()} | {
                 "best_epoch": history.best_epoch,
                 "epochs": len(history.rows),
@@ -346,6 +367,10 @@ def run(config: RunConfig, device: torch.device | str = "cpu", progress: bool = 
                 "users_ranked": {split: task.users.numel() for split, task in tasks.items()},
                 "users_without_train": tasks["test"].n_without_train,
             }
+            if data.task != "known":
+                metrics["item_groups"] = {
+                    split: by_train_interactions(data, fixed, split) for split in ("valid", "test")
+                }
             around = environment(device) | {"resumed": history.resumed}
             tensors = {name: tensor.cpu().contiguous() for name, tensor in model.tensors().items()}
             per_user = pd.concat({split: table for split, (_, table) in evaluated.items()}, names=["split"])
@@ -376,8 +401,36 @@ def train(
     model = build_model(config, data, graph, to_train=True)
     if not isinstance(model, TrainedRecommender):
         return model, History()
-    training, validation = config.resolved()[1], RankingTask.from_tables(data.tables, "valid", device)
+    training = config.resolved()[1]
+    validation = validation_task(data, type(model), training, device)
     return model, fit(model, graph, validation, training, config.seed, progress, state=state)
+
+
+def tasks_of(
+    data: Dataset, model: type[Recommender], splits: Sequence[str], device: torch.device | str
+) -> dict[str, RankingTask]:
+    """Ranking tasks of some splits by name; those of new items only for a model that scores new items."""
+    every = {name: task for split in splits for name, task in ranking_tasks(data, split, device).items()}
+    return {name: task for name, task in every.items() if model.scores_new or name in splits}
+
+
+def validation_task(
+    data: Dataset, model: type[Recommender], training: TrainingConfig, device: torch.device | str
+) -> RankingTask:
+    """Task that stops a training and chooses weights and trials, see `TrainingConfig.stop_on`.
+
+    Raises
+    ------
+    ConfigError
+        If the data set has no such task, or the model cannot score new items.
+    """
+    tasks = tasks_of(data, model, ("valid",), device)
+    usual = "valid_new" if "valid_new" in tasks else "valid"
+    name = usual if training.stop_on == "usual" else training.stop_on
+    if name not in tasks:
+        why = "its items have all been met" if model.scores_new else f"{model.title} scores no new items"
+        raise ConfigError(f"{data.name} has no validation {name} to stop on: {why}", f"there is: {some(tasks)}")
+    return tasks[name]
 
 
 def build_model(config: RunConfig, data: Dataset, graph: Graph, to_train: bool = False) -> Recommender:

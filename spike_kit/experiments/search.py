@@ -17,8 +17,17 @@ from spike_kit.base.errors import ConfigError, TrainingError, require
 from spike_kit.base.seeds import stream_seed
 from spike_kit.data.dataset import Dataset
 from spike_kit.data.graph import Graph
-from spike_kit.evaluation.ranking import RankingTask, evaluate
-from spike_kit.experiments.run import RunConfig, Tuned, build_model, commit, data_version, declared_versions, describe
+from spike_kit.evaluation.ranking import evaluate
+from spike_kit.experiments.run import (
+    RunConfig,
+    Tuned,
+    build_model,
+    commit,
+    data_version,
+    declared_versions,
+    describe,
+    validation_task,
+)
 from spike_kit.models import find_model
 from spike_kit.models.base import TrainedRecommender
 from spike_kit.models.spaces import Range, Space
@@ -278,7 +287,7 @@ def _objective(
 ) -> Callable[[Any], float]:
     """What trains with a trial's choices; it gives the best validation NDCG@20."""
     graph = Graph.from_tables(data.tables).to(device)
-    validation = RankingTask.from_tables(data.tables, "valid", device)
+    validation = validation_task(data, find_model(config.model), config.resolved()[1], device)
     validation.check()
 
     def objective(trial: Any) -> float:

@@ -28,6 +28,11 @@ class ModelConfig(Config):
     """Settings of a model; a model without settings uses this class itself."""
 
 
+def _is_one(factor: float) -> bool:
+    """Whether a setting that came later is as it was before it came: it has no part in the name of a run then."""
+    return factor == 1
+
+
 class TrainedConfig(ModelConfig):
     """Settings that every trained model has, so that no model is denied a loss that another may use."""
 
@@ -39,6 +44,9 @@ class TrainedConfig(ModelConfig):
     """Temperature of cosine_softmax (ours, not in the paper; 0.2 was the best of 0.1, 0.15, 0.2 for LightGCN)."""
     l2: float = Field(default=1e-5, ge=0)
     """Coefficient of the L2 term on the rows of a batch (half the squares, divided by the batch size)."""
+    new_item_scale: float = Field(default=1.0, gt=0, exclude_if=_is_one)
+    """Factor on the scores of items without train interactions (ours). Above 1 they are recommended more often, at the
+    cost of known items; among themselves their order stays."""
 
 
 @dataclass(frozen=True)
@@ -71,6 +79,8 @@ class Recommender(ABC):
     """Version of the model's numbers: raised by whoever changes what it computes, so that its runs are made anew."""
     uses_text: ClassVar[bool] = False
     """Whether the model wants profile vectors."""
+    scores_new: ClassVar[bool] = False
+    """Whether its scores tell items without train interactions apart: by their facts, texts or neighbours."""
 
     def __init__(
         self,
@@ -113,6 +123,19 @@ class Recommender(ABC):
     def device(self) -> torch.device:
         """Device on which users must be given and scores are returned."""
         return self.graph.device
+
+    def profile_vectors(self) -> ProfileVectors:
+        """Profile vectors that the model was given.
+
+        Raises
+        ------
+        ConfigError
+            If there are none.
+        """
+        if self.vectors is None:
+            problem = f"{self.title} uses profiles, but no profile vectors were given"
+            raise ConfigError(problem, "encode them (spike-kit encode), or switch all profiles off where the model can")
+        return self.vectors
 
     def tensors(self) -> dict[str, Tensor]:
         """Tensors that a run folder stores to bring the model back."""
@@ -244,21 +267,10 @@ class TrainedRecommender(nn.Module, Recommender, Generic[TrainedConfigT]):
         vectors = self.profile_vectors()
         return vectors.user.to(self.device), vectors.entity[: self.graph.n_items].to(self.device)
 
-    def profile_vectors(self) -> ProfileVectors:
-        """Profile vectors that the model was given.
-
-        Raises
-        ------
-        ConfigError
-            If there are none.
-        """
-        if self.vectors is None:
-            problem = f"{self.title} uses profiles, but no profile vectors were given"
-            raise ConfigError(problem, "encode them (spike-kit encode), or switch all profiles off where the model can")
-        return self.vectors
-
     def recommendation_losses(self, users: Tensor, items: Tensor, batch: Batch, l2: float = 0.0) -> dict[str, Tensor]:
         """Recommendation term of a batch from final rows ``users [U, d]`` and ``items [I, d]``, and their L2 term.
+
+        Items without train interactions are never negatives.
 
         With a coefficient ``l2`` that covers the batch's users and positives, and its negatives where the loss looks
         at them.
@@ -272,7 +284,7 @@ class TrainedRecommender(nn.Module, Recommender, Generic[TrainedConfigT]):
             tables = users, items
             if config.loss == "cosine_softmax":
                 tables = normalized(users) / config.temperature, normalized(items)
-            terms = {config.loss: losses.softmax(*tables, batch.users, batch.positives)}
+            terms = {config.loss: losses.softmax(*tables, batch.users, batch.positives, self.graph.trained_items)}
         if l2:
             terms["l2"] = l2 * self.row_l2(batch, users, items)
         return terms
@@ -283,10 +295,29 @@ class TrainedRecommender(nn.Module, Recommender, Generic[TrainedConfigT]):
         return losses.counted_l2((users, batch.users), *((items, ids) for ids in chosen))
 
     def comparable(self, users: Tensor, items: Tensor) -> tuple[Tensor, Tensor]:
-        """Rows whose inner product is the score of the chosen loss (normalised for ``cosine_softmax``)."""
+        """Rows whose inner product is the score: normalised for ``cosine_softmax``, new items scaled."""
         if self.config.loss == "cosine_softmax":
-            return functional.normalize(users), functional.normalize(items)
-        return users, items
+            users, items = functional.normalize(users), functional.normalize(items)
+        return users, self.scaled(items)
+
+    def scaled(self, items: Tensor) -> Tensor:
+        """Rows or scores of all items ``[I, ...]``, those of new items times `TrainedConfig.new_item_scale`."""
+        scale, graph = self.config.new_item_scale, self.graph
+        if scale == 1 or not graph.has_new_items:
+            return items
+        factors = torch.full((graph.n_items, 1), scale, device=items.device).index_fill(0, graph.trained_items, 1.0)
+        return items * factors.view(-1, *(1 for _ in items.shape[1:]))
+
+
+def item_table(n_rows: int, dim: int, graph: Graph, generator: torch.Generator) -> nn.Parameter:
+    """Xavier table ``[n_rows, dim]`` that begins with the items; rows of those without train interactions are zero.
+
+    No recommendation loss changes such a row, because these items are no negatives: only the knowledge graph can.
+    """
+    table = xavier_table(n_rows, dim, generator, graph.device)
+    with torch.no_grad():
+        table[: graph.n_items] *= graph.known_items
+    return table
 
 
 class TableRecommender(TrainedRecommender[TrainedConfigT]):
@@ -295,7 +326,7 @@ class TableRecommender(TrainedRecommender[TrainedConfigT]):
     def build(self, generator: torch.Generator) -> None:
         """Draw both tables."""
         self.user_embedding = xavier_table(self.graph.n_users, self.config.dim, generator, self.device)
-        self.item_embedding = xavier_table(self.graph.n_items, self.config.dim, generator, self.device)
+        self.item_embedding = item_table(self.graph.n_items, self.config.dim, self.graph, generator)
 
 
 class EntityRecommender(TrainedRecommender[TrainedConfigT]):
@@ -309,7 +340,7 @@ class EntityRecommender(TrainedRecommender[TrainedConfigT]):
     def build(self, generator: torch.Generator) -> None:
         """Draw the three tables."""
         self.user_embedding = xavier_table(self.graph.n_users, self.config.dim, generator, self.device)
-        self.entity_embedding = xavier_table(self.graph.n_entities, self.config.dim, generator, self.device)
+        self.entity_embedding = item_table(self.graph.n_entities, self.config.dim, self.graph, generator)
         self.relation_embedding = xavier_table(*self.relation_shape, generator, self.device)
 
     @property

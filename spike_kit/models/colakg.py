@@ -60,6 +60,7 @@ class CoLaKg(PropagatedRecommender[CoLaKgConfig]):
     """
 
     title: ClassVar = "CoLaKG"
+    scores_new: ClassVar = True
     presets: ClassVar = {
         "recommended": Preset(CoLaKgConfig(), TrainingConfig(learning_rate=5e-3)),
         "reference": Preset(CoLaKgConfig(), TrainingConfig(epochs=2000, patience=0, keep="last")),

@@ -120,6 +120,7 @@ class DiffKg(RelationalGat[DiffKgConfig]):
     """
 
     title: ClassVar = "DiffKG"
+    scores_new: ClassVar = True
     presets: ClassVar = {
         "recommended": Preset(DiffKgConfig(), TrainingConfig(learning_rate=5e-3)),
         "reference": Preset(DiffKgConfig(l2_on="all"), TrainingConfig(epochs=50, batch_size=1024)),
@@ -181,7 +182,8 @@ class DiffKg(RelationalGat[DiffKgConfig]):
         terms = self.recommendation_losses(*views[0], batch) | self.penalties(batch)
         if config.contrast_weight:
             ids = batch.users, batch.positives
-            terms["contrast"] = config.contrast_weight * losses.contrasts(views, ids, config.contrast_temperature)
+            contrast = losses.contrasts(views, ids, config.contrast_temperature, self.graph.trained_items)
+            terms["contrast"] = config.contrast_weight * contrast
         return terms
 
     def embeddings(self, draws: None = None) -> tuple[Tensor, Tensor]:  # noqa: ARG002

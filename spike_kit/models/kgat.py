@@ -54,6 +54,7 @@ class Kgat(EntityRecommender[KgatConfig]):
     """
 
     title: ClassVar = "KGAT"
+    scores_new: ClassVar = True
     presets: ClassVar = {
         "recommended": Preset(KgatConfig(), TrainingConfig(learning_rate=5e-3)),
         "reference": Preset(KgatConfig(), TrainingConfig(epochs=1000, batch_size=1024, learning_rate=1e-4)),

@@ -151,6 +151,7 @@ class Kgcl(RelationalGat[KgclConfig]):
     """
 
     title: ClassVar = "KGCL"
+    scores_new: ClassVar = True
     presets: ClassVar = {"recommended": Preset(KgclConfig(), TrainingConfig(learning_rate=5e-3))}
     search_space: ClassVar = {
         **PROPAGATED,
@@ -178,7 +179,8 @@ class Kgcl(RelationalGat[KgclConfig]):
         if config.contrast_weight:
             views = [self.view(edges, draws[1], weights) for edges, weights in draws[0]]
             ids = batch.users, batch.positives
-            terms["contrast"] = config.contrast_weight * losses.contrasts(views, ids, config.contrast_temperature)
+            contrast = losses.contrasts(views, ids, config.contrast_temperature, self.graph.trained_items)
+            terms["contrast"] = config.contrast_weight * contrast
         return terms
 
     def embeddings(self, draws: KgclDraws | None = None) -> tuple[Tensor, Tensor]:

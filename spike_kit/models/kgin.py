@@ -31,6 +31,7 @@ class Kgin(KgEncoder[KginConfig]):
     """The encoder with users that weigh what they receive by intents; intents are kept apart by a penalty."""
 
     title: ClassVar = "KGIN"
+    scores_new: ClassVar = True
     presets: ClassVar = {
         "recommended": Preset(KginConfig(), TrainingConfig(learning_rate=5e-3)),
         "reference": Preset(KginConfig(), TrainingConfig(epochs=1000, batch_size=1024, learning_rate=1e-4)),

@@ -61,6 +61,7 @@ class KgRec(KgEncoder[KgRecConfig]):
     """The encoder with two losses: hidden rationales are reconstructed, and two views of the items are contrasted."""
 
     title: ClassVar = "KGRec"
+    scores_new: ClassVar = True
     presets: ClassVar = {
         "recommended": Preset(KgRecConfig(), TrainingConfig(learning_rate=5e-3)),
         "reference": Preset(

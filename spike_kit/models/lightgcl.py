@@ -85,7 +85,8 @@ class LightGcl(PropagatedRecommender[LightGclConfig]):
         final, view = self.both_views(draws)
         terms = self.recommendation_losses(*final, batch) | self.penalties(batch)
         if config.contrast_weight:
-            parts = zip(view, final, (batch.users, batch.positives), strict=True)
+            candidates = None, self.graph.trained_items
+            parts = zip(view, final, (batch.users, batch.positives), candidates, strict=True)
             terms["contrast"] = config.contrast_weight * torch.stack([self._contrast(*part) for part in parts]).sum()
         return terms
 
@@ -102,8 +103,8 @@ class LightGcl(PropagatedRecommender[LightGclConfig]):
         scale = 1 if self.config.combine == "sum" else self.config.layers + 1
         return (user_sum / scale, item_sum / scale), (user_view / scale, item_view / scale)
 
-    def _contrast(self, view: Tensor, final: Tensor, ids: Tensor) -> Tensor:
-        """Mean over ``ids`` of the log of all pairs' mass, less the clamped score of the own pair."""
+    def _contrast(self, view: Tensor, final: Tensor, ids: Tensor, candidates: Tensor | None) -> Tensor:
+        """Mean over ``ids`` of the log of the candidates' mass, less the clamped score of the own pair."""
         scaled = view / self.config.contrast_temperature
         own = (scaled.index_select(0, ids) * final.index_select(0, ids)).sum(1)
-        return losses.softmax(scaled, final, ids, ids) + (own - own.clamp(-CLAMP, CLAMP)).mean()
+        return losses.softmax(scaled, final, ids, ids, candidates) + (own - own.clamp(-CLAMP, CLAMP)).mean()

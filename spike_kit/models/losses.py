@@ -27,8 +27,10 @@ def bpr(positive: Tensor, negative: Tensor) -> Tensor:
     return functional.softplus(negative - positive).mean()
 
 
-def softmax(users: Tensor, items: Tensor, user_ids: Tensor, positives: Tensor) -> Tensor:
-    """Cross entropy of each interaction's item among all items: mean of ``logsumexp(scores) - score of the item``.
+def softmax(
+    users: Tensor, items: Tensor, user_ids: Tensor, positives: Tensor, candidates: Tensor | None = None
+) -> Tensor:
+    """Cross entropy of each interaction's item among the candidates: mean of ``logsumexp(scores) - score of the item``.
 
     The scores are made and used up in chunks that stay in the cache, and their gradients are taken on the way, so that
     no ``[B, I]`` tensor exists. The first part depends on the user only, so a batch costs one row of scores per
@@ -40,7 +42,11 @@ def softmax(users: Tensor, items: Tensor, user_ids: Tensor, positives: Tensor) -
         Rows of all users ``[U, d]`` and items ``[I, d]``.
     user_ids, positives
         User and item of every interaction, ``[B]``.
+    candidates
+        Items to compare with, ``[k]`` ascending, all positives among them; none: all items.
     """
+    if candidates is not None and candidates.shape[0] < items.shape[0]:
+        items, positives = items.index_select(0, candidates), torch.searchsorted(candidates, positives)
     rows, row_ids = users, user_ids
     if user_ids.shape[0] < users.shape[0] and users.device.type != "meta":
         distinct, row_ids = user_ids.unique(return_inverse=True)
@@ -80,8 +86,8 @@ class _LogSumExp(torch.autograd.Function):
         return to_users * gradients[0], to_items * gradients[0], None
 
 
-def contrast(one: Tensor, other: Tensor, ids: Tensor, temperature: float) -> Tensor:
-    """InfoNCE of the rows ``ids [B]`` of one view with the same rows of another, all its rows as negatives.
+def contrast(one: Tensor, other: Tensor, ids: Tensor, temperature: float, candidates: Tensor | None = None) -> Tensor:
+    """InfoNCE of the rows ``ids [B]`` of one view with the same rows of another, its candidates as negatives.
 
     Mean over the batch of ``log sum_x exp(cos(one_i, other_x) / temperature) - cos(one_i, other_i) / temperature``
     (van den Oord et al., 2018); no ``[B, n]`` tensor is kept.
@@ -90,18 +96,24 @@ def contrast(one: Tensor, other: Tensor, ids: Tensor, temperature: float) -> Ten
     ----------
     one, other
         Two views of the same nodes, ``[n, d]``.
+    candidates
+        As in `softmax`.
     """
-    return softmax(normalized(one) / temperature, normalized(other), ids, ids)
+    return softmax(normalized(one) / temperature, normalized(other), ids, ids, candidates)
 
 
-def contrasts(views: Sequence[Views], ids: Sequence[Tensor], temperature: float) -> Tensor:
+def contrasts(views: Sequence[Views], ids: Sequence[Tensor], temperature: float, items: Tensor) -> Tensor:
     """Sum of the `contrast` of two views of the users ``[U, d]`` and items ``[I, d]``.
 
-    The first ``ids [B]`` are those of users, all others those of items (positives, negatives).
+    The first ``ids [B]`` are those of users, all others those of items (positives, negatives), whose candidates are
+    ``items [k]``.
     """
     one, other = views
-    sides = [0] + [1] * (len(ids) - 1)
-    parts = [contrast(one[side], other[side], chosen, temperature) for side, chosen in zip(sides, ids, strict=True)]
+    sides: list[tuple[int, Tensor | None]] = [(0, None)] + [(1, items)] * (len(ids) - 1)
+    parts = [
+        contrast(one[side], other[side], chosen, temperature, candidates)
+        for (side, candidates), chosen in zip(sides, ids, strict=True)
+    ]
     return torch.stack(parts).sum()
 
 

@@ -64,5 +64,6 @@ class Sgl(PropagatedRecommender[SglConfig]):
             views = [self.propagated(edges) for edges in draws]
             negatives = [batch.negatives] if config.contrast_negatives else []
             ids = [batch.users, batch.positives, *negatives]
-            terms["contrast"] = config.contrast_weight * losses.contrasts(views, ids, config.contrast_temperature)
+            contrast = losses.contrasts(views, ids, config.contrast_temperature, self.graph.trained_items)
+            terms["contrast"] = config.contrast_weight * contrast
         return terms

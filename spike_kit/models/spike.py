@@ -7,19 +7,25 @@ recommended form differs is a field of `SpikeConfig`.
 
 from dataclasses import dataclass, replace
 from itertools import pairwise
-from typing import ClassVar, Literal
+from typing import ClassVar, Literal, Self
 
 import torch
-from pydantic import Field
+from pydantic import Field, model_validator
 from torch import Tensor
+from torch.nn import functional
 
 from spike_kit.base.config import TrainingConfig
 from spike_kit.data.vectors import ProfileVectors
 from spike_kit.models import losses
 from spike_kit.models.base import Batch, Preset
 from spike_kit.models.kg_encoder import EncoderDraws, KgEncoder, KgEncoderConfig
-from spike_kit.models.layers import Precision, ProfileProjection, random_nodes
+from spike_kit.models.layers import Precision, ProfileProjection, keep_mask, random_nodes
 from spike_kit.models.spaces import SHARED, Range
+
+
+def _is_none(share: float) -> bool:
+    """Whether a setting that came later is as it was before it came: it has no part in the name of a run then."""
+    return share == 0
 
 
 class SpikeConfig(KgEncoderConfig):
@@ -54,6 +60,12 @@ class SpikeConfig(KgEncoderConfig):
     separate_masks: bool = False
     """Project three times per step with three dropout masks: to inject, to remove, to match (released code: yes; then
     removal does not undo injection in training)."""
+    new_items: bool = Field(default=True, exclude_if=bool)
+    """Whether the profile of an item without train interactions stands for its id embedding, which counts as zero, and
+    so is not removed (released code: no; it scores such items by embeddings that were never trained)."""
+    id_dropout: float = Field(default=0.0, ge=0, lt=1, exclude_if=_is_none)
+    """Probability that a training step treats an item as new, so that new items are scored in a way that was trained
+    (ours, after DropoutNet: Volkovs et al., NeurIPS 2017)."""
     dropped_edges: int = Field(default=0, ge=0)
     """Edges dropped per step by noisy attention, and as many at random, together at most half of the sample (released
     code: 256, a leftover of KGRec)."""
@@ -61,6 +73,12 @@ class SpikeConfig(KgEncoderConfig):
     """Number format of the products of the text projection; bfloat16 pays where the processor or GPU has it."""
     text_on: Literal["device", "host"] = "device"
     """Where the text vectors stay: on the training device, or in main memory (memory-mapped), streaming in chunks."""
+
+    @model_validator(mode="after")
+    def _check_new(self) -> Self:
+        if self.id_dropout and not self.new_items:
+            raise ValueError(f"id_dropout {self.id_dropout} treats items as new, which needs new_items")
+        return self
 
     @property
     def uses_text(self) -> bool:
@@ -81,7 +99,9 @@ LLM_PROFILES = RECOMMENDED.replace(matching_weight=5.0, text_components=128)
 """For profiles by a large language model, chosen on validation of ml-100k: the paper's weight of the matching loss, and
 twice as many components. Why prose wants more of them is not known: 64 explain as much of it as of templates (61 %)."""
 
-RELEASED_CODE = SpikeConfig(matching="sampled", separate_masks=True, skip_last_relation=True, dropped_edges=256, l2=0.0)
+RELEASED_CODE = SpikeConfig(
+    matching="sampled", separate_masks=True, skip_last_relation=True, dropped_edges=256, l2=0.0, new_items=False
+)
 """What the authors' code computes (its L2 term never reaches the loss, hence 0)."""
 
 
@@ -99,15 +119,19 @@ class SpikeDraws(EncoderDraws):
     ----------
     nodes
         Nodes to match ``[repeats, k]`` (users 0..U-1, entity e is U + e); none matches all.
+    known
+        ``[U + E, 1]``: 0 for the items that this step treats as new, see `Spike.known`; none: those that are.
     """
 
     nodes: Tensor | None = None
+    known: Tensor | None = None
 
 
 class Spike(KgEncoder[SpikeConfig]):
     """SPiKE on one graph with the vectors of one profile set."""
 
     title: ClassVar = "SPiKE"
+    scores_new: ClassVar = True
     presets: ClassVar = {
         "recommended": Preset(RECOMMENDED, RECOMMENDED_TRAINING),
         "llm_profiles": Preset(LLM_PROFILES, RECOMMENDED_TRAINING),
@@ -124,10 +148,14 @@ class Spike(KgEncoder[SpikeConfig]):
     uses_text: ClassVar = True
 
     text_loadings: Tensor
+    known: Tensor | None
+    """Column ``[U + E, 1]``: 0 for items without train interactions, else 1; none where there are no such items."""
 
     def build(self, generator: torch.Generator) -> None:
         """Draw the tables of the encoder, and where any profile has an effect the projections."""
         super().build(generator)
+        treats_new = self.config.new_items and self.graph.has_new_items
+        self.known = self._of_items(self.graph.known_items) if treats_new else None
         if self.config.uses_text:
             self._add_text(generator)
 
@@ -180,7 +208,18 @@ class Spike(KgEncoder[SpikeConfig]):
             edges = self.mask(edges).index_fill(0, dropped, False).nonzero().flatten()
         interactions = self.sampled_interactions(generator)
         sampled = config.uses_text and config.matching == "sampled"
-        return SpikeDraws(edges, interactions, generator, self._sample_nodes(generator) if sampled else None)
+        nodes = self._sample_nodes(generator) if sampled else None
+        known = None
+        if config.id_dropout:
+            every = self.graph.known_items
+            kept = keep_mask(every.shape, 1 - config.id_dropout, generator, self.device, every.dtype)
+            known = self._of_items(every * kept)
+        return SpikeDraws(edges, interactions, generator, nodes, known)
+
+    def _of_items(self, items: Tensor) -> Tensor:
+        """Column ``[U + E, 1]`` of all nodes: that of the items ``[I, 1]``, and 1 for the others."""
+        n_users, n_after = self.graph.n_users, self.graph.n_entities - self.graph.n_items
+        return functional.pad(items, (0, 0, n_users, n_after), value=1.0)
 
     def training_losses(self, batch: Batch, draws: SpikeDraws) -> dict[str, Tensor]:
         """Recommendation loss, L2 of the batch's final rows, and weighted matching."""
@@ -188,7 +227,7 @@ class Spike(KgEncoder[SpikeConfig]):
         injected = removed = text = None
         if config.uses_text:
             injected, removed, text = self.projected(draws.generator, 3 if config.separate_masks else 1)
-        final = self.final_rows(injected, removed, draws)
+        final = self.final_rows(injected, removed, draws, draws.known)
         terms = self.recommendation_losses(*self.users_and_items(final), batch, config.l2)
         if text is not None and config.matching != "off" and config.matching_weight:
             terms["matching"] = config.matching_weight * self._matching(final, text, draws.nodes)
@@ -223,8 +262,12 @@ class Spike(KgEncoder[SpikeConfig]):
             nodes = [rows * self.profiled.unsqueeze(1) for rows in nodes]
         return nodes[0], nodes[masks // 2], nodes[-1]
 
-    def final_rows(self, injected: Tensor | None, removed: Tensor | None, draws: EncoderDraws) -> Tensor:
+    def final_rows(
+        self, injected: Tensor | None, removed: Tensor | None, draws: EncoderDraws, known: Tensor | None = None
+    ) -> Tensor:
         """Final rows of all nodes ``[U + E, d]``, by the equations of docs/method.md, section 3.
+
+        A new item has its profile instead of an id embedding, so it is not removed again.
 
         Parameters
         ----------
@@ -233,9 +276,15 @@ class Spike(KgEncoder[SpikeConfig]):
             without text.
         draws
             What is dropped in this pass; an empty one drops nothing.
+        known
+            ``[U + E, 1]``: 0 for items that count as new; none: items without train interactions do.
         """
         config = self.config
         nodes = self.nodes
+        if known is None:
+            known = self.known
+        if known is not None:
+            nodes, removed = nodes * known, None if removed is None else removed * known
         if injected is not None and config.inject:
             nodes = torch.add(nodes, injected, alpha=config.rho)
         total = self.propagate(nodes, draws)

@@ -119,7 +119,8 @@ class SpikeExplainer:
             profiles = config.rho * self.profiles
             nothing = torch.zeros_like(ids)
             parts = torch.stack([ids, profiles if config.inject else nothing])
-            layers, attention = [parts - torch.stack([nothing, profiles if config.remove else nothing])], []
+            removed = nothing if not config.remove else profiles if model.known is None else profiles * model.known
+            layers, attention = [parts - torch.stack([nothing, removed])], []
             for _ in range(config.layers):
                 parts, weights = _step(self._on_graph, parts)
                 layers.append(parts)
@@ -161,14 +162,15 @@ class SpikeExplainer:
         """
         graph, rows = self.graph, self.rows
         self._check(user, items)
-        nodes = graph.n_users + torch.tensor(list(items), dtype=torch.long, device=rows.parts.device)
-        ours, theirs = rows.parts[:, :, user], rows.parts.index_select(2, nodes)
+        chosen = torch.tensor(list(items), dtype=torch.long, device=rows.parts.device)
+        ours, theirs = rows.parts[:, :, user], rows.parts.index_select(2, graph.n_users + chosen)
         found = torch.einsum("apd,bqnd->napbq", ours, theirs)
         if self.model.config.loss == "cosine_softmax":
             ends = theirs.sum(dim=(0, 1)), ours.sum(dim=(0, 1))
             lengths = torch.linalg.vector_norm(ends[0], dim=1) * torch.linalg.vector_norm(ends[1])
             found = found / lengths.clamp_min(1e-12)[:, None, None, None, None]
-        return found
+        factors = self.model.scaled(torch.ones(graph.n_items, device=chosen.device)).index_select(0, chosen)
+        return found * factors[:, None, None, None, None]
 
     def top(self, user: int, seen: Sequence[int], k: int) -> list[int]:
         """Best ``k`` items that are not among ``seen``, best first."""

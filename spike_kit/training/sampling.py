@@ -12,9 +12,9 @@ from spike_kit.models.sparse import count, offsets
 
 
 class NegativeSampler:
-    """Uniform negatives that are never a train positive of the user; exact, without rejection.
+    """Uniform negatives among the items with train interactions that are none of the user; exact, without rejection.
 
-    The r-th item a user has not seen is r plus the number of the user's positives p_j (ascending, j = 0, 1, ...) with
+    These items are numbered 0, 1, ... here. The r-th item a user has not seen is r plus the number of the user's positives p_j (ascending, j = 0, 1, ...) with
     p_j - j <= r; that number is one binary search in an array sorted over all users.
 
     Parameters
@@ -25,11 +25,11 @@ class NegativeSampler:
     Raises
     ------
     DataError
-        If a user has seen every item.
+        If a user has every item that anybody has in train.
     """
 
     def __init__(self, graph: Graph) -> None:
-        self.n_items = graph.n_items
+        self.items, self.n_items = graph.trained_items, graph.trained_items.numel()
         degree = count(graph.train_user, graph.n_users)
         self.unseen = self.n_items - degree
         full = ((self.unseen == 0) & (degree > 0)).nonzero().flatten()
@@ -37,7 +37,8 @@ class NegativeSampler:
             raise DataError(f"users {some(full.tolist())} have every item in train: there is no negative to draw")
         self.start = offsets(graph.train_user, graph.n_users)
         place = torch.arange(graph.n_interactions, device=graph.device) - self.start.index_select(0, graph.train_user)
-        self.gap_keys = graph.train_user * self.n_items + graph.train_item - place
+        number = torch.searchsorted(self.items, graph.train_item)
+        self.gap_keys = graph.train_user * self.n_items + number - place
 
     def sample(self, users: Tensor, generator: torch.Generator) -> Tensor:
         """Draw one negative item for each of ``users [n]``, as ``[n]`` int64."""
@@ -45,7 +46,7 @@ class NegativeSampler:
         unseen = self.unseen.index_select(0, users)
         rank = (draws.to(users.device) * unseen).long().minimum(unseen - 1)
         below = torch.searchsorted(self.gap_keys, users * self.n_items + rank, right=True)
-        return rank + below - self.start.index_select(0, users)
+        return self.items.index_select(0, rank + below - self.start.index_select(0, users))
 
 
 def epoch_batches(

@@ -16,6 +16,7 @@ VIEWS: Registry[Any] = Registry(
         "profiles": "spike_kit.views.profile_browser:ProfileBrowser.of",
         "graph": "spike_kit.views.graph_view:GraphView.of",
         "why": "spike_kit.views.explanation:Explanation.of",
+        "new_item": "spike_kit.views.item_explorer:NewItem",
         "ablation": "spike_kit.views.ablation_study:AblationStudy",
         "leaderboard": "spike_kit.views.overview:Overview",
         "generation": "spike_kit.views.generation_session:GenerationSession",
@@ -23,7 +24,7 @@ VIEWS: Registry[Any] = Registry(
 )
 """What makes a view (a class, or a constructor of one) by the view's name.
 
-Maps, graphs and reasons are made of a run, profiles and graphs also of a data set, ablation and leaderboard of a data
+Maps, graphs, reasons and new items are made of a run, profiles and graphs also of a data set, ablation and leaderboard of a data
 set, a generation of a `spike_kit.profiles.generate.Generation`.
 """
 

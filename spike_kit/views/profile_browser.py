@@ -4,6 +4,7 @@ Profiles and prompts hold triples and train interactions only, so nothing here g
 profile set may be `possibly_leaky`, see `Dataset.provenance`).
 """
 
+import copy
 import re
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
@@ -285,6 +286,13 @@ class Profiles:
     def __init__(self, texts: Mapping[tuple[str, int], str]) -> None:
         self.texts = texts
         self._keys = {who: comparable(text) for who, text in texts.items()}
+
+    def added(self, texts: Mapping[tuple[str, int], str]) -> Self:
+        """Copy with more texts, or others."""
+        other = copy.copy(self)
+        other.texts = {**self.texts, **texts}
+        other._keys = {**self._keys, **{who: comparable(text) for who, text in texts.items()}}
+        return other
 
     def shared(self, one: tuple[str, int], other: tuple[str, int]) -> dict[str, float]:
         """Names and telling words that two profiles share, the rarest first, with the share of profiles that hold them.

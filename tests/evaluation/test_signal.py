@@ -7,8 +7,8 @@ import torch
 from spike_kit.base.errors import DataError
 from spike_kit.data.dataset import Dataset
 from spike_kit.data.vectors import ProfileVectors
-from spike_kit.evaluation import signal
 from spike_kit.evaluation.signal import REFERENCE, TRAIN_ITEMS, USER_PROFILE, RandomOrder, signal_table
+from spike_kit.models.text_knn import TextKnn, TextKnnConfig
 from tests.world import World
 
 
@@ -39,7 +39,8 @@ def test_the_test_split_stays_closed(data: Dataset, world: World) -> None:
 
 def test_the_mean_of_train_items_by_hand(world: World) -> None:
     entity = torch.rand(len(world.tables.entities), 6, generator=torch.Generator().manual_seed(0)) * 5
-    scores = signal.train_items_scorer(ProfileVectors(torch.zeros(1, 6), entity), world.graph).score(torch.tensor([3]))
+    vectors = ProfileVectors(torch.zeros(1, 6), entity)
+    scores = TextKnn(TextKnnConfig(), world.graph, vectors).score(torch.tensor([3]))
     own = world.tables.interactions.query("user == 3 and split == 'train'")["item"].to_numpy()
     unit = (entity / entity.norm(dim=1, keepdim=True)).numpy()
     mean = unit[own].mean(0)

@@ -32,6 +32,7 @@ CONFIGS = {
     "four heads": RELEASED.replace(heads=4),
     "three masks": ALL_TERMS.replace(separate_masks=True),
     "softmax": ALL_TERMS.replace(loss="softmax"),
+    "ids dropped": RECOMMENDED.replace(dim=16, id_dropout=0.4),
     "nothing injected": RELEASED.replace(inject=False),
     "nothing removed": RELEASED.replace(remove=False),
     "items alone have profiles": RELEASED.replace(user_profiles=False, auxiliary_profiles=False),

@@ -45,6 +45,7 @@ def task_of(
         seen_item=seen_item,
         relevant_key=row * n_items + item,
         n_relevant=row.bincount(minlength=len(seen)),
+        excluded=torch.empty(0, dtype=torch.long, device=device),
         n_items=n_items,
         n_without_train=0,
     )

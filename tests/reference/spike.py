@@ -33,17 +33,24 @@ class PlainSpike:
         kinds = [graph.n_users, graph.n_items, graph.n_entities - graph.n_items]
         chosen = [config.user_profiles, config.item_profiles, config.auxiliary_profiles]
         self.profiled = torch.repeat_interleave(torch.tensor(chosen), torch.tensor(kinds))
+        met = set(graph.train_item.tolist())
+        self.trained = [item for item in range(graph.n_items) if item in met]
+        new = [graph.n_users + item for item in range(graph.n_items) if item not in met]
+        self.known = torch.ones(graph.n_nodes, 1)
+        self.known[new if config.new_items else []] = 0
 
     def training_losses(self, batch: Batch, draws: SpikeDraws) -> dict[str, Tensor]:
         """Loss terms of `Spike.training_losses`."""
         config, graph = self.config, self.graph
         text = self._project()
         nodes = torch.cat([self.parameters["user_embedding"], self.parameters["entity_embedding"]])
+        known = self.known if draws.known is None else draws.known
+        nodes = known * nodes
         if config.inject:
             nodes = nodes + config.rho * text
         final = self._propagate(nodes, draws)
         if config.remove:
-            final = final - config.rho * text
+            final = final - config.rho * known * text
         items = final[graph.n_users : graph.n_users + graph.n_items]
         users, positives = final[: graph.n_users][batch.users], items[batch.positives]
         negatives = items[batch.negatives]
@@ -63,8 +70,9 @@ class PlainSpike:
             return functional.softplus(difference).mean()
         if self.config.loss == "cosine_softmax":
             users, items = functional.normalize(users) / self.config.temperature, functional.normalize(items)
-        chances = torch.log_softmax(users @ items.T, dim=1)
-        return -chances[torch.arange(len(users)), batch.positives].mean()
+        chances = torch.log_softmax(users @ items[self.trained].T, dim=1)
+        places = torch.tensor([self.trained.index(item) for item in batch.positives.tolist()])
+        return -chances[torch.arange(len(users)), places].mean()
 
     def _project(self) -> Tensor:
         parts = []
