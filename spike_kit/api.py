@@ -19,8 +19,9 @@ from spike_kit.base.notebooks import NOTEBOOKS, execute_notebook
 from spike_kit.data import build as builder
 from spike_kit.data.dataset import Dataset, parts_of
 from spike_kit.data.sources import find_recipe
+from spike_kit.data.splits import Task
 from spike_kit.data.vectors import ProfileVectors
-from spike_kit.evaluation import ranking
+from spike_kit.evaluation import Block, ranking
 from spike_kit.evaluation.signal import signal_table
 from spike_kit.experiments import run as experiment
 from spike_kit.experiments import search as searching
@@ -57,13 +58,16 @@ class Runs(list[Run]):
         return table(self).to_html(index=False, float_format="{:.4f}".format) if self else "no runs"
 
 
-def load(dataset: str | Path = "ml-100k", **settings: Any) -> Dataset:
+def load(dataset: str | Path = "ml-100k", *, task: Task = "known", **settings: Any) -> Dataset:
     """Open a data set by its name or path; one that is not there is fetched and built first, if its source can be.
 
     Parameters
     ----------
     dataset
         Name under data/, path of a data-set folder, or name of a reader or data set (`spike_kit.data.sources.RECIPES`).
+    task
+        ``new-items`` or ``few-interactions`` open ``<name>-<task>`` instead, built from the same raw files with the
+        settings of ``dataset`` where it is not there (docs/datasets.md).
     settings
         Settings of the build that differ from the usual ones, where it is built now.
 
@@ -72,7 +76,9 @@ def load(dataset: str | Path = "ml-100k", **settings: Any) -> Dataset:
     DataError
         If it is neither there nor can be built from what is there.
     """
-    data = builder.open_or_build(str(dataset), **settings)
+    data = builder.open_or_build(str(dataset), **({} if task != "known" else settings))
+    if task not in ("known", data.task):
+        data = builder.for_task(data, task, **settings)
     for name in shipped_sets(data).keys() - set(data.profile_sets()):
         try:
             add_shipped(data, name)
@@ -327,19 +333,17 @@ def settings(model: str, data: Dataset | None = None) -> pd.DataFrame:
     return pd.DataFrame({name: one.model.model_dump() | one.training.model_dump() for name, one in found.items()})
 
 
-def table(
-    runs: Run | Sequence[Run], split: Literal["test", "valid"] = "test", metrics: Sequence[str] = ranking.HEADLINE
-) -> pd.DataFrame:
-    """Results of runs, means over seeds: model, seeds, and a column per metric."""
+def table(runs: Run | Sequence[Run], split: Block = "test", metrics: Sequence[str] = ranking.HEADLINE) -> pd.DataFrame:
+    """Results of runs, means over seeds: model, seeds, and a column per metric (NaN: the model scores no new item)."""
     return results_table([runs] if isinstance(runs, Run) else runs, split, metrics)[["model", "seeds", *metrics]]
 
 
 def evaluate(
-    run: Run, split: Literal["test", "valid"] = "test", cutoffs: Sequence[int] = ranking.CUTOFFS, device: str = "auto"
+    run: Run, split: Block = "test", cutoffs: Sequence[int] = ranking.CUTOFFS, device: str = "auto"
 ) -> dict[str, float]:
     """Rank all unseen items anew with the stored weights of a run; every metric at every cut-off."""
     data, place = run.data, resolve_device(device)
-    task = ranking.RankingTask.from_tables(data.tables, split, place)
+    task = ranking.ranking_task(data, split, place)
     return ranking.evaluate(experiment.load_model(run, data, place), task, cutoffs)[0]
 
 
@@ -348,7 +352,7 @@ def compare(
     reference: str = "",
     *,
     metric: str = "ndcg@20",
-    split: Literal["test", "valid"] = "test",
+    split: Block = "test",
     users: pd.Index | None = None,
 ) -> pd.DataFrame:
     """Compare every model with a reference by paired tests over users and over seeds.

@@ -18,6 +18,7 @@ import spike_kit as sk
 from spike_kit.base import paths
 from spike_kit.base.errors import ConfigError, SpikeKitError, TrainingError, lookup
 from spike_kit.data import TEMPLATE
+from spike_kit.evaluation import Block
 from spike_kit.models import MODELS
 from spike_kit.profiles import DEFAULT_ENCODER
 
@@ -37,6 +38,9 @@ Encoder = Annotated[
     ),
 ]
 Split = Annotated[Literal["test", "valid"], arg(help="Split of the results.")]
+OfSplit = Annotated[
+    Block, arg(help="Split of the results; _new and _new_all: its new items, among themselves and among all.")
+]
 
 
 @dataclass(frozen=True)
@@ -428,7 +432,7 @@ def search(
 def evaluate(
     dataset: Data = "ml-100k",
     *,
-    split: Split = "test",
+    split: OfSplit = "test",
     metrics: tuple[str, ...] = ("recall", "ndcg"),
     cutoffs: tuple[int, ...] = (10, 20, 40),
     beyond: int | None = None,
@@ -517,7 +521,7 @@ def compare(
     runs: Positional[tuple[str, ...]] = ("ml-100k",),
     *,
     metric: str = "ndcg@20",
-    split: Split = "test",
+    split: OfSplit = "test",
     quarter: Literal[1, 2, 3, 4] | None = None,
     reference: str = "",
     folder: Path | None = None,

@@ -17,7 +17,7 @@ from spike_kit.data.workspace import Workspace, workspace
 from spike_kit.experiments.run import Run, RunConfig, run
 from spike_kit.profiles.encode import DEFAULT_ENCODER, vectors_metadata
 from spike_kit.profiles.template import TEMPLATE, template_profiles
-from tests.world import World, make_world, write_world
+from tests.world import World, make_world, new_items_world, write_world
 
 # How long an example takes says nothing: machines are busy.
 settings.register_profile("untimed", deadline=None)
@@ -66,6 +66,22 @@ def data(home: Path, built_world: Path) -> Dataset:
     """The tiny world as a data-set folder with profiles and vectors, found under the name ``world``."""
     shutil.copytree(built_world, paths.data_root() / "world")
     return Dataset.open("world")
+
+
+@pytest.fixture(scope="session")
+def new_world(world: World) -> World:
+    """The tiny world as a task of new items."""
+    return new_items_world(world)
+
+
+@pytest.fixture
+def new_data(home: Path, new_world: World) -> Dataset:
+    """`new_world` as a data-set folder with profiles and vectors, found under the name ``new``."""
+    written = write_world(home / "data" / "new", tables=new_world.tables, task="new-items")
+    written.write_profiles(TEMPLATE, template_profiles(written))
+    metadata = vectors_metadata(written.profiles(), DEFAULT_ENCODER)
+    new_world.vectors.save(written.embeddings_path(TEMPLATE, DEFAULT_ENCODER), metadata)
+    return written
 
 
 @contextmanager

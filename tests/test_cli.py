@@ -54,7 +54,7 @@ ERRORS = {
     "bench": "python -m benchmarks.train",
     "trian": "no command named 'trian'",
     "train --model spkie": "no model named 'spkie'",
-    "train --preset best": "known: recommended, llm_profiles, released_code",
+    "train --preset best": "known: recommended, llm_profiles, new_items, released_code",
     "train --dataset book --model spike": "no data-set folder for data set 'book'",
     "evaluate world": "spike-kit train --dataset world",
     "encode world --encoder no/such-encoder --device cpu": "could not be loaded",

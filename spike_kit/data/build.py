@@ -16,6 +16,7 @@ from spike_kit.data.fetch import fetch_wheel
 from spike_kit.data.pipeline import cleaned_reviews, reorganize
 from spike_kit.data.recipes import BuildConfig, Recipe
 from spike_kit.data.sources import SOURCES, find_recipe, spike_release
+from spike_kit.data.splits import Task
 from spike_kit.data.vectors import ProfileVectors
 from spike_kit.data.workspace import Workspace, workspace
 
@@ -181,6 +182,21 @@ def open_or_build(dataset: str, source: str | None = None, **changes: Any) -> Da
     recipe_name = source or dataset
     fetch(recipe_name)
     return build(recipe_name, find_recipe(recipe_name).settings.replace(**changes), name=dataset)
+
+
+def for_task(data: Dataset, task: Task, **changes: Any) -> Dataset:
+    """Open ``<name>-<task>``, or build it from the raw files of a data set and with its settings; see `open_or_build`.
+
+    Raises
+    ------
+    DataError
+        If it is not there, and the data set was not built from raw files.
+    """
+    told = dict(data.manifest.build)
+    source = str(told.pop("source", ""))
+    if source not in SOURCES and not paths.dataset_folder(f"{data.path.name}-{task}"):
+        raise DataError(f"{data.name} was not built from raw files", "build it for the task: spike-kit build --task")
+    return open_or_build(f"{data.path.name}-{task}", source, **(told | {"task": task} | changes))
 
 
 def fetch(recipe_name: str) -> list[Path]:

@@ -18,7 +18,7 @@ import pandas as pd
 import torch
 from torch import Tensor
 
-from spike_kit.base.errors import ConfigError, DataError, TrainingError
+from spike_kit.base.errors import ConfigError, DataError, TrainingError, lookup
 from spike_kit.data.dataset import Dataset
 from spike_kit.data.tables import Tables
 from spike_kit.models.base import FixedEmbeddings, Recommender
@@ -249,6 +249,17 @@ def ranking_tasks(data: Dataset, split: str, device: torch.device | str = "cpu")
         tasks[f"{split}_new"] = RankingTask.from_tables(tables, split, device, relevant_items=new, candidates=new)
         tasks[f"{split}_new_all"] = RankingTask.from_tables(tables, split, device, relevant_items=new)
     return tasks
+
+
+def ranking_task(data: Dataset, block: str, device: torch.device | str = "cpu") -> RankingTask:
+    """Build the task of one block, see `ranking_tasks`.
+
+    Raises
+    ------
+    ConfigError
+        If the data set has no such block.
+    """
+    return lookup(ranking_tasks(data, block.partition("_")[0], device), block, f"results of {data.name}")
 
 
 def _rows(interactions: pd.DataFrame, row: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

@@ -89,6 +89,6 @@ def _scorers(graph: Graph, vectors: Mapping[str, ProfileVectors]) -> Iterator[tu
         here = pair.to(graph.device)
         users, items = functional.normalize(here.user), functional.normalize(here.entity[: graph.n_items])
         yield name, USER_PROFILE, FixedEmbeddings(users, items)
-        yield name, TRAIN_ITEMS, TextKnn(TextKnnConfig(), graph, here).fixed()
+        yield name, TRAIN_ITEMS, TextKnn(TextKnnConfig(text_components=0), graph, here).fixed()
     yield REFERENCE, "popularity", Popularity(ModelConfig(), graph)
     yield REFERENCE, "random", RandomOrder(graph)

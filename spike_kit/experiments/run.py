@@ -542,6 +542,8 @@ def describe(config: RunConfig, data: Dataset) -> dict[str, Any]:
         "data_sha256": data_version(data),
         "versions": declared_versions(config.model),
     }
+    if unmet := len(data.items) - data.split("train")["item"].nunique():
+        described["items_without_train"] = unmet
     if config.preset == TUNED:
         base = config.base()
         described["base"] = settings_of(base.model, base.training)

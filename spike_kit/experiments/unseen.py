@@ -53,8 +53,8 @@ def score_new(run: Run, texts: Mapping[str, str], triples: Sequence[Fact] = (), 
 def ranked_users(data: Dataset, scores: Tensor) -> pd.DataFrame:
     """Users with train interactions by ``scores [U]`` of all users: rank, user, label, score; the best first."""
     users = np.unique(data.split("train")["user"])
-    scores = scores.cpu().numpy()[users]
-    frame = pd.DataFrame({"user": users, "label": data.users["label"].to_numpy()[users], "score": scores})
+    labels = data.users["label"].to_numpy()[users]
+    frame = pd.DataFrame({"user": users, "label": labels, "score": scores.cpu().numpy()[users]})
     frame = frame.sort_values("score", ascending=False, kind="stable", ignore_index=True)
     return frame.assign(rank=range(1, len(frame) + 1))[["rank", "user", "label", "score"]]
 

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pandas as pd
 
+from spike_kit.evaluation.groups import ITEM_GROUPS
 from spike_kit.figures.style import (
     COLOURS,
     DASHES,
@@ -75,6 +76,39 @@ def sparsity_bars(frame: pd.DataFrame, value: str = "mean") -> Figure:
         ticks = [f"{name}\n({users})" for name, users in zip(groups["group"], groups["users"], strict=True)]
         axes.set_xticks(range(len(ticks)), ticks)
         axes.set_xlabel("train interactions (users)")
+    return figure
+
+
+def task_bars(frame: pd.DataFrame) -> Figure:
+    """Draw `tasks_frame`: bars of every text for each task."""
+    frame = frame.sort_values("group", key=lambda tasks: tasks.map({"known": 0, "few interactions": 1}).fillna(2))
+    with figure_style():
+        figure = blank_figure(ONE_COLUMN, 1.8, frame["model"])
+        axes = figure.subplots()
+        legend_above(figure, _grouped_bars(axes, frame, "group"))
+        axes.set_xticks(range(frame["group"].nunique()), frame["group"].unique())
+    return figure
+
+
+def worth_lines(frame: pd.DataFrame) -> Figure:
+    """Draw `worth_frame`: a panel per rule of candidates, a line per text over groups of items; bands are one sd."""
+    titles = {"among": "candidates: items of the group", "all": "candidates: all items"}
+    with figure_style():
+        figure = blank_figure(TWO_COLUMNS, 2.0, frame["model"])
+        panels, lines = figure.subplots(1, len(titles), sharex=True), {}
+        groups = [name for name in ITEM_GROUPS if name in set(frame["group"])]
+        for axes, (rule, title) in zip(panels, titles.items(), strict=True):
+            for index, (text, own) in enumerate(frame[frame["candidates"] == rule].groupby("model", sort=False)):
+                own = own.set_index("group").reindex(groups)
+                look = {"color": COLOURS[index], "marker": MARKERS[index], "linestyle": DASHES[index]}
+                lines[str(text)] = axes.plot(range(len(groups)), own["mean"], markersize=4, **look)[0]
+                axes.fill_between(range(len(groups)), own["low"], own["high"], color=COLOURS[index], alpha=0.15)
+            axes.set_title(title)
+            axes.set_xticks(range(len(groups)), groups)
+            axes.set_ylim(bottom=0)
+        panels[0].set_ylabel(_measured(frame))
+        figure.supxlabel("train interactions of the item", fontsize=8)
+        legend_above(figure, lines)
     return figure
 
 

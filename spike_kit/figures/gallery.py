@@ -84,6 +84,16 @@ FIGURES: dict[str, Recipe] = {
         charts.sparsity_bars,
         _NO_MAIN,
     ),
+    "worth": Recipe(
+        lambda of: frames.worth_frame(of.runs, of.split),
+        charts.worth_lines,
+        "no run of SPiKE knows groups of items (only data sets of another task than known items have them)",
+    ),
+    "tasks": Recipe(
+        lambda of: frames.tasks_frame(of.runs, of.split),
+        charts.task_bars,
+        "the runs of SPiKE are not of several tasks",
+    ),
     "efficiency": Recipe(_trained, charts.efficiency_points, f"{_NO_TRAINED} is finished"),
     "curves": Recipe(_curves, charts.curve_lines, f"{_NO_TRAINED} has its learning curve here"),
     "graph": Recipe(lambda of: frames.graph_frame(of.data), charts.graph_statistics, "there is no graph"),

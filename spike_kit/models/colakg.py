@@ -63,6 +63,7 @@ class CoLaKg(PropagatedRecommender[CoLaKgConfig]):
     scores_new: ClassVar = True
     presets: ClassVar = {
         "recommended": Preset(CoLaKgConfig(), TrainingConfig(learning_rate=5e-3)),
+        "new_items": Preset(CoLaKgConfig(loss="cosine_softmax", neighbours=30), TrainingConfig(learning_rate=1e-3)),
         "reference": Preset(CoLaKgConfig(), TrainingConfig(epochs=2000, patience=0, keep="last")),
     }
     search_space: ClassVar = {

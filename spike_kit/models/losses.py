@@ -109,11 +109,8 @@ def contrasts(views: Sequence[Views], ids: Sequence[Tensor], temperature: float,
     ``items [k]``.
     """
     one, other = views
-    sides: list[tuple[int, Tensor | None]] = [(0, None)] + [(1, items)] * (len(ids) - 1)
-    parts = [
-        contrast(one[side], other[side], chosen, temperature, candidates)
-        for (side, candidates), chosen in zip(sides, ids, strict=True)
-    ]
+    parts = [contrast(one[0], other[0], ids[0], temperature)]
+    parts += [contrast(one[1], other[1], chosen, temperature, items) for chosen in ids[1:]]
     return torch.stack(parts).sum()
 
 

@@ -70,13 +70,18 @@ def _text_keys(folder: Path) -> list[str]:
 def usual_profiles(data: Dataset) -> dict[str, str]:
     """Give ``profiles`` and SPiKE's ``preset`` that did best on validation for a data set, as what ships with it says.
 
-    The profile set may be a composed one. Of other data sets: ``template`` and ``recommended``.
+    The profile set may be a composed one. Of other data sets: ``template`` and ``recommended``. Where the task is new
+    items: both kinds of profiles together, and ``new_items``.
     """
+    usual = {"profiles": TEMPLATE, "preset": "recommended"}
     for folder in shipped_sets(data).values():
-        usual: dict[str, str] = read_shipped(folder)[0].get("usual", {})
-        if usual and set(parts_of(usual["profiles"])) <= {TEMPLATE, *data.profile_sets()}:
-            return dict(usual)
-    return {"profiles": TEMPLATE, "preset": "recommended"}
+        told: dict[str, str] = read_shipped(folder)[0].get("usual", {})
+        if told and set(parts_of(told["profiles"])) <= {TEMPLATE, *data.profile_sets()}:
+            usual = dict(told)
+    if data.task == "new-items":
+        parts = dict.fromkeys([TEMPLATE, *parts_of(usual["profiles"])])
+        usual = {"profiles": "+".join(parts), "preset": "new_items"}
+    return usual
 
 
 def told_of(data: Dataset, profiles: str) -> list[str]:

@@ -19,7 +19,7 @@ from spike_kit.models import MODELS, find_model
 from spike_kit.models.base import TrainedRecommender
 from spike_kit.models.spike import Spike
 from spike_kit.results.significance import bootstrap_interval
-from spike_kit.results.tables import TEXT, run_label, usual_settings
+from spike_kit.results.tables import TEXT, all_settings, run_label, usual_settings
 from spike_kit.training.checkpoint import MONITOR
 
 Runs = Sequence[Run] | Mapping[str, list[Run]]
@@ -29,6 +29,9 @@ WORD_SHARES = {"words 5 %": 0.05, "words 25 %": 0.25, "words 50 %": 0.5, "words 
 """Columns of `quality_frame`, and the quantiles they hold."""
 
 _SETTING = "setting."
+
+_LIST = 20
+"""Items that `MONITOR` looks at."""
 
 
 def grouped_by_seed(runs: Runs) -> Mapping[str, list[Run]]:
@@ -148,7 +151,8 @@ def _unchanged(runs: Sequence[Run], model: str, preset: str, parts: Sequence[str
 def full_model(runs: Sequence[Run], model: str = "spike") -> tuple[list[Run], list[Run]]:
     """Part the runs of a model into those of its best form and its ablations.
 
-    The best form is the tuned one, else SPiKE with profiles of a language model, else the recommended preset.
+    The best form is the tuned one, else SPiKE for new items, else that for profiles of a language model, else the
+    recommended preset.
 
     Ablations share preset and training settings with the full model; where there are several such settings, those with
     the most ablations are taken.
@@ -158,7 +162,7 @@ def full_model(runs: Sequence[Run], model: str = "spike") -> tuple[list[Run], li
     DataError
         If the full model was not run.
     """
-    for preset in (TUNED, "llm_profiles", "recommended"):
+    for preset in (TUNED, "new_items", "llm_profiles", "recommended"):
         unchanged = _unchanged(runs, model, preset)
         groups: dict[str, tuple[list[Run], list[Run]]] = {}
         for run in runs:
@@ -198,11 +202,18 @@ def results_table(runs: Sequence[Run], split: str = "test", metrics: Sequence[st
     rows = []
     for label, group in grouped_by_seed(runs).items():
         numbers = pd.DataFrame(
-            [{name: lookup(run.metrics[split], name, "metric") for name in metrics} for run in group]
+            [{name: lookup(_means(run, split), name, "metric") for name in metrics} for run in group]
         )
         row = {"model": label, "seeds": len({run.config["seed"] for run in group})}
         rows.append(row | numbers.mean().to_dict() | numbers.std().add_suffix(" sd").to_dict())
     return pd.DataFrame(rows, columns=["model", "seeds", *metrics, *(f"{name} sd" for name in metrics)])
+
+
+def _means(run: Run, block: str) -> Mapping[str, float]:
+    """Metrics of a run; NaN where it has none of new items because its model scores them all alike."""
+    if block not in run.metrics and not find_model(run.config["model"]).scores_new:
+        return dict.fromkeys(run.metrics["test"], np.nan)
+    return lookup(run.metrics, block, f"results of {run.path.name}")
 
 
 def results_frame(runs: Runs, metrics: Sequence[str] = HEADLINE, split: str = "test") -> pd.DataFrame:
@@ -263,7 +274,10 @@ def _flat(run: Run) -> dict[str, Any]:
     """What may differ between runs besides the seed: settings, text, data and code."""
     config = run.config
     kept = ("model", "data_sha256", "profiles", "encoder", "vectors_sha256")
-    settings = config["model_settings"] | config["training_settings"]
+    parts = ("model_settings", "training_settings")
+    settings = {
+        key: value for part in parts for key, value in all_settings(config["model"], part, config[part]).items()
+    }
     known = {key: config.get(key, "") for key in kept} | {"versions": versions(config)}
     return known | {f"{_SETTING}{key}": value for key, value in settings.items()}
 
@@ -308,6 +322,81 @@ def sparsity_frame(
             row = {"model": label, "group": name, "users": len(inside), "metric": metric, "split": split}
             rows.append(row | {"mean": float(inside.mean()), "low": low, "high": high})
     return pd.DataFrame(rows)
+
+
+def _by_text(runs: Sequence[Run]) -> Mapping[tuple[str, str], list[Run]]:
+    """Runs of SPiKE as a preset says, or without text, by text and data set: what differs is what the model reads."""
+    found: dict[tuple[str, str], list[Run]] = {}
+    for run in runs:
+        text = run.config.get("profiles", "no text")
+        if run.config["model"] == "spike" and (
+            text == "no text" or run.config["model_settings"] == usual_settings(run)["model_settings"]
+        ):
+            found.setdefault((text, run.config["dataset"]), []).append(run)
+    return found
+
+
+def _over_datasets(rows: list[dict[str, Any]], by: list[str], metric: str, split: str) -> pd.DataFrame:
+    """Mean of ``value`` over data sets, with the standard deviation of their means on either side."""
+    table = pd.DataFrame(rows, columns=[*by, "dataset", "users", "value"])
+    if table.empty:
+        return table
+    each = table.groupby([*by, "dataset"], sort=False).agg(users=("users", "mean"), value=("value", "mean"))
+    groups = each.reset_index().groupby(by, sort=False)
+    frame = groups.agg(users=("users", "mean"), datasets=("value", "size"), mean=("value", "mean"), sd=("value", "std"))
+    frame = frame.reset_index().astype({"users": int})
+    spread = frame["sd"].fillna(0)
+    return frame.assign(metric=metric, split=split, low=frame["mean"] - spread, high=frame["mean"] + spread)
+
+
+def worth_frame(runs: Sequence[Run], split: str = "valid") -> pd.DataFrame:
+    """What a text is worth against how often an item was seen: NDCG@20 of SPiKE by train interactions of the items.
+
+    Runs of several data sets (item splits) may be given; those without ``item_groups`` are left out. A group of not
+    more than 20 items is not ranked among itself: its whole list would be shown.
+
+    Returns
+    -------
+    DataFrame
+        candidates (``among``: the items of the group, ``all``), model (the text), group, users, datasets, mean over
+        data sets, sd, metric, split, low and high (one sd on either side).
+    """
+    rows = [
+        {
+            "candidates": rule,
+            "model": text,
+            "group": name,
+            "dataset": dataset,
+            "users": found["users"],
+            "value": found[rule],
+        }
+        for (text, dataset), group in _by_text(runs).items()
+        for run in group
+        for name, found in run.metrics.get("item_groups", {}).get(split, {}).items()
+        for rule in ("among", "all")
+        if rule == "all" or found["items"] > _LIST
+    ]
+    return _over_datasets(rows, ["candidates", "model", "group"], MONITOR, split)
+
+
+def tasks_frame(runs: Sequence[Run], split: str = "test") -> pd.DataFrame:
+    """NDCG@20 of SPiKE by task and text; of new items that among the new ones. Runs are of data sets of several tasks.
+
+    It is empty where they are all of one task.
+
+    Returns
+    -------
+    DataFrame
+        group (the task), model (the text), users, datasets, mean over data sets, sd, metric, split, low and high.
+    """
+    rows = []
+    for (text, dataset), group in _by_text(runs).items():
+        for run in group:
+            block = f"{split}_new" if f"{split}_new" in run.metrics else split
+            task = "new items" if block != split else "few interactions" if "item_groups" in run.metrics else "known"
+            users, value = run.metrics["users_ranked"][block], run.metrics[block][MONITOR]
+            rows.append({"group": task, "model": text, "dataset": dataset, "users": users, "value": value})
+    return _over_datasets(rows if len({row["group"] for row in rows}) > 1 else [], ["group", "model"], MONITOR, split)
 
 
 def efficiency_frame(runs: Runs, metric: str = MONITOR, split: str = "test") -> pd.DataFrame:

@@ -11,7 +11,7 @@ from spike_kit.base.errors import ConfigError, DataError
 from spike_kit.data.dataset import Dataset
 from spike_kit.evaluation.beyond import measure_lists
 from spike_kit.evaluation.groups import sparsity_groups, train_interactions
-from spike_kit.evaluation.ranking import RankingTask, evaluate
+from spike_kit.evaluation.ranking import evaluate, ranking_task
 from spike_kit.experiments.archive import archived_activity, known_runs, read_archive
 from spike_kit.experiments.run import Run, find_tuned, load_model, versions
 from spike_kit.models import MODELS, find_model
@@ -63,6 +63,7 @@ def report(dataset: str, runs: Sequence[Run], activity: pd.Series, reference: st
     parts = {
         f"Test split; differences to {labels[0]}": _models([*main, *usual], groups, labels[0]),
         f"Differences to {find_model(reference).title} as its preset says": _against(main, usual, groups),
+        "New items of the test split, NDCG@20": _new_items(main, labels[0]),
         "NDCG@20 by train interactions of the user": _groups(main, groups),
         "Profiles of SPiKE, as its preset for them says": _profiles(runs),
         "Ablations": _ablations(runs, reference),
@@ -144,6 +145,24 @@ def _against(main: Sequence[Run], usual: Sequence[Run], groups: pd.Series) -> st
         columns = columns or [("model", others["model"])]
         columns += [(f"{users} [95 %]", differences(others, interval=True))]
         columns += [("p (Holm)", plain(others["p permutation"], ".2g"))]
+    return markdown_table(columns)
+
+
+def _new_items(main: Sequence[Run], reference: str) -> str:
+    """New items among themselves and among all; ``-``: the model scores them all alike. Empty where none is new."""
+    models = grouped_by_seed(main)
+    able = {label: group for label, group in models.items() if all("test_new" in run.metrics for run in group)}
+    if reference not in able:
+        return ""
+    compared = [comparison_table(able, split=f"test_{rule}", reference=reference) for rule in ("new", "new_all")]
+    order = [*compared[0]["model"], *(label for label in models if label not in able)]
+    columns: list[tuple[Hashable, Iterable[str]]] = [("model", order)]
+    for title, table in zip(("among new items", "among all items"), compared, strict=True):
+        shown = table.rename(columns={"sd": f"{MONITOR} sd"})
+        cells = zip(means(shown, MONITOR), differences(table, interval=True), strict=True)
+        found = dict(zip(table["model"], cells, strict=True))
+        values, gaps = zip(*(found.get(label, ("-", "-")) for label in order), strict=True)
+        columns += [(title, values), ("difference [95 %]", gaps)]
     return markdown_table(columns)
 
 
@@ -335,7 +354,7 @@ def ranked_table(
         If a metric is unknown or a cut-off is not positive.
     """
     names = [f"{metric}@{k}" for metric in metrics for k in cutoffs]
-    task = RankingTask.from_tables(data.tables, split, device)
+    task = ranking_task(data, split, device)
     for run in runs:
         if any(name not in run.metrics[split] for name in names):
             run.metrics[split].update(evaluate(load_model(run, data, device), task, cutoffs)[0])

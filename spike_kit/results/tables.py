@@ -6,6 +6,7 @@ from typing import Any
 
 import pandas as pd
 
+from spike_kit.base.config import TrainingConfig
 from spike_kit.evaluation.ranking import HEADLINE
 from spike_kit.experiments import ablation
 from spike_kit.experiments.run import Run, settings_of
@@ -54,11 +55,19 @@ def run_label(run: Run) -> str:
     name = title if config["preset"] == "recommended" else f"{title} ({config['preset']})"
     changes = []
     for part, expected in usual.items():
-        changes += [f"{key}={value}" for key, value in config[part].items() if expected.get(key) != value]
+        here, usually = (all_settings(config["model"], part, stored) for stored in (config[part], expected))
+        changes += [f"{key}={value}" for key, value in here.items() if usually.get(key) != value]
     changes += [f"{key}={value}" for key, value in _other_text(run, USUAL_TEXT).items()]
     if config.get("possibly_leaky"):
         changes.append("possibly leaky profiles")
     return f"{name} {', '.join(changes)}" if changes else name
+
+
+def all_settings(model: str, part: str, stored: Mapping[str, Any]) -> dict[str, Any]:
+    """Stored settings, with those that are not stored because they are as they were before they came."""
+    cls = TrainingConfig if part == "training_settings" else type(find_preset(model).model)
+    later = {name: field.default for name, field in cls.model_fields.items() if field.exclude_if}
+    return {**stored, **{name: value for name, value in later.items() if name not in stored}}
 
 
 def ablation_label(run: Run, full: Run) -> str:

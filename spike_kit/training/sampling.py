@@ -14,8 +14,9 @@ from spike_kit.models.sparse import count, offsets
 class NegativeSampler:
     """Uniform negatives among the items with train interactions that are none of the user; exact, without rejection.
 
-    These items are numbered 0, 1, ... here. The r-th item a user has not seen is r plus the number of the user's positives p_j (ascending, j = 0, 1, ...) with
-    p_j - j <= r; that number is one binary search in an array sorted over all users.
+    These items are numbered 0, 1, ... here. The r-th of them that a user has not is r plus the number of the user's
+    positives p_j (ascending, j = 0, 1, ...) with p_j - j <= r; that number is one binary search in an array sorted over
+    all users.
 
     Parameters
     ----------

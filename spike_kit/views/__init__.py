@@ -24,8 +24,8 @@ VIEWS: Registry[Any] = Registry(
 )
 """What makes a view (a class, or a constructor of one) by the view's name.
 
-Maps, graphs, reasons and new items are made of a run, profiles and graphs also of a data set, ablation and leaderboard of a data
-set, a generation of a `spike_kit.profiles.generate.Generation`.
+Maps, graphs, reasons and new items are made of a run, profiles and graphs also of a data set, ablation and leaderboard
+of a data set, a generation of a `spike_kit.profiles.generate.Generation`.
 """
 
 

@@ -6,10 +6,14 @@ from typing import Any
 import pandas as pd
 import pytest
 
+import spike_kit as sk
+from spike_kit.base import paths
+from spike_kit.base.errors import DataError
 from spike_kit.cli import main
 from spike_kit.data.dataset import Dataset
 from tests.data.checks import built, facts_of, refused, refused_or_skipped
 from tests.data.raw_folders import HELD, PAIRS, TABLES, write_lines, write_rows, write_table, write_tables
+from tests.world import write_world
 
 COLUMNS = TABLES["columns"]
 
@@ -136,3 +140,17 @@ def test_the_command_line_takes_a_mapping(raw: Path, capsys: pytest.CaptureFixtu
 )
 def test_wrong_settings_say_what_is_wrong(raw: Path, changes: dict[str, Any], message: str) -> None:
     refused("tables", raw, message, **TABLES | changes)
+
+
+def test_a_data_set_is_opened_for_another_task_with_its_own_settings(home: Path) -> None:
+    write_tables(paths.raw_root() / "tables")
+    data = sk.build("tables", name="mine", **TABLES)
+    new = sk.load("mine", task="new-items", new_share=0.5)
+    assert (new.name, new.task, data.task) == ("mine-new-items", "new-items", "known")
+    told = {name: new.manifest.build[name] for name in data.manifest.build}
+    assert told == data.manifest.build
+    assert sk.load("mine", task="new-items").manifest == new.manifest
+    assert sk.load("mine-new-items", task="new-items").name == "mine-new-items"
+    assert sk.usual_profiles(new) == {"profiles": "template", "preset": "new_items"}
+    with pytest.raises(DataError, match="was not built from raw files"):
+        sk.load(write_world(home / "elsewhere" / "world").path, task="few-interactions")

@@ -40,7 +40,7 @@ def test_the_test_split_stays_closed(data: Dataset, world: World) -> None:
 def test_the_mean_of_train_items_by_hand(world: World) -> None:
     entity = torch.rand(len(world.tables.entities), 6, generator=torch.Generator().manual_seed(0)) * 5
     vectors = ProfileVectors(torch.zeros(1, 6), entity)
-    scores = TextKnn(TextKnnConfig(), world.graph, vectors).score(torch.tensor([3]))
+    scores = TextKnn(TextKnnConfig(text_components=0), world.graph, vectors).score(torch.tensor([3]))
     own = world.tables.interactions.query("user == 3 and split == 'train'")["item"].to_numpy()
     unit = (entity / entity.norm(dim=1, keepdim=True)).numpy()
     mean = unit[own].mean(0)

@@ -18,16 +18,9 @@ from spike_kit.models.spike_explainer import SpikeExplainer
 from spike_kit.models.text_ridge import TextRidge, TextRidgeConfig
 from spike_kit.training.loop import fit
 from spike_kit.training.sampling import NegativeSampler, epoch_batches
-from tests.world import World, build, new_items_world
+from tests.world import World, build
 
 FAST = TrainingConfig(epochs=40, batch_size=256, learning_rate=2e-2, eval_every=5, patience=3)
-
-
-@pytest.fixture(scope="module")
-def unmet() -> World:
-    from tests.world import make_world
-
-    return new_items_world(make_world())
 
 
 def new_task(world: World, split: str = "valid") -> RankingTask:
@@ -44,21 +37,21 @@ def trained(name: str, world: World, **settings: Any) -> Recommender:
 
 
 @pytest.mark.parametrize("name", list(MODELS))
-def test_scores_tell_new_items_apart_exactly_where_a_model_says_so(unmet: World, name: str) -> None:
-    model = trained(name, unmet)
-    new = torch.from_numpy(new_items(unmet.tables, "valid"))
+def test_scores_tell_new_items_apart_exactly_where_a_model_says_so(new_world: World, name: str) -> None:
+    model = trained(name, new_world)
+    new = torch.from_numpy(new_items(new_world.tables, "valid"))
     spread = model.score(torch.arange(5)).index_select(1, new).std(dim=1)
     assert bool((spread > 1e-6).all()) == model.scores_new
     assert bool((spread > 1e-6).any()) == model.scores_new
 
 
 @pytest.mark.parametrize("name", ["spike", "text_knn", "text_ridge", "colakg", "kgrec"])
-def test_new_items_go_to_those_who_like_their_kind(unmet: World, name: str) -> None:
-    assert evaluate(trained(name, unmet), new_task(unmet, "test"), (1,))[0]["recall@1"] > 0.9
+def test_new_items_go_to_those_who_like_their_kind(new_world: World, name: str) -> None:
+    assert evaluate(trained(name, new_world), new_task(new_world, "test"), (1,))[0]["recall@1"] > 0.9
 
 
-def test_negatives_are_all_items_of_train_that_the_user_has_not_and_no_others(unmet: World) -> None:
-    graph = unmet.graph
+def test_negatives_are_all_items_of_train_that_the_user_has_not_and_no_others(new_world: World) -> None:
+    graph = new_world.graph
     sampler, generator = NegativeSampler(graph), torch.Generator().manual_seed(0)
     users = torch.arange(graph.n_users).repeat_interleave(2000)
     drawn = sampler.sample(users, generator).view(graph.n_users, -1)
@@ -68,13 +61,13 @@ def test_negatives_are_all_items_of_train_that_the_user_has_not_and_no_others(un
 
 
 @pytest.mark.parametrize("loss", ["bpr", "softmax", "cosine_softmax"])
-def test_no_loss_moves_the_row_of_a_new_item(unmet: World, loss: str) -> None:
-    model = build("bprmf", unmet, loss=loss, l2=1e-2)
-    new = torch.tensor(sorted(set(range(unmet.graph.n_items)) - set(unmet.graph.trained_items.tolist())))
-    fit(model, unmet.graph, RankingTask.from_tables(unmet.tables, "valid"), FAST, seed=0, progress=False)
+def test_no_loss_moves_the_row_of_a_new_item(new_world: World, loss: str) -> None:
+    model = build("bprmf", new_world, loss=loss, l2=1e-2)
+    new = torch.tensor(sorted(set(range(new_world.graph.n_items)) - set(new_world.graph.trained_items.tolist())))
+    fit(model, new_world.graph, RankingTask.from_tables(new_world.tables, "valid"), FAST, seed=0, progress=False)
     rows = model.tensors()["item_embedding"]
     assert not rows.index_select(0, new).any()
-    assert rows.any(dim=1).sum() == unmet.graph.trained_items.numel()
+    assert rows.any(dim=1).sum() == new_world.graph.trained_items.numel()
 
 
 def test_softmax_over_candidates_is_that_over_their_rows() -> None:
@@ -93,17 +86,19 @@ def test_softmax_over_candidates_is_that_over_their_rows() -> None:
 
 
 @pytest.mark.parametrize("settings", [{}, {"layers": 2}, {"id_dropout": 0.3}, {"remove": False}, {"inject": False}])
-def test_the_final_row_of_a_new_item_is_its_profile_and_what_it_hears(unmet: World, settings: dict[str, Any]) -> None:
-    model = build("spike", unmet, **settings)
+def test_the_final_row_of_a_new_item_is_its_profile_and_what_it_hears(
+    new_world: World, settings: dict[str, Any]
+) -> None:
+    model = build("spike", new_world, **settings)
     assert isinstance(model, Spike)
-    fit(model, unmet.graph, new_task(unmet), FAST.replace(epochs=3), seed=0, progress=False)
-    new = new_items(unmet.tables, "valid")
-    known = np.delete(np.arange(unmet.graph.n_items), np.concatenate([new, new_items(unmet.tables, "test")]))
+    fit(model, new_world.graph, new_task(new_world), FAST.replace(epochs=3), seed=0, progress=False)
+    new = new_items(new_world.tables, "valid")
+    known = np.delete(np.arange(new_world.graph.n_items), np.concatenate([new, new_items(new_world.tables, "test")]))
     ids = model.tensors()["entity_embedding"]
     assert not ids[new].any()
     explainer = SpikeExplainer(model)
-    structure, profile = explainer.rows.parts[0, :, unmet.graph.n_users :]
-    expected = model.config.rho * explainer.profiles[unmet.graph.n_users :]
+    structure, profile = explainer.rows.parts[0, :, new_world.graph.n_users :]
+    expected = model.config.rho * explainer.profiles[new_world.graph.n_users :]
     inside = expected if model.config.inject else torch.zeros_like(expected)
     torch.testing.assert_close(profile[new], inside[new])
     torch.testing.assert_close(structure[known], ids[known])
@@ -111,19 +106,19 @@ def test_the_final_row_of_a_new_item_is_its_profile_and_what_it_hears(unmet: Wor
     torch.testing.assert_close(profile[known], (inside - removed)[known])
 
 
-def test_parts_of_the_score_of_a_scaled_new_item_add_up(unmet: World) -> None:
-    model = build("spike", unmet, new_item_scale=1.5)
+def test_parts_of_the_score_of_a_scaled_new_item_add_up(new_world: World) -> None:
+    model = build("spike", new_world, new_item_scale=1.5)
     assert isinstance(model, Spike)
     explainer, items = SpikeExplainer(model), [0, 5, 12]
     parts = explainer.contributions(3, items).sum(dim=(1, 2, 3, 4))
     torch.testing.assert_close(parts, model.score(torch.tensor([3]))[0, items], atol=1e-5, rtol=0)
-    plain = build("spike", unmet).score(torch.tensor([3]))[0]
+    plain = build("spike", new_world).score(torch.tensor([3]))[0]
     torch.testing.assert_close(parts.detach(), plain[items] * torch.tensor([1.5, 1.0, 1.5]), atol=1e-5, rtol=0)
 
 
-def test_a_step_treats_a_share_of_the_items_as_new(unmet: World) -> None:
-    model = build("spike", unmet, id_dropout=0.4)
-    graph, n_users = unmet.graph, unmet.graph.n_users
+def test_a_step_treats_a_share_of_the_items_as_new(new_world: World) -> None:
+    model = build("spike", new_world, id_dropout=0.4)
+    graph, n_users = new_world.graph, new_world.graph.n_users
     drawn = torch.stack([model.draw(torch.Generator().manual_seed(seed)).known for seed in range(200)]).squeeze(2)
     assert drawn[:, :n_users].all()
     assert drawn[:, n_users + graph.n_items :].all()
@@ -153,10 +148,10 @@ def test_dropping_ids_needs_new_items() -> None:
         SpikeConfig.parse({"new_items": False, "id_dropout": 0.1})
 
 
-def test_text_ridge_is_the_regression_of_every_user_on_the_texts_of_known_items(unmet: World) -> None:
-    graph, strength = unmet.graph, 2.5
-    model = TextRidge(TextRidgeConfig(regularisation=strength), graph, unmet.vectors)
-    texts = unmet.vectors.entity[: graph.n_items].double().numpy()
+def test_text_ridge_is_the_regression_of_every_user_on_the_texts_of_known_items(new_world: World) -> None:
+    graph, strength = new_world.graph, 2.5
+    model = TextRidge(TextRidgeConfig(regularisation=strength), graph, new_world.vectors)
+    texts = new_world.vectors.entity[: graph.n_items].double().numpy()
     texts /= np.linalg.norm(texts, axis=1, keepdims=True)
     known = texts[graph.trained_items.numpy()]
     for user in (0, 30):
@@ -166,8 +161,8 @@ def test_text_ridge_is_the_regression_of_every_user_on_the_texts_of_known_items(
         np.testing.assert_allclose(model.score(torch.tensor([user]))[0], texts @ weights, atol=1e-5)
 
 
-def test_epochs_hold_no_new_item(unmet: World) -> None:
-    graph = unmet.graph
+def test_epochs_hold_no_new_item(new_world: World) -> None:
+    graph = new_world.graph
     batches = list(epoch_batches(graph, NegativeSampler(graph), 64, torch.Generator().manual_seed(0)))
     for batch in batches:
         assert torch.isin(batch.negatives, graph.trained_items).all()

@@ -16,6 +16,7 @@ from spike_kit.base.errors import ConfigError, DataError
 from spike_kit.data.dataset import Dataset
 from spike_kit.data.tables import Tables
 from spike_kit.experiments.run import Run, RunConfig, run
+from spike_kit.models.spike import Spike
 from spike_kit.models.spike_explainer import SpikeExplainer
 from spike_kit.profiles import ENCODERS
 from spike_kit.profiles.encode import encode_profiles
@@ -125,9 +126,8 @@ def test_a_copy_of_a_new_item_goes_to_the_same_users(full: Dataset) -> None:
     found = done.score_new(texts_of(full, GONE), facts_of(full, GONE))
     known = NewItem(done, GONE, device="cpu").ranked()
     pd.testing.assert_frame_equal(found, known, atol=1e-5)
-    numbers = [
-        (int(relation), int(tail)) for _, relation, tail in full.triples[full.triples["head"] == GONE].to_numpy()
-    ]
+    own = full.triples[full.triples["head"] == GONE]
+    numbers = list(zip(own["relation"].tolist(), own["tail"].tolist(), strict=True))
     pd.testing.assert_frame_equal(done.score_new(texts_of(full, GONE), numbers), found)
     turned = done.score_new(texts_of(full, GONE), [(None, *fact) for fact in numbers])
     pd.testing.assert_frame_equal(turned, found)
@@ -172,6 +172,7 @@ def test_the_view_shows_users_words_and_what_would_be_without(full: Dataset) -> 
     table = view.influence()
     assert set(table["taken out"]) == set(names)
     own = view.what_if(names[0])
+    assert isinstance(view.run.model, Spike)
     explainer = SpikeExplainer(view.run.model).without(view.removals()[names[0]])
     expected = explainer.scores(int(users["user"][0]))[GONE].item()
     assert own.set_index("label")["new score"][users["label"][0]] == pytest.approx(expected, abs=1e-6)

@@ -1,0 +1,112 @@
+"""Results of new items: tables that say which model has none, and figures of what a text is worth."""
+
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+
+import spike_kit as sk
+from spike_kit.base.errors import ConfigError, DataError
+from spike_kit.data.dataset import Dataset
+from spike_kit.evaluation.groups import train_interactions
+from spike_kit.experiments.archive import read_archive, write_archive
+from spike_kit.experiments.run import Run, RunConfig, run
+from spike_kit.figures import gallery
+from spike_kit.results import frames
+from spike_kit.results.report import report
+from spike_kit.results.tables import run_label
+
+SHORT = {"epochs": 2, "eval_every": 1}
+NOTHING = {"inject": False, "remove": False, "matching": "off"}
+
+
+@pytest.fixture
+def finished(new_data: Dataset) -> list[Run]:
+    configs = [RunConfig(model="popularity", dataset=new_data.name)]
+    configs += [RunConfig(dataset=new_data.name, preset="new_items", seed=seed, training=SHORT) for seed in (0, 1)]
+    configs.append(RunConfig(dataset=new_data.name, preset="new_items", training=SHORT, settings=NOTHING))
+    return [run(config, progress=False) for config in configs]
+
+
+def test_a_model_that_scores_no_new_item_has_no_number(new_data: Dataset, finished: list[Run]) -> None:
+    table = sk.table(finished, "valid_new", ["ndcg@20"])
+    assert np.isnan(table["ndcg@20"][0])
+    assert table["ndcg@20"][1] == pytest.approx(np.mean([one.metrics["valid_new"]["ndcg@20"] for one in finished[1:3]]))
+    assert sk.evaluate(finished[1], "test_new_all", (20,))["ndcg@20"] == pytest.approx(
+        finished[1].metrics["test_new_all"]["ndcg@20"]
+    )
+    world = report(new_data.name, finished[:3], train_interactions(new_data))
+    part = world.split("New items of the test split")[1].split("###")[0]
+    rows = {cells[1].strip(): cells[2:] for line in part.splitlines()[4:] if len(cells := line.split("|")) > 2}
+    assert [cell.strip() for cell in rows["Popularity"][:4]] == ["-"] * 4
+    label = run_label(finished[1])
+    expected = np.mean([one.metrics["test_new_all"]["ndcg@20"] for one in finished[1:3]])
+    assert f"{expected:.4f}" in rows[label][2]
+
+
+def test_a_data_set_of_known_items_has_no_such_results(runs: dict[str, list[Run]]) -> None:
+    with pytest.raises(ConfigError, match="valid_new"):
+        sk.table(runs["spike"], "valid_new")
+    with pytest.raises(ConfigError, match="test_new"):
+        sk.evaluate(runs["spike"][0], "test_new")
+
+
+def test_the_worth_of_a_text_is_that_of_the_groups_of_the_runs(new_data: Dataset, finished: list[Run]) -> None:
+    frame = frames.worth_frame(finished)
+    assert set(frame["model"]) == {"template", "no text"}
+    row = frame.query("candidates == 'all' and model == 'template' and group == '0'").to_dict("records")[0]
+    values = [one.metrics["item_groups"]["valid"]["0"]["all"] for one in finished[1:3]]
+    assert row["mean"] == pytest.approx(np.mean(values))
+    assert row["datasets"] == 1
+    figure = gallery.draw(new_data, "worth", finished, "valid")
+    assert [axes.get_title() for axes in figure.axes] == ["candidates: items of the group", "candidates: all items"]
+    assert [label.get_text() for label in figure.axes[0].get_xticklabels()] == ["0", "11+"]
+    heights = {line.get_label(): line.get_ydata() for line in figure.axes[0].lines}
+    assert len(heights) == 2
+
+
+def test_bands_are_over_data_sets_not_seeds(finished: list[Run]) -> None:
+    other = Run(finished[1].path)
+    vars(other)["config"] = finished[1].config | {"dataset": "another split"}
+    vars(other)["metrics"] = {
+        **finished[1].metrics,
+        "item_groups": {"valid": {"0": {"items": 1, "users": 3, "among": 0.5, "all": 0.25}}},
+    }
+    frame = frames.worth_frame([*finished[1:3], other])
+    mean = np.mean([one.metrics["item_groups"]["valid"]["0"]["all"] for one in finished[1:3]])
+    row = frame.query("candidates == 'all' and group == '0'").to_dict("records")[0]
+    assert row["datasets"] == 2
+    assert row["mean"] == pytest.approx((mean + 0.25) / 2)
+    assert row["high"] - row["mean"] == pytest.approx(np.std([mean, 0.25], ddof=1))
+
+
+def test_a_group_whose_items_all_fit_into_a_list_is_not_ranked_among_itself(finished: list[Run]) -> None:
+    frame = frames.worth_frame(finished)
+    assert set(frame.query("candidates == 'among'")["group"]) == {"11+"}
+    assert set(frame.query("candidates == 'all'")["group"]) == {"0", "11+"}
+
+
+def test_tasks_stand_side_by_side(new_data: Dataset, finished: list[Run], runs: dict[str, list[Run]]) -> None:
+    usual = run(RunConfig(dataset="world"), progress=False)
+    frame = frames.tasks_frame([*finished, usual])
+    values = frame.set_index(["group", "model"])["mean"]
+    assert values["known", "template"] == pytest.approx(usual.test["ndcg@20"])
+    assert values["new items", "no text"] == pytest.approx(finished[3].metrics["test_new"]["ndcg@20"])
+    figure = gallery.draw(new_data, "tasks", [*finished, usual])
+    assert [label.get_text() for label in figure.axes[0].get_xticklabels()] == ["known", "new items"]
+    with pytest.raises(DataError, match="not of several tasks"):
+        gallery.draw(new_data, "tasks", runs["spike"])
+
+
+def test_labels_name_settings_that_were_switched_off(new_data: Dataset) -> None:
+    done = run(RunConfig(dataset=new_data.name, preset="new_items", training=SHORT, settings={"id_dropout": 0.0}))
+    assert "id_dropout=0.0" in run_label(done)
+
+
+def test_the_archive_keeps_the_blocks_of_new_items(new_data: Dataset, finished: list[Run], tmp_path: Path) -> None:
+    write_archive(finished, new_data, tmp_path)
+    kept = read_archive(new_data.name, tmp_path)
+    pd.testing.assert_frame_equal(sk.table(kept, "test_new_all"), sk.table(finished, "test_new_all"))
+    compared = [sk.compare(group[1:3] + group[3:], split="test_new") for group in (kept, finished)]
+    pd.testing.assert_frame_equal(compared[0], compared[1], rtol=1e-3, atol=1e-5)
