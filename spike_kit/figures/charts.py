@@ -91,18 +91,24 @@ def task_bars(frame: pd.DataFrame) -> Figure:
 
 
 def worth_lines(frame: pd.DataFrame) -> Figure:
-    """Draw `worth_frame`: a panel per rule of candidates, a line per text over groups of items; bands are one sd."""
+    """Draw `worth_frame`: a panel per rule of candidates, a line per text over groups of items.
+
+    Bands and error bars are one standard deviation over data sets. A text keeps its colour in both panels.
+    """
     titles = {"among": "candidates: items of the group", "all": "candidates: all items"}
     with figure_style():
         figure = blank_figure(TWO_COLUMNS, 2.0, frame["model"])
         panels, lines = figure.subplots(1, len(titles), sharex=True), {}
         groups = [name for name in ITEM_GROUPS if name in set(frame["group"])]
+        texts = frame["model"].unique().tolist()
         for axes, (rule, title) in zip(panels, titles.items(), strict=True):
-            for index, (text, own) in enumerate(frame[frame["candidates"] == rule].groupby("model", sort=False)):
-                own = own.set_index("group").reindex(groups)
+            for index, text in enumerate(texts):
+                chosen = frame[(frame["candidates"] == rule) & (frame["model"] == text)]
+                own, places = chosen.set_index("group").reindex(groups), np.arange(len(groups)) + 0.04 * index
                 look = {"color": COLOURS[index], "marker": MARKERS[index], "linestyle": DASHES[index]}
-                lines[str(text)] = axes.plot(range(len(groups)), own["mean"], markersize=4, **look)[0]
-                axes.fill_between(range(len(groups)), own["low"], own["high"], color=COLOURS[index], alpha=0.15)
+                errors = {"yerr": _errors(own, "mean"), "markersize": 4, **_ERROR_BARS}
+                lines[text] = axes.errorbar(places, own["mean"], **errors, **look)
+                axes.fill_between(places, own["low"], own["high"], color=COLOURS[index], alpha=0.12, linewidth=0)
             axes.set_title(title)
             axes.set_xticks(range(len(groups)), groups)
             axes.set_ylim(bottom=0)
