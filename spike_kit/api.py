@@ -330,7 +330,7 @@ def settings(model: str, data: Dataset | None = None) -> pd.DataFrame:
     found = {name: find_preset(model, name) for name in find_model(model).presets}
     if data is not None and find_tuned(data.name, model):
         found[TUNED] = experiment.RunConfig(model=model, dataset=str(data.path), preset=TUNED).base()
-    return pd.DataFrame({name: one.model.model_dump() | one.training.model_dump() for name, one in found.items()})
+    return pd.DataFrame({name: dict(one.model) | dict(one.training) for name, one in found.items()})
 
 
 def table(runs: Run | Sequence[Run], split: Block = "test", metrics: Sequence[str] = ranking.HEADLINE) -> pd.DataFrame:

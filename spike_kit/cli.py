@@ -377,7 +377,7 @@ def train(
     from spike_kit.experiments.run import RunConfig, run
 
     place = on.resolve()
-    config = RunConfig(**dict(what), settings=settings.model_dump(), training=training.model_dump())
+    config = RunConfig(**dict(what), settings=dict(settings), training=dict(training))
     with distributed.group(place):
         finished = run(config, place)
         if distributed.rank() == 0:

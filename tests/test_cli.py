@@ -13,8 +13,10 @@ from spike_kit.cli import COMMANDS, main
 from spike_kit.data.dataset import Dataset
 from spike_kit.data.sources import RECIPES, SOURCES
 from spike_kit.evaluation.beyond import MEASURES
+from spike_kit.experiments.run import RunConfig, list_runs
 from spike_kit.models import MODELS
 from spike_kit.profiles.loopback import completion
+from spike_kit.results.tables import run_label
 
 SHORT = ["--epochs", "2", "--batch-size", "512", "--device", "cpu"]
 
@@ -118,6 +120,16 @@ def test_the_words_of_the_authors_readme_work_up_to_the_missing_gpu(
     assert "there is no CUDA device here" in text
     assert "leave --gpu out" in text
     assert not paths.runs_root().exists()
+
+
+def test_a_setting_that_is_switched_off_is_off_whatever_the_preset_says(data: Dataset) -> None:
+    command = "train --dataset world --preset new_items --id-dropout 0 --new-item-scale 1 --epochs 1 --device cpu"
+    assert main(command.split()) == 0
+    (done,) = list_runs(data.name)
+    assert {"id_dropout", "new_item_scale"}.isdisjoint(done.config["model_settings"])
+    assert "new_item_scale=1.0, id_dropout=0.0" in run_label(done)
+    settings = RunConfig(preset="new_items", settings={"id_dropout": 0.0, "new_item_scale": 1.0}).resolved()[0]
+    assert done.config["model_settings"] == settings.model_dump(mode="json")
 
 
 def test_train_and_evaluate(data: Dataset, capsys: pytest.CaptureFixture[str]) -> None:
