@@ -13,6 +13,7 @@ from spike_kit.evaluation.groups import train_interactions
 from spike_kit.experiments.archive import read_archive, write_archive
 from spike_kit.experiments.run import Run, RunConfig, run
 from spike_kit.figures import gallery
+from spike_kit.figures.style import MARKERS
 from spike_kit.results import frames
 from spike_kit.results.report import report
 from spike_kit.results.tables import run_label
@@ -62,8 +63,8 @@ def test_the_worth_of_a_text_is_that_of_the_groups_of_the_runs(new_data: Dataset
     figure = gallery.draw(new_data, "worth", finished, "valid")
     assert [axes.get_title() for axes in figure.axes] == ["candidates: items of the group", "candidates: all items"]
     assert [label.get_text() for label in figure.axes[0].get_xticklabels()] == ["0", "11+"]
-    heights = [container.lines[0].get_ydata() for container in figure.axes[1].containers]
-    assert [float(values[0]) for values in heights] == pytest.approx(
+    heights = [line.get_ydata() for line in figure.axes[1].get_lines() if line.get_marker() in MARKERS]
+    assert [float(np.asarray(values)[0]) for values in heights] == pytest.approx(
         frame.query("candidates == 'all' and group == '0'")["mean"].tolist()
     )
 
