@@ -144,16 +144,20 @@ class NewItem:
 
     def removals(self) -> dict[str, Removal]:
         """What may be taken out, by name: the item's profile, its triples, and the profiles of what they link it to."""
-        n_users, found = self.explainer.graph.n_users, {}
-        if self.parts:
-            found[f"profile of {self.label}"] = Removal("profile", (n_users + self.item,))
-        for head, relation, tail in self.triples():
-            other = tail if head == self.item else head
-            words = str(self.data.relations["label"][relation])
-            found[f"triple: {words}: {self.entity_label(other)}"] = Removal("triple", (head, relation, tail))
-            if self.parts:
-                found[f"profile of {self.entity_label(other)}"] = Removal("profile", (n_users + other,))
-        return found
+        n_users, triples = self.explainer.graph.n_users, self.triples()
+        linked = dict.fromkeys(tail if head == self.item else head for head, _, tail in triples)
+        profiles = [self.item, *linked] if self.parts else []
+        found = [
+            (f"profile of {self.entity_label(entity)}", Removal("profile", (n_users + entity,))) for entity in profiles
+        ]
+        for head, relation, tail in triples:
+            other = self.entity_label(tail if head == self.item else head)
+            words = f"triple: {self.data.relations['label'][relation]}: {other}"
+            found.append((words, Removal("triple", (head, relation, tail))))
+        named: dict[str, Removal] = {}
+        for name, removal in found:
+            named[f"{name} ({removal.what[-1]})" if name in named else name] = removal
+        return named
 
     def what_if(self, *names: str) -> pd.DataFrame:
         """The best `k` users, before or after, with and without some of `removals`; all rows are computed again.

@@ -180,6 +180,17 @@ def test_the_view_shows_users_words_and_what_would_be_without(full: Dataset) -> 
         view.choose(5)
 
 
+def test_entities_of_one_name_can_be_taken_out_one_by_one(full: Dataset) -> None:
+    labels = full.entities["label"].where(full.entities["kind"] == "item", "Same")
+    tables = replace(full.tables, entities=full.entities.assign(label=labels))
+    twins = written("twins", tables)
+    view = NewItem(trained("twins"), GONE, device="cpu")
+    own = twins.triples[twins.triples["head"] == GONE]
+    assert len(own) == 2
+    assert len(view.removals()) == 1 + 2 * len(own)
+    assert sum(name.startswith("profile of Same") for name in view.removals()) == 2
+
+
 def test_an_item_of_ones_own_is_scored_and_taken_apart(full: Dataset) -> None:
     view = views.new_item(trained("full", layers=1), GONE, device="cpu", k=5)
     known, influence = view.ranked(), view.influence()
