@@ -1,6 +1,7 @@
 """Parity fixtures: numbers of reference implementations, read from ``SPIKE_KIT_FIXTURES`` or tests/fixtures."""
 
 import os
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -108,9 +109,12 @@ class Fixture:
 
     @property
     def graph(self) -> Graph:
-        """Interactions, and the knowledge graph where the file has one; else items are the only entities."""
+        """Interactions, and the knowledge graph where the file has one; else items are the only entities.
+
+        All items count as trained: for the implementations behind the files every item is a negative.
+        """
         n_items = self.integer("input.n_items")
-        return Graph.from_arrays(
+        graph = Graph.from_arrays(
             n_users=self.integer("input.n_users"),
             n_items=n_items,
             n_entities=int(self.arrays.get("input.n_entities", n_items)),
@@ -118,6 +122,7 @@ class Fixture:
             interactions=self.arrays["input.train"],
             triples=self.arrays.get("input.kg", np.empty((0, 3), dtype=np.int64)),
         )
+        return replace(graph, trained_items=torch.arange(n_items))
 
     def model(self, cls: type[Model], config: Any) -> Model:
         """Model with all weights of the file but those that nothing uses; it has no others."""

@@ -77,7 +77,9 @@ class LightGcl(PropagatedRecommender[LightGclConfig]):
     def build(self, generator: torch.Generator) -> None:
         """Draw the tables, and decompose the graph."""
         super().build(generator)
-        self.low_rank = low_rank(self.bipartite, self.config.rank, generator)
+        left, values, right = low_rank(self.bipartite, self.config.rank, generator)
+        # Rows of items without interactions are zero but for rounding, which Adam would blow up.
+        self.low_rank = left, values, right * self.graph.known_items
 
     def training_losses(self, batch: Batch, draws: EdgeWeights | None) -> dict[str, Tensor]:
         """Recommendation loss, contrast with the low-rank view, and L2."""
