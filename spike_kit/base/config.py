@@ -39,9 +39,9 @@ class Config(BaseModel):
         return self.parse({**dict(self), **changes})
 
 
-def _is_usual(value: str) -> bool:
-    """Whether a setting that came later is as it was before it came: it has no part in the name of a run then."""
-    return value == "usual"
+def later(default: Any, **bounds: Any) -> Any:
+    """Make a field that came later: at its default, which is how it was before, it has no part in a run's name."""
+    return Field(default=default, exclude_if=lambda value: value == default, **bounds)
 
 
 class TrainingConfig(Config):
@@ -63,7 +63,7 @@ class TrainingConfig(Config):
     """Validations without a better NDCG@20 before training stops; 0 trains all epochs."""
     keep: Literal["best", "last"] = "best"
     """Weights that are kept: those of the best validation NDCG@20, or those of the last epoch."""
-    stop_on: Literal["usual", "valid", "valid_new", "valid_new_all"] = Field(default="usual", exclude_if=_is_usual)
+    stop_on: Literal["usual", "valid", "valid_new", "valid_new_all"] = later("usual")
     """Validation that stops the training and chooses the weights (docs/datasets.md, "Tasks"): of all items, or of new
     ones, among themselves or among all; usual: valid_new where the data set has new items and the model scores them."""
 

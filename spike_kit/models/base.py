@@ -13,7 +13,7 @@ from pydantic import Field
 from torch import Tensor, nn
 from torch.nn import functional
 
-from spike_kit.base.config import Config, TrainingConfig
+from spike_kit.base.config import Config, TrainingConfig, later
 from spike_kit.base.errors import ConfigError
 from spike_kit.data.graph import Graph
 from spike_kit.data.vectors import ProfileVectors
@@ -28,11 +28,6 @@ class ModelConfig(Config):
     """Settings of a model; a model without settings uses this class itself."""
 
 
-def _is_one(factor: float) -> bool:
-    """Whether a setting that came later is as it was before it came: it has no part in the name of a run then."""
-    return factor == 1
-
-
 class TrainedConfig(ModelConfig):
     """Settings that every trained model has, so that no model is denied a loss that another may use."""
 
@@ -44,7 +39,7 @@ class TrainedConfig(ModelConfig):
     """Temperature of cosine_softmax (ours, not in the paper; 0.2 was the best of 0.1, 0.15, 0.2 for LightGCN)."""
     l2: float = Field(default=1e-5, ge=0)
     """Coefficient of the L2 term on the rows of a batch (half the squares, divided by the batch size)."""
-    new_item_scale: float = Field(default=1.0, gt=0, exclude_if=_is_one)
+    new_item_scale: float = later(1.0, gt=0)
     """Factor on the scores of items without train interactions (ours). Above 1 they are recommended more often, at the
     cost of known items; among themselves their order stays."""
 

@@ -14,18 +14,13 @@ from pydantic import Field, model_validator
 from torch import Tensor
 from torch.nn import functional
 
-from spike_kit.base.config import TrainingConfig
+from spike_kit.base.config import TrainingConfig, later
 from spike_kit.data.vectors import ProfileVectors
 from spike_kit.models import losses
 from spike_kit.models.base import Batch, Preset
 from spike_kit.models.kg_encoder import EncoderDraws, KgEncoder, KgEncoderConfig
 from spike_kit.models.layers import Precision, ProfileProjection, keep_mask, random_nodes
 from spike_kit.models.spaces import SHARED, Range
-
-
-def _is_none(share: float) -> bool:
-    """Whether a setting that came later is as it was before it came: it has no part in the name of a run then."""
-    return share == 0
 
 
 class SpikeConfig(KgEncoderConfig):
@@ -60,10 +55,10 @@ class SpikeConfig(KgEncoderConfig):
     separate_masks: bool = False
     """Project three times per step with three dropout masks: to inject, to remove, to match (released code: yes; then
     removal does not undo injection in training)."""
-    new_items: bool = Field(default=True, exclude_if=bool)
+    new_items: bool = later(True)
     """Whether the profile of an item without train interactions stands for its id embedding, which counts as zero, and
     so is not removed (released code: no; it scores such items by embeddings that were never trained)."""
-    id_dropout: float = Field(default=0.0, ge=0, lt=1, exclude_if=_is_none)
+    id_dropout: float = later(0.0, ge=0, lt=1)
     """Probability that a training step treats an item as new, so that new items are scored in a way that was trained
     (ours, after DropoutNet: Volkovs et al., NeurIPS 2017)."""
     dropped_edges: int = Field(default=0, ge=0)
