@@ -5,6 +5,8 @@ from __future__ import annotations
 import argparse
 import inspect
 import logging
+import os
+import select
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -654,15 +656,41 @@ COMMANDS: dict[str, Callable[..., None]] = {
 RENAMED = {"--source": "--profiles", "--sources": "--profiles"}
 """Old names of options that still work for one release."""
 
+CHECK_THE_PATH = "check that path: is it spelt right and not too long, may it be used, is its disk mounted?"
 INTERRUPTED = "interrupted: nothing half-written was left; the same command goes on from the last epoch or profile"
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command; returns the exit code.
 
-    It is 0, or 1 for an error that is explained, 130 after Ctrl-C, 143 after SIGTERM in a training.
+    It is 0, or 1 for an error that is explained, 130 after Ctrl-C, 143 after SIGTERM in a training, 141 where nobody
+    reads what is printed any more (``| head``).
     """
-    given = list(sys.argv[1:] if arguments is None else arguments)
+    try:
+        try:
+            return _guarded(list(sys.argv[1:] if arguments is None else arguments))
+        finally:
+            print(end="", flush=True)
+    except BrokenPipeError:
+        if not _leave_closed_pipes():
+            raise
+        return 141
+
+
+def _leave_closed_pipes() -> bool:
+    """Let outputs that nobody reads end nowhere, or Python fails at its exit once more; whether there were any."""
+    found = False
+    for stream in filter(None, (sys.stdout, sys.stderr)):
+        watch = select.poll()
+        watch.register(stream, 0)  # asks for nothing: only errors are told
+        if watch.poll(0):
+            os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
+            found = True
+    return found
+
+
+def _guarded(given: list[str]) -> int:
+    """Run one command, its errors explained; returns the exit code."""
     if not given or given[0] in ("-h", "--help"):
         print(_overview())
         return 0
@@ -682,6 +710,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 143
     except SpikeKitError as error:
         print(f"error: {error}", file=sys.stderr)
+        return 1
+    except OSError as error:
+        if error.errno is None or not isinstance(error.filename, str):
+            raise
+        print(f"error: {error.filename} cannot be used: {error.strerror}\n  -> {CHECK_THE_PATH}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
         print(f"\n{INTERRUPTED}", file=sys.stderr)

@@ -76,10 +76,10 @@ def new_dataset_path(name: str) -> Path:
     DataError
         If the name is not a plain folder name, or is reserved.
     """
-    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", name) or name in RESERVED:
+    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}", name) or name in RESERVED:
         raise DataError(
             f"{name!r} cannot be the name of a data set",
-            f"use letters, digits, '.', '-' and '_', and none of: {some(sorted(RESERVED))}",
+            f"use letters, digits, '.', '-' and '_', at most 100, and none of: {some(sorted(RESERVED))}",
         )
     return data_root() / name
 

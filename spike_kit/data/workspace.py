@@ -376,8 +376,17 @@ def _duckdb_errors(path: Path) -> Iterator[None]:
 
 @contextmanager
 def workspace(on_error: OnError = "stop") -> Iterator[Workspace]:
-    """Open an empty workspace in a temporary folder beside the data-set folders; both are gone afterwards."""
+    """Open an empty workspace in a temporary folder beside the data-set folders; both are gone afterwards.
+
+    Raises
+    ------
+    StorageError
+        If the folder cannot be used.
+    """
     with storage.scratch_folder(paths.data_root()) as folder:
+        if "\\" in folder.as_posix():
+            hint = f"move to a folder without one, or name one in {paths.HOME_VARIABLE}"
+            raise StorageError(f"duckdb cannot work below {folder.parent}: a backslash is in its name", hint)
         settings: dict[str, Any] = {
             "memory_limit": MEMORY_LIMIT,
             "temp_directory": str(folder / "spill"),
@@ -386,7 +395,7 @@ def workspace(on_error: OnError = "stop") -> Iterator[Workspace]:
             "autoload_known_extensions": "false",
             "allow_community_extensions": "false",
         }
-        with duckdb.connect(str(folder / "work.duckdb"), config=settings) as db:
+        with duckdb.connect(":memory:", config=settings) as db:
             db.execute("SET enable_progress_bar = false")
             for table, columns in TABLES.items():
                 db.execute(f"CREATE TABLE {table} ({columns})")

@@ -28,6 +28,7 @@ from spike_kit.base.config import Config
 from spike_kit.base.devices import resolve_device
 from spike_kit.base.errors import ConfigError, DataError, SpikeKitError, require
 from spike_kit.base.processes import fresh_process
+from spike_kit.base.storage import read_text
 from spike_kit.data.dataset import Dataset, parts_of
 from spike_kit.experiments.archive import find_kept, keep_run
 from spike_kit.experiments.run import TUNED, RunConfig, describe, describe_text, find_run, find_tuned, run
@@ -99,8 +100,8 @@ class Grid(Config):
             If the file cannot be read, is no TOML, or holds an unknown or impossible setting.
         """
         try:
-            values = tomllib.loads(file.read_text(encoding="utf-8"))
-        except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+            values = tomllib.loads(read_text(file))
+        except tomllib.TOMLDecodeError as error:
             raise ConfigError(f"{file} is not a readable grid: {error}", "see docs/experiments.md for one") from error
         return cls.parse(values)
 

@@ -125,7 +125,7 @@ def search(
     question = storage.canonical_json([describe(config, data), values, [], trial_seconds])
     planned, trials = _planned(config, space, trials)
     errors = require("sqlalchemy.exc", "search").SQLAlchemyError, require("optuna", "search").exceptions.OptunaError
-    with storage.storage_errors(file), storage.database_errors(file, *errors):
+    with storage.database_errors(file, *errors):
         file.parent.mkdir(parents=True, exist_ok=True)
         study = _study(file, storage.sha256_text(question)[:12], config.seed, trials, trial_seconds)
         counted = [trial for trial in study.trials if trial.state.name in (*_ENDED, "WAITING")]
@@ -142,8 +142,10 @@ def _study(file: Path, name: str, seed: int, trials: int, trial_seconds: float |
     """Optuna's study of a search, new or gone on with."""
     optuna = require("optuna", "search")
     optuna.logging.set_verbosity(optuna.logging.ERROR)
-    where = f"sqlite:///{file}"
-    study = optuna.create_study(storage=where, study_name=name, direction="maximize", load_if_exists=True)
+    # As a URI no character of the path means anything to optuna, sqlalchemy or sqlite.
+    where = require("sqlalchemy", "search").URL.create("sqlite", database=file.as_uri(), query={"uri": "true"})
+    address = where.render_as_string()
+    study = optuna.create_study(storage=address, study_name=name, direction="maximize", load_if_exists=True)
     seed = stream_seed(seed, f"search after {len(_ended(study))} trials") % 2**32
     study.sampler = optuna.samplers.TPESampler(seed=seed, n_startup_trials=max(3, trials // 3), constant_liar=False)
     warmup = WARMUP_EPOCHS if trial_seconds is None else WARMUP_SHARES

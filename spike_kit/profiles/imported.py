@@ -15,7 +15,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 
 from spike_kit.base.errors import ConfigError, DataError, some
-from spike_kit.base.storage import now, read_json, sha256_file, sha256_text
+from spike_kit.base.storage import now, read_json, read_text, sha256_file, sha256_text
 from spike_kit.data.dataset import FILLED, SUBJECTS, TEMPLATE, Dataset, parts_of
 from spike_kit.data.sources.spike_release import read_vectors
 from spike_kit.data.text import plain
@@ -264,12 +264,8 @@ def _sigmas(test: tuple[int, int, int]) -> float:
 
 def _translated(ours: Mapping[str, int], path: Path) -> dict[str, int]:
     """Ids of the file to ours, through lines ``source_id id``."""
-    try:
-        lines = path.read_text(encoding="utf-8").splitlines()
-    except (UnicodeDecodeError, OSError) as error:
-        raise DataError(f"{path} cannot be read as text in UTF-8: {error}") from error
     keys: dict[str, int | None] = {}
-    for number, line in enumerate(lines, start=1):
+    for number, line in enumerate(read_text(path).split("\n"), start=1):
         match line.rsplit(maxsplit=1):
             case [source_id, key] if key not in keys:
                 keys[key] = ours.get(source_id.strip())

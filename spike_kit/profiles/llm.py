@@ -16,7 +16,7 @@ from pydantic import AfterValidator, Field
 from spike_kit.base import paths
 from spike_kit.base.config import Config
 from spike_kit.base.errors import DataError, LLMError
-from spike_kit.base.storage import canonical_json
+from spike_kit.base.storage import canonical_json, read_text
 
 Message = dict[str, str]
 
@@ -192,7 +192,7 @@ def prices() -> Prices:
     own = paths.data_root() / OWN_PRICES
     path = own if own.is_file() else Path(__file__).with_name(OWN_PRICES)
     try:
-        return Prices.model_validate({**tomllib.loads(path.read_text(encoding="utf-8")), "path": path})
+        return Prices.model_validate({**tomllib.loads(read_text(path)), "path": path})
     except ValueError as error:
         hint = f"compare it with {Path(__file__).with_name(OWN_PRICES)}, or remove it"
         raise DataError(f"{path} is not a price list: {error}", hint) from error
