@@ -1,6 +1,8 @@
 """The command line as a user meets it: real processes where the process matters, ``main`` elsewhere."""
 
+import errno
 import json
+import os
 import re
 from pathlib import Path
 
@@ -103,6 +105,59 @@ def test_what_is_done_is_said(command: str, data: Dataset, capsys: pytest.Captur
     text = output(capsys)
     assert [words for words in DONE[command] if words not in text] == []
     assert data.profile_sets() == ["template"]
+
+
+@pytest.mark.parametrize(
+    "arguments", ["--help", "train --help", "build amazon --help", "doctor", "bench", "quality nowhere"]
+)
+@pytest.mark.parametrize("buffered", [True, False])
+def test_a_reader_that_stops_reading_ends_a_command_quietly(
+    arguments: str, buffered: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    reading, writing = os.pipe()
+    os.close(reading)
+    with os.fdopen(writing, "w", line_buffering=not buffered, encoding="utf-8") as pipe:
+        monkeypatch.setattr("sys.stdout", pipe)
+        monkeypatch.setattr("sys.stderr", pipe)
+        assert main(arguments.split()) == 141
+        pipe.write("what is flushed at the exit")
+
+
+def test_another_broken_pipe_is_no_closed_output(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    def broken() -> str:
+        raise BrokenPipeError(errno.EPIPE, "a server hung up")
+
+    monkeypatch.setattr("spike_kit.base.devices.describe_machine", broken)
+    with (tmp_path / "out").open("w") as file:
+        monkeypatch.setattr("sys.stdout", file)
+        monkeypatch.setattr("sys.stderr", file)
+        with pytest.raises(BrokenPipeError, match="hung up"):
+            main(["doctor"])
+
+
+LONG = "s" * 300
+PATHS = {
+    f"build tables --name {LONG} --interactions r.csv": "cannot be the name of a data set",
+    f"build tables --raw {LONG} --interactions r.csv": f"{LONG} cannot be used: File name too long",
+    f"evaluate {LONG}": "manifest.json cannot be used: File name too long",
+    f"quality world --profiles {LONG}": f"{LONG}.parquet cannot be used: File name too long",
+    f"export world --to {LONG}": f"{LONG} cannot be used: File name too long",
+    "export world --to file/a": "is in the way",
+    "grid file/a": "file/a",
+}
+"""Commands with paths that the file system refuses, and what they say."""
+
+
+@pytest.mark.parametrize("command", PATHS)
+def test_a_path_that_the_file_system_refuses_is_named(
+    command: str, data: Dataset, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, home: Path
+) -> None:
+    monkeypatch.chdir(home)
+    (home / "file").touch()
+    assert main(command.split()) == 1
+    text = output(capsys)
+    assert PATHS[command] in text
+    assert "\n  -> " in text
 
 
 def test_a_misspelt_option_is_an_error(data: Dataset) -> None:

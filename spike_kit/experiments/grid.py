@@ -96,8 +96,10 @@ class Grid(Config):
 
         Raises
         ------
+        DataError
+            If the file cannot be read as text in UTF-8.
         ConfigError
-            If the file cannot be read, is no TOML, or holds an unknown or impossible setting.
+            If it is no TOML, or holds an unknown or impossible setting.
         """
         try:
             values = tomllib.loads(read_text(file))

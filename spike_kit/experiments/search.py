@@ -52,6 +52,8 @@ VALID = f"valid_{MONITOR}"
 _REACHED = "reached"
 _ENDED = ("COMPLETE", "PRUNED")
 """States of trials that came to their end; one that was interrupted or killed did not."""
+_UNREADABLE = (ValueError, LookupError, RuntimeError, TypeError, AssertionError)
+"""What optuna raises of a file whose content it cannot read."""
 
 
 @dataclass(frozen=True)
@@ -127,8 +129,9 @@ def search(
     errors = require("sqlalchemy.exc", "search").SQLAlchemyError, require("optuna", "search").exceptions.OptunaError
     with storage.database_errors(file, *errors):
         file.parent.mkdir(parents=True, exist_ok=True)
-        study = _study(file, storage.sha256_text(question)[:12], config.seed, trials, trial_seconds)
-        counted = [trial for trial in study.trials if trial.state.name in (*_ENDED, "WAITING")]
+        with storage.database_errors(file, *_UNREADABLE):
+            study = _study(file, storage.sha256_text(question)[:12], config.seed, trials, trial_seconds)
+            counted = [trial for trial in study.trials if trial.state.name in (*_ENDED, "WAITING")]
         known = [trial.system_attrs.get("fixed_params") for trial in counted]
         for params in planned:
             if params not in known:

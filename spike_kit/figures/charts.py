@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pandas as pd
 
+from spike_kit.base.errors import require
 from spike_kit.evaluation.groups import ITEM_GROUPS
 from spike_kit.figures.style import (
     COLOURS,
@@ -201,8 +202,7 @@ def sensitivity_lines(frame: pd.DataFrame, columns: int = 4) -> Figure:
 
 def efficiency_points(frame: pd.DataFrame) -> Figure:
     """Draw quality over seconds of training, and over peak memory where it is known; one mark per model."""
-    from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
-
+    ticker = require("matplotlib.ticker", "figures")
     costs = {"seconds": "training, s", "peak_gib": "peak memory, GiB"}
     known = [name for name in costs if frame[name].notna().all()]
     marks: dict[str, Any] = {}
@@ -215,9 +215,9 @@ def efficiency_points(frame: pd.DataFrame) -> Figure:
                 (marks[row["model"]],) = axes.plot(row[name], row["quality"], marker, color=colour, ms=6)
             if name == "seconds" and (frame[name] > 0).all():
                 axes.set_xscale("log")
-                axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
-                axes.xaxis.set_major_formatter(FuncFormatter("{:g}".format))
-                axes.xaxis.set_minor_formatter(NullFormatter())
+                axes.xaxis.set_major_locator(ticker.LogLocator(subs=(1, 2, 5)))
+                axes.xaxis.set_major_formatter(ticker.FuncFormatter("{:g}".format))
+                axes.xaxis.set_minor_formatter(ticker.NullFormatter())
             axes.margins(0.08)
             axes.set_xlabel(costs[name])
             axes.grid(linewidth=0.3, color="#CCCCCC")

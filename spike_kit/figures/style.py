@@ -92,10 +92,9 @@ def plain(text: str) -> str:
 
 def blank_figure(inches: float, height: float, labels: Iterable[str] = ()) -> Figure:
     """An empty figure of a width; above its ``height`` there is room for a legend of these labels (`legend_above`)."""
-    from matplotlib.figure import Figure
-
     names = list(dict.fromkeys(labels))
-    return Figure(figsize=(inches, height + _LINE * -(-len(names) // legend_columns(names, inches))))
+    make = require("matplotlib.figure", "figures").Figure
+    return make(figsize=(inches, height + _LINE * -(-len(names) // legend_columns(names, inches))))
 
 
 def legend_above(figure: Figure, marks: Mapping[str, Any]) -> None:

@@ -285,8 +285,7 @@ class GraphView:
     @property
     def drawing(self) -> Drawing:
         """The same for a page of paper."""
-        from matplotlib.collections import LineCollection
-
+        collections = require("matplotlib.collections", "figures")
         handles: dict[str, Any] = {}
         with style.figure_style():
             figure = style.blank_figure(style.TWO_COLUMNS, 4.5)
@@ -296,7 +295,7 @@ class GraphView:
             for relation, links in self._lines().items():
                 colour, dash = (looks[(relation + 1) % len(looks)] for looks in (LINE_COLOURS, style.DASHES))
                 look = {"color": colour, "linestyle": dash, "alpha": 0.75, "zorder": 1}
-                drawn = LineCollection(links["line"].tolist(), linewidths=0.6 * links["width"], **look)
+                drawn = collections.LineCollection(links["line"].tolist(), linewidths=0.6 * links["width"], **look)
                 handles[links["name"].iloc[0][:40]] = axes.add_collection(drawn)
             for subject, own in self._marks().groupby("subject"):
                 look = {"marker": SYMBOLS[str(subject)][1], "edgecolors": "black", "linewidths": 0.7, "zorder": 2}

@@ -6,11 +6,13 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from spike_kit.base.errors import DataError
+from spike_kit.base import paths
+from spike_kit.base.errors import DataError, StorageError
+from spike_kit.data import workspace as module
 from spike_kit.data.pipeline import k_core, reorganize
 from spike_kit.data.raw import Delimited, Field, JsonLines, ParquetRows
 from spike_kit.data.recipes import BuildConfig
-from spike_kit.data.workspace import Workspace
+from spike_kit.data.workspace import Workspace, workspace
 
 PAIRS = st.sets(st.tuples(st.integers(0, 5), st.integers(0, 5)), max_size=24)
 
@@ -30,6 +32,30 @@ def test_k_core_drops_users_and_items_until_none_has_too_few(
             break
         pairs = left
     assert found == pairs
+
+
+@pytest.mark.parametrize("folder", ["q?x", "brace{a,b}", "a=7"])
+def test_a_workspace_larger_than_memory_works_in_any_folder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, folder: str
+) -> None:
+    monkeypatch.setenv(paths.HOME_VARIABLE, str(tmp_path / folder))
+    monkeypatch.setattr(module, "MEMORY_LIMIT", "64MB")
+    with workspace() as work:
+        work.db.execute("SET threads = 1")
+        work.db.execute("CREATE TABLE large AS SELECT range AS n, hash(range) AS h, hash(h) AS i FROM range(4_000_000)")
+        assert sum(file.stat().st_size for file in (work.folder / "spill").iterdir()) > 10_000_000
+        assert work.value("SELECT count(DISTINCT n) FROM large WHERE n % 1000 = 0 AND h = hash(n)") == 4_000
+    assert [file.name for file in (tmp_path / folder).rglob("*")] == ["data"]
+
+
+@pytest.mark.parametrize("folder", ["back\\slash", "C:\\data\\films"])
+def test_a_folder_that_duckdb_takes_for_another_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, folder: str
+) -> None:
+    monkeypatch.setenv(paths.HOME_VARIABLE, str(tmp_path / folder))
+    with pytest.raises(StorageError, match=r"(?s)cannot work below .*\\.*a backslash.*SPIKE_KIT_HOME"), workspace():
+        pass
+    assert [file.name for file in (tmp_path / folder).rglob("*")] == ["data"]
 
 
 def fill(work: Workspace) -> Workspace:

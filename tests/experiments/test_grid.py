@@ -13,7 +13,7 @@ import psutil
 import pytest
 
 from spike_kit.base import paths
-from spike_kit.base.errors import ConfigError
+from spike_kit.base.errors import ConfigError, DataError
 from spike_kit.cli import main
 from spike_kit.data.dataset import Dataset
 from spike_kit.experiments import archive
@@ -248,6 +248,16 @@ def test_a_file_that_is_no_grid_is_refused_before_anything_is_done(tmp_path: Pat
     file.write_text(text, encoding="utf-8")
     with pytest.raises(ConfigError, match="gama" if "gama" in text else None):
         GridRun(Grid.read(file))
+
+
+def test_a_grid_may_have_a_byte_order_mark_but_no_other_encoding(tmp_path: Path) -> None:
+    file = tmp_path / "grid.toml"
+    text = "# Größe\n[[blocks]]\nmodels = ['bprmf']\ndatasets = ['world']\n"
+    file.write_text(text, encoding="utf-8-sig")
+    assert [cell.config.model for cell in Grid.read(file).cells() if cell.kind == "run"] == ["bprmf"]
+    file.write_text("\n" + text, encoding="cp1252")
+    with pytest.raises(DataError, match=r"grid\.toml line 2 is not text in UTF-8"):
+        Grid.read(file)
 
 
 @pytest.mark.parametrize("content", ["", "[]", '{"model": 1}'])

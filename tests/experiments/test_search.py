@@ -178,6 +178,37 @@ def test_a_file_of_trials_that_cannot_be_used_is_named(data: Dataset) -> None:
         search(config(), 2, SPACE)
 
 
+def test_what_optuna_cannot_read_in_a_file_of_trials_is_said(data: Dataset) -> None:
+    search(config(), 1, SPACE)
+    file = paths.data_root() / "searches" / "bprmf-world.sqlite"
+    for changed in ('{"name": "Nothing", "attributes": {}}', "{}", "no JSON"):
+        with sqlite3.connect(file) as database:
+            database.execute("UPDATE trial_params SET distribution_json = ?", [changed])
+        with pytest.raises(StorageError, match=r"(?s)bprmf-world\.sqlite cannot be used: .*move it away"):
+            search(config(), 2, SPACE)
+
+
+def test_what_fails_in_a_training_is_not_the_fault_of_the_file(data: Dataset, monkeypatch: pytest.MonkeyPatch) -> None:
+    def failing(*_: object, **__: object) -> None:
+        raise error
+
+    monkeypatch.setattr(module, "fit", failing)
+    for error in (FileNotFoundError(2, "No such file", "/elsewhere/vectors"), ValueError("a bug"), KeyError("a bug")):
+        with pytest.raises(type(error)):
+            search(config(), 1, SPACE)
+
+
+@pytest.mark.parametrize("folder", ["q?x", "{a,b}", "back\\slash", "percent%41#x?mode=ro"])
+def test_trials_stand_in_their_file_whatever_its_folder_is_called(tmp_path: Path, folder: str) -> None:
+    file = tmp_path / folder / "a.sqlite"
+    file.parent.mkdir()
+    for trials in (1, 2):
+        module._study(file, "name", 0, 1, None).ask()
+        with sqlite3.connect(file) as database:
+            assert database.execute("SELECT count(*) FROM trials").fetchall() == [(trials,)]
+    assert [path.name for path in tmp_path.iterdir()] == [folder]
+
+
 def test_every_trained_model_has_a_space_with_the_same_shared_settings() -> None:
     spaces = {}
     for name, model in MODELS.items():

@@ -267,6 +267,8 @@ def test_a_list_of_ones_own_takes_its_place() -> None:
     assert listed.cost("mine", 1_000_000, 2_000_000, batch=True) == pytest.approx(4.75)
     assert listed.cost("org/other:v1", 5_000_000, 0) == 0
     assert list(listed.table("mine", 1, 1).columns) == ["model", "cost (EUR)", "as a batch"]
+    own_prices(OWN.encode("utf-8-sig"))
+    assert prices().currency == "EUR"
     path.unlink()
     assert prices().currency == "USD"
 
@@ -274,9 +276,12 @@ def test_a_list_of_ones_own_takes_its_place() -> None:
 def test_a_broken_list_is_an_error_that_names_it() -> None:
     price = [OWN.replace("input = 2,", other) for other in ("input = -2,", 'input = "2",', "input = nan,", "")]
     lacking = [OWN.replace(line, "") for line in ("as_of = 2026-01-02", "batch_share = 0.25")]
-    for text in (*price, *lacking, "not = toml = at all", b"as_of = \xff\xfe", ""):
+    for text in (*price, *lacking, "not = toml = at all", ""):
         path = own_prices(text)
         with pytest.raises(DataError) as raised:
             prices()
         assert raised.value.message.startswith(f"{path} is not a price list"), text
         assert "remove it" in raised.value.hint
+    path = own_prices(b"as_of = 2026-01-02\ncurrency = '\xa3'")
+    with pytest.raises(DataError, match=rf"{path} line 2 is not text in UTF-8"):
+        prices()

@@ -77,6 +77,24 @@ def test_profiles_by_other_ids_with_maps(data: Dataset, tmp_path: Path) -> None:
             import_profiles(data, "unmapped", files, some_maps)
 
 
+@pytest.mark.parametrize("which", [("maps",), ("texts",), ("maps", "texts")])
+def test_byte_order_marks_and_line_ends_of_windows_change_nothing(
+    data: Dataset, tmp_path: Path, which: tuple[str, ...]
+) -> None:
+    texts, maps = texts_of(data), {}
+    for subject, values in texts.items():
+        maps[subject] = tmp_path / f"{subject}.txt"
+        lines = "".join(f"{source_id} {place}\r\n" for place, source_id in enumerate(values))
+        maps[subject].write_bytes(lines.encode("utf-8-sig" if "maps" in which else "utf-8"))
+        texts[subject] = {str(place): text for place, text in enumerate(values.values())}
+    files = write(tmp_path, texts)
+    if "texts" in which:
+        for file in files.values():
+            file.write_text(file.read_text(encoding="utf-8"), encoding="utf-8-sig")
+    import_profiles(data, "theirs", files, maps)
+    assert "template" not in set(data.profiles("theirs")["model"])
+
+
 def test_profiles_of_other_things_under_the_same_ids_are_refused(data: Dataset, tmp_path: Path) -> None:
     texts = texts_of(data) | {"item": {f"film:{n}": f"Chapter {n} of a cookbook, on soups." for n in range(48)}}
     with pytest.raises(DataError, match=r"(?s)item\.json: only \d+ of \d+ profiles hold a word of the name.*map"):
@@ -166,12 +184,12 @@ def test_gaps_are_named_or_filled_and_marked(data: Dataset, tmp_path: Path) -> N
     [
         ("item.json", b'{"film:5": null}', "the profile of 'film:5' is no text but NoneType"),
         ("item.json", b'"text"', "no JSON object of profiles by id"),
-        ("item.json", b"\xff\xfe{}", "not valid JSON"),
+        ("item.json", b"\xff\xfe{}", "line 1 is not text in UTF-8"),
         ("item.json", None, "does not exist"),
         ("map.txt", b"film:0 1\nfilm:1\n", "line 2 is not: source_id id"),
         ("map.txt", b"film:0 1\nfilm:1 1\n", "line 2: id 1 stands there for the second time"),
-        ("map.txt", b"\xff\xfe", "cannot be read as text in UTF-8"),
-        ("map.txt", None, "cannot be read"),
+        ("map.txt", b"film:0 1\nfilm:1 2\n\xe9 3\n", "line 3 is not text in UTF-8"),
+        ("map.txt", None, "does not exist"),
     ],
 )
 def test_a_broken_file_is_named(data: Dataset, tmp_path: Path, file: str, content: bytes | None, message: str) -> None:
