@@ -56,7 +56,7 @@ unit: setup
 pipeline: setup
 	$(BIN)/spike-kit fetch ml-100k
 	$(BIN)/spike-kit build ml-100k --name $(SMALL) --max-users 200
-	OMP_NUM_THREADS=1 $(BIN)/pytest -n auto --maxprocesses 4 -p no:nbmake -m pipeline tests/golden tests/experiments tests/results tests/benchmarks tests/test_distributed.py
+	OMP_NUM_THREADS=1 $(BIN)/pytest -n auto --maxprocesses 4 -p no:nbmake -m pipeline tests/golden tests/experiments tests/results tests/benchmarks tests/test_distributed.py tests/test_extras.py
 	$(BIN)/spike-kit demo $(SMALL) --max-users 200 --epochs 60 --no-notebooks
 
 notebooks: pipeline

@@ -219,6 +219,7 @@ def test_doctor_says_present_or_absent_and_never_the_key(
     assert "HF_TOKEN: absent" in text
     assert "planted" not in text
     assert all(word in text for word in ("torch", "memory", "folder", "devices", "cpu (", "[figures]", "world"))
+    assert all(f"{package} " in text for package in ("duckdb", "scipy", "anywidget", "optuna", "openai", "ray"))
 
 
 def test_doctor_works_before_anything_exists(
