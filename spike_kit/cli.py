@@ -5,8 +5,6 @@ from __future__ import annotations
 import argparse
 import inspect
 import logging
-import os
-import select
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -656,7 +654,6 @@ COMMANDS: dict[str, Callable[..., None]] = {
 RENAMED = {"--source": "--profiles", "--sources": "--profiles"}
 """Old names of options that still work for one release."""
 
-CHECK_THE_PATH = "check that path: is it spelt right and not too long, may it be used, is its disk mounted?"
 INTERRUPTED = "interrupted: nothing half-written was left; the same command goes on from the last epoch or profile"
 
 
@@ -672,21 +669,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
         finally:
             print(end="", flush=True)
     except BrokenPipeError:
-        if not _leave_closed_pipes():
+        from spike_kit.base.processes import leave_closed_outputs
+
+        if not leave_closed_outputs():
             raise
         return 141
-
-
-def _leave_closed_pipes() -> bool:
-    """Let outputs that nobody reads end nowhere, or Python fails at its exit once more; whether there were any."""
-    found = False
-    for stream in filter(None, (sys.stdout, sys.stderr)):
-        watch = select.poll()
-        watch.register(stream, 0)  # asks for nothing: only errors are told
-        if watch.poll(0):
-            os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
-            found = True
-    return found
 
 
 def _guarded(given: list[str]) -> int:
@@ -695,6 +682,7 @@ def _guarded(given: list[str]) -> int:
         print(_overview())
         return 0
     from spike_kit.base import distributed
+    from spike_kit.base.storage import path_errors
     from spike_kit.training.loop import TrainingStoppedError
 
     here = distributed.place()
@@ -704,17 +692,13 @@ def _guarded(given: list[str]) -> int:
     try:
         if here.size > 1 and given[0] != "train":
             raise ConfigError(f"several processes of torchrun cannot share {given[0]!r}", "only train can be shared")
-        _run(given[0], list(map(_renamed, given[1:])))
+        with path_errors():
+            _run(given[0], list(map(_renamed, given[1:])))
     except TrainingStoppedError as error:
         print(error, file=sys.stderr)
         return 143
     except SpikeKitError as error:
         print(f"error: {error}", file=sys.stderr)
-        return 1
-    except OSError as error:
-        if error.errno is None or not isinstance(error.filename, str):
-            raise
-        print(f"error: {error.filename} cannot be used: {error.strerror}\n  -> {CHECK_THE_PATH}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
         print(f"\n{INTERRUPTED}", file=sys.stderr)

@@ -37,7 +37,7 @@ def closure(names: Iterable[str]) -> set[str]:
     left = [(name, "") for name in names]
     while left:
         name, extra = one = left.pop()
-        if one in found or next(metadata.distributions(name=name), None) is None:
+        if one in found or not any(metadata.distributions(name=name)):
             continue
         found.add(one)
         for wanted in map(Requirement, metadata.requires(name) or ()):

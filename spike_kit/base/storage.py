@@ -25,7 +25,7 @@ Value = TypeVar("Value")
 _TEMPORARY = ".spike-kit-tmp-"
 _DISK_FULL = (errno.ENOSPC, errno.EDQUOT)
 _NO_PERMISSION = (errno.EACCES, errno.EPERM, errno.EROFS)
-_IN_THE_WAY = (errno.EEXIST, errno.ENOTDIR, errno.ELOOP, errno.EISDIR, errno.ENOTEMPTY)
+_IN_THE_WAY = (errno.EEXIST, errno.ENOTDIR, errno.ELOOP, errno.EISDIR)
 _CHECK_THE_DISK = "check the disk (is it mounted?), and run the same command again"
 _REMEDIES = {
     **dict.fromkeys(_DISK_FULL, "free some space and run the same command again"),
@@ -36,24 +36,16 @@ _REMEDIES = {
 }
 """What to do about errors of the file system; no other kind of error has one of these numbers and no file name."""
 
-_NOT_LOST = "run again; what it holds is not lost"
+_NOT_LOST = "and run again; what it holds is not lost"
 _SQLITE_REMEDIES = {
-    **dict.fromkeys(
-        (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED, sqlite3.SQLITE_PROTOCOL),
-        f"another process is using it: wait until that has ended, and {_NOT_LOST}",
-    ),
-    **dict.fromkeys(
-        (sqlite3.SQLITE_READONLY, sqlite3.SQLITE_PERM, sqlite3.SQLITE_AUTH, sqlite3.SQLITE_CANTOPEN),
-        f"check that it is a file, and the permissions of it and of its folder, and {_NOT_LOST}",
-    ),
-    sqlite3.SQLITE_FULL: f"free some space, and {_NOT_LOST}",
+    sqlite3.SQLITE_BUSY: f"another process is using it: wait until that has ended, {_NOT_LOST}",
+    sqlite3.SQLITE_FULL: f"free some space, {_NOT_LOST}",
+    sqlite3.SQLITE_READONLY: f"check the permissions of it and of its folder, {_NOT_LOST}",
+    sqlite3.SQLITE_CANTOPEN: f"check that it is a file, and the permissions of it and of its folder, {_NOT_LOST}",
     sqlite3.SQLITE_IOERR: "check the disk and its free space, and run again",
-    sqlite3.SQLITE_NOMEM: f"free some memory, and {_NOT_LOST}",
 }
-_DAMAGED = (
-    "it is damaged or another program's: put a copy back or move it away, and run again; what is left in it may be "
-    "read with: sqlite3 FILE .recover"
-)
+_DAMAGED = "it is damaged or of another kind: put a copy back or move it away, and run again; `sqlite3 FILE .recover` "
+_DAMAGED += "may read what is left in it"
 
 
 @contextmanager
@@ -74,8 +66,8 @@ def storage_errors(path: Path, *places: Path) -> Iterator[None]:
     except (OSError, SafetensorError) as error:
         told = re.search(r"os error (\d+)", str(error))  # safetensors has the number in its text only
         number = error.errno if isinstance(error, OSError) else told and int(told[1])
-        named = error.filename if isinstance(error, OSError) else None
-        if not (number in _REMEDIES if named is None else _concerns(named, places or (path,))):
+        named = getattr(error, "filename", None)
+        if not (_concerns(named, places or (path,)) if isinstance(named, str) else number in _REMEDIES):
             raise
         problem = f"{path} was not written: {error}"
         if number in _DISK_FULL:
@@ -85,13 +77,22 @@ def storage_errors(path: Path, *places: Path) -> Iterator[None]:
         raise StorageError(problem, _REMEDIES.get(number or 0, _CHECK_THE_DISK)) from error
 
 
-def _concerns(named: Any, places: Sequence[Path]) -> bool:
+def _concerns(named: str, places: Sequence[Path]) -> bool:
     """Whether a file that an error names is one of some places, in it, or above it."""
-    if not isinstance(named, str | bytes):
-        return False
-    file = Path(os.fsdecode(named)).absolute()
-    absolute = [place.absolute() for place in places]
+    file, absolute = Path(named).absolute(), [place.absolute() for place in places]
     return any(file.is_relative_to(place) or place.is_relative_to(file) for place in absolute)
+
+
+@contextmanager
+def path_errors() -> Iterator[None]:
+    """Turn what the file system says of any path into a `StorageError` that names it, where nobody has explained it."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno is None or not isinstance(error.filename, str):
+            raise
+        hint = "check that path: is it spelt right and not too long, may it be used, is its disk mounted?"
+        raise StorageError(f"{error.filename} cannot be used: {error.strerror}", hint) from error
 
 
 @contextmanager
