@@ -13,6 +13,7 @@ from typing import Any
 import pandas as pd
 
 from spike_kit.base.errors import DataError
+from spike_kit.data.cells import names_in
 from spike_kit.data.raw import JsonLines, fields
 from spike_kit.data.recipes import BuildConfig, Recipe, Source
 from spike_kit.data.text import plain
@@ -56,7 +57,15 @@ def parse(folder: Path, config: YelpConfig, work: Workspace) -> None:
     for batch in work.batches(query):
         rows = batch.to_dict("records")
         work.put("items", batch.assign(description=list(map(_description, rows))))
-        facts = [fact for row in rows for fact in _facts(row, config.attributes)]
+        facts, bad = [], []
+        for row in rows:
+            try:
+                facts += list(_facts(row, config.attributes))
+            except (ValueError, RecursionError):
+                bad.append(row["place"])
+        if bad:
+            problem = "categories or attributes are in a layout that is not known, so it has no facts"
+            work.refuse(work.files["raw_items"], problem, len(bad), bad[0])
         work.put_facts(pd.DataFrame(facts, columns=["head", "relation", "tail", "label", "kind"], dtype="str"))
     work.put_relations(_TEMPLATES)
 
@@ -79,6 +88,11 @@ def _facts(row: Mapping[Any, str], with_attributes: bool) -> Iterator[tuple[str,
     """Facts of a business: head, relation, tail, label and kind of the tail.
 
     A city is told from one of the same name in another state.
+
+    Raises
+    ------
+    ValueError
+        If categories or attributes are not in a known layout.
     """
     item, city, state = row["item"], plain(row["city"]), plain(row["state"])
     if city:
@@ -87,7 +101,7 @@ def _facts(row: Mapping[Any, str], with_attributes: bool) -> Iterator[tuple[str,
         yield item, "state", f"state:{state}", state, "state"
         if city:
             yield f"city:{city}, {state}", "lies_in", f"state:{state}", state, "state"
-    for name in dict.fromkeys(map(plain, row["categories"].split(","))):
+    for name in dict.fromkeys(map(plain, names_in(row["categories"], ","))):
         if name:
             yield item, "category", f"category:{name}", name, "category"
     if with_attributes:
@@ -96,14 +110,18 @@ def _facts(row: Mapping[Any, str], with_attributes: bool) -> Iterator[tuple[str,
 
 
 def _attributes(value: str) -> Iterator[str]:
-    """Attributes that a business has, in words: ``WiFi: free``, ``BusinessParking: garage``, ``GoodForKids``."""
-    try:
-        found = json.loads(value) if value else None
-    except (ValueError, RecursionError):
-        return
-    if not isinstance(found, dict):
-        return
-    for name, given in found.items():
+    """Attributes that a business has, in words: ``WiFi: free``, ``BusinessParking: garage``, ``GoodForKids``.
+
+    Older releases write a list of texts in place of the object.
+    """
+    found = (json.loads(value) if value else None) or {}
+    if isinstance(found, list):
+        pairs = [(*map(str.strip, text.split(":", 1)), "True")[:2] for text in names_in(value, ",")]
+    elif isinstance(found, dict):
+        pairs = [*found.items()]
+    else:
+        raise ValueError(value)
+    for name, given in pairs:
         value = _literal(given)
         inner = value if isinstance(value, dict) else {None: value}
         for part, worth in inner.items():
