@@ -258,8 +258,8 @@ def _records(lines: Iterator[str], quoting: Quoting) -> Iterator[tuple[int, Sequ
             try:
                 following = _following(used, lines, waiting)
                 cells = next(csv.reader(following, delimiter=quoting.separator, skipinitialspace=True, strict=True))
-                if len(used) > 1 and _look_like_rows(used, quoting):
-                    problem = f"a quote opens a cell that goes on for {len(used)} lines, each of which looks like a row"
+                if len(used) > 1 and (len(cells) != quoting.columns or _look_like_rows(used, quoting)):
+                    problem = f"a quote opens a cell that goes on for {len(used)} lines, which look like rows"
             except csv.Error as error:
                 closed = "a quote opens a cell and is not closed" if "end of data" in str(error) else str(error)
                 problem = f"{closed} (a quote inside of a quoted cell must be doubled)"

@@ -83,7 +83,7 @@ class Field:
             "number": number,
             "seconds": f"TRY_CAST({number} AS BIGINT)",
             "milliseconds": f"TRY_CAST({number} AS BIGINT) // 1000",
-            "date": f"CAST(epoch({stamp}) AS BIGINT)",
+            "date": f"CAST(floor(epoch({stamp})) AS BIGINT)",
             "text": f"coalesce({raw}, '')",
         }[self.kind]
 
