@@ -14,11 +14,19 @@ from spike_kit.models import find_model, find_preset
 from spike_kit.models.spike import SpikeConfig
 from spike_kit.profiles.encode import DEFAULT_ENCODER
 from spike_kit.profiles.template import TEMPLATE
+from spike_kit.training.checkpoint import MONITOR
 
 USUAL_TEXT = {"profiles": TEMPLATE, "encoder": DEFAULT_ENCODER}
 TEXT = tuple(USUAL_TEXT)
 """Text that a model reads unless it is told otherwise."""
 
+
+FEW_STEPS = 100
+"""Steps of the optimiser below which a training is remarked upon."""
+FEW_ITEMS = 0.1
+"""Share of the items that could be in some list; below it, lists count as collapsed."""
+
+_VALID = f"valid_{MONITOR}"
 
 PLAIN = {"best": "{}", "second": "{}", "mark": "{}", "sd": " ± {}"}
 MARKDOWN = PLAIN | {"best": "**{}**"}
@@ -56,11 +64,49 @@ def run_label(run: Run) -> str:
     changes = []
     for part, expected in usual.items():
         here, usually = (all_settings(config["model"], part, stored) for stored in (config[part], expected))
-        changes += [f"{key}={value}" for key, value in here.items() if usually.get(key) != value]
+        changed = {key: value for key, value in here.items() if usually.get(key) != value}
+        row = ablation.row_of(changed) if changed and config["model"] == "spike" else ""
+        changes += [row] if row else [f"{key}={value}" for key, value in changed.items()]
     changes += [f"{key}={value}" for key, value in _other_text(run, USUAL_TEXT).items()]
     if config.get("possibly_leaky"):
         changes.append("possibly leaky profiles")
     return f"{name} {', '.join(changes)}" if changes else name
+
+
+def remarks(run: Run) -> dict[str, str]:
+    """What a run folder says against taking its numbers as they are: a short text each, by kind.
+
+    limit: the training ended at its largest number of epochs, before patience could end it or with the best epoch
+    among the last tenth. steps: it had fewer than `FEW_STEPS`. lists: those of all users hold less than `FEW_ITEMS` of
+    the items that they could. What a folder or an archive does not hold (steps, lists, curve) is not remarked upon.
+    """
+    training, metrics, found = run.config["training_settings"], run.metrics, dict[str, str]()
+    epochs, limit, best = metrics["epochs"], training["epochs"], metrics["best_epoch"]
+    if training["keep"] == "last":
+        curve = run.history.dropna(subset=[_VALID]) if _VALID in run.history else run.history
+        best = int(curve["epoch"].iloc[curve[_VALID].argmax()]) if len(curve) else 0
+    if epochs == limit and best > limit - max(training["patience"] * training["eval_every"], limit / 10):
+        found["limit"] = f"best epoch {best} of at most {limit}"
+    if epochs and metrics.get("steps", FEW_STEPS) < FEW_STEPS:
+        found["steps"] = f"only {metrics['steps']} steps"
+    listed = metrics.get("listed")
+    if listed and run.config["model"] != "popularity" and listed["items"] < FEW_ITEMS * listed["of"]:
+        found["lists"] = f"lists hold {listed['items']} of {listed['of']} items"
+    return found
+
+
+def group_remarks(runs: Sequence[Run]) -> str:
+    """What `remarks` finds in runs that differ in the seed: the first of each kind, and how many runs have one."""
+    by_kind: dict[str, list[str]] = {}
+    for kind, text in (pair for run in runs for pair in remarks(run).items()):
+        by_kind.setdefault(kind, []).append(text)
+    counted = (f" ({len(texts)} of {len(runs)} runs)" if len(runs) > 1 else "" for texts in by_kind.values())
+    return ", ".join(texts[0] + said for texts, said in zip(by_kind.values(), counted, strict=True))
+
+
+def remark_column(cells: Iterable[str]) -> list[tuple[Hashable, Iterable[Any]]]:
+    """Column of remarks for a Markdown table; none where there are no remarks."""
+    return [("remarks", shown)] if any(shown := list(cells)) else []
 
 
 def all_settings(model: str, part: str, stored: Mapping[str, Any]) -> dict[str, Any]:
@@ -138,8 +184,9 @@ def markdown_table(columns: Iterable[tuple[Hashable, Iterable[Any]]], padded: bo
 
 def as_markdown(table: pd.DataFrame, metrics: Sequence[str] = HEADLINE, digits: int = 4) -> str:
     """Format a `spike_kit.results.frames.results_table`; the best mean of each column is bold."""
-    columns = [(name, means(table, name, digits=digits)) for name in metrics]
-    return markdown_table([("model", table["model"]), ("seeds", table["seeds"]), *columns], padded=True)
+    columns: list[tuple[Hashable, Iterable[Any]]] = [(name, means(table, name, digits=digits)) for name in metrics]
+    columns = [("model", table["model"]), ("seeds", table["seeds"]), *columns, *remark_column(table.get("remarks", []))]
+    return markdown_table(columns, padded=True)
 
 
 def latex_text(text: str) -> str:

@@ -20,7 +20,8 @@ from spike_kit.experiments import archive
 from spike_kit.experiments import grid as module
 from spike_kit.experiments.ablation import ABLATIONS
 from spike_kit.experiments.grid import STUDY, Block, Cell, Grid, GridRun, Outcome, SearchBudget, perform, workers
-from spike_kit.experiments.run import Run, RunConfig, find_tuned, finished_runs
+from spike_kit.experiments.run import Run, RunConfig, finished_runs
+from spike_kit.experiments.tuned import find_tuned
 from spike_kit.models import MODELS
 from spike_kit.profiles.generate import GenerationConfig
 from spike_kit.profiles.template import TEMPLATE

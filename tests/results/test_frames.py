@@ -208,7 +208,7 @@ def test_profile_sets_and_weights_are_compared_with_the_model_that_sees_no_text(
     without = [changed(one, model_settings=blind, training_settings=usual) for one in runs["without matching"]]
     other = changed(spike[0], model_settings=settings | {"rho": 3.0})
     frame = profiles_frame([*heavy[:1], *spike, *without, other, *runs["low rho"], *runs["lightgcn"]], "recommended")
-    assert frame["profiles"].tolist() == ["none", "template", "told"]
+    assert frame["profiles"].tolist() == ["w/o any text", "template", "told"]
     assert frame["matching weight"].tolist()[1:] == [settings["matching_weight"], 9.0]
     assert frame["seeds"].tolist() == [2, 2, 1]
     expected = paired_test(*(per_user_metric(group, "ndcg@20", "test") for group in (spike, without)))
