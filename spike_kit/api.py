@@ -334,8 +334,12 @@ def settings(model: str, data: Dataset | None = None) -> pd.DataFrame:
 
 
 def table(runs: Run | Sequence[Run], split: Block = "test", metrics: Sequence[str] = ranking.HEADLINE) -> pd.DataFrame:
-    """Results of runs, means over seeds: model, seeds, and a column per metric (NaN: the model scores no new item)."""
-    return results_table([runs] if isinstance(runs, Run) else runs, split, metrics)[["model", "seeds", *metrics]]
+    """Results of runs, means over seeds: model, seeds, a column per metric, and what speaks against them (``remarks``).
+
+    NaN: the model scores no new item.
+    """
+    found = results_table([runs] if isinstance(runs, Run) else runs, split, metrics)
+    return found[["model", "seeds", *metrics, "remarks"]]
 
 
 def evaluate(
