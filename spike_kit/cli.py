@@ -375,14 +375,13 @@ def train(
     """
     from spike_kit.base import distributed
     from spike_kit.experiments.run import RunConfig, run
-    from spike_kit.results.tables import remarks
 
     place = on.resolve()
     config = RunConfig(**dict(what), settings=dict(settings), training=dict(training))
     with distributed.group(place):
         finished = run(config, place)
         if distributed.rank() == 0:
-            print("\n".join([finished.summary(), *(f"note: {remark}" for remark in remarks(finished).values())]))
+            print(finished.summary())
 
 
 def search(

@@ -43,6 +43,7 @@ from spike_kit.evaluation.ranking import (
     recommendations,
 )
 from spike_kit.experiments.ablation import effective
+from spike_kit.experiments.remarks import remarks
 from spike_kit.experiments.tuned import TUNED, find_tuned
 from spike_kit.models import MODELS, find_model, find_preset
 from spike_kit.models.base import ModelConfig, Preset, Recommender, TrainedConfig, TrainedRecommender
@@ -242,7 +243,7 @@ class Run:
         return score_new(self, texts, triples)
 
     def summary(self) -> str:
-        """Folder, metrics of both splits, and who could not be ranked, in a few lines."""
+        """Folder, metrics of both splits, who could not be ranked, and what speaks against the run, in a few lines."""
         lines, ranked = [paths.shown(self.path)], self.metrics["users_ranked"]
         width = max(map(len, ranked))
         for split, n_users in ranked.items():
@@ -250,6 +251,7 @@ class Run:
             lines.append(f"{split:{width}}  {shown}  ({n_users} users)")
         if without := self.metrics["users_without_train"]:
             lines.append(f"not ranked, because they have no train interaction: {without} users")
+        lines += [f"note: {remark}" for remark in remarks(self).values()]
         return "\n".join(lines)
 
     def _repr_html_(self) -> str:

@@ -302,7 +302,7 @@ def _objective(
         try:
             if isinstance(model, TrainedRecommender):
                 training = candidate.resolved()[1]
-                fit(model, graph, validation, training, candidate.seed, False, watch, names=names)
+                fit(model, graph, validation, training, candidate.seed, False, report=watch, names=names)
             else:
                 watch.note(0, evaluate(model, validation, (20,))[0][MONITOR])
         except _StopTrial:

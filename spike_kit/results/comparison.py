@@ -87,7 +87,7 @@ def comparison_table(
     DataFrame
         One row per model, the best mean first: model, seeds, the metric, sd over seeds, and where it is not the
         reference the columns of `paired` with Holm's p-values and their mark, then over the shared seeds: seed
-        difference, seed sd, p seeds; and remarks (`spike_kit.results.tables.remarks`).
+        difference, seed sd, p seeds; and remarks (`spike_kit.experiments.remarks.remarks`).
 
     Raises
     ------

@@ -195,7 +195,7 @@ def results_table(runs: Sequence[Run], split: str = "test", metrics: Sequence[st
     -------
     DataFrame
         model, seeds, for every metric its mean and ``"<metric> sd"`` over seeds (NaN for a single seed), and remarks
-        (`spike_kit.results.tables.remarks`).
+        (`spike_kit.experiments.remarks.remarks`).
 
     Raises
     ------

@@ -9,24 +9,17 @@ import pandas as pd
 from spike_kit.base.config import TrainingConfig
 from spike_kit.evaluation.ranking import HEADLINE
 from spike_kit.experiments import ablation
+from spike_kit.experiments.remarks import remarks
 from spike_kit.experiments.run import Run, settings_of
 from spike_kit.models import find_model, find_preset
 from spike_kit.models.spike import SpikeConfig
 from spike_kit.profiles.encode import DEFAULT_ENCODER
 from spike_kit.profiles.template import TEMPLATE
-from spike_kit.training.checkpoint import MONITOR
 
 USUAL_TEXT = {"profiles": TEMPLATE, "encoder": DEFAULT_ENCODER}
 TEXT = tuple(USUAL_TEXT)
 """Text that a model reads unless it is told otherwise."""
 
-
-FEW_STEPS = 100
-"""Steps of the optimiser below which a training is remarked upon."""
-FEW_ITEMS = 0.1
-"""Share of the items that could be in some list; below it, lists count as collapsed."""
-
-_VALID = f"valid_{MONITOR}"
 
 PLAIN = {"best": "{}", "second": "{}", "mark": "{}", "sd": " ± {}"}
 MARKDOWN = PLAIN | {"best": "**{}**"}
@@ -71,28 +64,6 @@ def run_label(run: Run) -> str:
     if config.get("possibly_leaky"):
         changes.append("possibly leaky profiles")
     return f"{name} {', '.join(changes)}" if changes else name
-
-
-def remarks(run: Run) -> dict[str, str]:
-    """What a run folder says against taking its numbers as they are: a short text each, by kind.
-
-    limit: the training ended at its largest number of epochs, before patience could end it or with the best epoch
-    among the last tenth. steps: it had fewer than `FEW_STEPS`. lists: those of all users hold less than `FEW_ITEMS` of
-    the items that they could. What a folder or an archive does not hold (steps, lists, curve) is not remarked upon.
-    """
-    training, metrics, found = run.config["training_settings"], run.metrics, dict[str, str]()
-    epochs, limit, best = metrics["epochs"], training["epochs"], metrics["best_epoch"]
-    if training["keep"] == "last":
-        curve = run.history.dropna(subset=[_VALID]) if _VALID in run.history else run.history
-        best = int(curve["epoch"].iloc[curve[_VALID].argmax()]) if len(curve) else 0
-    if epochs == limit and best > limit - max(training["patience"] * training["eval_every"], limit / 10):
-        found["limit"] = f"best epoch {best} of at most {limit}"
-    if epochs and metrics.get("steps", FEW_STEPS) < FEW_STEPS:
-        found["steps"] = f"only {metrics['steps']} steps"
-    listed = metrics.get("listed")
-    if listed and run.config["model"] != "popularity" and listed["items"] < FEW_ITEMS * listed["of"]:
-        found["lists"] = f"lists hold {listed['items']} of {listed['of']} items"
-    return found
 
 
 def group_remarks(runs: Sequence[Run]) -> str:

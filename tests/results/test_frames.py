@@ -203,7 +203,9 @@ def test_a_variant_has_the_name_of_the_ablation(runs: Runs, settings: dict[str, 
 def test_remarks_stand_in_tables_and_comparisons(runs: Runs) -> None:
     table = frames.results_table([*runs["popularity"], *runs["lightgcn"]]).set_index("model")["remarks"]
     assert table["Popularity"] == ""
-    assert re.fullmatch(r"best epoch \d+ of at most 12 \(2 of 2 runs\), only 12 steps \(2 of 2 runs\)", table.iloc[1])
+    assert re.fullmatch(
+        r"best epoch \d+ of at most 12 \(2 of 2 runs\), few steps \(12\) \(2 of 2 runs\)", table.iloc[1]
+    )
     compared = comparison_table([*runs["popularity"], *runs["lightgcn"]])
     assert compared.set_index("model")["remarks"].to_dict() == table.to_dict()
     assert f" {table.iloc[1]} |" in comparison_markdown(compared, "ndcg@20")

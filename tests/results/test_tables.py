@@ -9,6 +9,7 @@ import pandas as pd
 import pytest
 
 from spike_kit.base.config import TrainingConfig
+from spike_kit.experiments.remarks import remarks
 from spike_kit.results.tables import (
     as_markdown,
     differences,
@@ -17,7 +18,6 @@ from spike_kit.results.tables import (
     latex_text,
     markdown_table,
     metric_name,
-    remarks,
 )
 
 TABLE = pd.DataFrame({"model": ["a", "b_c|", "d"], "seeds": [1, 2, 1], "ndcg@20": [0.1, 0.3, 0.2]}).assign(
@@ -63,7 +63,7 @@ RISING = [epoch / 1000 for epoch in range(300)]
         (a_run(epochs=300, best_epoch=300, keep="last"), {}),
         (a_run(epochs=300, best_epoch=300, keep="last", curve=RISING), {"limit": "best epoch 300 of at most 300"}),
         (a_run(epochs=300, best_epoch=300, keep="last", curve=RISING[::-1]), {}),
-        (a_run(epochs=75, steps=75), {"steps": "only 75 steps"}),
+        (a_run(epochs=75, steps=75), {"steps": "few steps (75)"}),
         (a_run(epochs=0, best_epoch=0, steps=0), {}),
         (a_run(listed={"items": 27, "of": 346}), {"lists": "lists hold 27 of 346 items"}),
         (a_run(listed={"items": 35, "of": 346}), {}),
@@ -84,9 +84,9 @@ def test_a_run_of_an_earlier_version_says_less() -> None:
 def test_remarks_of_seeds_are_counted_and_stand_in_the_row() -> None:
     good, limit, few = a_run(), a_run(epochs=300, best_epoch=300), a_run(epochs=300, best_epoch=295, steps=60)
     assert group_remarks([good]) == group_remarks([good, good]) == ""
-    assert group_remarks([few]) == "best epoch 295 of at most 300, only 60 steps"
+    assert group_remarks([few]) == "best epoch 295 of at most 300, few steps (60)"
     said = group_remarks([good, limit, few])
-    assert said == "best epoch 300 of at most 300 (2 of 3 runs), only 60 steps (1 of 3 runs)"
+    assert said == "best epoch 300 of at most 300 (2 of 3 runs), few steps (60) (1 of 3 runs)"
     assert said in as_markdown(TABLE.assign(remarks=["", said, ""]), ["ndcg@20"]).splitlines()[3]
     assert "remarks" not in as_markdown(TABLE.assign(remarks=""), ["ndcg@20"])
 
