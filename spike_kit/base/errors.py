@@ -72,7 +72,7 @@ def lookup(known: Mapping[str, Value], name: str, what: str) -> Value:
         If the name is unknown; the message lists the known ones.
     """
     if name not in known:
-        raise ConfigError(f"no {what} named {name!r}", f"known: {some(known, limit=20)}")
+        raise ConfigError(f"no {what} named {name!r}", f"known: {', '.join(known)}")
     return known[name]
 
 

@@ -58,6 +58,12 @@ def recommended(recommender: Recommender, task: RankingTask, k: int) -> np.ndarr
     return np.pad(found, ((0, 0), (0, k - k_here)), constant_values=-1)
 
 
+def listed_items(recommender: Recommender, task: RankingTask, k: int = 20) -> dict[str, int]:
+    """How many different ``items`` stand in the lists of k items of all users, ``of`` how many that could be."""
+    lists = recommended(recommender, task, k)
+    return {"items": len(np.unique(lists[lists >= 0])), "of": min(task.n_items, lists.size)}
+
+
 class BeyondAccuracy:
     """Measures of the lists of the users of one data set.
 

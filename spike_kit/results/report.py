@@ -13,7 +13,8 @@ from spike_kit.evaluation.beyond import measure_lists
 from spike_kit.evaluation.groups import sparsity_groups, train_interactions
 from spike_kit.evaluation.ranking import evaluate, ranking_task
 from spike_kit.experiments.archive import archived_activity, known_runs, read_archive
-from spike_kit.experiments.run import Run, find_tuned, load_model, versions
+from spike_kit.experiments.run import Run, load_model, versions
+from spike_kit.experiments.tuned import find_tuned
 from spike_kit.models import MODELS, find_model
 from spike_kit.results import frames, tables
 from spike_kit.results.comparison import (
@@ -101,7 +102,7 @@ def overview(datasets: Mapping[str, tuple[Sequence[Run], pd.Series]], reference:
 
 
 def _models(main: Sequence[Run], groups: pd.Series, reference: str) -> str:
-    """Every model: quality over all users and over the sparsest, differences to the reference, cost."""
+    """Every model: quality over all users and the sparsest, differences to the reference, cost (``-``: not known)."""
     (_, everyone), (sparsest, few) = _compared(main, groups, reference).items()
     found = [grouped_by_seed(main)[label] for label in everyone["model"]]
     spent = pd.DataFrame([frames.costs(group) for group in found])
@@ -114,8 +115,9 @@ def _models(main: Sequence[Run], groups: pd.Series, reference: str) -> str:
             ("difference", differences(everyone)),
             (f"NDCG@20, {sparsest}", means(few, MONITOR)),
             ("difference", differences(few)),
-            ("training, s", plain(spent["seconds"], ".0f")),
-            ("peak, GiB", plain(spent["peak_gib"], ".2f")),
+            ("training, s", [cell or "-" for cell in plain(spent["seconds"], ".0f")]),
+            ("peak, GiB", [cell or "-" for cell in plain(spent["peak_gib"], ".2f")]),
+            *tables.remark_column(everyone["remarks"]),
         ]
     )
 

@@ -55,7 +55,7 @@ def test_a_data_set_of_known_items_has_no_such_results(runs: dict[str, list[Run]
 
 def test_the_worth_of_a_text_is_that_of_the_groups_of_the_runs(new_data: Dataset, finished: list[Run]) -> None:
     frame = frames.worth_frame(finished)
-    assert set(frame["model"]) == {"template", "no text"}
+    assert set(frame["model"]) == {"template", "w/o any text"}
     row = frame.query("candidates == 'all' and model == 'template' and group == '0'").to_dict("records")[0]
     values = [one.metrics["item_groups"]["valid"]["0"]["all"] for one in finished[1:3]]
     assert row["mean"] == pytest.approx(np.mean(values))
@@ -95,7 +95,7 @@ def test_tasks_stand_side_by_side(new_data: Dataset, finished: list[Run], runs: 
     frame = frames.tasks_frame([*finished, usual])
     values = frame.set_index(["group", "model"])["mean"]
     assert values["known", "template"] == pytest.approx(usual.test["ndcg@20"])
-    assert values["new items", "no text"] == pytest.approx(finished[3].metrics["test_new"]["ndcg@20"])
+    assert values["new items", "w/o any text"] == pytest.approx(finished[3].metrics["test_new"]["ndcg@20"])
     figure = gallery.draw(new_data, "tasks", [*finished, usual])
     assert [label.get_text() for label in figure.axes[0].get_xticklabels()] == ["known", "new items"]
     with pytest.raises(DataError, match="not of several tasks"):
