@@ -227,7 +227,7 @@ def rewrite(path: Path, target: Path, encoding: str, found: Survey, quoting: Quo
     mark = "-sig" if encoding == "utf-8" else ""
     with unpacked(path) as file, target.open("w", encoding="utf-8", newline="") as out:
         text = io.TextIOWrapper(file, encoding=encoding + mark, newline=end)
-        lines = (line.rstrip("\r\n").replace("\r", _OTHER_LINE_END) + "\n" for line in text)
+        lines = (line.removesuffix(end).removesuffix("\r").replace("\r", _OTHER_LINE_END) + "\n" for line in text)
         if quoting is None or not found.has_quotes:
             out.writelines(lines)
             return

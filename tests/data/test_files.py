@@ -6,6 +6,7 @@ import gzip
 import io
 import zipfile
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -316,10 +317,11 @@ def test_numbers_may_be_true_or_false(text: str, number: float | None) -> None:
 
 
 def test_texts_that_stand_for_no_value_are_missing() -> None:
+    spec = Field("x", missing=("nan", "Unknown"))
+    text = replace(spec, kind="text")
     with workspace() as work:
-        for text, kind, found in (("nan", "id", None), ("Unknown", "text", ""), ("unknown", "text", "unknown")):
-            value = Field("x", kind, missing=("nan", "Unknown")).value()
-            assert work.value(f"SELECT {value} FROM (SELECT {literal(text)} AS x)") == found
+        for field, cell, found in ((spec, "nan", None), (text, "Unknown", ""), (text, "unknown", "unknown")):
+            assert work.value(f"SELECT {field.value()} FROM (SELECT {literal(cell)} AS x)") == found
 
 
 def test_a_text_file_is_opened_by_what_it_holds(tmp_path: Path) -> None:

@@ -60,7 +60,7 @@ def parse(folder: Path, config: YelpConfig, work: Workspace) -> None:
         facts, bad = [], []
         for row in rows:
             try:
-                facts += list(_facts(row, config.attributes))
+                facts += facts_of(row, config.attributes)
             except (ValueError, RecursionError):
                 bad.append(row["place"])
         if bad:
@@ -84,7 +84,7 @@ def _description(row: Mapping[Any, str]) -> str:
     return f"A local business at {place}." if place else "A local business."
 
 
-def _facts(row: Mapping[Any, str], with_attributes: bool) -> Iterator[tuple[str, str, str, str, str]]:
+def facts_of(row: Mapping[Any, str], with_attributes: bool) -> list[tuple[str, str, str, str, str]]:
     """Facts of a business: head, relation, tail, label and kind of the tail.
 
     A city is told from one of the same name in another state.
@@ -95,18 +95,19 @@ def _facts(row: Mapping[Any, str], with_attributes: bool) -> Iterator[tuple[str,
         If categories or attributes are not in a known layout.
     """
     item, city, state = row["item"], plain(row["city"]), plain(row["state"])
+    found = []
     if city:
-        yield item, "city", f"city:{city}, {state}", f"{city}, {state}" if state else city, "city"
+        found.append((item, "city", f"city:{city}, {state}", f"{city}, {state}" if state else city, "city"))
     if state:
-        yield item, "state", f"state:{state}", state, "state"
+        found.append((item, "state", f"state:{state}", state, "state"))
         if city:
-            yield f"city:{city}, {state}", "lies_in", f"state:{state}", state, "state"
-    for name in dict.fromkeys(map(plain, names_in(row["categories"], ","))):
-        if name:
-            yield item, "category", f"category:{name}", name, "category"
+            found.append((f"city:{city}, {state}", "lies_in", f"state:{state}", state, "state"))
+    words = {"category": [plain(name) for name in names_in(row["categories"], ",")]}
     if with_attributes:
-        for name in dict.fromkeys(_attributes(row["attributes"])):
-            yield item, "attribute", f"attribute:{name}", name, "attribute"
+        words["attribute"] = [*_attributes(row["attributes"])]
+    for kind, names in words.items():
+        found += [(item, kind, f"{kind}:{name}", name, kind) for name in dict.fromkeys(names) if name]
+    return found
 
 
 def _attributes(value: str) -> Iterator[str]:
