@@ -15,8 +15,8 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 from tyro.conf import OmitArgPrefixes, Positional, UseAppendAction, arg
 
 import spike_kit as sk
-from spike_kit.base import paths
-from spike_kit.base.errors import ConfigError, SpikeKitError, TrainingError, lookup
+from spike_kit.base import launch, paths
+from spike_kit.base.errors import ConfigError, SpikeKitError, TrainingError, TrainingStoppedError, lookup
 from spike_kit.data import TEMPLATE
 from spike_kit.evaluation import Block
 from spike_kit.models import MODELS
@@ -666,10 +666,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if not given or given[0] in ("-h", "--help"):
         print(_overview())
         return 0
-    from spike_kit.base import distributed
-    from spike_kit.training.loop import TrainingStoppedError
-
-    here = distributed.place()
+    here = launch.place()
     logging.basicConfig(level=logging.ERROR if here.rank else logging.INFO, format="%(message)s", stream=sys.stderr)
     for noisy in ("httpx", "httpx2", "openai", "sentence_transformers", "fontTools"):
         logging.getLogger(noisy).setLevel(logging.WARNING)
@@ -708,7 +705,7 @@ def _defaults(command: Callable[..., None], arguments: list[str]) -> dict[str, A
     """Settings that a command offers as options: for some, they depend on the model or the reader that is named."""
     if command in (profile, judge):
         from spike_kit.profiles.llm import LLMConfig
-        from spike_kit.profiles.prompts import PromptConfig
+        from spike_kit.profiles.prompt_config import PromptConfig
 
         return {"llm": LLMConfig(), **({"prompts": PromptConfig()} if command is profile else {})}
     if command is build:

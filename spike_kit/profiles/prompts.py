@@ -9,21 +9,15 @@ from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import islice
-from typing import Literal
 
-from pydantic import Field
-
-from spike_kit.base.config import Config
 from spike_kit.base.errors import lookup
 from spike_kit.base.storage import canonical_json, sha256_text
 from spike_kit.data.dataset import SUBJECTS, Dataset
 from spike_kit.data.text import clean, cut
 from spike_kit.data.workspace import longest_train_reviews
 from spike_kit.profiles.llm import BYTES_PER_TOKEN, estimate_tokens
+from spike_kit.profiles.prompt_config import EVERYTHING, PromptConfig
 from spike_kit.profiles.template import TEMPLATE, WORD_LIMIT, Links, Names, train_items
-
-WORDING = 2
-"""Version of the wording, part of every prompt's hash; an older one can still be chosen (`PromptConfig.wording`)."""
 
 CHUNK = 256
 """Subjects whose linked profiles are looked up at a time."""
@@ -112,34 +106,6 @@ def domain_name(data: Dataset, chosen: str = "") -> str:
     build = data.manifest.build
     spoken = " ".join(str(part) for part in (data.name, build.get("source", ""), build.get("category", ""))).lower()
     return next((name for name, words in DOMAINS.items() if any(hint in spoken for hint in words.hints)), "generic")
-
-
-class PromptConfig(Config):
-    """What a prompt is made of."""
-
-    wording: Literal[1, 2] = WORDING
-    """Version of the wording. Since 2 the profile of an item names the facts that place it; answers that 1 got are
-    found again with 1."""
-    domain: str = ""
-    """Words to use: books, movies, business, music, games or generic; empty: by the name and source of the data set."""
-    names_per_fact: int = Field(default=8, ge=1)
-    """Entities named per relation; the most telling first (those that neither all nor few items have)."""
-    second_hop: int = Field(default=6, ge=0)
-    """Facts about what an item is linked to, from the linked entity with the fewest links upwards."""
-    description_words: int = Field(default=120, ge=0)
-    """Words kept of an item's description."""
-    linked_items: int = Field(default=8, ge=0)
-    """Items whose profiles an auxiliary entity's prompt quotes, from the most train interactions downwards."""
-    linked_words: int = Field(default=60, ge=1)
-    """Words kept of each of them."""
-    user_items: int = Field(default=20, ge=1)
-    """Train items in a user's prompt, from the fewest train interactions upwards: rare ones tell more of a taste."""
-    user_item_words: int = Field(default=30, ge=1)
-    """Words kept of each of their profiles."""
-    reviews: int = Field(default=5, ge=0)
-    """Reviews per prompt, of the train split only: the longest first, as far as the token budget goes."""
-    review_tokens: int = Field(default=400, ge=0)
-    """Token budget for all reviews of a prompt (estimated); the one that crosses it is cut."""
 
 
 @dataclass(frozen=True)
@@ -329,13 +295,6 @@ class PromptWriter:
             kept.append(text)
             left -= estimate_tokens(text)
         return kept
-
-
-_COUNTS = ("names_per_fact", "second_hop", "linked_items", "linked_words", "user_items", "user_item_words")
-EVERYTHING = PromptConfig.parse(
-    dict.fromkeys(_COUNTS, 1000) | {"description_words": 10_000, "reviews": 100, "review_tokens": 100_000}
-)
-"""A prompt that leaves nothing out: what profiles that no model wrote can be held to."""
 
 
 def prompt_writer_of(data: Dataset, profiles: str, usual: PromptConfig) -> tuple[PromptWriter, dict[int, str]]:

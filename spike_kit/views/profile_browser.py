@@ -18,7 +18,8 @@ import pandas as pd
 from spike_kit.base.errors import DataError, lookup
 from spike_kit.data.dataset import Dataset
 from spike_kit.experiments.run import Run
-from spike_kit.profiles.prompts import EVERYTHING, PromptConfig, PromptWriter, prompt_writer_of, statements
+from spike_kit.profiles.prompt_config import EVERYTHING, PromptConfig
+from spike_kit.profiles.prompts import PromptWriter, prompt_writer_of, statements
 from spike_kit.profiles.quality import checked_facts, comparable, faithfulness, named_facts, supported
 from spike_kit.profiles.shipped import told_of
 from spike_kit.profiles.store import Store, answers_path
