@@ -40,6 +40,6 @@ class PromptConfig(Config):
 
 _COUNTS = ("names_per_fact", "second_hop", "linked_items", "linked_words", "user_items", "user_item_words")
 EVERYTHING = PromptConfig.parse(
-    dict.fromkeys(_COUNTS, 1000) | {"description_words": 10_000, "reviews": 100, "review_tokens": 100_000}
+    dict.fromkeys(_COUNTS, 10**9) | {"description_words": 10_000, "reviews": 100, "review_tokens": 100_000}
 )
 """A prompt that leaves nothing out: what profiles that no model wrote can be held to."""

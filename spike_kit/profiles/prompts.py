@@ -193,6 +193,16 @@ class PromptWriter:
         """Write one prompt (for showing; `prompts` is the way to write many)."""
         return next(self.prompts(subject, item_texts, number))
 
+    def in_full(self) -> dict[int, str]:
+        """Description and facts of every item, each name after its relation: unlike a profile it leaves nothing out."""
+        texts = {}
+        for item, description in enumerate(self._descriptions):
+            groups = self._links.groups(item, self.config.names_per_fact)
+            named = ((self._names.relations[group.relation], group.others) for group in groups)
+            facts = (f"{relation} {self._names.labels[other]}" for relation, others in named for other in others)
+            texts[item] = "; ".join([clean(description), *facts])
+        return texts
+
     def _reviews(self, subject: str, only: int | None) -> Iterator[tuple[int, list[str]]]:
         if subject == "auxiliary" or not self.data.has_reviews or not self.config.reviews:
             return iter(())
@@ -300,20 +310,22 @@ class PromptWriter:
 def prompt_writer_of(data: Dataset, profiles: str, usual: PromptConfig) -> tuple[PromptWriter, dict[int, str]]:
     """Give the writer of a profile set's prompts and the item profiles these quote.
 
-    Profiles that no model was asked for have no prompts: for them it writes the ``usual`` ones, with template profiles.
+    Profiles that no model was asked for have no prompts: for them it writes the ``usual`` ones, with template profiles;
+    or, where the usual prompt is `EVERYTHING`, with all facts of the items, since lists in profiles are cut.
     """
     settings = data.provenance(profiles).get("prompt_settings")
     settings = settings and {"wording": 1, **settings}
     frame = data.profiles(profiles if settings else TEMPLATE)
     known = dict(enumerate(frame.loc[frame["subject"] == "item", "text"]))
-    return PromptWriter(data, PromptConfig.parse(settings) if settings else usual), known
+    writer = PromptWriter(data, PromptConfig.parse(settings) if settings else usual)
+    return writer, writer.in_full() if writer.config == EVERYTHING else known
 
 
 def prompt_texts(data: Dataset, profiles: str) -> dict[tuple[str, int], str]:
     """What the facts of a profile set can be held to, by subject and id; empty where there was nothing to say.
 
     For profiles of a language model these are the data of its prompts as they were asked, with the items' profiles of
-    the same profile set. For others they are everything that a prompt could hold, with the template profiles.
+    the same profile set. For others they are everything that a prompt could hold, with all facts of the items.
     """
     writer, known = prompt_writer_of(data, profiles, EVERYTHING)
     texts = dict.fromkeys(((subject, number) for subject in SUBJECTS for number in data.expected_ids(subject)), "")
