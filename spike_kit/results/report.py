@@ -362,11 +362,12 @@ def ranked_table(
 
 
 def lists_markdown(data: Dataset, runs: Sequence[Run], split: str, k: int, device: torch.device) -> str:
-    """What the lists of k items are like beyond accuracy, a Markdown table for each aspect."""
+    """What the lists of k items are like beyond accuracy, a Markdown table for each aspect, and why cells are empty."""
     models = ((run_label(run), load_model(run, data, device)) for run in runs)
     parts = []
     for title, table in measure_lists(data, models, split, k).items():
         numbers = table.set_index("model")
         shown = [("model", numbers.index), *((name, plain(numbers[name])) for name in numbers)]
         parts.append(f"{title}, lists of {k}, {split} split\n\n{markdown_table(shown)}\n")
+        parts += [f"{name} is not known: {reason}\n" for name, reason in table.attrs["unknown"].items()]
     return "\n".join(parts)

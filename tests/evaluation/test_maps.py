@@ -31,7 +31,7 @@ def test_coordinates_are_cached_with_their_parameters(monkeypatch: pytest.Monkey
 
 @pytest.mark.parametrize("n", [4, 5, 15])
 @pytest.mark.parametrize("kind", ["different", "equal", "zero"])
-def test_few_vectors_have_fewer_neighbours_and_that_is_said(n: int, kind: str, caplog: pytest.LogCaptureFixture) -> None:
+def test_few_vectors_have_fewer_neighbours_with_a_warning(n: int, kind: str, caplog: pytest.LogCaptureFixture) -> None:
     vectors = {
         "different": numpy_generator(0, "few").normal(size=(n, 5)),
         "equal": np.ones((n, 5)),

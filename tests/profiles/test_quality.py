@@ -190,7 +190,8 @@ def test_profile_sets_are_compared_on_the_subjects_they_share() -> None:
         quality.measure_profiles({"template": TEMPLATE, "model": MODEL.tail(1)}, PROMPTS)
 
 
-ODD = ("Halo™", "LEGO® Star Wars℠", "ﬁnal ﬂight Oﬃce", "ＦＩＮＡＬ ＦＡＮＴＡＳＹ ５", "Vė̃jas", 'Bob "The Nail" Smith', "№ 9", "O´Brien")
+ODD = ["Halo™", "LEGO® Star Wars℠", "ﬁnal ﬂight Oﬃce", "ＦＩＮＡＬ ＦＡＮＴＡＳＹ"]
+ODD += ["Vė̃jas", 'Bob "The Nail" Smith', "№ 9", "O´Brien"]
 """Names that are written in several ways."""
 
 
