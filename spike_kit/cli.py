@@ -103,12 +103,14 @@ def build(
     overwrite
         Replace a data-set folder even if that deletes profiles that were paid for.
     """
-    import pandas as pd
-
     from spike_kit.data.build import build, compared
+    from spike_kit.views.tables import funnel_table
 
     data = build(source, recipe, name=name, raw=raw, overwrite=overwrite)
-    print(pd.DataFrame(list(data.manifest.funnel)).convert_dtypes().to_string(index=False, na_rep=""))
+    funnel = funnel_table(data)
+    print(funnel.drop(columns="also").to_string(index=False))
+    for step, also in funnel.loc[funnel["also"] != "", ["step", "also"]].itertuples(index=False):
+        print(f"{step}: {also}")
     if data.manifest.published:
         print(f"\npublished in {data.manifest.published_in}:\n{compared(data.manifest).to_string(index=False)}\n")
     for note in data.manifest.notes:
@@ -438,7 +440,9 @@ def evaluate(
     beyond: int | None = None,
     on: On = ANYWHERE,
 ) -> None:
-    """Print the results of finished runs, averaged over seeds; other cut-offs are ranked anew from stored weights.
+    """Print the results of finished runs, averaged over seeds, the best first, with validation and seconds of training.
+
+    Other cut-offs than the stored ones are ranked anew from stored weights.
 
     Parameters
     ----------
