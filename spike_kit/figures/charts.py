@@ -235,7 +235,7 @@ def curve_lines(frame: pd.DataFrame, x: str = "seconds") -> Figure:
         axes = figure.subplots()
         lines: dict[str, Any] = {}
         for (model, _), part in frame.groupby(["model", "seed"], sort=False):
-            look = line_look(models.index(model)) | {"marker": ""}
+            look: dict[str, Any] = line_look(models.index(model)) | {"marker": ""}
             (lines[str(model)],) = axes.plot(part[x], part["value"], linewidth=1.1, **look)
         axes.set_xlabel({"seconds": "training, s"}.get(x, x))
         axes.set_ylabel(f"{metric_name(frame['metric'].iloc[0])} (validation)")
