@@ -51,6 +51,10 @@ class TrainingError(SpikeKitError):
     """Training cannot go on (a loss became NaN, for example)."""
 
 
+class TrainingStoppedError(SpikeKitError):
+    """SIGTERM ended a training after an epoch; its state is on the disk."""
+
+
 class LLMError(SpikeKitError):
     """A language model cannot be asked (no key, no quota, no such model, no server)."""
 

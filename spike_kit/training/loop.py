@@ -16,7 +16,7 @@ from tqdm.auto import tqdm
 from spike_kit.base import distributed
 from spike_kit.base.config import TrainingConfig
 from spike_kit.base.devices import deterministic
-from spike_kit.base.errors import ConfigError, SpikeKitError, TrainingError
+from spike_kit.base.errors import ConfigError, TrainingError, TrainingStoppedError
 from spike_kit.base.seeds import torch_generator
 from spike_kit.data.graph import Graph
 from spike_kit.evaluation.ranking import RankingTask, evaluate
@@ -36,10 +36,6 @@ LARGEST_BATCH = 65_536
 
 SAVE_PAUSE = 3
 """Shortest time between two states, where epochs are shorter; on SIGTERM the state is written in any case."""
-
-
-class TrainingStoppedError(SpikeKitError):
-    """SIGTERM ended a training after an epoch; its state is on the disk."""
 
 
 def fit(

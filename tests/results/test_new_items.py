@@ -5,6 +5,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
+import torch
 
 import spike_kit as sk
 from spike_kit.base.errors import ConfigError, DataError
@@ -15,7 +16,7 @@ from spike_kit.experiments.run import Run, RunConfig, run
 from spike_kit.figures import gallery
 from spike_kit.figures.style import MARKERS
 from spike_kit.results import frames
-from spike_kit.results.report import report
+from spike_kit.results.report import ranked_table, report
 from spike_kit.results.tables import run_label
 
 SHORT = {"epochs": 2, "eval_every": 1}
@@ -44,6 +45,12 @@ def test_a_model_that_scores_no_new_item_has_no_number(new_data: Dataset, finish
     label = run_label(finished[1])
     expected = np.mean([one.metrics["test_new_all"]["ndcg@20"] for one in finished[1:3]])
     assert f"{expected:.4f}" in rows[label][2]
+
+
+def test_a_model_without_a_number_comes_last(new_data: Dataset, finished: list[Run]) -> None:
+    table = ranked_table(new_data, finished[:2], "test_new", ["ndcg"], [3], torch.device("cpu"))
+    last = [cell.strip() for cell in table.splitlines()[-1].strip("|").split("|")]
+    assert last[:3] == ["Popularity", "1", ""]
 
 
 def test_a_data_set_of_known_items_has_no_such_results(runs: dict[str, list[Run]]) -> None:
