@@ -25,9 +25,9 @@ from spike_kit.evaluation import Block, ranking
 from spike_kit.evaluation.signal import signal_table
 from spike_kit.experiments import run as experiment
 from spike_kit.experiments import search as searching
-from spike_kit.experiments.ablation import ABLATIONS
 from spike_kit.experiments.archive import known_runs
-from spike_kit.experiments.run import TUNED, Run, find_tuned
+from spike_kit.experiments.run import Run
+from spike_kit.experiments.tuned import TUNED, find_tuned
 from spike_kit.figures import gallery
 from spike_kit.models import find_model, find_preset
 from spike_kit.models.base import TrainedRecommender
@@ -334,8 +334,12 @@ def settings(model: str, data: Dataset | None = None) -> pd.DataFrame:
 
 
 def table(runs: Run | Sequence[Run], split: Block = "test", metrics: Sequence[str] = ranking.HEADLINE) -> pd.DataFrame:
-    """Results of runs, means over seeds: model, seeds, and a column per metric (NaN: the model scores no new item)."""
-    return results_table([runs] if isinstance(runs, Run) else runs, split, metrics)[["model", "seeds", *metrics]]
+    """Results of runs, means over seeds: model, seeds, a column per metric, and what speaks against them (``remarks``).
+
+    NaN: the model scores no new item.
+    """
+    found = results_table([runs] if isinstance(runs, Run) else runs, split, metrics)
+    return found[["model", "seeds", *metrics, "remarks"]]
 
 
 def evaluate(
@@ -436,7 +440,7 @@ def demo(
     data, cap = load(data.path), {} if epochs is None else {"epochs": epochs}
     how: dict[str, Any] = {"seeds": seeds, "device": device, **cap}
     finished = train(DEMO_MODELS, data, **how)
-    finished += train("spike", data, **how, **ABLATIONS["w/o any text"])
+    finished += train("spike", data, **how, text=False)
     finished += train("spike", data, **how)
     if (usual := usual_profiles(data))["profiles"] != TEMPLATE:
         how |= usual

@@ -15,8 +15,8 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 from tyro.conf import OmitArgPrefixes, Positional, UseAppendAction, arg
 
 import spike_kit as sk
-from spike_kit.base import paths
-from spike_kit.base.errors import ConfigError, SpikeKitError, TrainingError, lookup
+from spike_kit.base import launch, paths
+from spike_kit.base.errors import ConfigError, SpikeKitError, TrainingError, TrainingStoppedError, lookup, path_errors
 from spike_kit.data import TEMPLATE
 from spike_kit.evaluation import Block
 from spike_kit.models import MODELS
@@ -103,12 +103,14 @@ def build(
     overwrite
         Replace a data-set folder even if that deletes profiles that were paid for.
     """
-    import pandas as pd
-
     from spike_kit.data.build import build, compared
+    from spike_kit.views.tables import funnel_table
 
     data = build(source, recipe, name=name, raw=raw, overwrite=overwrite)
-    print(pd.DataFrame(list(data.manifest.funnel)).convert_dtypes().to_string(index=False, na_rep=""))
+    funnel = funnel_table(data)
+    print(funnel.drop(columns="also").to_string(index=False))
+    for step, also in funnel.loc[funnel["also"] != "", ["step", "also"]].itertuples(index=False):
+        print(f"{step}: {also}")
     if data.manifest.published:
         print(f"\npublished in {data.manifest.published_in}:\n{compared(data.manifest).to_string(index=False)}\n")
     for note in data.manifest.notes:
@@ -438,7 +440,9 @@ def evaluate(
     beyond: int | None = None,
     on: On = ANYWHERE,
 ) -> None:
-    """Print the results of finished runs, averaged over seeds; other cut-offs are ranked anew from stored weights.
+    """Print the results of finished runs, averaged over seeds, the best first, with validation and seconds of training.
+
+    Other cut-offs than the stored ones are ranked anew from stored weights.
 
     Parameters
     ----------
@@ -681,11 +685,7 @@ def _guarded(given: list[str]) -> int:
     if not given or given[0] in ("-h", "--help"):
         print(_overview())
         return 0
-    from spike_kit.base import distributed
-    from spike_kit.base.storage import path_errors
-    from spike_kit.training.loop import TrainingStoppedError
-
-    here = distributed.place()
+    here = launch.place()
     logging.basicConfig(level=logging.ERROR if here.rank else logging.INFO, format="%(message)s", stream=sys.stderr)
     for noisy in ("httpx", "httpx2", "openai", "sentence_transformers", "fontTools"):
         logging.getLogger(noisy).setLevel(logging.WARNING)
@@ -725,7 +725,7 @@ def _defaults(command: Callable[..., None], arguments: list[str]) -> dict[str, A
     """Settings that a command offers as options: for some, they depend on the model or the reader that is named."""
     if command in (profile, judge):
         from spike_kit.profiles.llm import LLMConfig
-        from spike_kit.profiles.prompts import PromptConfig
+        from spike_kit.profiles.prompt_config import PromptConfig
 
         return {"llm": LLMConfig(), **({"prompts": PromptConfig()} if command is profile else {})}
     if command is build:

@@ -63,7 +63,7 @@ ERRORS = {
     "evaluate world": "spike-kit train --dataset world",
     "encode world --encoder no/such-encoder --device cpu": "could not be loaded",
     "build ml-100k": "spike-kit fetch ml-100k",
-    "fetch nothing": "known: ml-100k",
+    "fetch nothing": "ml-1m-colakg, tables",
     "profile world --dry-run": "--profiles gpt-4o-mini",
     "profile world --profiles llm --domain filmz --dry-run": "no domain named 'filmz'",
     "profile world --profiles llm": "OPENAI_API_KEY holds no key",
@@ -188,7 +188,7 @@ def test_a_setting_that_is_switched_off_is_off_whatever_the_preset_says(data: Da
 
 
 def test_train_and_evaluate(data: Dataset, capsys: pytest.CaptureFixture[str]) -> None:
-    off = ["--no-inject", "--no-remove", "--matching", "off", "--rho", "0.3"]
+    off = ["--no-text", "--rho", "0.3"]
     options = {"popularity": ["--device", "cpu"], "bprmf": SHORT, "lightgcn": SHORT, "spike": [*SHORT, *off]}
     for model, arguments in options.items():
         assert main(["train", "--dataset", str(data.path), "--model", model, *arguments]) == 0
@@ -196,7 +196,7 @@ def test_train_and_evaluate(data: Dataset, capsys: pytest.CaptureFixture[str]) -
     assert len(list(paths.runs_root().iterdir())) == 4
     assert main(["evaluate", str(data.path)]) == 0
     table = output(capsys)
-    shown = ("Popularity", "BPR-MF", "LightGCN", "SPiKE", "rho=0.3", "inject=False", "recall@40")
+    shown = ("Popularity", "BPR-MF", "LightGCN", "SPiKE w/o any text", "recall@40", "best epoch")
     assert [word for word in shown if word not in table] == []
     assert main(["evaluate", "world", "--cutoffs", "3", "--metrics", "mrr", "--split", "valid"]) == 0
     assert "mrr@3" in output(capsys)

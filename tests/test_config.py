@@ -1,7 +1,12 @@
+from collections.abc import Mapping
+from typing import Any
+
 import pytest
 
 from spike_kit.base.config import TrainingConfig
-from spike_kit.base.errors import ConfigError
+from spike_kit.base.errors import ConfigError, lookup
+from spike_kit.data.sources import RECIPES
+from spike_kit.models import MODELS
 from spike_kit.models.spike import SpikeConfig
 
 
@@ -23,3 +28,10 @@ def test_settings_that_are_not_right_are_named(wrong: dict[str, float], message:
 def test_a_config_cannot_be_changed_in_place() -> None:
     with pytest.raises(ValueError, match="frozen"):
         TrainingConfig().epochs = 3  # type: ignore[misc]
+
+
+@pytest.mark.parametrize("known", [RECIPES, MODELS, TrainingConfig.model_fields, SpikeConfig.model_fields])
+def test_an_unknown_name_is_answered_with_every_known_one(known: Mapping[str, Any]) -> None:
+    with pytest.raises(ConfigError) as error:
+        lookup(known, "tabels", "thing")
+    assert error.value.hint == f"known: {', '.join(known)}"

@@ -9,6 +9,7 @@ import pytest
 
 import spike_kit as sk
 from spike_kit.base.errors import ConfigError
+from spike_kit.cli import COMMANDS
 from spike_kit.data.dataset import Dataset
 
 SHORT = {"epochs": 2, "batch_size": 512, "progress": False}
@@ -28,15 +29,26 @@ def test_the_names_are_these_and_each_is_there() -> None:
         sk.trian  # noqa: B018  # type: ignore[attr-defined]
 
 
-def test_nothing_heavy_is_imported_before_it_is_asked_for() -> None:
+HEAVY = "torch duckdb pandera scipy matplotlib plotly openai"
+LIGHT = [name for name in COMMANDS if name not in ("build", "train", "search")]
+"""Commands whose options do not depend on a reader or a model."""
+
+
+@pytest.mark.parametrize(
+    ("calls", "heavy"), [(["--help"], f"{HEAVY} pandas numpy"), ([f"{name} --help" for name in LIGHT], HEAVY)]
+)
+def test_nothing_heavy_is_imported_for_help(calls: list[str], heavy: str) -> None:
     script = (
-        "import sys, spike_kit as sk, spike_kit.cli as cli\n"
-        "assert cli.main(['--help']) == 0\n"
-        "heavy = {'torch', 'pandas', 'numpy', 'duckdb', 'matplotlib', 'plotly', 'openai'} & set(sys.modules)\n"
-        "sys.exit(str(sorted(heavy)) if heavy else 0)\n"
+        "import contextlib, sys, spike_kit as sk, spike_kit.cli as cli\n"
+        f"for call in {calls}:\n"
+        "    with contextlib.suppress(SystemExit):\n"
+        "        assert cli.main(call.split()) == 0\n"
+        f"found = set({heavy!r}.split()) & set(sys.modules)\n"
+        "sys.exit(str(sorted(found)) if found else 0)\n"
     )
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
+    assert "usage: spike-kit" in done.stdout
 
 
 def test_one_run_and_many_are_found_or_trained(data: Dataset) -> None:

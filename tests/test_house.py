@@ -82,6 +82,16 @@ def test_notebooks_define_nothing_and_end_with_a_check(path: Path) -> None:
     assert all(word in opening for word in ("**Needs**", "**Makes**", "**Takes**"))
 
 
+@pytest.mark.parametrize("path", sorted((ROOT / "notebooks").glob("*.ipynb")), ids=lambda path: path.stem)
+def test_notebooks_remove_what_only_they_need(path: Path) -> None:
+    code = "\n".join(cell.source for cell in nbformat.read(path, as_version=4).cells if cell.cell_type == "code")
+    for made, removed in (
+        (r"(\w+) = sk\.dataset\(", r"rmtree\({0}\.path"),
+        (r'profiles="(loopback)"', r'"{0}"\)\.unlink'),
+    ):
+        assert all(re.search(removed.format(name), code) for name in re.findall(made, code))
+
+
 def test_notebooks_are_numbered_without_a_gap() -> None:
     numbers = [int(path.name[:2]) for path in sorted((ROOT / "notebooks").glob("*.ipynb"))]
     assert numbers == [*range(1, len(numbers) + 1)]

@@ -3,9 +3,11 @@ import inspect
 import re
 import subprocess
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 from hypothesis import given
@@ -20,17 +22,20 @@ from spike_kit.data.graph import Graph
 from spike_kit.data.vectors import ProfileVectors
 from spike_kit.evaluation.ranking import RankingTask, evaluate
 from spike_kit.experiments import run as experiment
-from spike_kit.experiments.run import Run, RunConfig, describe, finished_runs, load_model, run
+from spike_kit.experiments.archive import ROOT, archived_activity, read_archive
+from spike_kit.experiments.run import Run, RunConfig, describe, finished_runs, load_model, run, train
 from spike_kit.models import MODELS
 from spike_kit.models.base import TrainedRecommender
 from spike_kit.models.bprmf import BprMf
 from spike_kit.profiles.encode import DEFAULT_ENCODER
 from spike_kit.profiles.template import TEMPLATE
+from spike_kit.training import loop
 from spike_kit.training.checkpoint import History
 from spike_kit.training.loop import MONITOR, fit, learning_rate
-from spike_kit.training.sampling import NegativeSampler, epoch_batches
+from spike_kit.training.sampling import NegativeSampler, epoch_batches, with_negatives
+from tests.conftest import several
 from tests.test_storage import fill_the_disk
-from tests.world import World, build
+from tests.world import World, build, make_world
 
 Runs = dict[str, list[Run]]
 QUICK = {"epochs": 4, "batch_size": 256, "eval_every": 1}
@@ -287,9 +292,148 @@ def test_negatives_are_uniform_over_unseen_items() -> None:
     assert counts[[0, 3, 4, 6, 7]].max() < 10_500
 
 
-def test_a_user_who_has_seen_everything_is_an_error() -> None:
-    with pytest.raises(DataError, match="users 1 have every item"):
-        NegativeSampler(graph_of({(1, 0), (1, 1), (0, 0)}, 2, 2))
+OTHERS = {(0, 0), (2, 3)}
+FULL: list[tuple[set[int], list[str] | None, str]] = [
+    ({1}, ["ann", "fan", "joe", "kim"], r"4 train .* \(user fan\).*--loss cosine_softmax"),
+    ({1, 3}, ["ann", "fan", "joe", "kim"], r"8 train .* \(user fan, user kim\)"),
+    ({3}, None, r"4 train .* \(user 3\)"),
+]
+
+
+def with_full(users: set[int]) -> Graph:
+    """Four users and five items, of which nobody has the last; these users have all others."""
+    return graph_of(OTHERS | {(user, item) for user in users for item in range(4)}, 4, 5)
+
+
+@pytest.mark.parametrize(("users", "names", "message"), FULL)
+def test_who_has_every_item_is_passed_over_with_a_warning(
+    users: set[int], names: list[str] | None, message: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    graph = with_full(users)
+    left = with_negatives(graph, names)
+    assert set(zip(left.train_user.tolist(), left.train_item.tolist(), strict=True)) == OTHERS
+    assert torch.equal(left.trained_items, graph.trained_items)
+    assert re.search(message, caplog.text)
+    negatives = NegativeSampler(graph).sample(torch.arange(4).repeat(50), torch.Generator().manual_seed(0))
+    assert set(negatives.view(50, 4)[:, min(users)].tolist()) == {0, 1, 2, 3}
+
+
+def test_nobody_is_passed_over_where_everybody_lacks_an_item(world: World, caplog: pytest.LogCaptureFixture) -> None:
+    assert with_negatives(world.graph) is world.graph
+    assert caplog.text == ""
+
+
+@pytest.mark.parametrize(("pairs", "who"), [({(1, 0), (1, 1)}, "user 1"), ({(0, 0), (2, 0)}, "user 0, user 2")])
+def test_nothing_left_to_learn_from_is_an_error(pairs: set[tuple[int, int]], who: str) -> None:
+    with pytest.raises(DataError, match=rf"(?s)every user .*\({who}\).*-> .*cosine_softmax"):
+        with_negatives(graph_of(pairs, 3, 4))
+
+
+@pytest.fixture(scope="module")
+def full_world(world: World) -> World:
+    """The world in which the first user has every item in train."""
+    rows = world.tables.interactions
+    train, user = rows[rows["split"] == "train"], rows.iloc[:1]
+    every = pd.concat([user.assign(item=item, split="train") for item in range(len(world.tables.items))])
+    tables = dataclasses.replace(world.tables, interactions=pd.concat([every, train[train["user"] > 0]]))
+    return dataclasses.replace(world, tables=tables, graph=Graph.from_tables(tables))
+
+
+@pytest.mark.parametrize("loss", ["bpr", "softmax", "cosine_softmax"])
+@pytest.mark.parametrize("model", [name for name in MODELS if issubclass(MODELS[name], TrainedRecommender)])
+def test_every_model_learns_beside_a_user_who_has_every_item(
+    full_world: World, model: str, loss: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    built, valid = build(model, full_world, loss=loss, dim=4), RankingTask.from_tables(make_world().tables, "valid")
+    history = fit(built, full_world.graph, valid, TrainingConfig(epochs=1, batch_size=10**8), 0, progress=False)
+    assert history.steps == 1
+    assert np.isfinite(history.rows[0]["loss"])
+    assert ("passed over" in caplog.text) is (loss == "bpr")
+
+
+def state_after(epoch: int, waited: int, **settings: Any) -> Any:
+    return SimpleNamespace(epoch=epoch + 1, waited=waited, config=TrainingConfig.parse(settings))
+
+
+@pytest.mark.parametrize(
+    ("settings", "n", "epoch", "waited", "ends"),
+    [
+        ({}, 40_000, 22, 10, True),
+        ({}, 40_000, 22, 9, False),
+        ({"patience": 0}, 40_000, 299, 200, False),
+        ({}, 4_000, 22, 10, False),  # 20 steps since the best
+        ({}, 4_000, 60, 25, True),
+        ({}, 1_000, 60, 25, False),  # a quarter of a batch each
+        ({"batch_size": 65_536, "eval_every": 5}, 41_276, 85, 10, True),
+        ({"batch_size": 65_536, "eval_every": 5}, 10_000, 75, 10, False),
+        ({"batch_size": 65_536, "eval_every": 5}, 10_000, 330, 10, True),
+        ({"batch_size": 10**8, "eval_every": 5}, 41_276, 85, 10, True),
+        ({"batch_size": 64, "eval_every": 1, "patience": 1}, 560, 2, 1, True),
+    ],
+)
+def test_patience_ends_no_training_before_a_least_number_of_steps(
+    settings: dict[str, Any], n: int, epoch: int, waited: int, ends: bool
+) -> None:
+    assert loop._is_enough(state_after(epoch, waited, **settings), n) is ends
+
+
+@pytest.mark.parametrize("dataset", ["ml-100k", "lastfm-colakg", "ml-1m-colakg"])
+def test_every_training_of_the_archive_ends_where_it_did(dataset: str) -> None:
+    n = int(archived_activity(dataset).sum())
+    for done in read_archive(dataset, ROOT):
+        settings, epochs, best = done.config["training_settings"], done.metrics["epochs"], done.metrics["best_epoch"]
+        waited = (epochs - best) // settings["eval_every"]
+        if epochs and waited >= settings["patience"]:
+            assert loop._is_enough(state_after(epochs, waited, **settings), n), done.path.name
+
+
+@pytest.mark.parametrize("model", ["popularity", "itemknn", "ease", "text_knn", "text_ridge"])
+def test_what_is_computed_once_is_computed_while_the_clock_runs(data: Dataset, model: str) -> None:
+    built, history = train(RunConfig(model=model, dataset="world"), data, progress=False)
+    assert vars(built)["fitted"] is built.tensors()
+    assert history.rows == []
+
+
+SAME: list[tuple[str, dict[str, Any], dict[str, Any], dict[str, Any]]] = [
+    ("ease", {}, {"epochs": 5}, {}),
+    ("popularity", {}, {"epochs": 2, "learning_rate": 0.1}, {}),
+    ("itemknn", {"neighbours": 3}, {"patience": 1}, {"neighbours": 3}),
+    ("text_knn", {"text_components": 128}, {}, {}),
+    ("bprmf", {"temperature": 0.9}, {"epochs": 3}, {"epochs": 3}),
+    ("spike", {"gamma": 0.3, "temperature": 0.3}, {}, {"temperature": 0.3}),
+    ("spike", {"text": False}, {}, {"inject": False, "remove": False, "matching": "off"}),
+    ("spike", {"matching_weight": 0.0, "gamma": 0.3}, {}, {"matching": "off"}),
+    (
+        "spike",
+        {"user_profiles": False, "item_profiles": False, "auxiliary_profiles": False, "rho": 2.0},
+        {"epochs": 2},
+        {"inject": False, "remove": False, "matching": "off", "epochs": 2},
+    ),
+]
+
+
+@pytest.mark.parametrize(("model", "settings", "training", "counted"), SAME)
+def test_settings_without_effect_name_no_run(
+    data: Dataset, model: str, settings: dict[str, Any], training: dict[str, Any], counted: dict[str, Any]
+) -> None:
+    config = RunConfig(model=model, dataset="world", settings=settings, training=training)
+    assert config.used().changes() == counted
+    plain = RunConfig(model=model, dataset="world").changed(counted)
+    assert path_of(config, data) == path_of(plain, data)
+
+
+def test_an_equal_run_is_found_and_the_log_says_why(data: Dataset, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level("INFO")
+    plain = run(RunConfig(model="ease", dataset="world"), progress=False)
+    assert "the same as" not in caplog.text
+    assert run(RunConfig(model="ease", dataset="world", training={"epochs": 5}), progress=False).path == plain.path
+    assert "model ease with epochs=5 is the same as with its preset" in caplog.text
+
+
+def test_a_run_holds_its_steps_and_how_many_items_its_lists_hold(runs: Runs) -> None:
+    assert [one.metrics["steps"] for one in (runs["popularity"][0], runs["lightgcn"][0])] == [0, 12]
+    for one in several(runs):
+        assert 0 < one.metrics["listed"]["items"] <= one.metrics["listed"]["of"] == 48
 
 
 def test_an_epoch_holds_every_interaction_once_and_redraws_negatives(world: World) -> None:

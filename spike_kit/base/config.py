@@ -60,7 +60,8 @@ class TrainingConfig(Config):
     eval_every: int = Field(default=2, ge=1)
     """Epochs between two validations."""
     patience: int = Field(default=10, ge=0)
-    """Validations without a better NDCG@20 before training stops; 0 trains all epochs."""
+    """Validations without a better NDCG@20 before training stops; 0 trains all epochs. Where an epoch has few
+    steps, training goes on for a least number of them all the same (docs/training.md, "When a training ends")."""
     keep: Literal["best", "last"] = "best"
     """Weights that are kept: those of the best validation NDCG@20, or those of the last epoch."""
     stop_on: Literal["usual", "valid", "valid_new", "valid_new_all"] = later("usual")

@@ -15,7 +15,7 @@ import psutil
 import torch
 
 from spike_kit import __version__
-from spike_kit.base import distributed, paths
+from spike_kit.base import launch, paths
 from spike_kit.base.errors import DeviceError
 
 _GIB = 2**30
@@ -38,7 +38,7 @@ def resolve_device(device: str = "auto") -> torch.device:
         device = "cuda" if torch.cuda.is_available() else "cpu"
     if not re.fullmatch(r"cpu|cuda(:\d{1,2})?", device):
         raise DeviceError(f"unknown device {device!r}", "use cpu, cuda, cuda:N or auto")
-    chosen, here = torch.device(device), distributed.place()
+    chosen, here = torch.device(device), launch.place()
     if chosen.type == "cpu":
         return chosen
     if here.size > 1:

@@ -7,7 +7,6 @@ import json
 import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any, TypeVar
 
@@ -18,6 +17,7 @@ from torch import distributed as dist
 from torch.optim import Optimizer
 
 from spike_kit.base.errors import SpikeKitError, TrainingError
+from spike_kit.base.launch import place
 
 TIMEOUT = timedelta(minutes=30)
 """Longest wait for another process (the first one validates meanwhile); after it, all of them end with an error."""
@@ -26,23 +26,6 @@ Value = TypeVar("Value")
 LossTerms = dict[str, Tensor]
 LossFunction = Callable[[Any, Any], LossTerms]
 """Loss terms by name, of a batch and the draws of a step."""
-
-
-@dataclass(frozen=True)
-class Place:
-    """Where ``torchrun`` put this process: its number, and its number on this machine."""
-
-    rank: int = 0
-    size: int = 1
-    local_rank: int = 0
-    local_size: int = 1
-
-
-def place() -> Place:
-    """Place of this process; alone where ``torchrun`` did not start it."""
-    if not dist.is_available() or not dist.is_torchelastic_launched():
-        return Place()
-    return Place(*(int(os.environ[name]) for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE")))
 
 
 def rank() -> int:

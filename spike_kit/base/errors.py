@@ -2,7 +2,8 @@
 
 import importlib
 from collections import UserDict
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from pkgutil import resolve_name
 from types import ModuleType
 from typing import Any, TypeVar
@@ -51,6 +52,10 @@ class TrainingError(SpikeKitError):
     """Training cannot go on (a loss became NaN, for example)."""
 
 
+class TrainingStoppedError(SpikeKitError):
+    """SIGTERM ended a training after an epoch; its state is on the disk."""
+
+
 class LLMError(SpikeKitError):
     """A language model cannot be asked (no key, no quota, no such model, no server)."""
 
@@ -63,6 +68,18 @@ class MissingExtraError(SpikeKitError):
     """An optional package is not installed."""
 
 
+@contextmanager
+def path_errors() -> Iterator[None]:
+    """Turn what the file system says of any path into a `StorageError` that names it, where nobody has explained it."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno is None or not isinstance(error.filename, str):
+            raise
+        hint = "check that path: is it spelt right and not too long, may it be used, is its disk mounted?"
+        raise StorageError(f"{error.filename} cannot be used: {error.strerror}", hint) from error
+
+
 def lookup(known: Mapping[str, Value], name: str, what: str) -> Value:
     """Look a name up in a registry.
 
@@ -72,7 +89,7 @@ def lookup(known: Mapping[str, Value], name: str, what: str) -> Value:
         If the name is unknown; the message lists the known ones.
     """
     if name not in known:
-        raise ConfigError(f"no {what} named {name!r}", f"known: {some(known, limit=20)}")
+        raise ConfigError(f"no {what} named {name!r}", f"known: {', '.join(known)}")
     return known[name]
 
 

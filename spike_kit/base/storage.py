@@ -84,18 +84,6 @@ def _concerns(named: str, places: Sequence[Path]) -> bool:
 
 
 @contextmanager
-def path_errors() -> Iterator[None]:
-    """Turn what the file system says of any path into a `StorageError` that names it, where nobody has explained it."""
-    try:
-        yield
-    except OSError as error:
-        if error.errno is None or not isinstance(error.filename, str):
-            raise
-        hint = "check that path: is it spelt right and not too long, may it be used, is its disk mounted?"
-        raise StorageError(f"{error.filename} cannot be used: {error.strerror}", hint) from error
-
-
-@contextmanager
 def scratch_folder(parent: Path) -> Iterator[Path]:
     """Give an empty temporary folder in ``parent``; it is removed, however the work in it ends.
 

@@ -14,7 +14,7 @@ from spike_kit.data.raw import literal
 from spike_kit.data.recipes import UNFILTERED, BuildConfig
 from spike_kit.data.splits import keep_few, set_new_items, split_interactions
 from spike_kit.data.tables import SPLITS, Tables
-from spike_kit.data.text import clean, cut, mostly_not_latin, plain, without_markup
+from spike_kit.data.text import clean, cut, mostly_not_latin, plain, readable, without_markup
 from spike_kit.data.workspace import Workspace
 
 BATCH_ROWS = 100_000
@@ -39,10 +39,20 @@ def reorganize(work: Workspace, config: BuildConfig) -> Tables:
             counts = _counts(work)
             for what in ("interactions", "triples"):
                 if not counts[what]:
-                    hint = f"loosen the filters of the build settings: {', '.join(UNFILTERED)}"
-                    raise DataError(f"nothing is left after the step {label!r}: no {what}", hint)
+                    raise DataError(f"nothing is left after the step {label!r}: no {what}", _remedy(what, work, config))
             work.record(label, counts, **extra)
     return _tables(work)
+
+
+def _remedy(what: str, work: Workspace, config: BuildConfig) -> str:
+    """What to do where nothing is left: name the filters that are on, or say that there was nothing to filter."""
+    if what == "triples" and not work.count("triples"):
+        return "a data set needs a graph: give triples or facts (tables: --triples, --facts; recbole: NAME.kg, --facts)"
+    filters = {**UNFILTERED, "exclude_relations": ()}
+    on = [f"{name} {getattr(config, name)}" for name, off in filters.items() if getattr(config, name) != off]
+    return (
+        f"loosen the filters of the build settings: {', '.join(on)}" if on else "check that the files belong together"
+    )
 
 
 def _counts(work: Workspace) -> dict[str, int]:
@@ -64,7 +74,10 @@ def _parse(work: Workspace, config: BuildConfig) -> Done:
     db = work.db
     if not work.count("interactions"):
         raise DataError("the source holds no interaction", "check that these are the right files")
-    for table, name, values in (("users", "user", "''"), ("items", "item", "item, ''")):
+    if work.count("items"):
+        named = "SELECT item FROM items"
+        _note_unmatched(work, "SELECT item FROM interactions", named, ("interactions", "items"))
+    for table, name, values in (("users", "user", "''"), ("items", "item", "'', ''")):
         if table == "items" or not work.count("users"):
             db.execute(
                 f"""INSERT INTO {table} SELECT (SELECT coalesce(max(position), -1) FROM {table}) +
@@ -92,6 +105,10 @@ def _parse(work: Workspace, config: BuildConfig) -> Done:
     )
     if config.split == "given":
         _check_given(work)
+    ends = "SELECT head FROM triples UNION SELECT tail FROM triples"
+    if work.count("triples"):
+        used = "SELECT item FROM items SEMI JOIN interactions USING (item)"
+        _note_unmatched(work, used, ends, ("items", "triples"), config.linked_only)
     twice = work.value("SELECT source_id FROM node GROUP BY source_id HAVING count(*) > 1 ORDER BY 1 LIMIT 1")
     if twice is not None:
         raise DataError(f"{twice!r} is the id of an item and of another entity", "give entities ids of their own")
@@ -102,6 +119,38 @@ def _parse(work: Workspace, config: BuildConfig) -> Done:
     )
     extra = {"items_without_name": unnamed, **work.extra}
     return work.parsed, {name: count for name, count in extra.items() if count}
+
+
+def _note_unmatched(work: Workspace, ids: str, others: str, names: tuple[str, str], needed: bool = True) -> None:
+    """Note the ids that other rows do not have, with examples of both sides.
+
+    Parameters
+    ----------
+    work
+        The workspace.
+    ids, others
+        Queries of the ids that are looked for, and of those among which they are.
+    names
+        What to call the two.
+    needed
+        Whether nothing is left without a match.
+
+    Raises
+    ------
+    DataError
+        If one is needed and there is none: the two write their ids in different ways then.
+    """
+    pair = [f"SELECT DISTINCT CAST(id AS VARCHAR) AS id FROM ({query}) AS t(id)" for query in (ids, others)]
+    lost = work.frame(f"({pair[0]}) EXCEPT ({pair[1]}) ORDER BY 1")["id"]
+    if lost.empty:
+        return
+    left = work.frame(f"({pair[1]}) EXCEPT ({pair[0]}) ORDER BY 1 LIMIT 3")["id"]
+    examples = f"such as {some(map(repr, lost), 3)}" + (f"; only there: {some(map(repr, left))}" if len(left) else "")
+    total = work.value(f"SELECT count(*) FROM ({pair[0]})")
+    told = f"{len(lost)} of {total} item ids of the {names[0]} are not among the ids of the {names[1]}, {examples}"
+    if needed and len(lost) == total and len(left):
+        raise DataError(told, "write the ids in the same way in all files, or say which belong together (--links)")
+    work.notes.append(told)
 
 
 def _check_given(work: Workspace) -> None:
@@ -126,8 +175,13 @@ def _check_unique(work: Workspace, table: str, name: str) -> None:
     if clash:
         first, label, other, _ = clash[0]
         problem = f"it has different labels: {label[:60]!r} and {other[:60]!r}"
-        where = f"{work.origin(table, first)}: {name} {first!r}"
-        work.bad(where, problem, "keep one row for each id", sum(row[3] for row in clash))
+        rows = sum(row[3] for row in clash)
+        if work.keep_first:
+            work.extra["rows_of_a_known_id"] = work.extra.get("rows_of_a_known_id", 0) + rows
+            work.notes.append(f"{name} {first!r} and others: {problem}; the first is kept, {rows} rows are not")
+        else:
+            remedy = "keep one row for each id (for tables: --keep-first)"
+            work.bad(f"{work.origin(table, first)}: {name} {first!r}", problem, remedy, rows)
     db.execute(f"""DELETE FROM {table} WHERE position NOT IN (SELECT min(position) FROM {table} GROUP BY "{name}")""")
 
 
@@ -164,6 +218,11 @@ def _drop_nodes(work: Workspace, condition: str) -> None:
 def _positive(work: Workspace, config: BuildConfig) -> Done:
     """Keep interactions with a rating that is high enough."""
     if config.min_rating is None:
+        if low := work.value("SELECT count(*) FROM n WHERE rating <= 0"):
+            work.notes.append(
+                f"{low} interactions have a rating of 0 or less (or False) and count as positives; --min-rating "
+                "leaves them out"
+            )
         return None
     if not work.value("SELECT count(rating) FROM n"):
         raise DataError(
@@ -213,6 +272,19 @@ def _link(work: Workspace, config: BuildConfig) -> Done:
     work.db.execute(f"DELETE FROM n WHERE item NOT IN {linked}")
     _drop_nodes(work, f"is_item AND id NOT IN {linked}")
     return "items with a triple", {}
+
+
+def _link_again(work: Workspace, config: BuildConfig) -> Done:
+    """Drop items whose last triple went with its entity, and what falls below the filters then, until nothing does."""
+    lost = "SELECT id FROM node WHERE is_item AND id NOT IN (SELECT head FROM t UNION SELECT tail FROM t)"
+    if not config.linked_only or not work.value(f"SELECT count(*) FROM ({lost})"):
+        return None
+    rounds = 0
+    while work.value(f"SELECT count(*) FROM ({lost})"):
+        rounds += 1
+        for step in (_link, _k_core, _entities):
+            step(work, config)
+    return "items that still have a triple", {"rounds": rounds}
 
 
 def _k_core(work: Workspace, config: BuildConfig) -> Done:
@@ -322,6 +394,7 @@ STEPS = (
     _link,
     _k_core,
     _entities,
+    _link_again,
     _number_and_split,
     _task,
 )
@@ -355,7 +428,8 @@ def _named(work: Workspace, numbered: str, table: str, name: str, *more: str) ->
     )
     prefix = "User " if name == "user" else ""
     labels = zip(frame["label"].fillna(""), frame["source_id"], strict=True)
-    frame["label"] = _texts(plain(label) or clean(prefix + source_id) or "unnamed" for label, source_id in labels)
+    called = clean if name == "user" else readable
+    frame["label"] = _texts(plain(label) or called(prefix + source_id) or "unnamed" for label, source_id in labels)
     return frame
 
 

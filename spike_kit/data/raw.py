@@ -6,19 +6,18 @@ Every field is read as text and parsed by a `Field`; `spike_kit.data.workspace` 
 import codecs
 import csv
 import glob
-import gzip
 import itertools
-import zlib
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
-from dataclasses import dataclass, field
+from collections.abc import Container, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, suppress
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import IO, Any, Literal
+from typing import IO, Literal, NamedTuple, Self
 
 import pyarrow
 import pyarrow.parquet
 
 from spike_kit.base.errors import DataError, some
+from spike_kit.data.files import AGAIN, Problem, Quoting, Survey, opened, packing, rewrite, survey, unpacked
 from spike_kit.data.text import CONTROL
 
 Time = Literal["seconds", "milliseconds", "date"]
@@ -26,11 +25,17 @@ Time = Literal["seconds", "milliseconds", "date"]
 
 Kind = Literal["id", "number", "text"] | Time
 
-AGAIN = "download it again"
-"""What to do about a damaged file."""
-
 _IDS = ("user", "item", "entity", "head", "relation", "tail", "tag", "split")
-_BINARY = (".parquet", ".npz", ".whl")
+_BLANKS = " \t\u00a0\u3000"
+_DATE = r"\d{4}-\d{1,2}-\d{1,2}([ T]\d{1,2}:\d{2}(:\d{2}([.]\d+)?)?( ?(Z|UTC|GMT|[+-]\d{2}(:?\d{2})?))?)?"
+
+
+class Fault(NamedTuple):
+    """A way in which a row is bad: the SQL condition, what is wrong then, and what to do."""
+
+    condition: str
+    problem: str
+    remedy: str = "correct the row"
 
 
 @dataclass(frozen=True)
@@ -43,40 +48,62 @@ class Field:
         Its name in the file.
     kind
         ``id`` (a text that may not be empty), ``number``, ``text`` (any), or a time, which is read as seconds since
-        1970: ``seconds``, ``milliseconds`` or ``date`` (``YYYY-MM-DD[ HH:MM:SS]`` in UTC).
+        1970: ``seconds``, ``milliseconds`` or ``date`` (``YYYY-MM-DD[ HH:MM[:SS]][Z or +HH:MM]``, UTC if it says
+        nothing else).
     required
         Whether a row without it is bad.
+    remedy
+        What to do about a bad value.
+    missing
+        Texts that stand for no value.
     """
 
     source: str
     kind: Kind = "id"
     required: bool = True
+    remedy: str = "correct the row"
+    missing: tuple[str, ...] = ()
+
+    @property
+    def raw(self) -> str:
+        """SQL expression of the text as it is read: without blanks around it (unless it is a text), null if missing."""
+        text = quoted(self.source) if self.kind == "text" else f"trim({quoted(self.source)}, {literal(_BLANKS)})"
+        if not self.missing:
+            return text
+        return f"CASE WHEN {text} NOT IN ({', '.join(map(literal, self.missing))}) THEN {text} END"
 
     def value(self) -> str:
         """SQL expression of the parsed value; null where it cannot be parsed."""
-        raw = quoted(self.source)
-        number = f"TRY_CAST({raw} AS DOUBLE)"
+        raw = self.raw
+        number = f"coalesce(TRY_CAST({raw} AS DOUBLE), CASE lower({raw}) WHEN 'true' THEN 1 WHEN 'false' THEN 0 END)"
+        stamp = f"CASE WHEN regexp_full_match({raw}, {literal(_DATE)}) THEN replace({raw}, 'GMT', 'UTC') END"
+        stamp = f"TRY_CAST(regexp_replace({stamp}, ' ?([+-]\\d\\d:?\\d*)$', '\\1') AS TIMESTAMPTZ)"
         return {
             "id": raw,
             "number": number,
             "seconds": f"TRY_CAST({number} AS BIGINT)",
             "milliseconds": f"TRY_CAST({number} AS BIGINT) // 1000",
-            "date": f"CAST(epoch(TRY_CAST({raw} AS TIMESTAMP)) AS BIGINT)",
+            "date": f"CAST(floor(epoch({stamp})) AS BIGINT)",
             "text": f"coalesce({raw}, '')",
         }[self.kind]
 
-    def faults(self) -> list[tuple[str, str]]:
-        """SQL conditions under which a row is bad, each with what is wrong then."""
-        raw, name = quoted(self.source), repr(self.source)
+    def altered(self) -> str:
+        """SQL condition under which an id is not read as it stands: blanks around it are taken off."""
+        return f"{quoted(self.source)} <> trim({quoted(self.source)}, {literal(_BLANKS)})" if self.kind == "id" else ""
+
+    def faults(self) -> list[Fault]:
+        """Faults of a row that this field can have."""
+        raw, name = self.raw, repr(self.source)
         found = []
         if self.required and self.kind != "text":
-            found.append((f"{raw} IS NULL OR {raw} = ''", f"{name} is missing"))
+            found.append(Fault(f"{raw} IS NULL OR {raw} = ''", f"{name} is missing", self.remedy))
         if self.kind == "id":
-            found.append((f"regexp_matches({raw}, {literal(CONTROL)})", f"{name} holds a control character"))
+            odd = f"regexp_matches({raw}, {literal(CONTROL)})"
+            found.append(Fault(odd, f"{name} holds a control character", self.remedy))
         elif self.kind != "text":
             expected = "a date" if self.kind == "date" else "a number"
             broken = f"NOT coalesce(isfinite(CAST({self.value()} AS DOUBLE)), false)"
-            found.append((f"{raw} <> '' AND {broken}", f"{name} is not {expected}"))
+            found.append(Fault(f"{raw} <> '' AND {broken}", f"{name} is not {expected}", self.remedy))
         return found
 
 
@@ -112,8 +139,24 @@ class RawFile:
         """First arguments of duckdb's readers: the path to scan, no character of which means anything."""
         return f"{literal(glob.escape(str((self.rewritten or self.path).absolute())))}, hive_partitioning=false"
 
-    def relation(self, names: Sequence[str], skip: bool, /) -> str:
-        """SQL of a scan with the named fields as text; ``skip`` passes over rows that cannot be split into fields."""
+    @property
+    def compression(self) -> str:
+        """One more argument of duckdb's readers of text: how the file is packed."""
+        is_packed = not self.rewritten and packing(self.path) == "gzip"
+        return f"compression='{'gzip' if is_packed else 'none'}'"
+
+    def prepared(self, _target: Path, _keys: Sequence[str]) -> tuple[Self, Survey | None, list[Problem]]:
+        """Look through the file before duckdb scans it.
+
+        Returns
+        -------
+        tuple
+            The file to scan, possibly with a rewritten copy at ``target``; what was found; and its bad lines.
+        """
+        return self, None, []
+
+    def relation(self, names: Sequence[str], /) -> str:
+        """SQL of a scan with the named fields as text; rows that cannot be split are set apart by duckdb."""
         raise NotImplementedError
 
     def header(self) -> tuple[str, ...]:
@@ -125,19 +168,29 @@ class RawFile:
         with opened(self.rewritten or self.path) as file:
             yield from ((number, line) for number, line in enumerate(file, 1) if line.strip())
 
-    def row(self, place: int) -> tuple[int, str]:
-        """Line number and text of the row at a place, counted from 0."""
-        return next(itertools.islice(self.rows(), place, None), (0, ""))
+    def row(self, place: int, rejected: Container[int] = ()) -> tuple[int, str]:
+        """Line number and text of the row at a place, counted from 0 without the lines that were ``rejected``."""
+        return next(itertools.islice((row for row in self.rows() if row[0] not in rejected), place, None), (0, ""))
 
 
 @dataclass(frozen=True)
 class JsonLines(RawFile):
     """A file with one JSON object per line (``.gz`` or not)."""
 
-    def relation(self, names: Sequence[str], _skip: bool, /) -> str:
+    def prepared(self, target: Path, _keys: Sequence[str]) -> tuple[Self, Survey | None, list[Problem]]:
+        """Rewrite the file if it is packed as zip or begins with a byte order mark, which duckdb does not read."""
+        with unpacked(self.path) as file:
+            has_mark = file.read(3) == codecs.BOM_UTF8
+        if self.rewritten or not (has_mark or packing(self.path) == "zip"):
+            return self, None, []
+        found = survey(self.path)
+        return replace(self, rewritten=target), found, list(rewrite(self.path, target, "utf-8", found, None))
+
+    def relation(self, names: Sequence[str], /) -> str:
         """SQL of a scan; a line that is no object is a row without any field."""
         columns = ", ".join(f"{literal(name)}: 'VARCHAR'" for name in names)
-        return f"read_json({self.scanned}, format='newline_delimited', ignore_errors=true, columns={{{columns}}})"
+        arguments = f"{self.scanned}, {self.compression}, format='newline_delimited', ignore_errors=true"
+        return f"read_json({arguments}, columns={{{columns}}})"
 
 
 @dataclass(frozen=True)
@@ -150,10 +203,11 @@ class Delimited(RawFile):
         One to four characters; one if fields may stand in quotes.
     names
         Names of the columns; none takes them from the first line.
-    quoting
-        Whether fields may stand in double quotes.
+    quoting, strict
+        Whether fields may stand in double quotes, and whether a quote that opens a field must be closed there; else it
+        may be a part of the text.
     encoding
-        ``utf-8`` or ``latin-1``.
+        ``utf-8`` or ``cp1252``, the encoding of Windows, which latin-1 is a part of.
     typed
         Whether names in the first line carry a type after a colon (RecBole).
     """
@@ -161,12 +215,34 @@ class Delimited(RawFile):
     separator: str = ","
     names: tuple[str, ...] = ()
     quoting: bool = True
-    encoding: Literal["utf-8", "latin-1"] = "utf-8"
+    strict: bool = True
+    encoding: Literal["utf-8", "cp1252"] = "utf-8"
     typed: bool = False
+
+    def _opened(self) -> AbstractContextManager[IO[str]]:
+        return opened(self.rewritten) if self.rewritten else opened(self.path, self.encoding)
+
+    def prepared(self, target: Path, keys: Sequence[str]) -> tuple[Self, Survey | None, list[Problem]]:
+        """Rewrite the file unless duckdb reads it as it is.
+
+        Raises
+        ------
+        DataError
+            If it is damaged, or not in the encoding.
+        """
+        found = survey(self.path, self.encoding)
+        is_quoted = self.quoting and found.has_quotes
+        if not (is_quoted or found.has_mark or found.is_mixed or found.packed == "zip" or self.encoding != "utf-8"):
+            return self, found, []
+        header = self.header()
+        places = [header.index(key) for key in keys]
+        quoting = Quoting(self.separator, len(header), places, self.strict) if is_quoted else None
+        problems = list(rewrite(self.path, target, self.encoding, found, quoting))
+        return replace(self, rewritten=target), found, problems
 
     def first_row(self) -> list[str]:
         """Fields of the first line."""
-        with opened(self.path, self.encoding) as file:
+        with self._opened() as file:
             first = file.readline().rstrip("\r\n")
         if self.quoting:
             with suppress(csv.Error):
@@ -185,21 +261,21 @@ class Delimited(RawFile):
             )
         return tuple(found)
 
-    def relation(self, names: Sequence[str], skip: bool, /) -> str:
+    def relation(self, names: Sequence[str], /) -> str:
         """SQL of a scan."""
         places = {name: f"column{place}" for place, name in enumerate(self.header())}
         columns = ", ".join(f"{place}: 'VARCHAR'" for place in places.values())
         wanted = ", ".join(f"{places[name]} AS {quoted(name)}" for name in names)
         quote = literal('"' if self.quoting else "")
         return (
-            f"(SELECT {wanted} FROM read_csv({self.scanned}, auto_detect=false, header={not self.names}, "
-            f"delim={literal(self.separator)}, quote={quote}, escape={quote}, encoding='{self.encoding}', "
-            f"ignore_errors={skip}, store_rejects={skip}, columns={{{columns}}}))"
+            f"(SELECT {wanted} FROM read_csv({self.scanned}, {self.compression}, auto_detect=false, "
+            f"header={not self.names}, delim={literal(self.separator)}, quote={quote}, escape={quote}, "
+            f"ignore_errors=true, store_rejects=true, columns={{{columns}}}))"
         )
 
     def rows(self) -> Iterator[tuple[int, str]]:
         """Rows with the number of their (last) line, without the header."""
-        with opened(self.path, self.encoding) as file, suppress(csv.Error):
+        with self._opened() as file, suppress(csv.Error):
             if self.quoting:
                 reader = csv.reader(file, delimiter=self.separator)
                 rows = ((reader.line_num, self.separator.join(row)) for row in reader if row)
@@ -234,7 +310,7 @@ class ParquetRows(RawFile):
         """Names of the columns."""
         return tuple(self._schema().names)
 
-    def relation(self, names: Sequence[str], _skip: bool, /) -> str:
+    def relation(self, names: Sequence[str], /) -> str:
         """SQL of a scan."""
         schema = self._schema()
         is_nested = {name: pyarrow.types.is_nested(schema.field(name).type) for name in names}
@@ -244,9 +320,11 @@ class ParquetRows(RawFile):
         )
         return f"(SELECT {texts} FROM read_parquet({self.scanned}))"
 
-    def row(self, place: int) -> tuple[int, str]:
-        """Number of the row at a place; its text is not looked up."""
-        return place + 1, ""
+    def rows(self) -> Iterator[tuple[int, str]]:
+        """Number and text of each row."""
+        with pyarrow.parquet.ParquetFile(self.path) as file:
+            rows = (row for batch in file.iter_batches() for row in batch.to_pylist())
+            yield from ((number, str(row)) for number, row in enumerate(rows, 1))
 
 
 def quoted(name: str) -> str:
@@ -257,55 +335,3 @@ def quoted(name: str) -> str:
 def literal(text: str) -> str:
     """Quote a text for SQL."""
     return "'" + text.replace("'", "''") + "'"
-
-
-@contextmanager
-def opened(path: Path, encoding: str = "utf-8", errors: str = "replace") -> Iterator[IO[str]]:
-    """Open a text file of somebody else, packed or not; broken characters are replaced unless ``errors`` differs.
-
-    Raises
-    ------
-    DataError
-        If it cannot be unpacked.
-    """
-    opener: Any = gzip.open if path.suffix == ".gz" else open
-    encoding += "-sig" if encoding == "utf-8" else ""
-    try:
-        with opener(path, "rt", encoding=encoding, errors=errors, newline="") as file:
-            yield file
-    except (OSError, EOFError, zlib.error) as error:
-        if isinstance(error, OSError) and error.errno is not None:
-            raise
-        raise DataError(f"{path} is damaged or was not downloaded to its end: {error}", AGAIN) from error
-
-
-def read_through(path: Path, encoding: str, errors: str = "strict") -> None:
-    """Read a text file to its end, to find out whether it is whole and in this encoding."""
-    with opened(path, encoding, errors) as file:
-        while file.read(1 << 20):
-            pass
-
-
-def check_readable(path: Path) -> None:
-    """Look at the beginning of a raw file.
-
-    Raises
-    ------
-    DataError
-        If it does not exist, is empty or damaged, or is UTF-16 or UTF-32 where text in UTF-8 is expected.
-    """
-    if not path.is_file():
-        raise DataError(f"{path} does not exist", "docs/datasets.md says where to get it")
-    try:
-        with opened(path, "latin-1") as file:
-            start = file.read(4096).encode("latin-1")
-    except OSError as error:
-        raise DataError(f"{path} is not readable: {error}", "check its permissions") from error
-    if not start:
-        raise DataError(f"{path} is empty", AGAIN)
-    is_wide = start.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)) or b"\0" in start[:64]
-    if is_wide and path.suffix not in _BINARY:
-        raise DataError(
-            f"{path} line 1: the file is UTF-16 or binary, expected text in UTF-8",
-            "convert it, for example: iconv -f UTF-16 -t UTF-8",
-        )

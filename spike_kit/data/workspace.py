@@ -9,6 +9,8 @@ import os
 from collections.abc import Callable, Container, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from itertools import groupby
+from operator import itemgetter
 from pathlib import Path
 from typing import Any, Literal
 
@@ -18,17 +20,8 @@ import pandas as pd
 from spike_kit.base import paths, storage
 from spike_kit.base.errors import DataError, StorageError, some
 from spike_kit.data.dataset import Dataset, SourceFile
-from spike_kit.data.raw import (
-    AGAIN,
-    Delimited,
-    Field,
-    JsonLines,
-    RawFile,
-    check_readable,
-    literal,
-    quoted,
-    read_through,
-)
+from spike_kit.data.files import check_readable, survey
+from spike_kit.data.raw import Delimited, Fault, Field, JsonLines, ParquetRows, RawFile, literal, quoted
 from spike_kit.data.tables import SPLITS
 from spike_kit.data.text import plain, relation_name
 from spike_kit.data.vectors import ProfileVectors
@@ -85,6 +78,8 @@ class Workspace:
         (a hash of the text); empty if there are none.
     parsed
         What the first step of the pipeline is called in the funnel.
+    keep_first
+        Whether the first of several rows of an id is kept where their labels differ; else they are bad.
     vectors
         Profile vectors that came with the source, by (profile set, encoder): a row for every row of ``users``,
         and for every row of ``items`` and then of ``entities``.
@@ -101,6 +96,7 @@ class Workspace:
     files: dict[str, RawFile] = field(default_factory=dict)
     reviews: str = ""
     parsed: str = "raw files"
+    keep_first: bool = False
     vectors: dict[tuple[str, str], ProfileVectors] = field(default_factory=dict)
 
     def record(self, step: str, counts: Mapping[str, int], **extra: int) -> None:
@@ -174,7 +170,7 @@ class Workspace:
         file: RawFile,
         view: str,
         fields: Mapping[str, Field],
-        faults: Sequence[tuple[str, str]] = (),
+        faults: Sequence[Fault] = (),
         extra: Mapping[str, str] | None = None,
     ) -> None:
         """Register a raw file, scan it once into a view, and set its bad rows apart.
@@ -190,7 +186,7 @@ class Workspace:
         fields
             Columns of the view and where they come from; one more, ``place``, counts the rows of the file from 0.
         faults
-            More SQL conditions, on the columns of the file, under which a row is bad, each with what is wrong then.
+            More ways in which a row is bad, on the columns of the file.
         extra
             More columns of the view: SQL expressions on the columns of the file.
 
@@ -203,40 +199,61 @@ class Workspace:
         if not file.path.is_relative_to(self.folder):
             self.register(file.path)
         names = _columns(file, fields)
-        checks = [check for spec in fields.values() for check in spec.faults()] + list(faults)
+        file = self._prepared(file, view, [spec.source for spec in fields.values() if spec.kind == "id"])
+        checks = [fault for spec in fields.values() for fault in spec.faults()] + list(faults)
         if isinstance(file, JsonLines):
             nothing = " AND ".join(f"{quoted(name)} IS NULL" for name in names)
-            checks.insert(0, (nothing, "the line is not a JSON object with the expected fields"))
-        cases = " ".join(f"WHEN {condition} THEN {number}" for number, (condition, _) in enumerate(checks))
+            checks.insert(0, Fault(nothing, "the line is not a JSON object with the expected fields"))
+        cases = " ".join(f"WHEN {fault.condition} THEN {number}" for number, fault in enumerate(checks))
+        altered = " OR ".join(filter(None, (spec.altered() for spec in fields.values()))) or "false"
         columns = {name: spec.value() for name, spec in fields.items()} | dict(extra or {})
         values = ", ".join(f"{value} AS {quoted(name)}" for name, value in columns.items())
-        query = f"""SELECT {values}, CAST(CASE {cases or "WHEN false THEN 0"} END AS TINYINT) AS fault
-                    FROM {file.relation(names, self.on_error == "skip")}"""
+        query = f"""SELECT {values}, CAST(CASE {cases or "WHEN false THEN 0"} END AS TINYINT) AS fault,
+                           coalesce({altered}, false) AS altered FROM {file.relation(names)}"""
         place = literal(str(self.folder / f"{view}.parquet"))
         rows = f"read_parquet({place}, file_row_number=true)"
-        with _duckdb_errors(file.path):
+        with _duckdb_errors(file):
             self.db.execute(f"COPY ({query}) TO {place} (FORMAT parquet, COMPRESSION zstd, COMPRESSION_LEVEL 1)")
             found = self.db.execute(
                 f"""SELECT fault, count(*), min(file_row_number) FROM {rows} WHERE fault IS NOT NULL
                     GROUP BY fault ORDER BY 3"""
             ).fetchall()
+            if found and isinstance(file, JsonLines):
+                survey(file.path)
+            rejected = self._refuse_rejected(file)
             for number, count, first in found:
-                self.refuse(file, checks[number][1], count, first)
-            self._count_rejected(file, bool(found))
+                self.refuse(file, checks[number].problem, count, first, checks[number].remedy, rejected)
             self.db.execute(
-                f"""CREATE VIEW {quoted(view)} AS SELECT * EXCLUDE (fault, file_row_number), file_row_number AS place
-                    FROM {rows} WHERE fault IS NULL"""
+                f"""CREATE VIEW {quoted(view)} AS SELECT * EXCLUDE (fault, altered, file_row_number),
+                           file_row_number AS place FROM {rows} WHERE fault IS NULL"""
             )
             if not self.count(quoted(view)):
-                raise DataError(f"{file.path} holds no usable row", "check that it is the right file")
+                problem, remedy = checks[found[0][0]][1:] if found else ("", "check that it is the right file")
+                raise DataError(f"{file.path} holds no usable row{problem and ': '}{problem}", remedy)
+            trimmed, first = self.db.execute(
+                f"SELECT count(*), min(file_row_number) FROM {rows} WHERE altered AND fault IS NULL"
+            ).fetchall()[0]
+        if trimmed:
+            where = f"{file.path.name}: blanks around ids were taken off in {trimmed} rows"
+            self.notes.append(f"{where}, the first at {file.unit} {file.row(first)[0]}")
         self.files[view] = file
+
+    def _prepared(self, file: RawFile, view: str, keys: Sequence[str]) -> RawFile:
+        """Look through a file before duckdb scans it, and meet its bad lines."""
+        file, found, problems = file.prepared(self.folder / f"{view}.txt", keys)
+        for problem, lines in groupby(sorted(problems, key=itemgetter(1)), itemgetter(1)):
+            (line, _, text), *others = lines
+            self._refuse_line(file, line, problem, text, 1 + len(others))
+        for note, lines in found.notes.items() if found else ():
+            self.notes.append(f"{file.path.name}: {note} at line {lines[0]} ({len(lines)} such rows)")
+        return file
 
     def read_interactions(
         self,
         file: RawFile,
         fields: Mapping[str, Field],
         split: str = "",
-        faults: Sequence[tuple[str, str]] = (),
+        faults: Sequence[Fault] = (),
         keep: bool = True,
     ) -> None:
         """Read a file of interactions with the reviews in it, if there are any (``text``).
@@ -285,13 +302,28 @@ class Workspace:
         self.extra["bad_rows"] = self.extra.get("bad_rows", 0) + rows
         self.notes.append(f"{where}: {rows} rows skipped because {problem}")
 
-    def refuse(self, file: RawFile, problem: str, rows: int, place: int, remedy: str = "correct the row") -> None:
-        """Meet bad rows of a file, the first of which stands at a place (from 0), as `bad` does."""
-        where = file.path.name
+    def refuse(
+        self,
+        file: RawFile,
+        problem: str,
+        rows: int,
+        place: int,
+        remedy: str = "correct the row",
+        rejected: Container[int] = (),
+    ) -> None:
+        """Meet bad rows of a file, the first of which stands at a place (from 0), as `bad` does.
+
+        Lines that were ``rejected`` before have no place.
+        """
+        line, text = file.row(place, rejected)
+        self._refuse_line(file, line, problem, text, rows, remedy)
+
+    def _refuse_line(
+        self, file: RawFile, line: int, problem: str, text: str, rows: int = 1, remedy: str = "correct the row"
+    ) -> None:
         if self.on_error == "stop":
-            line, text = file.row(place)
-            where, problem = f"{file.path} {file.unit} {line}", f"{problem} in {text.strip()[:120]!r}"
-        self.bad(where, problem, remedy, rows)
+            self.bad(f"{file.path} {file.unit} {line}", f"{problem} in {text.strip()[:120]!r}", remedy, rows)
+        self.bad(file.path.name, f"{problem} (the first at {file.unit} {line})", remedy, rows)
 
     def kept(
         self, view: str, rows: pd.DataFrame, good: pd.Series, problem: str, remedy: str = "correct the line"
@@ -301,21 +333,28 @@ class Workspace:
             self.refuse(self.files[view], problem, int((~good).sum()), int(rows["place"][~good].min()), remedy)
         return rows[good]
 
-    def _count_rejected(self, file: RawFile, has_faults: bool) -> None:
-        """Count the rows that duckdb could not split into columns, and see that no damaged archive is behind bad rows.
-
-        Most rows of such an archive would be lost silently.
-        """
-        if has_faults and file.path.suffix == ".gz":
-            read_through(file.path, "latin-1")
-        if isinstance(file, Delimited) and self.on_error == "skip":
-            if rows := self.value("SELECT count(DISTINCT line) FROM reject_errors"):
-                self.bad(file.path.name, "they cannot be split into columns", "correct them", rows)
-            self.db.execute("DELETE FROM reject_errors; DELETE FROM reject_scans")
+    def _refuse_rejected(self, file: RawFile) -> set[int]:
+        """Meet the lines that duckdb could not split into columns; returns their numbers."""
+        if not isinstance(file, Delimited):
+            return set()
+        rows = self.db.execute(
+            "SELECT line, any_value(error_message), any_value(csv_line) FROM reject_errors GROUP BY line ORDER BY line"
+        ).fetchall()
+        self.db.execute("DELETE FROM reject_errors; DELETE FROM reject_scans")
+        if rows:
+            line, said, text = rows[0]
+            problem = f"it cannot be split into {len(file.header())} columns ({' '.join(said.split())})"
+            self._refuse_line(file, line, problem, text or "", len(rows))
+        return {row[0] for row in rows}
 
 
 def facts_in(
-    items: pd.DataFrame, column: str, relation: str, split: Callable[[str], Iterable[str]], kind: str = ""
+    items: pd.DataFrame,
+    column: str,
+    relation: str,
+    split: Callable[[str], Iterable[str]],
+    kind: str = "",
+    missing: Container[str] = (),
 ) -> pd.DataFrame:
     """Facts in a column of a table of items: a row (head, relation, label, kind) for each name in a cell, each once.
 
@@ -329,9 +368,14 @@ def facts_in(
         Takes a cell apart into names.
     kind
         Kind of the entities that are named; default: the relation.
+    missing
+        Names that stand for no value.
     """
-    cells = items.set_index("item")[column].astype(object)
-    names = cells.map(lambda cell: [*dict.fromkeys(filter(None, map(plain, split(str(cell)))))]).explode().dropna()
+
+    def named(cell: str) -> list[str]:
+        return [name for name in dict.fromkeys(map(plain, split(str(cell)))) if name and name not in missing]
+
+    names = items.set_index("item")[column].astype(object).map(named).explode().dropna()
     facts = {"head": names.index, "relation": relation, "label": names.to_numpy(), "kind": kind or relation}
     return pd.DataFrame(facts, dtype="str")
 
@@ -356,22 +400,20 @@ def _columns(file: RawFile, fields: Mapping[str, Field]) -> list[str]:
 
 
 @contextmanager
-def _duckdb_errors(path: Path) -> Iterator[None]:
-    """Turn errors of duckdb into a `DataError` or `StorageError` that names the file."""
+def _duckdb_errors(file: RawFile) -> Iterator[None]:
+    """Turn errors of duckdb into a `DataError` or `StorageError` that names the file and says all that duckdb said."""
+    path = file.path
     try:
         yield
     except duckdb.Error as error:
-        said = str(error).splitlines()[0]
+        said = " ".join(str(error).split())[:400]
         if isinstance(error, duckdb.OutOfMemoryException):
             raise StorageError(f"{path} does not fit: {said}", "free some disk space or memory") from error
         if "No space left" in said or "disk full" in said.lower():
             raise StorageError(f"the disk is full while reading {path}", "free some space and run again") from error
-        problem, remedy = f"cannot be read: {said}", "correct the line, or leave it out with --on-error skip"
-        if "GZIP" in said:
-            problem, remedy = f"is damaged or was not downloaded to its end: {said}", AGAIN
-        elif "UTF-8" in said or "unicode" in said.lower():
-            problem, remedy = f"is not text in UTF-8: {said}", "convert it, for example: iconv -t UTF-8"
-        raise DataError(f"{path} {problem}", remedy) from error
+        if not isinstance(file, ParquetRows):
+            survey(path, file.encoding if isinstance(file, Delimited) else "utf-8")
+        raise DataError(f"{path} cannot be read: {said}", "check that it is the right file, and whole") from error
 
 
 @contextmanager
@@ -396,7 +438,7 @@ def workspace(on_error: OnError = "stop") -> Iterator[Workspace]:
             "allow_community_extensions": "false",
         }
         with duckdb.connect(":memory:", config=settings) as db:
-            db.execute("SET enable_progress_bar = false")
+            db.execute("SET enable_progress_bar = false; SET TimeZone = 'UTC'")
             for table, columns in TABLES.items():
                 db.execute(f"CREATE TABLE {table} ({columns})")
             yield Workspace(db, folder, on_error)

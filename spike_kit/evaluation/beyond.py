@@ -23,7 +23,7 @@ import numpy as np
 import pandas as pd
 import torch
 
-from spike_kit.base.errors import ConfigError, DataError
+from spike_kit.base.errors import ConfigError, DataError, some
 from spike_kit.data.dataset import TEMPLATE, Dataset
 from spike_kit.data.vectors import ProfileVectors
 from spike_kit.evaluation.groups import degree_groups
@@ -56,6 +56,12 @@ def recommended(recommender: Recommender, task: RankingTask, k: int) -> np.ndarr
     chunks = ranked(recommender.fixed(), task, k_here)
     found = torch.cat([items.masked_fill(best == float("-inf"), -1).cpu() for best, items in chunks]).numpy()
     return np.pad(found, ((0, 0), (0, k - k_here)), constant_values=-1)
+
+
+def listed_items(recommender: Recommender, task: RankingTask, k: int = 20) -> dict[str, int]:
+    """How many different ``items`` stand in the lists of k items of all users, ``of`` how many that could be."""
+    lists = recommended(recommender, task, k)
+    return {"items": len(np.unique(lists[lists >= 0])), "of": min(task.n_items, lists.size)}
 
 
 class BeyondAccuracy:
@@ -108,6 +114,19 @@ class BeyondAccuracy:
         shares[rows["head"], codes] = 1.0
         return shares / shares.sum(1, keepdims=True).clip(min=1)
 
+    @property
+    def unknown(self) -> dict[str, str]:
+        """Why a measure is not known of any list of this data set, by the name of the measure."""
+        reasons, genres, labels = {}, self.genres, self.data.relations["label"]
+        if self.vectors is None:
+            reasons["diversity by text"] = f"profile set {TEMPLATE} is not encoded (spike-kit encode)"
+        if genres is None:
+            names = " or ".join(GENRES)
+            reasons["miscalibration"] = f"no relation is called {names}; there are {some(labels) or 'none'}"
+        elif not genres.any():
+            reasons["miscalibration"] = "no item has a genre"
+        return reasons
+
     def measure(self, lists: np.ndarray) -> dict[str, float]:
         """Every measure (`MEASURES`) of lists ``[n, k]`` (see `recommended`), means over users where there is one each.
 
@@ -155,7 +174,7 @@ class BeyondAccuracy:
         return _mean(np.array(values))
 
     def _miscalibration(self, lists: np.ndarray) -> float:
-        if self.genres is None or self.genres.shape[1] == 0:
+        if self.genres is None or not self.genres.any():
             return float("nan")
         train = self.data.split("train")
         history = np.zeros((len(self.data.users), self.genres.shape[1]))
@@ -262,7 +281,8 @@ def measure_lists(
     -------
     dict
         "whole lists" (model and a column per measure), and "items by popularity" and "items by facts" (model and the
-        columns of `BeyondAccuracy.by_items`).
+        columns of `BeyondAccuracy.by_items`). Of each the attribute ``unknown`` holds why cells are NaN, by what is not
+        known.
     """
     vectors = data.vectors() if (TEMPLATE, DEFAULT_ENCODER) in data.encoded() else None
     measured = BeyondAccuracy(data, split, vectors)
@@ -273,7 +293,13 @@ def measure_lists(
         tables["whole lists"].append({"model": label, **measured.measure(lists)})
         for name, groups in kinds.items():
             tables[name].append({"model": label, **measured.by_items(lists, groups)})
-    return {name: pd.DataFrame(rows).groupby("model", sort=False).mean().reset_index() for name, rows in tables.items()}
+    means = {}
+    for name, rows in tables.items():
+        table = means[name] = pd.DataFrame(rows).groupby("model", sort=False).mean().reset_index()
+        usual = "no user has a relevant item of this group" if name in kinds else "no list holds enough for it"
+        empty = table.columns[table.isna().any()]
+        table.attrs["unknown"] = {column: measured.unknown.get(column, usual) for column in empty}
+    return means
 
 
 def _mean_of_lists(values: np.ndarray, lists: np.ndarray) -> float:

@@ -2,6 +2,7 @@
 
 import contextlib
 import hashlib
+import logging
 import warnings
 from collections.abc import Mapping
 from typing import Any
@@ -12,6 +13,11 @@ from scipy.linalg import orthogonal_procrustes
 
 from spike_kit.base import paths, storage
 from spike_kit.base.errors import DataError, require
+
+logger = logging.getLogger(__name__)
+
+_FEWEST = 4
+"""UMAP lays out no fewer vectors than this."""
 
 _EXACT_UP_TO = 50_000
 """Up to so many vectors the neighbours are found by comparing all; above, by UMAP's own approximate search."""
@@ -25,9 +31,9 @@ def umap_coordinates(
     Parameters
     ----------
     vectors
-        ``[n, d]``, n > neighbours.
+        ``[n, d]``.
     neighbours, min_dist
-        UMAP's ``n_neighbors`` and ``min_dist``.
+        UMAP's ``n_neighbors`` (of fewer vectors all the others, with a warning) and ``min_dist``.
     seed
         Seed; UMAP then runs on one thread and gives the same map again.
 
@@ -43,8 +49,11 @@ def umap_coordinates(
     MissingExtraError
         If umap-learn is not installed.
     """
+    if len(vectors) < _FEWEST:
+        raise DataError(f"a map needs at least {_FEWEST} vectors, not {len(vectors)}", "choose a larger data set")
     if len(vectors) <= neighbours:
-        raise DataError(f"a map of {neighbours} neighbours needs more than {len(vectors)} vectors")
+        logger.warning("a map of %d vectors: %d neighbours, not %d", len(vectors), len(vectors) - 1, neighbours)
+        neighbours = len(vectors) - 1
     content = np.ascontiguousarray(vectors, dtype="<f4")
     digest = hashlib.sha256(content.tobytes()).hexdigest()
     settings = {"neighbours": neighbours, "min_dist": min_dist, "seed": seed, "metric": "cosine"}

@@ -273,7 +273,9 @@ def evaluate(
     """Rank all unseen items for every user of a task.
 
     Scores are computed in chunks of users, on the device of the task; besides ``CHUNK_ENTRIES`` scores only a bool per
-    user and rank is held. Tied scores are ordered by ``torch.topk``, that is without regard to relevance.
+    user and rank is held. Tied scores are ordered by ``torch.topk``, that is without regard to relevance; its order
+    depends on the length of the list, so what is measured at a cut-off is read from a list of `CUTOFFS`' largest, or of
+    its own length if that is longer, whatever else is asked for.
 
     Parameters
     ----------
@@ -301,13 +303,13 @@ def evaluate(
     if min(cutoffs) < 1:
         raise ConfigError(f"a cut-off must be at least 1, not {min(cutoffs)}")
     task.check()
-    hits = _hits(recommender.fixed(), task, min(max(cutoffs), task.n_items))
-    n_relevant = task.n_relevant.cpu()
-    parts = [
-        ranking_metrics(*rows, cutoffs)
-        for rows in zip(hits.split(METRIC_ROWS), n_relevant.split(METRIC_ROWS), strict=True)
-    ]
-    columns = {name: torch.cat([part[name] for part in parts]).numpy() for name in parts[0]}
+    fixed, n_relevant = recommender.fixed(), task.n_relevant.cpu().split(METRIC_ROWS)
+    lengths, columns = {k: max(k, *CUTOFFS) for k in cutoffs}, dict[str, np.ndarray]()
+    for length in dict.fromkeys(lengths.values()):
+        hits = _hits(fixed, task, min(length, task.n_items)).split(METRIC_ROWS)
+        of_length = [k for k in cutoffs if lengths[k] == length]
+        parts = [ranking_metrics(*rows, of_length) for rows in zip(hits, n_relevant, strict=True)]
+        columns |= {name: torch.cat([part[name] for part in parts]).numpy() for name in parts[0]}
     per_user = pd.DataFrame({"user": task.users.cpu().numpy(), **columns})
     return {name: float(values.mean()) for name, values in columns.items()}, per_user
 

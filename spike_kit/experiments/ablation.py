@@ -2,7 +2,11 @@
 
 from typing import Any
 
+from spike_kit.models.base import ModelConfig, TrainedConfig
 from spike_kit.models.spike import RECOMMENDED, SpikeConfig
+
+NO_TEXT = "w/o any text"
+"""Name of the variant that reads no profiles, in every table."""
 
 ABLATIONS: dict[str, dict[str, Any]] = {
     "full model": {},
@@ -12,13 +16,22 @@ ABLATIONS: dict[str, dict[str, Any]] = {
     "w/o injection": {"inject": False, "remove": False},
     "w/o removal": {"remove": False},
     "w/o matching": {"matching": "off"},
-    "w/o any text": {"inject": False, "remove": False, "matching": "off"},
+    NO_TEXT: {"inject": False, "remove": False, "matching": "off"},
     "text as it is": {"text_components": 0},
     "mean instead of attention": {"attention": "mean"},
     "with users to items": {"user_to_item": "add"},
     "BPR instead of softmax on cosines": {"loss": "bpr"},
 }
 """Rows of an ablation table: a name, and the settings that differ from the preset."""
+
+
+def effective(settings: ModelConfig, usual: ModelConfig) -> ModelConfig:
+    """Settings of any model that give the same model, those without effect set to their usual value."""
+    if isinstance(settings, SpikeConfig) and isinstance(usual, SpikeConfig):
+        return normalised(settings, usual)
+    if isinstance(settings, TrainedConfig) and settings.loss != "cosine_softmax":
+        return settings.replace(temperature=dict(usual)["temperature"])
+    return settings
 
 
 def normalised(settings: SpikeConfig, usual: SpikeConfig = RECOMMENDED) -> SpikeConfig:
@@ -31,7 +44,7 @@ def normalised(settings: SpikeConfig, usual: SpikeConfig = RECOMMENDED) -> Spike
         settings = settings.replace(matching="off")
     if without_text := not settings.uses_text:
         settings = settings.replace(inject=False, remove=False, matching="off")
-    of_text = ("user_profiles", "item_profiles", "auxiliary_profiles", "separate_masks")
+    of_text = ("text", "user_profiles", "item_profiles", "auxiliary_profiles", "separate_masks")
     of_text += ("text_components", "text_dropout", "text_precision", "text_on")
     idle = dict.fromkeys(of_text, without_text) | {
         "matching_weight": settings.matching == "off",
@@ -51,7 +64,9 @@ def changes(settings: SpikeConfig, usual: SpikeConfig = RECOMMENDED) -> dict[str
 
 def label(changed: dict[str, Any]) -> str:
     """Name of a combination: that of the table's row if it is one, else its settings."""
-    for name, row in ABLATIONS.items():
-        if row == changed:
-            return name
-    return ", ".join(f"{name}={value}" for name, value in changed.items())
+    return row_of(changed) or ", ".join(f"{name}={value}" for name, value in changed.items())
+
+
+def row_of(changed: dict[str, Any]) -> str:
+    """Name of the table's row with exactly these settings; empty where there is none."""
+    return next((name for name, row in ABLATIONS.items() if row == changed), "")

@@ -31,8 +31,9 @@ from spike_kit.base.processes import fresh_process
 from spike_kit.base.storage import read_text
 from spike_kit.data.dataset import Dataset, parts_of
 from spike_kit.experiments.archive import find_kept, keep_run
-from spike_kit.experiments.run import TUNED, RunConfig, describe, describe_text, find_run, find_tuned, run
+from spike_kit.experiments.run import RunConfig, describe, describe_text, find_run, run
 from spike_kit.experiments.search import save_tuned, search
+from spike_kit.experiments.tuned import TUNED, find_tuned
 from spike_kit.models import find_model
 from spike_kit.profiles.encode import ensure_vectors
 from spike_kit.profiles.generate import Generation, GenerationConfig

@@ -31,6 +31,7 @@ from spike_kit.base.seeds import torch_generator
 from spike_kit.data.dataset import Dataset
 from spike_kit.data.graph import GRAPH_VERSION, Graph
 from spike_kit.data.vectors import LEFT_OUT
+from spike_kit.evaluation.beyond import listed_items
 from spike_kit.evaluation.groups import by_train_interactions
 from spike_kit.evaluation.ranking import (
     CUTOFFS,
@@ -41,6 +42,9 @@ from spike_kit.evaluation.ranking import (
     ranking_tasks,
     recommendations,
 )
+from spike_kit.experiments.ablation import effective
+from spike_kit.experiments.remarks import remarks
+from spike_kit.experiments.tuned import TUNED, find_tuned
 from spike_kit.models import MODELS, find_model, find_preset
 from spike_kit.models.base import ModelConfig, Preset, Recommender, TrainedConfig, TrainedRecommender
 from spike_kit.models.footprint import Footprint, footprint, gib, leaner_settings
@@ -56,68 +60,6 @@ CONFIG, ENVIRONMENT, METRICS = "config.json", "environment.json", "metrics.json"
 HISTORY, PER_USER, MODEL = "history.parquet", "per_user.parquet", "model.safetensors"
 STATE = "state"
 """Folder in which a run that is not finished keeps what it needs to go on; the finished run takes its place."""
-
-
-TUNED = "tuned"
-"""Name of the preset that takes the settings a search chose."""
-
-
-class Tuned(Config):
-    """Settings of a model for a data set, and the search that chose them (on validation alone)."""
-
-    model: str
-    """Name of the model."""
-    dataset: str
-    """Name of the data set."""
-    preset: str
-    """Named setting that the search started from."""
-    settings: dict[str, Any]
-    """Model settings that differ from it."""
-    training: dict[str, Any]
-    """Training settings that differ from it."""
-    valid: float
-    """Validation NDCG@20 of the best trial."""
-    trials: int = Field(ge=1)
-    """Trials that came to an end."""
-    pruned: int = Field(ge=0)
-    """Those of them that were given up early."""
-    capped: int = Field(ge=0)
-    """Those of them that the time limit ended."""
-    trial_seconds: float | None
-    """Time limit of a trial in seconds."""
-    seconds: float
-    """Seconds of all trials together."""
-    seed: int
-    """Seed of the search."""
-    data_sha256: str
-    """Version of the data set that was searched on."""
-    versions: dict[str, int] = Field(default_factory=dict)
-    """Declared versions that were searched with (`declared_versions`)."""
-    code_sha256: str = ""
-    """Hash of the source files that were searched with, in files from before versions were declared."""
-    commit: str | None
-    """Its commit; with ``+`` if files differed from it."""
-    date: str
-    """Day of the search."""
-
-    def save(self) -> Path:
-        """Keep them as what a search made here chose; returns the file."""
-        file = paths.data_root() / "tuned" / self.dataset / f"{self.model}.json"
-        storage.write_json(file, self.model_dump(mode="json"))
-        return file
-
-
-def find_tuned(dataset: str, model: str) -> Tuned | None:
-    """Tuned settings for a data set (a name or a path), if any: of a search made here, else those of the package.
-
-    Raises
-    ------
-    ConfigError, DataError
-        If the file does not hold what it must.
-    """
-    roots = (paths.data_root(), Path(__file__).parent)
-    files = [root / "tuned" / Path(dataset).name / f"{model}.json" for root in roots]
-    return next((Tuned.parse(storage.read_json(file)) for file in files if file.is_file()), None)
 
 
 class What(Config):
@@ -193,7 +135,7 @@ class RunConfig(What):
         if unknown := [repr(name) for name in changes if name not in known]:
             raise ConfigError(
                 f"neither model {self.model} nor its training has a setting named {some(unknown)}",
-                f"known: {some(known, limit=40)}",
+                f"known: {', '.join(known)}",
             )
         training = {name: value for name, value in changes.items() if name in TrainingConfig.model_fields}
         settings = {name: value for name, value in changes.items() if name not in training}
@@ -209,6 +151,19 @@ class RunConfig(What):
         """
         preset = self.base()
         return preset.model.replace(**self.settings), preset.training.replace(**self.training)
+
+    def changes(self) -> dict[str, Any]:
+        """Settings of the model and of its training whose values are not those of the preset."""
+        preset = self.base()
+        pairs = zip((preset.model, preset.training), self.resolved(), strict=True)
+        return {name: value for usual, one in pairs for name, value in one if value != getattr(usual, name)}
+
+    def used(self) -> Self:
+        """Copy without changes that have no effect: they name no other run. A model without training has no epochs."""
+        settings, training = self.resolved()
+        plain = self.replace(settings=dict(effective(settings, self.base().model)), training=dict(training))
+        changes = plain.changes() if isinstance(settings, TrainedConfig) else plain.replace(training={}).changes()
+        return self.replace(settings={}, training={}).changed(changes)
 
 
 @dataclass(frozen=True)
@@ -230,6 +185,8 @@ class Run:
     @cached_property
     def metrics(self) -> dict[str, Any]:
         """``valid`` and ``test`` metrics, ``best_epoch``, ``epochs``, ``seconds``, ``peak_gib``, users not ranked.
+
+        Newer runs also have ``steps`` of the optimiser and ``listed`` (`spike_kit.evaluation.beyond.listed_items`).
 
         Where the task of the data set is new items, also ``valid_new``, ``valid_new_all`` and the same for test, if
         the model scores new items (`spike_kit.evaluation.ranking.ranking_tasks`). Where it is not that of known items,
@@ -286,7 +243,7 @@ class Run:
         return score_new(self, texts, triples)
 
     def summary(self) -> str:
-        """Folder, metrics of both splits, and who could not be ranked, in a few lines."""
+        """Folder, metrics of both splits, who could not be ranked, and what speaks against the run, in a few lines."""
         lines, ranked = [paths.shown(self.path)], self.metrics["users_ranked"]
         width = max(map(len, ranked))
         for split, n_users in ranked.items():
@@ -294,6 +251,7 @@ class Run:
             lines.append(f"{split:{width}}  {shown}  ({n_users} users)")
         if without := self.metrics["users_without_train"]:
             lines.append(f"not ranked, because they have no train interaction: {without} users")
+        lines += [f"note: {remark}" for remark in remarks(self).values()]
         return "\n".join(lines)
 
     def _repr_html_(self) -> str:
@@ -330,6 +288,10 @@ def run(config: RunConfig, device: torch.device | str = "cpu", progress: bool = 
         After SIGTERM, once the state is written.
     """
     data, device = Dataset.open(config.dataset), torch.device(device)
+    given, config = config.changes(), config.used()
+    if given != (counted := config.changes()):
+        shown = [some((f"{name}={value}" for name, value in one.items()), limit=20) for one in (given, counted)]
+        logger.info("model %s with %s is the same as with %s", config.model, shown[0], shown[1] or "its preset")
     described = describe(config, data)
     path = run_path(described)
     with ExitStack() as stack:
@@ -362,6 +324,8 @@ def run(config: RunConfig, device: torch.device | str = "cpu", progress: bool = 
             metrics = {split: means for split, (means, _) in evaluated.items()} | {
                 "best_epoch": history.best_epoch,
                 "epochs": len(history.rows),
+                "steps": history.steps,
+                "listed": listed_items(fixed, tasks["valid"]),
                 "seconds": seconds,
                 "peak_gib": peak,
                 "users_ranked": {split: task.users.numel() for split, task in tasks.items()},
@@ -400,10 +364,12 @@ def train(
     graph = Graph.from_tables(data.tables).to(device)
     model = build_model(config, data, graph, to_train=True)
     if not isinstance(model, TrainedRecommender):
+        for tensor in model.tensors().values():  # what it computes once, which is its training; a GPU is waited for
+            tensor.sum().item()
         return model, History()
     training = config.resolved()[1]
-    validation = validation_task(data, type(model), training, device)
-    return model, fit(model, graph, validation, training, config.seed, progress, state=state)
+    validation, names = validation_task(data, type(model), training, device), data.users["source_id"].tolist()
+    return model, fit(model, graph, validation, training, config.seed, progress, state=state, names=names)
 
 
 def tasks_of(
@@ -444,8 +410,7 @@ def build_model(config: RunConfig, data: Dataset, graph: Graph, to_train: bool =
     cls, (settings, training) = find_model(config.model), config.resolved()
     vectors = data.vectors(config.profiles, config.encoder) if _wants_text(cls, settings) else None
     if to_train and isinstance(settings, TrainedConfig):
-        batch_size = min(training.batch_size, graph.n_interactions)
-        needed = check_memory(settings, graph, vectors.dim if vectors else 0, batch_size, graph.device)
+        needed = check_memory(settings, graph, vectors.dim if vectors else 0, training.batch_size, graph.device)
         logger.info("training takes about %s of memory, beside what Python and torch take", needed)
     return cls(settings, graph, vectors, torch_generator(config.seed, "init"))
 
@@ -532,6 +497,7 @@ def data_version(data: Dataset) -> str:
 
 def describe(config: RunConfig, data: Dataset) -> dict[str, Any]:
     """Everything that decides the result of a run, as JSON values; `run_path` hashes it."""
+    config = config.used()
     settings, training = config.resolved()
     described: dict[str, Any] = {
         "model": config.model,

@@ -20,7 +20,6 @@ from spike_kit.data.graph import Graph
 from spike_kit.evaluation.ranking import evaluate
 from spike_kit.experiments.run import (
     RunConfig,
-    Tuned,
     build_model,
     commit,
     data_version,
@@ -28,6 +27,7 @@ from spike_kit.experiments.run import (
     describe,
     validation_task,
 )
+from spike_kit.experiments.tuned import Tuned
 from spike_kit.models import find_model
 from spike_kit.models.base import TrainedRecommender
 from spike_kit.models.spaces import Range, Space
@@ -294,6 +294,7 @@ def _objective(
     graph = Graph.from_tables(data.tables).to(device)
     validation = validation_task(data, find_model(config.model), config.resolved()[1], device)
     validation.check()
+    names = data.users["source_id"].tolist()
 
     def objective(trial: Any) -> float:
         for name, values in space.items():
@@ -306,7 +307,7 @@ def _objective(
         try:
             if isinstance(model, TrainedRecommender):
                 training = candidate.resolved()[1]
-                fit(model, graph, validation, training, candidate.seed, progress=False, report=watch)
+                fit(model, graph, validation, training, candidate.seed, False, report=watch, names=names)
             else:
                 watch.note(0, evaluate(model, validation, (20,))[0][MONITOR])
         except _StopTrial:

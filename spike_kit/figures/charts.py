@@ -14,14 +14,14 @@ from spike_kit.base.errors import require
 from spike_kit.evaluation.groups import ITEM_GROUPS
 from spike_kit.figures.style import (
     COLOURS,
-    DASHES,
     HATCHES,
-    MARKERS,
+    MANY_COLOURS,
     ONE_COLUMN,
     TWO_COLUMNS,
     blank_figure,
     figure_style,
     legend_above,
+    line_look,
     plain,
 )
 from spike_kit.results.frames import WORD_SHARES
@@ -106,10 +106,10 @@ def worth_lines(frame: pd.DataFrame) -> Figure:
             for index, text in enumerate(texts):
                 chosen = frame[(frame["candidates"] == rule) & (frame["model"] == text)]
                 own, places = chosen.set_index("group").reindex(groups), np.arange(len(groups)) + 0.04 * index
-                look = {"color": COLOURS[index], "marker": MARKERS[index], "linestyle": DASHES[index]}
+                look = line_look(index)
                 errors = {"yerr": _errors(own, "mean"), "markersize": 4, **_ERROR_BARS}
                 lines[text] = axes.errorbar(places, own["mean"], **errors, **look)
-                axes.fill_between(places, own["low"], own["high"], color=COLOURS[index], alpha=0.12, linewidth=0)
+                axes.fill_between(places, own["low"], own["high"], color=look["color"], alpha=0.12, linewidth=0)
             axes.set_title(title)
             axes.set_xticks(range(len(groups)), groups)
             axes.set_ylim(bottom=0)
@@ -134,7 +134,7 @@ def _grouped_bars(axes: Axes, frame: pd.DataFrame, by: str, value: str = "mean")
 
 def bar_look(index: int) -> dict[str, Any]:
     """Colour and hatch of the bars of one of several models."""
-    look = {"facecolor": COLOURS[index % len(COLOURS)], "hatch": HATCHES[index % len(HATCHES)]}
+    look = {"facecolor": MANY_COLOURS[index % len(MANY_COLOURS)], "hatch": HATCHES[index % len(HATCHES)]}
     return {**look, "edgecolor": "white", "linewidth": 0.4}
 
 
@@ -211,8 +211,9 @@ def efficiency_points(frame: pd.DataFrame) -> Figure:
         panels = figure.subplots(1, len(known), sharey=True, squeeze=False)[0]
         for axes, name in zip(panels, known, strict=True):
             for index, row in enumerate(frame.to_dict("records")):
-                colour, marker = COLOURS[index % len(COLOURS)], MARKERS[index % len(MARKERS)]
-                (marks[row["model"]],) = axes.plot(row[name], row["quality"], marker, color=colour, ms=6)
+                (marks[row["model"]],) = axes.plot(
+                    row[name], row["quality"], ms=6, **line_look(index) | {"linestyle": ""}
+                )
             if name == "seconds" and (frame[name] > 0).all():
                 axes.set_xscale("log")
                 axes.xaxis.set_major_locator(ticker.LogLocator(subs=(1, 2, 5)))
@@ -234,9 +235,8 @@ def curve_lines(frame: pd.DataFrame, x: str = "seconds") -> Figure:
         axes = figure.subplots()
         lines: dict[str, Any] = {}
         for (model, _), part in frame.groupby(["model", "seed"], sort=False):
-            index = models.index(model)
-            style = {"color": COLOURS[index % len(COLOURS)], "linestyle": DASHES[index % len(DASHES)]}
-            (lines[str(model)],) = axes.plot(part[x], part["value"], linewidth=1.1, **style)
+            look: dict[str, Any] = line_look(models.index(model)) | {"marker": ""}
+            (lines[str(model)],) = axes.plot(part[x], part["value"], linewidth=1.1, **look)
         axes.set_xlabel({"seconds": "training, s"}.get(x, x))
         axes.set_ylabel(f"{metric_name(frame['metric'].iloc[0])} (validation)")
         legend_above(figure, lines)
@@ -253,13 +253,13 @@ def graph_statistics(frame: pd.DataFrame, most: int = 12) -> Figure:
     if len(relations) > most:
         shown[f"{len(relations) - most} others"] = relations["nodes"][most:].sum()
     with figure_style():
-        figure = blank_figure(TWO_COLUMNS, 2.5)
-        left, right = figure.subplots(1, 2)
+        figure = blank_figure(TWO_COLUMNS, 2.5, degrees["of"])
+        (left, right), lines = figure.subplots(1, 2), {}
         for index, (name, part) in enumerate(degrees.groupby("of", sort=False)):
-            style = {"color": COLOURS[index], "marker": MARKERS[index], "markersize": 2.5, "markevery": 0.08}
-            left.plot(part["degree"], part["share"], linewidth=0.9, label=str(name), **style)
+            look = line_look(index) | {"linestyle": "-", "linewidth": 0.9, "markersize": 2.5, "markevery": 0.08}
+            (lines[str(name)],) = left.plot(part["degree"], part["share"], **look)
         left.set(xscale="log", yscale="log", xlabel="degree", ylabel="share with ≥ degree")
-        left.legend(loc="lower left")
+        legend_above(figure, lines)
         places = np.arange(len(shown))[::-1]
         bars = right.barh(places, list(shown.values()), 0.7, color=COLOURS[0])
         right.bar_label(bars, [f"{count:,}" for count in shown.values()], padding=2, fontsize=6.5)

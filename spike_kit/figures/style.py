@@ -27,11 +27,18 @@ TWO_COLUMNS = 7.0
 COLOURS = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00", "#F0E442", "#000000")
 """Palette of Okabe and Ito (2008), distinguishable with any colour vision."""
 
+MANY_COLOURS = (
+    *COLOURS,
+    *("#661100", "#332288", "#94346E", "#666633", "#225555", "#EE3377"),
+    *("#73AF48", "#6A3D9A", "#BBCC33", "#EE8866", "#888888"),
+)
+"""The palette, and colours that differ most from it and each other (also without red or green) in Oklab: for models."""
+
 HATCHES = ("", "////", "....", "xxxx", "\\\\\\\\", "++++")
 """Second coding of bars, for greyscale prints."""
 
 MARKERS = ("o", "s", "^", "D", "v", "P", "X", "*", "h")
-"""Second coding of points and lines; one more than colours, so that no pair comes twice among 72."""
+"""Second coding of points and lines; the number of colours is prime, so that no pair comes twice among 171."""
 
 DASHES = ("-", "--", ":", "-.", (0, (5, 1)), (0, (3, 1, 1, 1)), (0, (1, 1)), (0, (6, 2, 1, 2)), (0, (3, 1, 1, 1, 1, 1)))
 """Second coding of lines; as many."""
@@ -83,6 +90,12 @@ def _show_in_notebooks() -> None:
         formatter = shell.display_formatter.formatters["image/png"]
         if ("matplotlib.figure", "Figure") not in formatter.deferred_printers:
             formatter.for_type_by_name("matplotlib.figure", "Figure", picture)
+
+
+def line_look(index: int) -> dict[str, Any]:
+    """Colour, mark and dash of one of several models."""
+    codes = {"color": MANY_COLOURS, "marker": MARKERS, "linestyle": DASHES}
+    return {name: values[index % len(values)] for name, values in codes.items()}
 
 
 def plain(text: str) -> str:

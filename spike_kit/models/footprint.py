@@ -62,11 +62,11 @@ def footprint(config: TrainedConfig, graph: Graph, text_dim: int, batch_size: in
     text_dim
         Dimension d_t of the profile vectors; 0 without.
     batch_size
-        Train interactions per step.
+        Train interactions per step; more than there are count as all of them.
     """
     n_nodes, rows = graph.n_nodes, _FLOAT * config.dim
     evaluation = 4 * _FLOAT * 2**21
-    batch = 6 * batch_size * rows + evaluation + _SCRATCH
+    batch = 6 * min(batch_size, graph.n_interactions) * rows + evaluation + _SCRATCH
     if not isinstance(config, SpikeConfig):
         n_tables = graph.n_users + graph.n_items
         propagated = 8 + 4 * getattr(config, "layers", 0)

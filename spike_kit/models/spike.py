@@ -26,6 +26,8 @@ from spike_kit.models.spaces import SHARED, Range
 class SpikeConfig(KgEncoderConfig):
     """Settings of SPiKE; the ablations of the paper are fields, so each is a toggle."""
 
+    text: bool = later(True)
+    """Whether any text is read; no is short for neither inject, remove nor match profiles."""
     rho: float = Field(default=0.25, ge=0)
     """Strength of an injected profile, rho = lambda_p (released code: 0.25)."""
     user_profiles: bool = True
@@ -80,7 +82,7 @@ class SpikeConfig(KgEncoderConfig):
         """Whether any profile has any effect."""
         profiled = self.user_profiles or self.item_profiles or self.auxiliary_profiles
         matched = self.matching != "off" and self.matching_weight > 0
-        return profiled and (self.inject or self.remove or matched)
+        return self.text and profiled and (self.inject or self.remove or matched)
 
 
 RECOMMENDED = SpikeConfig(

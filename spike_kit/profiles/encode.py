@@ -232,7 +232,9 @@ class TfidfEncoder:
             raise DataError(
                 f"tfidf-{self.dim}: {len(set(texts))} different texts with {weights.shape[1]} words and word pairs are "
                 f"too few for {self.dim} dimensions",
-                f"the largest possible d is {possible}: tfidf-{possible}",
+                f"the largest possible d is {possible}: tfidf-{possible}"
+                if weights.shape[1] > 1
+                else "use another encoder",
             )
         decomposition = require("sklearn.decomposition", "text").TruncatedSVD(self.dim, random_state=0)
         with require("threadpoolctl", "text").threadpool_limits(1):

@@ -9,21 +9,15 @@ from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import islice
-from typing import Literal
 
-from pydantic import Field
-
-from spike_kit.base.config import Config
 from spike_kit.base.errors import lookup
 from spike_kit.base.storage import canonical_json, sha256_text
 from spike_kit.data.dataset import SUBJECTS, Dataset
 from spike_kit.data.text import clean, cut
 from spike_kit.data.workspace import longest_train_reviews
 from spike_kit.profiles.llm import BYTES_PER_TOKEN, estimate_tokens
+from spike_kit.profiles.prompt_config import EVERYTHING, PromptConfig
 from spike_kit.profiles.template import TEMPLATE, WORD_LIMIT, Links, Names, train_items
-
-WORDING = 2
-"""Version of the wording, part of every prompt's hash; an older one can still be chosen (`PromptConfig.wording`)."""
 
 CHUNK = 256
 """Subjects whose linked profiles are looked up at a time."""
@@ -114,34 +108,6 @@ def domain_name(data: Dataset, chosen: str = "") -> str:
     return next((name for name, words in DOMAINS.items() if any(hint in spoken for hint in words.hints)), "generic")
 
 
-class PromptConfig(Config):
-    """What a prompt is made of."""
-
-    wording: Literal[1, 2] = WORDING
-    """Version of the wording. Since 2 the profile of an item names the facts that place it; answers that 1 got are
-    found again with 1."""
-    domain: str = ""
-    """Words to use: books, movies, business, music, games or generic; empty: by the name and source of the data set."""
-    names_per_fact: int = Field(default=8, ge=1)
-    """Entities named per relation; the most telling first (those that neither all nor few items have)."""
-    second_hop: int = Field(default=6, ge=0)
-    """Facts about what an item is linked to, from the linked entity with the fewest links upwards."""
-    description_words: int = Field(default=120, ge=0)
-    """Words kept of an item's description."""
-    linked_items: int = Field(default=8, ge=0)
-    """Items whose profiles an auxiliary entity's prompt quotes, from the most train interactions downwards."""
-    linked_words: int = Field(default=60, ge=1)
-    """Words kept of each of them."""
-    user_items: int = Field(default=20, ge=1)
-    """Train items in a user's prompt, from the fewest train interactions upwards: rare ones tell more of a taste."""
-    user_item_words: int = Field(default=30, ge=1)
-    """Words kept of each of their profiles."""
-    reviews: int = Field(default=5, ge=0)
-    """Reviews per prompt, of the train split only: the longest first, as far as the token budget goes."""
-    review_tokens: int = Field(default=400, ge=0)
-    """Token budget for all reviews of a prompt (estimated); the one that crosses it is cut."""
-
-
 @dataclass(frozen=True)
 class Prompt:
     """One question: what to say to the model about one subject."""
@@ -226,6 +192,16 @@ class PromptWriter:
     def prompt(self, subject: str, number: int, item_texts: ItemTexts | None = None) -> Prompt:
         """Write one prompt (for showing; `prompts` is the way to write many)."""
         return next(self.prompts(subject, item_texts, number))
+
+    def in_full(self) -> dict[int, str]:
+        """Description and facts of every item, each name after its relation: unlike a profile it leaves nothing out."""
+        texts = {}
+        for item, description in enumerate(self._descriptions):
+            groups = self._links.groups(item, self.config.names_per_fact)
+            named = ((self._names.relations[group.relation], group.others) for group in groups)
+            facts = (f"{relation} {self._names.labels[other]}" for relation, others in named for other in others)
+            texts[item] = "; ".join([clean(description), *facts])
+        return texts
 
     def _reviews(self, subject: str, only: int | None) -> Iterator[tuple[int, list[str]]]:
         if subject == "auxiliary" or not self.data.has_reviews or not self.config.reviews:
@@ -331,30 +307,25 @@ class PromptWriter:
         return kept
 
 
-_COUNTS = ("names_per_fact", "second_hop", "linked_items", "linked_words", "user_items", "user_item_words")
-EVERYTHING = PromptConfig.parse(
-    dict.fromkeys(_COUNTS, 1000) | {"description_words": 10_000, "reviews": 100, "review_tokens": 100_000}
-)
-"""A prompt that leaves nothing out: what profiles that no model wrote can be held to."""
-
-
 def prompt_writer_of(data: Dataset, profiles: str, usual: PromptConfig) -> tuple[PromptWriter, dict[int, str]]:
     """Give the writer of a profile set's prompts and the item profiles these quote.
 
-    Profiles that no model was asked for have no prompts: for them it writes the ``usual`` ones, with template profiles.
+    Profiles that no model was asked for have no prompts: for them it writes the ``usual`` ones, with template profiles;
+    or, where the usual prompt is `EVERYTHING`, with all facts of the items, since lists in profiles are cut.
     """
     settings = data.provenance(profiles).get("prompt_settings")
     settings = settings and {"wording": 1, **settings}
     frame = data.profiles(profiles if settings else TEMPLATE)
     known = dict(enumerate(frame.loc[frame["subject"] == "item", "text"]))
-    return PromptWriter(data, PromptConfig.parse(settings) if settings else usual), known
+    writer = PromptWriter(data, PromptConfig.parse(settings) if settings else usual)
+    return writer, writer.in_full() if writer.config == EVERYTHING else known
 
 
 def prompt_texts(data: Dataset, profiles: str) -> dict[tuple[str, int], str]:
     """What the facts of a profile set can be held to, by subject and id; empty where there was nothing to say.
 
     For profiles of a language model these are the data of its prompts as they were asked, with the items' profiles of
-    the same profile set. For others they are everything that a prompt could hold, with the template profiles.
+    the same profile set. For others they are everything that a prompt could hold, with all facts of the items.
     """
     writer, known = prompt_writer_of(data, profiles, EVERYTHING)
     texts = dict.fromkeys(((subject, number) for subject in SUBJECTS for number in data.expected_ids(subject)), "")

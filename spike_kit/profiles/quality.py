@@ -35,6 +35,8 @@ _NUMBER = re.compile(r"\d{3,}s?")
 _DECADE = re.compile(r"(\d{3})0s")
 _TITLE = re.compile(r"(.*?)\s*(?:\((\d{4})\))?")
 _THOUSANDS = re.compile(r"(?<=\d),(?=\d{3}(?!\d))")
+_TRADE_MARK = re.compile(r"[™℠®©℗]+(\w?)")
+_REST = re.compile(r"\band \d+ more\b")
 _POSSESSIVE = re.compile(r"['’]s\b")
 _OPENS = re.compile(r"[.!?…:•*#(\[—\n]")
 _JOINT = re.compile(r"[^\S\n]+|[^\S\n]*&[^\S\n]*")
@@ -226,26 +228,41 @@ def quality_table(
     return table.reindex(order).reset_index()
 
 
+def one_spelling(text: str) -> str:
+    """Text with one way to write a name: no ligatures, wide letters, trade marks, lone accents, commas in numbers."""
+    if not text.isascii():
+        unmarked = _TRADE_MARK.sub(lambda mark: f" {mark[1]}" if mark[1] else "", text)
+        text = _without_accents(unicodedata.normalize("NFKC", unmarked))
+    return _THOUSANDS.sub("", text)
+
+
+def _without_accents(text: str) -> str:
+    """Text without the accents that are characters of their own."""
+    for accent in filter(unicodedata.combining, set(text)):
+        text = text.replace(accent, "")
+    return text
+
+
 def comparable(text: str) -> str:
     """Text as it is compared: no accents, no case, words parted and surrounded by single spaces."""
-    text = _THOUSANDS.sub("", text)
+    text = one_spelling(text)
     if not text.isascii():
-        folded = unicodedata.normalize("NFKD", unicodedata.normalize("NFKD", text).casefold())
-        text = "".join(character for character in folded if not unicodedata.combining(character))
+        text = _without_accents(unicodedata.normalize("NFKD", text.casefold()))
     return f" {_BETWEEN.sub(' ', text.casefold()).strip()} "
 
 
 def lower_words(texts: Iterable[str]) -> set[str]:
     """Words that occur in lower case; one of them at the start of a sentence is not taken for a name."""
-    found = set(chain.from_iterable(map(WORD.findall, texts)))
+    found = set(chain.from_iterable(WORD.findall(one_spelling(text)) for text in texts))
     return {word for word in found if word == word.lower()}
 
 
 def named_facts(text: str, ordinary: Collection[str] = frozenset()) -> list[str]:
-    """Names and numbers a text states, each once, in order.
+    """Names and numbers a text states, each once, in order, as `one_spelling` writes them.
 
-    Names are runs of capitalised words and quoted titles; numbers have three digits or more. A capitalised word
-    that begins a sentence is no name if it is a common word or occurs in lower case in the text.
+    Names are runs of capitalised words and quoted titles; numbers have three digits or more, and do not count what a
+    list leaves out ("and 120 more"). A capitalised word that begins a sentence is no name if it is a common word or
+    occurs in lower case in the text.
 
     Parameters
     ----------
@@ -254,7 +271,7 @@ def named_facts(text: str, ordinary: Collection[str] = frozenset()) -> list[str]
     ordinary
         Further words in lower case that are no names at the start of a sentence, see `lower_words`.
     """
-    text = _THOUSANDS.sub("", unicodedata.normalize("NFC", text))
+    text = _REST.sub("and more", one_spelling(text))
     facts: list[tuple[int, str]] = []
     rest, end = [], 0
     for found in _QUOTED.finditer(text):

@@ -12,7 +12,16 @@ from spike_kit.experiments.run import Run
 from spike_kit.models.spike import SpikeConfig
 from spike_kit.results.frames import Runs, grouped_by_seed, over_shared_seeds, per_user_metric, seed_means
 from spike_kit.results.significance import PAIRED, holm, mark, paired_test
-from spike_kit.results.tables import ablation_label, differences, markdown_table, means, plain, usual_settings
+from spike_kit.results.tables import (
+    ablation_label,
+    differences,
+    group_remarks,
+    markdown_table,
+    means,
+    plain,
+    remark_column,
+    usual_settings,
+)
 from spike_kit.training.checkpoint import MONITOR
 
 OVER_SEEDS = ("shared seeds", "seed difference", "seed sd", "p seeds")
@@ -78,7 +87,7 @@ def comparison_table(
     DataFrame
         One row per model, the best mean first: model, seeds, the metric, sd over seeds, and where it is not the
         reference the columns of `paired` with Holm's p-values and their mark, then over the shared seeds: seed
-        difference, seed sd, p seeds.
+        difference, seed sd, p seeds; and remarks (`spike_kit.experiments.remarks.remarks`).
 
     Raises
     ------
@@ -103,10 +112,11 @@ def comparison_table(
     rows = []
     for label, of_seeds in seeds.items():
         row = {"model": label, "seeds": len(of_seeds), metric: of_seeds.mean(), "sd": of_seeds.std()}
+        row |= {"remarks": group_remarks(models[label])}
         if label != name:
             row |= paired(models[label], models[name], metric, split, users) | _over_seeds(of_seeds, seeds[name])
         rows.append(row)
-    table = pd.DataFrame(rows, columns=["model", "seeds", metric, "sd", *PAIRED, "mark", *OVER_SEEDS])
+    table = pd.DataFrame(rows, columns=["model", "seeds", metric, "sd", *PAIRED, "mark", *OVER_SEEDS, "remarks"])
     table = corrected(table.sort_values(metric, ascending=False, ignore_index=True, kind="stable"))
     table.attrs["reference"] = name
     return table
@@ -165,8 +175,8 @@ def profiles_frame(runs: Sequence[Run], preset: str, metric: str = MONITOR) -> p
     Returns
     -------
     DataFrame
-        profiles ("none" first), matching weight, seeds (shared with the runs without text), valid and test with their
-        sd over seeds, difference on test, low, high (95 % bootstrap interval over users), p (permutation test,
+        profiles (`NO_TEXT` first), matching weight, seeds (shared with the runs without text), valid and test and
+        their sd over seeds, difference on test, low, high (95 % bootstrap interval over users), p (permutation test,
         Holm-corrected over the rows) and its mark. Empty without runs that see no text.
     """
     of_text: dict[tuple[str, float], list[Run]] = {}
@@ -177,18 +187,18 @@ def profiles_frame(runs: Sequence[Run], preset: str, metric: str = MONITOR) -> p
             changed = ablation.changes(settings, usual)
             same_training = run.config["training_settings"] == usual_settings(run)["training_settings"]
             if same_training and not settings.uses_text:
-                of_text.setdefault(("none", math.nan), []).append(run)
+                of_text.setdefault((ablation.NO_TEXT, math.nan), []).append(run)
             elif same_training and set(changed) <= {"matching_weight"}:
                 of_text.setdefault((run.config["profiles"], settings.matching_weight), []).append(run)
-    without = next((group for (name, _), group in of_text.items() if name == "none"), [])
+    without = next((group for (name, _), group in of_text.items() if name == ablation.NO_TEXT), [])
     rows = []
-    for (name, weight), group in sorted(of_text.items(), key=lambda pair: (pair[0][0] != "none", pair[0])):
+    for (name, weight), group in sorted(of_text.items(), key=lambda pair: (pair[0][0] != ablation.NO_TEXT, pair[0])):
         if (shared := over_shared_seeds(group, without))[0]:
             row: dict[str, Any] = {"profiles": name, "matching weight": weight, "seeds": len(shared[0])}
             for split in ("valid", "test"):
                 values = seed_means(shared[0], metric, split)
                 row |= {split: values.mean(), f"{split} sd": values.std()}
-            rows.append(row | (paired(*shared, metric, "test") if name != "none" else {}))
+            rows.append(row | (paired(*shared, metric, "test") if name != ablation.NO_TEXT else {}))
     columns = ["profiles", "matching weight", "seeds", "valid", "valid sd", "test", "test sd"]
     columns += ["difference", "low", "high", "p permutation"]
     return corrected(pd.DataFrame(rows, columns=columns)).rename(columns={"p permutation": "p"})
@@ -204,5 +214,6 @@ def comparison_markdown(table: pd.DataFrame, metric: str) -> str:
             ("difference [95 %]", [cell or "reference" for cell in differences(table, interval=True)]),
             ("d_z", plain(table["effect"], "+.2f")),
             *((name, plain(table[name], ".3g")) for name in ("p permutation", "p t", "p wilcoxon", "p seeds")),
+            *remark_column(table["remarks"]),
         ]
     )

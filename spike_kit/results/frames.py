@@ -14,12 +14,14 @@ from spike_kit.data.dataset import SUBJECTS, Dataset
 from spike_kit.evaluation.groups import sparsity_groups
 from spike_kit.evaluation.maps import umap_coordinates
 from spike_kit.evaluation.ranking import HEADLINE
-from spike_kit.experiments.run import MODEL, TUNED, Run, load_model, versions
+from spike_kit.experiments.ablation import NO_TEXT
+from spike_kit.experiments.run import MODEL, Run, load_model, versions
+from spike_kit.experiments.tuned import TUNED
 from spike_kit.models import MODELS, find_model
 from spike_kit.models.base import TrainedRecommender
 from spike_kit.models.spike import Spike
 from spike_kit.results.significance import bootstrap_interval
-from spike_kit.results.tables import TEXT, all_settings, run_label, usual_settings
+from spike_kit.results.tables import TEXT, all_settings, group_remarks, run_label, usual_settings
 from spike_kit.training.checkpoint import MONITOR
 
 Runs = Sequence[Run] | Mapping[str, list[Run]]
@@ -192,7 +194,8 @@ def results_table(runs: Sequence[Run], split: str = "test", metrics: Sequence[st
     Returns
     -------
     DataFrame
-        model, seeds, and for every metric its mean and ``"<metric> sd"`` over seeds (NaN for a single seed).
+        model, seeds, for every metric its mean and ``"<metric> sd"`` over seeds (NaN for a single seed), and remarks
+        (`spike_kit.experiments.remarks.remarks`).
 
     Raises
     ------
@@ -204,9 +207,9 @@ def results_table(runs: Sequence[Run], split: str = "test", metrics: Sequence[st
         numbers = pd.DataFrame(
             [{name: lookup(_means(run, split), name, "metric") for name in metrics} for run in group]
         )
-        row = {"model": label, "seeds": len({run.config["seed"] for run in group})}
+        row = {"model": label, "seeds": len({run.config["seed"] for run in group}), "remarks": group_remarks(group)}
         rows.append(row | numbers.mean().to_dict() | numbers.std().add_suffix(" sd").to_dict())
-    return pd.DataFrame(rows, columns=["model", "seeds", *metrics, *(f"{name} sd" for name in metrics)])
+    return pd.DataFrame(rows, columns=["model", "seeds", *metrics, *(f"{name} sd" for name in metrics), "remarks"])
 
 
 def _means(run: Run, block: str) -> Mapping[str, float]:
@@ -328,9 +331,9 @@ def _by_text(runs: Sequence[Run]) -> Mapping[tuple[str, str], list[Run]]:
     """Runs of SPiKE as a preset says, or without text, by text and data set: what differs is what the model reads."""
     found: dict[tuple[str, str], list[Run]] = {}
     for run in runs:
-        text = run.config.get("profiles", "no text")
+        text = run.config.get("profiles", NO_TEXT)
         if run.config["model"] == "spike" and (
-            text == "no text" or run.config["model_settings"] == usual_settings(run)["model_settings"]
+            text == NO_TEXT or run.config["model_settings"] == usual_settings(run)["model_settings"]
         ):
             found.setdefault((text, run.config["dataset"]), []).append(run)
     return found
@@ -417,8 +420,12 @@ def efficiency_frame(runs: Runs, metric: str = MONITOR, split: str = "test") -> 
 
 
 def costs(runs: Sequence[Run]) -> dict[str, float]:
-    """Mean seconds of training and mean peak_gib of a group's runs; NaN where no run recorded its memory."""
-    recorded = pd.DataFrame([run.metrics for run in runs], columns=["seconds", "peak_gib"], dtype=float)
+    """Mean seconds of training and mean peak_gib of a group's runs; NaN where no run recorded them.
+
+    Models without a training loop computed what they need after the clock had stopped in runs without ``listed``.
+    """
+    timed = [run.metrics for run in runs if run.metrics["epochs"] or "listed" in run.metrics]
+    recorded = pd.DataFrame(timed, columns=["seconds", "peak_gib"], dtype=float)
     return {str(name): float(mean) for name, mean in recorded.mean().items()}
 
 

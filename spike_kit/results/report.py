@@ -13,7 +13,8 @@ from spike_kit.evaluation.beyond import measure_lists
 from spike_kit.evaluation.groups import sparsity_groups, train_interactions
 from spike_kit.evaluation.ranking import evaluate, ranking_task
 from spike_kit.experiments.archive import archived_activity, known_runs, read_archive
-from spike_kit.experiments.run import Run, find_tuned, load_model, versions
+from spike_kit.experiments.run import Run, load_model, versions
+from spike_kit.experiments.tuned import find_tuned
 from spike_kit.models import MODELS, find_model
 from spike_kit.results import frames, tables
 from spike_kit.results.comparison import (
@@ -101,7 +102,7 @@ def overview(datasets: Mapping[str, tuple[Sequence[Run], pd.Series]], reference:
 
 
 def _models(main: Sequence[Run], groups: pd.Series, reference: str) -> str:
-    """Every model: quality over all users and over the sparsest, differences to the reference, cost."""
+    """Every model: quality over all users and the sparsest, differences to the reference, cost (``-``: not known)."""
     (_, everyone), (sparsest, few) = _compared(main, groups, reference).items()
     found = [grouped_by_seed(main)[label] for label in everyone["model"]]
     spent = pd.DataFrame([frames.costs(group) for group in found])
@@ -114,8 +115,9 @@ def _models(main: Sequence[Run], groups: pd.Series, reference: str) -> str:
             ("difference", differences(everyone)),
             (f"NDCG@20, {sparsest}", means(few, MONITOR)),
             ("difference", differences(few)),
-            ("training, s", plain(spent["seconds"], ".0f")),
-            ("peak, GiB", plain(spent["peak_gib"], ".2f")),
+            ("training, s", [cell or "-" for cell in plain(spent["seconds"], ".0f")]),
+            ("peak, GiB", [cell or "-" for cell in plain(spent["peak_gib"], ".2f")]),
+            *tables.remark_column(everyone["remarks"]),
         ]
     )
 
@@ -346,7 +348,10 @@ def ranked_table(
     cutoffs: Sequence[int],
     device: torch.device,
 ) -> str:
-    """Results of runs in Markdown; cut-offs that were not stored are ranked anew from the stored weights.
+    """Results of runs in Markdown, the best first, with what validation says and the seconds of training.
+
+    Cut-offs that were not stored are ranked anew from the stored weights; the order is that of NDCG@20, or of the first
+    metric where it is not among them.
 
     Raises
     ------
@@ -356,17 +361,26 @@ def ranked_table(
     names = [f"{metric}@{k}" for metric in metrics for k in cutoffs]
     task = ranking_task(data, split, device)
     for run in runs:
+        if split not in run.metrics and not find_model(run.config["model"]).scores_new:
+            run.metrics[split] = dict.fromkeys(names, float("nan"))
         if any(name not in run.metrics[split] for name in names):
             run.metrics[split].update(evaluate(load_model(run, data, device), task, cutoffs)[0])
-    return tables.as_markdown(results_table(runs, split, names), names)
+    table, groups = results_table(runs, split, names), grouped_by_seed(runs).values()
+    table["valid"] = [frames.seed_means(group, MONITOR, "valid").mean() for group in groups]
+    table["seconds"] = [frames.costs(group)["seconds"] for group in groups]
+    table = table.sort_values(MONITOR if MONITOR in names else names[0], ascending=False, kind="stable")
+    shown = [("model", table["model"]), ("seeds", table["seeds"]), *((name, means(table, name)) for name in names)]
+    shown += [(f"{MONITOR}, validation", plain(table["valid"])), ("training, s", plain(table["seconds"], ".1f"))]
+    return markdown_table(shown, padded=True)
 
 
 def lists_markdown(data: Dataset, runs: Sequence[Run], split: str, k: int, device: torch.device) -> str:
-    """What the lists of k items are like beyond accuracy, a Markdown table for each aspect."""
+    """What the lists of k items are like beyond accuracy, a Markdown table for each aspect, and why cells are empty."""
     models = ((run_label(run), load_model(run, data, device)) for run in runs)
     parts = []
     for title, table in measure_lists(data, models, split, k).items():
         numbers = table.set_index("model")
         shown = [("model", numbers.index), *((name, plain(numbers[name])) for name in numbers)]
         parts.append(f"{title}, lists of {k}, {split} split\n\n{markdown_table(shown)}\n")
+        parts += [f"{name} is not known: {reason}\n" for name, reason in table.attrs["unknown"].items()]
     return "\n".join(parts)

@@ -9,6 +9,7 @@ import pandas as pd
 from spike_kit.base.config import TrainingConfig
 from spike_kit.evaluation.ranking import HEADLINE
 from spike_kit.experiments import ablation
+from spike_kit.experiments.remarks import remarks
 from spike_kit.experiments.run import Run, settings_of
 from spike_kit.models import find_model, find_preset
 from spike_kit.models.spike import SpikeConfig
@@ -56,11 +57,27 @@ def run_label(run: Run) -> str:
     changes = []
     for part, expected in usual.items():
         here, usually = (all_settings(config["model"], part, stored) for stored in (config[part], expected))
-        changes += [f"{key}={value}" for key, value in here.items() if usually.get(key) != value]
+        changed = {key: value for key, value in here.items() if usually.get(key) != value}
+        row = ablation.row_of(changed) if changed and config["model"] == "spike" else ""
+        changes += [row] if row else [f"{key}={value}" for key, value in changed.items()]
     changes += [f"{key}={value}" for key, value in _other_text(run, USUAL_TEXT).items()]
     if config.get("possibly_leaky"):
         changes.append("possibly leaky profiles")
     return f"{name} {', '.join(changes)}" if changes else name
+
+
+def group_remarks(runs: Sequence[Run]) -> str:
+    """What `remarks` finds in runs that differ in the seed: the first of each kind, and how many runs have one."""
+    by_kind: dict[str, list[str]] = {}
+    for kind, text in (pair for run in runs for pair in remarks(run).items()):
+        by_kind.setdefault(kind, []).append(text)
+    counted = (f" ({len(texts)} of {len(runs)} runs)" if len(runs) > 1 else "" for texts in by_kind.values())
+    return ", ".join(texts[0] + said for texts, said in zip(by_kind.values(), counted, strict=True))
+
+
+def remark_column(cells: Iterable[str]) -> list[tuple[Hashable, Iterable[Any]]]:
+    """Column of remarks for a Markdown table; none where there are no remarks."""
+    return [("remarks", shown)] if any(shown := list(cells)) else []
 
 
 def all_settings(model: str, part: str, stored: Mapping[str, Any]) -> dict[str, Any]:
@@ -138,8 +155,9 @@ def markdown_table(columns: Iterable[tuple[Hashable, Iterable[Any]]], padded: bo
 
 def as_markdown(table: pd.DataFrame, metrics: Sequence[str] = HEADLINE, digits: int = 4) -> str:
     """Format a `spike_kit.results.frames.results_table`; the best mean of each column is bold."""
-    columns = [(name, means(table, name, digits=digits)) for name in metrics]
-    return markdown_table([("model", table["model"]), ("seeds", table["seeds"]), *columns], padded=True)
+    columns: list[tuple[Hashable, Iterable[Any]]] = [(name, means(table, name, digits=digits)) for name in metrics]
+    columns = [("model", table["model"]), ("seeds", table["seeds"]), *columns, *remark_column(table.get("remarks", []))]
+    return markdown_table(columns, padded=True)
 
 
 def latex_text(text: str) -> str:

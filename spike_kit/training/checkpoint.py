@@ -51,12 +51,15 @@ class History:
         Training time of the sittings before this one.
     resumed
         Every place where an interrupted training went on: the epoch, and the machine from there on.
+    steps
+        Steps of the optimiser over batches of interactions.
     """
 
     rows: list[EpochRow] = field(default_factory=list)
     best_epoch: int = 0
     earlier_seconds: float = 0.0
     resumed: list[dict[str, int | str]] = field(default_factory=list)
+    steps: int = 0
 
     def frame(self) -> pd.DataFrame:
         """Return the rows as a table."""

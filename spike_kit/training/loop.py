@@ -4,7 +4,7 @@ import math
 import signal
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -16,23 +16,26 @@ from tqdm.auto import tqdm
 from spike_kit.base import distributed
 from spike_kit.base.config import TrainingConfig
 from spike_kit.base.devices import deterministic
-from spike_kit.base.errors import ConfigError, SpikeKitError, TrainingError
+from spike_kit.base.errors import ConfigError, TrainingError, TrainingStoppedError
 from spike_kit.base.seeds import torch_generator
 from spike_kit.data.graph import Graph
 from spike_kit.evaluation.ranking import RankingTask, evaluate
 from spike_kit.models.base import Batch, TrainedRecommender
 from spike_kit.training.checkpoint import MONITOR, EpochRow, History, TrainingState, best_file
-from spike_kit.training.sampling import NegativeSampler, epoch_batches
+from spike_kit.training.sampling import NegativeSampler, epoch_batches, with_negatives
 
 TRAINING_VERSION = 1
 """Version of loop and sampling: raised by whoever changes the numbers of a training."""
 
+LEAST_STEPS = 5
+"""Steps that each validation of the patience stands for, at least. Patience ends a training only after so many steps
+since the best validation, and in all; where the batch is larger than the data, in all after so many full batches."""
+
+LARGEST_BATCH = 65_536
+"""Largest batch whose size counts there; a larger one is asked for to say "all interactions at once"."""
+
 SAVE_PAUSE = 3
 """Shortest time between two states, where epochs are shorter; on SIGTERM the state is written in any case."""
-
-
-class TrainingStoppedError(SpikeKitError):
-    """SIGTERM ended a training after an epoch; its state is on the disk."""
 
 
 def fit(
@@ -45,6 +48,7 @@ def fit(
     report: Callable[[EpochRow], None] | None = None,
     *,
     state: Path | None = None,
+    names: Sequence[str] | None = None,
 ) -> History:
     """Train a model in place; at the end it holds the kept weights.
 
@@ -73,9 +77,13 @@ def fit(
         Folder of the training's state: written after every epoch (of short ones, every `SAVE_PAUSE` seconds), and on
         SIGTERM, after which the epoch is finished first; a state that is found there is gone on from, to the same bits
         on the same machine. None: nothing is kept.
+    names
+        Names of all users for messages; none: they are named by their numbers.
 
     Raises
     ------
+    DataError
+        If the loss needs negatives, and no user with train interactions lacks an item.
     TrainingError
         If a loss term or a score becomes NaN or infinite; the message names the term, the epoch and the file of the
         best weights, which the model holds then.
@@ -87,6 +95,7 @@ def fit(
     optimizer = torch.optim.Adam(
         model.parameters(), lr=config.learning_rate, fused=graph.device.type in ("cpu", "cuda")
     )
+    pairs = with_negatives(graph, names) if model.config.loss == "bpr" else graph
     sampler = NegativeSampler(graph)
     generators = torch_generator(seed, "batches"), torch_generator(seed, "draws", graph.device)
     now = TrainingState(model, optimizer, *generators, config, state)
@@ -99,10 +108,10 @@ def fit(
         _sigterm_noted(active=state is not None) as stop,
         tqdm(total=config.epochs, initial=now.epoch - 1, desc="train", unit="epoch", disable=quiet) as bar,
     ):
-        while now.epoch <= config.epochs and not _is_enough(now):
+        while now.epoch <= config.epochs and not _is_enough(now, pairs.n_interactions):
             model.train()
-            batches = epoch_batches(graph, sampler, config.batch_size, now.batches)
-            row = _epoch(now, loss_terms, batches, graph.n_interactions)
+            batches = epoch_batches(pairs, sampler, config.batch_size, now.batches)
+            row = _epoch(now, loss_terms, batches, pairs.n_interactions)
             if not now.epoch % config.eval_every or now.epoch == config.epochs:
                 model.eval()
                 means = _validated(now, validation)
@@ -118,9 +127,10 @@ def fit(
             if report is not None:
                 report(row)
             now.history.rows.append(row)
+            now.history.steps += steps_per_epoch(config, pairs.n_interactions)
             now.epoch += 1
-            _save(now, stop)
-        if _is_enough(now):
+            _save(now, stop, _is_enough(now, pairs.n_interactions))
+        if now.epoch <= config.epochs:
             bar.total = now.epoch - 1
     model.load_tensors(now.kept)
     model.eval()
@@ -162,7 +172,7 @@ def _epoch(
     now: TrainingState, loss_terms: distributed.LossFunction, batches: Iterator[Batch], n_interactions: int
 ) -> EpochRow:
     """Take the steps of an epoch, after those of the model's own phase, if it has one; returns the history's row."""
-    totals, n_steps = _auxiliary(now, n_interactions), math.ceil(n_interactions / now.config.batch_size)
+    totals, n_steps = _auxiliary(now, n_interactions), steps_per_epoch(now.config, n_interactions)
     for number, batch in enumerate(batches):
         _set_rate(now, number, n_steps)
         terms = training_step(loss_terms, batch, now.model.draw(now.draws), now.optimizer)
@@ -199,7 +209,7 @@ def _auxiliary(now: TrainingState, n_interactions: int) -> dict[str, Tensor | fl
         raise ConfigError(
             "this model has a training phase of its own, which runs in one process only", "use one process"
         )
-    _set_rate(now, 0, math.ceil(n_interactions / now.config.batch_size))
+    _set_rate(now, 0, steps_per_epoch(now.config, n_interactions))
     for step in range(n_phase):
         terms = _step(now.model.auxiliary_losses(step, now.draws), now.optimizer)
         for name, term in terms.items():
@@ -228,11 +238,20 @@ def _broken(now: TrainingState, message: str, hint: str) -> TrainingError:
     return TrainingError(message, hint)
 
 
-def _is_enough(now: TrainingState) -> bool:
-    return bool(now.config.patience) and now.waited >= now.config.patience
+def steps_per_epoch(config: TrainingConfig, n_interactions: int) -> int:
+    """Steps of an epoch over so many interactions, the model's own phase not counted."""
+    return math.ceil(n_interactions / config.batch_size)
 
 
-def _save(now: TrainingState, stop: threading.Event) -> None:
+def _is_enough(now: TrainingState, n_interactions: int) -> bool:
+    """Whether patience ends the training: enough validations without a better one, and enough steps (`LEAST_STEPS`)."""
+    config, steps = now.config, steps_per_epoch(now.config, n_interactions)
+    least, larger = LEAST_STEPS * config.patience, min(config.batch_size, LARGEST_BATCH) / n_interactions
+    tried = now.waited * config.eval_every * steps >= least and (now.epoch - 1) * steps >= least * max(1, larger)
+    return bool(config.patience) and now.waited >= config.patience and tried
+
+
+def _save(now: TrainingState, stop: threading.Event, last: bool) -> None:
     """Write the state after the first and the last epoch, after a pause, or where a process was asked to stop.
 
     All processes stop then.
@@ -240,7 +259,7 @@ def _save(now: TrainingState, stop: threading.Event) -> None:
     folder = now.folder
     if folder is None:
         return
-    first_or_last = now.epoch == 2 or now.epoch > now.config.epochs or _is_enough(now)
+    first_or_last = now.epoch == 2 or now.epoch > now.config.epochs or last
     due = first_or_last or time.perf_counter() - now.saved > SAVE_PAUSE
     stopped, due = distributed.any_of(stop.is_set(), due)
     if stopped or due:

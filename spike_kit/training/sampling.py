@@ -1,6 +1,8 @@
 """Batches of train interactions and their negatives, without a Python loop over interactions."""
 
-from collections.abc import Iterator
+import logging
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
 
 import torch
 from torch import Tensor
@@ -10,6 +12,11 @@ from spike_kit.data.graph import Graph
 from spike_kit.models.base import Batch
 from spike_kit.models.sparse import count, offsets
 
+logger = logging.getLogger(__name__)
+
+_NO_NEGATIVE = "bpr needs a negative item for each, and there is none"
+_REMEDY = "the softmax losses need none: --loss cosine_softmax"
+
 
 class NegativeSampler:
     """Uniform negatives among the items with train interactions that are none of the user; exact, without rejection.
@@ -18,24 +25,19 @@ class NegativeSampler:
     positives p_j (ascending, j = 0, 1, ...) with p_j - j <= r; that number is one binary search in an array sorted over
     all users.
 
+    A user who has every one of these items gets any of them; a loss that compares with negatives must leave such a user
+    out (`with_negatives`).
+
     Parameters
     ----------
     graph
         Train interactions, sorted by user, then item.
-
-    Raises
-    ------
-    DataError
-        If a user has every item that anybody has in train.
     """
 
     def __init__(self, graph: Graph) -> None:
         self.items, self.n_items = graph.trained_items, graph.trained_items.numel()
         degree = count(graph.train_user, graph.n_users)
-        self.unseen = self.n_items - degree
-        full = ((self.unseen == 0) & (degree > 0)).nonzero().flatten()
-        if full.numel():
-            raise DataError(f"users {some(full.tolist())} have every item in train: there is no negative to draw")
+        self.choices = torch.where(degree < self.n_items, self.n_items - degree, self.n_items)
         self.start = offsets(graph.train_user, graph.n_users)
         place = torch.arange(graph.n_interactions, device=graph.device) - self.start.index_select(0, graph.train_user)
         number = torch.searchsorted(self.items, graph.train_item)
@@ -44,10 +46,42 @@ class NegativeSampler:
     def sample(self, users: Tensor, generator: torch.Generator) -> Tensor:
         """Draw one negative item for each of ``users [n]``, as ``[n]`` int64."""
         draws = torch.rand(users.shape, generator=generator, device=generator.device, dtype=torch.float64)
-        unseen = self.unseen.index_select(0, users)
-        rank = (draws.to(users.device) * unseen).long().minimum(unseen - 1)
+        choices = self.choices.index_select(0, users)
+        rank = (draws.to(users.device) * choices).long().minimum(choices - 1)
         below = torch.searchsorted(self.gap_keys, users * self.n_items + rank, right=True)
-        return self.items.index_select(0, rank + below - self.start.index_select(0, users))
+        number = (rank + below - self.start.index_select(0, users)) % self.n_items
+        return self.items.index_select(0, number)
+
+
+def with_negatives(graph: Graph, names: Sequence[str] | None = None) -> Graph:
+    """Graph without the train interactions of users who have every item in train; a warning names them.
+
+    Parameters
+    ----------
+    graph
+        Train interactions.
+    names
+        Names of all users, in their order, for messages; none: they are named by their numbers.
+
+    Raises
+    ------
+    DataError
+        If no interaction is left.
+    """
+    full = count(graph.train_user, graph.n_users) == graph.trained_items.numel()
+    kept = (~full.index_select(0, graph.train_user)).nonzero().flatten()
+    passed = graph.n_interactions - kept.numel()
+    if not passed:
+        return graph
+    who = some(f"user {user if names is None else names[user]}" for user in full.nonzero().flatten().tolist())
+    if not kept.numel():
+        raise DataError(f"every user with train interactions has every item in train ({who}): {_NO_NEGATIVE}", _REMEDY)
+    logger.warning(
+        "%d train interactions are passed over, of those who have every item in train (%s): %s; %s",
+        *(passed, who, _NO_NEGATIVE, _REMEDY),
+    )
+    pairs = (ids.index_select(0, kept) for ids in (graph.train_user, graph.train_item))
+    return replace(graph, **dict(zip(("train_user", "train_item"), pairs, strict=True)))
 
 
 def epoch_batches(

@@ -20,7 +20,7 @@ from spike_kit.experiments import ablation
 from spike_kit.experiments.jobs import JobState, TrainingJob
 from spike_kit.experiments.run import Run, RunConfig, describe
 from spike_kit.figures.charts import ablation_bars, sparsity_bars
-from spike_kit.figures.style import COLOURS
+from spike_kit.figures.style import MANY_COLOURS
 from spike_kit.models.spike import SpikeConfig
 from spike_kit.profiles.encode import DEFAULT_ENCODER
 from spike_kit.profiles.template import TEMPLATE
@@ -319,7 +319,7 @@ class AblationStudy:
         frame["what"] = frame["what"].map(names)
         express = require("plotly.express", "lab")
         looks = {"color": "model", "line_dash": "model", "line_group": "seed", "facet_col": "what"}
-        looks |= {"color_discrete_sequence": COLOURS, "line_dash_sequence": DASHES}
+        looks |= {"color_discrete_sequence": MANY_COLOURS, "line_dash_sequence": DASHES}
         chart = express.line(frame, x="epoch", y="value", category_orders={"what": list(names.values())}, **looks)
         chart.for_each_annotation(lambda title: title.update(text=title.text.partition("=")[2]))
         chart.update_yaxes(matches=None, showticklabels=True, title=None).update_xaxes(rangemode="tozero")

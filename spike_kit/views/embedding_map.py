@@ -124,13 +124,14 @@ class EmbeddingMap:
         return {"colorscale": steps, "cmin": -0.5, "cmax": n - 0.5, "showscale": False}
 
     def cluster(self, vectors: np.ndarray, k: int = 12, seed: int = 0) -> pd.Series:
-        """Add a column ``cluster`` (k-means on rows of length 1) of vectors ``[n, d]``.
+        """Add a column ``cluster`` (k-means on rows of length 1, at most as many as differ) of vectors ``[n, d]``.
 
         More than a dozen colours cannot be told apart, and the seven largest get one; the clusters are there to name
         regions of a map, not to find a true number of groups.
         """
-        kmeans = require("sklearn.cluster", "text").KMeans(k, n_init=1, random_state=seed)
         rows = vectors / np.maximum(np.linalg.norm(vectors, axis=1, keepdims=True), 1e-12)
+        n = min(k, len(np.unique(rows, axis=0)))
+        kmeans = require("sklearn.cluster", "text").KMeans(n, n_init=1, random_state=seed)
         self.columns["cluster"] = pd.Series([f"cluster {number}" for number in kmeans.fit_predict(rows)])
         return self.columns["cluster"]
 

@@ -18,10 +18,12 @@ import pandas as pd
 from spike_kit.base.errors import DataError, lookup
 from spike_kit.data.dataset import Dataset
 from spike_kit.experiments.run import Run
-from spike_kit.profiles.prompts import EVERYTHING, PromptConfig, PromptWriter, prompt_writer_of, statements
+from spike_kit.profiles.prompt_config import EVERYTHING, PromptConfig
+from spike_kit.profiles.prompts import PromptWriter, prompt_writer_of, statements
 from spike_kit.profiles.quality import checked_facts, comparable, faithfulness, named_facts, supported
 from spike_kit.profiles.shipped import told_of
 from spike_kit.profiles.store import Store, answers_path
+from spike_kit.profiles.template import TEMPLATE
 from spike_kit.views.safe import html_rows, html_table, html_text
 from spike_kit.views.tables import Nodes, absence, nearest
 from spike_kit.views.widgets import Panel
@@ -127,8 +129,8 @@ class ProfileBrowser:
         return {name: prompt_writer_of(self.data, name, PromptConfig()) for name in self.profile_sets}
 
     @cached_property
-    def _everything(self) -> PromptWriter:
-        return PromptWriter(self.data, EVERYTHING)
+    def _everything(self) -> tuple[PromptWriter, dict[int, str]]:
+        return prompt_writer_of(self.data, TEMPLATE, EVERYTHING)
 
     @cached_property
     def _entities(self) -> dict[str, str]:
@@ -175,7 +177,8 @@ class ProfileBrowser:
         writer, items = self._writers[profiles]
         prompt = writer.prompt(*self.subject, lambda _: items)
         if not self.data.provenance(profiles).get("prompt_settings"):
-            return Asked(prompt.text, self._everything.prompt(*self.subject, lambda _: items).data, "never asked")
+            everything, known = self._everything
+            return Asked(prompt.text, everything.prompt(*self.subject, lambda _: known).data, "never asked")
         asked = str(self._row(profiles)["prompt_sha256"])
         if prompt.sha256 == asked:
             return Asked(prompt.text, prompt.data, "asked")

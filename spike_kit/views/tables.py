@@ -17,6 +17,9 @@ from spike_kit.profiles.shipped import told_of
 from spike_kit.profiles.template import fill
 from spike_kit.views.safe import html_text
 
+COUNTS = ("users", "items", "interactions", "entities", "relations", "triples")
+"""What the steps of a funnel count; anything else is told of single steps."""
+
 
 class Nodes:
     """Names of all nodes of a data set: users 0..U-1, entity e is U + e (items are the first entities).
@@ -142,8 +145,17 @@ def named_triples(data: Dataset, n: int = 10, seed: int = 0) -> pd.DataFrame:
 
 
 def funnel_table(data: Dataset) -> pd.DataFrame:
-    """Funnel of the build, a row for each step; what a step did not count is left blank."""
-    return pd.DataFrame(data.manifest.funnel).convert_dtypes().astype(object).fillna("")
+    """Funnel of the build, a row for each step; what a step did not count is left blank.
+
+    Returns
+    -------
+    DataFrame
+        step, `COUNTS` as far as they were counted, and in words what else a step counted.
+    """
+    steps = pd.DataFrame(data.manifest.funnel, columns=["step", *COUNTS]).dropna(axis=1, how="all")
+    others = [{name: n for name, n in step.items() if name not in steps} for step in data.manifest.funnel]
+    also = [", ".join(f"{n:,} {name.replace('_', ' ')}" for name, n in counts.items()) for counts in others]
+    return steps.convert_dtypes().astype(object).fillna("").assign(also=also)
 
 
 def graph_statistics(data: Dataset) -> pd.DataFrame:

@@ -1,5 +1,8 @@
+import dataclasses
 import itertools
 import math
+import re
+import shutil
 from collections import Counter
 from collections.abc import Callable
 
@@ -103,6 +106,35 @@ def test_what_cannot_be_measured_is_unknown(data: Dataset, lists: np.ndarray) ->
     with pytest.raises(DataError, match="lists of 2 users"):
         measured.measure(lists[:2])
     assert math.isnan(gini(np.zeros(3, dtype=int)))
+
+
+@pytest.mark.parametrize(
+    ("label", "k", "reasons"),
+    [
+        ("genre", 5, {"diversity by text": r"profile set template is not encoded"}),
+        ("Sujet", 5, {"diversity by text": "", "miscalibration": r"called genre or .*; there are Sujet, director"}),
+        ("Tag", 1, {"diversity by kg": "no list holds enough", "diversity by text": "profile set"}),
+    ],
+)
+def test_what_is_not_known_has_a_reason(data: Dataset, label: str, k: int, reasons: dict[str, str]) -> None:
+    shutil.rmtree(data.path / "embeddings")
+    relations = data.relations.assign(label=[label, "director"])
+    data.__dict__["tables"] = dataclasses.replace(data.tables, relations=relations)
+    popular = Popularity(ModelConfig(), Graph.from_tables(data.tables))
+    table = measure_lists(data, [("popular", popular)], k=k)["whole lists"]
+    assert table.columns[table.isna().any()].tolist() == list(reasons)
+    assert all(re.search(words, table.attrs["unknown"][name]) for name, words in reasons.items())
+
+
+def test_a_group_that_nobody_likes_has_a_reason(data: Dataset, monkeypatch: pytest.MonkeyPatch) -> None:
+    rows = data.interactions
+    wanted = rows[(rows["split"] != "test") | (rows["item"] > 1)]
+    data.__dict__["tables"] = dataclasses.replace(data.tables, interactions=wanted)
+    groups = pd.Series(np.where(data.items["item"] > 1, "wanted", "unwanted"))
+    monkeypatch.setattr("spike_kit.evaluation.beyond.item_groups", lambda _: groups)
+    popular = Popularity(ModelConfig(), Graph.from_tables(data.tables))
+    table = measure_lists(data, [("popular", popular)], k=3)["items by popularity"]
+    assert table.attrs["unknown"] == {"unwanted (2): recall": "no user has a relevant item of this group"}
 
 
 @given(st.lists(st.integers(1, 30), min_size=1, max_size=80), st.integers(1, 6))

@@ -27,8 +27,26 @@ def test_coordinates_are_cached_with_their_parameters(monkeypatch: pytest.Monkey
     monkeypatch.setattr("spike_kit.evaluation.maps._EXACT_UP_TO", 0)
     umap_coordinates(vectors, neighbours=6)
     assert len(list(paths.cache_root().glob("umap--*.parquet"))) == 2
-    with pytest.raises(DataError, match="more than 5 vectors"):
-        umap_coordinates(vectors[:5], neighbours=5)
+
+
+@pytest.mark.parametrize("n", [4, 5, 15])
+@pytest.mark.parametrize("kind", ["different", "equal", "zero"])
+def test_few_vectors_have_fewer_neighbours_with_a_warning(n: int, kind: str, caplog: pytest.LogCaptureFixture) -> None:
+    vectors = {
+        "different": numpy_generator(0, "few").normal(size=(n, 5)),
+        "equal": np.ones((n, 5)),
+        "zero": np.zeros((n, 5)),
+    }
+    points = umap_coordinates(vectors[kind])
+    assert points.shape == (n, 2)
+    assert np.isfinite(points).all(axis=None)
+    assert points.attrs["neighbours"] == n - 1
+    assert caplog.messages == [f"a map of {n} vectors: {n - 1} neighbours, not 15"]
+
+
+def test_too_few_vectors_are_refused() -> None:
+    with pytest.raises(DataError, match="at least 4 vectors, not 3"):
+        umap_coordinates(np.eye(3))
 
 
 def test_alignment_undoes_turns_and_mirrors() -> None:

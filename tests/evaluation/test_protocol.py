@@ -10,7 +10,7 @@ import torch
 from spike_kit.base.errors import TrainingError
 from spike_kit.base.seeds import torch_generator
 from spike_kit.evaluation import ranking
-from spike_kit.evaluation.ranking import METRICS, RankingTask, evaluate, top_items
+from spike_kit.evaluation.ranking import CUTOFFS, METRICS, RankingTask, evaluate, top_items
 from spike_kit.models.base import FixedEmbeddings, Recommender
 from tests.fixture_files import Fixture
 from tests.reference.evaluation import lists_of, loop, task_of
@@ -89,6 +89,17 @@ def test_equal_to_the_loop_whatever_the_sizes(
     scores[3, : n_items // 2] = float("-inf") if kind is Stored else 0.0
     per_user = equal_to_the_loop(kind(scores), task, (1, 5, 20))
     assert per_user["hit_rate@20"].max() == 1
+
+
+@pytest.mark.parametrize("asked", [(1,), (20,), (20, 100), (60, 10)])
+@pytest.mark.parametrize("n_items", [30, 300, 2000])
+def test_a_number_does_not_depend_on_what_else_is_asked_for(n_items: int, asked: tuple[int, ...]) -> None:
+    """With ties, whose order depends on the length of the list that torch.topk makes."""
+    task = random_task(np.random.default_rng(n_items), 25, n_items, torch.device("cpu"))
+    scores = torch.randn(30, n_items, generator=torch_generator(0, "test")).round()
+    found, usual = evaluate(scorer(scores), task, asked)[0], evaluate(scorer(scores), task, (*CUTOFFS, 1, 60, 100))[0]
+    assert found == {name: usual[name] for name in found}
+    assert len(found) == len(METRICS) * len(asked)
 
 
 @pytest.mark.parametrize(("levels", "width"), [(1, 640), (2, 4096), (3, 32768)])

@@ -8,6 +8,7 @@ from spike_kit.base.errors import DataError
 from spike_kit.data.dataset import Dataset
 from spike_kit.data.vectors import ProfileVectors
 from spike_kit.evaluation.signal import REFERENCE, TRAIN_ITEMS, USER_PROFILE, RandomOrder, signal_table
+from spike_kit.experiments.run import Run
 from spike_kit.models.text_knn import TextKnn, TextKnnConfig
 from tests.world import World
 
@@ -28,6 +29,11 @@ def test_profiles_of_the_planted_groups_rank_far_above_random(data: Dataset, wor
     assert recall.loc["template"].min() > 0.9
     assert recall.drop("template", level="profiles").max() < 0.3
     assert set(table["users"]) == {len(data.users)}
+
+
+def test_popularity_has_the_number_of_its_run(data: Dataset, runs: dict[str, list[Run]]) -> None:
+    table = signal_table(data, {}).set_index("scorer")
+    assert table["ndcg@20"]["popularity"] == runs["popularity"][0].valid["ndcg@20"]
 
 
 def test_the_test_split_stays_closed(data: Dataset, world: World) -> None:

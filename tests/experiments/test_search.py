@@ -20,8 +20,9 @@ from spike_kit.cli import main
 from spike_kit.data.dataset import Dataset
 from spike_kit.evaluation.ranking import RankingTask
 from spike_kit.experiments import search as module
-from spike_kit.experiments.run import Run, RunConfig, find_tuned
+from spike_kit.experiments.run import Run, RunConfig
 from spike_kit.experiments.search import VALID, parse_fixed, search, space_of
+from spike_kit.experiments.tuned import find_tuned
 from spike_kit.models import MODELS
 from spike_kit.models.base import TrainedRecommender
 from spike_kit.models.spaces import Range

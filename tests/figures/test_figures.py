@@ -19,6 +19,7 @@ from spike_kit.base import paths
 from spike_kit.base.errors import ConfigError
 from spike_kit.cli import main
 from spike_kit.data.dataset import Dataset
+from spike_kit.evaluation.groups import ITEM_GROUPS
 from spike_kit.experiments.ablation import ABLATIONS
 from spike_kit.experiments.archive import read_archive, write_archive
 from spike_kit.experiments.run import Run
@@ -120,9 +121,29 @@ def test_a_figure_of_ones_own_is_a_function_and_a_line(
         gallery.export(data, runs=[], names=["nope"], progress=False)
 
 
-def test_many_series_differ_in_colour_or_form() -> None:
-    for codes in (style.HATCHES, style.MARKERS, style.DASHES):
-        assert len({(number % len(style.COLOURS), number % len(codes)) for number in range(len(MODELS))}) == len(MODELS)
+@pytest.mark.parametrize("n", [9, len(MODELS)])
+def test_many_models_share_no_colour_and_later_ones_differ_in_form(n: int) -> None:
+    assert len({charts.bar_look(number)["facecolor"] for number in range(n)}) == n
+    assert len({style.line_look(number)["color"] for number in range(n)}) == n
+    assert len({(bar["facecolor"], bar["hatch"]) for bar in map(charts.bar_look, range(5 * n))}) == 5 * n
+    for form in ("marker", "linestyle"):
+        assert len({(look["color"], look[form]) for look in map(style.line_look, range(5 * n))}) == 5 * n
+
+
+@pytest.mark.parametrize("n", [2, 10])
+def test_every_text_has_its_line(n: int) -> None:
+    names = [f"text {number}" for number in range(n)]
+    rows = [(rule, name, group) for rule in ("among", "all") for name in names for group in ITEM_GROUPS]
+    frame = pd.DataFrame(rows, columns=["candidates", "model", "group"]).assign(mean=0.2, low=0.1, high=0.3)
+    figure = charts.worth_lines(frame.assign(metric="ndcg@20", split="test"))
+    assert [text.get_text() for text in figure.legends[0].get_texts()] == names
+
+
+def test_legends_stand_outside_the_axes(data: Dataset, runs: Runs) -> None:
+    for name in ("results", "sparsity", "efficiency", "curves", "graph", "quality"):
+        figure = gallery.draw(data, name, several(runs))
+        assert not any(axes.get_legend() for axes in figure.axes)
+        assert figure.legends
 
 
 def test_memory_has_a_panel_where_it_is_known() -> None:

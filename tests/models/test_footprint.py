@@ -12,11 +12,12 @@ from benchmarks.common import alone
 from benchmarks.synthetic import AMAZON_BOOK, synthetic_graph, synthetic_vectors
 from spike_kit.base.devices import peak_bytes, reset_peak
 from spike_kit.data.vectors import ProfileVectors
-from spike_kit.models import find_model, find_preset
-from spike_kit.models.base import TrainedConfig
+from spike_kit.models import MODELS, find_model, find_preset
+from spike_kit.models.base import TrainedConfig, TrainedRecommender
 from spike_kit.models.footprint import footprint
 from spike_kit.training.loop import training_step
 from spike_kit.training.sampling import NegativeSampler, epoch_batches
+from tests.world import World
 
 STATUS = Path("/proc/self/status")
 pytestmark = pytest.mark.skipif(
@@ -63,6 +64,17 @@ def measured(name: str, preset: str, settings: dict[str, Any]) -> tuple[int, int
 def test_the_estimate_is_an_upper_bound_and_not_a_wild_one(name: str, preset: str, settings: dict[str, Any]) -> None:
     taken, estimated = alone(measured, name, preset, settings)
     assert taken <= estimated <= 4 * taken + 200 * 2**20
+
+
+@pytest.mark.parametrize("more", [1, 10**8])
+@pytest.mark.parametrize("model", [name for name in MODELS if issubclass(MODELS[name], TrainedRecommender)])
+def test_a_batch_is_not_larger_than_the_data(world: World, model: str, more: int) -> None:
+    for preset in MODELS[model].presets.values():
+        assert isinstance(preset.model, TrainedConfig)
+        n = world.graph.n_interactions
+        whole, half = (footprint(preset.model, world.graph, 24, size) for size in (n, n // 2))
+        assert footprint(preset.model, world.graph, 24, n + more) == whole
+        assert half.batch < whole.batch
 
 
 def test_vectors_are_mapped_not_read(tmp_path: Path) -> None:

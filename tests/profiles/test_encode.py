@@ -279,6 +279,7 @@ def test_tfidf_tells_topics_apart_at_unit_length_with_the_same_bytes_on_any_numb
     [
         (["red apple", "green pear", "green pear"], r"(?s)2 different texts with 6 .*largest possible d is 2: tfidf-2"),
         (["apple", "pear", "apple pear plum"], r"largest possible d is 3"),
+        (["apple", "apple"], r"(?s)1 different texts with 1 words .*use another encoder"),
         (["the", "of and"], "no usable word"),
     ],
 )

@@ -8,10 +8,13 @@ import pytest
 import torch
 from torch.nn import functional
 
+import spike_kit as sk
 from spike_kit.base.errors import DataError
 from spike_kit.data.dataset import FILLED
 from spike_kit.data.vectors import ProfileVectors
 from spike_kit.profiles import quality
+from spike_kit.profiles.prompts import prompt_texts
+from spike_kit.profiles.template import template_profiles
 
 PROMPT = "Title: Alien (1979). Directed by Ridley Scott. Cast: Sigourney Weaver; genre: horror."
 
@@ -29,6 +32,9 @@ PROMPT = "Title: Alien (1979). Directed by Ridley Scott. Cast: Sigourney Weaver;
         ("Tom and I laugh, says Ann.", "Tom; Ann"),
         ("loves “Se7en (1995)” and 'the Matrix', not \"feel-good\" ones", "Se7en; 1995; the Matrix"),
         ("He read 「千と千尋」 in 1994-1998, 12 times, in the 1980s", "千と千尋; 1994; 1998; 1980s"),
+        ("the Halo™ series, LEGO®Star Wars™ and “Just Cause™ (2006)”", "Halo; LEGO Star Wars; Just Cause; 2006"),
+        ("of ＦＩＮＡＬ　Ｆantasy, ﬁlms of Ve\u0307\u0303jas, １，０００ hours", "FINAL Fantasy; Vėjas; 1000"),
+        ("as in Fargo, Heat and 120 more, of 120 films", "Fargo; Heat; 120"),
         ("films of Ünal Çelik, Łódź; Достоевский, for 1,000 hours", "Ünal Çelik; Łódź; Достоевский; 1000"),
     ],
 )
@@ -58,6 +64,12 @@ def test_words_known_in_lower_case_are_no_names_at_the_start_of_a_sentence_only(
         ("Peter Jackson's Braindead", "Heavenly Creatures by Peter Jackson", False),
         ("千と千尋", "題名は千と千尋の神隠し", True),
         ("C++ (.*", "c", True),
+        ("Halo", "Halo™: Reach", True),
+        ("Halo™", "halo", True),
+        ("Halo™", "Halotm", False),
+        ("Oﬃce", "The Office®", True),
+        ("ＦＩＦＡ ９８", "fifa 98", True),
+        ("Vė̃jas", "vejas", True),
     ],
 )
 def test_support_ignores_case_accents_and_marks_but_not_words(name: str, prompt: str, expected: bool) -> None:
@@ -176,3 +188,32 @@ def test_profile_sets_are_compared_on_the_subjects_they_share() -> None:
     assert alone[["n", "spread"]].to_numpy()[0].tolist() == pytest.approx([2, 1])
     with pytest.raises(DataError, match=r"no subject has a profile of each profile set \(template, model\)"):
         quality.measure_profiles({"template": TEMPLATE, "model": MODEL.tail(1)}, PROMPTS)
+
+
+ODD = ["Halo™", "LEGO® Star Wars℠", "ﬁnal ﬂight Oﬃce", "ＦＩＮＡＬ ＦＡＮＴＡＳＹ"]
+ODD += ["Vė̃jas", 'Bob "The Nail" Smith', "№ 9", "O´Brien"]
+"""Names that are written in several ways."""
+
+
+@pytest.mark.parametrize("relation", ["Genre", "voice actor", "Publisher™"])
+def test_a_template_invents_nothing(relation: str) -> None:
+    """Whatever names look like, how many a list leaves out, and whether the name of a relation has a capital."""
+    n = 150
+    names = [f"{ODD[number % len(ODD)]} {chr(65 + number % 26)}{number}" for number in range(2 * n)]
+    pairs = [(user, item) for user in range(3) for item in range(n) if item % 3 != user]
+    data = sk.dataset(
+        pd.DataFrame(pairs, columns=["user", "item"]),
+        pd.DataFrame({"item": range(n), "title": names[:n]}),
+        pd.DataFrame(
+            [(item, relation, names[n + other]) for item in range(n) for other in range(12 + item % 3)],
+            columns=["head", "relation", "tail"],
+        ),
+        name="odd",
+        user_core=1,
+        item_core=1,
+    )
+    profiles = template_profiles(data)
+    assert profiles["text"].str.contains(r"and 1\d\d more|and \d more").any()
+    data.write_profiles("template", profiles)
+    measured = quality.measure_profiles({"template": profiles}, {"template": prompt_texts(data, "template")})
+    assert measured.groupby("subject")["faithfulness"].min().to_dict() == {"auxiliary": 1, "item": 1, "user": 1}

@@ -1,6 +1,7 @@
 """Finished runs as tables: which runs belong together, and what their tables say."""
 
 import dataclasses
+import re
 
 import numpy as np
 import pandas as pd
@@ -12,7 +13,7 @@ from spike_kit.experiments.archive import read_archive, write_archive
 from spike_kit.experiments.run import Run
 from spike_kit.models import find_preset
 from spike_kit.results import frames
-from spike_kit.results.comparison import ablation_frame, profiles_frame
+from spike_kit.results.comparison import ablation_frame, comparison_markdown, comparison_table, profiles_frame
 from spike_kit.results.frames import per_user_metric
 from spike_kit.results.significance import holm, paired_test
 from spike_kit.results.tables import ablation_label, run_label
@@ -172,6 +173,44 @@ def test_costs_and_curves_are_those_of_the_runs(runs: Runs) -> None:
     assert curves["value"][0] == runs["spike"][0].history["valid_ndcg@20"][0]
 
 
+@pytest.mark.parametrize("model", ["ease", "itemknn", "text_ridge"])
+def test_seconds_of_a_fit_that_was_not_timed_are_not_shown(runs: Runs, model: str) -> None:
+    done = runs["popularity"][0]
+    assert frames.costs([done])["seconds"] == done.metrics["seconds"]
+    old, new = changed(done, model=model), changed(done, model=model)
+    vars(old)["metrics"] = {name: value for name, value in done.metrics.items() if name != "listed"}
+    assert np.isnan([*frames.costs([old]).values()]).all()
+    assert frames.costs([old, new])["seconds"] == done.metrics["seconds"]
+
+
+@pytest.mark.parametrize(
+    ("settings", "label"),
+    [
+        ({"inject": False, "remove": False, "matching": "off"}, "SPiKE w/o any text"),
+        ({"matching": "off"}, "SPiKE w/o matching"),
+        ({"inject": False}, "SPiKE inject=False"),
+        ({"matching": "off", "rho": 2.0}, "SPiKE rho=2.0, matching=off"),
+    ],
+)
+def test_a_variant_has_the_name_of_the_ablation(runs: Runs, settings: dict[str, object], label: str) -> None:
+    usual = find_preset("spike").training.model_dump(mode="json")
+    one = changed(runs["spike"][0], training_settings=usual)
+    assert run_label(one) == "SPiKE"
+    named = changed(one, model_settings=one.config["model_settings"] | settings)
+    assert run_label(named) == label
+
+
+def test_remarks_stand_in_tables_and_comparisons(runs: Runs) -> None:
+    table = frames.results_table([*runs["popularity"], *runs["lightgcn"]]).set_index("model")["remarks"]
+    assert table["Popularity"] == ""
+    assert re.fullmatch(
+        r"best epoch \d+ of at most 12 \(2 of 2 runs\), few steps \(12\) \(2 of 2 runs\)", table.iloc[1]
+    )
+    compared = comparison_table([*runs["popularity"], *runs["lightgcn"]])
+    assert compared.set_index("model")["remarks"].to_dict() == table.to_dict()
+    assert f" {table.iloc[1]} |" in comparison_markdown(compared, "ndcg@20")
+
+
 def test_degrees_are_those_of_the_graph(data: Dataset) -> None:
     rows = {row["of"]: row for row in frames.graph_frame(data).to_dict("records")}
     users = {"of": "users, interactions", "degree": 10, "nodes": len(data.users), "share": 1.0}
@@ -208,7 +247,7 @@ def test_profile_sets_and_weights_are_compared_with_the_model_that_sees_no_text(
     without = [changed(one, model_settings=blind, training_settings=usual) for one in runs["without matching"]]
     other = changed(spike[0], model_settings=settings | {"rho": 3.0})
     frame = profiles_frame([*heavy[:1], *spike, *without, other, *runs["low rho"], *runs["lightgcn"]], "recommended")
-    assert frame["profiles"].tolist() == ["none", "template", "told"]
+    assert frame["profiles"].tolist() == ["w/o any text", "template", "told"]
     assert frame["matching weight"].tolist()[1:] == [settings["matching_weight"], 9.0]
     assert frame["seeds"].tolist() == [2, 2, 1]
     expected = paired_test(*(per_user_metric(group, "ndcg@20", "test") for group in (spike, without)))

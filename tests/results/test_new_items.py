@@ -5,6 +5,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
+import torch
 
 import spike_kit as sk
 from spike_kit.base.errors import ConfigError, DataError
@@ -15,7 +16,7 @@ from spike_kit.experiments.run import Run, RunConfig, run
 from spike_kit.figures import gallery
 from spike_kit.figures.style import MARKERS
 from spike_kit.results import frames
-from spike_kit.results.report import report
+from spike_kit.results.report import ranked_table, report
 from spike_kit.results.tables import run_label
 
 SHORT = {"epochs": 2, "eval_every": 1}
@@ -46,6 +47,12 @@ def test_a_model_that_scores_no_new_item_has_no_number(new_data: Dataset, finish
     assert f"{expected:.4f}" in rows[label][2]
 
 
+def test_a_model_without_a_number_comes_last(new_data: Dataset, finished: list[Run]) -> None:
+    table = ranked_table(new_data, finished[:2], "test_new", ["ndcg"], [3], torch.device("cpu"))
+    last = [cell.strip() for cell in table.splitlines()[-1].strip("|").split("|")]
+    assert last[:3] == ["Popularity", "1", ""]
+
+
 def test_a_data_set_of_known_items_has_no_such_results(runs: dict[str, list[Run]]) -> None:
     with pytest.raises(ConfigError, match="valid_new"):
         sk.table(runs["spike"], "valid_new")
@@ -55,7 +62,7 @@ def test_a_data_set_of_known_items_has_no_such_results(runs: dict[str, list[Run]
 
 def test_the_worth_of_a_text_is_that_of_the_groups_of_the_runs(new_data: Dataset, finished: list[Run]) -> None:
     frame = frames.worth_frame(finished)
-    assert set(frame["model"]) == {"template", "no text"}
+    assert set(frame["model"]) == {"template", "w/o any text"}
     row = frame.query("candidates == 'all' and model == 'template' and group == '0'").to_dict("records")[0]
     values = [one.metrics["item_groups"]["valid"]["0"]["all"] for one in finished[1:3]]
     assert row["mean"] == pytest.approx(np.mean(values))
@@ -95,7 +102,7 @@ def test_tasks_stand_side_by_side(new_data: Dataset, finished: list[Run], runs: 
     frame = frames.tasks_frame([*finished, usual])
     values = frame.set_index(["group", "model"])["mean"]
     assert values["known", "template"] == pytest.approx(usual.test["ndcg@20"])
-    assert values["new items", "no text"] == pytest.approx(finished[3].metrics["test_new"]["ndcg@20"])
+    assert values["new items", "w/o any text"] == pytest.approx(finished[3].metrics["test_new"]["ndcg@20"])
     figure = gallery.draw(new_data, "tasks", [*finished, usual])
     assert [label.get_text() for label in figure.axes[0].get_xticklabels()] == ["known", "new items"]
     with pytest.raises(DataError, match="not of several tasks"):

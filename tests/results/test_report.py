@@ -3,8 +3,10 @@
 import shutil
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 import pytest
+import torch
 
 from spike_kit.base import paths
 from spike_kit.base.errors import DataError
@@ -14,7 +16,7 @@ from spike_kit.evaluation.groups import sparsity_groups, train_interactions
 from spike_kit.experiments import archive
 from spike_kit.experiments.run import Run
 from spike_kit.results.frames import group_means, per_user_metric
-from spike_kit.results.report import report, table_page
+from spike_kit.results.report import ranked_table, report, table_page
 from spike_kit.results.significance import holm, paired_test
 
 
@@ -32,6 +34,26 @@ def rows_of(text: str, title: str) -> list[list[str]]:
     part = next(part for part in text.split("### ")[1:] if title in part.splitlines()[0])
     lines = [line for line in part.splitlines() if line.startswith("| ")][2:]
     return [[cell.strip() for cell in line.strip("|").split("|")] for line in lines]
+
+
+@pytest.mark.parametrize(
+    ("metrics", "by", "split"), [(["recall", "ndcg"], "ndcg@20", "test"), (["mrr"], "mrr@20", "valid")]
+)
+def test_the_best_run_comes_first_with_validation_and_seconds(
+    data: Dataset, runs: dict[str, list[Run]], metrics: list[str], by: str, split: str
+) -> None:
+    every = [one for name in ("lightgcn", "popularity", "spike", "bprmf") for one in runs[name]]
+    table = ranked_table(data, every, split, metrics, [20], torch.device("cpu"))
+    header, _, *lines = ([cell.strip() for cell in line.strip("|").split("|")] for line in table.splitlines())
+    assert header == ["model", "seeds", *(f"{name}@20" for name in metrics), "ndcg@20, validation", "training, s"]
+    rows = [dict(zip(header, line, strict=True)) for line in lines]
+    values = [float(row[by].replace("*", "").split()[0]) for row in rows]
+    assert values == sorted(values, reverse=True)
+    found = {row["model"]: row for row in rows}
+    for title, name in (("Popularity", "popularity"), ("LightGCN epochs=12", "lightgcn")):
+        group = runs[name]
+        assert found[title]["ndcg@20, validation"] == f"{np.mean([one.valid['ndcg@20'] for one in group]):.4f}"
+        assert found[title]["training, s"] == f"{np.mean([one.metrics['seconds'] for one in group]):.1f}"
 
 
 def test_the_tables_hold_what_the_runs_hold(data: Dataset, finished: list[Run]) -> None:

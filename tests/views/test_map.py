@@ -60,6 +60,12 @@ def test_search_and_selection_make_the_table(view: EmbeddingMap) -> None:
     assert view.selected == view.found == []
 
 
+@pytest.mark.parametrize(("different", "clusters"), [(1, 1), (3, 3), (20, 12)])
+def test_there_are_no_more_clusters_than_different_vectors(view: EmbeddingMap, different: int, clusters: int) -> None:
+    vectors = np.eye(20)[np.arange(view.nodes.n_nodes) % different]
+    assert view.cluster(vectors).nunique() == clusters
+
+
 def test_clusters_are_seeded(view: EmbeddingMap) -> None:
     vectors = np.repeat(np.eye(4), view.nodes.n_nodes // 4 + 1, axis=0)[: view.nodes.n_nodes]
     first = view.cluster(vectors, k=4)

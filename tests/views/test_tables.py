@@ -1,3 +1,5 @@
+from typing import Any
+
 import pytest
 
 from spike_kit.base.errors import DataError
@@ -27,10 +29,27 @@ def test_the_graph_is_described(data: Dataset) -> None:
     assert dict(zip(relations["name"], relations["tails"], strict=True)) == {"genre": 4, "director": 16}
 
 
-def test_the_funnel_is_a_table_with_blanks(data: Dataset) -> None:
-    funnel = ({"step": "raw files", "users": 3, "bad_rows": 1}, {"step": "core", "users": 2})
+@pytest.mark.parametrize(
+    ("funnel", "columns", "rows"),
+    [
+        (
+            [{"step": "raw files", "users": 3, "bad_rows": 1}, {"step": "core", "users": 2}],
+            ["step", "users", "also"],
+            [["raw files", 3, "1 bad rows"], ["core", 2, ""]],
+        ),
+        (
+            [{"step": "raw files", "items": 3}, {"step": "joined", "items": 2, "triples": 4, "merged": 1200, "cut": 0}],
+            ["step", "items", "triples", "also"],
+            [["raw files", 3, "", ""], ["joined", 2, 4, "1,200 merged, 0 cut"]],
+        ),
+    ],
+)
+def test_the_funnel_is_a_narrow_table_with_blanks(
+    data: Dataset, funnel: list[dict[str, Any]], columns: list[str], rows: list[list[Any]]
+) -> None:
     shown = tables.funnel_table(Dataset(data.path, data.manifest.replace(funnel=funnel)))
-    assert shown.to_numpy().tolist() == [["raw files", 3, 1], ["core", 2, ""]]
+    assert shown.columns.tolist() == columns
+    assert shown.to_numpy().tolist() == rows
 
 
 def test_profiles_by_subject_and_id(data: Dataset) -> None:

@@ -15,7 +15,8 @@ from pathlib import Path
 from typing import Literal, NamedTuple
 
 from spike_kit.base.errors import DataError, some
-from spike_kit.data.raw import Field, JsonLines, fields, literal, opened
+from spike_kit.data.files import opened
+from spike_kit.data.raw import Field, JsonLines, fields, literal
 from spike_kit.data.recipes import UNFILTERED, BuildConfig, Published, Recipe, Source
 from spike_kit.data.sources import recbole
 from spike_kit.data.text import plain

@@ -19,7 +19,7 @@ import pandas as pd
 
 from spike_kit.base.errors import DataError, some
 from spike_kit.data.dataset import Dataset
-from spike_kit.data.raw import Field, lines_of, literal
+from spike_kit.data.raw import Fault, Field, lines_of, literal
 from spike_kit.data.recipes import UNFILTERED, BuildConfig, Published, Recipe, Source
 from spike_kit.data.tables import SPLITS
 from spike_kit.data.text import CONTROL, readable
@@ -40,6 +40,7 @@ LIST_FILES = {name: f"{name}_list.txt" for name in ("user", "item", "entity", "r
 _ID = "remap_id"
 _NAMES = ("org_id", "freebase_id")
 _NUMBER = "[0-9]{1,15}"
+_ANY = "[^ \t]+"
 _SMALL = 100_000
 
 Names = Mapping[int, tuple[str, ...]]
@@ -170,7 +171,7 @@ def _read_triples(
 ) -> tuple[pd.DataFrame, int, int]:
     """Read the triples; returns them (head, relation, tail) with the number of entities and of relations."""
     path, what = folder / TRIPLES, "a triple of ids (head relation tail)"
-    columns = {"head": "ids[1]", "relation": "ids[2]", "tail": "ids[3]"}
+    columns = {name: _number(f"ids[{place}]") for place, name in enumerate(("head", "relation", "tail"), 1)}
     rows = read_ids(path, "raw_triples", work, columns, what, len(columns))
     if relation_names is None:
         n_relations = _size("relation", path, set(rows["relation"]))
@@ -259,7 +260,9 @@ def _entitle(work: Workspace, path: Path, named: Sequence[tuple[str, ...]], node
 def read_lines(path: Path, view: str, work: Workspace) -> pd.DataFrame:
     """Read the lines of a text file that are not blank: line and place (its number from 0)."""
     has_control = f"regexp_matches(replace(line, '\t', ' '), {literal(CONTROL)})"
-    work.read(lines_of(path), view, {"line": Field("line", "text")}, [(has_control, "it holds a control character")])
+    work.read(
+        lines_of(path), view, {"line": Field("line", "text")}, [Fault(has_control, "it holds a control character")]
+    )
     return work.frame(f"SELECT line, place FROM {view} WHERE trim(line, ' \t') <> '' ORDER BY place")
 
 
@@ -270,6 +273,7 @@ def read_ids(
     columns: Mapping[str, str],
     what: str = "a line of ids (0, 1, 2, ...)",
     count: int | None = None,
+    form: str = _NUMBER,
 ) -> pd.DataFrame:
     """Read the lines of a file that hold ids; blank ones are passed over, a line that holds something else is bad.
 
@@ -278,17 +282,23 @@ def read_ids(
     path, view, work
         File, view and workspace, as in `Workspace.read`.
     columns
-        Columns of the result, besides the place: SQL expressions on the list ``ids``.
+        Columns of the result, besides the place: SQL expressions on ``ids``, a list of texts.
     what, count
         What a line is, for messages, and how many ids it holds if that is always the same.
+    form
+        Regular expression of an id.
     """
     more = "*" if count is None else f"{{{count - 1}}}"
-    is_line = f"regexp_full_match(line, '[ \t]*{_NUMBER}([ \t]+{_NUMBER}){more}[ \t]*')"
-    fault = f"trim(line, ' \t') <> '' AND NOT {is_line}", f"it is not {what}"
-    parts = "TRY_CAST(string_split_regex(trim(line, ' \t'), '[ \t]+') AS BIGINT[])"
+    is_line = f"regexp_full_match(line, '[ \t]*{form}([ \t]+{form}){more}[ \t]*')"
+    fault = Fault(f"trim(line, ' \t') <> '' AND NOT {is_line}", f"it is not {what}")
+    parts = "CASE WHEN trim(line, ' \t') <> '' THEN string_split_regex(trim(line, ' \t'), '[ \t]+') END"
     work.read(lines_of(path), view, {"line": Field("line", "text")}, [fault], {"ids": parts})
     wanted = ", ".join(f'{value} AS "{name}"' for name, value in columns.items())
     return work.frame(f"SELECT {wanted}, place FROM {view} WHERE ids IS NOT NULL ORDER BY place")
+
+
+def _number(text: str) -> str:
+    return f"CAST({text} AS BIGINT)"
 
 
 def read_split(
@@ -297,6 +307,7 @@ def read_split(
     users: Known | None = None,
     items: Known | None = None,
     items_from_train: bool = False,
+    as_text: bool = False,
 ) -> tuple[pd.DataFrame, list[int]]:
     """Read the files of a given split (by the names train, valid, test): rows (user, item, split), and train's users.
 
@@ -313,6 +324,8 @@ def read_split(
         Ids that exist, if that is known from elsewhere.
     items_from_train
         Whether an item of valid and test must be in train.
+    as_text
+        Whether ids are texts, which stay as they are written; else they are numbers.
 
     Raises
     ------
@@ -322,7 +335,10 @@ def read_split(
     parts, train_users = [], []
     for split, path in files.items():
         view = f"lists_{split}"
-        lists = read_ids(path, view, work, {"user": "ids[1]", "items": "ids[2:]"})
+        if as_text:
+            lists = read_ids(path, view, work, {"user": "ids[1]", "items": "ids[2:]"}, "a line of ids", form=_ANY)
+        else:
+            lists = read_ids(path, view, work, {"user": _number("ids[1]"), "items": "CAST(ids[2:] AS BIGINT[])"})
         first = ~lists["user"].duplicated()
         lists = work.kept(view, lists, first, "its user has a line already", "make one line of the two")
         if users:
@@ -332,7 +348,7 @@ def read_split(
         rows = lists.rename(columns={"items": "item"}).explode("item").dropna(subset=["item"])
         if items:
             rows = work.kept(view, rows, rows["item"].isin(items.ids), f"an item is not in {items.where}")
-        parts.append(rows[["user", "item"]].astype("int64").assign(split=split))
+        parts.append(rows[["user", "item"]].astype("str" if as_text else "int64").assign(split=split))
         if split == SPLITS[0]:
             train_users = sorted(lists["user"].tolist())
             users, seen = Known(set(train_users), path.name), Known(set(parts[0]["item"]), path.name)
@@ -363,7 +379,9 @@ def read_mapped_split(folder: Path, work: Workspace) -> tuple[pd.DataFrame, pd.D
 
 def _read_map(path: Path, view: str, work: Workspace) -> pd.Series:
     """Read lines of a raw id and the id it is mapped to: raw ids by mapped ids."""
-    pairs = read_ids(path, view, work, {"raw": "ids[1]", "mapped": "ids[2]"}, "a raw and a mapped id", 2)
+    columns = {"raw": "ids[1]", "mapped": "TRY_CAST(ids[2] AS BIGINT)"}
+    pairs = read_ids(path, view, work, columns, "a raw and a mapped id", 2, form=_ANY)
+    pairs = work.kept(view, pairs, pairs["mapped"].notna(), "its second id is not a number").astype({"mapped": "int64"})
     again = pairs["raw"].duplicated() | pairs["mapped"].duplicated()
     pairs = work.kept(view, pairs, ~again, "one of its ids stands in an earlier line, too")
     return pairs.set_index("mapped")["raw"].astype("str")

@@ -38,7 +38,7 @@ def parse(folder: Path, config: LastfmConfig, work: Workspace) -> None:
     names = ("user_artists", "artists", "tags", "user_taggedartists")
     paths = [work.register(folder / f"{name}.dat") for name in names]
     listens, artists, tagged = (Delimited(paths[place], "\t", quoting=False) for place in (0, 1, 3))
-    tags = Delimited(paths[2], "\t", quoting=False, encoding="latin-1")
+    tags = Delimited(paths[2], "\t", quoting=False, encoding="cp1252")
     columns = fields({"user": "userID", "item": "artistID", "rating": "weight"})
     work.read(artists, "raw_items", fields({"item": "id", "label": "name"}))
     if config.given:

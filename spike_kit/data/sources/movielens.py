@@ -4,13 +4,15 @@ Ratings: MovieLens (Harper and Konstan, TiiS 2015). The knowledge graph is made 
 of the release and, on request, tags of users.
 """
 
+from dataclasses import replace
 from pathlib import Path
 
 import pandas as pd
 from pydantic import Field as Setting
 
 from spike_kit.base.errors import DataError
-from spike_kit.data.raw import Delimited, fields, read_through
+from spike_kit.data.files import survey
+from spike_kit.data.raw import Delimited, fields
 from spike_kit.data.recipes import BuildConfig, Published, Recipe, Source
 from spike_kit.data.text import plain, turned
 from spike_kit.data.workspace import Workspace, facts_in
@@ -73,11 +75,12 @@ def _table(path: Path, names: tuple[str, ...]) -> Delimited:
     """A file; the older layout has no header, and is in UTF-8 (10M) or in latin-1 (1M)."""
     if path.suffix == ".csv":
         return Delimited(path)
+    file = Delimited(path, "::", names, quoting=False)
     try:
-        read_through(path, "utf-8")
-    except UnicodeDecodeError:
-        return Delimited(path, "::", names, quoting=False, encoding="latin-1")
-    return Delimited(path, "::", names, quoting=False)
+        survey(path)
+    except DataError:
+        return replace(file, encoding="cp1252")
+    return file
 
 
 def _read_movies(table: Delimited, work: Workspace) -> None:

@@ -15,7 +15,7 @@ import pandas as pd
 
 from spike_kit.base.errors import DataError, some
 from spike_kit.data.dataset import Dataset
-from spike_kit.data.raw import atomic, fields, literal, quoted
+from spike_kit.data.raw import Fault, atomic, fields, literal, quoted
 from spike_kit.data.recipes import BuildConfig, Recipe, Source
 from spike_kit.data.tables import SPLITS
 from spike_kit.data.text import FREEBASE_ID, clean, plain, readable
@@ -38,8 +38,8 @@ _FILES = {
 
 _LACKS = "NOT (contains(template, '{head}') AND contains(template, '{tail}'))"
 _FAULTS = {
-    "kind": ("trim(kind) = 'item'", "the kind 'item' is for the items alone"),
-    "template": (f"template <> '' AND {_LACKS}", "the template lacks {head} or {tail}"),
+    "kind": Fault("trim(kind) = 'item'", "the kind 'item' is for the items alone"),
+    "template": Fault(f"template <> '' AND {_LACKS}", "the template lacks {head} or {tail}"),
 }
 """What is wrong with a row, by the field in which it is."""
 

@@ -5,17 +5,16 @@ of item ids are read, too.
 """
 
 import json
-from collections.abc import Iterable, Mapping
-from contextlib import suppress
+from collections.abc import Mapping
 from dataclasses import replace
-from functools import partial
 from pathlib import Path
 
-import pandas as pd
 from pydantic import Field as Setting
 
 from spike_kit.base.errors import DataError, some
-from spike_kit.data.raw import Delimited, JsonLines, ParquetRows, RawFile, Time, fields, literal, opened, quoted
+from spike_kit.data.cells import parted
+from spike_kit.data.files import opened, survey
+from spike_kit.data.raw import Delimited, Fault, Field, JsonLines, ParquetRows, RawFile, Time, fields, literal, quoted
 from spike_kit.data.recipes import BuildConfig, Recipe, Source
 from spike_kit.data.sources.kgat import read_lines, read_split
 from spike_kit.data.tables import SPLITS
@@ -24,7 +23,9 @@ from spike_kit.data.workspace import Workspace, facts_in
 
 TERMS = "as the owner of the file says", "given by the user"
 
-_SEPARATORS = {".csv": ",", ".tsv": "\t"}
+_SEPARATORS = {".csv": ",", ".tsv": "\t", ".tab": "\t", ".dat": "\t", ".txt": "\t", ".edgelist": " "}
+"""Separator that is expected, by suffix; where the first line has other columns with it, the others are tried."""
+_OTHERS = (",", "\t", ";", "|", "::", " ")
 
 _COLUMNS: dict[str, tuple[tuple[str, ...], tuple[str, ...], tuple[str, ...]]] = {
     "interactions": (("user", "item"), (), ("rating", "timestamp", "text", "split")),
@@ -61,10 +62,10 @@ class TablesConfig(BuildConfig):
     facts: dict[str, str] = Setting(default_factory=dict)
     """Facts in columns of the items: pairs of a relation and the column with the names at its other end."""
     fact_separator: str = Setting(default="|", min_length=1)
-    """What stands between several names in one cell (JSON lists are taken apart by themselves)."""
+    """What stands between several names in one cell (lists of JSON, Python and numpy are taken apart by themselves)."""
     triples: tuple[Path, ...] = ()
-    """Files of triples; a file without a column for the relation holds the one it is named after (.edgelist: lines of
-    ``head tail``)."""
+    """Files of triples, or patterns such as ``*.edgelist``; a file without a column for the relation holds the one it
+    is named after (.edgelist: lines of ``head tail``)."""
     triple_columns: dict[str, str] = Setting(default_factory=dict)
     """Columns of the triples: head, relation, tail (default: of the same names)."""
     templates: dict[str, str] = Setting(default_factory=dict)
@@ -74,13 +75,18 @@ class TablesConfig(BuildConfig):
     link_columns: dict[str, str] = Setting(default_factory=dict)
     """Columns of the links: item, entity (default: of the same names)."""
     entities: Path | None = None
-    """File of the entities that are no items; without it they are taken from the triples, named by readable ids."""
+    """File of the entities that are no items; without it they are taken from the triples, named by readable ids, and
+    of the kind of the relation whose tail they are most often."""
     entity_columns: dict[str, str] = Setting(default_factory=dict)
     """Columns of the entities: entity, label, kind (default: of the same names)."""
     user_ids: Path | None = None
     """File of pairs (your user id, id used in the interactions), apart by blanks or tabs."""
     item_ids: Path | None = None
     """File of pairs (id used by items and triples, id used in the interactions), apart by blanks or tabs."""
+    missing: tuple[str, ...] = ()
+    """Texts that stand for no value in any column ("Unknown", "nan"); a fact that is named so is none."""
+    keep_first: bool = False
+    """Where an id has several rows with different labels, keep the first (they are counted); else that is an error."""
 
 
 def parse(folder: Path, config: TablesConfig, work: Workspace) -> None:
@@ -92,6 +98,7 @@ def parse(folder: Path, config: TablesConfig, work: Workspace) -> None:
         If no interactions are named, a file is missing or damaged, a column is missing, or a row is bad.
     """
     work.terms = TERMS
+    work.keep_first = config.keep_first
     _read_interactions(folder, config, work)
     for name, ids in (("user", config.user_ids), ("item", config.item_ids)):
         if ids is not None:
@@ -129,7 +136,7 @@ def _columns(what: str, given: Mapping[str, str]) -> Mapping[str, str]:
 
 def _open(path: Path, work: Workspace, columns: Mapping[str, str]) -> RawFile:
     """Choose the reader by the file's suffix; columns that are all given by number mean that there is no header."""
-    suffix = path.with_suffix("").suffix if path.suffix == ".gz" else path.suffix
+    suffix = path.with_suffix("").suffix if path.suffix in (".gz", ".zip") else path.suffix
     work.register(path)
     if suffix in (".jsonl", ".ndjson"):
         return JsonLines(path)
@@ -137,16 +144,28 @@ def _open(path: Path, work: Workspace, columns: Mapping[str, str]) -> RawFile:
         return JsonLines(path, rewritten=_records(path, work), unit="record")
     if suffix == ".parquet":
         return ParquetRows(path)
-    if suffix == ".edgelist":
-        return Delimited(path, " ", ("head", "tail"), quoting=False)
     if suffix not in _SEPARATORS:
-        raise DataError(
-            f"{path}: files of the kind {suffix!r} are not read", "use .csv, .tsv, .json, .jsonl, .parquet or .edgelist"
-        )
-    file = Delimited(path, _SEPARATORS[suffix])
-    if not all(column.isdigit() for column in columns.values()):
-        return file
-    return replace(file, names=tuple(str(place) for place in range(1, len(file.first_row()) + 1)))
+        known = ", ".join((*_SEPARATORS, ".json", ".jsonl", ".parquet"))
+        raise DataError(f"{path}: files of the kind {suffix!r} are not read", f"use one of {known}")
+    survey(path)
+    usual = _SEPARATORS[suffix]
+    found = (_table(path, suffix, separator, columns) for separator in dict.fromkeys((usual, *_OTHERS)))
+    return next(filter(None, found), None) or Delimited(path, usual)
+
+
+def _table(path: Path, suffix: str, separator: str, columns: Mapping[str, str]) -> Delimited | None:
+    """A table with this separator, if its first line then has the columns (a relation may be missing).
+
+    In .csv a quote that opens a cell must be closed; elsewhere it may be a part of the text.
+    """
+    file = Delimited(path, separator, quoting=len(separator) == 1, strict=suffix == ".csv")
+    cells = file.first_row()
+    if suffix == ".edgelist":
+        return replace(file, names=("head", "tail")) if len(cells) == 2 else None
+    if all(column.isdigit() for column in columns.values()):
+        names = tuple(str(place) for place in range(1, len(cells) + 1))
+        return replace(file, names=names) if {*columns.values()} <= {*names} else None
+    return file if {column for name, column in columns.items() if name != "relation"} <= {*cells} else None
 
 
 def _records(path: Path, work: Workspace) -> Path:
@@ -177,18 +196,27 @@ def _read_interactions(folder: Path, config: TablesConfig, work: Workspace) -> N
     elif not {"train", "test"} <= set(files):
         raise DataError("no interactions are named", "give --interactions, or --train-file and --test-file")
     elif all(path.suffix == ".txt" for path in files.values()):
-        rows, _ = read_split(files, work)
-        work.put("interactions", rows.astype("str"))
+        rows, _ = read_split(files, work, as_text=True)
+        work.put("interactions", rows)
         return
     elif "text" in columns:
         raise DataError("texts of reviews are read from one file of interactions only", "name it with --interactions")
     faults = []
     if "split" in columns:
         allowed, column = ", ".join(map(literal, SPLITS)), columns["split"]
-        faults.append((f"{quoted(column)} NOT IN ({allowed})", f"{column!r} is none of {allowed}"))
+        faults.append(Fault(f"{quoted(column)} NOT IN ({allowed})", f"{column!r} is none of {allowed}"))
+    wanted = _fields(columns, config)
     for split, path in files.items():
         part = "" if "split" in columns else split
-        work.read_interactions(_open(path, work, columns), fields(columns, config.time), part, faults)
+        work.read_interactions(_open(path, work, columns), wanted, part, faults)
+
+
+def _fields(columns: Mapping[str, str], config: TablesConfig) -> dict[str, Field]:
+    """Fields of a file, with the texts that stand for no value."""
+    other = {"date": "seconds or milliseconds"}.get(config.time, "date")
+    remedy = f"correct the row, say --time {other} if all are like this"
+    found = {name: replace(one, missing=config.missing) for name, one in fields(columns, config.time).items()}
+    return found | {name: replace(found[name], remedy=remedy) for name in ("timestamp",) if name in found}
 
 
 def _translate(path: Path, name: str, work: Workspace) -> None:
@@ -205,7 +233,8 @@ def _translate(path: Path, name: str, work: Workspace) -> None:
             GROUP BY 1 ORDER BY 1"""
     ).fetchall()
     if missing:
-        work.bad(str(path), f"no {name} id for {missing[0][0]!r}", "add it", sum(row[1] for row in missing))
+        remedy = f"add it; the ids used in the interactions must stand second, as {pairs['used'].iloc[0]!r} does"
+        work.bad(str(path), f"no {name} id for {missing[0][0]!r}", remedy, sum(row[1] for row in missing))
         work.db.execute(f'DELETE FROM interactions WHERE "{name}" NOT IN (SELECT used FROM pairs)')
     work.db.execute(f'UPDATE interactions SET "{name}" = own FROM pairs WHERE used = interactions."{name}"')
 
@@ -214,20 +243,18 @@ def _read_items(path: Path, config: TablesConfig, work: Workspace) -> None:
     """Read the items, and the facts that stand in their columns."""
     columns = _columns("items", config.item_columns)
     cells = {f"fact {relation}": column for relation, column in config.facts.items()}
-    work.read(_open(path, work, columns), "raw_items", fields({**columns, **cells}))
-    names = partial(_names, separator=config.fact_separator)
+    file = _open(path, work, {**columns, **cells})
+    work.read(file, "raw_items", _fields({**columns, **cells}, config))
     for batch in work.batches("SELECT * FROM raw_items ORDER BY place"):
         work.put("items", batch)
-        for relation in config.facts:
-            work.put_facts(facts_in(batch, f"fact {relation}", relation, names))
-
-
-def _names(cell: str, separator: str) -> Iterable[str]:
-    """Names in one cell: a JSON list of texts, or a text with separators."""
-    if cell.startswith("["):
-        with suppress(ValueError, RecursionError):
-            return [str(part) for part in json.loads(cell) if isinstance(part, (str, int, float))]
-    return cell.split(separator)
+        for relation, column in config.facts.items():
+            texts = batch[f"fact {relation}"].astype("str")
+            names, bad = parted(texts, config.fact_separator)
+            if bad:
+                problem = f"{column!r} looks like a list that cannot be read, as in {texts.iloc[bad[0]][:60]!r}"
+                remedy = "write the names as a JSON list"
+                work.refuse(work.files["raw_items"], problem, len(bad), int(batch["place"].iloc[bad[0]]), remedy)
+            work.put_facts(facts_in(batch, f"fact {relation}", relation, names.__getitem__, missing=config.missing))
 
 
 def _read_triples(folder: Path, config: TablesConfig, work: Workspace) -> None:
@@ -235,17 +262,17 @@ def _read_triples(folder: Path, config: TablesConfig, work: Workspace) -> None:
     columns = _columns("triples", config.triple_columns)
     db = work.db
     db.execute("CREATE TABLE triples_read (head VARCHAR, relation VARCHAR, tail VARCHAR)")
-    for number, name in enumerate(config.triples):
-        file, view = _open(folder / name, work, columns), f"raw_triples_{number}"
+    for number, path in enumerate(path for name in config.triples for path in _files(folder, name)):
+        file, view = _open(path, work, columns), f"raw_triples_{number}"
         found = dict(columns) if file.path.suffix != ".edgelist" else {"head": "head", "tail": "tail"}
         if file.header() and found.get("relation") not in file.header():
             found.pop("relation", None)
-        work.read(file, view, fields(found))
+        work.read(file, view, _fields(found, config))
         relation = "relation" if "relation" in found else literal(file.path.name.split(".")[0])
         db.execute(f"INSERT INTO triples_read SELECT head, {relation}, tail FROM {view}")
     if config.links is not None:
         links = _columns("links", config.link_columns)
-        work.read(_open(folder / config.links, work, links), "raw_links", fields(links))
+        work.read(_open(folder / config.links, work, links), "raw_links", _fields(links, config))
         for end in ("head", "tail"):
             db.execute(
                 f"""CREATE OR REPLACE TABLE triples_read AS SELECT t.* REPLACE (coalesce(l.item, t.{end}) AS {end})
@@ -255,17 +282,32 @@ def _read_triples(folder: Path, config: TablesConfig, work: Workspace) -> None:
     db.execute("INSERT INTO triples SELECT * FROM triples_read")
 
 
+def _files(folder: Path, name: Path) -> list[Path]:
+    """Files of a name that may be a pattern; a name that is a file is no pattern."""
+    if (folder / name).exists() or not any(character in str(name) for character in "*?["):
+        return [folder / name]
+    if found := sorted(folder.glob(str(name))):
+        return found
+    raise DataError(f"{folder} holds no file {str(name)!r}", "check the pattern")
+
+
 def _put_entities(folder: Path, config: TablesConfig, work: Workspace) -> None:
     """Fill the entities from their file, or from the ends of the triples that are no items."""
     nodes = """SELECT DISTINCT entity FROM
                (SELECT head AS entity FROM triples_read UNION ALL SELECT tail FROM triples_read)
                WHERE entity NOT IN (SELECT item FROM interactions UNION SELECT item FROM items)"""
     if config.entities is None:
-        ids = work.frame(f"{nodes} ORDER BY 1")["entity"]
-        work.put("entities", pd.DataFrame({"entity": ids, "label": ids.map(readable), "kind": "entity"}))
+        found = work.frame(
+            f"""SELECT entity, kind FROM ({nodes}) LEFT JOIN (
+                  SELECT tail AS entity, relation AS kind FROM triples_read GROUP BY tail, relation
+                  QUALIFY row_number() OVER (PARTITION BY tail ORDER BY count(*) DESC, relation) = 1) USING (entity)
+                ORDER BY 1"""
+        )
+        kinds = found["kind"].map(relation_name, na_action="ignore").fillna("entity").replace("item", "entity")
+        work.put("entities", found.assign(label=found["entity"].map(readable), kind=kinds))
         return
     columns = _columns("entities", config.entity_columns)
-    work.read(_open(folder / config.entities, work, columns), "raw_entities", fields(columns))
+    work.read(_open(folder / config.entities, work, columns), "raw_entities", _fields(columns, config))
     work.put("entities", work.frame("SELECT * FROM raw_entities ORDER BY place"))
     unknown = work.frame(f"SELECT entity FROM ({nodes}) WHERE entity NOT IN (SELECT entity FROM entities) ORDER BY 1")
     if len(unknown):

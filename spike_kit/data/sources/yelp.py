@@ -13,6 +13,7 @@ from typing import Any
 import pandas as pd
 
 from spike_kit.base.errors import DataError
+from spike_kit.data.cells import names_in
 from spike_kit.data.raw import JsonLines, fields
 from spike_kit.data.recipes import BuildConfig, Recipe, Source
 from spike_kit.data.text import plain
@@ -56,7 +57,15 @@ def parse(folder: Path, config: YelpConfig, work: Workspace) -> None:
     for batch in work.batches(query):
         rows = batch.to_dict("records")
         work.put("items", batch.assign(description=list(map(_description, rows))))
-        facts = [fact for row in rows for fact in _facts(row, config.attributes)]
+        facts, bad = [], []
+        for row in rows:
+            try:
+                facts += facts_of(row, config.attributes)
+            except (ValueError, RecursionError):
+                bad.append(row["place"])
+        if bad:
+            problem = "categories or attributes are in a layout that is not known, so it has no facts"
+            work.refuse(work.files["raw_items"], problem, len(bad), bad[0])
         work.put_facts(pd.DataFrame(facts, columns=["head", "relation", "tail", "label", "kind"], dtype="str"))
     work.put_relations(_TEMPLATES)
 
@@ -75,35 +84,45 @@ def _description(row: Mapping[Any, str]) -> str:
     return f"A local business at {place}." if place else "A local business."
 
 
-def _facts(row: Mapping[Any, str], with_attributes: bool) -> Iterator[tuple[str, str, str, str, str]]:
+def facts_of(row: Mapping[Any, str], with_attributes: bool) -> list[tuple[str, str, str, str, str]]:
     """Facts of a business: head, relation, tail, label and kind of the tail.
 
     A city is told from one of the same name in another state.
+
+    Raises
+    ------
+    ValueError
+        If categories or attributes are not in a known layout.
     """
     item, city, state = row["item"], plain(row["city"]), plain(row["state"])
+    found = []
     if city:
-        yield item, "city", f"city:{city}, {state}", f"{city}, {state}" if state else city, "city"
+        found.append((item, "city", f"city:{city}, {state}", f"{city}, {state}" if state else city, "city"))
     if state:
-        yield item, "state", f"state:{state}", state, "state"
+        found.append((item, "state", f"state:{state}", state, "state"))
         if city:
-            yield f"city:{city}, {state}", "lies_in", f"state:{state}", state, "state"
-    for name in dict.fromkeys(map(plain, row["categories"].split(","))):
-        if name:
-            yield item, "category", f"category:{name}", name, "category"
+            found.append((f"city:{city}, {state}", "lies_in", f"state:{state}", state, "state"))
+    words = {"category": [plain(name) for name in names_in(row["categories"], ",")]}
     if with_attributes:
-        for name in dict.fromkeys(_attributes(row["attributes"])):
-            yield item, "attribute", f"attribute:{name}", name, "attribute"
+        words["attribute"] = [*_attributes(row["attributes"])]
+    for kind, names in words.items():
+        found += [(item, kind, f"{kind}:{name}", name, kind) for name in dict.fromkeys(names) if name]
+    return found
 
 
 def _attributes(value: str) -> Iterator[str]:
-    """Attributes that a business has, in words: ``WiFi: free``, ``BusinessParking: garage``, ``GoodForKids``."""
-    try:
-        found = json.loads(value) if value else None
-    except (ValueError, RecursionError):
-        return
-    if not isinstance(found, dict):
-        return
-    for name, given in found.items():
+    """Attributes that a business has, in words: ``WiFi: free``, ``BusinessParking: garage``, ``GoodForKids``.
+
+    Older releases write a list of texts in place of the object.
+    """
+    found = (json.loads(value) if value else None) or {}
+    if isinstance(found, list):
+        pairs = [(*map(str.strip, text.split(":", 1)), "True")[:2] for text in names_in(value, ",")]
+    elif isinstance(found, dict):
+        pairs = [*found.items()]
+    else:
+        raise ValueError(value)
+    for name, given in pairs:
         value = _literal(given)
         inner = value if isinstance(value, dict) else {None: value}
         for part, worth in inner.items():
