@@ -156,16 +156,18 @@ def survey(path: Path, encoding: str = "utf-8") -> Survey:
                 chunk += file.read(1)
             if not found.line_feeds and not found.returns:
                 found.has_mark = found.has_mark or chunk.startswith(codecs.BOM_UTF8)
-            _decode(decoder, chunk, found, path)
+            _decode(decoder, chunk, found, path, encoding)
             found.has_quotes = found.has_quotes or b'"' in chunk
             found.line_feeds += chunk.count(b"\n")
             found.returns += chunk.count(b"\r")
             found.both += chunk.count(b"\r\n")
-    _decode(decoder, b"", found, path, final=True)
+    _decode(decoder, b"", found, path, encoding, final=True)
     return found
 
 
-def _decode(decoder: codecs.IncrementalDecoder, chunk: bytes, found: Survey, path: Path, final: bool = False) -> None:
+def _decode(
+    decoder: codecs.IncrementalDecoder, chunk: bytes, found: Survey, path: Path, encoding: str, final: bool = False
+) -> None:
     try:
         decoder.decode(chunk, final)
     except UnicodeDecodeError as error:
@@ -173,7 +175,7 @@ def _decode(decoder: codecs.IncrementalDecoder, chunk: bytes, found: Survey, pat
         line = 1 + max(found.line_feeds + before.count(b"\n"), found.returns + before.count(b"\r"))
         odd = before.rsplit(b"\n")[-1][-20:] + error.object[error.start : error.start + 20].split(b"\n")[0]
         raise DataError(
-            f"{path} line {line}: not text in {error.encoding.upper()} (byte 0x{error.object[error.start]:02x} in "
+            f"{path} line {line}: not text in {encoding.upper()} (byte 0x{error.object[error.start]:02x} in "
             f"{odd.decode('cp1252', 'replace')!r})",
             "save it as UTF-8, for example: iconv -f WINDOWS-1252 -t UTF-8",
         ) from error

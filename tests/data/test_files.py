@@ -126,7 +126,7 @@ def test_letters_of_windows_are_read_where_latin_1_is_expected(tmp_path: Path) -
     wanted = {name: ID[name] for name in ("item", "label")}
     assert rows_of(file, wanted)[0] == [("1", "L’été"), ("2", "Toys")]
     path.write_bytes(b"1::x\n2::\x81\n")
-    with pytest.raises(DataError, match=r"r.dat line 2: not text in (CP1252|CHARMAP)"):
+    with pytest.raises(DataError, match=r"r.dat line 2: not text in CP1252"):
         rows_of(file, wanted)
 
 
