@@ -1,4 +1,4 @@
-"""What a build works on: a duckdb database in a temporary folder, into which raw files larger than memory are read.
+"""What a build works on: a duckdb database with a temporary folder, into which raw files larger than memory are read.
 
 A reader fills the tables named in `TABLES` with rows under its own ids (strings); `spike_kit.data.pipeline` makes a
 data-set folder of them. Memory stays under `MEMORY_LIMIT` for duckdb, whatever the size of the files: what does not fit
@@ -211,7 +211,7 @@ class Workspace:
         query = f"""SELECT {values}, CAST(CASE {cases or "WHEN false THEN 0"} END AS TINYINT) AS fault,
                            coalesce({altered}, false) AS altered FROM {file.relation(names)}"""
         place = literal(str(self.folder / f"{view}.parquet"))
-        rows = f"read_parquet({place}, file_row_number=true)"
+        rows = f"read_parquet({RawFile(self.folder / f'{view}.parquet').scanned}, file_row_number=true)"
         with _duckdb_errors(file):
             self.db.execute(f"COPY ({query}) TO {place} (FORMAT parquet, COMPRESSION zstd, COMPRESSION_LEVEL 1)")
             found = self.db.execute(
@@ -464,7 +464,7 @@ def longest_train_reviews(
         result = work.db.execute(
             f"""
             SELECT {by}, list(text ORDER BY {order}) FROM (
-                SELECT user, item, text FROM read_parquet({literal(str(data.reviews_file))})
+                SELECT user, item, text FROM read_parquet({RawFile(data.reviews_file).scanned})
                 WHERE split = '{SPLITS[0]}' AND {by} = {by if only is None else int(only)}
                 QUALIFY row_number() OVER (PARTITION BY {by} ORDER BY {order}) <= {int(limit)}
             ) GROUP BY {by} ORDER BY {by}

@@ -328,3 +328,9 @@ def test_a_text_file_is_opened_by_what_it_holds(tmp_path: Path) -> None:
     for content in (gzip.compress(b"\xef\xbb\xbfa"), zipped(b"a", "x.txt"), codecs.BOM_UTF8 + b"a"):
         with opened(written(tmp_path / "x.txt", content)) as file:
             assert file.read() == "a"
+
+
+@pytest.mark.parametrize("name", ["item=3", "label=x", "st*r", "a[b]?"])
+def test_no_name_of_a_folder_changes_what_is_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+    monkeypatch.setenv("SPIKE_KIT_HOME", str(tmp_path / name))
+    assert rows_of(Delimited(written(tmp_path / "r.csv", TABLE)), ID)[0] == ROWS
