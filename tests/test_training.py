@@ -32,7 +32,7 @@ from spike_kit.profiles.template import TEMPLATE
 from spike_kit.training import loop
 from spike_kit.training.checkpoint import History
 from spike_kit.training.loop import MONITOR, fit, learning_rate
-from spike_kit.training.sampling import NegativeSampler, epoch_batches, with_negatives
+from spike_kit.training.sampling import NegativeSampler, epoch_batches, holds_users, with_negatives
 from tests.conftest import several
 from tests.test_storage import fill_the_disk
 from tests.world import World, build, make_world
@@ -434,6 +434,54 @@ def test_a_run_holds_its_steps_and_how_many_items_its_lists_hold(runs: Runs) -> 
     assert [one.metrics["steps"] for one in (runs["popularity"][0], runs["lightgcn"][0])] == [0, 12]
     for one in several(runs):
         assert 0 < one.metrics["listed"]["items"] <= one.metrics["listed"]["of"] == 48
+
+
+@pytest.mark.parametrize("batch_size", [40, 100])
+def test_batches_of_whole_users_hold_few_users_and_every_interaction_once(world: World, batch_size: int) -> None:
+    graph, generator = world.graph, torch.Generator().manual_seed(0)
+    epochs = [list(epoch_batches(graph, None, batch_size, generator, by_user=True)) for _ in range(2)]
+    for batches in epochs:
+        users = [user for batch in batches for user in batch.users.unique().tolist()]
+        assert len(users) <= graph.train_user.unique().numel() + len(batches) - 1
+        pairs = torch.stack([torch.cat([getattr(b, name) for b in batches]) for name in ("users", "positives")], 1)
+        order = pairs[:, 0].mul(graph.n_items).add(pairs[:, 1]).argsort()
+        assert torch.equal(pairs[order], torch.stack([graph.train_user, graph.train_item], 1))
+        assert {batch.negatives.numel() for batch in batches} == {0}
+        assert [batch.users.numel() for batch in batches[:-1]] == [batch_size] * (len(batches) - 1)
+    assert not torch.equal(epochs[0][0].users, epochs[1][0].users)
+
+
+def test_what_is_shuffled_depends_on_no_reader_of_negatives(world: World) -> None:
+    both = [
+        [batch.positives for _ in range(2) for batch in epoch_batches(world.graph, sampler, 100, generator)]
+        for sampler in (None, NegativeSampler(world.graph))
+        for generator in [torch.Generator().manual_seed(0)]
+    ]
+    assert all(torch.equal(one, other) for one, other in zip(*both, strict=True))
+
+
+@pytest.mark.parametrize(
+    ("batches", "loss", "batch_size", "by_user"),
+    [
+        *(("auto", "cosine_softmax", 99, True), ("auto", "softmax", 100, False), ("auto", "bpr", 1, False)),
+        *(("users", "bpr", 99, True), ("users", "bpr", 100, False), ("interactions", "softmax", 1, False)),
+    ],
+)
+def test_the_softmax_losses_take_whole_users_where_a_batch_is_less_than_all(
+    batches: Any, loss: str, batch_size: int, by_user: bool
+) -> None:
+    assert holds_users(TrainingConfig(batches=batches, batch_size=batch_size), loss, 100) is by_user
+
+
+def test_runs_in_batches_of_whole_users_have_another_version(runs: Runs) -> None:
+    config, data = runs["lightgcn"][0].config, Dataset.open(runs["lightgcn"][0].config["dataset"])
+    wanted = RunConfig(model="lightgcn", dataset=data.name)
+    whole, small = (describe(wanted.changed({"batch_size": size}), data) for size in (10**6, 10))
+    assert [found["versions"]["training"] for found in (config, whole, small)] == [1, 1, 2]
+    shuffled = describe(wanted.changed({"batch_size": 10, "batches": "interactions"}), data)
+    assert shuffled["versions"]["training"] == 1
+    assert "batches" not in small["training_settings"]
+    assert shuffled["training_settings"]["batches"] == "interactions"
 
 
 def test_an_epoch_holds_every_interaction_once_and_redraws_negatives(world: World) -> None:

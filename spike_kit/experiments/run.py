@@ -51,7 +51,8 @@ from spike_kit.models.footprint import Footprint, footprint, gib, leaner_setting
 from spike_kit.profiles.encode import DEFAULT_ENCODER, check_fresh
 from spike_kit.profiles.imported import possibly_leaky
 from spike_kit.profiles.template import TEMPLATE
-from spike_kit.training.loop import TRAINING_VERSION, History, fit
+from spike_kit.training.loop import BY_USER_VERSION, TRAINING_VERSION, History, fit
+from spike_kit.training.sampling import holds_users
 
 logger = logging.getLogger(__name__)
 
@@ -475,17 +476,25 @@ def finished_runs(data: Dataset) -> list[Run]:
         run
         for run in list_runs(data.name)
         if run.config["model"] in MODELS
-        and versions(run.config) == declared_versions(run.config["model"])
+        and versions(run.config) == declared_versions(run.config["model"], _holds_users(run.config, data))
         and not _trained_on_other(run, data)
     ]
 
 
-def declared_versions(model: str) -> dict[str, int]:
-    """Versions of everything that decides the numbers of a model's run: whoever changes these raises its version."""
+def _holds_users(stored: Mapping[str, Any], data: Dataset) -> bool:
+    training = TrainingConfig.parse(stored["training_settings"])
+    return holds_users(training, stored["model_settings"].get("loss", "bpr"), len(data.split("train")))
+
+
+def declared_versions(model: str, by_user: bool = False) -> dict[str, int]:
+    """Versions of everything that decides the numbers of a model's run: whoever changes these raises its version.
+
+    ``by_user`` says whether batches hold whole users (`spike_kit.training.sampling.holds_users`).
+    """
     return {
         "model": find_model(model).version,
         "graph": GRAPH_VERSION,
-        "training": TRAINING_VERSION,
+        "training": BY_USER_VERSION if by_user else TRAINING_VERSION,
         "protocol": PROTOCOL_VERSION,
     }
 
@@ -506,8 +515,8 @@ def describe(config: RunConfig, data: Dataset) -> dict[str, Any]:
         "seed": config.seed,
         **settings_of(settings, training),
         "data_sha256": data_version(data),
-        "versions": declared_versions(config.model),
     }
+    described["versions"] = declared_versions(config.model, _holds_users(described, data))
     if unmet := len(data.items) - data.split("train")["item"].nunique():
         described["items_without_train"] = unmet
     if config.preset == TUNED:

@@ -54,7 +54,10 @@ class Preset:
 
 @dataclass(frozen=True)
 class Batch:
-    """Train interactions of one step and their sampled negatives: item and user ids ``[B]`` int64."""
+    """Train interactions of one step and their sampled negatives: item and user ids ``[B]`` int64.
+
+    Negatives are empty where the model does not read them (`TrainedRecommender.reads_negatives`).
+    """
 
     users: Tensor
     positives: Tensor
@@ -210,6 +213,11 @@ class TrainedRecommender(nn.Module, Recommender, Generic[TrainedConfigT]):
     def draw(self, generator: torch.Generator) -> Any:  # noqa: ARG002
         """Draw everything random of one training step (edges kept, nodes sampled, dropout); here: nothing."""
         return None
+
+    @property
+    def reads_negatives(self) -> bool:
+        """Whether the losses read the negatives of a batch, which are drawn only then; here: BPR does."""
+        return self.config.loss == "bpr"
 
     @property
     def auxiliary_steps(self) -> int:

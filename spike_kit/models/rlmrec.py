@@ -89,6 +89,11 @@ class RlmRecCon(_RlmRec[RlmRecConConfig]):
         super().build(generator)
         self.text_mlp = self._mlp(self.user_text.shape[1], self.config.dim, generator)
 
+    @property
+    def reads_negatives(self) -> bool:
+        """Whether the losses read the negatives of a batch: BPR and the contrast of negatives do."""
+        return super().reads_negatives or bool(self.config.text_weight and self.config.text_negatives)
+
     def training_losses(self, batch: Batch, draws: EdgeWeights | None) -> dict[str, Tensor]:
         """Recommendation loss, contrast with the text, and L2."""
         config = self.config

@@ -56,6 +56,11 @@ class Sgl(PropagatedRecommender[SglConfig]):
         keep = self.config.view_keep
         return self.bipartite.dropped(keep, generator), self.bipartite.dropped(keep, generator)
 
+    @property
+    def reads_negatives(self) -> bool:
+        """Whether the losses read the negatives of a batch: BPR and the contrast of negatives do."""
+        return super().reads_negatives or bool(self.config.contrast_weight and self.config.contrast_negatives)
+
     def training_losses(self, batch: Batch, draws: SglDraws) -> dict[str, Tensor]:
         """Recommendation loss on the whole graph, contrast of the views, and L2."""
         config = self.config

@@ -22,10 +22,12 @@ from spike_kit.data.graph import Graph
 from spike_kit.evaluation.ranking import RankingTask, evaluate
 from spike_kit.models.base import Batch, TrainedRecommender
 from spike_kit.training.checkpoint import MONITOR, EpochRow, History, TrainingState, best_file
-from spike_kit.training.sampling import NegativeSampler, epoch_batches, with_negatives
+from spike_kit.training.sampling import NegativeSampler, epoch_batches, holds_users, with_negatives
 
 TRAINING_VERSION = 1
 """Version of loop and sampling: raised by whoever changes the numbers of a training."""
+BY_USER_VERSION = 2
+"""The same where batches hold whole users (`holds_users`); before, no batch did."""
 
 LEAST_STEPS = 5
 """Steps that each validation of the patience stands for, at least. Patience ends a training only after so many steps
@@ -96,7 +98,8 @@ def fit(
         model.parameters(), lr=config.learning_rate, fused=graph.device.type in ("cpu", "cuda")
     )
     pairs = with_negatives(graph, names) if model.config.loss == "bpr" else graph
-    sampler = NegativeSampler(graph)
+    sampler = NegativeSampler(graph) if model.reads_negatives else None
+    by_user = holds_users(config, model.config.loss, pairs.n_interactions)
     generators = torch_generator(seed, "batches"), torch_generator(seed, "draws", graph.device)
     now = TrainingState(model, optimizer, *generators, config, state)
     if state is not None:
@@ -110,7 +113,7 @@ def fit(
     ):
         while now.epoch <= config.epochs and not _is_enough(now, pairs.n_interactions):
             model.train()
-            batches = epoch_batches(pairs, sampler, config.batch_size, now.batches)
+            batches = epoch_batches(pairs, sampler, config.batch_size, now.batches, by_user)
             row = _epoch(now, loss_terms, batches, pairs.n_interactions)
             if not now.epoch % config.eval_every or now.epoch == config.epochs:
                 model.eval()

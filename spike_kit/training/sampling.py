@@ -7,6 +7,7 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
+from spike_kit.base.config import TrainingConfig
 from spike_kit.base.errors import DataError, some
 from spike_kit.data.graph import Graph
 from spike_kit.models.base import Batch
@@ -45,12 +46,16 @@ class NegativeSampler:
 
     def sample(self, users: Tensor, generator: torch.Generator) -> Tensor:
         """Draw one negative item for each of ``users [n]``, as ``[n]`` int64."""
-        draws = torch.rand(users.shape, generator=generator, device=generator.device, dtype=torch.float64)
+        draws = _draws(users, generator)
         choices = self.choices.index_select(0, users)
         rank = (draws.to(users.device) * choices).long().minimum(choices - 1)
         below = torch.searchsorted(self.gap_keys, users * self.n_items + rank, right=True)
         number = (rank + below - self.start.index_select(0, users)) % self.n_items
         return self.items.index_select(0, number)
+
+
+def _draws(users: Tensor, generator: torch.Generator) -> Tensor:
+    return torch.rand(users.shape, generator=generator, device=generator.device, dtype=torch.float64)
 
 
 def with_negatives(graph: Graph, names: Sequence[str] | None = None) -> Graph:
@@ -84,17 +89,46 @@ def with_negatives(graph: Graph, names: Sequence[str] | None = None) -> Graph:
     return replace(graph, **dict(zip(("train_user", "train_item"), pairs, strict=True)))
 
 
+def holds_users(config: TrainingConfig, loss: str, n_interactions: int) -> bool:
+    """Whether each batch holds users with all of their interactions (`TrainingConfig.batches`)."""
+    wanted = config.batches == "users" or (config.batches == "auto" and loss != "bpr")
+    return wanted and config.batch_size < n_interactions
+
+
 def epoch_batches(
-    graph: Graph, sampler: NegativeSampler, batch_size: int, generator: torch.Generator
+    graph: Graph,
+    sampler: NegativeSampler | None,
+    batch_size: int,
+    generator: torch.Generator,
+    by_user: bool = False,
 ) -> Iterator[Batch]:
     """Shuffle the train interactions, draw a fresh negative for each, and cut them into batches.
 
     The last batch may be smaller; no interaction is left out.
+
+    Parameters
+    ----------
+    graph
+        Train interactions, sorted by user.
+    sampler
+        Finds the negatives; none: nobody reads them, and they are empty. Their random numbers are drawn all the same,
+        so that the batches do not depend on it.
+    batch_size
+        Interactions per batch.
+    generator
+        Source of the shuffle and of the draws.
+    by_user
+        Shuffle users, each with all interactions, of which the last of a batch may go on in the next one.
     """
-    order = torch.randperm(graph.n_interactions, generator=generator, device=generator.device).to(graph.device)
+    size = graph.n_users if by_user else graph.n_interactions
+    order = torch.randperm(size, generator=generator, device=generator.device).to(graph.device)
+    if by_user:
+        order = order.index_select(0, graph.train_user).argsort(stable=True)
     users = graph.train_user.index_select(0, order)
     positives = graph.train_item.index_select(0, order)
-    negatives = sampler.sample(users, generator)
+    if sampler is None:
+        _draws(users, generator)
+    negatives = users[:0] if sampler is None else sampler.sample(users, generator)
     for start in range(0, graph.n_interactions, batch_size):
         part = slice(start, start + batch_size)
         yield Batch(users[part], positives[part], negatives[part])

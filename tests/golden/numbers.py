@@ -3,7 +3,7 @@
 import json
 import math
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -16,9 +16,10 @@ from spike_kit.base.config import TrainingConfig
 from spike_kit.base.seeds import torch_generator
 from spike_kit.data.vectors import ProfileVectors
 from spike_kit.evaluation.ranking import RankingTask, evaluate
+from spike_kit.experiments.run import declared_versions
 from spike_kit.models import MODELS
 from spike_kit.models.base import Recommender, TrainedRecommender
-from spike_kit.training.loop import fit
+from spike_kit.training.loop import BY_USER_VERSION, fit
 from tests.world import World, make_world
 
 FILE = Path(__file__).with_name("models.json")
@@ -53,10 +54,14 @@ IN_CHUNKS = {"budget_mib": 1, "text_on": "host"}
 """With long texts the projection passes in chunks and is computed again in the backward pass; with wide rows the
 edges pass in blocks."""
 
+WHOLE_USERS = Form(training={"batches": "users"})
+"""Batches that hold users with all of their interactions."""
+
 EXTRA = {
     "spike": {
         "recommended, user_to_item add": Form(settings={"user_to_item": "add"}),
         "recommended, user_to_item instead": Form(settings={"user_to_item": "instead"}),
+        "recommended, whole users": WHOLE_USERS,
         "recommended, no injection": Form(settings={"inject": False}),
         "released_code, text in chunks": Form("released_code", IN_CHUNKS, {"epochs": 2}, text_dim=1400),
         "released_single_projection, text in chunks": Form(
@@ -64,13 +69,21 @@ EXTRA = {
         ),
         "recommended, edges in blocks": Form(settings={**IN_CHUNKS, "dim": 2600, "matching": "off"}),
     },
+    "lightgcn": {"recommended, whole users": WHOLE_USERS},
+    "colakg": {"new_items, whole users": replace(WHOLE_USERS, preset="new_items")},
     "bprmf": {
+        "cosine_softmax, whole users": replace(WHOLE_USERS, preset="cosine_softmax"),
         "recommended, softmax, cosine": Form(
             settings={"loss": "softmax"}, training={"schedule": "cosine", "warmup_steps": 5, "patience": 0}
-        )
+        ),
     },
 }
 """Forms beside the presets."""
+
+
+def versions(model: str) -> dict[str, int]:
+    """Declared versions that decide the numbers of a model."""
+    return {**declared_versions(model), "training by users": BY_USER_VERSION}
 
 
 def forms(model: str) -> dict[str, Form]:
@@ -111,6 +124,7 @@ def _built(model: str, form: Form, world: World) -> tuple[Recommender, TrainingC
     small = {name: value for name, value in SMALL.items() if name in type(preset.model).model_fields}
     settings = preset.model.replace(**(small | form.settings))
     limits = {"epochs": EPOCHS, "batch_size": 100, "eval_every": 1, "patience": min(preset.training.patience, 1)}
+    limits |= {"batches": "interactions"}
     training = preset.training.replace(**(limits | form.training))
     vectors = _long_texts(world, form.text_dim) if form.text_dim else world.vectors
     return cls(settings, world.graph, vectors, torch_generator(0, "init")), training

@@ -14,7 +14,6 @@ from typing import Any
 import torch
 
 from spike_kit.base import paths
-from spike_kit.experiments.run import declared_versions
 from spike_kit.models import MODELS
 from tests.golden import files, numbers
 
@@ -27,11 +26,11 @@ def record_models() -> int:
     refused = []
     for model in MODELS:
         presets = {name: _rounded(numbers.computed(model, form)) for name, form in numbers.forms(model).items()}
-        after[model] = {"versions": declared_versions(model), "presets": presets}
+        after[model] = {"versions": numbers.versions(model), "presets": presets}
         known = before.get(model, {"versions": {}, "presets": {}})
         for name in presets.keys() & known["presets"]:
             changed = any(numbers.differences(presets[name], known["presets"][name]))
-            if changed and known["versions"] == declared_versions(model):
+            if changed and known["versions"] == numbers.versions(model):
                 refused.append(f"{model}/{name}")
             elif not changed:
                 presets[name] = known["presets"][name]

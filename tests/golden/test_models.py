@@ -2,7 +2,6 @@
 
 import pytest
 
-from spike_kit.experiments.run import declared_versions
 from spike_kit.models import MODELS
 from tests.golden import numbers
 
@@ -26,6 +25,6 @@ def test_numbers_change_only_with_the_version(recorded: dict, model: str, preset
 
 def test_versions_are_those_recorded_and_nothing_else_is(recorded: dict) -> None:
     assert {model: entry["versions"] for model, entry in recorded.items()} == {
-        model: declared_versions(model) for model in MODELS
+        model: numbers.versions(model) for model in MODELS
     }, f"a version or a model is not the recorded one: {RECORD}"
     assert {(model, name) for model, entry in recorded.items() for name in entry["presets"]} == {*CASES}, RECORD
