@@ -28,6 +28,7 @@ BUILD = [
     *("--items", "films.csv", "--item-columns", "item", "id", "label", "title", "description", "plot"),
     *("--facts", "genre", "genres", "--triples", "crew.tsv", "--triple-columns", "head", "film", "tail", "person"),
     *("--time", "date", "--min-rating", "3", "--user-core", "4", "--item-core", "3"),
+    *("--draws", "rows"),
 ]
 """Build of the data set, in the folder where `write_raw` wrote."""
 PAID = [
