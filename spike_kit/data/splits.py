@@ -12,6 +12,7 @@ Split = Literal["random", "leave_one_out", "time", "given"]
 Task = Literal["known", "new-items", "few-interactions"]
 NewFor = Literal["both", "valid"]
 Draws = Literal["ids", "rows"]
+Drawn = Literal["users", "split", "new items", "few interactions"]
 
 _ONE = 1e-12
 """Share that holds out one interaction of every user with at least three."""
@@ -20,13 +21,7 @@ _SIZE = "CASE WHEN n < 3 OR {share} = 0 THEN 0 ELSE least(greatest(1, floor({sha
 """How many of a user's ``n`` interactions a share holds out."""
 
 
-def drawn(
-    db: duckdb.DuckDBPyConnection,
-    rows: str,
-    what: Literal["users", "split", "new items", "few interactions"],
-    seed: int,
-    draws: Draws,
-) -> str:
+def drawn(db: duckdb.DuckDBPyConnection, rows: str, what: Drawn, seed: int, draws: Draws) -> str:
     """Give SQL of the rows of a query, each with a random ``draw``; whatever is drawn is the first in its order.
 
     Parameters
@@ -61,12 +56,7 @@ def _pairs(table: str, chosen: str) -> str:
 
 
 def split_interactions(
-    db: duckdb.DuckDBPyConnection,
-    split: Split,
-    valid: float = 0.1,
-    test: float = 0.1,
-    seed: int = 0,
-    draws: Draws = "ids",
+    db: duckdb.DuckDBPyConnection, split: Split, valid: float, test: float, seed: int = 0, draws: Draws = "ids"
 ) -> None:
     """Make the table ``final`` of the table ``unsplit``: every interaction with its split.
 
