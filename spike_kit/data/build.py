@@ -40,6 +40,9 @@ _UNIQUE = ("items", "entities", "relations")
 _RELEASED = ("train.txt", "kg_final.txt", "item_embeddings.npz")
 """Files by which a folder is known as one that the authors of SPiKE release."""
 
+_BEFORE: dict[str, Any] = {"draws": "rows"}
+"""Settings that came later, as they were in data sets whose manifest lacks them."""
+
 FORMATS = {name: source.write for name, source in SOURCES.items() if source.write}
 """Writers by the name of their format: every reader that has one."""
 
@@ -85,7 +88,9 @@ def build(
     if recipe.source != spike_release.NAME and all((folder / name).is_file() for name in _RELEASED):
         logger.info("%s is a folder that the authors of SPiKE release; it is loaded as it is", paths.shown(folder))
         recipe = find_recipe(spike_release.NAME)
-        settings = recipe.settings.replace(**settings.model_dump(include={"valid", "seed", "max_users", "on_error"}))
+        settings = recipe.settings.replace(
+            **settings.model_dump(include={"valid", "seed", "draws", "max_users", "on_error"})
+        )
     usual = recipe_name if settings.task == "known" else f"{recipe_name}-{settings.task}"
     target = paths.new_dataset_path(name or usual)
     check_replaceable(target, overwrite)
@@ -176,7 +181,8 @@ def open_or_build(dataset: str, source: str | None = None, **changes: Any) -> Da
     """
     if paths.dataset_folder(dataset):
         data = Dataset.open(dataset)
-        if any(data.manifest.build.get(name) != value for name, value in changes.items()):
+        told = _BEFORE | data.manifest.build
+        if any(told.get(name) != value for name, value in changes.items()):
             logger.warning("%s exists with other build settings and is kept as it is", paths.shown(data.path))
         return data
     recipe_name = source or dataset
@@ -192,7 +198,7 @@ def for_task(data: Dataset, task: Task, **changes: Any) -> Dataset:
     DataError
         If it is not there, and the data set was not built from raw files.
     """
-    told = dict(data.manifest.build)
+    told = _BEFORE | data.manifest.build
     source = str(told.pop("source", ""))
     if source not in SOURCES and not paths.dataset_folder(f"{data.path.name}-{task}"):
         raise DataError(f"{data.name} was not built from raw files", "build it for the task: spike-kit build --task")

@@ -9,10 +9,9 @@ from collections.abc import Iterable, Iterator
 import pandas as pd
 
 from spike_kit.base.errors import DataError, some
-from spike_kit.base.seeds import numpy_generator
 from spike_kit.data.raw import literal
 from spike_kit.data.recipes import UNFILTERED, BuildConfig
-from spike_kit.data.splits import keep_few, set_new_items, split_interactions
+from spike_kit.data.splits import drawn, keep_few, set_new_items, split_interactions
 from spike_kit.data.tables import SPLITS, Tables
 from spike_kit.data.text import clean, cut, mostly_not_latin, plain, readable, without_markup
 from spike_kit.data.workspace import Workspace
@@ -256,9 +255,9 @@ def _some_users(work: Workspace, config: BuildConfig) -> Done:
     """Keep a random choice of users."""
     if config.max_users is None:
         return None
-    users = work.frame('SELECT id FROM u WHERE id IN (SELECT "user" FROM n) ORDER BY source_id')["id"]
-    order = numpy_generator(config.seed, "users").permutation(len(users))
-    work.table("kept", users.iloc[order[: config.max_users]].to_frame())
+    users = 'SELECT id, source_id AS key, source_id AS place FROM u WHERE id IN (SELECT "user" FROM n)'
+    rows = drawn(work.db, users, "users", config.seed, config.draws)
+    work.db.execute(f"CREATE TABLE kept AS SELECT id FROM ({rows}) ORDER BY draw LIMIT {config.max_users}")
     work.db.execute('DELETE FROM n WHERE "user" NOT IN (SELECT id FROM kept)')
     work.db.execute("DELETE FROM u WHERE id NOT IN (SELECT id FROM kept)")
     return f"{config.max_users} users at random", {}
@@ -360,7 +359,7 @@ def _number_and_split(work: Workspace, config: BuildConfig) -> Done:
         """CREATE TABLE unsplit AS SELECT u_new.id AS "user", node_new.id AS item, split, rating, "timestamp", review
            FROM n JOIN u_new ON u_new.old = n."user" JOIN node_new ON node_new.old = n.item"""
     )
-    split_interactions(db, config.split, config.valid, config.test, config.seed)
+    split_interactions(db, config.split, config.valid, config.test, config.seed, config.draws)
     return f"ids and split: {config.split}", _sizes(work)
 
 
@@ -376,10 +375,10 @@ def _task(work: Workspace, config: BuildConfig) -> Done:
         return None
     before, extra = work.count("final"), {}
     if config.task == "few-interactions":
-        keep_few(work.db, config.at_most, config.seed)
+        keep_few(work.db, config.at_most, config.seed, config.draws)
     else:
         n_items = work.value("SELECT count(*) FROM node_new JOIN node ON node.id = old WHERE is_item")
-        set_new_items(work.db, n_items, config.new_share, config.new_for, config.seed)
+        set_new_items(work.db, n_items, config.new_share, config.new_for, config.seed, config.draws)
         counts = dict(work.db.execute("SELECT new_split, count(*) FROM new_items GROUP BY 1").fetchall())
         extra = {f"new_items_{name}": counts.get(name, 0) for name in ("valid", "test")}
     return f"task: {config.task}", {**_sizes(work), **extra, "interactions_left_out": before - work.count("final")}

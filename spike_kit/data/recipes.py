@@ -10,7 +10,7 @@ from pydantic import Field
 from spike_kit.base.config import Config
 from spike_kit.data.dataset import Dataset
 from spike_kit.data.fetch import Wheel
-from spike_kit.data.splits import NewFor, Split, Task
+from spike_kit.data.splits import Draws, NewFor, Split, Task
 from spike_kit.data.text import MAX_REVIEW_CHARACTERS
 from spike_kit.data.workspace import OnError, Workspace
 
@@ -45,6 +45,9 @@ class BuildConfig(Config):
     """Share of interactions held out for the test (per user; of all for split time)."""
     seed: int = 0
     """Seed of the split, of the choice of users, and of the task."""
+    draws: Draws = "ids"
+    """What a draw depends on besides the seed: ids of the source, so that an item or a user more moves nobody else's
+    pairs; or the order of the rows (as in every data set whose manifest does not have this setting)."""
     task: Task = "known"
     """What is asked: known items; new-items, a share of which nobody has in train; few-interactions of each user."""
     new_share: float = Field(default=0.15, gt=0, lt=1)
@@ -61,9 +64,10 @@ class BuildConfig(Config):
     """What a bad row of a raw file does: stop the build with its file and line, or be skipped and counted."""
 
     def recorded(self) -> dict[str, Any]:
-        """Settings as a manifest holds them: of the task only those that it has."""
+        """Settings as a manifest holds them: those that came later only where they are not as before."""
         of_tasks = {name for names in TASK_SETTINGS.values() for name in names}
-        return self.model_dump(mode="json", exclude=of_tasks.difference(TASK_SETTINGS[self.task]))
+        as_before = {"draws"} if self.draws == "rows" else set()
+        return self.model_dump(mode="json", exclude=of_tasks.difference(TASK_SETTINGS[self.task]) | as_before)
 
 
 TASK_SETTINGS = {"known": (), "new-items": ("task", "new_share", "new_for"), "few-interactions": ("task", "at_most")}

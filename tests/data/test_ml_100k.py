@@ -10,6 +10,7 @@ import pytest
 from spike_kit.base.errors import DataError
 from spike_kit.data.pipeline import reorganize
 from spike_kit.data.recipes import BuildConfig
+from spike_kit.data.sources import find_recipe
 from spike_kit.data.sources.ml_100k import join, link_films, namesakes, split_names
 from spike_kit.data.workspace import Workspace
 from tests.data.raw_folders import write_table
@@ -99,6 +100,30 @@ def test_parsing_joins_films_with_their_facts_and_ratings_follow_merged_films(tm
     joined = work.funnel[1]
     assert joined["step"] == "films linked by title and year"
     assert joined["films_without_link"] == joined["films_merged"] == 1
+
+
+@pytest.mark.parametrize(
+    ("changes", "expected"),
+    [
+        ({}, "...t.v ..t.v. .v...t ....tv .t.v.. ..v.t."),
+        ({"seed": 2, "valid": 0.3}, "v..tv. ..vv.t .tv.v. ..vv.t vt..v. .t.vv."),
+        ({"split": "leave_one_out"}, "...t.v ..t.v. .v...t ....tv .t.v.. ..v.t."),
+        ({"max_users": 5}, "...t.v ..t.v. ------ .v...t ....tv .t.v.."),
+        ({"task": "new-items", "new_share": 0.4}, "...vtv ..tvt. .v.vtt ...vtv .t.vt. ..vvt."),
+        ({"task": "few-interactions", "at_most": 2}, ".--t.v ..t-v- -v..-t .-.-tv .t-v.- -.v.t-"),
+    ],
+)
+def test_draws_are_those_that_the_shipped_texts_saw(
+    tmp_path: Path, work: Workspace, changes: dict[str, Any], expected: str
+) -> None:
+    """Splits of six users and six films as an earlier version drew them; a pair that is gone is a dash."""
+    join(raw(tmp_path, PAIRS), work)
+    work.db.execute('UPDATE interactions SET "timestamp" = 7')
+    tables = reorganize(work, find_recipe("ml-100k").settings.replace(**changes))
+    found = tables.interactions.merge(tables.users, on="user")
+    split = {(int(user), item + 1): at for user, item, at in found[["source_id", "item", "split"]].to_numpy().tolist()}
+    shown = {"train": ".", "valid": "v", "test": "t", None: "-"}
+    assert [shown[split.get(pair)] for pair in PAIRS] == [*expected.replace(" ", "")]
 
 
 def test_a_film_with_a_doubtful_link_stays_with_the_genres_of_movielens(tmp_path: Path, work: Workspace) -> None:

@@ -1,5 +1,6 @@
 from collections import Counter
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 import pytest
@@ -11,7 +12,7 @@ from spike_kit.base.errors import DataError, StorageError
 from spike_kit.data import workspace as module
 from spike_kit.data.pipeline import k_core, reorganize
 from spike_kit.data.raw import Delimited, Field, JsonLines, ParquetRows
-from spike_kit.data.recipes import BuildConfig
+from spike_kit.data.recipes import UNFILTERED, BuildConfig
 from spike_kit.data.workspace import Workspace, workspace
 
 PAIRS = st.sets(st.tuples(st.integers(0, 5), st.integers(0, 5)), max_size=24)
@@ -134,3 +135,57 @@ def test_a_manifest_records_the_settings_of_its_task_alone() -> None:
     assert not {"task", "new_share", "new_for", "at_most"} & set(recorded["known"])
     assert "at_most" not in recorded["new-items"]
     assert "new_share" not in recorded["few-interactions"]
+
+
+LIKED = [(f"u{user}", f"i{(user + step) % 12}") for user in range(9) for step in range(8)]
+Pair = tuple[str, str]
+
+
+def held_out(pairs: list[Pair], items: list[str], title: str = "", **changes: Any) -> dict[Pair, str]:
+    """Split of each pair by ids of the source; a given split has no valid part, all pairs have one time."""
+    rows = pd.DataFrame(pairs, columns=["user", "item"]).assign(timestamp=7)
+    rows["split"] = ["test" if user[-1] == item[-1] else "train" for user, item in pairs]
+    facts = pd.DataFrame({"head": sorted({item for _, item in pairs}), "relation": "genre", "tail": "g"})
+    with workspace() as work:
+        work.put("interactions", rows)
+        work.put("items", pd.DataFrame({"item": items, "label": [title and title + item for item in items]}))
+        work.put("entities", pd.DataFrame({"entity": ["g"], "label": ["Drama"]}))
+        work.put("relations", pd.DataFrame({"relation": ["genre"], "template": ["{head} is {tail}."]}))
+        work.put("triples", facts)
+        tables = reorganize(work, BuildConfig(**UNFILTERED, **changes))
+    names = (tables.users["source_id"], tables.items["source_id"])
+    found = tables.interactions
+    users, of_items = (name[found[column]] for name, column in zip(names, ("user", "item"), strict=True))
+    return dict(zip(zip(users, of_items, strict=True), found["split"], strict=True))
+
+
+DRAWN: list[dict[str, Any]] = [
+    {"valid": 0.2, "test": 0.2},
+    {"split": "given", "valid": 0.3},
+    {"split": "leave_one_out"},
+    {"max_users": 4},
+    {"task": "few-interactions", "at_most": 3},
+]
+NEW_ITEMS: list[dict[str, Any]] = [{"task": "new-items", "new_share": 0.4}, {"task": "new-items", "new_for": "valid"}]
+
+
+@pytest.mark.parametrize("changes", DRAWN + NEW_ITEMS)
+def test_draws_follow_from_ids_of_the_source_alone(home: Path, changes: dict[str, Any]) -> None:
+    """Not from the order of rows, from titles, or from whatever others did."""
+    items = [f"i{n}" for n in range(12)]
+    before = held_out(LIKED, [], seed=3, **changes)
+    assert held_out(LIKED[::-1], items[::-1], "Film ", seed=3, **changes) == before
+    assert held_out(LIKED[::-1], items, seed=4, **changes) != before
+    added = held_out([("a user", item) for item in items[:7]] + LIKED, items, seed=3, **changes)
+    gone = {user for user, _ in before.keys() - added.keys()}
+    assert len(gone) == (1 if "max_users" in changes and any(user == "a user" for user, _ in added) else 0)
+    others = {pair: split for pair, split in added.items() if pair[0] != "a user"}
+    assert others == {pair: split for pair, split in before.items() if pair[0] not in gone}
+
+
+@pytest.mark.parametrize("changes", DRAWN)
+@pytest.mark.parametrize("added", ["a film", "i1:"])
+def test_an_item_more_moves_nobody_elses_pairs(home: Path, changes: dict[str, Any], added: str) -> None:
+    before, after = held_out(LIKED, [], **changes), held_out([("u3", added), *LIKED], [added], "Film ", **changes)
+    others = [{pair: split for pair, split in found.items() if pair[0] != "u3"} for found in (before, after)]
+    assert others[0] == others[1]

@@ -10,6 +10,7 @@ import spike_kit as sk
 from spike_kit.base import paths
 from spike_kit.base.errors import DataError
 from spike_kit.cli import main
+from spike_kit.data.build import open_or_build
 from spike_kit.data.dataset import Dataset
 from tests.data.checks import built, facts_of, refused, refused_or_skipped
 from tests.data.raw_folders import HELD, PAIRS, TABLES, write_lines, write_rows, write_table, write_tables
@@ -152,5 +153,20 @@ def test_a_data_set_is_opened_for_another_task_with_its_own_settings(home: Path)
     assert sk.load("mine", task="new-items").manifest == new.manifest
     assert sk.load("mine-new-items", task="new-items").name == "mine-new-items"
     assert sk.usual_profiles(new) == {"profiles": "template", "preset": "new_items"}
+    assert new.manifest.build["draws"] == "ids"
     with pytest.raises(DataError, match="was not built from raw files"):
         sk.load(write_world(home / "elsewhere" / "world").path, task="few-interactions")
+
+
+def test_a_data_set_whose_manifest_does_not_say_how_it_was_drawn_keeps_its_draws(
+    home: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    write_tables(paths.raw_root() / "tables")
+    old = sk.build("tables", name="old", draws="rows", **TABLES)
+    assert "draws" not in old.manifest.build
+    few = sk.load("old", task="few-interactions")
+    assert "draws" not in few.manifest.build
+    held_out = old.interactions[old.interactions["split"] != "train"]
+    assert few.interactions[few.interactions["split"] != "train"].to_numpy().tolist() == held_out.to_numpy().tolist()
+    assert open_or_build("old", "tables", draws="rows").manifest == sk.load("old").manifest
+    assert not caplog.text

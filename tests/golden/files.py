@@ -28,6 +28,7 @@ BUILD = [
     *("--items", "films.csv", "--item-columns", "item", "id", "label", "title", "description", "plot"),
     *("--facts", "genre", "genres", "--triples", "crew.tsv", "--triple-columns", "head", "film", "tail", "person"),
     *("--time", "date", "--min-rating", "3", "--user-core", "4", "--item-core", "3"),
+    *("--entities", "people.csv", "--draws", "rows"),
 ]
 """Build of the data set, in the folder where `write_raw` wrote."""
 PAID = [
@@ -65,6 +66,8 @@ def write_raw(folder: Path) -> None:
     (folder / "films.csv").write_text("\n".join(films) + "\n", encoding="utf-8")
     crew = ["film\tperson", *(f"f{film}\tPerson_{film // 3}" for film in range(N_ITEMS))]
     (folder / "crew.tsv").write_text("\n".join(crew) + "\n", encoding="utf-8")
+    people = ["entity,label,kind", *(f"Person_{number},Person {number},entity" for number in range(N_ITEMS // 3))]
+    (folder / "people.csv").write_text("\n".join(people) + "\n", encoding="utf-8")
 
 
 def everything() -> dict[str, Any]:

