@@ -68,7 +68,6 @@ ROWS = [("1", "Amélie", "Drama"), ("2", "Toys", "Comedy")]
         ("r.csv", lambda content: gzip.compress(codecs.BOM_UTF8 + content.replace(b"\n", b"\r\n", 2))),
         ("r.csv", lambda content: content[:-1]),
     ],
-    ids=str,
 )
 def test_a_table_is_read_whatever_its_packing_and_line_ends_are(
     tmp_path: Path, name: str, change: Callable[[bytes], bytes]
@@ -98,6 +97,7 @@ def test_so_are_lines_of_json(tmp_path: Path, change: Callable[[bytes], bytes]) 
         (b"BZh91AY&SY" + bytes(50), "packed with bzip2"),
         (b"\x28\xb5\x2f\xfd" + bytes(50), "packed with zstd"),
     ],
+    ids=lambda value: value if isinstance(value, str) else "content",
 )
 def test_what_is_no_text_is_an_error_whatever_is_skipped(
     tmp_path: Path, content: bytes, message: str, on_error: OnError
