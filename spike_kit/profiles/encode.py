@@ -32,7 +32,7 @@ from spike_kit.base.errors import ConfigError, DataError, FetchError, SpikeKitEr
 from spike_kit.data.dataset import Dataset, file_sha256, parts_of
 from spike_kit.data.vectors import LEFT_OUT, ProfileVectors, normalised, principal_axes
 from spike_kit.profiles import DEFAULT_ENCODER, ENCODERS
-from spike_kit.profiles.jobs import LONGEST_MESSAGE, what_failed
+from spike_kit.profiles.jobs import LONGEST_MESSAGE, read_body
 from spike_kit.profiles.llm import LLMConfig, hide_key
 from spike_kit.profiles.shipped import shipped_vectors
 
@@ -283,14 +283,15 @@ class OpenAIEncoder:
         try:
             answer = embed(model=self.model, input=list(texts), encoding_format="float")
         except self._library.OpenAIError as error:
-            raise self._explain(error, texts) from None
+            response = getattr(error, "response", None)
+            status, body = (0, str(error)) if response is None else (response.status_code, response.text)
+            raise self._explain(status, body, texts) from None
         try:
             entries = sorted(json.loads(answer.content)["data"], key=lambda entry: entry["index"])
             places = [entry["index"] for entry in entries]
             vectors = np.array([entry["embedding"] for entry in entries], dtype=np.float64)
         except (ValueError, TypeError, KeyError, OverflowError, RecursionError):
-            said = what_failed(0, answer.content.decode(errors="replace"))[1]
-            raise self._broken(f"its answer is not a list of embeddings of one size: {said}") from None
+            raise self._explain(200, answer.content.decode(errors="replace"), texts) from None
         if places != list(range(len(texts))):
             raise self._broken(f"its answer has the indices {some(places)}, expected 0..{len(texts) - 1}, each once")
         if vectors.ndim != 2 or not vectors.shape[1]:
@@ -306,11 +307,11 @@ class OpenAIEncoder:
         shown = hide_key(said, self._key)[:LONGEST_MESSAGE]
         return f"openai:{self.model} at {self._client.base_url.host}: {shown}"
 
-    def _explain(self, error: Any, texts: Sequence[str]) -> SpikeKitError:
-        response = getattr(error, "response", None)
-        status, body = (0, str(error)) if response is None else (response.status_code, response.text)
-        kind, words = what_failed(status, body)
-        message = self._message(f"{status}: {words}" if status else words)
+    def _explain(self, status: int, body: str, texts: Sequence[str]) -> SpikeKitError:
+        _, kind, words = read_body(status, body)
+        if not kind:
+            return self._broken(f"its answer is not a list of embeddings of one size: {words}")
+        message = self._message(words)
         if status and kind == "content":
             return TooLongError(message, max(texts, key=len))
         if kind == "key":
@@ -325,7 +326,7 @@ class OpenAIEncoder:
 def _look(response: Any) -> None:
     """Keep the SDK from sending a request again where the quota is used up."""
     body = response.read().decode(errors="replace") if response.status_code == 429 else ""
-    if body and what_failed(429, body)[0] == "quota":
+    if body and read_body(429, body)[1] == "quota":
         response.headers["x-should-retry"] = "false"
 
 
