@@ -40,17 +40,15 @@ _ANSWER = "(?:final[_ ]?)?(?:answer|response|output|solution)|(?:user |item |ent
 _MARK = re.compile(
     rf"""(?:\A|(?=[<\[◁])) (?: (?P<end> [<\[◁]\|?\s*(?:/\s*|end_(?:of_)?)(?:{_THINKING})\s*\|?[>\]▷]
       | <\|channel\|>\s*final\b[^<\n]{{0,40}}(?:<\|constrain\|>[^<]{{0,20}})?(?:<\|message\|>)? | <channel\|>
-      | <\|(?:begin_of|start)_(?:{_ANSWER})\|> | (?:(?<=[.!?:\n])|(?<=[.!?:]\ ))<(?:{_ANSWER})> | <\|inner_suffix\|> )
-    | (?P<sure> [<\[]\|(?:{_THINKING})\|[>\]] | ◁\s?think\s?▷ | <\|inner_prefix\|>
+      | <\|(?:begin_of|start)_(?:{_ANSWER})\|> | (?:(?<=[.!?:\n])|(?<=[.!?:]\ ))<(?:{_ANSWER})> | \[/INST\] )
+    | (?P<sure> [<\[]\|(?:{_THINKING})\|[>\]] | ◁\s?think\s?▷
       | <\|channel\|?>\s*(?:analysis|commentary|thought)\b(?:[^<\n]{{0,80}}(?:<\|constrain\|>\s?\w*\s?)?<\|message\|>)?
       | \A\s*(?-i:(?:assistant)?(?:analysis|commentary)(?=[A-Z]|\s*\n)) )
     | <\s*(?:{_THINKING})(?:\s+\w+=[^<>]{{0,80}})?\s*/?> | \[(?:{_THINKING})\] )""",
     re.I | re.X,
 )
 _IN_SENTENCE = re.compile(r"(?<=[\w,;(“\"'’-])|(?<=[\w,;(“\"'’-][^\S\n])")
-_GOES_ON = re.compile(
-    r"(?<=\])(?:[(,:'’]| (?:\(|(?!this\b)[a-z]+s\b|(?:and|or|by|in|of|from|with|are|can|may|will)\b))"
-)
+_GOES_ON = re.compile(r"(?<=\])(?:[(,:'’]| (?:\(|(?!this\b)[a-z]+s\b|(?:and|or|by|in|of|from|with|are)\b))")
 _SENTENCE_END = re.compile(r"[.!?…:](?:\s|\Z)|\n")
 _LABEL_OF_THOUGHTS = rf"\W*(?:here (?:is|are) my |assistant)?(?:{_THINKING}|commentary)(?: process| steps)?\W{{0,4}}"
 _LABELLED = re.compile(
@@ -60,23 +58,19 @@ _LABELLED = re.compile(
 )
 _PLAN = re.compile(
     rf"(?:{_LABEL_OF_THOUGHTS})?\W*(?:(?:ok(?:ay)?|alright|hmm+|got it|let me see)[,.!…:]|we(?: are|['’]re) asked\b"
-    r"|(?:here(?:['’]s| is) (?:a|my|the) )?(?:thinking|thought) process\W*:"
-    r"|(?:(?:so|first|now|well)\W+)*(?:(?:the )?user (?:wants|asks|asked|needs|is asking|has provided)"
-    r"|(?:(?:i|we) )?(?:need|should|must)|(?:i|we)(?: will|['’]ll)|let(?: me|['’]s))\b"
+    r"|(?:here['’]s a )?(?:thinking|thought) process:|(?:(?:so|first|now|well)\W+)*"
+    r"(?:(?:the )?user (?:wants|asks|asked|needs|is asking|has provided)|(?:(?:i|we) )?(?:need|should|must)"
+    r"|(?:i|we)(?: will|['’]ll|['’]m going)|let(?: me|['’]s))\b"
     r"(?:[^.!?]{0,60}(?<![\w-])(?:profile|paragraph)|(?: to| first)* (?:write|produce|create|describe|think))\b)",
     re.I,
 )
 _TURN = r"(?:<\|(?:im_start|start_header_id|start|turn)\|?>|<start_of_turn>)\s*"
-_OTHER_TURN = re.compile(
-    rf"(?:{_TURN}(?:user|system|human|developer)\b|<[|｜](?:user|system|human)[|｜]>).*", re.S | re.I
-)
+_OTHER_TURN = re.compile(rf"(?:{_TURN}(?:user|system|human)\b|<[|｜](?:user|system)[|｜]>).*", re.S | re.I)
 _OWN_TURN = re.compile(
     rf"{_TURN}(?:assistant|model)\b|\A\s*(?:assistant(?=\s*\n|<\|)|model\s*\n|final\s*\n|(?:assistant)?final(?=[A-Z]))"
-    r"|<\|assistant\|>:?|\A\s*\[INST\](?s:.*?)\[/INST\]"
 )
 _CONTROL = re.compile(
-    r"<[|｜]\s?[\w/▁]{1,40}\s?[|｜]?>|<[\w/▁]{1,40}[|｜]>|\[\|\w{1,40}\|\]|\[(?:BEGIN|END) FINAL RESPONSE\]"
-    r"|<(?:pad|bos|eos|unk|SPECIAL_\d+|(?:start|end)_of_turn)>"
+    r"<[|｜]\s?[\w/▁]{1,40}\s?[|｜]?>|<[\w/▁]{1,40}[|｜]>|\[\|\w{1,40}\|\]|<(?:pad|bos|eos|unk|(?:start|end)_of_turn)>"
 )
 _EDGE = rf"(?:\[(?:/?INST|/?ASSISTANT|PAD|UNK|[BE]OS|EOT|END)\]|</?(?:s|eot|end|assistant|{_ANSWER})>)"
 _EDGES = re.compile(rf"\A{_EDGE}|{_EDGE}\Z", re.I)
@@ -127,11 +121,11 @@ def _unpacked(text: str) -> str:
     text = text.strip()
     if fenced := _FENCED.fullmatch(text):
         return fenced[fenced.lastindex or 0]
-    if text.startswith(("{", "[")) and (value := _unwrapped(text)) != text:
+    if text.startswith("{") and (value := _unwrapped(text)) != text:
         return value
-    bare = without_thoughts(_OWN_TURN.sub("", _OTHER_TURN.sub("", text)))
-    bare = _EDGES.sub("", _CONTROL.sub("", bare).strip())
-    if bare != text:
+    bare = without_thoughts(_OWN_TURN.sub("", _OTHER_TURN.sub("", _EDGES.sub("", text))))
+    pieces = [piece for piece in _CONTROL.split(bare) if piece.strip()]
+    if (bare := bare if len(pieces) > 1 else "".join(pieces).strip()) != text:
         return bare
     text = clean(_LABEL.sub("", _HEADING.sub("", text), count=1).replace("**", ""))
     if quoted := _QUOTED.fullmatch(text):
@@ -140,16 +134,14 @@ def _unpacked(text: str) -> str:
 
 
 def _unwrapped(text: str) -> str:
-    """Text of a JSON object, also in a list of one: its field ``profile``, or its only one beside thoughts."""
+    """Text of a JSON object: its field ``profile``, or its only one beside thoughts."""
     try:
         values = json.loads(text, strict=False)
     except (ValueError, RecursionError):
         return text
-    value = values[0] if isinstance(values, list) and len(values) == 1 else values
-    if isinstance(value, dict):
-        told = {name: field for name, field in value.items() if not re.fullmatch(_THINKING, name, re.I)}
-        value = told.get("profile", next(iter(told.values())) if len(told) == 1 else None)
-    return value if isinstance(value, str) else text
+    told = {name: value for name, value in values.items() if not re.fullmatch(_THINKING, name, re.I)}
+    only = told.get("profile", next(iter(told.values())) if len(told) == 1 else None)
+    return only if isinstance(only, str) else text
 
 
 def without_thoughts(text: str) -> str:
@@ -219,7 +211,7 @@ def find_problem(answer: Answer, limit: int) -> Problem:
         return "thoughts"
     if answer.finish_reason == "length":
         return "truncated"
-    if _MARKUP.search(text):
+    if _MARKUP.search(text) or _CONTROL.search(text):
         return "format"
     if len(words) < _FEWEST_WORDS or not _WORD.search(text) or text.endswith(":"):
         return "refused" if _REFUSAL.match(text) else "empty"

@@ -90,10 +90,11 @@ _CONTENT = re.compile(
 _SAYING = ("error", "errors", "choices", "message", "detail", "msg", "error_description")
 """Fields in which servers say what went wrong, also inside each other and in lists."""
 
+_NUMBER = re.compile(r"\b[45]\d\d\b")
 _EVENT = re.compile(r"(?::[^\n]*\n+)*(?:event:[^\n]*\n)?data:(.*)")
 _THOUGHTS = re.compile("reasoning|thinking|thought")
-_REASONS = dict.fromkeys(("max_tokens", "max_output_tokens", "model_length"), "length")
-_REASONS |= dict.fromkeys(("safety", "prohibited_content", "recitation", "refusal"), "content_filter")
+_REASONS: dict[str, str] = dict.fromkeys(("length", "max_tokens", "max_output_tokens", "model_length"), "length")
+_REASONS |= dict.fromkeys(("content_filter", "safety", "prohibited_content", "recitation", "refusal"), "content_filter")
 """Other servers' reasons to end an answer, and OpenAI's."""
 
 
@@ -500,67 +501,62 @@ def read_reply(status: int, body: str, headers: Mapping[str, str], seconds: floa
     CallError
         If there is none in it. An error in a body with status 200 counts as the error it names.
     """
-    values, kind, words = read_body(status, body)
+    values, kind, words = read_body(status, body, headers)
     if not kind:
         return _completion(values, words, seconds)
-    if 300 <= status < 400 and "location" in headers:
-        words = f"{status}: the server moved to {_printable(headers['location'])}: check --base-url"
     raise CallError(kind, words, retry_after(headers))
 
 
-def read_body(status: int, body: str) -> tuple[Any, str, str]:
+def read_body(status: int, body: str, headers: Mapping[str, str]) -> tuple[Any, str, str]:
     """Read a body: its JSON value (None if it is none), the kind of failure (empty if it is none), and what is said.
 
     An error in a body with status 2xx counts as the error it names.
     """
-    values, said, codes = None, "", " ".join(_CODES.findall(body))[:_LONGEST_WORDS]
-    body = body.lstrip("\ufeff \r\n")
-    event = _EVENT.match(body)
+    values, said, body = None, "", body.lstrip("\ufeff \r\n")
+    codes, event = " ".join(_CODES.findall(body))[:_LONGEST_WORDS], _EVENT.match(body)
     with suppress(ValueError, RecursionError):
         values = parsed(event[1] if event else body)
         said = _said(values)
-    page = re.sub("<[^<>]*>", " ", without_markup(body)) if body.startswith("<") else ""
-    what = "a page of HTML: " if page.strip() else "a stream of events: " if event else ""
-    words = _printable(what + " ".join((said or page.strip() or body).split())[:_LONGEST_WORDS])
-    named = str(status)
+    if body.startswith("<"):
+        said = f"a page of HTML: {re.sub('<[^<>]*>', ' ', without_markup(body))}"
+    if 300 <= status < 400 and "location" in headers:
+        said = f"the server moved to {headers['location']}: correct its address"
+    words = " ".join((said or body).split())[:_LONGEST_WORDS]
+    words = "".join(char if char.isprintable() else char.encode("unicode_escape").decode() for char in words)
+    words, named = f"a stream of events: {words}" if event else words, str(status)
     if 200 <= status < 300:
         if not _tells_of_error(values, codes):
             return values, "", words
-        number, told = re.search(r"\b[45]\d\d\b", codes), f"{codes} {words}"
+        number, told = _NUMBER.search(codes), f"{codes} {words}"
         known = 429 if _BUSY.search(told) else 400 if _UNPAID.search(told) or _KEY.search(told) else 500
         named, status = codes[:60] or "error", int(number[0]) if number else known
     return values, _failure_kind(status, codes, words), f"{named}: {words or 'no message'}" if status else words
 
 
 def _said(value: Any) -> str:
-    """What a server says in a JSON value, with the place (``loc``) it speaks of; empty if no field is known to say it."""
+    """What a server says in a JSON value, and of what place (``loc``); empty if no field is known to say it."""
     if isinstance(value, list):
         return "; ".join(filter(None, map(_said, value)))
     if not isinstance(value, dict):
         return value if isinstance(value, str) else ""
-    place, behind = value.get("loc"), value.get("metadata")
     words = next((words for name in _SAYING if (words := _said(value.get(name)))), "")
-    parts = [".".join(map(str, place)) if isinstance(place, list) else "", words]
-    return ": ".join(filter(None, [*parts, _said(behind.get("raw")) if words and isinstance(behind, dict) else ""]))
+    match value:
+        case {"loc": [*place]}:
+            return f"{'.'.join(map(str, place))}: {words}"
+        case {"metadata": {"raw": str(behind)}} if words:
+            return f"{words}: {behind}"
+    return words
 
 
 def _tells_of_error(values: Any, codes: str) -> bool:
     """Whether a body with status 2xx is an error after all: of the whole, of its choice, or a code without a choice."""
-    if not isinstance(values, dict):
-        return False
-    match values.get("choices"):
-        case [{"error": error}, *_] if error:
-            return True
+    choices = values.get("choices") if isinstance(values, dict) else []
+    match choices:
         case [{"finish_reason": "error"}, *_]:
             return True
-        case [_, *_]:
-            return bool(_said(values.get("error")))
-    return bool(values.get("error") or re.search(r"\b[45]\d\d\b", codes))
-
-
-def _printable(text: str) -> str:
-    """Text with its control and invisible characters escaped."""
-    return "".join(char if char.isprintable() else char.encode("unicode_escape").decode() for char in text)
+        case [choice, *_]:
+            return bool(_said(values.get("error")) or (isinstance(choice, dict) and choice.get("error")))
+    return isinstance(values, dict) and bool(values.get("error") or _NUMBER.search(codes))
 
 
 def _failure_kind(status: int, code: str, words: str) -> str:
@@ -583,22 +579,14 @@ def _completion(values: Any, words: str, seconds: float) -> Answer:
     try:
         choice = values["choices"][0]
         reason = str(choice.get("finish_reason") or "stop")[:40]
-        reason = _REASONS.get(reason.lower(), reason.lower())
-        message, usage = (
-            choice["message"] if reason != "content_filter" else choice.get("message") or {},
-            values.get("usage") or {},
-        )
-        parts = message.get("content")
-        parts = [
-            {"text": part or ""} if not isinstance(part, dict) else part
-            for part in (parts if isinstance(parts, list) else [parts])
-        ]
-        content = "".join(
-            part.get("text") or "" for part in parts if part.get("type", "text") in ("text", "output_text")
-        )
+        reason = _REASONS.get(reason.lower(), reason)
+        message = (choice.get("message") or {}) if reason == "content_filter" else choice["message"]
+        content, usage = message.get("content") or "", values.get("usage") or {}
+        parts = content if isinstance(content, list) else [{"type": "text", "text": content}]
+        content = "".join(part.get("text") or "" for part in parts if part.get("type") in ("text", "output_text"))
         refusal = message.get("refusal") or "".join(part.get("refusal") or "" for part in parts)
         fields = [*message.items(), *((str(part.get("type")), part) for part in parts)]
-        thoughts = next((name for name, value in fields if _THOUGHTS.match(name) and value and str(value).strip()), "")
+        thoughts = next((name for name, value in fields if _THOUGHTS.match(name) and str(value or "").strip()), "")
         counts = {name: usage.get(name) for name in ("prompt_tokens", "completion_tokens")}
         counts = {name: n if type(n) is int and 0 <= n < 2**40 else 0 for name, n in counts.items()}
         calls = message.get("tool_calls") or message.get("function_call")
