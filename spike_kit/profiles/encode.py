@@ -246,12 +246,9 @@ class OpenAIEncoder:
             raise self._broken(f"its answer has the indices {some(places)}, expected 0..{len(texts) - 1}, each once")
         if vectors.ndim != 2 or not vectors.shape[1]:
             raise self._broken(f"its answer has the shape {list(vectors.shape)} for {len(texts)} texts")
-        if not (usable := (np.abs(vectors) <= np.finfo(np.float32).max).all(axis=1)).all():
-            raise TextError(
-                self._message("its answer holds NaN or infinity"),
-                _REMEDY,
-                [texts[place] for place in np.flatnonzero(~usable)],
-            )
+        largest = np.finfo(np.float32).max
+        if bad := [text for text, row in zip(texts, vectors, strict=True) if not (np.abs(row) <= largest).all()]:
+            raise TextError(self._message("its answer holds NaN or infinity"), _REMEDY, bad)
         return normalised(vectors)
 
     def _broken(self, problem: str) -> DataError:
@@ -478,12 +475,8 @@ def _encoded(encoder: Encoder, texts: Sequence[str], name: str) -> np.ndarray:
     vectors = encoder.encode(texts, len(texts))
     if vectors.ndim != 2 or len(vectors) != len(texts):
         raise DataError(f"encoder {name!r} returned shape {list(vectors.shape)} for {len(texts)} texts")
-    if not (finite := np.isfinite(vectors).all(axis=1)).all():
-        raise TextError(
-            f"encoder {name!r} returned NaN or infinity",
-            "mend the encoder",
-            [texts[place] for place in np.flatnonzero(~finite)],
-        )
+    if bad := [text for text, row in zip(texts, vectors, strict=True) if not np.isfinite(row).all()]:
+        raise TextError(f"encoder {name!r} returned NaN or infinity", "mend the encoder", bad)
     return vectors
 
 
