@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 ENCODERS: Registry[Callable[[str, torch.device | str], Encoder]] = Registry(
     "text encoder",
     {
-        "transformer": "spike_kit.profiles.encode:SentenceTransformerEncoder",
+        "transformer": "spike_kit.profiles.transformer:SentenceTransformerEncoder",
         "openai": "spike_kit.profiles.encode:OpenAIEncoder",
         "tfidf": "spike_kit.profiles.encode:TfidfEncoder",
     },

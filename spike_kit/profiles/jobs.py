@@ -29,7 +29,7 @@ from tqdm.auto import tqdm
 
 from spike_kit.base import paths
 from spike_kit.base.errors import LLMError, require
-from spike_kit.data.text import cut
+from spike_kit.data.text import cut, without_markup
 from spike_kit.profiles.llm import LLMConfig, Message, hide_key, prices
 from spike_kit.profiles.prompts import Prompt
 from spike_kit.profiles.store import Answer, Key, Store, Stored, Verdict
@@ -79,11 +79,23 @@ _LOOK = 0.02
 _LONGEST_WORDS = 10 * LONGEST_MESSAGE
 _CODES = re.compile(r'"(?:code|type|status|error_type)"\s*:\s*"?(?!null)([\w.-]+)')
 _QUOTA = re.compile(r"insufficient_quota|billing|credit")
-_KEY = re.compile(r"invalid_api_key|api[ _-]?key not valid|authentication_error", re.I)
-_BUSY = re.compile(r"rate_limit|too_many_requests|overloaded")
+_UNPAID = re.compile(r"insufficient (?:quota|credit|balance|fund)|credit balance|(?:out of|no) credit|in arrears", re.I)
+_KEY = re.compile(r"api[ _-]?key|auth[ _](?:credential|token)|authenticat|authoriz", re.I)
+_BUSY = re.compile(r"rate[ _]limit|too[ _]many[ _]requests|overloaded|resource_exhausted", re.I)
 _CONTENT = re.compile(
-    r"content_filter|content_policy|safety|context[_ ]length|too long|maximum context|max_new_tokens", re.I
+    "content_filter|content_policy|safety|flagged|moderation|too long|max_new_tokens|maximum context"
+    "|context[_ ](?:length|size|window)",
+    re.I,
 )
+_SAYING = ("error", "errors", "choices", "message", "detail", "msg", "error_description")
+"""Fields in which servers say what went wrong, also inside each other and in lists."""
+
+_NUMBER = re.compile(r"\b[45]\d\d\b")
+_EVENT = re.compile(r"(?::[^\n]*\n+)*(?:event:[^\n]*\n)?data:(.*)")
+_THOUGHTS = re.compile("reasoning|thinking|thought")
+_REASONS: dict[str, str] = dict.fromkeys(("length", "max_tokens", "max_output_tokens", "model_length"), "length")
+_REASONS |= dict.fromkeys(("content_filter", "safety", "prohibited_content", "recitation", "refusal"), "content_filter")
+"""Other servers' reasons to end an answer, and OpenAI's."""
 
 
 @dataclass
@@ -489,69 +501,100 @@ def read_reply(status: int, body: str, headers: Mapping[str, str], seconds: floa
     CallError
         If there is none in it. An error in a body with status 200 counts as the error it names.
     """
-    values, words, code = read_body(body)
-    named: object = status
-    if status == 200:
-        if not isinstance(values, dict) or values.get("choices") or not values.get("error"):
-            return _completion(values, words, seconds)
-        number = re.search(r"\b[45]\d\d\b", code)
-        status, named = int(number[0]) if number else 429 if _BUSY.search(code) else 500, code or "error"
-    if 300 <= status < 400:
-        words = f"the server moved to {headers.get('location', '?')}: check --base-url"
-    raise CallError(failure_kind(status, code, words), f"{named}: {words or 'no message'}", retry_after(headers))
+    values, kind, words = read_body(status, body, headers)
+    if not kind:
+        return _completion(values, words, seconds)
+    raise CallError(kind, words, retry_after(headers))
 
 
-def failure_kind(status: int, code: str, words: str) -> str:
+def read_body(status: int, body: str, headers: Mapping[str, str]) -> tuple[Any, str, str]:
+    """Read a body: its JSON value (None if it is none), the kind of failure (empty if it is none), and what is said.
+
+    An error in a body with status 2xx counts as the error it names.
+    """
+    values, said, body = None, "", body.lstrip("\ufeff \r\n")
+    codes, event = " ".join(_CODES.findall(body))[:_LONGEST_WORDS], _EVENT.match(body)
+    with suppress(ValueError, RecursionError):
+        values = parsed(event[1] if event else body)
+        said = _said(values)
+    if body.startswith("<"):
+        said = f"a page of HTML: {re.sub('<[^<>]*>', ' ', without_markup(body))}"
+    if 300 <= status < 400 and "location" in headers:
+        said = f"the server moved to {headers['location']}: correct its address"
+    words = " ".join((said or body).split())[:_LONGEST_WORDS]
+    words = "".join(char if char.isprintable() else char.encode("unicode_escape").decode() for char in words)
+    words, named = f"a stream of events: {words}" if event else words, str(status)
+    if 200 <= status < 300:
+        if not _tells_of_error(values, codes):
+            return values, "", words
+        number, told = _NUMBER.search(codes), f"{codes} {words}"
+        known = 429 if _BUSY.search(told) else 400 if _UNPAID.search(told) or _KEY.search(told) else 500
+        named, status = codes[:60] or "error", int(number[0]) if number else known
+    return values, _failure_kind(status, codes, words), f"{named}: {words or 'no message'}" if status else words
+
+
+def _said(value: Any) -> str:
+    """What a server says in a JSON value, and of what place (``loc``); empty if no field is known to say it."""
+    if isinstance(value, list):
+        return "; ".join(filter(None, map(_said, value)))
+    if not isinstance(value, dict):
+        return value if isinstance(value, str) else ""
+    words = next((words for name in _SAYING if (words := _said(value.get(name)))), "")
+    match value:
+        case {"loc": [*place]}:
+            return f"{'.'.join(map(str, place))}: {words}"
+        case {"metadata": {"raw": str(behind)}} if words:
+            return f"{words}: {behind}"
+    return words
+
+
+def _tells_of_error(values: Any, codes: str) -> bool:
+    """Whether a body with status 2xx is an error after all: of the whole, of its choice, or a code without a choice."""
+    choices = values.get("choices") if isinstance(values, dict) else []
+    match choices:
+        case [{"finish_reason": "error"}, *_]:
+            return True
+        case [choice, *_]:
+            return bool(_said(values.get("error")) or (isinstance(choice, dict) and choice.get("error")))
+    return isinstance(values, dict) and bool(values.get("error") or _NUMBER.search(codes))
+
+
+def _failure_kind(status: int, code: str, words: str) -> str:
     """Decide what an error means, from its status, the codes in its body and the server's words."""
-    said = f"{code} {words}"
-    if status == 402 or _QUOTA.search(code):
+    if status == 402 or _QUOTA.search(code) or (status < 500 and _UNPAID.search(words)):
         return "quota"
-    if status in (401, 403) or (status < 500 and _KEY.search(said)):
+    if status in (400, 403, 413, 422) and _CONTENT.search(f"{code} {words}"):
+        return "content"
+    if status in (401, 403) or (status in (400, 422) and _KEY.search(f"{code} {words}")):
         return "key"
     if status == 404:
         return "model"
     if status == 429:
         return "busy"
-    if status in (408, 409) or status >= 500:
-        return "server"
-    return "content" if _CONTENT.search(said) else "request"
-
-
-def what_failed(status: int, body: str) -> tuple[str, str]:
-    """Decide what a response with an error means; gives that and the server's words."""
-    _, words, code = read_body(body)
-    return failure_kind(status, code, words), words
+    return "server" if status in (408, 409) or status >= 500 else "request"
 
 
 def _completion(values: Any, words: str, seconds: float) -> Answer:
     """Read an answer out of the body of a chat completion."""
     try:
         choice = values["choices"][0]
-        message, usage = choice["message"], values.get("usage") or {}
-        content, refusal = message.get("content") or "", message.get("refusal") or ""
-        if isinstance(content, list):
-            content = "".join(part["text"] for part in content if part.get("type") in ("text", "output_text"))
-        if not isinstance(content, str):
-            raise TypeError
-        thoughts = next((name for name in ("reasoning_content", "reasoning", "thinking") if message.get(name)), "")
+        reason = str(choice.get("finish_reason") or "stop")[:40]
+        reason = _REASONS.get(reason.lower(), reason)
+        message = (choice.get("message") or {}) if reason == "content_filter" else choice["message"]
+        content, usage = message.get("content") or "", values.get("usage") or {}
+        parts = content if isinstance(content, list) else [{"type": "text", "text": content}]
+        content = "".join(part.get("text") or "" for part in parts if part.get("type") in ("text", "output_text"))
+        refusal = message.get("refusal") or "".join(part.get("refusal") or "" for part in parts)
+        fields = [*message.items(), *((str(part.get("type")), part) for part in parts)]
+        thoughts = next((name for name, value in fields if _THOUGHTS.match(name) and str(value or "").strip()), "")
         counts = {name: usage.get(name) for name in ("prompt_tokens", "completion_tokens")}
         counts = {name: n if type(n) is int and 0 <= n < 2**40 else 0 for name, n in counts.items()}
-        reason = str(choice.get("finish_reason") or "stop")[:40]
+        calls = message.get("tool_calls") or message.get("function_call")
     except (KeyError, IndexError, TypeError, AttributeError):
         raise CallError("garbage", f"the response is no chat completion: {words}") from None
+    if calls and not content.strip():
+        raise CallError("request", f"the model calls tools instead of answering: {words}")
     return Answer(content, reason, counts, seconds, str(refusal), thoughts)
-
-
-def read_body(body: str) -> tuple[Any, str, str]:
-    """Read a body: its JSON value (None if it is none), what the server says in it, and all codes of an error there."""
-    words, codes = " ".join(body.split())[:_LONGEST_WORDS], " ".join(_CODES.findall(body))[:_LONGEST_WORDS]
-    try:
-        values = parsed(body)
-    except (ValueError, RecursionError):
-        return None, words, codes
-    said = values.get("error", values) if isinstance(values, dict) else values
-    said = said.get("message") or said.get("detail") if isinstance(said, dict) else said
-    return values, said[:_LONGEST_WORDS] if said and isinstance(said, str) else words, codes
 
 
 def parsed(text: str | bytes) -> Any:

@@ -21,7 +21,7 @@ from spike_kit.base.seeds import numpy_generator
 from spike_kit.base.storage import canonical_json
 from spike_kit.data.dataset import FILLED, SUBJECTS, TEMPLATE, Dataset, texts_by_subject
 from spike_kit.data.text import clean
-from spike_kit.profiles.checks import thoughts_advice, without_thoughts
+from spike_kit.profiles.checks import UNFINISHED, thoughts_advice, without_thoughts
 from spike_kit.profiles.jobs import Asking, Progress, Watch
 from spike_kit.profiles.llm import LLMConfig, estimate_tokens, prices
 from spike_kit.profiles.prompts import Prompt, PromptConfig, PromptWriter, fenced, prompt_writer_of
@@ -168,6 +168,8 @@ class Judge:
     def _read(self, text: str) -> dict[str, dict[str, Any]]:
         """Verdict and evidence by criterion; raises what it meets where the text is of another form."""
         text = without_thoughts(text)
+        if text.startswith(UNFINISHED):
+            raise ValueError("a verdict in thoughts is a draft")
         values, read = json.loads(text[text.find("{") : text.rfind("}") + 1]), {}
         for name in CRITERIA:
             value = values[name][self._field]

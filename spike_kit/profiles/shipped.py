@@ -55,8 +55,8 @@ def shipped_vectors(encoder: str, keys: Collection[str]) -> dict[str, np.ndarray
     """Vectors ``[d_t]`` float32 by an encoder, by the sha256 of their text, for those of ``keys`` that are shipped."""
     found = {}
     for file in sorted(ROOT.glob(f"*/*/{_vectors_name(encoder)}")):
-        rows = load_file(file)["vectors"]
-        for key, row in zip(_text_keys(file.parent), rows, strict=True):
+        keys_of_rows = _text_keys(file.parent)  # which checks all files of the set
+        for key, row in zip(keys_of_rows, load_file(file)["vectors"], strict=True):
             if key in keys:
                 found[key] = row.astype(np.float32)
     return found

@@ -1,21 +1,27 @@
+import re
 import sqlite3
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
+from safetensors import SafetensorError
+from safetensors.numpy import save
 from threadpoolctl import threadpool_limits
 
 from spike_kit.base import paths, storage
 from spike_kit.base.errors import ConfigError, DataError, StorageError
 from spike_kit.data.dataset import Dataset
 from spike_kit.data.vectors import ProfileVectors
-from spike_kit.profiles import encode
+from spike_kit.profiles import encode, transformer
 from spike_kit.profiles.encode import (
     DEFAULT_ENCODER,
     EncoderName,
     Reduction,
+    TextError,
     check_fresh,
     encode_profiles,
     encode_texts,
@@ -87,6 +93,63 @@ def test_a_broken_encoder_is_an_error_and_nothing_is_cached(encoder: Recorder) -
             encode_texts(["a"], "fake", progress=False)
     encoder.answer = usual
     assert encoder.asked(["a"]) == ["a"]
+
+
+def test_texts_without_a_vector_are_named(encoder: Recorder, data: Dataset) -> None:
+    usual = encoder.answer
+    bad = data.profiles()["text"][2]
+    for wrong, message in ((np.nan, "profile of item 2: encoder 'fake' returned NaN"), (0, "item 2: .*zeros or NaN")):
+        encoder.answer = lambda texts, wrong=wrong: np.stack(
+            [usual([t])[0] * (wrong if t == bad else 1) for t in texts]
+        )
+        with pytest.raises(DataError, match=message):
+            encode_profiles(data, "template", "fake", progress=False)
+        next(iter(paths.cache_root().glob("*.sqlite")), paths.cache_root()).unlink(missing_ok=True)
+
+
+def length(texts: Sequence[str]) -> np.ndarray:
+    """Vectors of an encoder that sees only how many words a text has, as without a tokenizer."""
+    return np.array([[1, len(text.split())] for text in texts], dtype=np.float32)
+
+
+@pytest.mark.parametrize(
+    ("texts", "problem"),
+    [
+        (["red apple", "green pear", "blue plum", "a tale", "one more text"], "error"),
+        (["a tale of", "b story by", "c d"], "error"),
+        (["red apple", "green pear", "a", "b c d", "e f g h"], "warning"),
+        (["red apple", "Apple,  RED", "apple red!", "one more text"], ""),
+        (["red apple", "one more text"], ""),
+        (["apple"], ""),
+        ([f"{'word ' * 150}{n}" for n in range(5)], ""),
+    ],
+)
+def test_different_texts_of_equal_vectors_are_an_error(
+    encoder: Recorder, caplog: pytest.LogCaptureFixture, texts: list[str], problem: str
+) -> None:
+    encoder.answer = length
+    message = rf"encoder 'fake' gives \d of {len(texts)} texts equal vectors: '"
+    if problem == "error":
+        with pytest.raises(TextError, match=rf"(?s){message}.*its tokenizer.*then remove .*sqlite"):
+            encode_texts(texts, "fake", progress=False)
+    else:
+        encode_texts(texts, "fake", progress=False)
+        assert bool(re.search(message, caplog.text)) == (problem == "warning")
+
+
+def test_tfidf_may_give_equal_vectors() -> None:
+    texts = ["red apple", "the red apple is by her", "green pear", "a green pear of his"]
+    assert len(np.unique(encode_texts(texts, "tfidf-1", progress=False).round(5))) <= 2
+
+
+def test_a_damaged_row_of_the_cache_is_encoded_again(encoder: Recorder) -> None:
+    encoder.asked(["a", "b", "c"])
+    (file,) = paths.cache_root().glob("*.sqlite")
+    with sqlite3.connect(file) as database:
+        for text, vector in (("a", b"odd"), ("b", "words"), ("c", b"")):
+            database.execute("UPDATE vectors SET vector=? WHERE key=?", (vector, storage.sha256_text(text)))
+    database.close()
+    assert sorted(encoder.asked(["a", "b", "c"])) == ["a", "b", "c"]
 
 
 def test_a_damaged_cache_is_set_aside_but_one_that_cannot_be_used_is_an_error_and_kept(
@@ -240,10 +303,104 @@ def test_the_bundled_encoder_gives_meaning_and_unit_length() -> None:
 
 
 def test_weights_that_cannot_be_used_are_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(encode, "_BUNDLED_SHA256", "0" * 64)
+    monkeypatch.setattr(transformer, "_BUNDLED_SHA256", "0" * 64)
     for name, message in (("no/such-model", "could not be loaded.*all-MiniLM-L6-v2"), (DEFAULT_ENCODER, "have sha256")):
         with pytest.raises(DataError, match=f"(?s){message}"):
             make_encoder(parse_encoder(name))
+
+
+POINTER = b"version https://git-lfs.github.com/spec/v1\noid sha256:53\nsize 90868376\n"
+
+
+class Panic(BaseException):
+    """What a library in Rust raises."""
+
+
+@pytest.mark.parametrize(
+    ("file", "content", "error", "message"),
+    [
+        (
+            "model.safetensors",
+            POINTER,
+            SafetensorError("header too large"),
+            "is a pointer of Git LFS.*header too large.*pull",
+        ),
+        ("vocab.txt", POINTER, KeyError("x"), "is a pointer of Git LFS.*KeyError.*git lfs pull"),
+        (
+            "model.safetensors",
+            save({"a": np.ones(100)})[:-1],
+            Panic("rust"),
+            "is cut off or damaged.*Panic: rust.*again",
+        ),
+        ("model.safetensors", b"", ValueError(), "is cut off or damaged"),
+        (
+            "deep/tokenizer.json",
+            b'{"model": ',
+            TypeError("y"),
+            "is cut off or damaged.*TypeError: y.*download it again",
+        ),
+        ("config.json", b"\xff\xfe\x00", OSError("z"), "is cut off or damaged"),
+        ("pytorch_model.bin", b"PK\x03\x04" + bytes(1000), RuntimeError("miniz"), "is cut off or damaged.*miniz"),
+        ("pytorch_model-00001-of-00002.bin", b"", EOFError(), "is cut off or damaged.*EOFError"),
+    ],
+)
+def test_a_damaged_file_of_an_encoder_is_named(
+    tmp_path: Path, file: str, content: bytes, error: BaseException, message: str
+) -> None:
+    (tmp_path / "config.json").write_text("{}")
+    (tmp_path / "training_args.bin").write_bytes(b"of no interest")
+    (tmp_path / file).parent.mkdir(exist_ok=True)
+    (tmp_path / file).write_bytes(content)
+    with (
+        pytest.raises(DataError, match=f"(?s)encoder 'm' could not be loaded: {tmp_path / file} {message}"),
+        transformer.explained("m", "could not be loaded", tmp_path),
+    ):
+        raise error
+
+
+def test_files_that_may_not_be_read_are_named(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refused(path: Path, *_: object, **__: object) -> None:
+        raise PermissionError(13, "Permission denied", str(path))
+
+    with monkeypatch.context() as patched:
+        patched.setattr(Path, "open", refused)
+        with pytest.raises(
+            DataError, match=rf"(?s)could not be loaded: {folder}/\S+ cannot be read \(Permission denied\)"
+        ):
+            encode_texts(["a"], str(folder), progress=False)
+    with monkeypatch.context() as patched:
+        patched.setattr(Path, "is_dir", refused)
+        with pytest.raises(DataError, match=r"could not be loaded: .*Permission denied"):
+            make_encoder(parse_encoder(str(folder)))
+
+
+def test_a_hub_folder_of_this_machine_is_looked_at_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
+    file = tmp_path / "models--a--b" / "snapshots" / "1" / "config.json"
+    file.parent.mkdir(parents=True)
+    file.write_bytes(POINTER)
+    with (
+        pytest.raises(DataError, match=f"'a/b' could not be loaded: {file} is a pointer"),
+        transformer.explained("a/b", "could not be loaded"),
+    ):
+        raise RuntimeError
+    with (
+        pytest.raises(DataError, match="'c/d' could not be loaded: RuntimeError: no network"),
+        transformer.explained("c/d", "could not be loaded"),
+    ):
+        raise RuntimeError("no network")
+
+
+@pytest.mark.parametrize(("tokens", "wanted", "refused"), [(5, 30522, True), (100, 201, True), (100, 128, False)])
+def test_a_tokenizer_of_too_few_tokens_is_refused(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, tokens: int, wanted: int, refused: bool
+) -> None:
+    config = SimpleNamespace(vocab_size=wanted)
+    model = SimpleNamespace(tokenizer=range(tokens), transformers_model=SimpleNamespace(config=config))
+    library = SimpleNamespace(SentenceTransformer=lambda *_, **__: model)
+    monkeypatch.setattr(transformer, "require", lambda *_: library)
+    with pytest.raises(DataError, match=f"has {tokens} tokens, .* {wanted}: is a file") if refused else nullcontext():
+        make_encoder(parse_encoder(str(folder)))
 
 
 WORDS = ["space", "ship", "rocket", "planet", "alien", "soup", "carrot", "onion", "kitchen", "spoon"]

@@ -87,7 +87,7 @@ def test_an_unreadable_verdict_is_asked_for_once_more_and_what_stands_around_one
 
 
 def test_a_judge_that_is_never_readable_fails_and_is_tried_again_later(data: Dataset) -> None:
-    answers = {"thoughts": "<think>Let me see.", "format": verdict(relevance={"score": 9})}
+    answers = {"thoughts": f"<think>Let me see. {verdict()}", "format": verdict(relevance={"score": 9})}
     for kind, calls in (("thoughts", 3), ("format", 6)):
         with served(lambda _, kind=kind: answers[kind]) as server:
             progress = Progress()

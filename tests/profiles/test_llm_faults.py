@@ -215,10 +215,40 @@ WORDS: list[tuple[int, Any, str, str]] = [
     (422, {"error": "inputs tokens + max_new_tokens must be <= 512"}, "content", "422: inputs tokens + max"),
     (400, {"message": "This model's maximum context length is 4096", "code": 400}, "content", "400: This model's"),
     (413, error("unsupported"), "request", "413: made to fail"),
-    (422, {"detail": [{"loc": ["body", "top_k"], "msg": "not permitted"}]}, "request", '"top_k"], "msg": "not permit'),
-    (502, PAGE, "server", f"502: {PAGE}"),
+    (
+        422,
+        {"detail": [{"loc": ["body", "top_k"], "msg": "not permitted"}]},
+        "request",
+        "422: body.top_k: not permitted",
+    ),
+    (422, {"detail": [{"loc": ["a"], "msg": "m1"}, {"loc": ["b"], "msg": "m2"}]}, "request", "422: a: m1; b: m2"),
+    (404, {"detail": "Not Found"}, "model", "404: Not Found"),
+    (400, {"errors": ["no model is loaded"]}, "request", "400: no model is loaded"),
+    (400, {"error": {"message": "Provider returned error", "metadata": {"raw": "top_k?"}}}, "request", "error: top_k?"),
+    (400, error(None, "Your credit balance is too low"), "quota", "400: Your credit balance"),
+    (400, error(None, "Incorrect API key provided"), "key", "400: Incorrect API key"),
+    (403, error(403, "Input flagged by moderation"), "content", "403: Input flagged"),
+    (400, error(400, "the request exceeds the available context size"), "content", "400: the request"),
+    (502, PAGE, "server", "502: a page of HTML: 502 upstream timed out"),
+    (503, f"<style>{'x{}' * 3000}</style>Down", "server", "503: a page of HTML: Down"),
     (500, "", "server", "500: no message"),
-    (200, PAGE, "garbage", f"no chat completion: {PAGE}"),
+    (200, PAGE, "garbage", "no chat completion: a page of HTML: 502"),
+    (200, "data: {}\n\ndata: [DONE]\n\n", "garbage", "no chat completion: a stream of events: data: {}"),
+    (200, f": WAIT\n\ndata: {json.dumps({'error': {'code': 402}})}\n\n", "quota", "402: a stream of events:"),
+    (200, {"choices": [{"error": error("402", "no credits")["error"], "message": {}}]}, "quota", "402: no credits"),
+    (200, {**completion("A tale of", {}), **error(429, "slow down")}, "busy", "429: slow down"),
+    (200, completion("A tale of the", {}, "error"), "server", "error: {"),
+    (200, {"error": "Rate limit reached"}, "busy", "error: Rate limit reached"),
+    (200, {"error": "Insufficient credits"}, "quota", "error: Insufficient credits"),
+    (200, {"code": 402, "message": "Insufficient balance"}, "quota", "402: Insufficient balance"),
+    (
+        200,
+        {"choices": [{"message": {"content": None, "tool_calls": [{"name": "f"}]}}]},
+        "request",
+        "calls tools instead",
+    ),
+    (500, {"error": "red \x1b[31m, turned \u202e"}, "server", "red \\x1b[31m, turned \\u202e"),
+    (500, "\x00\x07bell", "server", "500: \\x00\\x07bell"),
     (200, {"error": {"message": "Overloaded", "type": "overloaded_error"}}, "busy", "overloaded_error: Overloaded"),
 ]
 
@@ -229,6 +259,25 @@ def test_the_servers_own_words_reach_the_user(status: int, body: Any, kind: str,
         read_reply(status, body if isinstance(body, str) else json.dumps(body), {})
     assert caught.value.kind == kind
     assert words in caught.value.message
+
+
+@pytest.mark.parametrize(
+    ("choice", "expected"),
+    [
+        ({"finish_reason": "MAX_TOKENS", "message": {"content": "A tale"}}, ("A tale", "length", "", "")),
+        ({"finish_reason": "SAFETY", "message": {"content": ""}}, ("", "content_filter", "", "")),
+        ({"finish_reason": "content_filter"}, ("", "content_filter", "", "")),
+        ({"message": {"content": [{"type": "refusal", "refusal": "No."}]}}, ("", "stop", "No.", "")),
+        ({"message": {"content": [{"type": "text", "text": None}]}}, ("", "stop", "", "")),
+        ({"message": {"content": [{"type": "thinking", "thinking": []}]}}, ("", "stop", "", "thinking")),
+        ({"message": {"content": "", "reasoning_details": [{}]}}, ("", "stop", "", "reasoning_details")),
+        ({"message": {"content": None, "thoughts": "Hm."}}, ("", "stop", "", "thoughts")),
+        ({"message": {"content": "", "reasoning": " \n"}}, ("", "stop", "", "")),
+    ],
+)
+def test_answers_of_other_shapes_are_read(choice: dict[str, Any], expected: tuple[str, str, str, str]) -> None:
+    answer = read_reply(201, f"\ufeff{json.dumps({'choices': [choice]})}", {})
+    assert (answer.text, answer.finish_reason, answer.refusal, answer.thoughts) == expected
 
 
 def test_odd_content_is_stored(films: Dataset, server: ScriptedServer) -> None:

@@ -10,7 +10,14 @@ from spike_kit.base import paths, storage
 from spike_kit.base.errors import ConfigError, DataError, FetchError, LLMError
 from spike_kit.data.dataset import Dataset
 from spike_kit.profiles import encode
-from spike_kit.profiles.encode import OpenAIEncoder, TooLongError, encode_profiles, encode_texts, request_batches
+from spike_kit.profiles.encode import (
+    OpenAIEncoder,
+    TextError,
+    TooLongError,
+    encode_profiles,
+    encode_texts,
+    request_batches,
+)
 from tests.profiles.llm_server import Asked, Reply, ScriptedServer, fails, response, sends
 
 KEY = "sk-'se\\cret/+1234"
@@ -93,7 +100,7 @@ def test_rows_are_in_the_order_of_the_index(server: ScriptedServer, monkeypatch:
         (changed(lambda data: [entry.update(embedding=[]) for entry in data]), r"shape \[3, 0\]"),
         (changed(lambda data: data[0].pop("index")), "no.* a list of embeddings"),
         (sends({"data": None}), "no.* a list of embeddings"),
-        (sends(b"<body>Please log in</body>"), "a list of embeddings of one size: <body>Please log in"),
+        (sends(b"<body>Please log in</body>"), "a list of embeddings of one size: a page of HTML: Please log in"),
     ],
 )
 def test_what_is_not_a_finite_vector_per_text_is_an_error(server: ScriptedServer, answer: Reply, message: str) -> None:
@@ -101,6 +108,34 @@ def test_what_is_not_a_finite_vector_per_text_is_an_error(server: ScriptedServer
     with pytest.raises(DataError, match=f"openai:m at 127.0.0.1: .*{message}"):
         encoded(["a", "b", "c"])
     assert list(paths.cache_root().glob("*")) == []
+
+
+@pytest.mark.parametrize(
+    ("reply", "kind", "message"),
+    [
+        (sends({"error": {"code": 402, "message": "no credits"}}), FetchError, "(?s)402: no credits.*check the quota"),
+        (sends({"error": "Invalid API key"}), DataError, "(?s)error: Invalid API key.*check OPENAI_API_KEY"),
+        (sends(b"", 308, "Location: https://example.org/\r\n"), DataError, "moved to https://example.org/"),
+        (sends({"detail": [{"loc": ["input"], "msg": "no list"}]}, 422), DataError, "422: input: no list"),
+    ],
+)
+def test_the_servers_own_words_reach_the_user(
+    server: ScriptedServer, reply: Reply, kind: type[Exception], message: str
+) -> None:
+    server.script = lambda _: reply
+    with pytest.raises(kind, match=message):
+        OpenAIEncoder("m").encode(["a"])
+
+
+@pytest.mark.parametrize(("row", "message"), [([1e300, 0], "NaN or infinity: 'bad one'"), ([0, 0], "zeros.*'bad one'")])
+def test_a_text_without_a_vector_is_named(server: ScriptedServer, row: list[float], message: str) -> None:
+    def answer(asked: Asked) -> dict[str, Any]:
+        rows = [row if text == "bad one" else [1.0, len(text)] for text in asked.body["input"]]
+        return {"data": [{"index": n, "embedding": row} for n, row in enumerate(rows)]}
+
+    server.script = lambda _: sends(answer)
+    with pytest.raises(TextError, match=message):
+        encoded(["a", "bad one", "ccc"])
 
 
 def test_a_busy_server_is_asked_again_but_not_one_whose_quota_is_used_up(server: ScriptedServer) -> None:
