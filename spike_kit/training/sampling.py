@@ -91,10 +91,16 @@ def epoch_batches(
 
     The last batch may be smaller; no interaction is left out.
     """
-    order = torch.randperm(graph.n_interactions, generator=generator, device=generator.device).to(graph.device)
+    order = torch.randperm(graph.n_interactions, generator=generator, device=generator.device)
+    of_last = (graph.n_interactions - 1) % batch_size + 1
+    host_users = None
+    if graph.device != order.device and of_last < graph.n_users:
+        host_users = graph.train_user.to(order.device).index_select(0, order)
+    order = order.to(graph.device)
     users = graph.train_user.index_select(0, order)
     positives = graph.train_item.index_select(0, order)
     negatives = sampler.sample(users, generator)
     for start in range(0, graph.n_interactions, batch_size):
         part = slice(start, start + batch_size)
-        yield Batch(users[part], positives[part], negatives[part])
+        known = None if host_users is None else host_users[part]
+        yield Batch(users[part], positives[part], negatives[part], known)
