@@ -81,13 +81,20 @@ def deterministic() -> Iterator[None]:
 
 @contextmanager
 def tf32(active: bool) -> Iterator[None]:
-    """Let CUDA round the factors of float32 products to the 10 bits of TF32 inside the block, where asked for."""
-    before = torch.backends.cuda.matmul.allow_tf32
-    torch.backends.cuda.matmul.allow_tf32 = before or active
+    """Let CUDA round the factors of float32 products to the 10 bits of TF32 inside the block, where asked for.
+
+    Who has allowed it already, by whichever of torch's two switches, keeps it so.
+    """
+    matmul: Any = torch.backends.cuda.matmul
+    allowed = matmul.fp32_precision == "tf32" if hasattr(matmul, "fp32_precision") else matmul.allow_tf32
+    changes = active and not allowed
+    if changes:
+        matmul.allow_tf32 = True
     try:
         yield
     finally:
-        torch.backends.cuda.matmul.allow_tf32 = before
+        if changes:
+            matmul.allow_tf32 = False
 
 
 def sent(x: Tensor, device: torch.device) -> Tensor:

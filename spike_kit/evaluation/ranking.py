@@ -271,7 +271,7 @@ def evaluate(
     """Rank all unseen items for every user of a task.
 
     Scores are computed in chunks of users, on the device of the task; besides those of a chunk (`devices.chunks`) only
-    a bool per user and rank is held. Tied scores are ordered by ``torch.topk``, that is without regard to relevance; its order
+    a bool per user and rank is held. Tied scores are ordered by ``torch.topk``, without regard to relevance; its order
     depends on the length of the list, so what is measured at a cut-off is read from a list of `CUTOFFS`' largest, or of
     its own length if that is longer, whatever else is asked for.
 

@@ -70,7 +70,8 @@ class SparsePattern:
             levels.append(torch.cat([pointer, cuts]).sort().values)
             cuts_before = (pointer - 1).clamp_min(0) // limit
             pointer = torch.arange(pointer.shape[0], device=pointer.device) + cuts_before
-            size, longest = levels[-1].shape[0] - 1, longest // limit + 2
+            size = levels[-1].shape[0] - 1
+            longest = min(size, longest // limit + 2)
         return [*levels, pointer]
 
     def subset(self, kept: Tensor, size: int | None = None) -> SparsePattern:

@@ -98,13 +98,13 @@ def fit(
         If the state cannot be written; the state before it is untouched.
     """
     pairs = with_negatives(graph, names) if model.config.loss == "bpr" else graph
-    alone_on_cuda = graph.device.type == "cuda" and distributed.size() == 1
-    records = config.cuda_graph and alone_on_cuda and model.is_static(min(config.batch_size, pairs.n_interactions))
+    on_cuda, n_rows = graph.device.type == "cuda", min(config.batch_size, pairs.n_interactions)
+    records = config.cuda_graph and on_cuda and distributed.size() == 1 and model.is_static(n_rows)
     optimizer = torch.optim.Adam(
         model.parameters(),
-        lr=torch.tensor(config.learning_rate, device=graph.device) if records else config.learning_rate,
+        lr=torch.tensor(config.learning_rate, device=graph.device) if on_cuda else config.learning_rate,
         fused=graph.device.type in ("cpu", "cuda"),
-        capturable=records,
+        capturable=on_cuda,
     )
     sampler = NegativeSampler(graph)
     generators = torch_generator(seed, "batches"), torch_generator(seed, "draws", graph.device)
