@@ -567,19 +567,44 @@ def test_how_a_gpu_computes_names_a_run_only_where_it_changes_numbers(data: Data
     )
 
 
+@pytest.fixture
+def matmul() -> Iterator[Any]:
+    """The settings of torch for products on CUDA, put back afterwards."""
+    yield torch.backends.cuda.matmul
+    torch.backends.cuda.matmul.allow_tf32 = False
+
+
 @pytest.mark.parametrize("asked", [True, False])
 @pytest.mark.parametrize("before", ["tf32", "ieee"])
-def test_tf32_is_allowed_inside_only_and_changes_nothing_on_a_cpu(
-    asked: bool, before: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    matmul: Any = torch.backends.cuda.matmul
-    monkeypatch.setattr(matmul, "fp32_precision", before)
+def test_tf32_is_allowed_inside_only_and_changes_nothing_on_a_cpu(matmul: Any, asked: bool, before: str) -> None:
+    matmul.fp32_precision = before
     with pytest.raises(ZeroDivisionError), devices.tf32(asked):
         assert matmul.fp32_precision == ("tf32" if asked else before)
         _ = 1 / 0
     assert matmul.fp32_precision == before
     rows, ids = torch.randn(20, 8, generator=torch.Generator().manual_seed(0)), torch.arange(20)
     assert torch.equal(*(losses.softmax(rows, rows, ids, ids, tf32=allowed) for allowed in (True, False)))
+
+
+@pytest.mark.parametrize("allowed", [True, False])
+def test_tf32_of_an_older_torch_is_put_back(monkeypatch: pytest.MonkeyPatch, allowed: bool) -> None:
+    """Its switch alone exists there."""
+    older = SimpleNamespace(allow_tf32=allowed)
+    monkeypatch.setattr(torch.backends.cuda, "matmul", older)
+    with devices.tf32(active=True):
+        assert older.allow_tf32
+    assert older.allow_tf32 is allowed
+
+
+@pytest.mark.parametrize("rate", [0.25, torch.tensor(0.5)])
+def test_the_rate_of_a_step_is_set_where_the_optimiser_has_it(rate: Any) -> None:
+    config = TrainingConfig(learning_rate=0.5, schedule="linear", epochs=2)
+    optimizer = torch.optim.SGD([torch.zeros(1)], lr=rate)
+    now: Any = SimpleNamespace(config=config, epoch=2, optimizer=optimizer)
+    loop._set_rate(now, 1, 4)
+    (group,) = optimizer.param_groups
+    assert float(group["lr"]) == 0.5 * 3 / 8
+    assert (group["lr"] is rate) is isinstance(rate, torch.Tensor)
 
 
 def test_an_epoch_holds_every_interaction_once_and_redraws_negatives(world: World) -> None:

@@ -98,14 +98,7 @@ def fit(
         If the state cannot be written; the state before it is untouched.
     """
     pairs = with_negatives(graph, names) if model.config.loss == "bpr" else graph
-    on_cuda, n_rows = graph.device.type == "cuda", min(config.batch_size, pairs.n_interactions)
-    records = config.cuda_graph and on_cuda and distributed.size() == 1 and model.is_static(n_rows)
-    optimizer = torch.optim.Adam(
-        model.parameters(),
-        lr=torch.tensor(config.learning_rate, device=graph.device) if on_cuda else config.learning_rate,
-        fused=graph.device.type in ("cpu", "cuda"),
-        capturable=on_cuda,
-    )
+    optimizer = _adam(model, config)
     sampler = NegativeSampler(graph)
     generators = torch_generator(seed, "batches"), torch_generator(seed, "draws", graph.device)
     now = TrainingState(model, optimizer, *generators, config, state)
@@ -116,7 +109,9 @@ def fit(
     def step(batch: Batch) -> dict[str, Tensor]:
         return training_step(loss_terms, batch, model.draw(now.draws), optimizer)
 
-    take = RecordedStep(step, now.draws) if records else step
+    alone_on_cuda = graph.device.type == "cuda" and distributed.size() == 1
+    static = alone_on_cuda and model.is_static(min(config.batch_size, pairs.n_interactions))
+    take = RecordedStep(step, now.draws) if static and config.cuda_graph else step
     quiet = not progress or distributed.rank() > 0
     with (
         deterministic(),
@@ -150,6 +145,14 @@ def fit(
     model.load_tensors(now.kept)
     model.eval()
     return now.history
+
+
+def _adam(model: TrainedRecommender, config: TrainingConfig) -> torch.optim.Adam:
+    """Adam; on CUDA with the rate on the device, so that a step that is recorded need not know it."""
+    device, rate = model.device, config.learning_rate
+    on_cuda = device.type == "cuda"
+    given = torch.tensor(rate, device=device) if on_cuda else rate
+    return torch.optim.Adam(model.parameters(), given, fused=device.type in ("cpu", "cuda"), capturable=on_cuda)
 
 
 def training_step(
