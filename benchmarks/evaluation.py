@@ -6,9 +6,8 @@ import torch
 from pydantic import Field
 
 from benchmarks.common import GIB, Measured, Setup, alone, in_turns, main, seconds_of
-from spike_kit.base.devices import peak_bytes
+from spike_kit.base.devices import chunks, peak_bytes
 from spike_kit.base.seeds import torch_generator
-from spike_kit.evaluation import ranking
 from spike_kit.evaluation.ranking import RankingTask, evaluate
 from spike_kit.models.base import FixedEmbeddings
 
@@ -34,7 +33,8 @@ def _measure(users: int, items: int) -> Measured:
     recommender, task = synthetic_task(users, items)
     evaluate(recommender, task)
     peak = peak_bytes()
-    buffer = torch.empty(min(max(1, ranking.CHUNK_ENTRIES // items), users), items)
+    held = chunks(recommender.device).ranked_scores
+    buffer = torch.empty(min(max(1, held // items), users), items)
 
     def products() -> None:
         for part in recommender.users.split(buffer.shape[0]):
@@ -50,7 +50,7 @@ def _measure(users: int, items: int) -> Measured:
         "users_per_second": (round(users / seconds, 1), "users per second of it"),
         "floor_seconds": (round(floor, 4), "time of the bare products, in the same chunks (median)"),
         "floor_ratio": (round(ratio, 3), "median over rounds of the first by the second"),
-        "chunk_entries": (ranking.CHUNK_ENTRIES, "scores held in memory at once"),
+        "chunk_entries": (held, "scores held in memory at once"),
         "peak_rss_gib": (round(peak / GIB, 3), "largest resident memory in GiB, the interpreter included"),
         "threads": (torch.get_num_threads(), "threads of a product"),
     }

@@ -11,7 +11,7 @@ import pytest
 import torch
 from hypothesis import settings
 
-from spike_kit.base import paths
+from spike_kit.base import devices, paths
 from spike_kit.data.dataset import Dataset
 from spike_kit.data.workspace import Workspace, workspace
 from spike_kit.experiments.run import Run, RunConfig, run
@@ -37,6 +37,17 @@ def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def device(request: pytest.FixtureRequest) -> torch.device:
     """Every device of this machine."""
     return torch.device(request.param)
+
+
+@pytest.fixture
+def resized(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
+    """Set how much passes at once on every device: fields of `spike_kit.base.devices.Chunks` by name."""
+
+    def resize(**sizes: int) -> None:
+        for kind, usual in devices.CHUNKS.items():
+            monkeypatch.setitem(devices.CHUNKS, kind, usual._replace(**sizes))
+
+    return resize
 
 
 @pytest.fixture

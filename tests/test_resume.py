@@ -260,6 +260,23 @@ def test_every_model_goes_on_to_the_same_bits(world: World, tmp_path: Path, name
     assert equal(resumed.tensors(), trained(world, name=name, epochs=3)[0].tensors())
 
 
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda training: training.pop("cuda_graph"),
+        lambda training: training.pop("stop_on"),
+        lambda training: training.update(cuda_graph=not training["cuda_graph"]),
+    ],
+)
+def test_a_state_goes_on_with_settings_that_came_later_or_change_no_number(
+    world: World, folder: Path, whole: Trained, change: Callable[[dict[str, Any]], object]
+) -> None:
+    rewrite(folder / LAST, lambda _, said: change(said["training"]))
+    model, history = trained(world, folder)
+    assert [place["epoch"] for place in history.resumed] == [4]
+    assert equal(model.tensors(), whole[0].tensors())
+
+
 def test_short_epochs_are_not_all_saved(world: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(loop, "SAVE_PAUSE", 1e9)
     written = []

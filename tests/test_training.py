@@ -1,7 +1,9 @@
+import contextlib
 import dataclasses
 import inspect
 import re
 import subprocess
+from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -14,9 +16,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from safetensors import SafetensorError
 
-from spike_kit.base import paths, storage
+from spike_kit.base import devices, paths, storage
 from spike_kit.base.config import TrainingConfig
-from spike_kit.base.errors import DataError, StorageError
+from spike_kit.base.errors import DataError, StorageError, TrainingError
 from spike_kit.data.dataset import Dataset, create_dataset
 from spike_kit.data.graph import Graph
 from spike_kit.data.vectors import ProfileVectors
@@ -24,14 +26,15 @@ from spike_kit.evaluation.ranking import RankingTask, evaluate
 from spike_kit.experiments import run as experiment
 from spike_kit.experiments.archive import ROOT, archived_activity, read_archive
 from spike_kit.experiments.run import Run, RunConfig, describe, finished_runs, load_model, run, train
-from spike_kit.models import MODELS
-from spike_kit.models.base import TrainedRecommender
+from spike_kit.models import MODELS, losses
+from spike_kit.models.base import Batch, TrainedRecommender
 from spike_kit.models.bprmf import BprMf
 from spike_kit.profiles.encode import DEFAULT_ENCODER
 from spike_kit.profiles.template import TEMPLATE
 from spike_kit.training import loop
 from spike_kit.training.checkpoint import History
 from spike_kit.training.loop import MONITOR, fit, learning_rate
+from spike_kit.training.recorded import RecordedStep
 from spike_kit.training.sampling import NegativeSampler, epoch_batches, holds_users, with_negatives
 from tests.conftest import several
 from tests.test_storage import fill_the_disk
@@ -482,6 +485,170 @@ def test_runs_in_batches_of_whole_users_have_another_version(runs: Runs) -> None
     assert shuffled["versions"]["training"] == 1
     assert "batches" not in small["training_settings"]
     assert shuffled["training_settings"]["batches"] == "interactions"
+
+
+class Elsewhere(Graph):
+    """A graph whose device does not have the name of the one that batches are drawn on, as a GPU has not."""
+
+    @property
+    def device(self) -> torch.device:
+        return torch.device("cpu:0")
+
+
+@pytest.mark.parametrize("size", [40, 56, 64, 100, 552, 10_000])
+def test_batches_off_the_cpu_bring_their_users_along_where_they_have_few_rows(world: World, size: int) -> None:
+    """The world has 56 users and 560 interactions: 60 are left of hundreds, 56 of 56s, 48 of 64s, 8 of 552."""
+    graph = Elsewhere(**vars(Graph.from_tables(world.tables)))
+    batches = list(epoch_batches(graph, NegativeSampler(world.graph), size, torch.Generator().manual_seed(0)))
+    plain = list(epoch_batches(world.graph, NegativeSampler(world.graph), size, torch.Generator().manual_seed(0)))
+    for found, expected in zip(batches, plain, strict=True):
+        assert torch.equal(found.users, expected.users)
+        assert expected.host_users is None
+        assert (found.host_users is not None) is (len(found.users) < 56)
+        assert found.host_users is None or torch.equal(found.host_users, found.users)
+
+
+@pytest.mark.parametrize("size", [20, 55])
+@pytest.mark.parametrize("loss", ["softmax", "cosine_softmax"])
+@pytest.mark.parametrize("name", ["bprmf", "lightgcn"])
+def test_distinct_users_found_in_main_memory_give_the_same_bits(world: World, name: str, loss: str, size: int) -> None:
+    batch = next(epoch_batches(world.graph, NegativeSampler(world.graph), size, torch.Generator().manual_seed(0)))
+    found = []
+    for one in (batch, dataclasses.replace(batch, host_users=batch.users)):
+        model = build(name, world, loss=loss)
+        torch.stack(list(model.training_losses(one, None).values())).sum().backward()
+        found.append({key: parameter.grad for key, parameter in model.named_parameters()})
+    torch.testing.assert_close(*found, atol=0, rtol=0)
+
+
+def stepped(model: TrainedRecommender, world: World, size: int, recorded: bool) -> list[dict[str, float]]:
+    """Train for two epochs; the loss terms of every step."""
+    optimizer, draws = torch.optim.Adam(model.parameters(), lr=0.01), torch.Generator().manual_seed(3)
+
+    def step(batch: Batch) -> dict[str, torch.Tensor]:
+        return loop.training_step(model, batch, model.draw(draws), optimizer)
+
+    take, batches = RecordedStep(step, draws) if recorded else step, torch.Generator().manual_seed(4)
+    rows = (one for _ in range(2) for one in epoch_batches(world.graph, NegativeSampler(world.graph), size, batches))
+    return [{name: float(term) for name, term in take(batch).items()} for batch in rows]
+
+
+@pytest.mark.parametrize("size", [100, 560, 1000])
+@pytest.mark.parametrize(
+    ("name", "preset"), [("spike", "recommended"), ("spike", "released_code"), ("bprmf", "recommended")]
+)
+def test_steps_on_batches_in_one_place_have_the_same_bits(world: World, name: str, preset: str, size: int) -> None:
+    """What a GPU would replay; here every step is taken anew. The last batch of 560 by hundreds is smaller."""
+    models = [build(name, world, preset) for _ in range(2)]
+    terms = [stepped(model, world, size, recorded) for model, recorded in zip(models, (False, True), strict=True)]
+    assert terms[0] == terms[1]
+    assert all(torch.equal(*pair) for pair in zip(*(model.parameters() for model in models), strict=True))
+
+
+class FakeCuda:
+    """Stands for ``torch.cuda``: it takes note of what is asked of it, and repeats nothing."""
+
+    def __init__(self, failure: str = "") -> None:
+        self.asked: list[str] = []
+        self.failure = failure
+        for name in ("Stream", "CUDAGraph", "current_stream"):
+            setattr(self, name, lambda: self)
+
+    def wait_stream(self, other: Any) -> None:
+        assert other is self
+
+    def register_generator_state(self, generator: torch.Generator) -> None:
+        assert isinstance(generator, torch.Generator)
+
+    def replay(self) -> None:
+        self.asked.append("replay")
+
+    def stream(self, stream: Any) -> Any:
+        self.asked.append("aside")
+        return contextlib.nullcontext(stream)
+
+    @contextlib.contextmanager
+    def graph(self, graph: Any) -> Iterator[None]:
+        assert graph is self
+        self.asked.append("record")
+        yield
+        if self.failure:
+            raise RuntimeError(self.failure)
+
+
+def test_a_step_is_recorded_once_after_a_few_and_replayed_from_there(monkeypatch: pytest.MonkeyPatch) -> None:
+    ids, taken = torch.arange(3), list[Batch]()
+    cuda = FakeCuda()
+    monkeypatch.setattr(torch, "cuda", cuda)
+
+    def step(batch: Batch) -> dict[str, torch.Tensor]:
+        taken.append(batch)
+        return {"loss": batch.users.sum()}
+
+    recorded = RecordedStep(step, torch.Generator())
+    terms = [recorded._on_cuda(Batch(ids, ids, ids)) for _ in range(6)]
+    assert cuda.asked == ["aside"] * 3 + ["record"] + ["replay"] * 3
+    assert len(taken) == 4
+    assert all(one == {"loss": torch.tensor(3)} for one in terms)
+
+
+def test_a_step_that_cannot_be_recorded_says_what_to_do(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch, "cuda", FakeCuda("operation not permitted when stream is capturing"))
+    recorded = RecordedStep(lambda batch: {"loss": batch.users}, torch.Generator())
+    recorded.taken = 3
+    with pytest.raises(TrainingError, match=r"(?s)not permitted when stream is capturing.*--no-cuda-graph"):
+        recorded._on_cuda(Batch(*[torch.arange(3)] * 3))
+
+
+def test_how_a_gpu_computes_names_a_run_only_where_it_changes_numbers(data: Dataset) -> None:
+    plain = path_of(quick("lightgcn"), data)
+    assert path_of(quick("lightgcn", training={**QUICK, "cuda_graph": False}), data) == plain
+    assert path_of(quick("lightgcn", settings={"softmax_tf32": False}), data) == plain
+    assert path_of(quick("lightgcn", settings={"softmax_tf32": True}), data) != plain
+    assert path_of(quick("bprmf", settings={"softmax_tf32": True}), data) == path_of(quick("bprmf"), data)
+    assert path_of(quick(settings={"softmax_tf32": True, "loss": "bpr"}), data) == path_of(
+        quick(settings={"loss": "bpr"}), data
+    )
+
+
+@pytest.fixture
+def matmul() -> Iterator[Any]:
+    """The settings of torch for products on CUDA, put back afterwards."""
+    yield torch.backends.cuda.matmul
+    torch.backends.cuda.matmul.allow_tf32 = False
+
+
+@pytest.mark.parametrize("asked", [True, False])
+@pytest.mark.parametrize("before", ["tf32", "ieee"])
+def test_tf32_is_allowed_inside_only_and_changes_nothing_on_a_cpu(matmul: Any, asked: bool, before: str) -> None:
+    matmul.fp32_precision = before
+    with pytest.raises(ZeroDivisionError), devices.tf32(asked):
+        assert matmul.fp32_precision == ("tf32" if asked else before)
+        _ = 1 / 0
+    assert matmul.fp32_precision == before
+    rows, ids = torch.randn(20, 8, generator=torch.Generator().manual_seed(0)), torch.arange(20)
+    assert torch.equal(*(losses.softmax(rows, rows, ids, ids, tf32=allowed) for allowed in (True, False)))
+
+
+@pytest.mark.parametrize("allowed", [True, False])
+def test_tf32_of_an_older_torch_is_put_back(monkeypatch: pytest.MonkeyPatch, allowed: bool) -> None:
+    """Its switch alone exists there."""
+    older = SimpleNamespace(allow_tf32=allowed)
+    monkeypatch.setattr(torch.backends.cuda, "matmul", older)
+    with devices.tf32(active=True):
+        assert older.allow_tf32
+    assert older.allow_tf32 is allowed
+
+
+@pytest.mark.parametrize("rate", [0.25, torch.tensor(0.5)])
+def test_the_rate_of_a_step_is_set_where_the_optimiser_has_it(rate: Any) -> None:
+    config = TrainingConfig(learning_rate=0.5, schedule="linear", epochs=2)
+    optimizer = torch.optim.SGD([torch.zeros(1)], lr=rate)
+    now: Any = SimpleNamespace(config=config, epoch=2, optimizer=optimizer)
+    loop._set_rate(now, 1, 4)
+    (group,) = optimizer.param_groups
+    assert float(group["lr"]) == 0.5 * 3 / 8
+    assert (group["lr"] is rate) is isinstance(rate, torch.Tensor)
 
 
 def test_an_epoch_holds_every_interaction_once_and_redraws_negatives(world: World) -> None:

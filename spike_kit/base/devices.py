@@ -4,15 +4,17 @@ import os
 import platform
 import re
 import resource
+import sys
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from importlib import metadata
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import psutil
 import torch
+from torch import Tensor
 
 from spike_kit import __version__
 from spike_kit.base import launch, paths
@@ -75,6 +77,57 @@ def deterministic() -> Iterator[None]:
     finally:
         settings.fill_uninitialized_memory = fill
         torch.use_deterministic_algorithms(before, warn_only=warn_only)
+
+
+@contextmanager
+def tf32(active: bool) -> Iterator[None]:
+    """Let CUDA round the factors of float32 products to the 10 bits of TF32 inside the block, where asked for.
+
+    Who has allowed it already, by whichever of torch's two switches, keeps it so.
+    """
+    matmul: Any = torch.backends.cuda.matmul
+    allowed = matmul.fp32_precision == "tf32" if hasattr(matmul, "fp32_precision") else matmul.allow_tf32
+    changes = active and not allowed
+    if changes:
+        matmul.allow_tf32 = True
+    try:
+        yield
+    finally:
+        if changes:
+            matmul.allow_tf32 = False
+
+
+def sent(x: Tensor, device: torch.device) -> Tensor:
+    """Copy of a tensor in main memory on a device; a GPU is not waited for."""
+    return (x.pin_memory() if device.type == "cuda" else x).to(device, non_blocking=True)
+
+
+class Chunks(NamedTuple):
+    """How much of something passes at once on a kind of device; a setting such as ``budget_mib`` may ask for less."""
+
+    pair_bytes: int
+    """Largest table of (relation, tail) pairs of `spike_kit.models.edges`, in bytes."""
+    text_bytes: int
+    """Largest piece of the text projection, in bytes."""
+    loss_scores: int
+    """Scores that the softmax losses hold at once."""
+    ranked_scores: int
+    """Scores that the evaluation holds at once (users of a chunk times items)."""
+    bag_rows: int
+    """Rows that a sparse product sums one after another; a longer sum is cut into pieces."""
+
+
+CHUNKS = {
+    "cpu": Chunks(2**23, 2**24, 2**20, 2_000_000, sys.maxsize),
+    "cuda": Chunks(sys.maxsize, sys.maxsize, 2**23, 2**26, 256),
+}
+"""On a CPU what is larger leaves the cache: a step takes twice as long. A GPU pays for every piece that it starts, and
+gives a sum to one warp, which walks it alone. These are no shares of the free memory: the last bits depend on them."""
+
+
+def chunks(device: torch.device) -> Chunks:
+    """Sizes for a device; where none are known, those of the CPU."""
+    return CHUNKS.get(device.type, CHUNKS["cpu"])
 
 
 def describe_device(device: torch.device) -> str:

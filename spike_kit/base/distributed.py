@@ -145,12 +145,12 @@ def shared(model: nn.Module, optimizer: Optimizer) -> LossFunction:
         return model
 
     def terms_of_shard(batch: Any, draws: Any) -> LossTerms:
-        tensors: dict[str, Tensor] = vars(batch)
-        ids = next(iter(tensors.values()))
-        rows = torch.arange(len(ids), device=ids.device).tensor_split(size())[rank()]
-        scale = size() * rows.numel() / len(ids)
-        rows = rows if rows.numel() else rows.new_zeros(1)
-        terms = model(type(batch)(**{name: tensor.index_select(0, rows) for name, tensor in tensors.items()}), draws)
+        tensors: dict[str, Tensor] = {name: tensor for name, tensor in vars(batch).items() if tensor is not None}
+        parts = {name: tensor.tensor_split(size())[rank()] for name, tensor in tensors.items()}
+        n_rows, n_own = (len(next(iter(one.values()))) for one in (tensors, parts))
+        if not n_own:
+            parts = {name: tensor[:1] for name, tensor in tensors.items()}
+        scale, terms = size() * n_own / n_rows, model(type(batch)(**parts), draws)
         return {name: scale * term for name, term in terms.items()}
 
     def average_gradients(*_: Any) -> None:

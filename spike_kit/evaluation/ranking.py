@@ -18,6 +18,7 @@ import pandas as pd
 import torch
 from torch import Tensor
 
+from spike_kit.base.devices import chunks
 from spike_kit.base.errors import ConfigError, DataError, TrainingError, lookup
 from spike_kit.data.dataset import Dataset
 from spike_kit.data.tables import Tables
@@ -34,9 +35,6 @@ HEADLINE = ("recall@10", "recall@20", "recall@40", "ndcg@10", "ndcg@20", "ndcg@4
 
 SEEN = {"valid": ("train",), "test": ("train", "valid")}
 """Splits whose positives are masked when a split is evaluated."""
-
-CHUNK_ENTRIES = 2_000_000
-"""Scores held in memory at once (users of a chunk times items); few enough to stay in the cache of a processor."""
 
 BLOCK = 8
 """Scores per block in the search for the best items of a row."""
@@ -272,8 +270,8 @@ def evaluate(
 ) -> tuple[dict[str, float], pd.DataFrame]:
     """Rank all unseen items for every user of a task.
 
-    Scores are computed in chunks of users, on the device of the task; besides ``CHUNK_ENTRIES`` scores only a bool per
-    user and rank is held. Tied scores are ordered by ``torch.topk``, that is without regard to relevance; its order
+    Scores are computed in chunks of users, on the device of the task; besides those of a chunk (`devices.chunks`) only
+    a bool per user and rank is held. Tied scores are ordered by ``torch.topk``, without regard to relevance; its order
     depends on the length of the list, so what is measured at a cut-off is read from a list of `CUTOFFS`' largest, or of
     its own length if that is longer, whatever else is asked for.
 
@@ -338,7 +336,7 @@ def ranked(recommender: Recommender, task: RankingTask, k: int) -> Iterator[tupl
         After the last chunk, if a score is NaN.
     """
     users, n_items, device = task.users, task.n_items, task.users.device
-    size = min(max(1, CHUNK_ENTRIES // n_items), users.numel())
+    size = min(max(1, chunks(device).ranked_scores // n_items), users.numel())
     starts = torch.arange(0, users.numel() + size, size, device=device).clamp_max(users.numel())
     bounds = torch.stack([starts, torch.searchsorted(task.seen_row, starts)]).T.tolist()
     levels = _levels(n_items, k) if device.type == "cpu" else 0

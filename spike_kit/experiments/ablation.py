@@ -29,9 +29,10 @@ def effective(settings: ModelConfig, usual: ModelConfig) -> ModelConfig:
     """Settings of any model that give the same model, those without effect set to their usual value."""
     if isinstance(settings, SpikeConfig) and isinstance(usual, SpikeConfig):
         return normalised(settings, usual)
-    if isinstance(settings, TrainedConfig) and settings.loss != "cosine_softmax":
-        return settings.replace(temperature=dict(usual)["temperature"])
-    return settings
+    if not isinstance(settings, TrainedConfig):
+        return settings
+    idle = {"temperature": settings.loss != "cosine_softmax", "softmax_tf32": settings.loss == "bpr"}
+    return settings.replace(**{name: dict(usual)[name] for name, unused in idle.items() if unused})
 
 
 def normalised(settings: SpikeConfig, usual: SpikeConfig = RECOMMENDED) -> SpikeConfig:
@@ -53,6 +54,7 @@ def normalised(settings: SpikeConfig, usual: SpikeConfig = RECOMMENDED) -> Spike
         "rho": not (settings.inject or settings.remove),
         "heads": settings.attention == "mean",
         "temperature": settings.loss != "cosine_softmax",
+        "softmax_tf32": settings.loss == "bpr",
     }
     return settings.replace(**{name: getattr(usual, name) for name, unused in idle.items() if unused})
 

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from spike_kit.base.config import Config, TrainingConfig, later
+from spike_kit.base.devices import sent
 from spike_kit.base.errors import ConfigError
 from spike_kit.data.graph import Graph
 from spike_kit.data.vectors import ProfileVectors
@@ -42,6 +43,8 @@ class TrainedConfig(ModelConfig):
     new_item_scale: float = later(1.0, gt=0)
     """Factor on the scores of items without train interactions (ours). Above 1 they are recommended more often, at the
     cost of known items; among themselves their order stays."""
+    softmax_tf32: bool = later(False)
+    """Let CUDA round the factors of the products of the softmax over items to the 10 bits of TF32, which is faster."""
 
 
 @dataclass(frozen=True)
@@ -57,11 +60,25 @@ class Batch:
     """Train interactions of one step and their sampled negatives: item and user ids ``[B]`` int64.
 
     Negatives are empty where the model does not read them (`TrainedRecommender.reads_negatives`).
+
+    ``host_users`` are the users once more, in main memory, where distinct ones are to be found, because they are few:
+    so no GPU is waited for.
     """
 
     users: Tensor
     positives: Tensor
     negatives: Tensor
+    host_users: Tensor | None = None
+
+    def rows_of(self, table: Tensor) -> tuple[Tensor, Tensor]:
+        """Rows of the distinct users out of a table ``[U, d]``, and the place of each user ``[B]`` among them.
+
+        Without ``host_users`` it is the table itself, and the users.
+        """
+        if self.host_users is None:
+            return table, self.users
+        distinct, place = self.host_users.unique(return_inverse=True)
+        return table.index_select(0, sent(distinct, table.device)), sent(place, table.device)
 
 
 class Recommender(ABC):
@@ -214,6 +231,14 @@ class TrainedRecommender(nn.Module, Recommender, Generic[TrainedConfigT]):
         """Draw everything random of one training step (edges kept, nodes sampled, dropout); here: nothing."""
         return None
 
+    def is_static(self, n: int) -> bool:  # noqa: ARG002
+        """Whether a step over ``n`` interactions always does the same work on tensors of the same shapes.
+
+        Then CUDA may record it once and replay it: nothing in it depends on a number that is read back from the device,
+        and nothing is copied to it. Here: no.
+        """
+        return False
+
     @property
     def reads_negatives(self) -> bool:
         """Whether the losses read the negatives of a batch, which are drawn only then; here: BPR does."""
@@ -287,7 +312,9 @@ class TrainedRecommender(nn.Module, Recommender, Generic[TrainedConfigT]):
             tables = users, items
             if config.loss == "cosine_softmax":
                 tables = normalized(users) / config.temperature, normalized(items)
-            terms = {config.loss: losses.softmax(*tables, batch.users, batch.positives, self.graph.trained_items)}
+            rows, users_of = batch.rows_of(tables[0])
+            chosen = users_of, batch.positives, self.graph.trained_items
+            terms = {config.loss: losses.softmax(rows, tables[1], *chosen, tf32=config.softmax_tf32)}
         if l2:
             terms["l2"] = l2 * self.row_l2(batch, users, items)
         return terms

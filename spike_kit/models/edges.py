@@ -18,16 +18,21 @@ from typing import Any, Self
 import torch
 from torch import Tensor
 
+from spike_kit.base.devices import chunks
 from spike_kit.data.graph import Graph
-from spike_kit.models.sparse import SparsePattern, count, product, sampled_product, segment_softmax, transposed_product
+from spike_kit.models.sparse import (
+    SparsePattern,
+    positions,
+    product,
+    sampled_product,
+    segment_softmax,
+    transposed_product,
+)
 
-BLOCK_BYTES = 2**23
-"""Largest table of pairs in bytes, whatever the budget: larger ones leave the cache, and a step takes twice as long."""
 
-
-def pairs_per_block(n_entities: int, dim: int, budget: int) -> int:
+def pairs_per_block(n_entities: int, dim: int, budget: int, device: torch.device) -> int:
     """Pairs that pass at once: at least half as many as entities, since every block adds to rows of all of them."""
-    return max(1, n_entities // 2, min(budget, BLOCK_BYTES) // (4 * dim))
+    return max(1, n_entities // 2, min(budget, chunks(device).pair_bytes) // (4 * dim))
 
 
 def keeps_rows(n_edges: int, dim: int, budget: int) -> bool:
@@ -58,11 +63,11 @@ class EdgeBlock:
     by_relation: SparsePattern
     by_tail: SparsePattern
 
-    def kept(self, mask: Tensor) -> Self:
-        """Only the edges where ``mask [2 m]`` is true; all pairs stay."""
+    def kept(self, mask: Tensor, size: int | None = None) -> Self:
+        """Only the edges where ``mask [2 m]`` is true, of which ``size`` are here, if that is known; all pairs stay."""
         here = mask.index_select(0, self.places)
-        places = self.places.index_select(0, here.nonzero().flatten())
-        return replace(self, places=places, pattern=self.pattern.subset(here))
+        places = self.places.index_select(0, positions(here, size))
+        return replace(self, places=places, pattern=self.pattern.subset(here, places.shape[0]))
 
 
 @dataclass(frozen=True)
@@ -79,12 +84,16 @@ class RelationalEdges:
         Attention heads, M.
     keeps_rows
         Whether the rows of all pairs are small enough to be kept for the backward pass.
+    silent
+        Edges that count as if they were not here, ``[k]`` bool; none: there are none. Unlike edges that are left out,
+        nobody need know how many they are.
     """
 
     blocks: tuple[EdgeBlock, ...]
     n_entities: int
     n_heads: int
     keeps_rows: bool
+    silent: Tensor | None = None
 
     @classmethod
     def of(cls, graph: Graph, dim: int, n_heads: int, budget: int) -> Self:
@@ -101,7 +110,7 @@ class RelationalEdges:
         """
         n_entities = graph.n_entities
         keys, pair = _distinct(graph.relation * n_entities + graph.tail)
-        per_block = pairs_per_block(n_entities, dim, budget)
+        per_block = pairs_per_block(n_entities, dim, budget, graph.device)
         keeps = keeps_rows(graph.n_edges, dim, budget)
         if graph.n_edges <= per_block:
             places = torch.arange(graph.n_edges, device=graph.device)
@@ -133,9 +142,35 @@ class RelationalEdges:
         """Row in ``[M * E]`` of every entry of the patterns, whose scores form one softmax."""
         return _joined([pattern.rows for pattern in self.patterns])
 
-    def kept(self, mask: Tensor) -> Self:
-        """Only the edges where ``mask [2 m]``, in the graph's order, is true."""
-        return replace(self, blocks=tuple(block.kept(mask) for block in self.blocks))
+    @cached_property
+    def degree(self) -> Tensor:
+        """Edges of every head entity, ``[E]``."""
+        if self.silent is not None:
+            return self.heads.new_zeros(self.n_entities).index_add(0, self.heads, (~self.silent).long())
+        return torch.stack([block.pattern.row_degree for block in self.blocks]).sum(0)
+
+    @cached_property
+    def silent_parts(self) -> list[Tensor]:
+        """Silent entries of every pattern, ``[M * k]`` bool; of none where no edge is silent."""
+        if self.silent is None:
+            return []
+        sizes = [block.places.shape[0] for block in self.blocks]
+        return [part.repeat(self.n_heads) for part in self.silent.split(sizes)]
+
+    def kept(self, mask: Tensor, size: int, silent: Tensor | None = None) -> Self:
+        """Only the ``size`` edges where ``mask [2 m]``, in the graph's order, is true; ``silent [2 m]`` are silent."""
+        known = size if len(self.blocks) == 1 else None
+        part = replace(self, blocks=tuple(block.kept(mask, known) for block in self.blocks))
+        return part if silent is None else replace(part, silent=silent.index_select(0, part.places))
+
+    def softmax(self, scores: Tensor) -> Tensor:
+        """Softmax of the scores of all entries over those of a head entity and attention head; 0 for silent edges."""
+        n_segments = self.n_heads * self.n_entities
+        if self.silent is None:
+            return segment_softmax(scores, self.segments, n_segments)
+        silent = _joined(self.silent_parts)
+        weights = segment_softmax(scores.masked_fill(silent, -torch.inf), self.segments, n_segments)
+        return weights.masked_fill(silent, 0.0)
 
     def split(self, x: Tensor) -> list[Tensor]:
         """Cut scores or weights of all entries into those of each block."""
@@ -261,7 +296,7 @@ class _Attend(torch.autograd.Function):
                 rows.append((_Rows.of(block, tables[0], tables[2], keys.relations), keys))
             del keys
         weights = _joined(scores).mul_(1 / math.sqrt(tables[0].shape[1]))
-        weights = segment_softmax(weights, edges.segments, tables[0].shape[0])
+        weights = edges.softmax(weights)
         message = torch.zeros_like(tables[0])
         for number, (block, pattern, part) in enumerate(_blocks(edges, weights)):
             values = rows[number][0] if rows else _Rows.of(block, tables[0], tables[2])
@@ -310,11 +345,13 @@ def _softmax_backward(weights: Tensor, to_weights: Tensor, segments: Tensor, n_s
 class _Average(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, edges: RelationalEdges, entities: Tensor, relations: Tensor) -> Tensor:
-        weight = count(edges.heads, edges.n_entities).clamp_min(1).to(entities.dtype).reciprocal().unsqueeze(1)
+        weight = edges.degree.clamp_min(1).to(entities.dtype).reciprocal().unsqueeze(1)
         tables = edges.by_head(entities), edges.by_head(relations)
         message = torch.zeros_like(tables[0])
-        for block, pattern in zip(edges.blocks, edges.patterns, strict=True):
-            message += product(pattern, None, _Rows.of(block, *tables).products)
+        parts = [(~silent).to(entities.dtype) for silent in edges.silent_parts]
+        ctx.parts = parts or [None] * len(edges.blocks)
+        for block, pattern, part in zip(edges.blocks, edges.patterns, ctx.parts, strict=True):
+            message += product(pattern, part, _Rows.of(block, *tables).products)
         ctx.edges = edges
         ctx.save_for_backward(weight, *tables)
         return edges.side_by_side(message).mul_(weight)
@@ -325,7 +362,7 @@ class _Average(torch.autograd.Function):
         edges: RelationalEdges = ctx.edges
         gradient = edges.by_head(gradients[0] * weight)
         to_entities, to_relations = (torch.zeros_like(table) for table in tables)
-        for block, pattern in zip(edges.blocks, edges.patterns, strict=True):
-            to_products = product(pattern.transpose, None, gradient)
+        for block, pattern, part in zip(edges.blocks, edges.patterns, ctx.parts, strict=True):
+            to_products = transposed_product(pattern, part, gradient)
             _Rows.of(block, *tables).add_gradients(block, to_products, to_entities, to_relations)
         return None, edges.side_by_side(to_entities), edges.side_by_side(to_relations)

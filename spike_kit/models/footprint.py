@@ -3,6 +3,7 @@
 from collections.abc import Iterator
 from dataclasses import dataclass
 
+from spike_kit.base.devices import chunks
 from spike_kit.data.graph import Graph
 from spike_kit.models.base import TrainedConfig
 from spike_kit.models.edges import keeps_rows, pairs_per_block
@@ -65,7 +66,7 @@ def footprint(config: TrainedConfig, graph: Graph, text_dim: int, batch_size: in
         Train interactions per step; more than there are count as all of them.
     """
     n_nodes, rows = graph.n_nodes, _FLOAT * config.dim
-    evaluation = 4 * _FLOAT * 2**21
+    evaluation = 4 * _FLOAT * max(2**21, min(chunks(graph.device).ranked_scores, graph.n_users * graph.n_items))
     batch = 6 * min(batch_size, graph.n_interactions) * rows + evaluation + _SCRATCH
     if not isinstance(config, SpikeConfig):
         n_tables = graph.n_users + graph.n_items
@@ -78,7 +79,7 @@ def footprint(config: TrainedConfig, graph: Graph, text_dim: int, batch_size: in
     text = n_nodes * text_dim * _FLOAT
     weights = 2 * (text_dim * text_dim + text_dim * config.dim)
     hidden = min(masks * text, 2 * budget) + min((masks + 2) * text, budget)
-    n_pairs = min(graph.n_edges, pairs_per_block(graph.n_entities, config.dim, budget))
+    n_pairs = min(graph.n_edges, pairs_per_block(graph.n_entities, config.dim, budget, graph.device))
     return Footprint(
         parameters=5 * (n_nodes * rows + weights * _FLOAT),
         text=0 if config.text_on == "host" else text,

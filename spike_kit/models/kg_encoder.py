@@ -3,7 +3,7 @@
 The equations are those of docs/method.md, section 3, without profiles; KGRec: Yang et al., KDD 2023.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Literal, Self, TypeVar
 
@@ -14,7 +14,7 @@ from torch import Tensor
 from spike_kit.models.base import EntityRecommender, TrainedConfig
 from spike_kit.models.edges import RelationalEdges
 from spike_kit.models.layers import check_generator, gumbel, keep_mask, kept_entries, normalized, xavier_table
-from spike_kit.models.sparse import SparsePattern, count, segment_softmax, spmm
+from spike_kit.models.sparse import SparsePattern, count, positions, segment_softmax, spmm
 
 _KEY_BITS = 32
 """Bits of the keys by which edges are sorted: first the relation, then random bits (short keys sort faster)."""
@@ -67,11 +67,14 @@ class EncoderDraws:
         Kept train interactions, ``[n]`` bool; none keeps all.
     generator
         Source of the dropout masks; none switches dropout off.
+    silent
+        Some of the kept edges that count as if they were not, positions ``[h]``, which may repeat.
     """
 
     edges: Tensor | None = None
     interactions: Tensor | None = None
     generator: torch.Generator | None = None
+    silent: Tensor | None = field(default=None, kw_only=True)
 
 
 class KgEncoder(EntityRecommender[ConfigT]):
@@ -105,7 +108,7 @@ class KgEncoder(EntityRecommender[ConfigT]):
         """Edges of a step, ascending positions ``[k]``; none is all."""
         if self.config.edge_keep == 1 and not self.config.skip_last_relation:
             return None
-        return self.sampler.sample(generator).nonzero().flatten()
+        return positions(self.sampler.sample(generator), self.sampler.chosen.shape[0])
 
     def sampled_interactions(self, generator: torch.Generator) -> Tensor | None:
         """Train interactions of a step, ``[n]`` bool; none is all."""
@@ -160,7 +163,7 @@ class KgEncoder(EntityRecommender[ConfigT]):
     def propagate(self, nodes: Tensor, draws: EncoderDraws) -> Tensor:
         """Sum over layers 0..L of all nodes ``[U + E, d]``."""
         weights = self.interaction_weights(draws.interactions)
-        edges = self._kept(draws.edges)
+        edges = self._kept(draws.edges, draws.silent)
         total = nodes
         for _ in range(self.config.layers):
             messages = self.messages(nodes, edges, weights)
@@ -195,23 +198,26 @@ class KgEncoder(EntityRecommender[ConfigT]):
         """What users ``[U, d]`` receive from entities ``[E, d]`` over interactions with weights ``[n]``."""
         return spmm(self.interactions, weights, entities)
 
-    def _kept(self, places: Tensor | None) -> RelationalEdges:
-        """Edges at some positions of the graph's order, or all."""
-        return self.edges if places is None else self.edges.kept(self.mask(places))
+    def _kept(self, places: Tensor | None, silent: Tensor | None = None) -> RelationalEdges:
+        """Edges at some positions of the graph's order, or all; those at some of these are silent."""
+        if places is None:
+            return self.edges
+        return self.edges.kept(self.mask(places), places.shape[0], None if silent is None else self.mask(silent))
 
     def interaction_weights(self, kept: Tensor | None = None) -> InteractionWeights:
         """Weights of the mean over a user's kept interactions, and over an item's where items listen to users."""
-        graph = self.graph
-        to_users = self._mean_weights(kept, graph.train_user, graph.n_users)
+        pattern = self.interactions
+        to_users = self._mean_weights(kept, pattern)
         if self.config.user_to_item == "off":
             return to_users, None
-        to_items = self._mean_weights(kept, graph.train_item, graph.n_items)
-        return to_users, to_items.index_select(0, self.interactions.transpose_order)
+        kept = None if kept is None else kept.index_select(0, pattern.transpose_order)
+        return to_users, self._mean_weights(kept, pattern.transpose)
 
-    def _mean_weights(self, kept: Tensor | None, receiver: Tensor, size: int) -> Tensor:
-        present = torch.ones_like(receiver) if kept is None else kept.long()
-        degree = present.new_zeros(size).index_add(0, receiver, present).clamp_min(1)
-        return present.to(self.user_embedding.dtype) / degree.index_select(0, receiver)
+    def _mean_weights(self, kept: Tensor | None, pattern: SparsePattern) -> Tensor:
+        present = torch.ones_like(pattern.rows) if kept is None else kept.long()
+        before = torch.cat([present.new_zeros(1), present.cumsum(0)])
+        degree = before.index_select(0, pattern.row_pointer).diff().clamp_min(1)
+        return present.to(self.user_embedding.dtype) / degree.index_select(0, pattern.rows)
 
 
 class RelationSampler:

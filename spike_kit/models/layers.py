@@ -8,13 +8,11 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from spike_kit.base.devices import chunks
 from spike_kit.base.errors import DeviceError
 
 Precision = Literal["float32", "bfloat16"]
 """Number format of the matrix products; parameters, sums and everything else stay as they are."""
-
-CHUNK_BYTES = 2**24
-"""Largest piece that passes at once in bytes, whatever the budget: larger ones leave the cache."""
 
 _LEVELS = 2**16
 """Levels of the random numbers behind a mask."""
@@ -246,10 +244,14 @@ class ProfileProjection(nn.Module):
         outputs = _Project.apply(self, text, dropped, masks if dropped else 1, *self.parameters())
         return outputs if dropped else outputs * masks
 
+    def keeps_hidden(self, text: Tensor, masks: int) -> bool:
+        """Whether the hidden rows of a text are kept for the backward pass, which else draws their masks again."""
+        return masks * text.numel() * 4 <= self.budget
+
     def chunks(self, text: Tensor, masks: int) -> Iterator[tuple[slice, Tensor]]:
         """Rows of text on the device and in the number format of the products."""
         (n_rows, text_dim), like = text.shape, self.first.weight
-        size = max(1, min(self.budget, CHUNK_BYTES) // (4 * text_dim * (masks + 1)))
+        size = max(1, min(self.budget, chunks(like.device).text_bytes) // (4 * text_dim * (masks + 1)))
         for start in range(0, n_rows, size):
             rows = slice(start, min(start + size, n_rows))
             yield rows, self.lower(text[rows].to(like.device, like.dtype))
@@ -278,7 +280,7 @@ class _Project(torch.autograd.Function):
         ctx.scale = 1 / kept_share(1 - own.rate) if generator is not None else 1.0
         outputs = tuple(second.weight.new_empty(len(text), second.out_features) for _ in range(masks))
         scaled = own.lower(second.weight * ctx.scale).T
-        keeps_hidden = masks * text.numel() * 4 <= own.budget
+        keeps_hidden = own.keeps_hidden(text, masks)
         ctx.given, ctx.hidden = (own, text, generator, masks), []
         ctx.start = None if generator is None or keeps_hidden else generator.get_state()
         for rows, part in own.chunks(text, masks):

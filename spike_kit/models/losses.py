@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from spike_kit.base import devices
 from spike_kit.models.layers import normalized, normalized_backward, row_norms
 from spike_kit.models.sparse import SparsePattern, count, spmm
 
@@ -16,10 +17,8 @@ RecommendationLoss = Literal["bpr", "softmax", "cosine_softmax"]
 Views = tuple[Tensor, Tensor]
 """Rows of users ``[U, d]`` and items ``[I, d]``."""
 
-CHUNK_SCORES = 2**20
-"""Scores that the softmax losses hold at once (4 MiB in float32), but at least those of `CHUNK_ROWS` users."""
 CHUNK_ROWS = 64
-"""Fewest rows of one product of the softmax losses."""
+"""Fewest rows of one product of the softmax losses, whatever `spike_kit.base.devices.Chunks` says."""
 
 
 def bpr(positive: Tensor, negative: Tensor) -> Tensor:
@@ -28,7 +27,13 @@ def bpr(positive: Tensor, negative: Tensor) -> Tensor:
 
 
 def softmax(
-    users: Tensor, items: Tensor, user_ids: Tensor, positives: Tensor, candidates: Tensor | None = None
+    users: Tensor,
+    items: Tensor,
+    user_ids: Tensor,
+    positives: Tensor,
+    candidates: Tensor | None = None,
+    *,
+    tf32: bool = False,
 ) -> Tensor:
     """Cross entropy of each interaction's item among the candidates: mean of ``logsumexp(scores) - score of the item``.
 
@@ -44,6 +49,8 @@ def softmax(
         User and item of every interaction, ``[B]``.
     candidates
         Items to compare with, ``[k]`` ascending, all positives among them; none: all items.
+    tf32
+        Whether CUDA may round the factors of the products to TF32.
     """
     if candidates is not None and candidates.shape[0] < items.shape[0]:
         items, positives = items.index_select(0, candidates), torch.searchsorted(candidates, positives)
@@ -55,7 +62,8 @@ def softmax(
     keys = (row_ids * n_items + positives).sort().values
     pattern = SparsePattern(keys // n_items, keys % n_items, n_rows, n_items)
     liked = spmm(pattern, users.detach().new_ones(user_ids.shape), items)
-    masses = _LogSumExp.apply(rows, items, pattern.row_degree.to(users.dtype))
+    with devices.tf32(tf32):
+        masses = _LogSumExp.apply(rows, items, pattern.row_degree.to(users.dtype))
     return (masses - (rows * liked).sum()) / user_ids.shape[0]
 
 
@@ -66,7 +74,7 @@ class _LogSumExp(torch.autograd.Function):
     def forward(ctx: Any, users: Tensor, items: Tensor, weights: Tensor) -> Tensor:
         to_users, to_items = torch.empty_like(users), torch.zeros_like(items)
         total = users.new_zeros((), dtype=torch.float64)
-        size = max(CHUNK_ROWS, CHUNK_SCORES // items.shape[0])
+        size = max(CHUNK_ROWS, devices.chunks(items.device).loss_scores // items.shape[0])
         for start in range(0, users.shape[0], size):
             rows = slice(start, start + size)
             scores, weight = users[rows] @ items.T, weights[rows].unsqueeze(1)

@@ -15,6 +15,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from spike_kit.base.devices import chunks
+
 
 @dataclass(frozen=True)
 class SparsePattern:
@@ -51,16 +53,38 @@ class SparsePattern:
     @cached_property
     def row_degree(self) -> Tensor:
         """Entries per row ``[n_rows]`` int64."""
-        return count(self.rows, self.n_rows)
+        return self.row_pointer.diff()
 
-    def subset(self, kept: Tensor) -> SparsePattern:
-        """Pattern of the entries where ``kept [nnz]`` is true; its transpose is derived, not sorted anew."""
-        places = kept.nonzero().flatten()
+    @cached_property
+    def bags(self) -> list[Tensor]:
+        """Offsets of the embedding bags of a product: of the rows, or of pieces of them, then of pieces of those sums.
+
+        Every level but the last cuts at its rows and at every multiple of ``bag_rows`` (`spike_kit.base.devices`), so
+        that no bag is longer. How many pieces there are depends on nothing but shapes: no number has to come back from
+        a GPU.
+        """
+        pointer, size, limit = self.row_pointer, self.columns.shape[0], chunks(self.columns.device).bag_rows
+        levels, longest = [], size
+        while longest > limit:
+            cuts = torch.arange(limit, size, limit, device=pointer.device)
+            levels.append(torch.cat([pointer, cuts]).sort().values)
+            cuts_before = (pointer - 1).clamp_min(0) // limit
+            pointer = torch.arange(pointer.shape[0], device=pointer.device) + cuts_before
+            size = levels[-1].shape[0] - 1
+            longest = min(size, longest // limit + 2)
+        return [*levels, pointer]
+
+    def subset(self, kept: Tensor, size: int | None = None) -> SparsePattern:
+        """Pattern of the entries where ``kept [nnz]`` is true; its transpose is derived, not sorted anew.
+
+        ``size`` is their number, where it is known.
+        """
+        places = positions(kept, size)
         rows, columns = (x.index_select(0, places) for x in (self.rows, self.columns))
         part = SparsePattern(rows, columns, self.n_rows, self.n_columns)
         before = torch.cat([self.rows.new_zeros(1), kept.cumsum(0)])
         order = self.transpose_order
-        order = order.index_select(0, kept.index_select(0, order).nonzero().flatten())
+        order = order.index_select(0, positions(kept.index_select(0, order), places.shape[0]))
         part.__dict__["transpose_order"] = before.index_select(0, order)
         part.__dict__["row_pointer"] = before.index_select(0, self.row_pointer)
         return part
@@ -131,15 +155,22 @@ def dense_rows(pattern: SparsePattern, ids: Tensor) -> Tensor:
 
 def product(pattern: SparsePattern, values: Tensor | None, dense: Tensor) -> Tensor:
     """Same as `spmm`, outside autograd; without values every entry is 1."""
-    dense = dense.contiguous()
-    return torch.embedding_bag(
-        dense, pattern.columns, pattern.row_pointer, per_sample_weights=values, include_last_offset=True
-    )[0]
+    first, *others = pattern.bags
+    sums = _bag_sums(dense.contiguous(), pattern.columns, first, values)
+    for pointer in others:
+        sums = _bag_sums(sums, torch.arange(sums.shape[0], device=sums.device), pointer)
+    return sums
 
 
-def transposed_product(pattern: SparsePattern, values: Tensor, dense: Tensor) -> Tensor:
+def _bag_sums(rows: Tensor, chosen: Tensor, pointer: Tensor, weights: Tensor | None = None) -> Tensor:
+    return torch.embedding_bag(rows, chosen, pointer, per_sample_weights=weights, include_last_offset=True)[0]
+
+
+def transposed_product(pattern: SparsePattern, values: Tensor | None, dense: Tensor) -> Tensor:
     """Product of the transposed matrix with ``dense [n_rows, d]``, outside autograd: ``[n_columns, d]``."""
-    return product(pattern.transpose, values.index_select(0, pattern.transpose_order), dense)
+    if values is not None:
+        values = values.index_select(0, pattern.transpose_order)
+    return product(pattern.transpose, values, dense)
 
 
 def sampled_product(pattern: SparsePattern, left: Tensor, right: Tensor) -> Tensor:
@@ -164,6 +195,16 @@ def sampled_product(pattern: SparsePattern, left: Tensor, right: Tensor) -> Tens
             check_invariants=False,
         )
     return torch.sparse.sampled_addmm(positions, left, right.T, beta=0).values()
+
+
+def positions(mask: Tensor, size: int | None = None) -> Tensor:
+    """Positions where a mask ``[n]`` is true, ascending, int64.
+
+    Where ``size``, their number, is given, no number has to come back from a GPU.
+    """
+    if size is None or mask.device.type == "cpu":
+        return mask.nonzero().flatten()
+    return torch.searchsorted(mask.cumsum(0), torch.arange(1, size + 1, device=mask.device))
 
 
 def count(index: Tensor, size: int) -> Tensor:

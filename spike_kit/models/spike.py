@@ -200,14 +200,25 @@ class Spike(KgEncoder[SpikeConfig]):
             basis = (tensors[name].to(given.user.device) for name in ("text_centre", "text_loadings"))
             self.text = given.transformed(*basis).to(where)
 
+    def is_static(self, n: int) -> bool:
+        """Only where edges and hidden rows are in one piece, texts on the device, and no distinct users to be found."""
+        config, fits = self.config, True
+        if config.uses_text:
+            masks, sides = 3 if config.separate_masks else 1, (self.text.user, self.text.entity)
+            projections = self.user_projection, self.entity_projection
+            kept = (one.keeps_hidden(text, masks) for one, text in zip(projections, sides, strict=True))
+            fits = config.text_on == "device" and all(kept)
+        return fits and len(self.edges.blocks) == 1 and (config.loss == "bpr" or n >= self.graph.n_users)
+
     def draw(self, generator: torch.Generator) -> SpikeDraws:
         """Sample edges per relation, interactions, and nodes to match; dropout takes the generator from there."""
         config = self.config
-        edges = self.sampled_edges(generator)
+        edges, silent = self.sampled_edges(generator), None
         if config.dropped_edges:
             edges = torch.arange(self.graph.n_edges, device=self.device) if edges is None else edges
-            _, _, dropped = self.rationales(edges, config.dropped_edges, generator)
-            edges = self.mask(edges).index_fill(0, dropped, False).nonzero().flatten()
+            _, _, silent = self.rationales(edges, config.dropped_edges, generator)
+            if self.device.type == "cpu":
+                edges, silent = self.mask(edges).index_fill(0, silent, False).nonzero().flatten(), None
         interactions = self.sampled_interactions(generator)
         sampled = config.uses_text and config.matching == "sampled"
         nodes = self._sample_nodes(generator) if sampled else None
@@ -216,7 +227,7 @@ class Spike(KgEncoder[SpikeConfig]):
             every = self.graph.known_items
             kept = keep_mask(every.shape, 1 - config.id_dropout, generator, self.device, every.dtype)
             known = self._of_items(every * kept)
-        return SpikeDraws(edges, interactions, generator, nodes, known)
+        return SpikeDraws(edges, interactions, generator, nodes, known, silent=silent)
 
     def _of_items(self, items: Tensor) -> Tensor:
         """Column ``[U + E, 1]`` of all nodes: that of the items ``[I, 1]``, and 1 for the others."""

@@ -161,7 +161,8 @@ class TrainingState:
             try:
                 header, tensors = _read(file)
                 mine, weights = self._header(), {name: tensors[f"model.{name}"] for name in self.model.tensors()}
-                same = header.keys() == mine.keys() and header["training"] == mine["training"]
+                settings = TrainingConfig.model_validate(header["training"]).model_dump()
+                same = header.keys() == mine.keys() and settings == self.config.model_dump()
                 _expect(same and self._fits(weights), "it is of another training")
                 best = header["history"]["best_epoch"]
                 file = best_file(folder, best)

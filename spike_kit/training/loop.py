@@ -22,6 +22,7 @@ from spike_kit.data.graph import Graph
 from spike_kit.evaluation.ranking import RankingTask, evaluate
 from spike_kit.models.base import Batch, TrainedRecommender
 from spike_kit.training.checkpoint import MONITOR, EpochRow, History, TrainingState, best_file
+from spike_kit.training.recorded import RecordedStep
 from spike_kit.training.sampling import NegativeSampler, epoch_batches, holds_users, with_negatives
 
 TRAINING_VERSION = 1
@@ -94,10 +95,8 @@ def fit(
     StorageError
         If the state cannot be written; the state before it is untouched.
     """
-    optimizer = torch.optim.Adam(
-        model.parameters(), lr=config.learning_rate, fused=graph.device.type in ("cpu", "cuda")
-    )
     pairs = with_negatives(graph, names) if model.config.loss == "bpr" else graph
+    optimizer = _adam(model, config)
     sampler = NegativeSampler(graph) if model.reads_negatives else None
     by_user = holds_users(config, model.config.loss, pairs.n_interactions)
     generators = torch_generator(seed, "batches"), torch_generator(seed, "draws", graph.device)
@@ -105,6 +104,13 @@ def fit(
     if state is not None:
         now.resume(state, seed)
     loss_terms = distributed.shared(model, optimizer)
+
+    def step(batch: Batch) -> dict[str, Tensor]:
+        return training_step(loss_terms, batch, model.draw(now.draws), optimizer)
+
+    alone_on_cuda = graph.device.type == "cuda" and distributed.size() == 1
+    static = alone_on_cuda and not by_user and model.is_static(min(config.batch_size, pairs.n_interactions))
+    take = RecordedStep(step, now.draws) if static and config.cuda_graph else step
     quiet = not progress or distributed.rank() > 0
     with (
         deterministic(),
@@ -114,7 +120,7 @@ def fit(
         while now.epoch <= config.epochs and not _is_enough(now, pairs.n_interactions):
             model.train()
             batches = epoch_batches(pairs, sampler, config.batch_size, now.batches, by_user)
-            row = _epoch(now, loss_terms, batches, pairs.n_interactions)
+            row = _epoch(now, take, batches, pairs.n_interactions)
             if not now.epoch % config.eval_every or now.epoch == config.epochs:
                 model.eval()
                 means = _validated(now, validation)
@@ -138,6 +144,14 @@ def fit(
     model.load_tensors(now.kept)
     model.eval()
     return now.history
+
+
+def _adam(model: TrainedRecommender, config: TrainingConfig) -> torch.optim.Adam:
+    """Adam; on CUDA with the rate on the device, so that a step that is recorded need not know it."""
+    device, rate = model.device, config.learning_rate
+    on_cuda = device.type == "cuda"
+    given = torch.tensor(rate, device=device) if on_cuda else rate
+    return torch.optim.Adam(model.parameters(), given, fused=device.type in ("cpu", "cuda"), capturable=on_cuda)
 
 
 def training_step(
@@ -172,16 +186,16 @@ def learning_rate(config: TrainingConfig, step: int, n_steps: int) -> float:
 
 
 def _epoch(
-    now: TrainingState, loss_terms: distributed.LossFunction, batches: Iterator[Batch], n_interactions: int
+    now: TrainingState, step: Callable[[Batch], dict[str, Tensor]], batches: Iterator[Batch], n_interactions: int
 ) -> EpochRow:
     """Take the steps of an epoch, after those of the model's own phase, if it has one; returns the history's row."""
     totals, n_steps = _auxiliary(now, n_interactions), steps_per_epoch(now.config, n_interactions)
     for number, batch in enumerate(batches):
         _set_rate(now, number, n_steps)
-        terms = training_step(loss_terms, batch, now.model.draw(now.draws), now.optimizer)
-        for name, term in distributed.mean(terms).items():
+        for name, term in distributed.mean(step(batch)).items():
             totals[name] = totals.get(name, 0.0) + term.double() * batch.users.numel()
-    means = {name: float(total) / n_interactions for name, total in totals.items()}
+    sums: list[float] = torch.stack(list(totals.values())).tolist()
+    means = {name: total / n_interactions for name, total in zip(totals, sums, strict=True)}
     for name, value in means.items():
         if not math.isfinite(value):
             problem = f"loss term {name!r} became {value} in epoch {now.epoch}"
@@ -192,11 +206,15 @@ def _epoch(
 def _set_rate(now: TrainingState, step: int, n_steps: int) -> None:
     """Give the optimiser the learning rate of a step of this epoch, which has ``n_steps``."""
     done = (now.epoch - 1) * n_steps + step
+    rate = learning_rate(now.config, done, now.config.epochs * n_steps)
     for group in now.optimizer.param_groups:
-        group["lr"] = learning_rate(now.config, done, now.config.epochs * n_steps)
+        if isinstance(group["lr"], Tensor):
+            group["lr"].fill_(rate)
+        else:
+            group["lr"] = rate
 
 
-def _auxiliary(now: TrainingState, n_interactions: int) -> dict[str, Tensor | float]:
+def _auxiliary(now: TrainingState, n_interactions: int) -> dict[str, Tensor]:
     """Take the steps of the model's own phase, with the learning rate of the epoch's first step.
 
     Returns
@@ -204,7 +222,7 @@ def _auxiliary(now: TrainingState, n_interactions: int) -> dict[str, Tensor | fl
     dict
         Means of its terms over these steps, times the number of interactions, as sums over those are.
     """
-    totals: dict[str, Tensor | float] = {}
+    totals: dict[str, Tensor] = {}
     n_phase = now.model.auxiliary_steps
     if not n_phase:
         return totals

@@ -121,9 +121,13 @@ def epoch_batches(
         Shuffle users, each with all interactions, of which the last of a batch may go on in the next one.
     """
     size = graph.n_users if by_user else graph.n_interactions
-    order = torch.randperm(size, generator=generator, device=generator.device).to(graph.device)
+    order = torch.randperm(size, generator=generator, device=generator.device)
     if by_user:
-        order = order.index_select(0, graph.train_user).argsort(stable=True)
+        order = order.index_select(0, graph.train_user.to(order.device)).argsort(stable=True)
+    of_last = (graph.n_interactions - 1) % batch_size + 1
+    few = by_user or (graph.device != order.device and of_last < graph.n_users)
+    host_users = graph.train_user.to(order.device).index_select(0, order) if few else None
+    order = order.to(graph.device)
     users = graph.train_user.index_select(0, order)
     positives = graph.train_item.index_select(0, order)
     if sampler is None:
@@ -131,4 +135,7 @@ def epoch_batches(
     negatives = users[:0] if sampler is None else sampler.sample(users, generator)
     for start in range(0, graph.n_interactions, batch_size):
         part = slice(start, start + batch_size)
-        yield Batch(users[part], positives[part], negatives[part])
+        known = None if host_users is None else host_users[part]
+        if known is not None and not by_user and len(known) >= graph.n_users:
+            known = None
+        yield Batch(users[part], positives[part], negatives[part], known)

@@ -40,7 +40,7 @@ def embeddings(data: Dataset) -> FixedEmbeddings:
     return FixedEmbeddings(users, items)
 
 
-def test_lists_are_those_that_evaluation_ranks(data: Dataset, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_lists_are_those_that_evaluation_ranks(data: Dataset, resized: Callable[..., None]) -> None:
     """They end where the unseen items do."""
     task, model, k = RankingTask.from_tables(data.tables, "test"), embeddings(data), len(data.items) + 3
     found = recommended(model, task, k)
@@ -49,7 +49,7 @@ def test_lists_are_those_that_evaluation_ranks(data: Dataset, monkeypatch: pytes
         assert len(set(row[:10]) & relevant) / len(relevant) == recall
         assert set(row[: -len(seen) - 3]) == set(range(len(data.items))) - set(seen)
         assert (row[-len(seen) - 3 :] == -1).all()
-    monkeypatch.setattr("spike_kit.evaluation.ranking.CHUNK_ENTRIES", 3 * task.n_items)
+    resized(ranked_scores=3 * task.n_items)
     assert (recommended(model, task, k) == found).all()
     with pytest.raises(ConfigError, match="at least 1"):
         recommended(model, task, 0)

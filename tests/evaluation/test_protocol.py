@@ -1,4 +1,5 @@
 import dataclasses
+from collections.abc import Callable
 from itertools import pairwise
 from typing import Any
 
@@ -77,10 +78,10 @@ def test_a_split_is_ranked_as_the_tables_say(world: World, split: str) -> None:
 @pytest.mark.parametrize("values", ["distinct", "whole numbers", "few"])
 @pytest.mark.parametrize("kind", [Stored, scorer])
 def test_equal_to_the_loop_whatever_the_sizes(
-    n_items: int, rows: int, values: str, kind: Any, device: torch.device, monkeypatch: pytest.MonkeyPatch
+    n_items: int, rows: int, values: str, kind: Any, device: torch.device, resized: Callable[..., None]
 ) -> None:
     """Tied scores too: in the order of torch.topk on the row of one user."""
-    monkeypatch.setattr(ranking, "CHUNK_ENTRIES", rows * n_items)
+    resized(ranked_scores=rows * n_items)
     rng = np.random.default_rng([n_items, rows])
     task = random_task(rng, 25, n_items, device)
     scores = torch.from_numpy(rng.normal(size=(30, n_items)).astype(np.float32)).to(device)
@@ -128,9 +129,9 @@ def test_seen_items_are_never_recommended(world: World) -> None:
 @pytest.mark.parametrize("n_items", [50, 1200])
 @pytest.mark.parametrize("place", ["best", "worst", "seen", "last user"])
 def test_a_nan_score_is_an_error(
-    kind: Any, n_items: int, place: str, device: torch.device, monkeypatch: pytest.MonkeyPatch
+    kind: Any, n_items: int, place: str, device: torch.device, resized: Callable[..., None]
 ) -> None:
-    monkeypatch.setattr(ranking, "CHUNK_ENTRIES", 4 * n_items)
+    resized(ranked_scores=4 * n_items)
     rng = np.random.default_rng(1)
     task = random_task(rng, 25, n_items, device)
     scores = torch.from_numpy(rng.normal(size=(30, n_items)).astype(np.float32)).to(device)

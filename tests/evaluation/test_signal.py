@@ -1,3 +1,4 @@
+from collections.abc import Callable
 from itertools import product
 
 import numpy as np
@@ -54,16 +55,14 @@ def test_the_mean_of_train_items_by_hand(world: World) -> None:
     np.testing.assert_allclose(scores[0].numpy(), expected, atol=1e-6)
 
 
-def test_random_scores_depend_on_seed_and_user_only(
-    data: Dataset, world: World, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_random_scores_depend_on_seed_and_user_only(data: Dataset, world: World, resized: Callable[..., None]) -> None:
     users = torch.tensor([4, 0, 7])
     scores = RandomOrder(world.graph, seed=1).score(users)
     assert torch.equal(scores[2:], RandomOrder(world.graph, seed=1).score(users[2:]))
     assert not torch.equal(scores, RandomOrder(world.graph, seed=2).score(users))
     assert not torch.equal(scores[0], scores[1])
     whole = signal_table(data, {})
-    monkeypatch.setattr("spike_kit.evaluation.ranking.CHUNK_ENTRIES", 1)
+    resized(ranked_scores=1)
     assert signal_table(data, {}).equals(whole)
     assert set(whole["profiles"]) == {REFERENCE}
 

@@ -1,3 +1,5 @@
+from collections.abc import Callable
+
 import pytest
 import torch
 
@@ -25,8 +27,10 @@ def test_l2_of_chosen_rows_counts_each_as_often_as_it_is_chosen() -> None:
 
 @pytest.mark.parametrize("n_rows", [3, 7, 40], ids=["few rows", "as many as users", "many rows"])
 @pytest.mark.parametrize("chunk", [1, 13, 2**18])
-def test_softmax_equals_the_plain_cross_entropy(n_rows: int, chunk: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(losses, "CHUNK_SCORES", chunk)
+def test_softmax_equals_the_plain_cross_entropy(
+    n_rows: int, chunk: int, monkeypatch: pytest.MonkeyPatch, resized: Callable[..., None]
+) -> None:
+    resized(loss_scores=chunk)
     monkeypatch.setattr(losses, "CHUNK_ROWS", 1)
     generator = torch.Generator().manual_seed(2)
     tables = [30 * torch.randn(n, 4, generator=generator, dtype=torch.float64) for n in (7, 6)]

@@ -1,6 +1,8 @@
 """SPiKE against its plain form: every loss term and every gradient, on the tiny world and on an awkward graph."""
 
+from collections.abc import Callable
 from dataclasses import replace
+from typing import Literal
 
 import numpy as np
 import pytest
@@ -109,6 +111,52 @@ def shuffled(draws: SpikeDraws) -> SpikeDraws:
         return draws
     order = torch.randperm(len(draws.edges), generator=torch.Generator().manual_seed(1))
     return replace(draws, edges=draws.edges[order])
+
+
+@pytest.mark.parametrize("seed", [0, 1])
+@pytest.mark.parametrize("attention", ["attention", "mean"])
+@pytest.mark.parametrize("budget", [None, 16 * 4 * 7])
+def test_silent_edges_are_as_good_as_none(
+    place: tuple[Graph, ProfileVectors],
+    monkeypatch: pytest.MonkeyPatch,
+    seed: int,
+    attention: Literal["attention", "mean"],
+    budget: int | None,
+) -> None:
+    """Also where all edges of an entity are silent, and where one is named twice."""
+    if budget is not None:
+        monkeypatch.setattr(Spike, "_budget", budget)
+    model, _, draws = build(place, SpikeConfig(dim=16, loss="softmax", attention=attention))
+    graph, generator = place[0], torch.Generator().manual_seed(seed)
+    edges = torch.randperm(graph.n_edges, generator=generator)[: graph.n_edges // 2].sort().values
+    silent = (graph.head[edges] == graph.head[edges[0]]) | (torch.rand(edges.shape, generator=generator) < 0.3)
+    without = replace(draws, edges=edges[~silent])
+    named = replace(draws, edges=edges, silent=edges[silent].repeat(2))
+    found = []
+    for one in (without, named):
+        terms = model.training_losses(batch(graph), one)
+        found.append((terms, gradients(model, torch.stack(list(terms.values())).sum())))
+    torch.testing.assert_close(*found)
+
+
+@pytest.mark.parametrize("sizes", [{"bag_rows": 3}, {"loss_scores": 1, "text_bytes": 256}, {"pair_bytes": 16 * 4 * 7}])
+@pytest.mark.parametrize("name", CONFIGS)
+def test_what_passes_at_once_changes_no_loss_and_no_gradient(
+    place: tuple[Graph, ProfileVectors],
+    monkeypatch: pytest.MonkeyPatch,
+    resized: Callable[..., None],
+    name: str,
+    sizes: dict[str, int],
+) -> None:
+    found = []
+    for changed in ({}, sizes):
+        resized(**changed)
+        monkeypatch.setattr("spike_kit.models.losses.CHUNK_ROWS", 2)
+        model, _, draws = build(place, CONFIGS[name])
+        assert (len(model.edges.blocks) > 1) is ("pair_bytes" in changed)
+        terms = model.training_losses(batch(place[0]), draws)
+        found.append((terms, gradients(model, torch.stack(list(terms.values())).sum())))
+    torch.testing.assert_close(*found)
 
 
 @pytest.mark.parametrize("budget", [None, 16 * 4 * 7])
