@@ -5,6 +5,7 @@ be looked at. Nothing else is imported before it is asked for.
 """
 
 import importlib
+import os
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -12,6 +13,9 @@ if TYPE_CHECKING:
     from spike_kit.api import *  # noqa: F403 (the names of `__all__`; each is imported when it is asked for)
 
 __version__ = "0.1.0"
+
+# cuBLAS is deterministic only with it, and torch looks it up once, at the first product on a GPU, whatever follows.
+os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
 
 __all__ = [
     "Dataset",

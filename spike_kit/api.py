@@ -336,10 +336,10 @@ def settings(model: str, data: Dataset | None = None) -> pd.DataFrame:
 def table(runs: Run | Sequence[Run], split: Block = "test", metrics: Sequence[str] = ranking.HEADLINE) -> pd.DataFrame:
     """Results of runs, means over seeds: model, seeds, a column per metric, and what speaks against them (``remarks``).
 
-    NaN: the model scores no new item.
+    Where the runs are of several devices, these stand in a column ``device``. NaN: the model scores no new item.
     """
     found = results_table([runs] if isinstance(runs, Run) else runs, split, metrics)
-    return found[["model", "seeds", *metrics, "remarks"]]
+    return found[["model", "seeds", *metrics, *(["device"] if found["device"].any() else []), "remarks"]]
 
 
 def evaluate(

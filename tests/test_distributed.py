@@ -5,6 +5,7 @@ import signal
 import socket
 import subprocess
 import sys
+from contextlib import nullcontext
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -138,6 +139,62 @@ def _check_interruptions(rank: int) -> None:
 @pytest.mark.usefixtures("data")
 def test_gradients_messages_and_interruptions_of_two_processes() -> None:
     start_processes(member, (free_port(),), nprocs=2, start_method="spawn")
+
+
+def unlike(rank: int, port: int, models: list[str]) -> None:
+    """A process with a GPU of one of these models is told all of them, and does not train."""
+    os.environ.update(environ(rank, len(models), port))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(distributed, "device_model", lambda _: models[rank])
+        with pytest.raises(DeviceError) as refused, distributed.group(torch.device("cpu"), timedelta(seconds=60)):
+            pytest.fail("it trained")
+    assert all(f"{model} (process {number})" in str(refused.value) for number, model in enumerate(models))
+    dist.destroy_process_group()
+
+
+def test_devices_of_two_models_are_refused_by_name() -> None:
+    start_processes(unlike, (free_port(), ["NVIDIA H200", "Tesla T4"]), nprocs=2, start_method="spawn")
+
+
+@pytest.mark.parametrize("models", [["cpu"] * 3, ["NVIDIA H200"] * 2, ["a" * 200] * 2, ["cpu", "GPU é", "cpu"]])
+def test_all_devices_are_of_one_model(monkeypatch: pytest.MonkeyPatch, models: list[str]) -> None:
+    said: list[torch.Tensor] = []
+
+    def all_gather(parts: list[torch.Tensor], own: torch.Tensor) -> None:
+        said.append(own.clone())
+        for part, other in zip(parts, said, strict=False):
+            part.copy_(other)
+
+    monkeypatch.setattr(dist, "all_gather", all_gather)
+    for number, model in enumerate(models, start=1):
+        monkeypatch.setattr(distributed, "size", lambda number=number: number)
+        expected = pytest.raises(DeviceError, match="é") if "GPU é" in models[:number] else nullcontext()
+        with expected:
+            distributed._check_models(model)
+
+
+@pytest.mark.parametrize(
+    ("error", "expected"),
+    [
+        (dist.DistBackendError("NCCL communicator was aborted on rank 1"), TrainingError),
+        (RuntimeError("Watchdog caught collective operation timeout: ProcessGroupNCCL"), TrainingError),
+        (RuntimeError("[gloo/transport/tcp/pair.cc] Connection closed by peer"), TrainingError),
+        (RuntimeError("CUDA error: device-side assert triggered"), RuntimeError),
+    ],
+)
+def test_what_gloo_and_nccl_say_of_lost_processes_is_explained(
+    monkeypatch: pytest.MonkeyPatch, error: Exception, expected: type[Exception]
+) -> None:
+    def fail(*_: Any, **__: Any) -> None:
+        raise error
+
+    for name, value in environ(0, 2, 1).items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setattr(torch, "set_num_threads", lambda _: None)
+    monkeypatch.setattr(dist, "init_process_group", fail)
+    with pytest.raises(expected) as raised, distributed.group(torch.device("cpu")):
+        pass
+    assert ("process 0 of 2 lost the others" in str(raised.value)) == (expected is TrainingError)
 
 
 def lonely(rank: int, port: int) -> None:

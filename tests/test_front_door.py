@@ -1,5 +1,6 @@
 """The front door as a notebook uses it: ``import spike_kit as sk``."""
 
+import os
 import subprocess
 import sys
 from collections.abc import Callable
@@ -49,6 +50,16 @@ def test_nothing_heavy_is_imported_for_help(calls: list[str], heavy: str) -> Non
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert "usage: spike-kit" in done.stdout
+
+
+@pytest.mark.parametrize("own", [None, ":16:8", ""])
+def test_importing_the_package_makes_cublas_deterministic_before_any_product(own: str | None) -> None:
+    """A value of the user's own is kept."""
+    environment = {name: value for name, value in os.environ.items() if name != "CUBLAS_WORKSPACE_CONFIG"}
+    environment |= {} if own is None else {"CUBLAS_WORKSPACE_CONFIG": own}
+    script = "import os, sys, spike_kit; print(os.environ['CUBLAS_WORKSPACE_CONFIG'], 'torch' in sys.modules)"
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, env=environment)
+    assert done.stdout == f"{':4096:8' if own is None else own} False\n", done.stderr
 
 
 def test_one_run_and_many_are_found_or_trained(data: Dataset) -> None:

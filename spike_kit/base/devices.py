@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from spike_kit import __version__
-from spike_kit.base import launch, paths
+from spike_kit.base import distributed, launch, paths
 from spike_kit.base.errors import DeviceError
 
 _GIB = 2**30
@@ -61,13 +61,12 @@ def resolve_device(device: str = "auto") -> torch.device:
 
 @contextmanager
 def deterministic() -> Iterator[None]:
-    """Ask torch for bit-stable kernels inside the block (cuBLAS gets the workspace it needs for that).
+    """Ask torch for bit-stable kernels inside the block (``spike_kit/__init__.py`` gives cuBLAS what they need).
 
     New tensors are not filled with NaN first, as torch would do: that costs a tenth of a step and changes no result.
     """
     before = torch.are_deterministic_algorithms_enabled()
     warn_only = torch.is_deterministic_algorithms_warn_only_enabled()
-    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
     settings: Any = torch.utils.deterministic
     fill = settings.fill_uninitialized_memory
     torch.use_deterministic_algorithms(True)
@@ -132,14 +131,16 @@ def chunks(device: torch.device) -> Chunks:
 
 def describe_device(device: torch.device) -> str:
     """Name a device for the run folder, for example ``"cpu (2 threads)"``."""
-    if device.type == "cuda":
-        return f"{device} ({torch.cuda.get_device_name(device)})"
-    return f"{device} ({torch.get_num_threads()} threads)"
+    what = distributed.device_model(device) if device.type == "cuda" else f"{torch.get_num_threads()} threads"
+    return f"{device} ({what})"
 
 
 def free_memory(device: torch.device) -> int:
-    """Memory of a device that is free now, in bytes."""
-    return torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else psutil.virtual_memory().available
+    """Memory of a device that is free now, in bytes; on CUDA with what torch holds of it and no tensor uses."""
+    if device.type == "cuda":
+        kept = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+        return torch.cuda.mem_get_info(device)[0] + kept
+    return psutil.virtual_memory().available
 
 
 _PROC = Path("/proc/self")

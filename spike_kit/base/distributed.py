@@ -5,6 +5,7 @@ Messages between processes are tensors of numbers or of JSON bytes, never pickle
 
 import json
 import os
+import re
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import timedelta
@@ -16,16 +17,24 @@ from torch import Tensor, nn
 from torch import distributed as dist
 from torch.optim import Optimizer
 
-from spike_kit.base.errors import SpikeKitError, TrainingError
+from spike_kit.base.errors import DeviceError, SpikeKitError, TrainingError
 from spike_kit.base.launch import place
 
 TIMEOUT = timedelta(minutes=30)
 """Longest wait for another process (the first one validates meanwhile); after it, all of them end with an error."""
 
+_LONGEST = 128
+"""Bytes of a name that processes tell each other."""
+
 Value = TypeVar("Value")
 LossTerms = dict[str, Tensor]
 LossFunction = Callable[[Any, Any], LossTerms]
 """Loss terms by name, of a batch and the draws of a step."""
+
+
+def device_model(device: torch.device) -> str:
+    """Model of a GPU, for example ``"NVIDIA H200"``; ``"cpu"`` for a CPU."""
+    return torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
 
 
 def rank() -> int:
@@ -51,6 +60,8 @@ def group(device: torch.device, timeout: timedelta = TIMEOUT) -> Iterator[None]:
 
     Raises
     ------
+    DeviceError
+        If the processes have devices of several models.
     TrainingError
         If another process ends or is silent for too long.
     """
@@ -64,13 +75,34 @@ def group(device: torch.device, timeout: timedelta = TIMEOUT) -> Iterator[None]:
         else:
             torch.set_num_threads(max(1, _cores() // here.local_size))
         dist.init_process_group("cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo", timeout=timeout)
+        _check_models(device_model(device))
         yield
     except RuntimeError as error:
-        if not (isinstance(error, dist.DistError) or "gloo" in str(error)):
+        if not (isinstance(error, dist.DistError) or re.search("gloo|nccl", str(error), re.IGNORECASE)):
             raise
         hint = "see what the others say; the same command goes on from the last state on the disk"
         raise TrainingError(f"process {here.rank} of {here.size} lost the others: {error}", hint) from error
     dist.destroy_process_group()
+
+
+def _check_models(own: str) -> None:
+    """Refuse devices of several models: from equal seeds they draw other numbers, and nobody would notice.
+
+    Raises
+    ------
+    DeviceError
+        In every process, if not all of them have a device of the model ``own``.
+    """
+    said = torch.frombuffer(bytearray(own.encode()[:_LONGEST].ljust(_LONGEST)), dtype=torch.uint8)
+    parts = [torch.empty_like(said) for _ in range(size())]
+    dist.all_gather(parts, said)
+    models = [part.numpy().tobytes().decode(errors="replace").strip() for part in parts]
+    if len(set(models)) > 1:
+        shown = ", ".join(f"{model} (process {number})" for number, model in enumerate(models))
+        raise DeviceError(
+            f"the processes of torchrun have devices of several models: {shown}",
+            "they draw the same random numbers on equal devices only: choose equal ones (CUDA_VISIBLE_DEVICES)",
+        )
 
 
 def _cores() -> int:

@@ -45,7 +45,7 @@ class StorageError(SpikeKitError):
 
 
 class DeviceError(SpikeKitError):
-    """The requested device does not exist here."""
+    """The requested device does not exist here, or is of another model than those of the other processes."""
 
 
 class TrainingError(SpikeKitError):

@@ -9,7 +9,7 @@ ir-measures (and of RecBole where it has the metric): ``R@k``, ``nDCG@k``, ``P@k
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from itertools import pairwise
 
@@ -23,6 +23,7 @@ from spike_kit.base.errors import ConfigError, DataError, TrainingError, lookup
 from spike_kit.data.dataset import Dataset
 from spike_kit.data.tables import Tables
 from spike_kit.models.base import FixedEmbeddings, Recommender
+from spike_kit.models.best import BLOCK, best_items, block_levels
 
 PROTOCOL_VERSION = 1
 """Version of the protocol: raised by whoever changes who is ranked, what is masked, or a metric."""
@@ -36,8 +37,6 @@ HEADLINE = ("recall@10", "recall@20", "recall@40", "ndcg@10", "ndcg@20", "ndcg@4
 SEEN = {"valid": ("train",), "test": ("train", "valid")}
 """Splits whose positives are masked when a split is evaluated."""
 
-BLOCK = 8
-"""Scores per block in the search for the best items of a row."""
 
 METRIC_ROWS = 50_000
 """Users whose metrics are computed at once from their hits."""
@@ -160,6 +159,11 @@ class RankingTask:
     n_items: int
     n_without_train: int
 
+    def to(self, device: torch.device) -> RankingTask:
+        """The task on another device."""
+        tensors = {name: value.to(device) for name, value in vars(self).items() if isinstance(value, Tensor)}
+        return replace(self, **tensors)
+
     def check(self) -> None:
         """Check that there is someone to rank for.
 
@@ -270,10 +274,9 @@ def evaluate(
 ) -> tuple[dict[str, float], pd.DataFrame]:
     """Rank all unseen items for every user of a task.
 
-    Scores are computed in chunks of users, on the device of the task; besides those of a chunk (`devices.chunks`) only
-    a bool per user and rank is held. Tied scores are ordered by ``torch.topk``, without regard to relevance; its order
-    depends on the length of the list, so what is measured at a cut-off is read from a list of `CUTOFFS`' largest, or of
-    its own length if that is longer, whatever else is asked for.
+    Scores are computed in chunks of users, on the device of the recommender; besides those of a chunk
+    (`devices.chunks`) only a bool per user and rank is held. Equal scores are ordered by item id, that is without
+    regard to relevance.
 
     Parameters
     ----------
@@ -301,13 +304,11 @@ def evaluate(
     if min(cutoffs) < 1:
         raise ConfigError(f"a cut-off must be at least 1, not {min(cutoffs)}")
     task.check()
-    fixed, n_relevant = recommender.fixed(), task.n_relevant.cpu().split(METRIC_ROWS)
-    lengths, columns = {k: max(k, *CUTOFFS) for k in cutoffs}, dict[str, np.ndarray]()
-    for length in dict.fromkeys(lengths.values()):
-        hits = _hits(fixed, task, min(length, task.n_items)).split(METRIC_ROWS)
-        of_length = [k for k in cutoffs if lengths[k] == length]
-        parts = [ranking_metrics(*rows, of_length) for rows in zip(hits, n_relevant, strict=True)]
-        columns |= {name: torch.cat([part[name] for part in parts]).numpy() for name in parts[0]}
+    fixed = recommender.fixed()
+    hits = _hits(fixed, task.to(fixed.device), min(max(cutoffs), task.n_items)).split(METRIC_ROWS)
+    n_relevant = task.n_relevant.cpu().split(METRIC_ROWS)
+    parts = [ranking_metrics(*rows, cutoffs) for rows in zip(hits, n_relevant, strict=True)]
+    columns = {name: torch.cat([part[name] for part in parts]).numpy() for name in parts[0]}
     per_user = pd.DataFrame({"user": task.users.cpu().numpy(), **columns})
     return {name: float(values.mean()) for name, values in columns.items()}, per_user
 
@@ -328,6 +329,7 @@ def _hits(recommender: Recommender, task: RankingTask, k: int) -> Tensor:
 def ranked(recommender: Recommender, task: RankingTask, k: int) -> Iterator[tuple[Tensor, Tensor]]:
     """Scores and items of the best ``k`` unseen items of every user, ``[c, k]`` each, in chunks of c users, best first.
 
+    On the device of the recommender, wherever the task is; equal scores by item id (`best_items`).
     A score of -inf stands where a user has not so many unseen items.
 
     Raises
@@ -335,11 +337,12 @@ def ranked(recommender: Recommender, task: RankingTask, k: int) -> Iterator[tupl
     TrainingError
         After the last chunk, if a score is NaN.
     """
+    task = task.to(recommender.device)
     users, n_items, device = task.users, task.n_items, task.users.device
     size = min(max(1, chunks(device).ranked_scores // n_items), users.numel())
     starts = torch.arange(0, users.numel() + size, size, device=device).clamp_max(users.numel())
     bounds = torch.stack([starts, torch.searchsorted(task.seen_row, starts)]).T.tolist()
-    levels = _levels(n_items, k) if device.type == "cpu" else 0
+    levels = block_levels(n_items, k, device)
     width = -(-n_items // BLOCK**levels) * BLOCK**levels
     buffer, broken = torch.empty(0), torch.zeros((), dtype=torch.bool, device=device)
     for (start, seen_from), (stop, seen_to) in pairwise(bounds):
@@ -350,7 +353,7 @@ def ranked(recommender: Recommender, task: RankingTask, k: int) -> Iterator[tupl
         broken |= flat.index_select(0, seen).isnan().any()
         flat.index_fill_(0, seen, float("-inf"))
         scores.index_fill_(1, task.excluded, float("-inf"))
-        best, items = _top(scores, n_items, levels, k) if levels else scores.topk(k)
+        best, items = best_items(scores, k, levels)
         broken |= best.isnan().any()
         yield best, items
     if broken:
@@ -374,57 +377,6 @@ def _score(recommender: Recommender, users: Tensor, buffer: Tensor, size: int, w
     return buffer
 
 
-def _levels(n_items: int, k: int) -> int:
-    """How often `_candidates` may cut the items into blocks before there are too few for it to pay; 0 for few items."""
-    levels = 0
-    while n_items // BLOCK ** (levels + 1) >= 4 * (k + 1):
-        levels += 1
-    return levels
-
-
-def _top(scores: Tensor, n_items: int, levels: int, k: int) -> tuple[Tensor, Tensor]:
-    """Same values and items as ``scores[:, :n_items].topk(k)``, in a fraction of its time.
-
-    Rows with a tie among the best k + 1 items are ranked again by ``torch.topk``, which alone knows its order.
-
-    Parameters
-    ----------
-    scores
-        ``[n, w]`` with w a multiple of ``BLOCK ** levels``; columns from ``n_items`` on are -inf.
-    n_items
-        Number of items.
-    levels
-        Levels of blocks.
-    k
-        Ranks.
-    """
-    places = _candidates(scores, levels, k + 1)
-    best, order = scores.gather(1, places).topk(k + 1)
-    tied = (best[:, 1:] == best[:, :-1]) & (best[:, 1:] > float("-inf"))
-    best, items = best[:, :k], places.gather(1, order[:, :k])
-    rows = tied.any(1).nonzero().flatten()
-    if rows.numel():
-        again = scores[:, :n_items].index_select(0, rows).topk(k)
-        best = best.index_copy(0, rows, again.values)
-        items = items.index_copy(0, rows, again.indices)
-    return best, items
-
-
-def _candidates(values: Tensor, levels: int, k: int) -> Tensor:
-    """Positions ``[n, k]`` of the k largest of each row of ``values [n, w]``, in any order, ties either way.
-
-    Block j holds the positions j, j + b, j + 2b, ... of b blocks. The largest values lie in the blocks with the largest
-    maxima, and these are found in the same manner. A NaN counts as largest.
-    """
-    if levels == 0:
-        return values.topk(k, sorted=False).indices
-    blocks = values.view(values.shape[0], BLOCK, -1)
-    chosen = _candidates(blocks.amax(1), levels - 1, k)
-    offered = blocks.gather(2, chosen.unsqueeze(1).expand(-1, BLOCK, -1)).flatten(1)
-    place = offered.topk(k, sorted=False).indices
-    return place // k * blocks.shape[2] + chosen.gather(1, place % k)
-
-
 def contains(sorted_keys: Tensor, keys: Tensor) -> Tensor:
     """Whether each of ``keys`` (any shape) occurs in ``sorted_keys``."""
     if sorted_keys.numel() == 0:
@@ -434,13 +386,13 @@ def contains(sorted_keys: Tensor, keys: Tensor) -> Tensor:
 
 
 def top_items(recommender: Recommender, user: int, seen: Sequence[int], k: int) -> list[tuple[int, float]]:
-    """Best ``k`` unseen items of one user with their scores, best first."""
+    """Best ``k`` unseen items of one user with their scores, best first; equal scores by item id."""
     with torch.no_grad():
         fixed = recommender.fixed()
         scores = fixed.score(torch.tensor([user], device=fixed.device)).flatten().clone()
     scores[list(seen)] = float("-inf")
-    best, items = scores.topk(min(k, scores.numel()))
-    return [(int(item), float(score)) for item, score in zip(items, best, strict=True) if score > float("-inf")]
+    best, items = best_items(scores.unsqueeze(0), min(k, scores.numel()))
+    return [(int(item), float(score)) for item, score in zip(items[0], best[0], strict=True) if score > float("-inf")]
 
 
 def recommendations(data: Dataset, model: Recommender, user: int, k: int = 10, split: str = "test") -> pd.DataFrame:

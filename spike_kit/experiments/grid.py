@@ -10,6 +10,7 @@ from __future__ import annotations
 import logging
 import math
 import tomllib
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, wait
 from contextlib import AbstractContextManager, contextmanager
@@ -330,13 +331,20 @@ def workers(cluster: str | None = None, jobs: int = 2, device: str = "cpu", thre
     jobs
         CPUs of a Ray that is started here.
     device, threads
-        As in `perform`; a task asks the cluster for as many CPUs as it has threads, and for a GPU if the device is one.
+        As in `perform`; here ``cuda`` stands for all GPUs, each cell begins on the one with the fewest. A task asks the
+        cluster for as many CPUs as it has threads, and for a GPU if the device is one.
     """
     if cluster is None:
+        n_gpus = torch.cuda.device_count() if device == "cuda" else 0
+        busy = Counter(dict.fromkeys([f"cuda:{number}" for number in range(n_gpus)] or [device], 0))
+        if device.startswith("cuda") and jobs > len(busy):
+            logger.warning("%d cells at a time share %s and its memory", jobs, ", ".join(busy))
 
         def submit(cell: Cell) -> Future[Outcome]:
-            pool = fresh_process()
-            future = pool.submit(perform, cell, device, threads)
+            pool, where = fresh_process(), min(busy, key=busy.__getitem__)
+            busy[where] += 1
+            future = pool.submit(perform, cell, where, threads)
+            future.add_done_callback(lambda _: busy.subtract([where]))
             pool.shutdown(wait=False)
             return future
 

@@ -183,6 +183,12 @@ class Run:
         """Versions, device, number of processes, commit, and where an interrupted training went on (``resumed``)."""
         return storage.read_json(self.path / ENVIRONMENT)
 
+    @property
+    def device(self) -> str:
+        """Model of the device it was trained on: ``NVIDIA H200``, ``cpu``; empty where the folder does not say."""
+        kind, _, model = self.environment.get("device", "").partition(" (")
+        return model.removesuffix(")") if kind.startswith("cuda") else kind
+
     @cached_property
     def metrics(self) -> dict[str, Any]:
         """``valid`` and ``test`` metrics, ``best_epoch``, ``epochs``, ``seconds``, ``peak_gib``, users not ranked.
@@ -244,7 +250,7 @@ class Run:
         return score_new(self, texts, triples)
 
     def summary(self) -> str:
-        """Folder, metrics of both splits, who could not be ranked, and what speaks against the run, in a few lines."""
+        """Folder, metrics, who could not be ranked, the device, and what speaks against the run, in a few lines."""
         lines, ranked = [paths.shown(self.path)], self.metrics["users_ranked"]
         width = max(map(len, ranked))
         for split, n_users in ranked.items():
@@ -252,6 +258,8 @@ class Run:
             lines.append(f"{split:{width}}  {shown}  ({n_users} users)")
         if without := self.metrics["users_without_train"]:
             lines.append(f"not ranked, because they have no train interaction: {without} users")
+        if device := self.environment.get("device"):
+            lines.append(f"trained on {device}")
         lines += [f"note: {remark}" for remark in remarks(self).values()]
         return "\n".join(lines)
 

@@ -8,6 +8,7 @@ from pydantic import Field
 from torch import Tensor
 
 from spike_kit.models.base import FittedRecommender, ModelConfig, Preset
+from spike_kit.models.best import best_items
 from spike_kit.models.sparse import SparsePattern, dense_rows, spmm
 
 _CHUNK = 2**24
@@ -31,6 +32,7 @@ class ItemKnn(FittedRecommender):
 
     config: ItemKnnConfig
     title: ClassVar = "Item-kNN"
+    version: ClassVar = 2
     presets: ClassVar = {"recommended": Preset(ItemKnnConfig())}
     search_space: ClassVar = {"neighbours": (20, 50, 100, 200, 500), "shrinkage": (0.0, 10.0, 100.0)}
 
@@ -48,7 +50,7 @@ class ItemKnn(FittedRecommender):
             shrunk = norms.unsqueeze(1) * norms.index_select(0, own) + self.config.shrinkage
             alike = together / shrunk.clamp_min(1e-12)
             alike.scatter_(0, own.unsqueeze(0), 0.0)
-            found.append(alike.T.topk(min(self.config.neighbours, n_items), dim=1))
+            found.append(best_items(alike.T, min(self.config.neighbours, n_items)))
         similarities, items = map(torch.cat, zip(*found, strict=True))
         return {"items": items, "similarities": similarities}
 

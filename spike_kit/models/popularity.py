@@ -12,6 +12,7 @@ class Popularity(FittedRecommender):
     """Scores are the items' train counts, the same for every user."""
 
     title: ClassVar = "Popularity"
+    version: ClassVar = 2
     presets: ClassVar = {"recommended": Preset(ModelConfig())}
 
     @cached_property

@@ -19,6 +19,7 @@ from torch import Tensor
 
 from spike_kit.base.errors import DataError
 from spike_kit.data.graph import Graph
+from spike_kit.models.best import best_items
 from spike_kit.models.layers import row_norms
 from spike_kit.models.sparse import count, segment_softmax
 from spike_kit.models.spike import Spike, SpikeDraws
@@ -173,10 +174,10 @@ class SpikeExplainer:
         return found * factors[:, None, None, None, None]
 
     def top(self, user: int, seen: Sequence[int], k: int) -> list[int]:
-        """Best ``k`` items that are not among ``seen``, best first."""
+        """Best ``k`` items that are not among ``seen``, best first; equal scores by item id."""
         scores = self.scores(user)
         scores[list(seen)] = float("-inf")
-        return scores.topk(min(k, len(scores) - len(set(seen)))).indices.tolist()
+        return best_items(scores.unsqueeze(0), min(k, len(scores) - len(set(seen))))[1][0].tolist()
 
     def attention(self) -> Tensor:
         """Attention of every edge, the mean over layers, ``[2 m]``."""

@@ -14,12 +14,13 @@ from spike_kit.results.frames import Runs, grouped_by_seed, over_shared_seeds, p
 from spike_kit.results.significance import PAIRED, holm, mark, paired_test
 from spike_kit.results.tables import (
     ablation_label,
+    about_runs,
+    devices,
     differences,
     group_remarks,
     markdown_table,
     means,
     plain,
-    remark_column,
     usual_settings,
 )
 from spike_kit.training.checkpoint import MONITOR
@@ -87,7 +88,8 @@ def comparison_table(
     DataFrame
         One row per model, the best mean first: model, seeds, the metric, sd over seeds, and where it is not the
         reference the columns of `paired` with Holm's p-values and their mark, then over the shared seeds: seed
-        difference, seed sd, p seeds; and remarks (`spike_kit.experiments.remarks.remarks`).
+        difference, seed sd, p seeds; device (`spike_kit.results.tables.devices`), and remarks
+        (`spike_kit.experiments.remarks.remarks`).
 
     Raises
     ------
@@ -110,13 +112,14 @@ def comparison_table(
         raise ConfigError(f"there is no model {name!r}", f"there are {some(models, limit=20)}")
     seeds = {label: seed_means(group, metric, split, users) for label, group in models.items()}
     rows = []
-    for label, of_seeds in seeds.items():
+    for (label, of_seeds), device in zip(seeds.items(), devices(models.values()), strict=True):
         row = {"model": label, "seeds": len(of_seeds), metric: of_seeds.mean(), "sd": of_seeds.std()}
-        row |= {"remarks": group_remarks(models[label])}
+        row |= {"device": device, "remarks": group_remarks(models[label])}
         if label != name:
             row |= paired(models[label], models[name], metric, split, users) | _over_seeds(of_seeds, seeds[name])
         rows.append(row)
-    table = pd.DataFrame(rows, columns=["model", "seeds", metric, "sd", *PAIRED, "mark", *OVER_SEEDS, "remarks"])
+    columns = ["model", "seeds", metric, "sd", *PAIRED, "mark", *OVER_SEEDS, "device", "remarks"]
+    table = pd.DataFrame(rows, columns=columns)
     table = corrected(table.sort_values(metric, ascending=False, ignore_index=True, kind="stable"))
     table.attrs["reference"] = name
     return table
@@ -147,17 +150,19 @@ def ablation_frame(full: Sequence[Run], others: Runs, metric: str = MONITOR, spl
     DataFrame
         model, metric, split, seeds (shared ones), mean and sd over these seeds (NaN for one), difference to the full
         model, low, high (95 % bootstrap interval over users), p (permutation test, Holm-corrected over the rows) and
-        its mark.
+        its mark, device (`spike_kit.results.tables.devices`).
     """
-    rows = []
+    rows, shown = [], [full]
     for group in grouped_by_seed(others).values():
         ours, whole = over_shared_seeds(group, full)
         if ours:
             values = seed_means(ours, metric, split)
             row = {"model": ablation_label(ours[0], whole[0]), "metric": metric, "split": split, "seeds": len(ours)}
             rows.append(row | {"mean": values.mean(), "sd": values.std(), **paired(ours, whole, metric, split)})
+            shown.append(ours)
     columns = ["model", "metric", "split", "seeds", "mean", "sd", "difference", "low", "high", "p permutation", "mark"]
-    return corrected(pd.DataFrame(rows, columns=columns)).rename(columns={"p permutation": "p"})
+    table = corrected(pd.DataFrame(rows, columns=columns)).rename(columns={"p permutation": "p"})
+    return table.assign(device=devices(shown)[1:])
 
 
 def profiles_frame(runs: Sequence[Run], preset: str, metric: str = MONITOR) -> pd.DataFrame:
@@ -177,7 +182,8 @@ def profiles_frame(runs: Sequence[Run], preset: str, metric: str = MONITOR) -> p
     DataFrame
         profiles (`NO_TEXT` first), matching weight, seeds (shared with the runs without text), valid and test and
         their sd over seeds, difference on test, low, high (95 % bootstrap interval over users), p (permutation test,
-        Holm-corrected over the rows) and its mark. Empty without runs that see no text.
+        Holm-corrected over the rows) and its mark, device (`spike_kit.results.tables.devices`). Empty without runs
+        that see no text.
     """
     of_text: dict[tuple[str, float], list[Run]] = {}
     for run in runs:
@@ -191,7 +197,7 @@ def profiles_frame(runs: Sequence[Run], preset: str, metric: str = MONITOR) -> p
             elif same_training and set(changed) <= {"matching_weight"}:
                 of_text.setdefault((run.config["profiles"], settings.matching_weight), []).append(run)
     without = next((group for (name, _), group in of_text.items() if name == ablation.NO_TEXT), [])
-    rows = []
+    rows, shown = [], list[Sequence[Run]]()
     for (name, weight), group in sorted(of_text.items(), key=lambda pair: (pair[0][0] != ablation.NO_TEXT, pair[0])):
         if (shared := over_shared_seeds(group, without))[0]:
             row: dict[str, Any] = {"profiles": name, "matching weight": weight, "seeds": len(shared[0])}
@@ -199,9 +205,11 @@ def profiles_frame(runs: Sequence[Run], preset: str, metric: str = MONITOR) -> p
                 values = seed_means(shared[0], metric, split)
                 row |= {split: values.mean(), f"{split} sd": values.std()}
             rows.append(row | (paired(*shared, metric, "test") if name != ablation.NO_TEXT else {}))
+            shown.append(shared[0])
     columns = ["profiles", "matching weight", "seeds", "valid", "valid sd", "test", "test sd"]
     columns += ["difference", "low", "high", "p permutation"]
-    return corrected(pd.DataFrame(rows, columns=columns)).rename(columns={"p permutation": "p"})
+    table = corrected(pd.DataFrame(rows, columns=columns)).rename(columns={"p permutation": "p"})
+    return table.assign(device=devices(shown))
 
 
 def comparison_markdown(table: pd.DataFrame, metric: str) -> str:
@@ -214,6 +222,6 @@ def comparison_markdown(table: pd.DataFrame, metric: str) -> str:
             ("difference [95 %]", [cell or "reference" for cell in differences(table, interval=True)]),
             ("d_z", plain(table["effect"], "+.2f")),
             *((name, plain(table[name], ".3g")) for name in ("p permutation", "p t", "p wilcoxon", "p seeds")),
-            *remark_column(table["remarks"]),
+            *about_runs(table),
         ]
     )

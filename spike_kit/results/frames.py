@@ -21,7 +21,7 @@ from spike_kit.models import MODELS, find_model
 from spike_kit.models.base import TrainedRecommender
 from spike_kit.models.spike import Spike
 from spike_kit.results.significance import bootstrap_interval
-from spike_kit.results.tables import TEXT, all_settings, group_remarks, run_label, usual_settings
+from spike_kit.results.tables import TEXT, all_settings, devices, group_remarks, run_label, usual_settings
 from spike_kit.training.checkpoint import MONITOR
 
 Runs = Sequence[Run] | Mapping[str, list[Run]]
@@ -194,8 +194,8 @@ def results_table(runs: Sequence[Run], split: str = "test", metrics: Sequence[st
     Returns
     -------
     DataFrame
-        model, seeds, for every metric its mean and ``"<metric> sd"`` over seeds (NaN for a single seed), and remarks
-        (`spike_kit.experiments.remarks.remarks`).
+        model, seeds, for every metric its mean and ``"<metric> sd"`` over seeds (NaN for a single seed), device
+        (`spike_kit.results.tables.devices`), and remarks (`spike_kit.experiments.remarks.remarks`).
 
     Raises
     ------
@@ -209,7 +209,9 @@ def results_table(runs: Sequence[Run], split: str = "test", metrics: Sequence[st
         )
         row = {"model": label, "seeds": len({run.config["seed"] for run in group}), "remarks": group_remarks(group)}
         rows.append(row | numbers.mean().to_dict() | numbers.std().add_suffix(" sd").to_dict())
-    return pd.DataFrame(rows, columns=["model", "seeds", *metrics, *(f"{name} sd" for name in metrics), "remarks"])
+    table = pd.DataFrame(rows, columns=["model", "seeds", *metrics, *(f"{name} sd" for name in metrics), "remarks"])
+    table.insert(len(table.columns) - 1, "device", devices(grouped_by_seed(runs).values()))
+    return table
 
 
 def _means(run: Run, block: str) -> Mapping[str, float]:
@@ -415,7 +417,7 @@ def efficiency_frame(runs: Runs, metric: str = MONITOR, split: str = "test") -> 
     for label, group in grouped_by_seed(runs).items():
         row = {"model": label, "metric": metric, "split": split, "seeds": len(group)}
         row |= {"quality": seed_means(group, metric, split).mean(), **costs(group)}
-        rows.append(row | {"device": group[0].environment["device"]})
+        rows.append(row | {"device": ", ".join(sorted({run.environment["device"] for run in group}))})
     return pd.DataFrame(rows)
 
 

@@ -90,14 +90,18 @@ def overview(datasets: Mapping[str, tuple[Sequence[Run], pd.Series]], reference:
         A heading and a table in Markdown, the best mean over the data sets first; empty where a model was not run.
     """
     columns: dict[str, pd.Series | dict[str, float]] = {}
+    of_model: dict[str, list[Run]] = {}
     for name, (runs, activity) in datasets.items():
         main, groups = frames.main_runs(runs), sparsity_groups(activity)
         found = grouped_by_seed([*main, *_not_searched(runs, main, reference)])
         columns[name] = {label: frames.per_user_metric(group).mean() for label, group in found.items()}
+        for label, group in found.items():
+            of_model.setdefault(label, []).extend(group)
         columns[f"{name}, users with {groups.cat.categories[0]}"] = frames.group_means(found, groups).iloc[:, 0]
     table = pd.DataFrame(columns)
     order = table[list(datasets)].mean(axis=1, skipna=False).sort_values(ascending=False).index
-    text = markdown_table([("model", order), *((name, means(table.loc[order], name)) for name in table)])
+    devices = tables.device_column(of_model[label] for label in order)
+    text = markdown_table([("model", order), *((name, means(table.loc[order], name)) for name in table), *devices])
     return f"### NDCG@20 on the test split\n\n{text}"
 
 
@@ -117,7 +121,7 @@ def _models(main: Sequence[Run], groups: pd.Series, reference: str) -> str:
             ("difference", differences(few)),
             ("training, s", [cell or "-" for cell in plain(spent["seconds"], ".0f")]),
             ("peak, GiB", [cell or "-" for cell in plain(spent["peak_gib"], ".2f")]),
-            *tables.remark_column(everyone["remarks"]),
+            *tables.about_runs(everyone),
         ]
     )
 
@@ -142,12 +146,13 @@ def _against(main: Sequence[Run], usual: Sequence[Run], groups: pd.Series) -> st
         return ""
     runs = [*(run for run in main if run.config["model"] != usual[0].config["model"]), *usual]
     columns: list[tuple[Hashable, Iterable[str]]] = []
+    others = pd.DataFrame()
     for users, table in _compared(runs, groups, run_label(usual[0])).items():
         others = table[table["difference"].notna()]
         columns = columns or [("model", others["model"])]
         columns += [(f"{users} [95 %]", differences(others, interval=True))]
         columns += [("p (Holm)", plain(others["p permutation"], ".2g"))]
-    return markdown_table(columns)
+    return markdown_table([*columns, *tables.about_runs({"device": others["device"]})])
 
 
 def _new_items(main: Sequence[Run], reference: str) -> str:
@@ -165,13 +170,14 @@ def _new_items(main: Sequence[Run], reference: str) -> str:
         found = dict(zip(table["model"], cells, strict=True))
         values, gaps = zip(*(found.get(label, ("-", "-")) for label in order), strict=True)
         columns += [(title, values), ("difference [95 %]", gaps)]
-    return markdown_table(columns)
+    return markdown_table([*columns, *tables.device_column(models[label] for label in order)])
 
 
 def _groups(main: Sequence[Run], groups: pd.Series) -> str:
     table = frames.group_means(main, groups)
     table = table.loc[table.mean(axis=1).sort_values(ascending=False, kind="stable").index]
-    return markdown_table([("model", table.index), *((name, means(table, name)) for name in table)])
+    devices = tables.device_column(grouped_by_seed(main)[label] for label in table.index)
+    return markdown_table([("model", table.index), *((name, means(table, name)) for name in table), *devices])
 
 
 def _profiles(runs: Sequence[Run]) -> str:
@@ -188,6 +194,7 @@ def _profiles(runs: Sequence[Run]) -> str:
             ("NDCG@20, test", means(frame, "test")),
             ("difference on test [95 %]", differences(frame, interval=True)),
             ("p (Holm)", plain(frame["p"], ".2g")),
+            *tables.about_runs(frame),
         ]
     )
 
@@ -205,7 +212,8 @@ def _ablations(runs: Sequence[Run], reference: str) -> str:
         "mean": values.mean(),
         "sd": values.std(),
     }
-    frame = pd.concat([pd.DataFrame([whole | {"mark": ""}]), frame.sort_values("difference", ascending=False)])
+    whole |= {"mark": "", "device": tables.devices([full, others])[0] if frame["device"].any() else ""}
+    frame = pd.concat([pd.DataFrame([whole]), frame.sort_values("difference", ascending=False)])
     frame = frame.rename(columns={"sd": "mean sd"}).reset_index(drop=True)
     return markdown_table(
         [
@@ -214,6 +222,7 @@ def _ablations(runs: Sequence[Run], reference: str) -> str:
             ("NDCG@20", means(frame, "mean", tables.PLAIN)),
             ("difference [95 %]", differences(frame, interval=True)),
             ("p (Holm)", plain(frame["p"], ".2g")),
+            *tables.about_runs(frame),
         ]
     )
 
@@ -371,16 +380,20 @@ def ranked_table(
     table = table.sort_values(MONITOR if MONITOR in names else names[0], ascending=False, kind="stable")
     shown = [("model", table["model"]), ("seeds", table["seeds"]), *((name, means(table, name)) for name in names)]
     shown += [(f"{MONITOR}, validation", plain(table["valid"])), ("training, s", plain(table["seconds"], ".1f"))]
-    return markdown_table(shown, padded=True)
+    return markdown_table([*shown, *tables.about_runs(table)], padded=True)
 
 
 def lists_markdown(data: Dataset, runs: Sequence[Run], split: str, k: int, device: torch.device) -> str:
     """What the lists of k items are like beyond accuracy, a Markdown table for each aspect, and why cells are empty."""
     models = ((run_label(run), load_model(run, data, device)) for run in runs)
+    groups: dict[str, list[Run]] = {}
+    for run in runs:
+        groups.setdefault(run_label(run), []).append(run)
     parts = []
     for title, table in measure_lists(data, models, split, k).items():
         numbers = table.set_index("model")
         shown = [("model", numbers.index), *((name, plain(numbers[name])) for name in numbers)]
+        shown += tables.device_column(groups[label] for label in numbers.index)
         parts.append(f"{title}, lists of {k}, {split} split\n\n{markdown_table(shown)}\n")
         parts += [f"{name} is not known: {reason}\n" for name, reason in table.attrs["unknown"].items()]
     return "\n".join(parts)

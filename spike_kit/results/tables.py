@@ -75,9 +75,22 @@ def group_remarks(runs: Sequence[Run]) -> str:
     return ", ".join(texts[0] + said for texts, said in zip(by_kind.values(), counted, strict=True))
 
 
-def remark_column(cells: Iterable[str]) -> list[tuple[Hashable, Iterable[Any]]]:
-    """Column of remarks for a Markdown table; none where there are no remarks."""
-    return [("remarks", shown)] if any(shown := list(cells)) else []
+def devices(groups: Iterable[Sequence[Run]]) -> list[str]:
+    """Models of the devices of the runs of each row of a table; all empty where the whole table has but one."""
+    named = [sorted({run.device or "unknown" for run in group}) for group in groups]
+    several = len({name for names in named for name in names}) > 1
+    return [", ".join(names) if several else "" for names in named]
+
+
+def about_runs(table: pd.DataFrame | Mapping[str, Iterable[str]]) -> list[tuple[Hashable, Iterable[Any]]]:
+    """Columns ``device`` and ``remarks`` of a table for Markdown, those of them that say anything."""
+    columns = ((name, list(table.get(name, []))) for name in ("device", "remarks"))
+    return [(name, cells) for name, cells in columns if any(cells)]
+
+
+def device_column(groups: Iterable[Sequence[Run]]) -> list[tuple[Hashable, Iterable[Any]]]:
+    """Column of `devices` for a Markdown table; none where there is but one."""
+    return about_runs({"device": devices(groups)})
 
 
 def all_settings(model: str, part: str, stored: Mapping[str, Any]) -> dict[str, Any]:
@@ -156,7 +169,7 @@ def markdown_table(columns: Iterable[tuple[Hashable, Iterable[Any]]], padded: bo
 def as_markdown(table: pd.DataFrame, metrics: Sequence[str] = HEADLINE, digits: int = 4) -> str:
     """Format a `spike_kit.results.frames.results_table`; the best mean of each column is bold."""
     columns: list[tuple[Hashable, Iterable[Any]]] = [(name, means(table, name, digits=digits)) for name in metrics]
-    columns = [("model", table["model"]), ("seeds", table["seeds"]), *columns, *remark_column(table.get("remarks", []))]
+    columns = [("model", table["model"]), ("seeds", table["seeds"]), *columns, *about_runs(table)]
     return markdown_table(columns, padded=True)
 
 
@@ -184,6 +197,8 @@ def latex_table(table: pd.DataFrame, metrics: Sequence[str] = HEADLINE, digits: 
     """
     columns = [["Model", *map(latex_text, table["model"])]]
     columns += [[latex_text(metric_name(name)), *means(table, name, LATEX, digits)] for name in metrics]
+    columns += [["Device", *map(latex_text, cells)] for name, cells in about_runs(table) if name == "device"]
     header, *rows = (" & ".join(cells) + r" \\" for cells in zip(*columns, strict=True))
-    begin, end = rf"\begin{{tabular}}{{l{'r' * len(metrics)}}}", r"\end{tabular}"
+    aligned = "l" + "r" * len(metrics) + "l" * (len(columns) - len(metrics) - 1)
+    begin, end = rf"\begin{{tabular}}{{{aligned}}}", r"\end{tabular}"
     return "\n".join([begin, r"\toprule", header, r"\midrule", *rows, r"\bottomrule", end, ""])

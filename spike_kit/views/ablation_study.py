@@ -26,6 +26,7 @@ from spike_kit.profiles.encode import DEFAULT_ENCODER
 from spike_kit.profiles.template import TEMPLATE
 from spike_kit.results.comparison import corrected, paired
 from spike_kit.results.frames import over_shared_seeds, seed_means
+from spike_kit.results.tables import devices
 from spike_kit.training.checkpoint import MONITOR
 from spike_kit.views.safe import html_table, html_text, shown
 from spike_kit.views.widgets import DASHES, LAYOUT, Panel, filled, redraw, write
@@ -237,8 +238,8 @@ class AblationStudy:
         DataFrame
             model, state, metric, split, seeds (finished ones), mean and sd over seeds; for a combination the mean
             difference to the full model over users (both with the seeds that both have finished), its 95 % bootstrap
-            interval, and the permutation test's p (paired by user, Holm's correction over the rows) with its mark. What
-            is not trained is blank.
+            interval, and the permutation test's p (paired by user, Holm's correction over the rows) with its mark;
+            device, where runs of several devices are compared. What is not trained is blank.
         """
         rows = []
         for combination in (self.full, *self.chosen):
@@ -249,7 +250,9 @@ class AblationStudy:
             rows.append(row | self._difference(combination))
         compared = ("difference", "low", "high", "p permutation")
         columns = ["model", "state", "metric", "split", "seeds", "mean", "sd", *compared]
-        return corrected(pd.DataFrame(rows, columns=columns)).rename(columns={"p permutation": "p (Holm)"})
+        table = corrected(pd.DataFrame(rows, columns=columns)).rename(columns={"p permutation": "p (Holm)"})
+        named = devices(self.runs(combination) for combination in (self.full, *self.chosen))
+        return table.assign(device=named) if any(named) else table
 
     def _difference(self, combination: Combination, users: pd.Index | None = None) -> dict[str, float]:
         """What `paired` gives against the full model over the seeds that both have finished, remembered.

@@ -13,6 +13,7 @@ from spike_kit.experiments.archive import known_runs
 from spike_kit.experiments.run import Run, data_version, list_runs
 from spike_kit.figures.charts import curve_lines, sensitivity_lines, sparsity_bars
 from spike_kit.results import frames
+from spike_kit.results.tables import devices
 from spike_kit.training.checkpoint import MONITOR
 from spike_kit.views.safe import html_table, html_text
 from spike_kit.views.tables import fold
@@ -94,15 +95,19 @@ class Overview:
         -------
         DataFrame
             rank, model, seeds, the metric (mean over seeds) and its sd (NaN for one seed), seconds (of training) and
-            peak_gib (means over seeds), data (``present`` or ``older``).
+            peak_gib (means over seeds), device where runs of several devices are shown, data (``present`` or
+            ``older``).
         """
-        rows = []
-        for rank, (label, group) in enumerate(self.kept().items(), start=1):
+        rows, kept = [], self.kept()
+        for rank, (label, group) in enumerate(kept.items(), start=1):
             values = self._values(group)
             row = {"rank": rank, "model": label, "seeds": len(group), self.metric: values.mean(), "sd": values.std()}
             present = group[0].config["data_sha256"] == self._version
             rows.append(row | frames.costs(group) | {"data": "present" if present else "older"})
-        return pd.DataFrame(rows, columns=["rank", "model", "seeds", self.metric, "sd", "seconds", "peak_gib", "data"])
+        table = pd.DataFrame(rows, columns=["rank", "model", "seeds", self.metric, "sd", "seconds", "peak_gib", "data"])
+        if any(named := devices(kept.values())):
+            table.insert(len(table.columns) - 1, "device", named)
+        return table
 
     @property
     def summary(self) -> str:

@@ -10,9 +10,13 @@ import torch
 
 from spike_kit.base.errors import TrainingError
 from spike_kit.base.seeds import torch_generator
-from spike_kit.evaluation import ranking
+from spike_kit.data.dataset import Dataset
+from spike_kit.data.graph import Graph
+from spike_kit.evaluation.beyond import recommended
 from spike_kit.evaluation.ranking import CUTOFFS, METRICS, RankingTask, evaluate, top_items
-from spike_kit.models.base import FixedEmbeddings, Recommender
+from spike_kit.models.base import FixedEmbeddings, ModelConfig, Recommender
+from spike_kit.models.best import best_items
+from spike_kit.models.popularity import Popularity
 from tests.fixture_files import Fixture
 from tests.reference.evaluation import lists_of, loop, task_of
 from tests.world import World
@@ -80,7 +84,7 @@ def test_a_split_is_ranked_as_the_tables_say(world: World, split: str) -> None:
 def test_equal_to_the_loop_whatever_the_sizes(
     n_items: int, rows: int, values: str, kind: Any, device: torch.device, resized: Callable[..., None]
 ) -> None:
-    """Tied scores too: in the order of torch.topk on the row of one user."""
+    """Tied scores too: by item id."""
     resized(ranked_scores=rows * n_items)
     rng = np.random.default_rng([n_items, rows])
     task = random_task(rng, 25, n_items, device)
@@ -95,7 +99,7 @@ def test_equal_to_the_loop_whatever_the_sizes(
 @pytest.mark.parametrize("asked", [(1,), (20,), (20, 100), (60, 10)])
 @pytest.mark.parametrize("n_items", [30, 300, 2000])
 def test_a_number_does_not_depend_on_what_else_is_asked_for(n_items: int, asked: tuple[int, ...]) -> None:
-    """With ties, whose order depends on the length of the list that torch.topk makes."""
+    """With ties: a shorter list is the beginning of a longer one."""
     task = random_task(np.random.default_rng(n_items), 25, n_items, torch.device("cpu"))
     scores = torch.randn(30, n_items, generator=torch_generator(0, "test")).round()
     found, usual = evaluate(scorer(scores), task, asked)[0], evaluate(scorer(scores), task, (*CUTOFFS, 1, 60, 100))[0]
@@ -103,17 +107,47 @@ def test_a_number_does_not_depend_on_what_else_is_asked_for(n_items: int, asked:
     assert len(found) == len(METRICS) * len(asked)
 
 
-@pytest.mark.parametrize(("levels", "width"), [(1, 640), (2, 4096), (3, 32768)])
-def test_the_best_items_are_those_of_torch_topk(levels: int, width: int) -> None:
+def tied_scores(width: int, device: torch.device) -> torch.Tensor:
+    """Rows without ties, with some, with a tie across the end of the list, of one value, and with few scores at all."""
     scores = torch.randn(20, width, generator=torch_generator(0, "test"))
     scores[::2] = scores[::2].mul(3).round()
-    scores[4] = float("-inf")
-    scores[6, 30:] = float("-inf")
-    best, items = ranking._top(scores, width, levels, 20)
-    expected = scores.topk(20)
-    assert torch.equal(best, expected.values)
+    scores[1] = scores[1].abs().neg()
+    scores[1, :30] = 0.0
+    scores[1, 15:] = scores[1, 15:].clamp_max(-0.0)
+    scores[4], scores[6, 30:], scores[8], scores[10, 5:] = float("-inf"), float("-inf"), 7.0, float("-inf")
+    return scores.to(device)
+
+
+@pytest.mark.parametrize("k", [1, 7, 20])
+@pytest.mark.parametrize(("levels", "width"), [(0, 20), (0, 301), (1, 640), (2, 4096), (3, 32768)])
+def test_equal_scores_are_ordered_by_item_id(levels: int, width: int, k: int, device: torch.device) -> None:
+    scores = tied_scores(width, device)
+    best, items = best_items(scores, k, levels)
+    values, order = scores.sort(dim=1, descending=True, stable=True)
+    assert torch.equal(best, values[:, :k])
     known = best > float("-inf")
-    assert torch.equal(items[known], expected.indices[known])
+    assert torch.equal(items[known], order[:, :k][known])
+    assert all(len(set(row)) == k for row in items.tolist())
+
+
+@pytest.mark.parametrize("levels", [0, 1])
+def test_a_nan_stays_in_a_list_with_ties(levels: int) -> None:
+    scores = torch.zeros(2, 640)
+    scores[1, 300] = float("nan")
+    best, items = best_items(scores, 3, levels)
+    assert items.tolist() == [[0, 1, 2], [300, 0, 1]]
+    assert best.isnan().tolist() == [[False] * 3, [True, False, False]]
+
+
+def test_one_order_everywhere(data: Dataset, device: torch.device) -> None:
+    """Evaluation, lists beyond accuracy, and a recommendation of one user agree on items with as many interactions."""
+    model = Popularity(ModelConfig(), Graph.from_tables(data.tables).to(device))
+    task = RankingTask.from_tables(data.tables, "test")
+    counts = model.score(torch.zeros(1, dtype=torch.long, device=device))[0].tolist()
+    assert len(set(counts)) < len(counts)
+    for user, seen, row in zip(task.users.tolist(), lists_of(task)[0], recommended(model, task, 6), strict=True):
+        expected = sorted(set(range(task.n_items)) - set(seen), key=lambda item: (-counts[item], item))[:6]
+        assert row.tolist() == expected == [item for item, _ in top_items(model, user, seen, 6)]
 
 
 def test_seen_items_are_never_recommended(world: World) -> None:

@@ -114,6 +114,50 @@ def test_tuned_settings_are_searched_first_and_used(data: Dataset) -> None:
     assert [run_label(run) for run in (first, second)] == ["BPR-MF (tuned)", "BPR-MF (tuned) dim=8"]
 
 
+class Pools:
+    """Stands for the processes of a grid: notes where cells begin, which end when they are told to."""
+
+    def __init__(self) -> None:
+        self.begun: list[tuple[str, Future[Outcome]]] = []
+
+    def submit(self, _: object, __: Cell, device: str, ___: int) -> Future[Outcome]:
+        self.begun.append((device, Future()))
+        return self.begun[-1][1]
+
+    def shutdown(self, wait: bool) -> None:
+        """Nothing is to be ended."""
+
+
+@pytest.mark.parametrize(
+    ("device", "gpus", "expected", "said"),
+    [
+        ("cuda", 3, ["cuda:0", "cuda:1", "cuda:2", "cuda:1"], ""),
+        ("cuda", 2, ["cuda:0", "cuda:1", "cuda:0", "cuda:1"], "3 cells at a time share cuda:0, cuda:1"),
+        ("cuda", 1, ["cuda:0"] * 4, "3 cells at a time share cuda:0 "),
+        ("cuda:1", 2, ["cuda:1"] * 4, "3 cells at a time share cuda:1 "),
+        ("cpu", 2, ["cpu"] * 4, ""),
+    ],
+)
+def test_cells_are_spread_over_gpus(
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+    device: str,
+    gpus: int,
+    expected: list[str],
+    said: str,
+) -> None:
+    pools, cell = Pools(), small().cells()[0]
+    monkeypatch.setattr(module, "fresh_process", lambda: pools)
+    monkeypatch.setattr("torch.cuda.device_count", lambda: gpus)
+    with workers(jobs=3, device=device) as submit:
+        for _ in range(3):
+            submit(cell)
+        pools.begun[1][1].set_result(Outcome("finished"))
+        submit(cell)
+    assert [where for where, _ in pools.begun] == expected
+    assert (said in caplog.text) if said else not caplog.text
+
+
 def test_a_cell_that_fails_leaves_the_others_alone(data: Dataset) -> None:
     blocks = (
         Block(datasets=("world", "nowhere"), models=("bprmf",), variants={"": SHORT}),

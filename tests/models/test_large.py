@@ -7,6 +7,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from spike_kit.base.devices import free_memory
 from spike_kit.base.errors import ConfigError, DeviceError
 from spike_kit.data.dataset import Dataset
 from spike_kit.data.graph import Graph
@@ -60,6 +61,19 @@ def test_text_may_stay_in_main_memory_and_products_may_be_short(world: World) ->
 
 def larger(graph: Graph, factor: int) -> Graph:
     return dataclasses.replace(graph, n_entities=graph.n_entities * factor)
+
+
+@pytest.mark.parametrize(("free", "reserved", "allocated"), [(700, 300, 100), (5, 0, 0), (0, 90, 90)])
+def test_memory_that_torch_holds_and_no_tensor_uses_is_free(
+    monkeypatch: pytest.MonkeyPatch, free: int, reserved: int, allocated: int
+) -> None:
+    asked: list[object] = []
+    answers = {"mem_get_info": (free, 10**6), "memory_reserved": reserved, "memory_allocated": allocated}
+    for name, answer in answers.items():
+        monkeypatch.setattr(torch.cuda, name, lambda device, answer=answer: asked.append(device) or answer)
+    assert free_memory(torch.device("cuda", 1)) == free + reserved - allocated
+    assert set(asked) == {torch.device("cuda", 1)}
+    assert free_memory(torch.device("cpu")) > 2**20
 
 
 @pytest.mark.parametrize("model", ["spike", "bprmf"])

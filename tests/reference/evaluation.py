@@ -61,11 +61,12 @@ def lists_of(task: RankingTask) -> tuple[list[list[int]], list[set[int]]]:
 
 
 def loop(recommender: Recommender, task: RankingTask, cutoffs: Sequence[int]) -> list[dict[str, float]]:
-    """Metrics of each user of a task, from `torch.topk` of the scores of unseen items, lists of 40 items or more."""
+    """Metrics of each user of a task: all items by score, equal scores by item id, the unseen ones of them."""
     rows = []
     for user, own, wanted in zip(task.users, *lists_of(task), strict=True):
         scores = recommender.score(user.unsqueeze(0)).flatten().clone()
         scores[own] = -math.inf
-        best, items = scores.topk(min(max(40, *cutoffs), scores.numel()))
-        rows.append(user_metrics(items[best > -math.inf].tolist(), wanted, cutoffs))
+        values = scores.tolist()
+        order = sorted((item for item, value in enumerate(values) if value > -math.inf), key=lambda i: (-values[i], i))
+        rows.append(user_metrics(order, wanted, cutoffs))
     return rows

@@ -1,12 +1,14 @@
-"""docs/study/tables says what docs/study holds, and docs/results.md what the tables say."""
+"""docs/study/tables says what docs/study holds, docs/results.md what they say, docs/training.md what fits a card."""
 
 import re
 from pathlib import Path
 
 import pytest
 
+from benchmarks.capacity import CARDS, STEP, capacities, largest, needed
 from spike_kit.experiments.archive import RUNS, archived_activity, read_archive
 from spike_kit.results.report import OVERVIEW, STUDY_DATASETS, overview, report, table_page
+from spike_kit.results.tables import markdown_table
 
 DOCS = Path(__file__).parents[2] / "docs"
 TABLES = DOCS / "study" / "tables"
@@ -33,6 +35,19 @@ def test_the_tables_are_those_of_the_archive(dataset: str) -> None:
 def test_the_overview_is_that_of_the_archive() -> None:
     table = overview({name: (read_archive(name), archived_activity(name)) for name in STUDY_DATASETS})
     assert kept(OVERVIEW) == table_page(OVERVIEW, table)
+
+
+def test_the_table_of_cards_is_what_the_estimate_gives() -> None:
+    rows = capacities()
+    table = markdown_table((name, [row[name] for row in rows]) for name in rows[0])
+    assert table.count("\n") == 1 + len(CARDS)
+    assert f"\n\n{table}\n\n" in (DOCS / "training.md").read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize("memory", [4 * 10**9, 30 * 10**9])
+def test_a_larger_graph_does_not_fit(memory: int) -> None:
+    size = largest(memory)
+    assert needed(size) <= memory < needed(size.scaled(size.nodes + STEP))
 
 
 def test_numbers_of_the_findings_stand_in_the_tables() -> None:

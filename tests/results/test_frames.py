@@ -6,17 +6,22 @@ import re
 import numpy as np
 import pandas as pd
 import pytest
+import torch
 
+import spike_kit as sk
 from spike_kit.base.errors import ConfigError, DataError
 from spike_kit.data.dataset import Dataset
+from spike_kit.evaluation.groups import train_interactions
 from spike_kit.experiments.archive import read_archive, write_archive
 from spike_kit.experiments.run import Run
 from spike_kit.models import find_preset
 from spike_kit.results import frames
 from spike_kit.results.comparison import ablation_frame, comparison_markdown, comparison_table, profiles_frame
-from spike_kit.results.frames import per_user_metric
+from spike_kit.results.frames import per_user_metric, results_table
+from spike_kit.results.report import lists_markdown, overview, ranked_table, report
 from spike_kit.results.significance import holm, paired_test
-from spike_kit.results.tables import ablation_label, run_label
+from spike_kit.results.tables import ablation_label, as_markdown, latex_table, run_label
+from spike_kit.views.overview import Overview
 
 Runs = dict[str, list[Run]]
 
@@ -209,6 +214,57 @@ def test_remarks_stand_in_tables_and_comparisons(runs: Runs) -> None:
     compared = comparison_table([*runs["popularity"], *runs["lightgcn"]])
     assert compared.set_index("model")["remarks"].to_dict() == table.to_dict()
     assert f" {table.iloc[1]} |" in comparison_markdown(compared, "ndcg@20")
+
+
+def on(one: Run, device: str) -> Run:
+    """A run that was trained somewhere else."""
+    other = changed(one)
+    other.__dict__["environment"] = one.environment | {"device": device}
+    return other
+
+
+@pytest.mark.parametrize(
+    ("written", "expected"),
+    [
+        ("cuda:3 (NVIDIA A100 (MIG 1g.5gb))", "NVIDIA A100 (MIG 1g.5gb)"),
+        ("cuda (Tesla T4)", "Tesla T4"),
+        ("cpu (8 threads)", "cpu"),
+    ],
+)
+def test_a_run_says_on_what_it_was_trained(runs: Runs, written: str, expected: str) -> None:
+    one = on(runs["popularity"][0], written)
+    assert one.device == expected
+    assert f"\ntrained on {written}" in one.summary()
+
+
+def test_devices_stand_in_every_table_that_compares_runs_of_several(data: Dataset, runs: Runs) -> None:
+    same = [*runs["popularity"], *(on(one, "cpu (7 threads)") for one in runs["lightgcn"]), *runs["spike"]]
+    activity = train_interactions(data)
+    for table in (results_table(same), comparison_table(same)):
+        assert not table["device"].any()
+    assert "device" not in sk.table(same)
+    assert "device" not in as_markdown(results_table(same)) + report("world", same, activity)
+    assert "Device" not in latex_table(results_table(same))
+
+    gpu = [on(runs["lightgcn"][0], "cuda:0 (Tesla T4)"), on(runs["lightgcn"][1], "cuda:1 (Tesla T4)")]
+    mixed = [*runs["popularity"], *gpu, on(runs["spike"][0], "cuda (NVIDIA H200)"), *runs["spike"][1:]]
+    mixed += [on(runs["low rho"][0], "cuda (NVIDIA H200)"), *runs["without matching"]]
+    labels = [*frames.grouped_by_seed(mixed)]
+    expected = dict(zip(labels, ["cpu", "Tesla T4", "NVIDIA H200, cpu", "NVIDIA H200", "cpu"], strict=True))
+    for table in (results_table(mixed), comparison_table(mixed), sk.table(mixed)):
+        assert dict(zip(table["model"], table["device"], strict=True)) == expected
+    leaderboard = Overview(data, mixed).table
+    assert dict(zip(leaderboard["model"], leaderboard["device"], strict=True)) == expected
+    assert "NVIDIA H200, cpu" in comparison_markdown(comparison_table(mixed), "ndcg@20")
+    assert r"\begin{tabular}{lrrrrrrl}" in latex_table(results_table(mixed))
+    ablations = ablation_frame(mixed[3:5], mixed[5:]).set_index("model")["device"].to_dict()
+    assert ablations == {"rho=0.25": "NVIDIA H200", "w/o matching": "cpu"}
+    parts = report("world", mixed, activity).split("### ")[1:-1]
+    assert all("NVIDIA H200, cpu |" in part for part in parts if "Code" not in part.splitlines()[0])
+    assert " NVIDIA H200, cpu |" in overview({"world": (mixed, activity)})
+    lists = lists_markdown(data, mixed, "test", 5, torch.device("cpu")).split("lists of")[1:]
+    assert [part.count("NVIDIA H200, cpu |") for part in lists] == [1, 1, 1]
+    assert "device" in ranked_table(data, mixed, "test", ["ndcg"], [20], torch.device("cpu")).splitlines()[0]
 
 
 def test_degrees_are_those_of_the_graph(data: Dataset) -> None:

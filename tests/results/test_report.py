@@ -97,6 +97,8 @@ def test_the_tables_hold_what_the_runs_hold(data: Dataset, finished: list[Run]) 
 def test_the_tables_say_what_code_they_come_from(data: Dataset, finished: list[Run]) -> None:
     for one, commit in zip(finished, ["ab" * 20 + "+"] * 2 + [None] * 4, strict=True):
         vars(one)["environment"] = one.environment | {"commit": commit}
+    for one in finished[:1]:
+        vars(one)["config"] = one.config | {"versions": finished[1].config["versions"]}
     code = "model 1, graph 1, training 1, protocol 1"
     assert rows_of(report("world", finished, train_interactions(data)), "Code") == [
         ["none", code, "4"],
