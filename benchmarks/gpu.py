@@ -16,8 +16,8 @@ from typing import Any, NamedTuple
 
 import tyro
 
-from benchmarks import gpu_stages
-from benchmarks.gpu_stages import Found, GpuSetup, SkippedError
+from benchmarks import gpu_checks, gpu_speed
+from benchmarks.gpu_checks import Found, GpuSetup, SkippedError
 from spike_kit.base import storage
 from spike_kit.base.devices import resolve_device
 from spike_kit.base.errors import DeviceError, SpikeKitError
@@ -36,18 +36,18 @@ class Stage(NamedTuple):
 
 
 STAGES: dict[str, Stage] = {
-    "machine": Stage(gpu_stages.machine),
-    "first product": Stage(gpu_stages.first_product),
-    "parity": Stage(gpu_stages.parity),
-    "determinism": Stage(gpu_stages.determinism),
-    "resume": Stage(gpu_stages.resume),
-    "synchronisations": Stage(gpu_stages.synchronisations),
-    "kernels": Stage(gpu_stages.kernels),
-    "steps, ml-100k": Stage(gpu_stages.small_steps),
-    "steps, amazon-book": Stage(gpu_stages.large_steps, 240),
-    "evaluation": Stage(gpu_stages.evaluation),
-    "beyond": Stage(gpu_stages.beyond),
-    "processes": Stage(gpu_stages.processes, 200),
+    "machine": Stage(gpu_checks.machine),
+    "first product": Stage(gpu_checks.first_product),
+    "parity": Stage(gpu_checks.parity),
+    "determinism": Stage(gpu_checks.determinism, 180),
+    "resume": Stage(gpu_checks.resume),
+    "synchronisations": Stage(gpu_speed.synchronisations),
+    "kernels": Stage(gpu_speed.kernels),
+    "steps, ml-100k": Stage(gpu_speed.small_steps),
+    "steps, amazon-book": Stage(gpu_speed.large_steps, 240),
+    "evaluation": Stage(gpu_speed.evaluation),
+    "beyond": Stage(gpu_checks.beyond),
+    "processes": Stage(gpu_checks.processes, 200),
 }
 """Every stage, in their order."""
 
@@ -160,7 +160,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Read the settings and do all stages; returns the exit code, 1 if a stage failed or there is no such device."""
     setup = tyro.cli(GpuSetup, args=arguments, prog="python -m benchmarks.gpu", description=__doc__)
     try:
-        resolve_device(setup.device)
+        setup = setup.replace(device=str(resolve_device(setup.device)))
         return 0 if report(setup, STAGES) else 1
     except DeviceError as error:
         print(

@@ -1,21 +1,18 @@
-"""Stages of `benchmarks.gpu`: each takes its settings, and returns a sentence and what it found."""
+"""Stages of `benchmarks.gpu` that ask whether a GPU computes the same; and what all stages share.
+
+A stage takes the settings, and returns a sentence and what it found.
+"""
 
 import dataclasses
-import gc
 import os
 import signal
-import statistics
 import subprocess
 import sys
 import tempfile
-import traceback
-import warnings
-from collections import Counter
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager, redirect_stderr, redirect_stdout
+from collections.abc import Callable, Iterable
+from contextlib import redirect_stderr, redirect_stdout
 from functools import cache, partial
 from io import StringIO
-from itertools import islice
 from pathlib import Path
 from subprocess import PIPE, STDOUT
 from typing import Any
@@ -25,27 +22,21 @@ import torch
 from pydantic import Field
 from torch import Tensor
 from torch.cuda import nccl
-from torch.profiler import ProfilerActivity, profile
-from torch.utils._python_dispatch import TorchDispatchMode
 
 import spike_kit
-from benchmarks.common import GIB, alone, seconds_of, temporary_home
+from benchmarks.common import GIB, alone, temporary_home
 from benchmarks.evaluation import synthetic_task
 from benchmarks.profiles import synthetic_dataset
 from benchmarks.synthetic import AMAZON_BOOK, SyntheticSize, synthetic_graph, synthetic_vectors
-from benchmarks.train import timed_steps
-from spike_kit.base import paths
 from spike_kit.base.config import Config, TrainingConfig
-from spike_kit.base.devices import describe_device, deterministic, free_memory, peak_bytes, reset_peak
+from spike_kit.base.devices import describe_device, free_memory
 from spike_kit.base.seeds import torch_generator
 from spike_kit.cli import main as spike_kit_main
-from spike_kit.data.dataset import Dataset
 from spike_kit.data.graph import Graph
 from spike_kit.data.vectors import ProfileVectors
-from spike_kit.evaluation.ranking import evaluate
 from spike_kit.experiments.run import commit, finished_runs
 from spike_kit.models import MODELS, find_model, find_preset
-from spike_kit.models.base import Batch, FixedEmbeddings, Recommender, TrainedRecommender
+from spike_kit.models.base import Batch, Recommender, TrainedRecommender
 from spike_kit.training.checkpoint import History
 from spike_kit.training.loop import TrainingStoppedError, fit
 
@@ -62,21 +53,9 @@ float64 on the CPU)."""
 SMALL = 1e-3
 """Share of the longest gradient of a model; a shorter one, of terms that cancel out, is compared with this instead."""
 
-FLOORS = {
-    "ml-100k-sized/spike/recommended": "0.2 to 0.3",
-    "amazon-book/spike/recommended": "3 (softmax in TF32) to 9 (in float32)",
-    "evaluation": "3",
-}
-"""Least times on one H200 in ms: estimates from bytes (4.3 TB/s) and products (45 TFLOP/s in float32), not measured."""
-
-WAITING = {
-    *("nonzero", "_local_scalar_dense", "_unique", "_unique2", "unique_dim", "unique_consecutive"),
-    *("masked_select", "bincount", "equal", "is_nonzero"),
-}
-"""Operators whose result, or its size, the host waits for on a GPU."""
-
-TIMED = (*(("spike", preset) for preset in find_model("spike").presets), ("lightgcn", "recommended"))
-"""Models and presets whose steps are timed."""
+COMPUTED = ("neighbours", "low_rank")
+"""What models compute by products while they are built, which may differ by more than rounding: near ties are ordered
+otherwise, and factors turned."""
 
 EPOCHS, STOPPED = 3, 2
 """Epochs of a short training, and the epoch in which SIGTERM comes."""
@@ -170,7 +149,7 @@ def _multiply_and_train(setup: GpuSetup) -> dict[str, float]:
     def loss(model: str, preset: str) -> float:
         return _trained(setup, model, preset)[1].rows[-1]["loss"]
 
-    return _each(loss, _recommended())
+    return each(loss, recommended())
 
 
 def parity(setup: GpuSetup) -> Found:
@@ -178,27 +157,32 @@ def parity(setup: GpuSetup) -> Found:
 
     Dropout is left out, whose masks no two kinds of device draw alike. Of models without training: the scores.
     """
-    found = _each(partial(_differences, setup), [(name, preset) for name in MODELS for preset in MODELS[name].presets])
+    found = each(partial(_differences, setup), [(name, preset) for name in MODELS for preset in MODELS[name].presets])
     worst = max(found, key=lambda name: found[name])
     return f"{len(found)} forms; largest difference {found[worst]:.1e} ({worst})", found
 
 
 def _differences(setup: GpuSetup, model: str, preset: str) -> float:
     graph, _ = inputs(setup.small)
-    one, other = (_built(model, preset, inputs(setup.small), device) for device in ("cpu", setup.device))
+    one, other = (build(model, preset, inputs(setup.small), device) for device in ("cpu", setup.device))
     if not isinstance(one, TrainedRecommender) or not isinstance(other, TrainedRecommender):
         users = torch.arange(64)
-        scores = ({"scores": built.score(users.to(built.device)).cpu()} for built in (one, other))
-        return difference(*scores, TOLERANCE)
-    # What a model computes while it is built is taken from the CPU: near ties may be ordered otherwise elsewhere.
-    computed = {name: value for name, value in vars(one).items() if isinstance(value, Tensor | tuple | list)}
-    vars(other).update(moved(computed, other.device))
-    other.load_tensors(one.tensors())
+        expected, found = ({"scores": built.score(users.to(built.device)).cpu()} for built in (one, other))
+        return difference(expected, found, TOLERANCE)
+    _align(one, other)
     rows = torch.randperm(graph.n_interactions, generator=torch_generator(0, "rows"))[:512]
     users, items = graph.train_user[rows], graph.train_item[rows]
     batch, draws = Batch(users, items, items.roll(1)), one.draw(torch_generator(0, "draws"))
-    terms, gradients = zip(*(_gradients(built, batch, draws) for built in (one, other)), strict=True)
-    return max(difference(*terms, TOLERANCE), difference(*gradients, GRADIENT_TOLERANCE, SMALL))
+    (terms, gradients), (other_terms, other_gradients) = (_gradients(built, batch, draws) for built in (one, other))
+    apart = difference(terms, other_terms, TOLERANCE)
+    return max(apart, difference(gradients, other_gradients, GRADIENT_TOLERANCE, SMALL))
+
+
+def _align(one: TrainedRecommender, other: TrainedRecommender) -> None:
+    """Give a model what another of the same form has: its tensors, and what it computed while it was built."""
+    computed = {name: value for name, value in vars(one).items() if name in COMPUTED}
+    vars(other).update(moved(computed, other.device))
+    other.load_tensors(one.tensors())
 
 
 def _gradients(model: TrainedRecommender, batch: Batch, draws: Any) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
@@ -257,7 +241,7 @@ def determinism(setup: GpuSetup) -> Found:
     def check(model: str, preset: str) -> int:
         return _same_bits(_plain(setup.device, setup.quick, model, preset), _trained(setup, model, preset)[0])
 
-    found = _each(check, _recommended() if setup.quick else _every_preset())
+    found = each(check, recommended() if setup.quick else every_preset())
     return f"{len(found)} forms trained twice, {EPOCHS} epochs: the same bits", found
 
 
@@ -276,7 +260,7 @@ def resume(setup: GpuSetup) -> Found:
             raise CheckError(f"the training did not go on from epoch {STOPPED + 1}: {history.resumed}")
         return _same_bits(_plain(setup.device, setup.quick, model, preset), resumed)
 
-    found = _each(check, _recommended())
+    found = each(check, recommended())
     return f"{len(found)} models stopped after epoch {STOPPED} of {EPOCHS}, resumed: the same bits", found
 
 
@@ -284,7 +268,7 @@ def _trained(
     setup: GpuSetup, model: str, preset: str, state: Path | None = None, stop: int = 0
 ) -> tuple[TrainedRecommender, History]:
     """Train on the small graph; SIGTERM comes in the epoch ``stop``."""
-    built = _built(model, preset, inputs(setup.small), setup.device)
+    built = build(model, preset, inputs(setup.small), setup.device)
     assert isinstance(built, TrainedRecommender)
     _, task = synthetic_task(built.graph.n_users, built.graph.n_items)
 
@@ -309,191 +293,6 @@ def _same_bits(expected: dict[str, Tensor], model: TrainedRecommender) -> int:
     if differing := [name for name, value in expected.items() if not torch.equal(value, found[name].cpu())]:
         raise CheckError(f"other bits in {', '.join(differing)}")
     return len(expected)
-
-
-def synchronisations(setup: GpuSetup) -> Found:
-    """Count where one step makes the host wait for the GPU, by line of the kit; on the CPU: where it would."""
-
-    def count(graph: str, model: str, preset: str) -> dict[str, int]:
-        steps = _steps(setup, graph, model, preset)
-        for _ in islice(steps, 2):
-            pass
-        counted: Counter[str] = Counter()
-        with deterministic(), waits(torch.device(setup.device), counted):
-            next(steps)
-        return dict(counted.most_common())
-
-    spike = [(size.name, "spike", "recommended") for size in (setup.small, setup.large)]
-    forms = [*spike, *((setup.small.name, *form) for form in (*_recommended(), *TIMED))]
-    found = _each(count, dict.fromkeys(forms))
-    totals = {name: sum(lines.values()) for name, lines in found.items()}
-    shown = ", ".join(f"{totals['/'.join(form)]} on {form[0]}" for form in spike)
-    most = max(totals, key=lambda name: totals[name])
-    said = f"a step of SPiKE, recommended: {shown}; most: {totals[most]} ({most})"
-    return said, {name: {"total": totals[name], "lines": lines} for name, lines in found.items()}
-
-
-@contextmanager
-def waits(device: torch.device, counted: Counter[str]) -> Iterator[None]:
-    """Count what waits for a device inside the block, by line of the kit.
-
-    CUDA says itself where it waits. Elsewhere operators are counted (`WAITING`), and masks as indices; what reads a
-    whole tensor (``tolist``) is not seen there.
-    """
-    if device.type != "cuda":
-        with _CountedOperators(counted):
-            yield
-        return
-
-    def note(message: Warning | str, *_: Any, **__: Any) -> None:
-        if "called a synchronizing" in str(message):
-            counted[_own_line()] += 1
-
-    # With one thread the backward pass has the stack of the one who asked for it.
-    with warnings.catch_warnings(), torch.autograd.set_multithreading_enabled(False):
-        warnings.simplefilter("always")
-        warnings.showwarning = note
-        torch.cuda.set_sync_debug_mode("warn")
-        try:
-            yield
-        finally:
-            torch.cuda.set_sync_debug_mode("default")
-
-
-class _CountedOperators(TorchDispatchMode):
-    def __init__(self, counted: Counter[str]) -> None:
-        super().__init__()
-        self.counted = counted
-
-    def __torch_dispatch__(
-        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
-    ) -> Any:
-        kwargs = kwargs or {}
-        name = str(func).split(".")[1]
-        masked = name.startswith("index") and any(
-            isinstance(index, Tensor) and index.dtype == torch.bool
-            for index in (args[1] if len(args) > 1 and isinstance(args[1], list | tuple) else ())
-        )
-        if name in WAITING or masked or (str(func) == "aten.repeat_interleave.Tensor" and not kwargs):
-            self.counted[f"{_own_line()} {name}"] += 1
-        return func(*args, **kwargs)
-
-
-def _own_line() -> str:
-    """File and line of the kit that is innermost on the stack."""
-    package = Path(spike_kit.__file__).parent
-    for frame, line in traceback.walk_stack(None):
-        path = Path(frame.f_code.co_filename)
-        if path.is_relative_to(package):
-            return f"{path.relative_to(package).as_posix()}:{line}"
-    return "outside the kit"
-
-
-def kernels(setup: GpuSetup) -> Found:
-    """Profile one step: how many kernels, how long they keep the GPU busy, and which take longest."""
-    on_gpu = torch.device(setup.device).type == "cuda"
-    activities = [ProfilerActivity.CPU, *([ProfilerActivity.CUDA] if on_gpu else [])]
-
-    def look(graph: str, model: str, preset: str) -> dict[str, Any]:
-        steps = _steps(setup, graph, model, preset)
-        for _ in islice(steps, 3):
-            pass
-        with deterministic(), profile(activities=activities) as profiler:
-            seconds = next(steps)
-        by_name, launched = Counter[str](), 0
-        for event in profiler.events() or []:
-            # Ranges that an optimiser marks are no kernels; on the CPU one operator holds others.
-            if not on_gpu or (event.device_type.name == "CUDA" and not getattr(event, "is_user_annotation", False)):
-                launched += 1
-                busy = event.time_range.elapsed_us() if on_gpu else event.self_cpu_time_total
-                by_name[event.name[:90]] += busy
-        if not launched:
-            raise CheckError("the profiler saw no kernel")
-        return {
-            "launched": launched,
-            "busy_ms": _ms(sum(by_name.values()) / 1e6),
-            "profiled_step_ms": _ms(seconds),
-            "top_ms": {name: _ms(microseconds / 1e6) for name, microseconds in by_name.most_common(12)},
-        }
-
-    forms = [
-        (size.name, model, "recommended") for size in (setup.small, setup.large) for model in ("spike", "lightgcn")
-    ]
-    found = _each(look, forms)
-    what = "kernels" if on_gpu else "operators"
-    shown = (f"{name}: {row['launched']} {what}, {row['busy_ms']} ms busy" for name, row in found.items())
-    return "; ".join(shown), found
-
-
-def small_steps(setup: GpuSetup) -> Found:
-    """Time steps on a graph of the size of ml-100k, and on ml-100k with its vectors where it is there."""
-    real = [] if setup.quick or "ml-100k" not in paths.known_datasets() else ["ml-100k"]
-    return _times(setup, [setup.small.name, *real])
-
-
-def large_steps(setup: GpuSetup) -> Found:
-    """Time steps on a graph of the size of amazon-book."""
-    return _times(setup, [setup.large.name])
-
-
-def _times(setup: GpuSetup, graphs: list[str]) -> Found:
-    device, warm_up, n_steps = torch.device(setup.device), *((2, 3) if setup.quick else (5, 20))
-
-    def measure(graph: str, model: str, preset: str) -> dict[str, Any]:
-        shuffles: list[float] = []
-        gc.collect()
-        steps = _steps(setup, graph, model, preset, shuffles)
-        reset_peak(device)
-        with deterministic():
-            for _ in islice(steps, warm_up):
-                pass
-            seconds = list(islice(steps, n_steps))
-        return {
-            "median_ms": _ms(statistics.median(seconds)),
-            "min_ms": _ms(min(seconds)),
-            "shuffle_ms": _ms(statistics.median(shuffles)),
-            "peak_gib": _gib(device),
-            "floor_ms_estimate": FLOORS.get(f"{graph}/{model}/{preset}"),
-        }
-
-    found = _each(measure, [(graph, *form) for graph in graphs for form in TIMED])
-    shown = (f"{found[f'{graph}/spike/recommended']['median_ms']} ms on {graph}" for graph in graphs)
-    return f"a step of SPiKE, recommended: {', '.join(shown)}", found
-
-
-def evaluation(setup: GpuSetup) -> Found:
-    """Time the full ranking of 10,000 users by 25,000 items beside the bare products; its means must be the CPU's."""
-    device, (users, items) = torch.device(setup.device), (500, 2000) if setup.quick else (10_000, 25_000)
-    recommender, task = synthetic_task(users, items)
-    expected, _ = evaluate(recommender, task)
-    recommender = FixedEmbeddings(recommender.users.to(device), recommender.items.to(device))
-    task = moved(task, device)
-    found, _ = evaluate(recommender, task)
-    apart = max(abs(found[name] - value) for name, value in expected.items())
-    if not apart <= TOLERANCE:
-        raise CheckError(f"a mean differs by {apart:.1e} from the CPU's, allowed are {TOLERANCE:.0e}")
-    reset_peak(device)
-
-    def products() -> None:
-        for part in recommender.users.split(2048):
-            torch.mm(part, recommender.items.T)
-        if device.type == "cuda":
-            torch.cuda.synchronize(device)
-
-    ours = [seconds_of(lambda: evaluate(recommender, task)) for _ in range(5)]
-    bare = [seconds_of(products) for _ in range(5)]
-    numbers = {
-        "users": users,
-        "items": items,
-        "median_ms": _ms(statistics.median(ours)),
-        "min_ms": _ms(min(ours)),
-        "bare_products_ms": _ms(statistics.median(bare)),
-        "peak_gib": _gib(device),
-        "floor_ms_estimate": None if setup.quick else FLOORS["evaluation"],
-        "largest_difference": apart,
-    }
-    said = f"{users} users by {items} items: {numbers['median_ms']} ms, bare products {numbers['bare_products_ms']} ms"
-    return said, numbers
 
 
 def beyond(setup: GpuSetup) -> Found:
@@ -560,40 +359,25 @@ def inputs(size: SyntheticSize) -> tuple[Graph, ProfileVectors]:
     return synthetic_graph(size), synthetic_vectors(size)
 
 
-def _built(model: str, preset: str, given: tuple[Graph, ProfileVectors], device: torch.device | str) -> Recommender:
+def build(model: str, preset: str, given: tuple[Graph, ProfileVectors], device: torch.device | str) -> Recommender:
+    """Untrained model of a preset on a device, the same at every call."""
     graph, vectors = given
     config = find_preset(model, preset).model
     return find_model(model)(config, graph.to(device), vectors, torch_generator(0, "init"))
 
 
-def _steps(
-    setup: GpuSetup, graph: str, model: str, preset: str, shuffles: list[float] | None = None
-) -> Iterator[float]:
-    """Steps without end on a graph of the settings or a data set, each with its seconds (see `timed_steps`)."""
-    sizes = {size.name: size for size in (setup.small, setup.large)}
-    if graph in sizes:
-        given = inputs(sizes[graph])
-    else:
-        data = Dataset.open(graph)
-        given = Graph.from_tables(data.tables), data.vectors()
-    built = _built(model, preset, given, setup.device)
-    assert isinstance(built, TrainedRecommender)
-    batch_size = find_preset(model, preset).training.batch_size
-    return timed_steps(built, built.graph, batch_size, [] if shuffles is None else shuffles)
-
-
-def _every_preset() -> list[tuple[str, str]]:
+def every_preset() -> list[tuple[str, str]]:
     """Trained models of the registry, each with all its presets."""
     models = ((name, model) for name, model in MODELS.items() if issubclass(model, TrainedRecommender))
     return [(name, preset) for name, model in models for preset in model.presets]
 
 
-def _recommended() -> list[tuple[str, str]]:
+def recommended() -> list[tuple[str, str]]:
     """Trained models of the registry, each with its recommended preset."""
-    return [form for form in _every_preset() if form[1] == "recommended"]
+    return [form for form in every_preset() if form[1] == "recommended"]
 
 
-def _each(work: Callable[..., Any], forms: Iterable[tuple[str, ...]]) -> dict[str, Any]:
+def each(work: Callable[..., Any], forms: Iterable[tuple[str, ...]]) -> dict[str, Any]:
     """What comes out for each form, by its name.
 
     Raises
@@ -612,12 +396,3 @@ def _each(work: Callable[..., Any], forms: Iterable[tuple[str, ...]]) -> dict[st
         said = "; ".join(f"{name}: {why}" for name, why in failed.items())
         raise CheckError(f"{len(failed)} of {len(failed) + len(found)} failed: {said}", {"failed": failed, **found})
     return found
-
-
-def _ms(seconds: float) -> float:
-    return float(f"{1e3 * seconds:.4g}")
-
-
-def _gib(device: torch.device) -> float | None:
-    """Largest memory that tensors took on CUDA; none elsewhere."""
-    return round(peak_bytes(device) / GIB, 3) if device.type == "cuda" else None
