@@ -34,7 +34,8 @@ bench: setup
 gpu: DEVICE ?= cuda
 gpu: REPORT ?= gpu.json
 gpu:
-	PYTHONPATH=$(CURDIR) $(firstword $(wildcard $(BIN)/python) $(PYTHON)) -m benchmarks.gpu --device $(DEVICE) $(if $(filter cpu,$(DEVICE)),--quick) --out $(REPORT)
+	$(if $(filter cpu,$(DEVICE)),OMP_NUM_THREADS=1) PYTHONPATH=$(CURDIR) \
+	$(firstword $(wildcard $(BIN)/python) $(PYTHON)) -m benchmarks.gpu --device $(DEVICE) $(if $(filter cpu,$(DEVICE)),--quick) --out $(REPORT)
 
 llm: setup
 	@PYTHON=$(PYTHON) .ci/setup-llm

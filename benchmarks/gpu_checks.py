@@ -57,6 +57,10 @@ COMPUTED = ("neighbours", "low_rank")
 """What models compute by products while they are built, which may differ by more than rounding: near ties are ordered
 otherwise, and factors turned."""
 
+ABORTED = "terminate called without an active exception"
+"""What a process says that torch aborts at its exit, now and then, when all is written: a thread of gloo outlived Python
+(pytorch, pull request 179291)."""
+
 EPOCHS, STOPPED = 3, 2
 """Epochs of a short training, and the epoch in which SIGTERM comes."""
 
@@ -313,18 +317,19 @@ def processes(setup: GpuSetup) -> Found:
     if kind == "cuda" and torch.cuda.device_count() < 2:
         raise SkippedError("needs two GPUs")
     words = ["train", "--model", "lightgcn", "--epochs", "3", "--batch-size", "512", "--device", kind]
-    losses = []
+    losses, printed = [], ""
     for train in (_command, _torchrun):
         with temporary_home():
             data = synthetic_dataset("processes", 1000, valid=0.1, test=0.2)
-            train(*words, "--dataset", data.name)
+            printed = train(*words, "--dataset", data.name)
             (run,) = finished_runs(data)
             losses.append(run.history["loss"].to_numpy())
     apart = float(np.abs(losses[1] / losses[0] - 1).max())
     found = {"losses": [one.tolist() for one in losses], "largest_difference": apart}
     if not apart <= TOLERANCE:
         raise CheckError(f"losses differ by {apart:.1e}, allowed are {TOLERANCE:.0e}", found)
-    return f"two processes ({'NCCL' if kind == 'cuda' else 'gloo'}): losses differ by {apart:.1e} at most", found
+    said = f"two processes ({'NCCL' if kind == 'cuda' else 'gloo'}): losses differ by {apart:.1e} at most"
+    return f"{said}; one aborted at its exit, after all was written" if ABORTED in printed else said, found
 
 
 def _command(*words: str) -> str:
@@ -340,8 +345,8 @@ def _command(*words: str) -> str:
     return printed.getvalue()
 
 
-def _torchrun(*words: str) -> None:
-    """Let two processes carry out a command of the kit."""
+def _torchrun(*words: str) -> str:
+    """What two processes print that carry out a command of the kit."""
     launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
     with subprocess.Popen([*launch, "-m", "spike_kit", *words], stdout=PIPE, stderr=STDOUT, text=True) as launched:
         try:
@@ -349,8 +354,9 @@ def _torchrun(*words: str) -> None:
         except subprocess.TimeoutExpired:
             launched.terminate()  # torchrun then ends its processes
             raise
-    if launched.returncode:
-        raise CheckError(f"torchrun ended with {launched.returncode}: {said.strip()[-800:]}")
+    if launched.returncode and ABORTED not in said:
+        raise CheckError(f"torchrun ended with {launched.returncode}", {"printed": said.splitlines()[-200:]})
+    return said
 
 
 @cache
