@@ -58,8 +58,8 @@ COMPUTED = ("neighbours", "low_rank")
 otherwise, and factors turned."""
 
 ABORTED = "terminate called without an active exception"
-"""What a process says that torch aborts at its exit, now and then, when all is written: a thread of gloo outlived Python
-(pytorch, pull request 179291)."""
+"""What a process says that torch aborts at its exit, now and then, when all is written: a thread of gloo outlived
+Python (pytorch, pull request 179291)."""
 
 EPOCHS, STOPPED = 3, 2
 """Epochs of a short training, and the epoch in which SIGTERM comes."""
