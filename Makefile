@@ -2,6 +2,7 @@
 # make test    every check, the notebooks included      make lab    JupyterLab on notebooks/
 # make check   the quick part of make test: lint, types, stripped notebooks, unit tests
 # make bench   speed and memory, beside a floor
+# make gpu     does a GPU compute the same, and how fast (under 10 minutes); without one, a dry run: make gpu DEVICE=cpu
 # make browser the notebooks in a real JupyterLab in Chromium (installed where it can be; part of make test)
 # make llm     profiles by a real, small language model on this machine (compiles its server: a few minutes)
 PYTHON ?= python3
@@ -12,7 +13,7 @@ SMALL := ml-100k-small
 # Compiled modules are kept wherever Python would keep them: the tests start many processes.
 export PYTHONDONTWRITEBYTECODE :=
 
-.PHONY: setup demo lab bench llm test check lint types notebooks-clean pipeline unit notebooks browser format clean
+.PHONY: setup demo lab bench gpu llm test check lint types notebooks-clean pipeline unit notebooks browser format clean
 
 setup:
 	@PYTHON=$(PYTHON) .ci/setup "$(CONSTRAINTS)"
@@ -28,6 +29,13 @@ bench: setup
 	$(BIN)/python -m benchmarks.profiles
 	$(BIN)/python -m benchmarks.train
 	$(BIN)/python -m benchmarks.train --synthetic 10000,50000,200000
+
+# Installs nothing: a machine with a GPU may have no network, but a Python with torch.
+gpu: DEVICE ?= cuda
+gpu: REPORT ?= gpu.json
+gpu:
+	$(if $(filter cpu,$(DEVICE)),OMP_NUM_THREADS=1) PYTHONPATH=$(CURDIR) \
+	$(firstword $(wildcard $(BIN)/python) $(PYTHON)) -m benchmarks.gpu --device $(DEVICE) $(if $(filter cpu,$(DEVICE)),--quick) --out $(REPORT)
 
 llm: setup
 	@PYTHON=$(PYTHON) .ci/setup-llm

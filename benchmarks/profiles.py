@@ -107,8 +107,11 @@ async def _loop(waiting: Iterator[list[Message]], base_url: str) -> float:
         return time.perf_counter() - started
 
 
-def synthetic_dataset(name: str, profiles: int, seed: int = 0) -> Dataset:
-    """Build a data set with about so many users, items and other entities together (a quarter, a quarter, a half)."""
+def synthetic_dataset(name: str, profiles: int, seed: int = 0, valid: float = 0, test: float = 0) -> Dataset:
+    """Build a data set with about so many users, items and other entities together (a quarter, a quarter, a half).
+
+    All interactions are train ones but for the shares ``valid`` and ``test``.
+    """
     rng = numpy_generator(seed, "bench profiles")
     n_items, n_others = profiles // 4, profiles // 2
     films = [f"Film {number} (19{number % 90 + 10})" for number in range(n_items)]
@@ -120,7 +123,7 @@ def synthetic_dataset(name: str, profiles: int, seed: int = 0) -> Dataset:
     items = pd.DataFrame({"item": films, "title": films})
     items["description"] = [f"A film of {80 + number % 70} minutes." for number in range(n_items)]
     frames = pairs.drop_duplicates(), items, triples.drop_duplicates()
-    return dataset_from_frames(*frames, name=name, **UNFILTERED, valid=0, test=0)
+    return dataset_from_frames(*frames, name=name, **UNFILTERED, valid=valid, test=test)
 
 
 if __name__ == "__main__":

@@ -89,7 +89,7 @@ def _measure(setup: TrainSetup, size: SyntheticSize | None) -> Measured:
         model, graph, text = _model(setup, size)
         batch_size = setup.batch_size or find_preset(setup.model, setup.preset).training.batch_size
         shuffles: list[float] = []
-        steps, per_round = _steps(model, graph, batch_size, shuffles), -(-setup.steps // ROUNDS)
+        steps, per_round = timed_steps(model, graph, batch_size, shuffles), -(-setup.steps // ROUNDS)
         for _ in range(_WARM_UP):
             next(steps)
         peaks = peak_bytes(), peak_bytes(graph.device)
@@ -145,7 +145,7 @@ def _model(setup: TrainSetup, size: SyntheticSize | None) -> tuple[TrainedRecomm
     return model, model.graph, getattr(model, "text", vectors)
 
 
-def _steps(model: TrainedRecommender, graph: Graph, batch_size: int, shuffles: list[float]) -> Iterator[float]:
+def timed_steps(model: TrainedRecommender, graph: Graph, batch_size: int, shuffles: list[float]) -> Iterator[float]:
     """Take steps like those of `spike_kit.training.loop.fit`, without end; yields the seconds of each.
 
     Seconds of shuffling an epoch and drawing its negatives are appended to ``shuffles`` instead.
