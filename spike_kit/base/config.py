@@ -53,8 +53,8 @@ class TrainingConfig(Config):
     """Train interactions per step."""
     batches: Literal["auto", "interactions", "users"] = later("auto")
     """What is shuffled where an epoch has several batches: interactions, or users, each with all of theirs. A softmax
-    over all items costs a row of scores per user of a batch, so that whole users cost a fraction. Auto: users for the
-    softmax losses, interactions for bpr (docs/training.md, "Batches")."""
+    over all items costs a row of scores per user of a batch, so that whole users cost a fraction. Auto: users for
+    SPiKE and LightGCN with a softmax loss, else interactions (docs/training.md, "Batches")."""
     learning_rate: float = Field(default=1e-3, gt=0)
     """Learning rate of Adam; the highest one where the schedule changes it."""
     schedule: Literal["constant", "cosine", "linear"] = "constant"

@@ -19,7 +19,8 @@ from spike_kit.base import paths, storage
 from spike_kit.base.errors import DataError
 from spike_kit.data.dataset import Dataset
 from spike_kit.evaluation.groups import train_interactions
-from spike_kit.experiments.run import METRICS, Run, data_version, finished_runs, versions
+from spike_kit.experiments.run import METRICS, Run, data_version, finished_runs
+from spike_kit.experiments.versions import versions
 from spike_kit.training.loop import MONITOR
 
 ROOT = Path(__file__).resolve().parent.parent.parent / "docs" / "study"

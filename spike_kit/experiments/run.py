@@ -29,14 +29,13 @@ from spike_kit.base.devices import describe_device, free_memory, peak_bytes, res
 from spike_kit.base.errors import ConfigError, DataError, some
 from spike_kit.base.seeds import torch_generator
 from spike_kit.data.dataset import Dataset
-from spike_kit.data.graph import GRAPH_VERSION, Graph
+from spike_kit.data.graph import Graph
 from spike_kit.data.vectors import LEFT_OUT
 from spike_kit.evaluation.beyond import listed_items
 from spike_kit.evaluation.groups import by_train_interactions
 from spike_kit.evaluation.ranking import (
     CUTOFFS,
     HEADLINE,
-    PROTOCOL_VERSION,
     RankingTask,
     evaluate,
     ranking_tasks,
@@ -45,14 +44,14 @@ from spike_kit.evaluation.ranking import (
 from spike_kit.experiments.ablation import effective
 from spike_kit.experiments.remarks import remarks
 from spike_kit.experiments.tuned import TUNED, find_tuned
+from spike_kit.experiments.versions import declared_for, versions
 from spike_kit.models import MODELS, find_model, find_preset
 from spike_kit.models.base import ModelConfig, Preset, Recommender, TrainedConfig, TrainedRecommender
 from spike_kit.models.footprint import Footprint, footprint, gib, leaner_settings
 from spike_kit.profiles.encode import DEFAULT_ENCODER, check_fresh
 from spike_kit.profiles.imported import possibly_leaky
 from spike_kit.profiles.template import TEMPLATE
-from spike_kit.training.loop import BY_USER_VERSION, TRAINING_VERSION, History, fit
-from spike_kit.training.sampling import holds_users
+from spike_kit.training.loop import History, fit
 
 logger = logging.getLogger(__name__)
 
@@ -484,27 +483,9 @@ def finished_runs(data: Dataset) -> list[Run]:
         run
         for run in list_runs(data.name)
         if run.config["model"] in MODELS
-        and versions(run.config) == declared_versions(run.config["model"], _holds_users(run.config, data))
+        and versions(run.config) == declared_for(run.config, data)
         and not _trained_on_other(run, data)
     ]
-
-
-def _holds_users(stored: Mapping[str, Any], data: Dataset) -> bool:
-    training = TrainingConfig.parse(stored["training_settings"])
-    return holds_users(training, stored["model_settings"].get("loss", "bpr"), len(data.split("train")))
-
-
-def declared_versions(model: str, by_user: bool = False) -> dict[str, int]:
-    """Versions of everything that decides the numbers of a model's run: whoever changes these raises its version.
-
-    ``by_user`` says whether batches hold whole users (`spike_kit.training.sampling.holds_users`).
-    """
-    return {
-        "model": find_model(model).version,
-        "graph": GRAPH_VERSION,
-        "training": BY_USER_VERSION if by_user else TRAINING_VERSION,
-        "protocol": PROTOCOL_VERSION,
-    }
 
 
 def data_version(data: Dataset) -> str:
@@ -524,7 +505,7 @@ def describe(config: RunConfig, data: Dataset) -> dict[str, Any]:
         **settings_of(settings, training),
         "data_sha256": data_version(data),
     }
-    described["versions"] = declared_versions(config.model, _holds_users(described, data))
+    described["versions"] = declared_for(described, data)
     if unmet := len(data.items) - data.split("train")["item"].nunique():
         described["items_without_train"] = unmet
     if config.preset == TUNED:
@@ -565,11 +546,6 @@ def run_path(config: dict[str, Any]) -> Path:
     """Folder of a run: ``<model>-<dataset>-<hash>-s<seed>``; equal settings, data, vectors and versions, equal hash."""
     identity = storage.sha256_text(storage.canonical_json(config))[:12]
     return paths.runs_root() / f"{config['model']}-{config['dataset']}-{identity}-s{config['seed']}"
-
-
-def versions(config: Mapping[str, Any]) -> dict[str, int]:
-    """Declared versions that a run was made with; runs from before versions were declared count as version 1."""
-    return config.get("versions") or dict.fromkeys(("model", "graph", "training", "protocol"), 1)
 
 
 def find_run(config: dict[str, Any]) -> Run | None:

@@ -23,11 +23,11 @@ from spike_kit.experiments.run import (
     build_model,
     commit,
     data_version,
-    declared_versions,
     describe,
     validation_task,
 )
 from spike_kit.experiments.tuned import Tuned
+from spike_kit.experiments.versions import declared_for
 from spike_kit.models import find_model
 from spike_kit.models.base import TrainedRecommender
 from spike_kit.models.spaces import Range, Space
@@ -353,7 +353,7 @@ def save_tuned(config: RunConfig, result: SearchResult, trial_seconds: float | N
         trial_seconds=trial_seconds,
         seconds=round(float(trials["seconds"].sum()), 1),
         data_sha256=data_version(data),
-        versions=declared_versions(config.model),
+        versions=declared_for(describe(result.config, data), data),
         commit=commit(),
         date=storage.now()[:10],
     ).save()

@@ -94,6 +94,9 @@ class Recommender(ABC):
     """Version of the model's numbers: raised by whoever changes what it computes, so that its runs are made anew."""
     uses_text: ClassVar[bool] = False
     """Whether the model wants profile vectors."""
+    whole_users: ClassVar[bool] = False
+    """Whether its batches hold whole users where the loss is a softmax over items (`TrainingConfig.batches`). Not where
+    a contrast looks at the users of a batch: the fewer they are, the less it learns."""
     scores_new: ClassVar[bool] = False
     """Whether its scores tell items without train interactions apart: by their facts, texts or neighbours."""
 

@@ -123,6 +123,7 @@ class LightGcn(PropagatedRecommender[PropagatedConfig]):
     """Final embeddings: mean over layers of powers of the normalised adjacency applied to the id embeddings."""
 
     title: ClassVar = "LightGCN"
+    whole_users: ClassVar = True
     presets: ClassVar = {
         "recommended": Preset(
             PropagatedConfig(loss="cosine_softmax", layers=2, l2=0.0), TrainingConfig(learning_rate=2e-3)

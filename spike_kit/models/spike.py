@@ -132,6 +132,7 @@ class Spike(KgEncoder[SpikeConfig]):
     """SPiKE on one graph with the vectors of one profile set."""
 
     title: ClassVar = "SPiKE"
+    whole_users: ClassVar = True
     scores_new: ClassVar = True
     presets: ClassVar = {
         "recommended": Preset(RECOMMENDED, RECOMMENDED_TRAINING),

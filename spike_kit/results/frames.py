@@ -15,8 +15,9 @@ from spike_kit.evaluation.groups import sparsity_groups
 from spike_kit.evaluation.maps import umap_coordinates
 from spike_kit.evaluation.ranking import HEADLINE
 from spike_kit.experiments.ablation import NO_TEXT
-from spike_kit.experiments.run import MODEL, Run, load_model, versions
+from spike_kit.experiments.run import MODEL, Run, load_model
 from spike_kit.experiments.tuned import TUNED
+from spike_kit.experiments.versions import versions
 from spike_kit.models import MODELS, find_model
 from spike_kit.models.base import TrainedRecommender
 from spike_kit.models.spike import Spike

@@ -13,8 +13,9 @@ from spike_kit.evaluation.beyond import measure_lists
 from spike_kit.evaluation.groups import sparsity_groups, train_interactions
 from spike_kit.evaluation.ranking import evaluate, ranking_task
 from spike_kit.experiments.archive import archived_activity, known_runs, read_archive
-from spike_kit.experiments.run import Run, load_model, versions
+from spike_kit.experiments.run import Run, load_model
 from spike_kit.experiments.tuned import find_tuned
+from spike_kit.experiments.versions import versions
 from spike_kit.models import MODELS, find_model
 from spike_kit.results import frames, tables
 from spike_kit.results.comparison import (

@@ -98,7 +98,7 @@ def fit(
     pairs = with_negatives(graph, names) if model.config.loss == "bpr" else graph
     optimizer = _adam(model, config)
     sampler = NegativeSampler(graph) if model.reads_negatives else None
-    by_user = holds_users(config, model.config.loss, pairs.n_interactions)
+    by_user = holds_users(config, type(model), model.config.loss, pairs.n_interactions)
     generators = torch_generator(seed, "batches"), torch_generator(seed, "draws", graph.device)
     now = TrainingState(model, optimizer, *generators, config, state)
     if state is not None:

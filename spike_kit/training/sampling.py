@@ -10,7 +10,7 @@ from torch import Tensor
 from spike_kit.base.config import TrainingConfig
 from spike_kit.base.errors import DataError, some
 from spike_kit.data.graph import Graph
-from spike_kit.models.base import Batch
+from spike_kit.models.base import Batch, Recommender
 from spike_kit.models.sparse import count, offsets
 
 logger = logging.getLogger(__name__)
@@ -89,9 +89,9 @@ def with_negatives(graph: Graph, names: Sequence[str] | None = None) -> Graph:
     return replace(graph, **dict(zip(("train_user", "train_item"), pairs, strict=True)))
 
 
-def holds_users(config: TrainingConfig, loss: str, n_interactions: int) -> bool:
+def holds_users(config: TrainingConfig, model: type[Recommender], loss: str, n_interactions: int) -> bool:
     """Whether each batch holds users with all of their interactions (`TrainingConfig.batches`)."""
-    wanted = config.batches == "users" or (config.batches == "auto" and loss != "bpr")
+    wanted = config.batches == "users" or (config.batches == "auto" and model.whole_users and loss != "bpr")
     return wanted and config.batch_size < n_interactions
 
 

@@ -16,7 +16,7 @@ from spike_kit.base.config import TrainingConfig
 from spike_kit.base.seeds import torch_generator
 from spike_kit.data.vectors import ProfileVectors
 from spike_kit.evaluation.ranking import RankingTask, evaluate
-from spike_kit.experiments.run import declared_versions
+from spike_kit.experiments.versions import declared_versions
 from spike_kit.models import MODELS
 from spike_kit.models.base import Recommender, TrainedRecommender
 from spike_kit.training.loop import BY_USER_VERSION, fit

@@ -45,7 +45,14 @@ def test_the_best_run_comes_first_with_validation_and_seconds(
     every = [one for name in ("lightgcn", "popularity", "spike", "bprmf") for one in runs[name]]
     table = ranked_table(data, every, split, metrics, [20], torch.device("cpu"))
     header, _, *lines = ([cell.strip() for cell in line.strip("|").split("|")] for line in table.splitlines())
-    assert header == ["model", "seeds", *(f"{name}@20" for name in metrics), "ndcg@20, validation", "training, s"]
+    assert header == [
+        "model",
+        "seeds",
+        *(f"{name}@20" for name in metrics),
+        "ndcg@20, validation",
+        "training, s",
+        "remarks",
+    ]
     rows = [dict(zip(header, line, strict=True)) for line in lines]
     values = [float(row[by].replace("*", "").split()[0]) for row in rows]
     assert values == sorted(values, reverse=True)
