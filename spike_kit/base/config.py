@@ -71,9 +71,9 @@ class TrainingConfig(Config):
     stop_on: Literal["usual", "valid", "valid_new", "valid_new_all"] = later("usual")
     """Validation that stops the training and chooses the weights (docs/datasets.md, "Tasks"): of all items, or of new
     ones, among themselves or among all; usual: valid_new where the data set has new items and the model scores them."""
-    cuda_graph: bool = Field(default=True, exclude=True)
+    cuda_graph: bool = Field(default=False, exclude=True)
     """Record the step on CUDA and replay it, where a model's steps have the same shapes each time (docs/training.md,
-    "One GPU"). It changes no number, so it is no part of a run's name."""
+    "One GPU"; never run on a GPU so far). It changes no number, so it is no part of a run's name."""
 
 
 def _explain(error: ValidationError, cls: type[BaseModel]) -> str:

@@ -65,7 +65,7 @@ class RecordedStep:
                 with torch.cuda.graph(self.graph):
                     self.terms = self.step(batch)
             except RuntimeError as error:
-                hint = "--no-cuda-graph takes every step anew, and gives the same numbers"
+                hint = "without --cuda-graph every step is taken anew, which gives the same numbers"
                 raise TrainingError(f"the training step cannot be recorded as a CUDA graph: {error}", hint) from error
         self.graph.replay()
         return self.terms
