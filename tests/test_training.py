@@ -391,7 +391,7 @@ def test_every_training_of_the_archive_ends_where_it_did(dataset: str) -> None:
             assert loop._is_enough(state_after(epochs, waited, **settings), n), done.path.name
 
 
-@pytest.mark.parametrize("model", ["popularity", "itemknn", "ease", "text_knn", "text_ridge"])
+@pytest.mark.parametrize("model", ["popularity", "itemknn", "ease", "ials", "text_knn", "text_ridge"])
 def test_what_is_computed_once_is_computed_while_the_clock_runs(data: Dataset, model: str) -> None:
     built, history = train(RunConfig(model=model, dataset="world"), data, progress=False)
     assert vars(built)["fitted"] is built.tensors()

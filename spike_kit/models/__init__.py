@@ -28,6 +28,7 @@ MODELS: Registry[type[Recommender]] = Registry(
         "popularity": "spike_kit.models.popularity:Popularity",
         "itemknn": "spike_kit.models.itemknn:ItemKnn",
         "ease": "spike_kit.models.ease:Ease",
+        "ials": "spike_kit.models.ials:Ials",
         "text_knn": "spike_kit.models.text_knn:TextKnn",
         "text_ridge": "spike_kit.models.text_ridge:TextRidge",
     },

@@ -216,7 +216,7 @@ def test_every_trained_model_has_a_space_with_the_same_shared_settings() -> None
         if issubclass(model, TrainedRecommender):
             spaces[name] = space_of(RunConfig(model=name))
         else:
-            assert bool(model.search_space) == (name in ("itemknn", "ease", "text_knn", "text_ridge"))
+            assert bool(model.search_space) == (name in ("itemknn", "ease", "ials", "text_knn", "text_ridge"))
     for setting in ("learning_rate", "loss", "temperature", "l2"):
         offered = {name for name, space in spaces.items() if space.get(setting) == spaces["lightgcn"][setting]}
         assert set(spaces) - offered == ({"spike"} if setting == "loss" else set())

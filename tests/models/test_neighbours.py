@@ -58,7 +58,7 @@ def test_ease_says_that_it_does_not_fit(world: World, monkeypatch: pytest.Monkey
         Ease(EaseConfig(), world.graph).score(torch.tensor([0]))
 
 
-@pytest.mark.parametrize("name", ["itemknn", "ease"])
+@pytest.mark.parametrize("name", ["itemknn", "ease", "ials"])
 def test_untrained_models_find_the_planted_item_and_come_back(world: World, name: str) -> None:
     cls, test = find_model(name), RankingTask.from_tables(world.tables, "test")
     model, again = (cls(cls.presets["recommended"].model, world.graph, None, torch.Generator()) for _ in range(2))
