@@ -210,6 +210,8 @@ class Delimited(RawFile):
         ``utf-8`` or ``cp1252``, the encoding of Windows, which latin-1 is a part of.
     typed
         Whether names in the first line carry a type after a colon (RecBole).
+    surveyed
+        What `survey` found, where somebody has read the file through already.
     """
 
     separator: str = ","
@@ -218,6 +220,7 @@ class Delimited(RawFile):
     strict: bool = True
     encoding: Literal["utf-8", "cp1252"] = "utf-8"
     typed: bool = False
+    surveyed: Survey | None = field(default=None, kw_only=True)
 
     def _opened(self) -> AbstractContextManager[IO[str]]:
         return opened(self.rewritten) if self.rewritten else opened(self.path, self.encoding)
@@ -230,7 +233,7 @@ class Delimited(RawFile):
         DataError
             If it is damaged, or not in the encoding.
         """
-        found = survey(self.path, self.encoding)
+        found = self.surveyed or survey(self.path, self.encoding)
         is_quoted = self.quoting and found.has_quotes
         if not (is_quoted or found.has_mark or found.is_mixed or found.packed == "zip" or self.encoding != "utf-8"):
             return self, found, []

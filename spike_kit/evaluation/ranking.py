@@ -37,7 +37,6 @@ HEADLINE = ("recall@10", "recall@20", "recall@40", "ndcg@10", "ndcg@20", "ndcg@4
 SEEN = {"valid": ("train",), "test": ("train", "valid")}
 """Splits whose positives are masked when a split is evaluated."""
 
-
 METRIC_ROWS = 50_000
 """Users whose metrics are computed at once from their hits."""
 

@@ -135,7 +135,6 @@ def epoch_batches(
     negatives = users[:0] if sampler is None else sampler.sample(users, generator)
     for start in range(0, graph.n_interactions, batch_size):
         part = slice(start, start + batch_size)
-        known = None if host_users is None else host_users[part]
-        if known is not None and not by_user and len(known) >= graph.n_users:
-            known = None
+        is_few = by_user or min(batch_size, graph.n_interactions - start) < graph.n_users
+        known = None if host_users is None or not is_few else host_users[part]
         yield Batch(users[part], positives[part], negatives[part], known)

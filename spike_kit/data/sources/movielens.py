@@ -77,10 +77,9 @@ def _table(path: Path, names: tuple[str, ...]) -> Delimited:
         return Delimited(path)
     file = Delimited(path, "::", names, quoting=False)
     try:
-        survey(path)
+        return replace(file, surveyed=survey(path))
     except DataError:
         return replace(file, encoding="cp1252")
-    return file
 
 
 def _read_movies(table: Delimited, work: Workspace) -> None:

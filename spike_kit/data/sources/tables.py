@@ -147,18 +147,18 @@ def _open(path: Path, work: Workspace, columns: Mapping[str, str]) -> RawFile:
     if suffix not in _SEPARATORS:
         known = ", ".join((*_SEPARATORS, ".json", ".jsonl", ".parquet"))
         raise DataError(f"{path}: files of the kind {suffix!r} are not read", f"use one of {known}")
-    survey(path)
-    usual = _SEPARATORS[suffix]
-    found = (_table(path, suffix, separator, columns) for separator in dict.fromkeys((usual, *_OTHERS)))
-    return next(filter(None, found), None) or Delimited(path, usual)
+    usual = Delimited(path, _SEPARATORS[suffix], strict=suffix == ".csv", surveyed=survey(path))
+    separators = dict.fromkeys((usual.separator, *_OTHERS))
+    found = (_table(replace(usual, separator=separator), suffix, columns) for separator in separators)
+    return next(filter(None, found), usual)
 
 
-def _table(path: Path, suffix: str, separator: str, columns: Mapping[str, str]) -> Delimited | None:
-    """A table with this separator, if its first line then has the columns (a relation may be missing).
+def _table(file: Delimited, suffix: str, columns: Mapping[str, str]) -> Delimited | None:
+    """The table, if its first line has the columns with its separator (a relation may be missing).
 
     In .csv a quote that opens a cell must be closed; elsewhere it may be a part of the text.
     """
-    file = Delimited(path, separator, quoting=len(separator) == 1, strict=suffix == ".csv")
+    file = replace(file, quoting=len(file.separator) == 1)
     cells = file.first_row()
     if suffix == ".edgelist":
         return replace(file, names=("head", "tail")) if len(cells) == 2 else None
