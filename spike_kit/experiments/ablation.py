@@ -31,8 +31,12 @@ def effective(settings: ModelConfig, usual: ModelConfig) -> ModelConfig:
         return normalised(settings, usual)
     if not isinstance(settings, TrainedConfig):
         return settings
-    idle = {"temperature": settings.loss != "cosine_softmax", "softmax_tf32": settings.loss == "bpr"}
-    return settings.replace(**{name: dict(usual)[name] for name, unused in idle.items() if unused})
+    return settings.replace(**{name: dict(usual)[name] for name, unused in _idle(settings).items() if unused})
+
+
+def _idle(settings: TrainedConfig) -> dict[str, bool]:
+    """Whether the loss leaves settings that every trained model has without effect."""
+    return {"temperature": settings.loss != "cosine_softmax", "softmax_tf32": settings.loss == "bpr"}
 
 
 def normalised(settings: SpikeConfig, usual: SpikeConfig = RECOMMENDED) -> SpikeConfig:
@@ -53,8 +57,7 @@ def normalised(settings: SpikeConfig, usual: SpikeConfig = RECOMMENDED) -> Spike
         "repeats": settings.matching != "sampled",
         "rho": not (settings.inject or settings.remove),
         "heads": settings.attention == "mean",
-        "temperature": settings.loss != "cosine_softmax",
-        "softmax_tf32": settings.loss == "bpr",
+        **_idle(settings),
     }
     return settings.replace(**{name: getattr(usual, name) for name, unused in idle.items() if unused})
 

@@ -25,7 +25,7 @@ def declared_versions(model: str, by_user: bool = False) -> dict[str, int]:
 def declared_for(config: Mapping[str, Any], data: Dataset) -> dict[str, int]:
     """Versions that are declared now for a run with this configuration."""
     training, loss = TrainingConfig.parse(config["training_settings"]), config["model_settings"].get("loss", "bpr")
-    by_user = holds_users(training, find_model(config["model"]), loss, len(data.split("train")))
+    by_user = holds_users(training, find_model(config["model"]), loss, data.manifest.counts["interactions_train"])
     return declared_versions(config["model"], by_user)
 
 
