@@ -150,8 +150,8 @@ def test_other_settings_or_vectors_that_are_read_are_another_run(data: Dataset, 
 
 def test_another_version_is_another_run(data: Dataset, monkeypatch: pytest.MonkeyPatch) -> None:
     before = run(quick("bprmf"), progress=False)
-    assert before.config["versions"] == {"model": 1, "graph": 1, "training": 1, "protocol": 1}
-    monkeypatch.setattr(BprMf, "version", 2)
+    assert before.config["versions"] == {"model": 2, "graph": 1, "training": 1, "protocol": 1}
+    monkeypatch.setattr(BprMf, "version", 3)
     after = run(quick("bprmf"), progress=False)
     assert after.path != before.path
     assert [done.path for done in finished_runs(data)] == [after.path]

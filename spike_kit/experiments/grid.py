@@ -32,13 +32,24 @@ from spike_kit.base.processes import fresh_process
 from spike_kit.base.storage import read_text
 from spike_kit.data.dataset import Dataset, parts_of
 from spike_kit.experiments.archive import find_kept, keep_run
-from spike_kit.experiments.run import RunConfig, describe, describe_text, find_run, run
+from spike_kit.experiments.run import (
+    RunConfig,
+    data_version,
+    describe,
+    describe_text,
+    find_run,
+    run,
+    settings_of,
+)
 from spike_kit.experiments.search import save_tuned, search
-from spike_kit.experiments.tuned import TUNED, find_tuned
+from spike_kit.experiments.tuned import TUNED, Tuned, find_tuned
+from spike_kit.experiments.versions import declared_for
 from spike_kit.models import find_model
+from spike_kit.models.base import TrainedRecommender
 from spike_kit.profiles.encode import ensure_vectors
 from spike_kit.profiles.generate import Generation, GenerationConfig
 from spike_kit.profiles.imported import ensure_written
+from spike_kit.profiles.template import TEMPLATE
 from spike_kit.training.loop import MONITOR
 
 logger = logging.getLogger(__name__)
@@ -61,6 +72,10 @@ class SearchBudget(Config):
     """Trials of a model on a data set; one without training tries its whole small grid instead."""
     trial_seconds: float | None = Field(default=90.0, gt=0)
     """Seconds after which a trial ends with what it reached."""
+    preset_times: float | None = Field(default=None, gt=0)
+    """The same as a multiple of what the preset takes, which is trained first; then `trial_seconds` does not count."""
+    prune: bool = True
+    """Whether a trial may be given up early."""
     seed: int = 0
     """Seed of all trials."""
 
@@ -76,6 +91,10 @@ class Block(Config):
     """Seeds."""
     preset: str = "recommended"
     """Named setting to start from; ``tuned`` searches first where nothing is tuned yet."""
+    searched_from: str = "recommended"
+    """Named setting that such a search starts from."""
+    profiles: str = TEMPLATE
+    """Profile set of its searches, and of its runs where no variant names another."""
     variants: dict[str, dict[str, Any]] = Field(default_factory=lambda: {"": {}})
     """Changes of settings by a name of one's own, an ablation for example; also ``profiles`` and ``encoder``."""
 
@@ -122,9 +141,9 @@ class Grid(Config):
         for block in self.blocks:
             combinations = product(block.datasets, block.models, block.variants.items(), block.seeds)
             for dataset, model, (variant, changes), seed in combinations:
-                usual = RunConfig(dataset=dataset, model=model)
+                usual = RunConfig(dataset=dataset, model=model, profiles=block.profiles)
                 if block.preset == TUNED:
-                    add("search", usual.replace(seed=self.search.seed))
+                    add("search", usual.replace(preset=block.searched_from, seed=self.search.seed))
                 text = {name: str(changes[name]) for name in ("profiles", "encoder") if name in changes}
                 config = usual.changed({name: value for name, value in changes.items() if name not in text})
                 add("run", config.replace(preset=block.preset, seed=seed, **text), variant)
@@ -194,13 +213,23 @@ def perform(cell: Cell, device: str = "cpu", threads: int = 1) -> Outcome:
         if cell.kind == "text":
             _write_text(cell, where)
         elif cell.kind == "search":
-            result = search(config, budget.trials, device=where, trial_seconds=budget.trial_seconds)
-            save_tuned(config, result, budget.trial_seconds)
+            limit = _trial_seconds(cell, where)
+            result = search(config, budget.trials, device=where, trial_seconds=limit, prune=budget.prune)
+            save_tuned(config, result, limit)
         else:
             run(config, where, progress=False)
     except (SpikeKitError, RuntimeError, MemoryError, OSError) as error:
         return Outcome("failed", error=str(error) or type(error).__name__)
     return _found(cell) or Outcome("failed", error="what it made is gone")
+
+
+def _trial_seconds(cell: Cell, device: torch.device) -> float | None:
+    """Limit of a trial of a search: as the budget says, or by what a run of the preset takes."""
+    budget, config = cell.grid.search, cell.config
+    if budget.preset_times is None or not issubclass(find_model(config.model), TrainedRecommender):
+        return budget.trial_seconds
+    done = find_run(describe(config, Dataset.open(config.dataset))) or run(config, device, progress=False)
+    return round(budget.preset_times * done.metrics["seconds"], 1)
 
 
 def _write_text(cell: Cell, device: torch.device) -> None:
@@ -220,10 +249,10 @@ def _found(cell: Cell, archive: Path | None = None) -> Outcome | None:
     """Outcome of a cell that is finished already; where it cannot begin, its own process will say why."""
     config = cell.config
     try:
+        data = Dataset.open(config.dataset)
         if cell.kind == "search":
             tuned = find_tuned(config.dataset, config.model)
-            return Outcome("finished", tuned.valid, tuned.seconds) if tuned else None
-        data = Dataset.open(config.dataset)
+            return Outcome("finished", tuned.valid, tuned.seconds) if tuned and _is_current(tuned, data) else None
         if cell.kind == "text":
             describe_text(data, config.profiles, config.encoder)
             return Outcome("finished")
@@ -232,6 +261,13 @@ def _found(cell: Cell, archive: Path | None = None) -> Outcome | None:
         return None
     there = find_run(described) or (find_kept(described, archive) if archive else None)
     return Outcome("finished", there.valid[MONITOR], there.metrics["seconds"]) if there else None
+
+
+def _is_current(tuned: Tuned, data: Dataset) -> bool:
+    """Whether settings were searched on a data set as it is now, with the declared versions of now."""
+    resolved = RunConfig(dataset=data.name, model=tuned.model, preset=TUNED).resolved()
+    declared = declared_for({"model": tuned.model, **settings_of(*resolved)}, data)
+    return (tuned.data_sha256, tuned.versions) == (data_version(data), declared)
 
 
 class GridRun:

@@ -86,6 +86,8 @@ def search(
     device: torch.device | str = "cpu",
     timeout: float | None = None,
     trial_seconds: float | None = None,
+    *,
+    prune: bool = True,
 ) -> SearchResult:
     """Try settings with Optuna's TPE sampler until ``trials`` are done; earlier trials count.
 
@@ -108,6 +110,8 @@ def search(
     trial_seconds
         Seconds after which a trial ends at its next epoch, with the best it reached; it belongs to the identity of the
         search. A trial that ends so before its first validation is pruned.
+    prune
+        Whether a trial is given up that is worse than the median of the others.
 
     Raises
     ------
@@ -130,7 +134,7 @@ def search(
     with storage.database_errors(file, *errors):
         file.parent.mkdir(parents=True, exist_ok=True)
         with storage.database_errors(file, *_UNREADABLE):
-            study = _study(file, storage.sha256_text(question)[:12], config.seed, trials, trial_seconds)
+            study = _study(file, storage.sha256_text(question)[:12], config.seed, trials, trial_seconds, prune)
             counted = [trial for trial in study.trials if trial.state.name in (*_ENDED, "WAITING")]
         known = [trial.system_attrs.get("fixed_params") for trial in counted]
         for params in planned:
@@ -141,7 +145,7 @@ def search(
         return _result(config, space, _ended(study))
 
 
-def _study(file: Path, name: str, seed: int, trials: int, trial_seconds: float | None) -> Any:
+def _study(file: Path, name: str, seed: int, trials: int, trial_seconds: float | None, prune: bool) -> Any:
     """Optuna's study of a search, new or gone on with."""
     optuna = require("optuna", "search")
     optuna.logging.set_verbosity(optuna.logging.ERROR)
@@ -152,7 +156,8 @@ def _study(file: Path, name: str, seed: int, trials: int, trial_seconds: float |
     seed = stream_seed(seed, f"search after {len(_ended(study))} trials") % 2**32
     study.sampler = optuna.samplers.TPESampler(seed=seed, n_startup_trials=max(3, trials // 3), constant_liar=False)
     warmup = WARMUP_EPOCHS if trial_seconds is None else WARMUP_SHARES
-    study.pruner = optuna.pruners.MedianPruner(n_startup_trials=3, n_warmup_steps=warmup)
+    median = optuna.pruners.MedianPruner(n_startup_trials=3, n_warmup_steps=warmup)
+    study.pruner = median if prune else optuna.pruners.NopPruner()
     return study
 
 

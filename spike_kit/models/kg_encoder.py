@@ -12,6 +12,7 @@ from pydantic import Field, model_validator
 from torch import Tensor
 
 from spike_kit.models.base import EntityRecommender, TrainedConfig
+from spike_kit.models.dense import product
 from spike_kit.models.edges import RelationalEdges
 from spike_kit.models.layers import check_generator, gumbel, keep_mask, kept_entries, normalized, xavier_table
 from spike_kit.models.sparse import SparsePattern, count, positions, segment_softmax, spmm
@@ -184,7 +185,7 @@ class KgEncoder(EntityRecommender[ConfigT]):
         if self.config.attention == "mean":
             message = edges.average(entities, self.relation_embedding)
         else:
-            keyed = (entities if compared is None else compared[n_users:]) @ self.attention_weight
+            keyed = product(entities if compared is None else compared[n_users:], self.attention_weight)
             message = edges.attend(entities, keyed, self.relation_embedding)
         if weights[1] is not None:
             from_users = spmm(self.interactions.transpose, weights[1], users)

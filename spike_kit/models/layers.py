@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from spike_kit.base.devices import chunks
 from spike_kit.base.errors import DeviceError
+from spike_kit.models.dense import times
 
 Precision = Literal["float32", "bfloat16"]
 """Number format of the matrix products; parameters, sums and everything else stay as they are."""
@@ -262,7 +263,7 @@ class ProfileProjection(nn.Module):
 
     def hidden(self, rows: Tensor, generator: torch.Generator | None, masks: int) -> list[Tensor]:
         """Hidden rows ``[n, d_t]`` after ReLU, once per mask, zero where dropped but not yet scaled."""
-        active = torch.addmm(self.lower(self.first.bias), rows, self.lower(self.first.weight).T).relu_()
+        active = times(rows, self.lower(self.first.weight).T).add_(self.lower(self.first.bias)).relu_()
         if generator is None:
             return [active]
         drawn = [keep_mask(active.shape, 1 - self.rate, generator, active.device, active.dtype) for _ in range(masks)]
@@ -286,7 +287,7 @@ class _Project(torch.autograd.Function):
         for rows, part in own.chunks(text, masks):
             hidden = own.hidden(part, generator, masks)
             for output, active in zip(outputs, hidden, strict=True):
-                output[rows] = torch.addmm(own.lower(second.bias), active, scaled)
+                output[rows] = times(active, scaled).add_(own.lower(second.bias))
             if keeps_hidden and any(ctx.needs_input_grad):
                 ctx.hidden.append(hidden)
         return outputs
@@ -305,12 +306,12 @@ class _Project(torch.autograd.Function):
             to_active = None
             for gradient, active in zip(gradients, hidden, strict=True):
                 lowered = own.lower(gradient[rows])
-                to_second += lowered.T @ active
-                to_part = lowered @ scaled
+                to_second += times(lowered.T, active)
+                to_part = times(lowered, scaled)
                 to_part = torch.ops.aten.threshold_backward.grad_input(to_part, active, 0, grad_input=to_part)
                 to_active = to_part if to_active is None else to_active.add_(to_part)
             assert to_active is not None
-            to_weight += to_active.T @ part
+            to_weight += times(to_active.T, part)
             to_bias += to_active.sum(0)
         to_second_bias = torch.stack([gradient.sum(0) for gradient in gradients]).sum(0)
         return None, None, None, None, to_weight, to_bias, to_second * ctx.scale, to_second_bias

@@ -8,6 +8,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from spike_kit.base import devices
+from spike_kit.models.dense import times
 from spike_kit.models.layers import normalized, normalized_backward, row_norms
 from spike_kit.models.sparse import SparsePattern, count, spmm
 
@@ -72,20 +73,20 @@ class _LogSumExp(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, users: Tensor, items: Tensor, weights: Tensor) -> Tensor:
-        to_users, to_items = torch.empty_like(users), torch.zeros_like(items)
+        to_users, to_items = torch.empty_like(users), torch.zeros_like(items.T)
         total = users.new_zeros((), dtype=torch.float64)
         size = max(CHUNK_ROWS, devices.chunks(items.device).loss_scores // items.shape[0])
         for start in range(0, users.shape[0], size):
             rows = slice(start, start + size)
-            scores, weight = users[rows] @ items.T, weights[rows].unsqueeze(1)
+            scores, weight = times(users[rows], items.T), weights[rows].unsqueeze(1)
             highest = scores.amax(1, keepdim=True)
             share = scores.sub_(highest).exp_()
             mass = share.sum(1, keepdim=True)
             total += ((mass.log() + highest) * weight).sum()
-            share.mul_(weight / mass)
-            to_users[rows] = share @ items
-            to_items.addmm_(share.T, users[rows])
-        ctx.save_for_backward(to_users, to_items)
+            scale = weight / mass
+            to_users[rows] = times(share, items).mul_(scale)
+            to_items += times((users[rows] * scale).T, share)
+        ctx.save_for_backward(to_users, to_items.T)
         return total.to(users.dtype)
 
     @staticmethod
@@ -160,7 +161,7 @@ class _Matching(torch.autograd.Function):
     def forward(ctx: Any, graph_side: Tensor, text_side: Tensor) -> Tensor:
         norms = [row_norms(side) for side in (graph_side, text_side)]
         a, b = graph_side / norms[0], text_side / norms[1]
-        grams = [(left.mT @ right).double() for left, right in ((a, a), (b, b), (a, b))]
+        grams = [times(left.mT, right).double() for left, right in ((a, a), (b, b), (a, b))]
         of_graph, of_text, across = (gram.square().sum(dim=(-2, -1)) for gram in grams)
         squared = of_graph + of_text - 2 * across
         pairs = squared.numel() * graph_side.shape[-2] ** 2
@@ -171,6 +172,6 @@ class _Matching(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, Tensor]:
         a, b, a_norms, b_norms, of_graph, of_text, across = ctx.saved_tensors
-        to_a = (a @ (of_graph * gradients[0])).sub_(b @ (across.mT * gradients[0]))
-        to_b = (b @ (of_text * gradients[0])).sub_(a @ (across * gradients[0]))
+        to_a = times(a, of_graph * gradients[0]).sub_(times(b, across.mT * gradients[0]))
+        to_b = times(b, of_text * gradients[0]).sub_(times(a, across * gradients[0]))
         return normalized_backward(to_a, a, a_norms), normalized_backward(to_b, b, b_norms)

@@ -5,6 +5,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections import Counter
 from concurrent.futures import Future
 from contextlib import nullcontext
 from pathlib import Path
@@ -23,8 +24,8 @@ from spike_kit.experiments.grid import STUDY, Block, Cell, Grid, GridRun, Outcom
 from spike_kit.experiments.run import Run, RunConfig, finished_runs
 from spike_kit.experiments.tuned import find_tuned
 from spike_kit.models import MODELS
+from spike_kit.models.bprmf import BprMf
 from spike_kit.profiles.generate import GenerationConfig
-from spike_kit.profiles.template import TEMPLATE
 from spike_kit.results.tables import run_label
 from spike_kit.training.checkpoint import LAST
 from tests.profiles.llm_server import ScriptedServer, distinct_world
@@ -112,6 +113,40 @@ def test_tuned_settings_are_searched_first_and_used(data: Dataset) -> None:
     assert all(dict(settings)[name] == value for name, value in found.settings.items())
     assert second.config["model_settings"]["dim"] == 8
     assert [run_label(run) for run in (first, second)] == ["BPR-MF (tuned)", "BPR-MF (tuned) dim=8"]
+
+
+def test_a_trial_may_take_a_multiple_of_the_preset_which_is_trained_first(data: Dataset) -> None:
+    budget = SearchBudget(trials=1, preset_times=2.5, prune=False)
+    progress = done(small(preset="tuned", models=("bprmf", "itemknn"), seeds=(0,)).replace(search=budget))
+    assert set(progress.table["state"]) == {"finished"}, progress.table["error"].tolist()
+    preset = next(run for run in finished_runs(data) if run.config["preset"] == "recommended")
+    trained, fitted = (find_tuned("world", model) for model in ("bprmf", "itemknn"))
+    assert trained is not None
+    assert trained.trial_seconds == round(2.5 * preset.metrics["seconds"], 1)
+    assert fitted is not None
+    assert fitted.trial_seconds == budget.trial_seconds
+
+
+def test_a_search_counts_for_the_build_and_the_versions_it_was_made_with(
+    data: Dataset, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    grid = small(preset="tuned", models=("bprmf",), seeds=(0,))
+    done(grid)
+    assert _states(grid) == {"search": "finished", "run": "finished"}
+    with monkeypatch.context() as patch:
+        patch.setattr(BprMf, "version", 99)
+        assert _states(grid) == {"search": "waiting", "run": "waiting"}
+    found = find_tuned("world", "bprmf")
+    assert found is not None
+    found.replace(data_sha256="another").save()
+    assert _states(grid) == {"search": "waiting", "run": "finished"}
+
+
+def _states(grid: Grid) -> dict[str, str]:
+    """How far a grid is, by kind of cell."""
+    progress = GridRun(grid)
+    progress.look()
+    return dict(zip(progress.table["kind"], progress.table["state"], strict=True))
 
 
 class Pools:
@@ -318,11 +353,28 @@ def test_a_damaged_file_of_settings_is_an_error(content: str) -> None:
 
 
 def test_the_study_is_what_it_says() -> None:
-    cells = Grid.read(STUDY).cells()
+    grid = Grid.read(STUDY)
+    cells = grid.cells()
+    assert (grid.search.trials, grid.search.preset_times, grid.search.prune) == (6, 1.5, False)
     runs = [cell for cell in cells if cell.kind == "run"]
-    assert {cell.config.model for cell in runs} == set(MODELS) - {"text_knn", "text_ridge", "ials"}
-    assert {cell.config.dataset for cell in runs} == {"ml-100k", "lastfm-colakg", "ml-1m-colakg"}
-    rows = {cell.variant: cell.config.settings for cell in runs if cell.variant and cell.config.profiles == TEMPLATE}
-    assert rows == {name: row for name, row in ABLATIONS.items() if name != "full model"}
-    assert {cell.variant for cell in runs} - {*rows, ""} == {"item texts by GPT"}
-    assert sum(cell.kind == "search" for cell in cells) == 3 * 12
+    known = ("ml-100k", "amazon-books", "lastfm-colakg", "ml-1m-colakg")
+    few = {"ml-100k-few", "amazon-books-few"}
+    assert {cell.config.dataset for cell in cells} == {*known, *few, *(f"{d}-new-{n}" for d in known for n in range(3))}
+    for dataset in known:
+        here = [cell for cell in runs if cell.config.dataset == dataset]
+        assert {cell.config.model for cell in here} == set(MODELS)
+        rows = {cell.variant: cell.config.settings for cell in here if cell.config.settings}
+        assert rows == {name: row for name, row in ABLATIONS.items() if name != "full model"}
+    for dataset in {cell.config.dataset for cell in cells} - set(known):
+        asked = {"spike", "text_knn", "text_ridge", "colakg", "kgrec", "lightgcn", "ease", "ials"}
+        assert {cell.config.model for cell in runs if cell.config.dataset == dataset} == asked
+    searched = Counter(cell.config.dataset for cell in cells if cell.kind == "search")
+    assert {dataset: searched[dataset] for dataset in known} == dict.fromkeys(known, len(MODELS) - 1)
+    seeds = {(cell.config.dataset, len(_seeds(cell, runs))) for cell in runs}
+    assert {n for dataset, n in seeds if dataset == "ml-100k"} == {1, 5}
+    assert {n for dataset, n in seeds if dataset not in ("ml-100k", "ml-100k-few")} == {1, 3}
+
+
+def _seeds(cell: Cell, runs: list[Cell]) -> set[int]:
+    """Seeds of the runs that differ from one in nothing else."""
+    return {other.config.seed for other in runs if other.config.replace(seed=cell.config.seed) == cell.config}

@@ -204,7 +204,7 @@ def test_trials_stand_in_their_file_whatever_its_folder_is_called(tmp_path: Path
     file = tmp_path / folder / "a.sqlite"
     file.parent.mkdir()
     for trials in (1, 2):
-        module._study(file, "name", 0, 1, None).ask()
+        module._study(file, "name", 0, 1, None, prune=True).ask()
         with sqlite3.connect(file) as database:
             assert database.execute("SELECT count(*) FROM trials").fetchall() == [(trials,)]
     assert [path.name for path in tmp_path.iterdir()] == [folder]
