@@ -557,7 +557,7 @@ def compare(
 
 
 def results(
-    datasets: Positional[tuple[str, ...]] = ("ml-100k", "lastfm-colakg", "ml-1m-colakg"),
+    datasets: Positional[tuple[str, ...]] = (),
     *,
     reference: str = "spike",
     into: Path | None = None,
@@ -565,12 +565,12 @@ def results(
     """Print the tables of data sets in Markdown: models, groups of users, ablations, searches, what each cost.
 
     Of more than one data set an overview stands before them. Runs of this machine come first; what was not run here is
-    taken from docs/study, without the data set if need be.
+    taken from docs/study, without the data set if need be. Item splits NAME-new-0, NAME-new-1, ... share one table.
 
     Parameters
     ----------
     datasets
-        Data sets.
+        Data sets; default: all of docs/study.
     reference
         Model that all others are compared with.
     into

@@ -176,6 +176,7 @@ def test_neither_an_edited_file_nor_a_new_model_is_another_run(
 
 
 def test_a_run_from_before_versions_is_found_as_version_1(data: Dataset, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(BprMf, "version", 1)
     made = run(quick("bprmf"), progress=False)
     old = {name: value for name, value in made.config.items() if name != "versions"} | {"code_sha256": "ab" * 32}
     path = made.path.rename(experiment.run_path(old))

@@ -3,7 +3,8 @@
 The archive of this machine is ``data/archive``; that of the repository, docs/study, is only read unless it is named. In
 either, ``<data set>/`` holds ``runs.parquet`` (one row per run: configuration, metrics, environment, as JSON) and
 ``per_user.parquet`` (split, user, number of train interactions, and NDCG@20 of every run in steps of 1/65535; no raw
-ids). Weights and learning curves stay behind.
+ids). Where the task is new items, users' values are kept of the new items of the test split alone. Weights and learning
+curves stay behind.
 """
 
 import json
@@ -66,7 +67,7 @@ def write_archive(runs: Sequence[Run], data: Dataset, root: Path | None = None) 
         )
     target = (root or own_root()) / data.name
     rows = [{"run": run.path.name, **{part: json.dumps(getattr(run, part)) for part in _PARTS}} for run in runs]
-    columns = {run.path.name: run.per_user.set_index(["split", "user"])[MONITOR] for run in runs}
+    columns = {run.path.name: _of_users(run, data.task) for run in runs}
     per_user = (pd.DataFrame(columns) * _STEPS).round().astype("UInt16").reset_index()
     per_user.insert(2, _TRAIN, train_interactions(data).reindex(per_user["user"], fill_value=0).to_numpy())
     numbers = {"use_dictionary": False, "use_byte_stream_split": list(columns)}
@@ -74,6 +75,12 @@ def write_archive(runs: Sequence[Run], data: Dataset, root: Path | None = None) 
         with storage.atomic_file(target / name) as temporary:
             table.to_parquet(temporary, index=False, compression="zstd", compression_level=19, **split)
     return target
+
+
+def _of_users(run: Run, task: str) -> pd.Series:
+    """NDCG@20 by split and user, as far as an archive keeps it."""
+    values = run.per_user.set_index(["split", "user"])[MONITOR]
+    return values[values.index.isin(["test_new", "test_new_all"], level="split")] if task == "new-items" else values
 
 
 def read_archive(dataset: str, root: Path | None = None) -> list[Run]:

@@ -6,7 +6,7 @@ from typing import Any
 
 import pandas as pd
 
-from spike_kit.base.errors import ConfigError, some
+from spike_kit.base.errors import ConfigError, lookup, some
 from spike_kit.experiments import ablation
 from spike_kit.experiments.run import Run
 from spike_kit.models.spike import SpikeConfig
@@ -133,6 +133,60 @@ def _over_seeds(values: pd.Series, reference: pd.Series) -> dict[str, float]:
     p = float(stats.ttest_1samp(differences, 0.0).pvalue) if differences.std() > 0 else math.nan
     found = (len(differences), differences.mean(), differences.std(), p)
     return dict(zip(OVER_SEEDS, found, strict=True))
+
+
+def pooled_frame(splits: Sequence[Runs], block: str, reference: str) -> pd.DataFrame:
+    """Every model over several item splits of one data set, against one of them.
+
+    Parameters
+    ----------
+    splits
+        Finished runs of each split; a model that is missing in one is left out.
+    block
+        What is looked at: ``test_new`` (new items among themselves) or ``test_new_all``.
+    reference
+        Label of the model that all are compared with.
+
+    Returns
+    -------
+    DataFrame
+        One row per model, the best mean first, those that score no new item last: model, runs, ``mean`` of NDCG@20 over
+        the splits and its ``mean sd`` over them, ``valid`` (the mean of the same block on validation), and the columns
+        of `paired_test` with Holm's p-values and their mark. The unit is the user: each value is the mean over the runs
+        that rank the user.
+
+    Raises
+    ------
+    ConfigError
+        If there is no such model.
+    """
+    parts: dict[str, list[list[Run]]] = {}
+    for runs in splits:
+        for label, group in grouped_by_seed(runs).items():
+            parts.setdefault(label, []).append(group)
+    whole = {label: groups for label, groups in parts.items() if len(groups) == len(splits)}
+    lookup(whole, reference, "model that was run on every split")
+    able = {
+        label: groups for label, groups in whole.items() if all(block in run.metrics for part in groups for run in part)
+    }
+    users = {label: _over_parts(groups, block) for label, groups in able.items()}
+    rows = []
+    for label, groups in whole.items():
+        row: dict[str, Any] = {"model": label, "runs": sum(map(len, groups))}
+        if label in able:
+            for name, shown in (("mean", block), ("valid", block.replace("test", "valid"))):
+                values = pd.Series([seed_means(group, MONITOR, shown).mean() for group in groups])
+                row |= {name: values.mean(), f"{name} sd": values.std()}
+            row |= {} if label == reference else paired_test(users[label], users[reference])
+        rows.append(row)
+    columns = ["model", "runs", "mean", "mean sd", "valid", "valid sd", *PAIRED]
+    table = pd.DataFrame(rows, columns=columns).sort_values("mean", ascending=False, ignore_index=True, kind="stable")
+    return corrected(table)
+
+
+def _over_parts(groups: Sequence[Sequence[Run]], block: str) -> pd.Series:
+    """NDCG@20 of every user, the mean over the groups that rank the user."""
+    return pd.concat([per_user_metric(group, MONITOR, block) for group in groups]).groupby(level=0).mean()
 
 
 def ablation_frame(full: Sequence[Run], others: Runs, metric: str = MONITOR, split: str = "test") -> pd.DataFrame:

@@ -1,7 +1,9 @@
 """The results of a data set in Markdown: models, groups of users, ablations, what searches chose, what it cost."""
 
+import re
 from collections.abc import Hashable, Iterable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 import torch
@@ -12,7 +14,7 @@ from spike_kit.data.dataset import Dataset
 from spike_kit.evaluation.beyond import measure_lists
 from spike_kit.evaluation.groups import sparsity_groups, train_interactions
 from spike_kit.evaluation.ranking import evaluate, ranking_task
-from spike_kit.experiments.archive import archived_activity, known_runs, read_archive
+from spike_kit.experiments.archive import ROOT, RUNS, archived_activity, known_runs, read_archive
 from spike_kit.experiments.run import Run, load_model
 from spike_kit.experiments.tuned import find_tuned
 from spike_kit.experiments.versions import versions
@@ -23,6 +25,7 @@ from spike_kit.results.comparison import (
     ablation_frame,
     comparison_markdown,
     comparison_table,
+    pooled_frame,
     profiles_frame,
 )
 from spike_kit.results.frames import grouped_by_seed, results_table
@@ -34,8 +37,17 @@ OVERVIEW = "overview"
 
 _RECALL = "recall@20"
 
-STUDY_DATASETS = ("ml-100k", "lastfm-colakg", "ml-1m-colakg")
-"""Data sets of the study."""
+_OF_SPLIT = re.compile(r"-new-\d+$")
+"""What ends the name of one of several item splits of a data set."""
+
+_DEFAULT = "ml-100k"
+"""The data set whose tables come first."""
+
+
+def study_datasets() -> list[str]:
+    """Data sets that docs/study holds runs of, the default one and its tasks first."""
+    names = [file.parent.name for file in ROOT.glob(f"*/{RUNS}")]
+    return sorted(names, key=lambda name: (not name.startswith(_DEFAULT), name))
 
 
 def report(dataset: str, runs: Sequence[Run], activity: pd.Series, reference: str = "spike") -> str:
@@ -104,6 +116,75 @@ def overview(datasets: Mapping[str, tuple[Sequence[Run], pd.Series]], reference:
     devices = tables.device_column(of_model[label] for label in order)
     text = markdown_table([("model", order), *((name, means(table.loc[order], name)) for name in table), *devices])
     return f"### NDCG@20 on the test split\n\n{text}"
+
+
+def new_items_report(name: str, splits: Sequence[Sequence[Run]]) -> str:
+    """New items of one data set over several item splits: models and texts, then the ablations of SPiKE.
+
+    Parameters
+    ----------
+    name
+        Name of the data set.
+    splits
+        Finished runs of each item split.
+
+    Raises
+    ------
+    DataError
+        If no run of SPiKE with profiles, as a preset says, ranks the new items.
+    """
+    forms = [[run for run in runs if _is_form(run)] for runs in splits]
+    chosen: dict[str, list[Run]] = {}
+    for label, group in (pair for runs in forms for pair in grouped_by_seed(runs).items()):
+        if group[0].config["model"] == "spike" and all(
+            "profiles" in run.config and "valid_new" in run.metrics for run in group
+        ):
+            chosen.setdefault(label, []).extend(group)
+    if not chosen:
+        raise DataError(f"SPiKE was not run on new items of {name}", "train it with the preset new_items")
+    best = max(chosen, key=lambda label: frames.seed_means(chosen[label], MONITOR, "valid_new").mean())
+    usual = chosen[best][0]
+    parts = {
+        f"new items over {len(splits)} item splits, NDCG@20; differences to {best}": _pooled(forms, best),
+        f"ablations of {best} on new items": _pooled(
+            [_changed(runs, usual) for runs in splits], tables.ablation_label(usual, usual)
+        ),
+    }
+    return "\n\n".join(f"### {name}: {title}\n\n{table}" for title, table in parts.items() if table)
+
+
+def _is_form(run: Run) -> bool:
+    """Whether a run is of a model as its preset says (or as it was tuned), or of SPiKE without any text."""
+    without = run.config["model"] == "spike" and "profiles" not in run.config
+    return without or run.config["model_settings"] == tables.usual_settings(run)["model_settings"]
+
+
+def _changed(runs: Sequence[Run], full: Run) -> dict[str, list[Run]]:
+    """Ablations of the full model by name, and itself."""
+    found: dict[str, list[Run]] = {}
+    for run in runs:
+        if all(run.config.get(key) == full.config[key] for key in ("model", "preset")) and (
+            run.config.get("profiles", full.config["profiles"]) == full.config["profiles"]
+        ):
+            found.setdefault(tables.ablation_label(run, full), []).append(run)
+    return found
+
+
+def _pooled(splits: Sequence[frames.Runs], reference: str) -> str:
+    """Models over item splits, among new items and among all; empty where there is but the reference."""
+    new, everything = (pooled_frame(splits, block, reference) for block in ("test_new", "test_new_all"))
+    if len(new) < 2:
+        return ""
+    everything = everything.set_index("model").loc[new["model"]].reset_index()
+    columns: list[tuple[Hashable, Iterable[Any]]] = [("model", new["model"]), ("runs", new["runs"])]
+    for title, table in (("among new items", new), ("among all items", everything)):
+        columns += [
+            (f"{title}, validation", [cell or "-" for cell in plain(table["valid"])]),
+            (f"{title}, test", [cell or "-" for cell in means(table, "mean")]),
+            ("difference [95 %]", differences(table, interval=True)),
+            ("p (Holm)", plain(table["p permutation"], ".2g")),
+        ]
+    return markdown_table(columns)
 
 
 def _models(main: Sequence[Run], groups: pd.Series, reference: str) -> str:
@@ -252,15 +333,16 @@ def _code(runs: Sequence[Run]) -> str:
     return markdown_table(pd.DataFrame(rows).value_counts().reset_index(name="runs").items())
 
 
-def tables_of(
-    datasets: Sequence[str] = STUDY_DATASETS, reference: str = "spike", into: Path | None = None
-) -> dict[str, str]:
-    """Tables of data sets in Markdown, by data set; of more than one data set an `OVERVIEW` stands before them.
+def tables_of(datasets: Sequence[str] = (), reference: str = "spike", into: Path | None = None) -> dict[str, str]:
+    """Tables of data sets in Markdown, by data set; of more than one of known items an `OVERVIEW` stands before them.
+
+    Item splits of one data set, named NAME-new-0, NAME-new-1 and so on, share the tables NAME-new.
 
     Parameters
     ----------
     datasets
-        Data sets; runs of this machine come first, what was not run here is taken from the archive.
+        Data sets; runs of this machine come first, what was not run here is taken from the archive. Default: all that
+        the repository's archive holds.
     reference
         Model that all others are compared with.
     into
@@ -277,9 +359,14 @@ def tables_of(
     """
     if into is not None and into.is_file():
         raise ConfigError(f"{into} is a file", "give a folder for the tables")
-    found = {name: _known(name, archived=into is not None) for name in datasets}
-    texts = {OVERVIEW: overview(found, reference)} if len(found) > 1 else {}
+    found = {name: _known(name, archived=into is not None) for name in datasets or study_datasets()}
+    splits: dict[str, list[Sequence[Run]]] = {}
+    for name in [name for name in found if _OF_SPLIT.search(name)]:
+        splits.setdefault(_OF_SPLIT.sub("-new", name), []).append(found.pop(name)[0])
+    known = {name: pair for name, pair in found.items() if not any("item_groups" in run.metrics for run in pair[0])}
+    texts = {OVERVIEW: overview(known, reference)} if len(known) > 1 else {}
     texts |= {name: report(name, runs, activity, reference) for name, (runs, activity) in found.items()}
+    texts |= {name: new_items_report(name.removesuffix("-new"), parts) for name, parts in splits.items()}
     if into is not None:
         for name, text in texts.items():
             with storage.atomic_file(into / f"{Path(name).name}.md") as temporary:

@@ -6,8 +6,8 @@ from pathlib import Path
 import pytest
 
 from benchmarks.capacity import CARDS, STEP, capacities, largest, needed
-from spike_kit.experiments.archive import RUNS, archived_activity, read_archive
-from spike_kit.results.report import OVERVIEW, STUDY_DATASETS, overview, report, table_page
+from spike_kit.experiments.archive import archived_activity, read_archive
+from spike_kit.results.report import report, study_datasets, table_page, tables_of
 from spike_kit.results.tables import markdown_table
 
 DOCS = Path(__file__).parents[2] / "docs"
@@ -18,23 +18,19 @@ def kept(name: str) -> str:
     return (TABLES / f"{name}.md").read_text(encoding="utf-8")
 
 
-def test_every_archived_data_set_is_told() -> None:
-    assert set(STUDY_DATASETS) == {file.parent.name for file in (DOCS / "study").glob(f"*/{RUNS}")}
+@pytest.mark.pipeline
+def test_the_tables_are_those_of_the_archive(tmp_path: Path) -> None:
+    pages = tables_of(into=tmp_path)
+    assert {file.stem for file in TABLES.iterdir()} == {*pages, "beyond-accuracy"}
+    for name, page in pages.items():
+        assert page.count("[") > 20 or name == "overview"
+        assert kept(name) == table_page(name, page) == (tmp_path / f"{name}.md").read_text(encoding="utf-8")
 
 
-@pytest.mark.parametrize(
-    "dataset",
-    [STUDY_DATASETS[0], *(pytest.param(name, marks=pytest.mark.pipeline) for name in STUDY_DATASETS[1:])],
-)
-def test_the_tables_are_those_of_the_archive(dataset: str) -> None:
-    page = table_page(dataset, report(dataset, read_archive(dataset), archived_activity(dataset)))
-    assert page.count("[") > 20
-    assert page == kept(dataset)
-
-
-def test_the_overview_is_that_of_the_archive() -> None:
-    table = overview({name: (read_archive(name), archived_activity(name)) for name in STUDY_DATASETS})
-    assert kept(OVERVIEW) == table_page(OVERVIEW, table)
+def test_the_tables_of_one_data_set_are_those_of_the_archive() -> None:
+    name = study_datasets()[0]
+    runs = read_archive(name)
+    assert kept(name) == table_page(name, report(name, runs, archived_activity(name)))
 
 
 def test_the_table_of_cards_is_what_the_estimate_gives() -> None:

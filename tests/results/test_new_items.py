@@ -16,7 +16,8 @@ from spike_kit.experiments.run import Run, RunConfig, run
 from spike_kit.figures import gallery
 from spike_kit.figures.style import MARKERS
 from spike_kit.results import frames
-from spike_kit.results.report import ranked_table, report
+from spike_kit.results.comparison import pooled_frame
+from spike_kit.results.report import new_items_report, ranked_table, report, tables_of
 from spike_kit.results.tables import run_label
 
 SHORT = {"epochs": 2, "eval_every": 1}
@@ -121,3 +122,56 @@ def test_the_archive_keeps_the_blocks_of_new_items(new_data: Dataset, finished: 
     compared = [sk.compare(group[1:3] + group[3:], split="test_new") for group in (kept, finished)]
     columns = ["model", "seeds", "ndcg@20", "difference"]
     pd.testing.assert_frame_equal(compared[0][columns], compared[1][columns], atol=1e-5)
+    values = kept[1].per_user
+    assert set(values["split"]) == {"test_new", "test_new_all"}
+    assert kept[0].per_user.empty
+
+
+def test_item_splits_are_pooled_by_user(finished: list[Run]) -> None:
+    usual, seed_1, without = finished[1:]
+    other = Run(usual.path)
+    twice = usual.per_user["ndcg@20"].where(usual.per_user["split"] != "test_new", 2 * usual.per_user["ndcg@20"])
+    blocks = {
+        name: {**usual.metrics[name], "ndcg@20": factor * usual.metrics[name]["ndcg@20"]}
+        for name, factor in (("test_new", 2), ("valid_new", 3))
+    }
+    vars(other)["per_user"] = usual.per_user.assign(**{"ndcg@20": twice})
+    vars(other)["metrics"] = {**usual.metrics, **blocks}
+    splits = [finished, [finished[0], other, without]]
+    label, without_text = run_label(usual), run_label(without)
+    frame = pooled_frame(splits, "test_new", without_text).set_index("model")
+    numbers = [one.metrics["test_new"]["ndcg@20"] for one in (usual, seed_1)]
+    assert frame.loc[label, "mean"] == pytest.approx((np.mean(numbers) + 2 * numbers[0]) / 2)
+    assert frame.loc[label, "runs"] == 3
+    assert pd.isna(frame.loc["Popularity", "mean"])
+    assert frame.index[-1] == "Popularity"
+
+    def of_users(run: Run) -> pd.Series:
+        return run.per_user[run.per_user["split"] == "test_new"].set_index("user")["ndcg@20"]
+
+    first = (of_users(usual) + of_users(seed_1)) / 2
+    expected = (first + 2 * of_users(usual)) / 2 - of_users(without)
+    assert frame.loc[label, "difference"] == pytest.approx(expected.mean())
+    with pytest.raises(ConfigError, match="no model that was run on every split named 'nobody'"):
+        pooled_frame(splits, "test_new", "nobody")
+
+
+def test_splits_share_a_page_with_the_form_that_validation_chooses(
+    finished: list[Run], new_data: Dataset, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    dropped = RunConfig(
+        dataset=new_data.name, preset="new_items", training=SHORT, settings={"user_profiles": False, "rho": 0.25}
+    )
+    every = [*finished, run(dropped, progress=False)]
+    pages = {f"world-new-{n}": (every, pd.Series()) for n in range(2)}
+    monkeypatch.setattr("spike_kit.results.report._known", lambda name, archived: pages[name])  # noqa: ARG005
+    (page,) = tables_of(list(pages)).values()
+    forms, ablations = page.split("### ")[1:]
+    assert forms.startswith("world: new items over 2 item splits")
+    assert forms.splitlines()[0].endswith(f"differences to {run_label(finished[1])}")
+    assert "rho" not in forms
+    rows = [line.split("|")[1].strip() for line in ablations.splitlines()[4:] if line]
+    assert set(rows) == {"full model", "w/o any text", "rho=0.25, user_profiles=False"}
+    assert forms.count("| Popularity | 2 | - | - |") == 1
+    with pytest.raises(DataError, match="was not run on new items of nothing"):
+        new_items_report("nothing", [finished[:1]])

@@ -106,7 +106,7 @@ def test_the_tables_say_what_code_they_come_from(data: Dataset, finished: list[R
         vars(one)["environment"] = one.environment | {"commit": commit}
     for one in finished[:1]:
         vars(one)["config"] = one.config | {"versions": finished[1].config["versions"]}
-    code = "model 1, graph 1, training 1, protocol 1"
+    code = "model 2, graph 1, training 1, protocol 1"
     assert rows_of(report("world", finished, train_interactions(data)), "Code") == [
         ["none", code, "4"],
         ["abababababab with changes", code, "2"],
