@@ -214,7 +214,7 @@ class TrainedRecommender(nn.Module, Recommender, Generic[TrainedConfigT]):
     """A recommender with parameters, trained by the one loop of `spike_kit.training.loop`."""
 
     config: TrainedConfigT
-    version: ClassVar[int] = 2  # 2: products by `spike_kit.models.dense`
+    version: ClassVar[int] = 2  # 2: products by `spike_kit.base.dense`
 
     def __init__(
         self, config: TrainedConfigT, graph: Graph, vectors: ProfileVectors | None, generator: torch.Generator

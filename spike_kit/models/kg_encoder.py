@@ -11,8 +11,8 @@ import torch
 from pydantic import Field, model_validator
 from torch import Tensor
 
+from spike_kit.base.dense import product
 from spike_kit.models.base import EntityRecommender, TrainedConfig
-from spike_kit.models.dense import product
 from spike_kit.models.edges import RelationalEdges
 from spike_kit.models.layers import check_generator, gumbel, keep_mask, kept_entries, normalized, xavier_table
 from spike_kit.models.sparse import SparsePattern, count, positions, segment_softmax, spmm

@@ -8,9 +8,9 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from spike_kit.base.dense import times
 from spike_kit.base.devices import chunks
 from spike_kit.base.errors import DeviceError
-from spike_kit.models.dense import times
 
 Precision = Literal["float32", "bfloat16"]
 """Number format of the matrix products; parameters, sums and everything else stay as they are."""

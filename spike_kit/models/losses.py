@@ -8,7 +8,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from spike_kit.base import devices
-from spike_kit.models.dense import times
+from spike_kit.base.dense import times
 from spike_kit.models.layers import normalized, normalized_backward, row_norms
 from spike_kit.models.sparse import SparsePattern, count, spmm
 

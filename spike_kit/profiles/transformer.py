@@ -10,6 +10,7 @@ import torch
 from safetensors import safe_open
 
 from spike_kit.base import storage
+from spike_kit.base.dense import quicken
 from spike_kit.base.errors import DataError, SpikeKitError, require
 from spike_kit.profiles import DEFAULT_ENCODER
 from spike_kit.profiles.jobs import LONGEST_MESSAGE
@@ -59,6 +60,7 @@ class SentenceTransformerEncoder:
         folder = _bundled_weights() if name == DEFAULT_ENCODER else folder_of(name)
         with explained(name, "could not be loaded", folder):
             self._model = library.SentenceTransformer(str(folder or name), device=str(device), trust_remote_code=False)
+            quicken(self._model)
         self._name, tokens = name, getattr(self._model, "tokenizer", None)
         wanted = getattr(getattr(getattr(self._model, "transformers_model", None), "config", None), "vocab_size", 0)
         if isinstance(tokens, Sized) and 2 * len(tokens) < wanted:

@@ -396,7 +396,7 @@ def test_a_tokenizer_of_too_few_tokens_is_refused(
     folder: Path, monkeypatch: pytest.MonkeyPatch, tokens: int, wanted: int, refused: bool
 ) -> None:
     config = SimpleNamespace(vocab_size=wanted)
-    model = SimpleNamespace(tokenizer=range(tokens), transformers_model=SimpleNamespace(config=config))
+    model = SimpleNamespace(modules=list, tokenizer=range(tokens), transformers_model=SimpleNamespace(config=config))
     library = SimpleNamespace(SentenceTransformer=lambda *_, **__: model)
     monkeypatch.setattr(transformer, "require", lambda *_: library)
     with pytest.raises(DataError, match=f"has {tokens} tokens, .* {wanted}: is a file") if refused else nullcontext():

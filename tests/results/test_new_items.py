@@ -143,7 +143,7 @@ def test_item_splits_are_pooled_by_user(finished: list[Run]) -> None:
     numbers = [one.metrics["test_new"]["ndcg@20"] for one in (usual, seed_1)]
     assert frame.loc[label, "mean"] == pytest.approx((np.mean(numbers) + 2 * numbers[0]) / 2)
     assert frame.loc[label, "runs"] == 3
-    assert pd.isna(frame.loc["Popularity", "mean"])
+    assert frame["mean"].isna()["Popularity"]
     assert frame.index[-1] == "Popularity"
 
     def of_users(run: Run) -> pd.Series:

@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from spike_kit.models.dense import times
+from spike_kit.base.dense import product, quicken, times
 
 
 def _matrix(n_rows: int, n_columns: int, transposed: bool, dtype: torch.dtype) -> torch.Tensor:
@@ -28,3 +28,22 @@ def test_a_product_is_that_of_torch_however_its_factors_lie(
 def test_rows_of_a_larger_matrix_are_multiplied_as_they_are() -> None:
     large = torch.randn(40, 30, generator=torch.Generator().manual_seed(1))
     torch.testing.assert_close(times(large[3:20, 2:12], large[:10]), large[3:20, 2:12].clone() @ large[:10].clone())
+
+
+def test_gradients_of_a_product_are_those_of_torch() -> None:
+    left, right = (_matrix(*shape, False, torch.float32).requires_grad_() for shape in ((6, 4), (4, 5)))
+    found = torch.autograd.grad(product(left, right).square().sum(), (left, right))
+    expected = torch.autograd.grad((left @ right).square().sum(), (left, right))
+    torch.testing.assert_close(found, expected)
+
+
+@pytest.mark.parametrize("bias", [True, False])
+def test_a_quickened_model_gives_the_same(bias: bool) -> None:
+    torch.manual_seed(0)
+    layer = torch.nn.Linear(5, 3, bias)
+    model = torch.nn.Sequential(layer, torch.nn.ReLU(), torch.nn.Linear(3, 2))
+    x = torch.randn(4, 7, 5)
+    expected = model(x)
+    quicken(model)
+    torch.testing.assert_close(model(x), expected)
+    torch.testing.assert_close(model.double()(x.double()), expected.double(), rtol=1e-5, atol=1e-6)
