@@ -501,7 +501,7 @@ def grid(
     keep
         The same with the folder data/archive.
     look
-        Only look how far it is.
+        Only look how far it is, and how much training is left.
     on
         Where cells compute.
     """
@@ -517,6 +517,8 @@ def grid(
     else:
         progress.do(workers(cluster, jobs, str(on.resolve()), threads), jobs)
     print(progress.table.to_string(index=False, float_format=lambda number: f"{number:.4g}", na_rep=""))
+    if look:
+        print(progress.forecast)
     if failed := [cell.name for cell, outcome in progress.cells.items() if outcome.state == "failed"]:
         raise TrainingError(f"{len(failed)} of {len(progress.cells)} cells failed: {failed[0]}", "see the table")
 

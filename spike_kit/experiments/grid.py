@@ -296,6 +296,18 @@ class GridRun:
         """Progress: kind, dataset, model, variant, seed, state, valid (NDCG@20), seconds, error; one row per cell."""
         return pd.DataFrame([cell.about | vars(outcome) for cell, outcome in self.cells.items()])
 
+    @property
+    def forecast(self) -> str:
+        """How much training the waiting cells are, by the median of the finished ones of their data set and model."""
+        table, by = self.table, ["kind", "dataset", "model"]
+        known = table[table["state"] == "finished"].groupby(by)["seconds"].median()
+        waiting = table[(table["state"] == "waiting") & (table["kind"] != "text")]
+        seconds = known.reindex(pd.MultiIndex.from_frame(waiting[by]))
+        unknown = f", {n} of them of unknown length" if (n := int(seconds.isna().sum())) else ""
+        return (
+            f"{len(waiting)} searches and runs wait{unknown}; the others are {seconds.sum() / 3600:.1f} h of training"
+        )
+
     def look(self) -> None:
         """Find out which cells are finished, without doing any."""
         self.cells = {cell: _found(cell, self.archive) or outcome for cell, outcome in self.cells.items()}

@@ -8,6 +8,7 @@ import time
 from collections import Counter
 from concurrent.futures import Future
 from contextlib import nullcontext
+from dataclasses import replace
 from pathlib import Path
 
 import psutil
@@ -140,6 +141,16 @@ def test_a_search_counts_for_the_build_and_the_versions_it_was_made_with(
     assert found is not None
     found.replace(data_sha256="another").save()
     assert _states(grid) == {"search": "waiting", "run": "finished"}
+
+
+def test_what_is_left_is_told_by_what_was_measured(data: Dataset) -> None:
+    done(small(seeds=(0,), models=("bprmf",)))
+    progress = GridRun(small(seeds=(0, 1, 2), models=("bprmf", "popularity")))
+    progress.look()
+    first, *others = progress.cells.items()
+    progress.cells = dict([(first[0], replace(first[1], seconds=7200.0)), *others])
+    said = "5 searches and runs wait, 3 of them of unknown length; the others are 4.0 h of training"
+    assert progress.forecast == said
 
 
 def _states(grid: Grid) -> dict[str, str]:
