@@ -113,18 +113,27 @@ def over_shared_seeds(a: Sequence[Run], b: Sequence[Run]) -> tuple[list[Run], li
 
 
 def main_runs(runs: Sequence[Run]) -> list[Run]:
-    """Runs of every model at its best: tuned where it was, else as it is recommended, else trained otherwise.
+    """Runs of every model at its best: tuned, as a preset says, or else trained otherwise.
 
-    In the same order for every data set, so that a model keeps its colour: those without training, the trained ones,
-    SPiKE.
+    Of several such forms that with the most seeds counts, and of these the best on validation. The order is the same
+    for every data set, so that a model keeps its colour: models without training, the trained ones, SPiKE.
     """
     chosen: list[Run] = []
     known = [name for name in MODELS if any(run.config["model"] == name for run in runs)]
     for model in sorted(known, key=lambda name: (name == "spike", issubclass(find_model(name), TrainedRecommender))):
         with suppress(DataError):
-            full, _ = full_model(runs, model)
-            chosen += preset_runs(runs, model, full[0].config["preset"]) or full
+            chosen += next(iter(forms(runs, model)), []) or full_model(runs, model)[0]
     return chosen
+
+
+def forms(runs: Sequence[Run], model: str) -> list[list[Run]]:
+    """Runs of a model as it was tuned, and as each of its presets says: most seeds first, then best on validation."""
+    found = [preset_runs(runs, model, preset) for preset in (TUNED, *find_model(model).presets)]
+    return sorted(filter(None, found), key=_worth, reverse=True)
+
+
+def _worth(group: Sequence[Run]) -> tuple[int, float]:
+    return len(group), float(np.mean([run.valid[MONITOR] for run in group]))
 
 
 def preset_runs(runs: Sequence[Run], model: str, preset: str = "recommended") -> list[Run]:
@@ -145,39 +154,33 @@ def _unchanged(runs: Sequence[Run], model: str, preset: str, parts: Sequence[str
         ):
             of_text.setdefault(tuple(map(run.config.get, TEXT)), []).append(run)
 
-    def worth(group: list[Run]) -> tuple[int, float]:
-        return len(group), float(np.mean([run.valid[MONITOR] for run in group]))
-
-    return max(of_text.values(), key=worth, default=[])
+    return max(of_text.values(), key=_worth, default=[])
 
 
 def full_model(runs: Sequence[Run], model: str = "spike") -> tuple[list[Run], list[Run]]:
     """Part the runs of a model into those of its best form and its ablations.
 
-    The best form is the tuned one, else SPiKE for new items, else that for profiles of a language model, else the
-    recommended preset.
-
-    Ablations share preset and training settings with the full model; where there are several such settings, those with
-    the most ablations are taken.
+    Ablations share preset and training settings with the full model. It is the form with the most ablations; of equal
+    ones the tuned form, else SPiKE for new items, else that for profiles of a language model, else the recommended one.
 
     Raises
     ------
     DataError
         If the full model was not run.
     """
+    groups: dict[str, tuple[list[Run], list[Run]]] = {}
     for preset in (TUNED, "new_items", "llm_profiles", "recommended"):
         unchanged = _unchanged(runs, model, preset)
-        groups: dict[str, tuple[list[Run], list[Run]]] = {}
         for run in runs:
             config = run.config
             if config["model"] == model and config["preset"] == preset:
-                same = [config["training_settings"], config["data_sha256"], versions(config)]
+                same = [preset, config["training_settings"], config["data_sha256"], versions(config)]
                 full, others = groups.setdefault(storage.canonical_json(same), ([], []))
                 (full if run in unchanged else others).append(run)
-        found = [group for group in groups.values() if group[0]]
-        if found:
-            return max(found, key=lambda group: len(grouped_by_seed(group[1])))
-    raise DataError(f"the full model of {model} was not run", f"train it: spike-kit train --model {model}")
+    found = [group for group in groups.values() if group[0]]
+    if not found:
+        raise DataError(f"the full model of {model} was not run", f"train it: spike-kit train --model {model}")
+    return max(found, key=lambda group: len(grouped_by_seed(group[1])))
 
 
 def results_table(runs: Sequence[Run], split: str = "test", metrics: Sequence[str] = HEADLINE) -> pd.DataFrame:

@@ -73,10 +73,10 @@ def report(dataset: str, runs: Sequence[Run], activity: pd.Series, reference: st
     labels = [label for label, group in grouped_by_seed(main).items() if group[0].config["model"] == reference]
     if not labels:
         raise DataError(f"{reference} was not run on {dataset}", f"train it: spike-kit train --dataset {dataset}")
-    groups, usual = sparsity_groups(activity), _not_searched(runs, main, reference)
+    groups, others = sparsity_groups(activity), _other_forms(runs, main, reference)
     parts = {
-        f"Test split; differences to {labels[0]}": _models([*main, *usual], groups, labels[0]),
-        f"Differences to {find_model(reference).title} as its preset says": _against(main, usual, groups),
+        f"Test split; differences to {labels[0]}": _models([*main, *others], groups, labels[0]),
+        f"Intervals of the differences to {labels[0]}": _against(main, groups, labels[0]),
         "New items of the test split, NDCG@20": _new_items(main, labels[0]),
         "NDCG@20 by train interactions of the user": _groups(main, groups),
         "Profiles of SPiKE, as its preset for them says": _profiles(runs),
@@ -106,7 +106,9 @@ def overview(datasets: Mapping[str, tuple[Sequence[Run], pd.Series]], reference:
     of_model: dict[str, list[Run]] = {}
     for name, (runs, activity) in datasets.items():
         main, groups = frames.main_runs(runs), sparsity_groups(activity)
-        found = grouped_by_seed([*main, *_not_searched(runs, main, reference)])
+        found: dict[str, list[Run]] = {}
+        for run in [*main, *_other_forms(runs, main, reference)]:
+            found.setdefault(_form(run), []).append(run)
         columns[name] = {label: frames.per_user_metric(group).mean() for label, group in found.items()}
         for label, group in found.items():
             of_model.setdefault(label, []).extend(group)
@@ -216,25 +218,28 @@ def _compared(runs: Sequence[Run], groups: pd.Series, reference: str) -> dict[st
     return {"all users": everyone, f"users with {first}": sparsest}
 
 
-def _not_searched(runs: Sequence[Run], main: Sequence[Run], reference: str) -> list[Run]:
-    """Runs of the reference as its preset says, where ``main`` holds it tuned."""
-    found = frames.preset_runs(runs, reference)
-    return [] if any(run in main for run in found) else found
+def _other_forms(runs: Sequence[Run], main: Sequence[Run], reference: str) -> list[Run]:
+    """Runs of the reference in other forms than that of ``main``, see `frames.forms`."""
+    return [run for group in frames.forms(runs, reference) for run in group if run not in main]
 
 
-def _against(main: Sequence[Run], usual: Sequence[Run], groups: pd.Series) -> str:
-    """Every other model against the reference as its preset says, over all users and over the sparsest."""
-    if not usual:
-        return ""
-    runs = [*(run for run in main if run.config["model"] != usual[0].config["model"]), *usual]
-    columns: list[tuple[Hashable, Iterable[str]]] = []
-    others = pd.DataFrame()
-    for users, table in _compared(runs, groups, run_label(usual[0])).items():
-        others = table[table["difference"].notna()]
-        columns = columns or [("model", others["model"])]
-        columns += [(f"{users} [95 %]", differences(others, interval=True))]
-        columns += [("p (Holm)", plain(others["p permutation"], ".2g"))]
-    return markdown_table([*columns, *tables.about_runs({"device": others["device"]})])
+def _form(run: Run) -> str:
+    """Model and preset of a run."""
+    title, preset = find_model(run.config["model"]).title, run.config["preset"]
+    return title if preset == "recommended" else f"{title} ({preset})"
+
+
+def _against(main: Sequence[Run], groups: pd.Series, reference: str) -> str:
+    """Every other model against the reference, over all users and over the sparsest; empty where there is none."""
+    compared = _compared(main, groups, reference)
+    others = {users: table[table["difference"].notna()] for users, table in compared.items()}
+    everyone, *_ = others.values()
+    columns: list[tuple[Hashable, Iterable[str]]] = [("model", everyone["model"])]
+    for users, table in others.items():
+        columns += [(f"{users} [95 %]", differences(table, interval=True))]
+        columns += [("p (Holm)", plain(table["p permutation"], ".2g"))]
+    shown = [*columns, *tables.about_runs({"device": everyone["device"]})]
+    return "" if everyone.empty else markdown_table(shown)
 
 
 def _new_items(main: Sequence[Run], reference: str) -> str:
