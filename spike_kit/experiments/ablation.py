@@ -24,6 +24,12 @@ ABLATIONS: dict[str, dict[str, Any]] = {
 }
 """Rows of an ablation table: a name, and the settings that differ from the preset."""
 
+PAPER_ROWS = (
+    *("w/o user profiles", "w/o item profiles", "w/o auxiliary profiles"),
+    *("w/o injection", "w/o removal", "w/o matching"),
+)
+"""Those of the rows that the paper has as well."""
+
 
 def effective(settings: ModelConfig, usual: ModelConfig) -> ModelConfig:
     """Settings of any model that give the same model, those without effect set to their usual value."""

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import itertools
 import textwrap
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import pandas as pd
 
 from spike_kit.base.errors import require
 from spike_kit.evaluation.groups import ITEM_GROUPS
+from spike_kit.experiments.ablation import PAPER_ROWS
+from spike_kit.figures.names import SIZE, name_ends, name_points, short_names
 from spike_kit.figures.style import (
     COLOURS,
     HATCHES,
@@ -19,25 +22,33 @@ from spike_kit.figures.style import (
     ONE_COLUMN,
     TWO_COLUMNS,
     blank_figure,
+    dot_look,
     figure_style,
     legend_above,
     line_look,
     plain,
 )
+from spike_kit.models.spike import Spike
 from spike_kit.results.frames import WORD_SHARES
 from spike_kit.results.tables import metric_name
+from spike_kit.training.checkpoint import MONITOR
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-_ERROR_BARS = {"elinewidth": 0.7, "capsize": 1.5}
+_INTERVAL = {"elinewidth": 0.7, "capsize": 0}
 
-_LABEL = 28
-"""Letters of a line of an ablation's name."""
+_GRID = {"linewidth": 0.3, "color": "#CCCCCC"}
+
+_ARROW = {"arrowstyle": "-|>", "linewidth": 0.6, "mutation_scale": 6, "color": "black", "shrinkA": 1, "shrinkB": 0}
+"""From a number to the edge that it lies beyond."""
+
+_NAME, _LABEL = 20, 28
+"""Letters of a line of a model's name, and of an ablation's."""
 
 _FEW = 6
-"""Models whose bars are still told apart in one column of a page."""
+"""Models whose lines are still told apart in one column of a page."""
 
 POINT_AREA = 2.5
 """Area of a point in points squared."""
@@ -46,89 +57,158 @@ OTHER, GREY = "other", "#BBBBBB"
 """Name and colour of what has no colour of its own."""
 
 
-def result_bars(frame: pd.DataFrame) -> Figure:
-    """Draw `results_frame`: a panel per metric, a group of bars per cut-off, a bar per model; the axis names the bars.
+def result_dots(frame: pd.DataFrame) -> Figure:
+    """Draw `results_frame`: a row per model, the best NDCG@20 on top, with a dot and its interval.
 
-    What the error bars are stands under the figure.
+    One data set has a panel of Recall@20 and one of NDCG@20, several have one of NDCG@20 each. SPiKE is filled and
+    bold. A mean below half of the best is a number at the edge. What the intervals are stands under the figure.
     """
-    names, cutoffs = frame["metric"].str.split("@").str[0], "@" + frame["metric"].str.split("@").str[1]
+    sets = {str(name): part for name, part in frame.groupby("dataset", sort=False)}
+    ranked = {name: part[part["metric"] == MONITOR].sort_values("mean", ascending=False) for name, part in sets.items()}
+    metrics, n_rows = ("recall@20", MONITOR) if len(sets) == 1 else (MONITOR,), -(-len(sets) // 2)
+    rows = {name: _Rows.of(part["model"], _NAME) for name, part in ranked.items()}
     with figure_style():
-        figure = blank_figure(TWO_COLUMNS, 2.0, frame["model"])
-        panels = figure.subplots(1, names.nunique(), squeeze=False)[0]
-        bars: dict[str, Any] = {}
-        for panel, name in zip(panels, names.unique(), strict=True):
-            part = frame.assign(metric=name, cutoff=cutoffs)[names == name]
-            bars = _grouped_bars(panel, part, "cutoff")
-            panel.set_xticks(range(part["cutoff"].nunique()), part["cutoff"].unique())
-        legend_above(figure, bars)
+        height = 0.2 + n_rows * (0.5 + max(-row.bottom for row in rows.values()))
+        figure = blank_figure(ONE_COLUMN if len(sets) == 1 else TWO_COLUMNS, height)
+        panels = figure.subplots(n_rows, 2, sharey=len(sets) == 1, squeeze=False).ravel()
+        for axes, (name, metric) in zip(panels, itertools.product(sets, metrics), strict=False):
+            part = sets[name][sets[name]["metric"] == metric].set_index("model").loc[ranked[name]["model"]]
+            is_ours = part.index.str.startswith(Spike.title)
+            _row_dots(axes, part, "mean", rows[name], is_ours, (part["mean"] < part["mean"].max() / 2).to_numpy())
+            for label, ours in zip(axes.get_yticklabels(), is_ours, strict=False):
+                label.set_fontweight("bold" if ours else "normal")
+            axes.set_title(plain(name) if len(sets) > 1 else "")
+        for axes in panels[len(sets) * len(metrics) :]:
+            axes.set_visible(False)
         intervals = ", ".join(filter(None, frame["interval"].unique())) or "none"
-        figure.supxlabel(f"cut-off (error bars: {intervals})", fontsize=7)
+        figure.supxlabel(f"intervals: {intervals}", fontsize=7)
     return figure
 
 
-def sparsity_bars(frame: pd.DataFrame, value: str = "mean") -> Figure:
-    """Draw `sparsity_frame`: bars of a ``value`` per range of train interactions and model."""
+def sparsity_slopes(frame: pd.DataFrame, value: str = "mean") -> Figure:
+    """Draw `sparsity_frame`: a line of a ``value`` per model over ranges of train interactions, its name at the end."""
+    models = frame["model"].unique().tolist()
+    short = short_names(models) if value == "mean" else dict(zip(models, models, strict=True))
+    names = [textwrap.fill(short[model], _NAME) for model in models]
     with figure_style():
-        figure = blank_figure(ONE_COLUMN if frame["model"].nunique() <= _FEW else TWO_COLUMNS, 1.8, frame["model"])
+        lines = sum(name.count("\n") + 1 for name in names)
+        figure = blank_figure(ONE_COLUMN if len(models) <= _FEW else TWO_COLUMNS, max(2.0, 0.6 + 0.13 * lines))
         axes = figure.subplots()
-        legend_above(figure, _grouped_bars(axes, frame, "group", value))
-        axes.axhline(0, color="black", linewidth=0.6)
+        marks = _group_dots(axes, frame, value)
+        if value == "difference":
+            axes.axhline(0, color="black", linewidth=0.6)
         groups = frame.drop_duplicates("group")
         ticks = [f"{name}\n({users})" for name, users in zip(groups["group"], groups["users"], strict=True)]
         axes.set_xticks(range(len(ticks)), ticks)
         axes.set_xlabel("train interactions (users)")
+        ends = [marks[model][0].get_xydata() for model in models]
+        name_ends(axes, names, [points[np.isfinite(points).all(axis=1)][-1] for points in ends])
     return figure
 
 
-def task_bars(frame: pd.DataFrame) -> Figure:
-    """Draw `tasks_frame`: bars of every text for each task."""
+def task_dots(frame: pd.DataFrame) -> Figure:
+    """Draw `tasks_frame`: dots with intervals of every text, side by side for each task."""
     frame = frame.sort_values("group", key=lambda tasks: tasks.map({"known": 0, "few interactions": 1}).fillna(2))
     with figure_style():
         figure = blank_figure(ONE_COLUMN, 1.8, frame["model"])
         axes = figure.subplots()
-        legend_above(figure, _grouped_bars(axes, frame, "group"))
-        axes.set_xticks(range(frame["group"].nunique()), frame["group"].unique())
+        legend_above(figure, _group_dots(axes, frame, apart=0.6 / frame["model"].nunique(), linestyle=""))
     return figure
 
 
 def worth_lines(frame: pd.DataFrame) -> Figure:
     """Draw `worth_frame`: a panel per rule of candidates, a line per text over groups of items.
 
-    Bands and error bars are one standard deviation over data sets. A text keeps its colour in both panels.
+    Bands and intervals are one standard deviation over data sets. A text keeps its colour in both panels.
     """
     titles = {"among": "candidates: items of the group", "all": "candidates: all items"}
+    groups = [name for name in ITEM_GROUPS if name in set(frame["group"])]
     with figure_style():
-        figure = blank_figure(TWO_COLUMNS, 2.0, frame["model"])
-        panels, lines = figure.subplots(1, len(titles), sharex=True), {}
-        groups = [name for name in ITEM_GROUPS if name in set(frame["group"])]
-        texts = frame["model"].unique().tolist()
+        figure = blank_figure(ONE_COLUMN, 3.2, frame["model"])
+        panels, marks = figure.subplots(len(titles), 1, sharex=True), {}
         for axes, (rule, title) in zip(panels, titles.items(), strict=True):
-            for index, text in enumerate(texts):
-                chosen = frame[(frame["candidates"] == rule) & (frame["model"] == text)]
-                own, places = chosen.set_index("group").reindex(groups), np.arange(len(groups)) + 0.04 * index
-                look = line_look(index)
-                errors = {"yerr": _errors(own, "mean"), "markersize": 4, **_ERROR_BARS}
-                lines[text] = axes.errorbar(places, own["mean"], **errors, **look)
-                axes.fill_between(places, own["low"], own["high"], color=look["color"], alpha=0.12, linewidth=0)
+            marks = _group_dots(axes, frame[frame["candidates"] == rule], groups=groups, band=0.12)
             axes.set_title(title)
-            axes.set_xticks(range(len(groups)), groups)
             axes.set_ylim(bottom=0)
-        panels[0].set_ylabel(_measured(frame))
-        figure.supxlabel("train interactions of the item", fontsize=8)
-        legend_above(figure, lines)
+        panels[-1].set_xlabel("train interactions of the item")
+        legend_above(figure, marks)
     return figure
 
 
-def _grouped_bars(axes: Axes, frame: pd.DataFrame, by: str, value: str = "mean") -> dict[str, Any]:
-    """Draw value, low and high of all models side by side in each group (at 0, 1, ...); return the bars by model."""
-    models, groups = frame["model"].unique().tolist(), frame[by].unique().tolist()
-    width, drawn = 0.84 / len(models), {}
+def _group_dots(
+    axes: Axes,
+    frame: pd.DataFrame,
+    value: str = "mean",
+    groups: Iterable[str] = (),
+    *,
+    apart: float = 0.05,
+    band: float = 0,
+    **look: Any,
+) -> dict[str, Any]:
+    """Draw dots with intervals of all models in each group (at 0, 1, ...), so far ``apart``; return them by model.
+
+    Where SPiKE is among the models, only its own are filled. A ``band`` of some opacity joins the intervals.
+    """
+    models, groups, drawn = frame["model"].unique().tolist(), list(groups or frame["group"].unique()), {}
+    is_ours = frame["model"].str.startswith(Spike.title)
     for index, model in enumerate(models):
-        own = frame[frame["model"] == model].set_index(by).reindex(groups)
-        places = np.arange(len(groups)) + (index - (len(models) - 1) / 2) * width
-        look = {"yerr": _errors(own, value), "error_kw": _ERROR_BARS, **bar_look(index)}
-        drawn[model] = axes.bar(places, own[value], width, **look)
+        own = frame[frame["model"] == model].set_index("group").reindex(groups)
+        places = np.arange(len(groups)) + (index - (len(models) - 1) / 2) * apart
+        codes = line_look(index) | {"markersize": 4, "linewidth": 1}
+        if is_ours.any() and not model.startswith(Spike.title):
+            codes["markerfacecolor"] = "white"
+        drawn[model] = axes.errorbar(places, own[value], yerr=_errors(own, value), **_INTERVAL, **codes | look)
+        if band:
+            axes.fill_between(places, own["low"], own["high"], color=codes["color"], alpha=band, linewidth=0)
     axes.set_ylabel(_measured(frame, value))
+    axes.set_xticks(range(len(groups)), groups)
+    return drawn
+
+
+class _Rows(NamedTuple):
+    """Labels of rows, the place of each from the top down in inches, and where the last one ends."""
+
+    labels: list[str]
+    places: np.ndarray
+    bottom: float
+
+    @classmethod
+    def of(cls, names: Iterable[str], letters: int) -> _Rows:
+        """Break names into lines of so many letters."""
+        labels = [plain(textwrap.fill(name, letters)) for name in names]
+        heights = np.array([0.035 + 0.115 * (label.count("\n") + 1) for label in labels])
+        return cls(labels, heights / 2 - heights.cumsum(), -heights.sum())
+
+
+def _row_dots(
+    axes: Axes, frame: pd.DataFrame, value: str, rows: _Rows, filled: np.ndarray, beyond: np.ndarray
+) -> list[Any]:
+    """Draw a dot and its interval per row; a value ``beyond`` the axis is a number, its arrow points there.
+
+    Returns
+    -------
+    list
+        The marks, first the ``filled`` ones.
+    """
+    drawn = []
+    for is_filled in (True, False):
+        kept = (filled == is_filled) & ~beyond
+        errors = _errors(frame, value)[:, kept]
+        look = _INTERVAL | dot_look(is_filled)
+        drawn.append(axes.errorbar(frame[value][kept], rows.places[kept], xerr=errors, **look))
+    for place, number in zip(rows.places[beyond], frame[value][beyond], strict=True):
+        side = 1 if number > frame[value].median() else -1
+        look = {"ha": "right" if side > 0 else "left", "va": "center", "fontsize": SIZE, "arrowprops": _ARROW}
+        axes.annotate(
+            f"{number:.3f}", (max(side, 0), place), (-10 * side, 0), ("axes fraction", "data"), "offset points", **look
+        )
+    axes.set_yticks(rows.places, rows.labels)
+    axes.set_ylim(rows.bottom, 0)
+    axes.tick_params(axis="y", length=0)
+    axes.locator_params(axis="x", nbins=3)
+    axes.grid(axis="x", **_GRID)
+    axes.set_axisbelow(True)
+    axes.set_xlabel(_measured(frame, value))
     return drawn
 
 
@@ -149,30 +229,27 @@ def _measured(frame: pd.DataFrame, value: str = "mean") -> str:
     return f"{'Δ ' if value == 'difference' else ''}{metric_name(first['metric'])} ({plain(first['split'])})"
 
 
-def ablation_bars(frame: pd.DataFrame) -> Figure:
-    """Draw the differences of `ablation_frame` as horizontal bars with intervals and marks of significance."""
-    places = np.arange(len(frame))[::-1]
-    labels = [plain(textwrap.fill(f"{row.model} {row.mark}", _LABEL)) for row in frame.itertuples()]
-    lines = max(label.count("\n") + 1 for label in labels)
-    is_gain = frame["difference"] >= 0
+def ablation_forest(frame: pd.DataFrame) -> Figure:
+    """Draw the differences of `ablation_frame` with intervals and marks of significance, `PAPER_ROWS` first and filled.
+
+    A difference beyond three times the usual one is a number at the edge.
+    """
+    ranks = frame["model"].str.replace(r" \(.*", "", regex=True).map({row: n for n, row in enumerate(PAPER_ROWS)})
+    frame = frame.loc[ranks.sort_values(kind="stable").index]
+    is_paper = ranks.notna()[frame.index].to_numpy()
+    usual = frame[["low", "high"]].abs().max(axis=1).median()
+    rows = _Rows.of([f"{row.model} {row.mark}" for row in frame.itertuples()], _LABEL)
+    both = 0 < is_paper.sum() < len(frame)
+    names = ["rows of the paper", "others"] if both else []
     with figure_style():
-        figure = blank_figure(ONE_COLUMN, 0.8 + max(0.24, 0.12 * lines) * len(frame))
+        figure = blank_figure(ONE_COLUMN, 0.5 - rows.bottom, names)
         axes = figure.subplots()
-        axes.barh(
-            places,
-            frame["difference"],
-            0.62,
-            xerr=_errors(frame, "difference"),
-            color=np.where(is_gain, COLOURS[0], COLOURS[5]),
-            hatch=["" if gain else "////" for gain in is_gain],
-            edgecolor="white",
-            linewidth=0.4,
-            error_kw=_ERROR_BARS,
-        )
+        marks = _row_dots(axes, frame, "difference", rows, is_paper, (frame["difference"].abs() > 3 * usual).to_numpy())
         axes.axvline(0, color="black", linewidth=0.6)
-        axes.locator_params(axis="x", nbins=3)
-        axes.set_yticks(places, labels)
-        axes.set_xlabel(_measured(frame, "difference"))
+        if both:
+            place = rows.places[is_paper.sum() - 1 : is_paper.sum() + 1].mean()
+            axes.axhline(place, color=GREY, linewidth=0.4)
+            legend_above(figure, dict(zip(names, marks, strict=True)))
     return figure
 
 
@@ -201,29 +278,24 @@ def sensitivity_lines(frame: pd.DataFrame, columns: int = 4) -> Figure:
 
 
 def efficiency_points(frame: pd.DataFrame) -> Figure:
-    """Draw quality over seconds of training, and over peak memory where it is known; one mark per model."""
+    """Draw quality over seconds of training, the name of each model at its point; SPiKE is filled."""
     ticker = require("matplotlib.ticker", "figures")
-    costs = {"seconds": "training, s", "peak_gib": "peak memory, GiB"}
-    known = [name for name in costs if frame[name].notna().all()]
-    marks: dict[str, Any] = {}
+    names, points = short_names(frame["model"]), frame[["seconds", "quality"]].to_numpy(dtype=float)
     with figure_style():
-        figure = blank_figure(ONE_COLUMN if len(known) == 1 else TWO_COLUMNS * 0.75, 2.0, frame["model"])
-        panels = figure.subplots(1, len(known), sharey=True, squeeze=False)[0]
-        for axes, name in zip(panels, known, strict=True):
-            for index, row in enumerate(frame.to_dict("records")):
-                (marks[row["model"]],) = axes.plot(
-                    row[name], row["quality"], ms=6, **line_look(index) | {"linestyle": ""}
-                )
-            if name == "seconds" and (frame[name] > 0).all():
-                axes.set_xscale("log")
-                axes.xaxis.set_major_locator(ticker.LogLocator(subs=(1, 2, 5)))
-                axes.xaxis.set_major_formatter(ticker.FuncFormatter("{:g}".format))
-                axes.xaxis.set_minor_formatter(ticker.NullFormatter())
-            axes.margins(0.08)
-            axes.set_xlabel(costs[name])
-            axes.grid(linewidth=0.3, color="#CCCCCC")
-        panels[0].set_ylabel(_measured(frame))
-        legend_above(figure, marks)
+        figure = blank_figure(ONE_COLUMN, 2.6)
+        axes = figure.subplots()
+        for model, point in zip(names, points, strict=True):
+            axes.plot(*point, **dot_look(model.startswith(Spike.title)))
+        if (points[:, 0] > 0).all():
+            axes.set_xscale("log")
+            axes.xaxis.set_major_locator(ticker.LogLocator(subs=(1, 2, 5)))
+            axes.xaxis.set_major_formatter(ticker.FuncFormatter("{:g}".format))
+            axes.xaxis.set_minor_formatter(ticker.NullFormatter())
+        axes.margins(0.08)
+        axes.set(xlabel="training, s", ylabel=_measured(frame))
+        axes.grid(**_GRID)
+        axes.set_axisbelow(True)
+        name_points(axes, list(names.values()), points)
     return figure
 
 

@@ -66,12 +66,12 @@ def _quality(of: Given) -> pd.DataFrame:
 FIGURES: dict[str, Recipe] = {
     "results": Recipe(
         lambda of: frames.results_frame(of.main(), split=of.split),
-        charts.result_bars,
+        charts.result_dots,
         _NO_MAIN,
     ),
     "ablation": Recipe(
         lambda of: ablation_frame(*frames.full_model(of.runs), split=of.split),
-        charts.ablation_bars,
+        charts.ablation_forest,
         "no ablation of SPiKE shares a seed with the full model (notebook 05 trains them)",
     ),
     "sensitivity": Recipe(
@@ -80,8 +80,8 @@ FIGURES: dict[str, Recipe] = {
         "no two runs differ in one setting only",
     ),
     "sparsity": Recipe(
-        lambda of: frames.sparsity_frame(of.data, of.main(), split=of.split),
-        charts.sparsity_bars,
+        lambda of: frames.sparsity_frame(of.data, frames.leading(of.main()), split=of.split),
+        charts.sparsity_slopes,
         _NO_MAIN,
     ),
     "worth": Recipe(
@@ -91,7 +91,7 @@ FIGURES: dict[str, Recipe] = {
     ),
     "tasks": Recipe(
         lambda of: frames.tasks_frame(of.runs, of.split),
-        charts.task_bars,
+        charts.task_dots,
         "the runs of SPiKE are not of several tasks",
     ),
     "efficiency": Recipe(_trained, charts.efficiency_points, f"{_NO_TRAINED} is finished"),

@@ -98,6 +98,13 @@ def line_look(index: int) -> dict[str, Any]:
     return {name: values[index % len(values)] for name, values in codes.items()}
 
 
+def dot_look(is_filled: bool) -> dict[str, Any]:
+    """A dot that stands out, or one of the others."""
+    ink = COLOURS[0] if is_filled else "#555555"
+    look = {"marker": "o", "markersize": 4, "markeredgewidth": 0.8, "linestyle": "", "color": ink}
+    return look | {"markerfacecolor": ink if is_filled else "white"}
+
+
 def plain(text: str) -> str:
     """Escape a label from outside, so that matplotlib shows it as it is and does not read it as mathematics."""
     return text.replace("$", r"\$")

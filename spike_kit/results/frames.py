@@ -136,6 +136,15 @@ def _worth(group: Sequence[Run]) -> tuple[int, float]:
     return len(group), float(np.mean([run.valid[MONITOR] for run in group]))
 
 
+def leading(runs: Runs, n: int = 4) -> Mapping[str, list[Run]]:
+    """SPiKE (its first label), and the ``n`` other models that are best on validation, in the order of the runs."""
+    groups = grouped_by_seed(runs)
+    is_ours = {label: group[0].config["model"] == "spike" for label, group in groups.items()}
+    others = sorted(groups, key=lambda label: (is_ours[label], -seed_means(groups[label], split="valid").mean()))[:n]
+    first = [label for label in groups if is_ours[label]][:1]
+    return {label: groups[label] for label in dict.fromkeys([*first, *others])}
+
+
 def preset_runs(runs: Sequence[Run], model: str, preset: str = "recommended") -> list[Run]:
     """Runs of a model as its preset says, of one text (see `_unchanged`), of the versions of the last of them."""
     usual = _unchanged(runs, model, preset, ("model_settings", "training_settings"))
@@ -231,12 +240,17 @@ def results_frame(runs: Runs, metrics: Sequence[str] = HEADLINE, split: str = "t
     Returns
     -------
     DataFrame
-        model, split, metric, seeds, mean, low, high, and what the interval is: mean -+ one standard deviation over
-        seeds, or, where there is one seed, a 95 % bootstrap interval over users; ``low`` and ``high`` are the mean, and
-        what they are is empty, where users' values of some metric are not known (an archive has NDCG@20 only).
+        dataset, model, split, metric, seeds, mean, low, high, and what the interval is: mean -+ one standard deviation
+        over seeds, or, where there is one seed, a 95 % bootstrap interval over users; ``low`` and ``high`` are the
+        mean, and what they are is empty, where users' values of some metric are not known (an archive has NDCG@20
+        only). Models of different data sets may share a label.
     """
     rows = []
-    for label, group in grouped_by_seed(runs).items():
+    of_sets: dict[str, list[Run]] = {}
+    for run in () if isinstance(runs, Mapping) else runs:
+        of_sets.setdefault(run.config["dataset"], []).append(run)
+    parts = [runs] if isinstance(runs, Mapping) else of_sets.values()
+    for label, group in (pair for part in parts for pair in grouped_by_seed(part).items()):
         known = all(metric in group[0].per_user for metric in metrics)
         for metric in metrics:
             values = seed_means(group, metric, split)
@@ -247,8 +261,8 @@ def results_frame(runs: Runs, metrics: Sequence[str] = HEADLINE, split: str = "t
             elif known:
                 low, high = bootstrap_interval(per_user_metric(group, metric, split).to_numpy())
                 what = "95 % over users"
-            row = {"model": label, "split": split, "metric": metric, "seeds": len(values)}
-            rows.append(row | {"mean": mean, "low": low, "high": high, "interval": what})
+            row = {"dataset": group[0].config["dataset"], "model": label, "split": split, "metric": metric}
+            rows.append(row | {"seeds": len(values), "mean": mean, "low": low, "high": high, "interval": what})
     return pd.DataFrame(rows)
 
 

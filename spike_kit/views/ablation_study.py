@@ -19,7 +19,7 @@ from spike_kit.evaluation.groups import sparsity_groups
 from spike_kit.experiments import ablation
 from spike_kit.experiments.jobs import JobState, TrainingJob
 from spike_kit.experiments.run import Run, RunConfig, describe
-from spike_kit.figures.charts import ablation_bars, sparsity_bars
+from spike_kit.figures.charts import ablation_forest, sparsity_slopes
 from spike_kit.figures.style import MANY_COLOURS
 from spike_kit.models.spike import SpikeConfig
 from spike_kit.profiles.encode import DEFAULT_ENCODER
@@ -288,7 +288,7 @@ class AblationStudy:
 
     @property
     def figure(self) -> Drawing:
-        """Bars of the differences to the full model, with intervals and marks; where there is none, why.
+        """Differences to the full model with intervals and marks; where there is none, why.
 
         Raises
         ------
@@ -297,18 +297,18 @@ class AblationStudy:
         """
         table = filled(self.table.iloc[1:], "nothing is compared with the full model", "set some switches, then Train")
         why = table["model"] + " (" + table["state"].replace("finished", "the full model is not trained") + ")"
-        return ablation_bars(table.assign(model=table["model"].where(table["difference"].notna(), why)))
+        return ablation_forest(table.assign(model=table["model"].where(table["difference"].notna(), why)))
 
     @property
     def group_figure(self) -> Drawing:
-        """Differences to the full model per sparsity group, one colour and hatch per combination.
+        """Differences to the full model over the sparsity groups, a line per combination.
 
         Raises
         ------
         DataError
             If no trained combination is compared.
         """
-        return sparsity_bars(filled(self.group_table, "nothing that is compared is trained"), "difference")
+        return sparsity_slopes(filled(self.group_table, "nothing that is compared is trained"), "difference")
 
     def curves(self, *combinations: Combination) -> Figure:
         """Loss and validation metric over epochs, finished and running; default: the full model and the chosen ones."""

@@ -11,7 +11,7 @@ from spike_kit.base.errors import lookup
 from spike_kit.data.dataset import Dataset
 from spike_kit.experiments.archive import known_runs
 from spike_kit.experiments.run import Run, data_version, list_runs
-from spike_kit.figures.charts import curve_lines, sensitivity_lines, sparsity_bars
+from spike_kit.figures.charts import curve_lines, sensitivity_lines, sparsity_slopes
 from spike_kit.results import frames
 from spike_kit.results.tables import devices
 from spike_kit.training.checkpoint import MONITOR
@@ -140,7 +140,7 @@ class Overview:
         return sensitivity_lines(filled(frame, "no two of these runs differ in one setting only"))
 
     def groups(self) -> Figure:
-        """Bars of the metric in every sparsity group of users, of the `MOST_DRAWN` best models.
+        """Lines of the metric over the sparsity groups of users, of the `MOST_DRAWN` best models.
 
         Raises
         ------
@@ -148,7 +148,7 @@ class Overview:
             If the filters leave no run.
         """
         frame = frames.sparsity_frame(self.data, self._best(), self.metric, self.split)
-        return sparsity_bars(filled(frame, "no run is left"))
+        return sparsity_slopes(filled(frame, "no run is left"))
 
     def _best(self) -> dict[str, list[Run]]:
         return dict(list(self.kept().items())[:MOST_DRAWN])
