@@ -14,7 +14,7 @@ import pandas as pd
 from spike_kit.base.errors import require
 from spike_kit.evaluation.groups import ITEM_GROUPS
 from spike_kit.experiments.ablation import PAPER_ROWS
-from spike_kit.figures.names import SIZE, name_ends, name_points, short_names
+from spike_kit.figures.names import SIZE, is_ours, name_ends, name_points, short_names, weight
 from spike_kit.figures.style import (
     COLOURS,
     HATCHES,
@@ -28,7 +28,6 @@ from spike_kit.figures.style import (
     line_look,
     plain,
 )
-from spike_kit.models.spike import Spike
 from spike_kit.results.frames import WORD_SHARES
 from spike_kit.results.tables import metric_name
 from spike_kit.training.checkpoint import MONITOR
@@ -64,7 +63,10 @@ def result_dots(frame: pd.DataFrame) -> Figure:
     bold. A mean below half of the best is a number at the edge. What the intervals are stands under the figure.
     """
     sets = {str(name): part for name, part in frame.groupby("dataset", sort=False)}
-    ranked = {name: part[part["metric"] == MONITOR].sort_values("mean", ascending=False) for name, part in sets.items()}
+    ranked = {
+        name: part[part["metric"] == MONITOR].sort_values("mean", ascending=False, kind="stable")
+        for name, part in sets.items()
+    }
     metrics, n_rows = ("recall@20", MONITOR) if len(sets) == 1 else (MONITOR,), -(-len(sets) // 2)
     rows = {name: _Rows.of(part["model"], _NAME) for name, part in ranked.items()}
     with figure_style():
@@ -73,10 +75,12 @@ def result_dots(frame: pd.DataFrame) -> Figure:
         panels = figure.subplots(n_rows, 2, sharey=len(sets) == 1, squeeze=False).ravel()
         for axes, (name, metric) in zip(panels, itertools.product(sets, metrics), strict=False):
             part = sets[name][sets[name]["metric"] == metric].set_index("model").loc[ranked[name]["model"]]
-            is_ours = part.index.str.startswith(Spike.title)
-            _row_dots(axes, part, "mean", rows[name], is_ours, (part["mean"] < part["mean"].max() / 2).to_numpy())
-            for label, ours in zip(axes.get_yticklabels(), is_ours, strict=False):
-                label.set_fontweight("bold" if ours else "normal")
+            is_weak = (part["mean"] < part["mean"].max() / 2).to_numpy()
+            _row_dots(axes, part, "mean", rows[name], part.index.map(is_ours).to_numpy(), is_weak)
+            for label in axes.get_yticklabels():
+                label.set_fontweight(weight(label.get_text()))
+            axes.locator_params(axis="x", nbins=3 if len(sets) == 1 else 5)
+            axes.grid(axis="y", **_GRID)
             axes.set_title(plain(name) if len(sets) > 1 else "")
         for axes in panels[len(sets) * len(metrics) :]:
             axes.set_visible(False)
@@ -92,7 +96,7 @@ def sparsity_slopes(frame: pd.DataFrame, value: str = "mean") -> Figure:
     names = [textwrap.fill(short[model], _NAME) for model in models]
     with figure_style():
         lines = sum(name.count("\n") + 1 for name in names)
-        figure = blank_figure(ONE_COLUMN if len(models) <= _FEW else TWO_COLUMNS, max(2.0, 0.6 + 0.13 * lines))
+        figure = blank_figure(ONE_COLUMN if len(models) <= _FEW else TWO_COLUMNS, max(2.3, 0.6 + 0.13 * lines))
         axes = figure.subplots()
         marks = _group_dots(axes, frame, value)
         if value == "difference":
@@ -101,14 +105,15 @@ def sparsity_slopes(frame: pd.DataFrame, value: str = "mean") -> Figure:
         ticks = [f"{name}\n({users})" for name, users in zip(groups["group"], groups["users"], strict=True)]
         axes.set_xticks(range(len(ticks)), ticks)
         axes.set_xlabel("train interactions (users)")
-        ends = [marks[model][0].get_xydata() for model in models]
-        name_ends(axes, names, [points[np.isfinite(points).all(axis=1)][-1] for points in ends])
+        name_ends(axes, names, [marks[model][0] for model in models])
     return figure
 
 
 def task_dots(frame: pd.DataFrame) -> Figure:
     """Draw `tasks_frame`: dots with intervals of every text, side by side for each task."""
-    frame = frame.sort_values("group", key=lambda tasks: tasks.map({"known": 0, "few interactions": 1}).fillna(2))
+    frame = frame.sort_values(
+        "group", key=lambda tasks: tasks.map({"known": 0, "few interactions": 1}).fillna(2), kind="stable"
+    )
     with figure_style():
         figure = blank_figure(ONE_COLUMN, 1.8, frame["model"])
         axes = figure.subplots()
@@ -141,7 +146,7 @@ def _group_dots(
     value: str = "mean",
     groups: Iterable[str] = (),
     *,
-    apart: float = 0.05,
+    apart: float = 0.06,
     band: float = 0,
     **look: Any,
 ) -> dict[str, Any]:
@@ -150,18 +155,19 @@ def _group_dots(
     Where SPiKE is among the models, only its own are filled. A ``band`` of some opacity joins the intervals.
     """
     models, groups, drawn = frame["model"].unique().tolist(), list(groups or frame["group"].unique()), {}
-    is_ours = frame["model"].str.startswith(Spike.title)
     for index, model in enumerate(models):
         own = frame[frame["model"] == model].set_index("group").reindex(groups)
         places = np.arange(len(groups)) + (index - (len(models) - 1) / 2) * apart
         codes = line_look(index) | {"markersize": 4, "linewidth": 1}
-        if is_ours.any() and not model.startswith(Spike.title):
+        if any(map(is_ours, models)) and not is_ours(model):
             codes["markerfacecolor"] = "white"
         drawn[model] = axes.errorbar(places, own[value], yerr=_errors(own, value), **_INTERVAL, **codes | look)
         if band:
             axes.fill_between(places, own["low"], own["high"], color=codes["color"], alpha=band, linewidth=0)
     axes.set_ylabel(_measured(frame, value))
     axes.set_xticks(range(len(groups)), groups)
+    axes.grid(axis="y", **_GRID)
+    axes.set_axisbelow(True)
     return drawn
 
 
@@ -199,13 +205,18 @@ def _row_dots(
     for place, number in zip(rows.places[beyond], frame[value][beyond], strict=True):
         side = 1 if number > frame[value].median() else -1
         look = {"ha": "right" if side > 0 else "left", "va": "center", "fontsize": SIZE, "arrowprops": _ARROW}
+        look["bbox"] = {"facecolor": "white", "linewidth": 0, "pad": 0.5}
         axes.annotate(
-            f"{number:.3f}", (max(side, 0), place), (-10 * side, 0), ("axes fraction", "data"), "offset points", **look
+            f"{number:.3f}".replace("-", "\N{MINUS SIGN}"),
+            (max(side, 0), place),
+            (-10 * side, 0),
+            ("axes fraction", "data"),
+            "offset points",
+            **look,
         )
     axes.set_yticks(rows.places, rows.labels)
     axes.set_ylim(rows.bottom, 0)
     axes.tick_params(axis="y", length=0)
-    axes.locator_params(axis="x", nbins=3)
     axes.grid(axis="x", **_GRID)
     axes.set_axisbelow(True)
     axes.set_xlabel(_measured(frame, value))
@@ -246,9 +257,10 @@ def ablation_forest(frame: pd.DataFrame) -> Figure:
         axes = figure.subplots()
         marks = _row_dots(axes, frame, "difference", rows, is_paper, (frame["difference"].abs() > 3 * usual).to_numpy())
         axes.axvline(0, color="black", linewidth=0.6)
+        axes.locator_params(axis="x", nbins=4)
         if both:
             place = rows.places[is_paper.sum() - 1 : is_paper.sum() + 1].mean()
-            axes.axhline(place, color=GREY, linewidth=0.4)
+            axes.axhline(place, color=GREY, linewidth=0.8)
             legend_above(figure, dict(zip(names, marks, strict=True)))
     return figure
 
@@ -285,7 +297,7 @@ def efficiency_points(frame: pd.DataFrame) -> Figure:
         figure = blank_figure(ONE_COLUMN, 2.6)
         axes = figure.subplots()
         for model, point in zip(names, points, strict=True):
-            axes.plot(*point, **dot_look(model.startswith(Spike.title)))
+            axes.plot(*point, **dot_look(is_ours(model)))
         if (points[:, 0] > 0).all():
             axes.set_xscale("log")
             axes.xaxis.set_major_locator(ticker.LogLocator(subs=(1, 2, 5)))

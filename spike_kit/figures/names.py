@@ -2,31 +2,52 @@
 
 from __future__ import annotations
 
+import itertools
 import re
 from collections import Counter
 from collections.abc import Iterable, Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from scipy.optimize import isotonic_regression
 
 from spike_kit.base.errors import require
 from spike_kit.figures.style import plain
+from spike_kit.models.spike import Spike
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
+    from matplotlib.lines import Line2D
 
 SIZE = 6.5
 """Letters of a name beside a point, in points."""
 
-_LEADER = {"arrowstyle": "-", "color": "#999999", "linewidth": 0.4, "shrinkA": 0, "shrinkB": 2.5}
+_LEADER = {"arrowstyle": "-", "color": "#777777", "linewidth": 0.4, "shrinkA": 0, "shrinkB": 2}
 """A line from a name to its point."""
 
-_NEAR, _FAR, _STEP = 4, 80, 4
+_DISTANCES = range(4, 80, 2)
 """Distances of a name from its point that are tried, in points."""
 
-_SIDES = ((1, 0), (-1, 0), (0, 1), (0, -1), (1, 1), (-1, 1), (1, -1), (-1, -1))
-"""Where a name may stand, as seen from its point."""
+_CLOSE = 8
+"""The largest distance without a line."""
+
+_GAP = 14
+"""From the end of the lines to their names, in points."""
+
+_STEPS = (0, 1, -1, 0.5, -0.5)
+_SIDES = [(x, y) for x in _STEPS for y in _STEPS if 1 in (abs(x), abs(y))]
+_SIDES.sort(key=lambda side: (side[0] < 1, 0 not in side))
+"""Where a name may stand as seen from its point, right of it first."""
+
+
+def is_ours(label: str) -> bool:
+    """Whether a label is one of SPiKE."""
+    return label.startswith(Spike.title)
+
+
+def weight(label: str) -> str:
+    """Letters of a label: bold for SPiKE."""
+    return "bold" if is_ours(label) else "normal"
 
 
 def short_names(labels: Iterable[str]) -> dict[str, str]:
@@ -36,44 +57,48 @@ def short_names(labels: Iterable[str]) -> dict[str, str]:
     return {label: name if seen[name] == 1 else label for label, name in short.items()}
 
 
-def name_points(axes: Axes, names: Sequence[str], points: Sequence[tuple[float, float]]) -> None:
-    """Write each name as near to its point as there is room in the axes; the first ones choose first."""
-    figure, box_of = axes.figure, require("matplotlib.transforms", "figures").Bbox.from_extents
+def name_points(axes: Axes, names: Sequence[str], points: np.ndarray) -> None:
+    """Write each name as near to its point (a row of x and y) as the axes have room; the first ones choose first."""
+    figure, bbox = axes.figure, require("matplotlib.transforms", "figures").Bbox
     figure.draw_without_rendering()
-    pixels, frame = figure.dpi / 72, axes.get_window_extent()
-    centres = axes.transData.transform(points)
-    taken = [box_of(*(centre - 3 * pixels), *(centre + 3 * pixels)) for centre in centres]
-    offsets = [(far, side) for far in range(_NEAR, _FAR, _STEP) for side in _SIDES]
-    for name, point in zip(names, points, strict=True):
-        look = {"textcoords": "offset points", "ha": "center", "va": "center", "fontsize": SIZE}
-        note = axes.annotate(plain(name), point, xytext=(0, 0), **look)
-        note.set_in_layout(False)
+    pixels, frame, look = figure.dpi / 72, axes.get_window_extent(), {"textcoords": "offset points"}
+    marks = [bbox([centre, centre]) for centre in axes.transData.transform(points)]
+    taken: list[Any] = []
+    for number, (name, point) in enumerate(zip(names, points, strict=True)):
+        others = [mark.padded((2.5 if place == number else 6) * pixels) for place, mark in enumerate(marks)]
+        note = axes.annotate(plain(name), point, (0, 0), ha="center", va="center", **_letters(name), **look)
         box = note.get_window_extent().padded(pixels)
-        half = np.array([box.width, box.height]) / 2 / pixels
-        for far, side in offsets:
+        half, start = np.array([box.width, box.height]) / 2 / pixels, np.zeros(2)
+        for far, side in itertools.product(_DISTANCES, _SIDES):
             start = far * np.array(side) / np.hypot(*side)
-            moved = box.translated(*((start + half * side) * pixels))
-            if frame.contains(*moved.min) and frame.contains(*moved.max) and not moved.count_overlaps(taken):
+            moved = box.translated(*(pixels * (start + half * side)))
+            if frame.contains(*moved.min) and frame.contains(*moved.max) and not moved.count_overlaps(taken + others):
+                note.set_position(start + half * side)
+                taken.append(moved)
                 break
-        note.set_position(start + half * side)
-        taken.append(moved)
-        if far > 2 * _NEAR:
-            axes.annotate("", point, xytext=start, textcoords="offset points", arrowprops=_LEADER).set_in_layout(False)
+        if float(np.hypot(start[0], start[1])) > _CLOSE:
+            axes.annotate("", point, start, arrowprops=_LEADER, **look)
 
 
-def name_ends(axes: Axes, names: Sequence[str], points: Sequence[tuple[float, float]]) -> None:
+def name_ends(axes: Axes, names: Sequence[str], lines: Sequence[Line2D]) -> None:
     """Write each name right of the end of its line; those too near to each other share what they have to move."""
-    look = {"textcoords": "offset points", "va": "center", "fontsize": SIZE, "arrowprops": _LEADER}
-    notes = [
-        axes.annotate(plain(name), point, xytext=(12, 0), **look) for name, point in zip(names, points, strict=True)
-    ]
+    known = [places[np.isfinite(places[:, 1])] for places in (line.get_xydata() for line in lines)]
+    points, notes, look = np.array([each[-1] for each in known]), [], {"textcoords": "offset points", "va": "center"}
+    for name, line, point in zip(names, lines, points, strict=True):
+        leader = _LEADER | {"color": line.get_color(), "relpos": (0, 0.5)}
+        notes.append(axes.annotate(plain(name), point, (_GAP, 0), arrowprops=leader, **_letters(name), **look))
     axes.figure.draw_without_rendering()
     pixels, frame = axes.figure.dpi / 72, axes.get_window_extent()
-    ends = axes.transData.transform(points)[:, 1]
+    across, ends = axes.transData.transform(points).T
     order = np.argsort(ends, kind="stable")
     heights = np.array([notes[number].get_window_extent().height for number in order]) + pixels
     above = heights.cumsum() - heights / 2
     low, high = frame.y0, frame.y1 - heights.sum()
     places = isotonic_regression(ends[order] - above).x.clip(low, max(low, high)) + above
     for number, place in zip(order, places, strict=True):
-        notes[number].set_position((12, (place - ends[number]) / pixels))
+        right = _GAP + (across.max() - across[number]) / pixels
+        notes[number].set_position((right, (place - ends[number]) / pixels))
+
+
+def _letters(name: str) -> dict[str, Any]:
+    return {"fontsize": SIZE, "fontweight": weight(name)}

@@ -101,7 +101,7 @@ def line_look(index: int) -> dict[str, Any]:
 def dot_look(is_filled: bool) -> dict[str, Any]:
     """A dot that stands out, or one of the others."""
     ink = COLOURS[0] if is_filled else "#555555"
-    look = {"marker": "o", "markersize": 4, "markeredgewidth": 0.8, "linestyle": "", "color": ink}
+    look = {"marker": "o", "markersize": 3.5, "markeredgewidth": 0.8, "linestyle": "", "color": ink}
     return look | {"markerfacecolor": ink if is_filled else "white"}
 
 
