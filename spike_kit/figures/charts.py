@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import itertools
 import textwrap
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
@@ -14,7 +14,8 @@ import pandas as pd
 from spike_kit.base.errors import require
 from spike_kit.evaluation.groups import ITEM_GROUPS
 from spike_kit.experiments.ablation import PAPER_ROWS
-from spike_kit.figures.names import SIZE, is_ours, name_ends, name_points, short_names, weight
+from spike_kit.figures.dots import GRID, Rows, group_dots, measured, row_dots
+from spike_kit.figures.names import is_ours, name_ends, name_points, short_names, weight
 from spike_kit.figures.style import (
     COLOURS,
     HATCHES,
@@ -33,15 +34,7 @@ from spike_kit.results.tables import metric_name
 from spike_kit.training.checkpoint import MONITOR
 
 if TYPE_CHECKING:
-    from matplotlib.axes import Axes
     from matplotlib.figure import Figure
-
-_INTERVAL = {"elinewidth": 0.7, "capsize": 0}
-
-_GRID = {"linewidth": 0.3, "color": "#CCCCCC"}
-
-_ARROW = {"arrowstyle": "-|>", "linewidth": 0.6, "mutation_scale": 6, "color": "black", "shrinkA": 1, "shrinkB": 0}
-"""From a number to the edge that it lies beyond."""
 
 _NAME, _LABEL = 20, 28
 """Letters of a line of a model's name, and of an ablation's."""
@@ -68,7 +61,7 @@ def result_dots(frame: pd.DataFrame) -> Figure:
         for name, part in sets.items()
     }
     metrics, n_rows = ("recall@20", MONITOR) if len(sets) == 1 else (MONITOR,), -(-len(sets) // 2)
-    rows = {name: _Rows.of(part["model"], _NAME) for name, part in ranked.items()}
+    rows = {name: Rows.of(part["model"], _NAME) for name, part in ranked.items()}
     with figure_style():
         height = 0.2 + n_rows * (0.5 + max(-row.bottom for row in rows.values()))
         figure = blank_figure(ONE_COLUMN if len(sets) == 1 else TWO_COLUMNS, height)
@@ -76,11 +69,11 @@ def result_dots(frame: pd.DataFrame) -> Figure:
         for axes, (name, metric) in zip(panels, itertools.product(sets, metrics), strict=False):
             part = sets[name][sets[name]["metric"] == metric].set_index("model").loc[ranked[name]["model"]]
             is_weak = (part["mean"] < part["mean"].max() / 2).to_numpy()
-            _row_dots(axes, part, "mean", rows[name], part.index.map(is_ours).to_numpy(), is_weak)
+            row_dots(axes, part, "mean", rows[name], part.index.map(is_ours).to_numpy(), is_weak)
             for label in axes.get_yticklabels():
                 label.set_fontweight(weight(label.get_text()))
             axes.locator_params(axis="x", nbins=3 if len(sets) == 1 else 5)
-            axes.grid(axis="y", **_GRID)
+            axes.grid(axis="y", **GRID)
             axes.set_title(plain(name) if len(sets) > 1 else "")
         for axes in panels[len(sets) * len(metrics) :]:
             axes.set_visible(False)
@@ -98,7 +91,7 @@ def sparsity_slopes(frame: pd.DataFrame, value: str = "mean") -> Figure:
         lines = sum(name.count("\n") + 1 for name in names)
         figure = blank_figure(ONE_COLUMN if len(models) <= _FEW else TWO_COLUMNS, max(2.3, 0.6 + 0.13 * lines))
         axes = figure.subplots()
-        marks = _group_dots(axes, frame, value)
+        marks = group_dots(axes, frame, value)
         if value == "difference":
             axes.axhline(0, color="black", linewidth=0.6)
         groups = frame.drop_duplicates("group")
@@ -117,7 +110,7 @@ def task_dots(frame: pd.DataFrame) -> Figure:
     with figure_style():
         figure = blank_figure(ONE_COLUMN, 1.8, frame["model"])
         axes = figure.subplots()
-        legend_above(figure, _group_dots(axes, frame, apart=0.6 / frame["model"].nunique(), linestyle=""))
+        legend_above(figure, group_dots(axes, frame, apart=0.6 / frame["model"].nunique(), linestyle=""))
     return figure
 
 
@@ -130,9 +123,9 @@ def worth_lines(frame: pd.DataFrame) -> Figure:
     groups = [name for name in ITEM_GROUPS if name in set(frame["group"])]
     with figure_style():
         figure = blank_figure(ONE_COLUMN, 3.2, frame["model"])
-        panels, marks = figure.subplots(len(titles), 1, sharex=True), {}
+        panels, marks = figure.subplots(len(titles), 1, sharex=True), dict[str, Any]()
         for axes, (rule, title) in zip(panels, titles.items(), strict=True):
-            marks = _group_dots(axes, frame[frame["candidates"] == rule], groups=groups, band=0.12)
+            marks = group_dots(axes, frame[frame["candidates"] == rule], groups=groups, band=0.12)
             axes.set_title(title)
             axes.set_ylim(bottom=0)
         panels[-1].set_xlabel("train interactions of the item")
@@ -140,104 +133,10 @@ def worth_lines(frame: pd.DataFrame) -> Figure:
     return figure
 
 
-def _group_dots(
-    axes: Axes,
-    frame: pd.DataFrame,
-    value: str = "mean",
-    groups: Iterable[str] = (),
-    *,
-    apart: float = 0.06,
-    band: float = 0,
-    **look: Any,
-) -> dict[str, Any]:
-    """Draw dots with intervals of all models in each group (at 0, 1, ...), so far ``apart``; return them by model.
-
-    Where SPiKE is among the models, only its own are filled. A ``band`` of some opacity joins the intervals.
-    """
-    models, groups, drawn = frame["model"].unique().tolist(), list(groups or frame["group"].unique()), {}
-    for index, model in enumerate(models):
-        own = frame[frame["model"] == model].set_index("group").reindex(groups)
-        places = np.arange(len(groups)) + (index - (len(models) - 1) / 2) * apart
-        codes = line_look(index) | {"markersize": 4, "linewidth": 1}
-        if any(map(is_ours, models)) and not is_ours(model):
-            codes["markerfacecolor"] = "white"
-        drawn[model] = axes.errorbar(places, own[value], yerr=_errors(own, value), **_INTERVAL, **codes | look)
-        if band:
-            axes.fill_between(places, own["low"], own["high"], color=codes["color"], alpha=band, linewidth=0)
-    axes.set_ylabel(_measured(frame, value))
-    axes.set_xticks(range(len(groups)), groups)
-    axes.grid(axis="y", **_GRID)
-    axes.set_axisbelow(True)
-    return drawn
-
-
-class _Rows(NamedTuple):
-    """Labels of rows, the place of each from the top down in inches, and where the last one ends."""
-
-    labels: list[str]
-    places: np.ndarray
-    bottom: float
-
-    @classmethod
-    def of(cls, names: Iterable[str], letters: int) -> _Rows:
-        """Break names into lines of so many letters."""
-        labels = [plain(textwrap.fill(name, letters)) for name in names]
-        heights = np.array([0.035 + 0.115 * (label.count("\n") + 1) for label in labels])
-        return cls(labels, heights / 2 - heights.cumsum(), -heights.sum())
-
-
-def _row_dots(
-    axes: Axes, frame: pd.DataFrame, value: str, rows: _Rows, filled: np.ndarray, beyond: np.ndarray
-) -> list[Any]:
-    """Draw a dot and its interval per row; a value ``beyond`` the axis is a number, its arrow points there.
-
-    Returns
-    -------
-    list
-        The marks, first the ``filled`` ones.
-    """
-    drawn = []
-    for is_filled in (True, False):
-        kept = (filled == is_filled) & ~beyond
-        errors = _errors(frame, value)[:, kept]
-        look = _INTERVAL | dot_look(is_filled)
-        drawn.append(axes.errorbar(frame[value][kept], rows.places[kept], xerr=errors, **look))
-    for place, number in zip(rows.places[beyond], frame[value][beyond], strict=True):
-        side = 1 if number > frame[value].median() else -1
-        look = {"ha": "right" if side > 0 else "left", "va": "center", "fontsize": SIZE, "arrowprops": _ARROW}
-        look["bbox"] = {"facecolor": "white", "linewidth": 0, "pad": 0.5}
-        axes.annotate(
-            f"{number:.3f}".replace("-", "\N{MINUS SIGN}"),
-            (max(side, 0), place),
-            (-10 * side, 0),
-            ("axes fraction", "data"),
-            "offset points",
-            **look,
-        )
-    axes.set_yticks(rows.places, rows.labels)
-    axes.set_ylim(rows.bottom, 0)
-    axes.tick_params(axis="y", length=0)
-    axes.grid(axis="x", **_GRID)
-    axes.set_axisbelow(True)
-    axes.set_xlabel(_measured(frame, value))
-    return drawn
-
-
 def bar_look(index: int) -> dict[str, Any]:
     """Colour and hatch of the bars of one of several models."""
     look = {"facecolor": MANY_COLOURS[index % len(MANY_COLOURS)], "hatch": HATCHES[index % len(HATCHES)]}
     return {**look, "edgecolor": "white", "linewidth": 0.4}
-
-
-def _errors(frame: pd.DataFrame, value: str) -> np.ndarray:
-    """Lengths ``[2, n]`` of the error bars of a column down to ``low`` and up to ``high``."""
-    return np.vstack([frame[value] - frame["low"], frame["high"] - frame[value]]).clip(0)
-
-
-def _measured(frame: pd.DataFrame, value: str = "mean") -> str:
-    """Label of an axis: the metric of a frame and its split."""
-    first = frame.iloc[0]
-    return f"{'Δ ' if value == 'difference' else ''}{metric_name(first['metric'])} ({plain(first['split'])})"
 
 
 def ablation_forest(frame: pd.DataFrame) -> Figure:
@@ -249,13 +148,13 @@ def ablation_forest(frame: pd.DataFrame) -> Figure:
     frame = frame.loc[ranks.sort_values(kind="stable").index]
     is_paper = ranks.notna()[frame.index].to_numpy()
     usual = frame[["low", "high"]].abs().max(axis=1).median()
-    rows = _Rows.of([f"{row.model} {row.mark}" for row in frame.itertuples()], _LABEL)
+    rows = Rows.of([f"{row.model} {row.mark}" for row in frame.itertuples()], _LABEL)
     both = 0 < is_paper.sum() < len(frame)
     names = ["rows of the paper", "others"] if both else []
     with figure_style():
         figure = blank_figure(ONE_COLUMN, 0.5 - rows.bottom, names)
         axes = figure.subplots()
-        marks = _row_dots(axes, frame, "difference", rows, is_paper, (frame["difference"].abs() > 3 * usual).to_numpy())
+        marks = row_dots(axes, frame, "difference", rows, is_paper, (frame["difference"].abs() > 3 * usual).to_numpy())
         axes.axvline(0, color="black", linewidth=0.6)
         axes.locator_params(axis="x", nbins=4)
         if both:
@@ -285,7 +184,7 @@ def sensitivity_lines(frame: pd.DataFrame, columns: int = 4) -> Figure:
             axes.set_title(plain(str(title).replace("_", " ")))
         for axes in panels.flat[len(groups) :]:
             axes.set_visible(False)
-        figure.supylabel(_measured(frame), fontsize=8)
+        figure.supylabel(measured(frame), fontsize=8)
     return figure
 
 
@@ -304,8 +203,8 @@ def efficiency_points(frame: pd.DataFrame) -> Figure:
             axes.xaxis.set_major_formatter(ticker.FuncFormatter("{:g}".format))
             axes.xaxis.set_minor_formatter(ticker.NullFormatter())
         axes.margins(0.08)
-        axes.set(xlabel="training, s", ylabel=_measured(frame))
-        axes.grid(**_GRID)
+        axes.set(xlabel="training, s", ylabel=measured(frame))
+        axes.grid(**GRID)
         axes.set_axisbelow(True)
         name_points(axes, list(names.values()), points)
     return figure

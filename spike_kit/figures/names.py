@@ -22,13 +22,13 @@ if TYPE_CHECKING:
 SIZE = 6.5
 """Letters of a name beside a point, in points."""
 
-_LEADER = {"arrowstyle": "-", "color": "#777777", "linewidth": 0.4, "shrinkA": 0, "shrinkB": 2}
+_LEADER: dict[str, Any] = {"arrowstyle": "-", "color": "#777777", "linewidth": 0.4, "shrinkA": 0, "shrinkB": 2}
 """A line from a name to its point."""
 
 _DISTANCES = range(4, 80, 2)
 """Distances of a name from its point that are tried, in points."""
 
-_CLOSE = 8
+_CLOSE = 5
 """The largest distance without a line."""
 
 _GAP = 14
@@ -59,14 +59,12 @@ def short_names(labels: Iterable[str]) -> dict[str, str]:
 
 def name_points(axes: Axes, names: Sequence[str], points: np.ndarray) -> None:
     """Write each name as near to its point (a row of x and y) as the axes have room; the first ones choose first."""
-    figure, bbox = axes.figure, require("matplotlib.transforms", "figures").Bbox
-    figure.draw_without_rendering()
-    pixels, frame, look = figure.dpi / 72, axes.get_window_extent(), {"textcoords": "offset points"}
+    pixels, frame, bbox = _laid_out(axes), axes.get_window_extent(), require("matplotlib.transforms", "figures").Bbox
     marks = [bbox([centre, centre]) for centre in axes.transData.transform(points)]
     taken: list[Any] = []
     for number, (name, point) in enumerate(zip(names, points, strict=True)):
         others = [mark.padded((2.5 if place == number else 6) * pixels) for place, mark in enumerate(marks)]
-        note = axes.annotate(plain(name), point, (0, 0), ha="center", va="center", **_letters(name), **look)
+        note = axes.annotate(plain(name), point, (0, 0), ha="center", **_letters(name))
         box = note.get_window_extent().padded(pixels)
         half, start = np.array([box.width, box.height]) / 2 / pixels, np.zeros(2)
         for far, side in itertools.product(_DISTANCES, _SIDES):
@@ -77,18 +75,17 @@ def name_points(axes: Axes, names: Sequence[str], points: np.ndarray) -> None:
                 taken.append(moved)
                 break
         if float(np.hypot(start[0], start[1])) > _CLOSE:
-            axes.annotate("", point, start, arrowprops=_LEADER, **look)
+            axes.annotate("", point, (start[0], start[1]), arrowprops=_LEADER, textcoords="offset points")
 
 
 def name_ends(axes: Axes, names: Sequence[str], lines: Sequence[Line2D]) -> None:
     """Write each name right of the end of its line; those too near to each other share what they have to move."""
-    known = [places[np.isfinite(places[:, 1])] for places in (line.get_xydata() for line in lines)]
-    points, notes, look = np.array([each[-1] for each in known]), [], {"textcoords": "offset points", "va": "center"}
+    known = [places[np.isfinite(places[:, 1])] for places in (np.asarray(line.get_xydata()) for line in lines)]
+    points, notes = np.array([each[-1] for each in known]), []
     for name, line, point in zip(names, lines, points, strict=True):
         leader = _LEADER | {"color": line.get_color(), "relpos": (0, 0.5)}
-        notes.append(axes.annotate(plain(name), point, (_GAP, 0), arrowprops=leader, **_letters(name), **look))
-    axes.figure.draw_without_rendering()
-    pixels, frame = axes.figure.dpi / 72, axes.get_window_extent()
+        notes.append(axes.annotate(plain(name), point, (_GAP, 0), arrowprops=leader, **_letters(name)))
+    pixels, frame = _laid_out(axes), axes.get_window_extent()
     across, ends = axes.transData.transform(points).T
     order = np.argsort(ends, kind="stable")
     heights = np.array([notes[number].get_window_extent().height for number in order]) + pixels
@@ -101,4 +98,12 @@ def name_ends(axes: Axes, names: Sequence[str], lines: Sequence[Line2D]) -> None
 
 
 def _letters(name: str) -> dict[str, Any]:
-    return {"fontsize": SIZE, "fontweight": weight(name)}
+    look = {"fontsize": SIZE, "fontweight": weight(name)}
+    return {**look, "va": "center", "textcoords": "offset points"}
+
+
+def _laid_out(axes: Axes) -> float:
+    """Lay out the figure of axes; returns its pixels per point."""
+    figure: Any = axes.figure
+    figure.draw_without_rendering()
+    return figure.dpi / 72
