@@ -63,7 +63,7 @@ def result_dots(frame: pd.DataFrame) -> Figure:
     metrics, n_rows = ("recall@20", MONITOR) if len(sets) == 1 else (MONITOR,), -(-len(sets) // 2)
     rows = {name: Rows.of(part["model"], _NAME) for name, part in ranked.items()}
     with figure_style():
-        height = 0.2 + n_rows * (0.5 + max(-row.bottom for row in rows.values()))
+        height = 0.15 + n_rows * (0.5 + 0.12 * (len(sets) > 1) + max(-row.bottom for row in rows.values()))
         figure = blank_figure(ONE_COLUMN if len(sets) == 1 else TWO_COLUMNS, height)
         panels = figure.subplots(n_rows, 2, sharey=len(sets) == 1, squeeze=False).ravel()
         for axes, (name, metric) in zip(panels, itertools.product(sets, metrics), strict=False):
@@ -89,7 +89,7 @@ def sparsity_slopes(frame: pd.DataFrame, value: str = "mean") -> Figure:
     names = [textwrap.fill(short[model], _NAME) for model in models]
     with figure_style():
         lines = sum(name.count("\n") + 1 for name in names)
-        figure = blank_figure(ONE_COLUMN if len(models) <= _FEW else TWO_COLUMNS, max(2.3, 0.6 + 0.13 * lines))
+        figure = blank_figure(ONE_COLUMN if len(models) <= _FEW else TWO_COLUMNS, max(2.3, 0.7 + 0.14 * lines))
         axes = figure.subplots()
         marks = group_dots(axes, frame, value)
         if value == "difference":
@@ -120,12 +120,14 @@ def worth_lines(frame: pd.DataFrame) -> Figure:
     Bands and intervals are one standard deviation over data sets. A text keeps its colour in both panels.
     """
     titles = {"among": "candidates: items of the group", "all": "candidates: all items"}
-    groups = [name for name in ITEM_GROUPS if name in set(frame["group"])]
+    groups, about = [name for name in ITEM_GROUPS if name in set(frame["group"])], ["metric", "split"]
+    every = pd.MultiIndex.from_product([frame["model"].unique(), groups], names=["model", "group"])
     with figure_style():
         figure = blank_figure(ONE_COLUMN, 3.2, frame["model"])
         panels, marks = figure.subplots(len(titles), 1, sharex=True), dict[str, Any]()
         for axes, (rule, title) in zip(panels, titles.items(), strict=True):
-            marks = group_dots(axes, frame[frame["candidates"] == rule], groups=groups, band=0.12)
+            part = frame[frame["candidates"] == rule].set_index(["model", "group"]).reindex(every).reset_index()
+            marks = group_dots(axes, part.assign(**frame[about].iloc[0]), band=0.12)
             axes.set_title(title)
             axes.set_ylim(bottom=0)
         panels[-1].set_xlabel("train interactions of the item")
@@ -152,7 +154,7 @@ def ablation_forest(frame: pd.DataFrame) -> Figure:
     both = 0 < is_paper.sum() < len(frame)
     names = ["rows of the paper", "others"] if both else []
     with figure_style():
-        figure = blank_figure(ONE_COLUMN, 0.5 - rows.bottom, names)
+        figure = blank_figure(ONE_COLUMN, 0.6 - rows.bottom, names)
         axes = figure.subplots()
         marks = row_dots(axes, frame, "difference", rows, is_paper, (frame["difference"].abs() > 3 * usual).to_numpy())
         axes.axvline(0, color="black", linewidth=0.6)

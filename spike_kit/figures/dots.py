@@ -35,7 +35,7 @@ class Rows(NamedTuple):
     def of(cls, names: Iterable[str], letters: int) -> Rows:
         """Break names into lines of so many letters."""
         labels = [plain(textwrap.fill(name, letters)) for name in names]
-        heights = np.array([0.035 + 0.115 * (label.count("\n") + 1) for label in labels])
+        heights = np.array([0.015 + 0.135 * (label.count("\n") + 1) for label in labels])
         return cls(labels, heights / 2 - heights.cumsum(), -heights.sum())
 
 
@@ -76,20 +76,13 @@ def row_dots(
 
 
 def group_dots(
-    axes: Axes,
-    frame: pd.DataFrame,
-    value: str = "mean",
-    groups: Iterable[str] = (),
-    *,
-    apart: float = 0.06,
-    band: float = 0,
-    **look: Any,
+    axes: Axes, frame: pd.DataFrame, value: str = "mean", *, apart: float = 0.06, band: float = 0, **look: Any
 ) -> dict[str, Any]:
     """Draw dots with intervals of all models in each group (at 0, 1, ...), so far ``apart``; return them by model.
 
     Where SPiKE is among the models, only its own are filled. A ``band`` of some opacity joins the intervals.
     """
-    models, groups, drawn = frame["model"].unique().tolist(), list(groups or frame["group"].unique()), {}
+    models, groups, drawn = frame["model"].unique().tolist(), frame["group"].unique().tolist(), {}
     for index, model in enumerate(models):
         own = frame[frame["model"] == model].set_index("group").reindex(groups)
         places = np.arange(len(groups)) + (index - (len(models) - 1) / 2) * apart

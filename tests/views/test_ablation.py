@@ -30,11 +30,10 @@ def watched() -> bool:
 
 
 def drawn(figure: Any) -> tuple[list[str], list[float]]:
-    """Labels of the bars of a figure of ablations, and their lengths."""
+    """Labels of the rows of a figure of ablations, and the values of its dots."""
     (axes,) = figure.axes
-    return [" ".join(label.get_text().split()) for label in axes.get_yticklabels()], [
-        bar.get_width() for bar in axes.patches
-    ]
+    values = [x for marks in axes.containers for x in marks[0].get_xdata()]
+    return [" ".join(label.get_text().split()) for label in axes.get_yticklabels()], values
 
 
 @pytest.fixture
@@ -109,11 +108,11 @@ def test_tables_and_figures_compare_with_the_full_model(view: AblationStudy, tmp
     assert table.iloc[2][["mean", "difference", "p (Holm)"]].isna().all()
     assert groups["users"].sum() == len(sides[0])
     assert np.average(groups["difference"], weights=groups["users"]) == pytest.approx(test["difference"])
-    labels, widths = drawn(view.figure)
+    labels, values = drawn(view.figure)
     assert labels == [f"w/o matching {row['mark']}".strip(), "mean instead of attention (not trained)"]
-    assert widths[0] == row["difference"]
-    bars: list[Any] = list(view.group_figure.axes[0].patches)
-    assert [bar.get_height() for bar in bars] == groups["difference"].tolist()
+    assert values[0] == row["difference"]
+    (line, *_), *_ = view.group_figure.axes[0].containers
+    assert line.get_ydata().tolist() == groups["difference"].tolist()
     curves = [line for line in view.curves().data if len(line.x)]
     assert len(curves) == 2 * 2 * 2
     assert len({line.line.dash for line in curves}) == 2
