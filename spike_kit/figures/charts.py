@@ -110,7 +110,7 @@ def task_dots(frame: pd.DataFrame) -> Figure:
     with figure_style():
         figure = blank_figure(ONE_COLUMN, 1.8, frame["model"])
         axes = figure.subplots()
-        legend_above(figure, group_dots(axes, frame, apart=0.6 / frame["model"].nunique(), linestyle=""))
+        legend_above(figure, group_dots(axes, frame, apart=1, linestyle=""))
     return figure
 
 

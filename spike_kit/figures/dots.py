@@ -16,6 +16,9 @@ from spike_kit.results.tables import metric_name
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
+_WIDTH = 0.5
+"""Of a group; from one to the next it is 1."""
+
 _INTERVAL = {"elinewidth": 0.7, "capsize": 0}
 
 GRID = {"linewidth": 0.3, "color": "#CCCCCC"}
@@ -78,14 +81,15 @@ def row_dots(
 def group_dots(
     axes: Axes, frame: pd.DataFrame, value: str = "mean", *, apart: float = 0.06, band: float = 0, **look: Any
 ) -> dict[str, Any]:
-    """Draw dots with intervals of all models in each group (at 0, 1, ...), so far ``apart``; return them by model.
+    """Draw dots with intervals of all models in each group (at 0, 1, ...), at most ``apart``; return them by model.
 
     Where SPiKE is among the models, only its own are filled. A ``band`` of some opacity joins the intervals.
     """
-    models, groups, drawn = frame["model"].unique().tolist(), frame["group"].unique().tolist(), {}
+    models, groups, drawn = frame["model"].unique().tolist(), frame["group"].unique().tolist(), dict[str, Any]()
+    step = min(apart, _WIDTH / len(models))
     for index, model in enumerate(models):
         own = frame[frame["model"] == model].set_index("group").reindex(groups)
-        places = np.arange(len(groups)) + (index - (len(models) - 1) / 2) * apart
+        places = np.arange(len(groups)) + (index - (len(models) - 1) / 2) * step
         codes: dict[str, Any] = {**_INTERVAL, **line_look(index), "markersize": 4, "linewidth": 1}
         if any(map(is_ours, models)) and not is_ours(model):
             codes["markerfacecolor"] = "white"

@@ -31,8 +31,8 @@ _DISTANCES = range(4, 80, 2)
 _CLOSE = 5
 """The largest distance without a line."""
 
-_GAP = 14
-"""From the end of the lines to their names, in points."""
+_BESIDE = 1.02
+"""Where names right of the axes begin; the axes are 1 wide."""
 
 _STEPS = (0, 1, -1, 0.5, -0.5)
 _SIDES = [(x, y) for x in _STEPS for y in _STEPS if 1 in (abs(x), abs(y))]
@@ -60,11 +60,12 @@ def short_names(labels: Iterable[str]) -> dict[str, str]:
 def name_points(axes: Axes, names: Sequence[str], points: np.ndarray) -> None:
     """Write each name as near to its point (a row of x and y) as the axes have room; the first ones choose first."""
     pixels, frame, bbox = _laid_out(axes), axes.get_window_extent(), require("matplotlib.transforms", "figures").Bbox
+    look: dict[str, Any] = {"textcoords": "offset points"}
     marks = [bbox([centre, centre]) for centre in axes.transData.transform(points)]
     taken: list[Any] = []
     for number, (name, point) in enumerate(zip(names, points, strict=True)):
         others = [mark.padded((2.5 if place == number else 6) * pixels) for place, mark in enumerate(marks)]
-        note = axes.annotate(plain(name), point, (0, 0), ha="center", **_letters(name))
+        note = axes.annotate(plain(name), point, (0, 0), ha="center", **look, **_letters(name))
         box = note.get_window_extent().padded(pixels)
         half, start = np.array([box.width, box.height]) / 2 / pixels, np.zeros(2)
         for far, side in itertools.product(_DISTANCES, _SIDES):
@@ -75,31 +76,30 @@ def name_points(axes: Axes, names: Sequence[str], points: np.ndarray) -> None:
                 taken.append(moved)
                 break
         if float(np.hypot(start[0], start[1])) > _CLOSE:
-            axes.annotate("", point, (start[0], start[1]), arrowprops=_LEADER, textcoords="offset points")
+            axes.annotate("", point, (start[0], start[1]), arrowprops=_LEADER, **look)
 
 
 def name_ends(axes: Axes, names: Sequence[str], lines: Sequence[Line2D]) -> None:
     """Write each name right of the end of its line; those too near to each other share what they have to move."""
     known = [places[np.isfinite(places[:, 1])] for places in (np.asarray(line.get_xydata()) for line in lines)]
     points, notes = np.array([each[-1] for each in known]), []
+    look: dict[str, Any] = {"textcoords": ("axes fraction", "offset points")}
     for name, line, point in zip(names, lines, points, strict=True):
         leader = _LEADER | {"color": line.get_color(), "relpos": (0, 0.5)}
-        notes.append(axes.annotate(plain(name), point, (_GAP, 0), arrowprops=leader, **_letters(name)))
+        notes.append(axes.annotate(plain(name), point, (_BESIDE, 0), arrowprops=leader, **look, **_letters(name)))
     pixels, frame = _laid_out(axes), axes.get_window_extent()
-    across, ends = axes.transData.transform(points).T
+    ends = axes.transData.transform(points)[:, 1]
     order = np.argsort(ends, kind="stable")
     heights = np.array([notes[number].get_window_extent().height for number in order]) + pixels
     above = heights.cumsum() - heights / 2
     low, high = frame.y0, frame.y1 - heights.sum()
     places = isotonic_regression(ends[order] - above).x.clip(low, max(low, high)) + above
     for number, place in zip(order, places, strict=True):
-        right = _GAP + (across.max() - across[number]) / pixels
-        notes[number].set_position((right, (place - ends[number]) / pixels))
+        notes[number].set_position((_BESIDE, (place - ends[number]) / pixels))
 
 
 def _letters(name: str) -> dict[str, Any]:
-    look = {"fontsize": SIZE, "fontweight": weight(name)}
-    return {**look, "va": "center", "textcoords": "offset points"}
+    return {"fontsize": SIZE, "fontweight": weight(name), "va": "center"}
 
 
 def _laid_out(axes: Axes) -> float:
