@@ -137,12 +137,12 @@ def _worth(group: Sequence[Run]) -> tuple[int, float]:
 
 
 def leading(runs: Runs, n: int = 4) -> Mapping[str, list[Run]]:
-    """SPiKE (its first label), and the ``n`` other models that are best on validation, in the order of the runs."""
+    """SPiKE (its first label), then the ``n`` other models that are best on validation."""
     groups = grouped_by_seed(runs)
-    is_ours = {label: group[0].config["model"] == "spike" for label, group in groups.items()}
-    others = sorted(groups, key=lambda label: (is_ours[label], -seed_means(groups[label], split="valid").mean()))[:n]
-    first = [label for label in groups if is_ours[label]][:1]
-    return {label: groups[label] for label in dict.fromkeys([*first, *others])}
+    ours = [label for label, group in groups.items() if group[0].config["model"] == "spike"]
+    others = [label for label in groups if label not in ours]
+    others.sort(key=lambda label: -seed_means(groups[label], split="valid").mean())
+    return {label: groups[label] for label in ours[:1] + others[:n]}
 
 
 def preset_runs(runs: Sequence[Run], model: str, preset: str = "recommended") -> list[Run]:

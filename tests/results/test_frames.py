@@ -118,6 +118,24 @@ def test_results_have_intervals(data: Dataset, runs: Runs) -> None:
     assert (without["high"] == without["mean"]).all()
 
 
+def test_results_of_several_data_sets_keep_their_labels(runs: Runs) -> None:
+    both = [*runs["popularity"], *(changed(one, dataset="other") for one in runs["popularity"])]
+    frame = frames.results_frame(both)
+    assert frame["dataset"].unique().tolist() == ["world", "other"]
+    assert frame["model"].unique().tolist() == ["Popularity"]
+
+
+def test_spike_and_the_best_others_on_validation_lead(runs: Runs) -> None:
+    groups = frames.grouped_by_seed(several(runs))
+    ours = [label for label in groups if label.startswith("SPiKE")]
+    others = {label: frames.seed_means(group, split="valid").mean() for label, group in groups.items()}
+    best = sorted(set(others).difference(ours), key=lambda label: -others[label])[:2]
+    found = frames.leading(several(runs), 2)
+    assert [*found] == [ours[0], *best]
+    assert found == {label: groups[label] for label in found}
+    assert [*frames.leading(runs["popularity"])] == ["Popularity"]
+
+
 def test_ablations_are_compared_with_the_full_model(runs: Runs) -> None:
     full, others = frames.full_model(several(runs))
     assert full == runs["spike"]
