@@ -70,7 +70,7 @@ def test_the_worth_of_a_text_is_that_of_the_groups_of_the_runs(new_data: Dataset
     assert row["datasets"] == 1
     figure = gallery.draw(new_data, "worth", finished, "valid")
     assert [axes.get_title() for axes in figure.axes] == ["candidates: items of the group", "candidates: all items"]
-    assert [label.get_text() for label in figure.axes[0].get_xticklabels()] == ["0", "11+"]
+    assert [label.get_text() for label in figure.axes[1].get_xticklabels()] == ["0", "11+"]
     heights = [line.get_ydata() for line in figure.axes[1].get_lines() if line.get_marker() in MARKERS]
     assert [float(np.asarray(values)[0]) for values in heights] == pytest.approx(
         frame.query("candidates == 'all' and group == '0'")["mean"].tolist()
