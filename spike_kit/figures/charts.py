@@ -208,7 +208,7 @@ def efficiency_points(frame: pd.DataFrame) -> Figure:
         axes.set(xlabel="training, s", ylabel=measured(frame))
         axes.grid(**GRID)
         axes.set_axisbelow(True)
-        name_points(axes, list(names.values()), points)
+        name_points(axes, [textwrap.fill(name, _NAME) for name in names.values()], points)
     return figure
 
 

@@ -67,16 +67,16 @@ def name_points(axes: Axes, names: Sequence[str], points: np.ndarray) -> None:
         others = [mark.padded((2.5 if place == number else 6) * pixels) for place, mark in enumerate(marks)]
         note = axes.annotate(plain(name), point, (0, 0), ha="center", **look, **_letters(name))
         box = note.get_window_extent().padded(pixels)
-        half, start = np.array([box.width, box.height]) / 2 / pixels, np.zeros(2)
+        half = np.array([box.width, box.height]) / 2 / pixels
         for far, side in itertools.product(_DISTANCES, _SIDES):
             start = far * np.array(side) / np.hypot(*side)
             moved = box.translated(*(pixels * (start + half * side)))
             if frame.contains(*moved.min) and frame.contains(*moved.max) and not moved.count_overlaps(taken + others):
                 note.set_position(start + half * side)
                 taken.append(moved)
+                if far > _CLOSE:
+                    axes.annotate("", point, (start[0], start[1]), arrowprops=_LEADER, **look)
                 break
-        if float(np.hypot(start[0], start[1])) > _CLOSE:
-            axes.annotate("", point, (start[0], start[1]), arrowprops=_LEADER, **look)
 
 
 def name_ends(axes: Axes, names: Sequence[str], lines: Sequence[Line2D]) -> None:
