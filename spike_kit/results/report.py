@@ -5,6 +5,7 @@ from collections.abc import Hashable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pandas as pd
 import torch
 
@@ -144,7 +145,7 @@ def new_items_report(name: str, splits: Sequence[Sequence[Run]]) -> str:
             chosen.setdefault(label, []).extend(group)
     if not chosen:
         raise DataError(f"SPiKE was not run on new items of {name}", "train it with the preset new_items")
-    best = max(chosen, key=lambda label: frames.seed_means(chosen[label], MONITOR, "valid_new").mean())
+    best = max(chosen, key=lambda label: np.mean([run.metrics["valid_new"][MONITOR] for run in chosen[label]]))
     usual = chosen[best][0]
     parts = {
         f"new items over {len(splits)} item splits, NDCG@20; differences to {best}": _pooled(forms, best),

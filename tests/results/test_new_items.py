@@ -156,6 +156,15 @@ def test_item_splits_are_pooled_by_user(finished: list[Run]) -> None:
         pooled_frame(splits, "test_new", "nobody")
 
 
+def changed_text(given: list[Run], profiles: str, valid: float) -> list[Run]:
+    """Copies of runs as if they had read other profiles and reached another mean on validation."""
+    copies = [Run(one.path) for one in given]
+    for one, copy in zip(given, copies, strict=True):
+        vars(copy)["config"] = {**one.config, "profiles": profiles}
+        vars(copy)["metrics"] = {**one.metrics, "valid_new": {**one.metrics["valid_new"], "ndcg@20": valid}}
+    return copies
+
+
 def test_splits_share_a_page_with_the_form_that_validation_chooses(
     finished: list[Run], new_data: Dataset, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -173,5 +182,9 @@ def test_splits_share_a_page_with_the_form_that_validation_chooses(
     rows = [line.split("|")[1].strip() for line in ablations.splitlines()[4:] if line]
     assert set(rows) == {"full model", "w/o any text", "rho=0.25, user_profiles=False"}
     assert forms.count("| Popularity | 2 | - | - |") == 1
+    poor = changed_text(finished[1:3], "poor", 0.1), changed_text(finished[1:3], "poor", 0.4)
+    good = changed_text(finished[1:3], "good", 0.3), changed_text(finished[1:3], "good", 0.3)
+    page = new_items_report("two", [[*good[0], *poor[0]], [*good[1], *poor[1]]])
+    assert "differences to SPiKE (new_items) epochs=2, eval_every=1, profiles=good\n" in page
     with pytest.raises(DataError, match="was not run on new items of nothing"):
         new_items_report("nothing", [finished[:1]])
