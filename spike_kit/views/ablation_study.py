@@ -25,7 +25,7 @@ from spike_kit.models.spike import SpikeConfig
 from spike_kit.profiles.encode import DEFAULT_ENCODER
 from spike_kit.profiles.template import TEMPLATE
 from spike_kit.results.comparison import corrected, paired
-from spike_kit.results.frames import over_shared_seeds, seed_means
+from spike_kit.results.frames import grouped_by_seed, over_shared_seeds, seed_means
 from spike_kit.results.tables import devices
 from spike_kit.training.checkpoint import MONITOR
 from spike_kit.views.safe import html_table, html_text, shown
@@ -168,8 +168,9 @@ class AblationStudy:
         return self._jobs[combination]
 
     def runs(self, combination: Combination) -> list[Run]:
-        """Finished runs of a combination, in the order of the seeds."""
-        return [run for job in self.jobs(combination) if (run := job.run) is not None]
+        """Finished runs of a combination, in the order of the seeds; of several versions that with the most seeds."""
+        found = [run for job in self.jobs(combination) if (run := job.run) is not None]
+        return max(grouped_by_seed(found).values(), key=len, default=[])
 
     def state(self, combination: Combination) -> JobState:
         """Where a combination stands: the first of `_STATES` that one of its seeds is in."""

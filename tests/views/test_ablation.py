@@ -75,6 +75,23 @@ def test_runs_of_the_archive_are_finished_ones(
     assert not any(len(line.x) for line in again.curves().data)
 
 
+def test_seeds_of_several_versions_are_not_averaged(data: Dataset, view: AblationStudy) -> None:
+    off = view.combination(matching="off")
+    view.add(off)
+    before = view.table
+    archive.write_archive([run for one in (view.full, off) for run in view.runs(one)], data)
+    file = archive.own_root() / "world" / archive.RUNS
+    table = pd.read_parquet(file)
+    table.assign(config=[text.replace('"graph": 1', '"graph": 2') for text in table["config"]]).to_parquet(file)
+    shutil.rmtree(view.runs(view.full)[1].path)
+    again = AblationStudy(data, seeds=(0, 1), training=SHORT)
+    again.add(off)
+    assert [run.path.parent for run in again.runs(view.full)] == [paths.runs_root()]
+    assert [run.config["seed"] for run in again.runs(off)] == [0, 1]
+    assert again.table["seeds"].tolist() == [1, 2]
+    assert before["seeds"].tolist() == [2, 2]
+
+
 def test_ablations_of_tuned_settings(data: Dataset) -> None:
     config = RunConfig(dataset="world", settings={"loss": "cosine_softmax"})
     save_tuned(config, search(config, 1, {"rho": (0.75,), "epochs": (2,)}), None)
