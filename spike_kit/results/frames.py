@@ -1,5 +1,6 @@
 """Runs and data sets as tables: every table that is printed, compared or drawn is made here."""
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from typing import Any
@@ -156,21 +157,32 @@ def _unchanged(runs: Sequence[Run], model: str, preset: str, parts: Sequence[str
 
     Where they differ in profile set or encoder, those of the text with the most seeds, and then the best on validation.
     """
+    return max(_by_used_text(runs, model, preset, parts).values(), key=_worth, default=[])
+
+
+def _by_used_text(
+    runs: Sequence[Run], model: str, preset: str, parts: Sequence[str] = ("model_settings",)
+) -> Mapping[tuple[Any, ...], list[Run]]:
+    """Runs with the settings of a preset by profile set and encoder."""
     of_text: dict[tuple[Any, ...], list[Run]] = {}
     for run in runs:
         if (run.config["model"], run.config["preset"]) == (model, preset) and all(
             run.config[part] == usual_settings(run)[part] for part in parts
         ):
-            of_text.setdefault(tuple(map(run.config.get, TEXT)), []).append(run)
+            of_text.setdefault(_text(run), []).append(run)
+    return of_text
 
-    return max(of_text.values(), key=_worth, default=[])
+
+def _text(run: Run) -> tuple[Any, ...]:
+    return tuple(map(run.config.get, TEXT))
 
 
 def full_model(runs: Sequence[Run], model: str = "spike") -> tuple[list[Run], list[Run]]:
     """Part the runs of a model into those of its best form and its ablations.
 
-    Ablations share preset and training settings with the full model. It is the form with the most ablations; of equal
-    ones the tuned form, else SPiKE for new items, else that for profiles of a language model, else the recommended one.
+    Ablations share preset and training settings with the full model. It is the form, and the text, with the most of
+    them; of equal ones the tuned form, else SPiKE for new items, else that for profiles of a language model, else the
+    recommended one.
 
     Raises
     ------
@@ -179,7 +191,9 @@ def full_model(runs: Sequence[Run], model: str = "spike") -> tuple[list[Run], li
     """
     groups: dict[str, tuple[list[Run], list[Run]]] = {}
     for preset in (TUNED, "new_items", "llm_profiles", "recommended"):
-        unchanged = _unchanged(runs, model, preset)
+        texts = Counter(map(_text, (run for run in runs if run.config["preset"] == preset)))
+        usual = _by_used_text(runs, model, preset)
+        unchanged = max(usual.items(), key=lambda pair: (texts[pair[0]], _worth(pair[1])), default=((), []))[1]
         for run in runs:
             config = run.config
             if config["model"] == model and config["preset"] == preset:
