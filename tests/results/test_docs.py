@@ -48,20 +48,16 @@ def test_a_larger_graph_does_not_fit(memory: int) -> None:
 
 def test_numbers_of_the_findings_stand_in_the_tables() -> None:
     text = (DOCS / "results.md").read_text(encoding="utf-8")
-    assert len(text.splitlines()) <= 145
-    for link in re.findall(r"\]\(((?:study|history)/[^)#]+)", text):
+    assert len(text.split()) <= 1500
+    for link in re.findall(r"\]\((study/[^)#]+)", text):
         assert (DOCS / link).exists(), link
     parts = re.split(r"^## ", text, flags=re.MULTILINE)
-    findings = "".join(part for part in parts if part.startswith(("Profiles by a", "What was found")))
-    pages = (*TABLES.glob("*.md"), DOCS / "history" / "study-ml-100k.md")
-    shown = " ".join(file.read_text(encoding="utf-8") for file in pages)
-    # Of validation alone, of text alone, and of the README.
-    elsewhere = {".2308", ".2270", ".2292", ".2472", ".2537", ".2524", ".2523", ".2545", ".2516", ".2520"}
-    elsewhere |= {".0515", ".0409", ".0227", ".2511", ".2529"}
-    numbers = set(re.findall(r"(?<![\d.])\.\d{4}\b", findings)) - elsewhere
+    findings = "".join(part for part in parts if part.startswith(("Four findings", "What was not found")))
+    shown = " ".join(file.read_text(encoding="utf-8") for file in TABLES.glob("*.md"))
+    numbers = set(re.findall(r"(?<![\d.])\.\d{4}\b", findings))
     assert len(numbers) > 30
     assert not [number for number in numbers if f"0{number}" not in shown]
 
 
 def test_the_archive_stays_small() -> None:
-    assert sum(path.stat().st_size for path in (DOCS / "study").rglob("*.*")) < 3 * 2**20
+    assert sum(path.stat().st_size for path in (DOCS / "study").rglob("*.*")) < 5 * 2**20
