@@ -61,7 +61,7 @@ def result_dots(frame: pd.DataFrame) -> Figure:
         for name, part in sets.items()
     }
     metrics, n_rows = ("recall@20", MONITOR) if len(sets) == 1 else (MONITOR,), -(-len(sets) // 2)
-    rows = {name: Rows.of(part["model"], _NAME) for name, part in ranked.items()}
+    rows = {name: Rows.of(short_names(part["model"]).values(), _NAME) for name, part in ranked.items()}
     with figure_style():
         height = 0.15 + n_rows * (0.5 + 0.12 * (len(sets) > 1) + max(-row.bottom for row in rows.values()))
         figure = blank_figure(ONE_COLUMN if len(sets) == 1 else TWO_COLUMNS, height)

@@ -87,7 +87,7 @@ def test_rows_show_every_mean_with_its_interval_the_best_on_top() -> None:
     figure = charts.result_dots(results_table())
     assert figure.get_size_inches()[0] == style.ONE_COLUMN
     assert [axes.get_xlabel() for axes in figure.axes] == ["Recall@20 (test)", "NDCG@20 (test)"]
-    assert rows_of(figure.axes[0]) == ["_b <i>", "c", "SPiKE (tuned)"]
+    assert rows_of(figure.axes[0]) == ["_b <i>", "c", "SPiKE"]
     for axes, more in zip(figure.axes, (0.1, 0), strict=True):
         values, places = zip(*dots(axes), strict=True)
         assert values == pytest.approx([0.1 + more, 0.2 + more, 0.15 + more])
@@ -103,7 +103,7 @@ def test_spike_stands_out_without_colour() -> None:
     assert (len(ours.get_xdata()), len(others.get_xdata())) == (1, 2)
     assert (ours.get_markerfacecolor(), others.get_markerfacecolor()) == (ours.get_color(), "white")
     weights = {label.get_text(): label.get_fontweight() for label in figure.axes[0].get_yticklabels()}
-    assert weights == {"_b <i>": "normal", "c": "normal", "SPiKE (tuned)": "bold"}
+    assert weights == {"_b <i>": "normal", "c": "normal", "SPiKE": "bold"}
     for draw, frame in (
         (charts.sparsity_slopes, measured(model=["SPiKE", "b"], group="1-2", users=3)),
         (charts.efficiency_points, measured(model=["SPiKE", "b"], quality=[0.1, 0.2], seconds=3.0)),
@@ -130,7 +130,7 @@ def test_every_data_set_has_a_panel_with_an_order_of_its_own() -> None:
     shown = [axes for axes in figure.axes if axes.get_visible()]
     assert [axes.get_title() for axes in shown] == [r"\$a_", "world", "c"]
     assert {axes.get_xlabel() for axes in shown} == {"NDCG@20 (test)"}
-    assert [rows_of(axes)[0] for axes in shown] == ["_b <i>", "SPiKE (tuned)", "_b <i>"]
+    assert [rows_of(axes)[0] for axes in shown] == ["_b <i>", "SPiKE", "_b <i>"]
 
 
 def test_every_figure_is_drawn_and_a_second_process_writes_the_same_bytes(
