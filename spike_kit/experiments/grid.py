@@ -228,8 +228,7 @@ def _trial_seconds(cell: Cell, device: torch.device) -> float | None:
     budget, config = cell.grid.search, cell.config
     if budget.preset_times is None or not issubclass(find_model(config.model), TrainedRecommender):
         return budget.trial_seconds
-    done = find_run(describe(config, Dataset.open(config.dataset))) or run(config, device, progress=False)
-    return round(budget.preset_times * done.metrics["seconds"], 1)
+    return round(budget.preset_times * run(config, device, progress=False).metrics["seconds"], 1)
 
 
 def _write_text(cell: Cell, device: torch.device) -> None:

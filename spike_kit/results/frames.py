@@ -146,24 +146,20 @@ def leading(runs: Runs, n: int = 4) -> Mapping[str, list[Run]]:
     return {label: groups[label] for label in ours[:1] + others[:n]}
 
 
-def preset_runs(runs: Sequence[Run], model: str, preset: str = "recommended") -> list[Run]:
-    """Runs of a model as its preset says, of one text (see `_unchanged`), of the versions of the last of them."""
-    usual = _unchanged(runs, model, preset, ("model_settings", "training_settings"))
-    return [run for run in usual if versions(run.config) == versions(usual[-1].config)]
-
-
-def _unchanged(runs: Sequence[Run], model: str, preset: str, parts: Sequence[str] = ("model_settings",)) -> list[Run]:
-    """Runs of a model with the settings of a preset; however trained, unless ``parts`` say so.
+def preset_runs(runs: Sequence[Run], model: str, preset: str) -> list[Run]:
+    """Runs of a model as its preset says, of the versions of the last of them.
 
     Where they differ in profile set or encoder, those of the text with the most seeds, and then the best on validation.
     """
-    return max(_by_used_text(runs, model, preset, parts).values(), key=_worth, default=[])
+    of_text = _by_used_text(runs, model, preset, ("model_settings", "training_settings"))
+    usual = max(of_text.values(), key=_worth, default=[])
+    return [run for run in usual if versions(run.config) == versions(usual[-1].config)]
 
 
 def _by_used_text(
     runs: Sequence[Run], model: str, preset: str, parts: Sequence[str] = ("model_settings",)
 ) -> Mapping[tuple[Any, ...], list[Run]]:
-    """Runs with the settings of a preset by profile set and encoder."""
+    """Runs with the settings of a preset by profile set and encoder; however trained, unless ``parts`` say so."""
     of_text: dict[tuple[Any, ...], list[Run]] = {}
     for run in runs:
         if (run.config["model"], run.config["preset"]) == (model, preset) and all(
@@ -191,15 +187,14 @@ def full_model(runs: Sequence[Run], model: str = "spike") -> tuple[list[Run], li
     """
     groups: dict[str, tuple[list[Run], list[Run]]] = {}
     for preset in (TUNED, "new_items", "llm_profiles", "recommended"):
-        texts = Counter(map(_text, (run for run in runs if run.config["preset"] == preset)))
+        own = [run for run in runs if (run.config["model"], run.config["preset"]) == (model, preset)]
+        texts = Counter(map(_text, own))
         usual = _by_used_text(runs, model, preset)
         unchanged = max(usual.items(), key=lambda pair: (texts[pair[0]], _worth(pair[1])), default=((), []))[1]
-        for run in runs:
-            config = run.config
-            if config["model"] == model and config["preset"] == preset:
-                same = [preset, config["training_settings"], config["data_sha256"], versions(config)]
-                full, others = groups.setdefault(storage.canonical_json(same), ([], []))
-                (full if run in unchanged else others).append(run)
+        for run in own:
+            same = [preset, run.config["training_settings"], run.config["data_sha256"], versions(run.config)]
+            full, others = groups.setdefault(storage.canonical_json(same), ([], []))
+            (full if run in unchanged else others).append(run)
     found = [group for group in groups.values() if group[0]]
     if not found:
         raise DataError(f"the full model of {model} was not run", f"train it: spike-kit train --model {model}")
